@@ -1,0 +1,46 @@
+"""What other backends need to order pictures from the worker and to follow them.
+
+Never imports torch, nor anything of `worker`.
+"""
+
+from api_contracts.client import GenerationClient, TaskHandle
+from api_contracts.errors import (
+    ErrorCode,
+    Fault,
+    GenerationCancelled,
+    GenerationError,
+    GenerationExpired,
+    GenerationFailed,
+    InvalidRequest,
+    ServiceUnavailable,
+    TaskError,
+    TaskNotFound,
+    WaitTimeout,
+)
+from api_contracts.events import Event, TaskStatus
+from api_contracts.request import GenerationRequest, Limits, Reference
+from api_contracts.result import GenerationResult, ImageResult, Timings
+
+__all__ = [
+    "ErrorCode",
+    "Event",
+    "Fault",
+    "GenerationCancelled",
+    "GenerationClient",
+    "GenerationError",
+    "GenerationExpired",
+    "GenerationFailed",
+    "GenerationRequest",
+    "GenerationResult",
+    "ImageResult",
+    "InvalidRequest",
+    "Limits",
+    "Reference",
+    "ServiceUnavailable",
+    "TaskError",
+    "TaskHandle",
+    "TaskNotFound",
+    "TaskStatus",
+    "Timings",
+    "WaitTimeout",
+]

@@ -1,0 +1,111 @@
+"""What can go wrong with a task, as data on the wire and as exceptions for the caller."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class ErrorCode(StrEnum):
+    """Every way in which a task can fail."""
+
+    INVALID_REQUEST = "invalid_request"
+    UNKNOWN_MODEL = "unknown_model"
+    MODEL_LOAD_FAILED = "model_load_failed"
+    OUT_OF_MEMORY = "out_of_memory"
+    UNSUPPORTED_SCHEDULER = "unsupported_scheduler"
+    INPUT_NOT_FOUND = "input_not_found"
+    STORAGE_UNAVAILABLE = "storage_unavailable"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    WORKER_STALLED = "worker_stalled"
+    INTERNAL = "internal"
+
+
+class Fault(BaseModel):
+    """One thing wrong with a request."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    where: str = Field(description="The field, as `prompt` or `seed[2]`.")
+    what: str = Field(description="What is wrong with it.")
+    limit: str | None = Field(default=None, description="The limit that it breaks.")
+
+
+class TaskError(BaseModel):
+    """Why a task failed."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    code: ErrorCode
+    message: str = Field(description="For a person: what happened and what to do.")
+    retryable: bool = Field(description="Whether the same request may succeed later.")
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
+class GenerationError(Exception):
+    """Anything that keeps a caller from a result."""
+
+
+class InvalidRequest(GenerationError, ValueError):
+    """The request breaks the contract; `faults` says where, all of it at once."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        self.faults = tuple(faults)
+        super().__init__("; ".join(f"{fault.where}: {fault.what}" for fault in self.faults))
+
+
+class TaskNotFound(GenerationError, LookupError):
+    """No record of this task: never submitted, or ended longer ago than records are kept."""
+
+
+class ServiceUnavailable(GenerationError, ConnectionError):
+    """Redis did not answer within the client's patience. Nothing is known to be lost."""
+
+
+class WaitTimeout(GenerationError, TimeoutError):
+    """The task did not end, or said nothing, within the time given. It goes on."""
+
+
+class GenerationFailed(GenerationError):
+    """The task ended as `failed`. Its four arguments are the fields of `TaskError`.
+
+    Celery stores the arguments as they are, so `AsyncResult.get()` raises the same.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        retryable: bool = False,  # noqa: FBT001, FBT002  # Celery rebuilds it from positions
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(code, message, retryable, details or {})
+
+    @classmethod
+    def of(cls, error: TaskError) -> GenerationFailed:
+        """The exception for an error from the wire."""
+        return cls(error.code.value, error.message, error.retryable, error.details)
+
+    @property
+    def error(self) -> TaskError:
+        """The same as data."""
+        code, message, retryable, details = self.args
+        return TaskError(code=code, message=message, retryable=retryable, details=details)
+
+    def __str__(self) -> str:
+        code, message, _, _ = self.args
+        return f"{code}: {message}"
+
+
+class GenerationExpired(GenerationFailed):
+    """The task's deadline passed before it was done."""
+
+
+class GenerationCancelled(GenerationError):
+    """The task was cancelled."""

@@ -1,0 +1,146 @@
+"""The events of a task, in the order in which they can occur, and its states."""
+
+from __future__ import annotations
+
+from datetime import datetime  # noqa: TC003  # pydantic reads it at run time
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from api_contracts.errors import TaskError  # noqa: TC001  # pydantic reads it at run time
+from api_contracts.result import GenerationResult  # noqa: TC001  # pydantic reads it at run time
+
+
+class TaskStatus(StrEnum):
+    """Where a task is. The last four are terminal: written once, never changed."""
+
+    #: Set by `submit`, or by a worker that gives the task back. A claim moves it on; no crash
+    #: touches it, as nobody holds it.
+    QUEUED = "queued"
+    #: Set by a claim. Its owner moves it on; when the owner dies, the redelivered message's
+    #: claim does, with the next attempt.
+    RUNNING = "running"
+    #: Set by the owner once every file and the manifest are stored.
+    SUCCEEDED = "succeeded"
+    #: Set by the owner with an error.
+    FAILED = "failed"
+    #: Set by the owner at the step where it saw the request to cancel, or by the request
+    #: itself while nobody owned the task.
+    CANCELLED = "cancelled"
+    #: Set by the owner when the deadline passed, before or during the run.
+    EXPIRED = "expired"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether nothing follows."""
+        return self not in (TaskStatus.QUEUED, TaskStatus.RUNNING)
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    task_id: str
+    seq: int = Field(ge=1, description="1, 2, 3 … without gaps.")
+    attempt: int = Field(ge=0, description="0 before the first claim.")
+    at: datetime = Field(description="UTC.")
+    worker: str | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether this is the task's last event."""
+        return isinstance(self, Succeeded | Failed | Cancelled | Expired)
+
+
+class Queued(_Event):
+    """The task's record was written and its message follows."""
+
+    type: Literal["queued"] = "queued"
+    queue: str
+    position: int | None = None
+
+
+class Started(_Event):
+    """A worker claimed the task."""
+
+    type: Literal["started"] = "started"
+    model: str
+    device: str
+    resumed_from_step: int | None = None
+
+
+class Loading(_Event):
+    """The worker is building its pipeline."""
+
+    type: Literal["loading"] = "loading"
+    seconds_so_far: float
+
+
+class Progress(_Event):
+    """So many denoising steps are done."""
+
+    type: Literal["progress"] = "progress"
+    step: int
+    total_steps: int
+    eta_s: float | None = None
+    preview: str | None = Field(default=None, description="A small picture as a data URL.")
+
+
+class Uploading(_Event):
+    """The pictures are made and on their way to S3."""
+
+    type: Literal["uploading"] = "uploading"
+    images: int
+
+
+class Requeued(_Event):
+    """The worker gave the task back; another will take it."""
+
+    type: Literal["requeued"] = "requeued"
+    reason: str
+
+
+class Succeeded(_Event):
+    """The end: everything is stored."""
+
+    type: Literal["succeeded"] = "succeeded"
+    result: GenerationResult
+
+
+class Failed(_Event):
+    """The end: an error."""
+
+    type: Literal["failed"] = "failed"
+    error: TaskError
+
+
+class Cancelled(_Event):
+    """The end: somebody asked for it."""
+
+    type: Literal["cancelled"] = "cancelled"
+    step: int
+
+
+class Expired(_Event):
+    """The end: the deadline passed."""
+
+    type: Literal["expired"] = "expired"
+    step: int
+
+
+Event = Annotated[
+    Queued
+    | Started
+    | Loading
+    | Progress
+    | Uploading
+    | Requeued
+    | Succeeded
+    | Failed
+    | Cancelled
+    | Expired,
+    Field(discriminator="type"),
+]
+
+EVENT: TypeAdapter[Event] = TypeAdapter(Event)

@@ -1,0 +1,79 @@
+"""The strings that both sides must agree on: task, queues, ids and Redis keys."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+TASK_NAME = "sag.generate"
+DEFAULT_MODEL = "default"
+DEFAULT_NAMESPACE = "sag"
+
+#: A task id, which is also the Celery task id: it names keys in Redis and folders in S3.
+#: At least one letter or digit, so that `.` and `..` name nothing.
+TASK_ID_PATTERN = r"^(?=.*[A-Za-z0-9])[A-Za-z0-9._-]{1,128}\Z"
+#: A model's alias. Never a path or a hub id.
+MODEL_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+
+#: Priorities of a message, 0 first. Each is a list of its own in Redis.
+PRIORITIES = tuple(range(10))
+#: What kombu puts between a queue's name and a priority above 0.
+PRIORITY_SEPARATOR = "\x06\x16"
+
+#: Broker options that a producer and a worker share.
+TRANSPORT_OPTIONS: dict[str, object] = {
+    "priority_steps": list(PRIORITIES),
+    "sep": PRIORITY_SEPARATOR,
+    "queue_order_strategy": "priority",
+    "socket_timeout": 30,
+    "socket_connect_timeout": 5,
+    "socket_keepalive": True,
+    "health_check_interval": 10,
+}
+
+
+def queue_name(model: str) -> str:
+    """The Celery queue of a model's tasks."""
+    return f"generate.{model}"
+
+
+def queue_lists(model: str) -> list[str]:
+    """The Redis lists that make up a model's queue, one for each priority."""
+    name = queue_name(model)
+    return [
+        f"{name}{PRIORITY_SEPARATOR}{priority}" if priority else name for priority in PRIORITIES
+    ]
+
+
+def is_task_id(text: object) -> bool:
+    """Whether `text` may be a task id."""
+    return isinstance(text, str) and re.match(TASK_ID_PATTERN, text) is not None
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The Redis keys of one namespace. The id's braces keep a task's keys in one hash slot."""
+
+    namespace: str = DEFAULT_NAMESPACE
+
+    def task(self, task_id: str) -> str:
+        """Hash: the task's record."""
+        return f"{self.namespace}:{{{task_id}}}:task"
+
+    def events(self, task_id: str) -> str:
+        """Stream: the task's events, entry `<seq>-0` for event `seq`."""
+        return f"{self.namespace}:{{{task_id}}}:events"
+
+    def checkpoint(self, task_id: str) -> str:
+        """String: the task's latents at a step, until its end."""
+        return f"{self.namespace}:{{{task_id}}}:checkpoint"
+
+    @property
+    def open(self) -> str:
+        """Sorted set: ids that have not ended, by when they were last touched (Unix seconds)."""
+        return f"{self.namespace}:open"
+
+    @property
+    def control(self) -> str:
+        """Channel: ids whose cancel was requested."""
+        return f"{self.namespace}:control"

@@ -1,0 +1,32 @@
+"""Redis scripts: each a `.lua` file, with the shared text that numbers events put before it."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from redis import Redis
+    from redis.commands.core import Script
+
+
+@cache
+def _text(package: str, name: str) -> str:
+    shared = files("api_contracts").joinpath("append_event.lua").read_text()
+    return shared + files(package).joinpath(f"{name}.lua").read_text()
+
+
+def load(redis: Redis, package: str, name: str) -> Script:
+    """The script `name`.lua of `package`, callable with `keys` and `args`."""
+    return redis.register_script(_text(package, name))
+
+
+def event_tail(task_id: str, kind: str, fields: Mapping[str, Any]) -> str:
+    """An event's JSON but for its opening brace, `seq` and `attempt`, which the script adds."""
+    at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return json.dumps({"task_id": task_id, "at": at, "type": kind, **fields})[1:]

@@ -1,0 +1,91 @@
+"""The model that ships: small, safe to load, measured, and able to draw what it is asked."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from training import card, evaluate
+from training.export import fingerprint
+from training.judge import judge
+from training.shapes import COLOURS, SHAPES, single
+
+FOLDER = Path(__file__).resolve().parents[2] / "models" / "tiny-shapes"
+LARGEST_BYTES = 15_000_000
+SUFFIXES = {".safetensors", ".json", ".md", ".png"}
+PARTS = ("unet", "vae", "text_encoder")
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> StableDiffusionPipeline:
+    """The shipped model, loaded as its card says."""
+    loaded = StableDiffusionPipeline.from_pretrained(FOLDER)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def test_is_small_and_safe() -> None:
+    """The folder is below 15 MB and holds nothing that runs code when it is loaded."""
+    files = [file for file in FOLDER.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < LARGEST_BYTES
+    assert {file.suffix for file in files} == SUFFIXES
+
+
+def test_loads_in_one_precision(pipeline: StableDiffusionPipeline) -> None:
+    """Without a `torch_dtype` all parts are fp32, and the VAE knows its scale."""
+    assert {getattr(pipeline, part).dtype for part in PARTS} == {torch.float32}
+    assert pipeline.safety_checker is None
+    config = json.loads((FOLDER / "vae" / "config.json").read_text())
+    assert pipeline.vae.config.scaling_factor == config["scaling_factor"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_loads_in_the_precision_asked_for(dtype: torch.dtype) -> None:
+    """A `torch_dtype` is the type of all parts."""
+    loaded = StableDiffusionPipeline.from_pretrained(FOLDER, torch_dtype=dtype)
+    assert {getattr(loaded, part).dtype for part in PARTS} == {dtype}
+
+
+def test_draws_what_is_asked(pipeline: StableDiffusionPipeline) -> None:
+    """Of six prompts that it never saw, one for each shape, at least five come out all right."""
+    rng = random.Random(0)
+    scenes = []
+    for shape in SHAPES:
+        while True:
+            colour, background = rng.sample(sorted(COLOURS), 2)
+            scene = single(colour, shape, background, "large")
+            if scene.held_out:
+                break
+        scenes.append(scene)
+    pictures = pipeline(
+        [scene.caption for scene in scenes],
+        num_inference_steps=25,
+        guidance_scale=evaluate.read(FOLDER).guidance_scale,
+        generator=[torch.Generator().manual_seed(row) for row in range(len(scenes))],
+    ).images
+    right = [judge(*pair).everything for pair in zip(pictures, scenes, strict=True)]
+    assert sum(right) >= len(scenes) - 1
+
+
+def test_is_the_model_that_was_measured() -> None:
+    """The evaluation is of these weights."""
+    assert evaluate.read(FOLDER).weights_sha256 == fingerprint(FOLDER)
+
+
+def test_reaches_the_bar() -> None:
+    """With and without self-attention guidance, 95 % of colours and 90 % of shapes are right."""
+    for result in evaluate.read(FOLDER).results:
+        if result.sag_scale in evaluate.TUNING_SAG_SCALES:
+            assert result.shares["background"].share >= 0.95
+            assert result.shares["colour"].share >= 0.95
+            assert result.shares["shape"].share >= 0.90
+
+
+def test_the_card_says_what_the_files_say() -> None:
+    """The card is the one that its files give."""
+    assert (FOLDER / card.FILE).read_text() == card.text(FOLDER)

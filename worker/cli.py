@@ -1,0 +1,209 @@
+"""The commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from api_contracts import (
+    GenerationCancelled,
+    GenerationClient,
+    GenerationError,
+    InvalidRequest,
+    TaskHandle,
+)
+from worker import log, progress
+from worker.settings import Settings
+
+app = typer.Typer(
+    name="sag-worker",
+    help="Stable Diffusion with Self-Attention Guidance, served from a Celery queue.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+#: For people; results and identifiers go to standard output.
+console = Console(stderr=True)
+
+FAILED, INVALID, UNAVAILABLE = 1, 2, 3
+
+
+@app.command()
+def run(
+    gpu: Annotated[
+        list[int] | None, typer.Option(help="Index of a GPU; again for more. All unless given.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="`cpu`, `cuda:1`, or `auto` for all GPUs.")] = "auto",
+) -> None:
+    """Start the worker: one process for each GPU, or one on the CPU."""
+    from worker import supervisor  # noqa: PLC0415  # what only this command needs
+
+    settings = _settings()
+    log.configure(settings.log_format)
+    chosen = settings.device if device == "auto" else device
+    try:
+        children = supervisor.environments(chosen, gpu or [])
+    except ValueError as error:
+        _fail(str(error), INVALID)
+    sys.exit(supervisor.run(children))
+
+
+@app.command(hidden=True)
+def work(name: str = "worker") -> None:
+    """Be one worker process, as `run` starts them."""
+    from worker.app import work as be_worker  # noqa: PLC0415  # Celery's worker side
+
+    sys.exit(be_worker(_settings(), name))
+
+
+@app.command()
+def submit(  # noqa: PLR0913  # a flag for each thing that people set by hand
+    prompt: str,
+    *,
+    negative_prompt: str | None = None,
+    seed: int | None = None,
+    steps: Annotated[int | None, typer.Option(help="num_inference_steps")] = None,
+    guidance_scale: float | None = None,
+    sag_scale: float | None = None,
+    scheduler: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    images: Annotated[int | None, typer.Option(help="num_images_per_prompt")] = None,
+    output_type: str | None = None,
+    model: str | None = None,
+    task_id: str | None = None,
+    wait: Annotated[bool, typer.Option(help="Follow the task to its end.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the pictures; implies --wait.")
+    ] = None,
+) -> None:
+    """Order a picture. Prints the task id, then with --wait the keys or the saved files."""
+    request = {
+        "prompt": prompt,
+        "negative_prompt": negative_prompt,
+        "seed": seed,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "sag_scale": sag_scale,
+        "scheduler": scheduler,
+        "height": height,
+        "width": width,
+        "num_images_per_prompt": images,
+        "output_type": output_type,
+        "model": model,
+    }
+    given = {name: value for name, value in request.items() if value is not None}
+    with _client() as client:
+        handle = _told(lambda: client.submit(given, task_id))
+        print(handle.task_id, flush=True)
+        if wait or out:
+            _follow(handle, out)
+
+
+@app.command()
+def watch(
+    task_id: str,
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
+) -> None:
+    """Follow a task to its end, whoever ordered it."""
+    with _client() as client:
+        _follow(_told(lambda: client.handle(task_id)), out)
+
+
+@app.command()
+def cancel(task_id: str) -> None:
+    """Ask for a task to end; prints the status that it had."""
+    with _client() as client:
+        print(_told(lambda: client.handle(task_id).cancel()) or "unknown")
+
+
+@app.command()
+def health() -> None:
+    """Ask this host's workers through the broker; status 0 when one answers."""
+    from worker import health as look  # noqa: PLC0415  # Celery's worker side
+    from worker.app import create_app  # noqa: PLC0415
+
+    names = look.answering(create_app(_settings()))
+    print("\n".join(names) or "no worker of this host answers")
+    sys.exit(0 if names else FAILED)
+
+
+@app.command()
+def doctor() -> None:
+    """Look at Redis, S3, the device and the models; say what works and how to mend the rest."""
+    from worker.health import examine  # noqa: PLC0415  # what only this command needs
+
+    well = True
+    for finding in examine(_settings()):
+        well &= finding.ok
+        mark = "[green]ok[/]  " if finding.ok else "[red]FAIL[/]"
+        mend = "" if finding.ok else f"\n      mend: {finding.mend}"
+        console.print(f"{mark} {finding.what}: {finding.found}{mend}", highlight=False)
+    sys.exit(0 if well else FAILED)
+
+
+@app.command()
+def demo(
+    prompt: Annotated[
+        str | None, typer.Option(help="One picture of this; several unless given.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("demo-output"),
+) -> None:
+    """Start Redis, S3 and a worker on this machine, make pictures, stop it all."""
+    from worker.demo import run_demo  # noqa: PLC0415  # what only this command needs
+
+    sys.exit(run_demo(prompt, out, console))
+
+
+def _follow(handle: TaskHandle, out: Path | None) -> None:
+    result = _told(lambda: progress.follow([handle], console)[0])
+    if isinstance(result, GenerationError):
+        _fail(f"cancelled: {result}" if isinstance(result, GenerationCancelled) else str(result))
+    for image in result.images:
+        print(progress.save(image, handle.task_id, out) if out else image.url or image.key)
+
+
+def _told(call: Any) -> Any:  # noqa: ANN401  # passes through what the call gives
+    """Turn the client's errors into a message and an exit status."""
+    try:
+        return call()
+    except InvalidRequest as error:
+        for fault in error.faults:
+            console.print(f"[red]{fault.where}[/]: {fault.what} [dim](limit: {fault.limit})[/]")
+        sys.exit(INVALID)
+    except GenerationError as error:
+        _fail(f"{type(error).__name__}: {error}", UNAVAILABLE)
+
+
+def _settings() -> Settings:
+    try:
+        return Settings()
+    except ValidationError as error:
+        for detail in error.errors(include_url=False, include_input=False):
+            name = "SAG_" + "_".join(str(part) for part in detail["loc"]).upper()
+            console.print(f"[red]{name}[/]: {detail['msg']}")
+        sys.exit(INVALID)
+
+
+def _client() -> GenerationClient:
+    settings = _settings()
+    return GenerationClient(
+        settings.broker_url.get_secret_value(),
+        settings.namespace,
+        events_url=settings.events.get_secret_value(),
+        record_ttl_s=settings.record_ttl_s,
+    )
+
+
+def _fail(message: str, status: int = FAILED) -> Any:  # noqa: ANN401  # never returns
+    console.print(f"[red]{message}[/]", highlight=False)
+    sys.exit(status)
+
+
+def main() -> None:
+    """The `sag-worker` command."""
+    app()

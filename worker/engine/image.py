@@ -1,0 +1,51 @@
+"""Pictures as files. Runs on the threads that store, not on the engine's."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import PngImagePlugin
+
+from worker.engine import tensors
+
+if TYPE_CHECKING:
+    from worker.engine.job import Picture
+
+#: Key of the PNG text chunk from which a picture can be made again.
+PNG_KEY = "sag-worker"
+QUALITY = 95
+#: `output_type` to the file's ending and content type.
+FORMATS = {
+    "png": ("png", "image/png"),
+    "jpeg": ("jpg", "image/jpeg"),
+    "webp": ("webp", "image/webp"),
+    "npy": ("npy", "application/x-npy"),
+    "latent": ("safetensors", "application/octet-stream"),
+}
+
+
+def encode(picture: Picture, output_type: str, origin: dict[str, Any]) -> bytes:
+    """The file of a picture; a PNG carries `origin` as JSON in a text chunk.
+
+    `npy` is float32 (height, width, 3) in 0 … 1, `latent` a safetensors file of one tensor
+    (1, channels, height / f, width / f), which a request's `latents` takes as it is.
+    """
+    file = io.BytesIO()
+    match output_type:
+        case "png":
+            text = PngImagePlugin.PngInfo()
+            text.add_itxt(PNG_KEY, json.dumps(origin, sort_keys=True))
+            picture.pixels.save(file, "PNG", pnginfo=text)
+        case "jpeg" | "webp":
+            picture.pixels.save(file, output_type.upper(), quality=QUALITY)
+        case "npy":
+            np.save(file, np.asarray(picture.pixels, np.float32))
+        case "latent":
+            return tensors.write(picture.pixels)
+        case _:
+            message = f"unknown output_type {output_type!r}"
+            raise ValueError(message)
+    return file.getvalue()

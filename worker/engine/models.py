@@ -1,0 +1,122 @@
+"""Where a pipeline comes from: loading, the device it runs on, and what is offloaded."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import StableDiffusionSAGPipeline
+
+from worker.errors import ModelLoadFailed
+
+if TYPE_CHECKING:
+    from worker.settings import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+#: `auto` keeps a model resident when it fits this many times over: weights, activations, the VAE.
+_ROOM = 2.5
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A pipeline that is ready, and where it runs."""
+
+    pipeline: Any
+    device: str
+    offload: str
+
+
+def load(spec: ModelSpec, device: str, offload: str) -> LoadedModel:
+    """Build the pipeline of `spec` on `device`; raises `ModelLoadFailed` with the reason."""
+    began_s = time.perf_counter()
+    try:
+        pipeline = StableDiffusionSAGPipeline.from_pretrained(
+            _source(spec.path), torch_dtype=_dtype(spec, device), **_options(spec)
+        )
+        mode = _place(pipeline, device, offload)
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+        message = f"model {spec.path!r} could not be loaded: {error}"
+        raise ModelLoadFailed(message[:2000]) from error
+    _check(pipeline, spec)
+    pipeline.set_progress_bar_config(disable=True)
+    logger.info("built %s on %s in %.1f s", spec.path, device, time.perf_counter() - began_s)
+    return LoadedModel(pipeline, device, mode)
+
+
+def _source(path: str) -> str:
+    """A folder that is there, or a hub id."""
+    if Path(path).is_dir() or _HUB_ID.match(path):
+        return path
+    message = "it is neither a folder on this machine nor a hub id (owner/name)"
+    raise OSError(message)
+
+
+def _options(spec: ModelSpec) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "use_safetensors": True,
+        "local_files_only": Path(spec.path).is_dir(),
+    }
+    if not spec.safety_checker:
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+    return options
+
+
+def _dtype(spec: ModelSpec, device: str) -> torch.dtype:
+    name = spec.dtype
+    if name == "auto":
+        name = "float32" if device == "cpu" else "float16"
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _check(pipeline: Any, spec: ModelSpec) -> None:  # noqa: ANN401  # a diffusers pipeline
+    """Refuse at once what would fail, or be silently wrong, in the middle of a task."""
+    if spec.safety_checker and pipeline.safety_checker is None:
+        message = f"model {spec.path!r} has no safety checker; set safety_checker to false for it"
+        raise ModelLoadFailed(message)
+    if pipeline.unet.config.mid_block_type != "UNetMidBlock2DCrossAttn":
+        message = f"model {spec.path!r} has no attention in its mid block, which SAG reads"
+        raise ModelLoadFailed(message)
+    prediction = pipeline.scheduler.config.prediction_type
+    if prediction != "epsilon":
+        message = f"model {spec.path!r} predicts {prediction}; only epsilon is served yet"
+        raise ModelLoadFailed(message)
+
+
+def _place(pipeline: Any, device: str, offload: str) -> str:  # noqa: ANN401  # a diffusers pipeline
+    """Move the pipeline or hook it up, as `offload` says; gives the mode that was taken."""
+    if device == "cpu":
+        logger.info("no accelerator: offload %r has no meaning and is not used", offload)
+        pipeline.to("cpu")
+        return "none"
+    mode = _auto(pipeline, device) if offload == "auto" else offload
+    match mode:
+        case "none":
+            pipeline.to(device)
+        case "sequential":
+            pipeline.enable_sequential_cpu_offload(device=device)
+        case _:
+            pipeline.enable_model_cpu_offload(device=device)
+    logger.info("offload %s on %s", mode, device)
+    return mode
+
+
+def _auto(pipeline: Any, device: str) -> str:  # noqa: ANN401  # a diffusers pipeline
+    modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    weights_bytes = sum(p.numel() * p.element_size() for part in modules for p in part.parameters())
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    mode = "none" if weights_bytes * _ROOM < free_bytes else "model"
+    logger.info(
+        "offload auto: weights %.1f GiB, free %.1f GiB, so %s",
+        weights_bytes / 2**30,
+        free_bytes / 2**30,
+        mode,
+    )
+    return mode

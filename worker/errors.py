@@ -1,0 +1,77 @@
+"""The failures of a task inside the worker: each knows its code and what to tell the caller."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from api_contracts.errors import ErrorCode, Fault, TaskError
+
+
+class TaskFault(Exception):
+    """A task can't be done. Subclasses fix the code and whether trying again may help."""
+
+    code: ClassVar[ErrorCode] = ErrorCode.INTERNAL
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, **details: Any) -> None:  # noqa: ANN401  # any JSON
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+    @property
+    def error(self) -> TaskError:
+        """As it goes on the wire."""
+        return TaskError(
+            code=self.code, message=self.message, retryable=self.retryable, details=self.details
+        )
+
+
+class BadRequest(TaskFault):
+    """The request is at fault in ways that only the worker can see."""
+
+    code = ErrorCode.INVALID_REQUEST
+
+    def __init__(self, *faults: Fault) -> None:
+        summary = "; ".join(f"{fault.where}: {fault.what}" for fault in faults)
+        super().__init__(
+            f"the request is refused: {summary}", faults=[fault.model_dump() for fault in faults]
+        )
+
+
+class UnknownModel(TaskFault):
+    """No model of that alias in this worker's settings."""
+
+    code = ErrorCode.UNKNOWN_MODEL
+
+
+class ModelLoadFailed(TaskFault):
+    """The model's files are missing or broken."""
+
+    code = ErrorCode.MODEL_LOAD_FAILED
+    retryable = True
+
+
+class OutOfMemory(TaskFault):
+    """The device has not enough memory for this task."""
+
+    code = ErrorCode.OUT_OF_MEMORY
+    retryable = True
+
+
+class UnsupportedScheduler(TaskFault):
+    """The scheduler is unknown, or not served with guidance of this kind."""
+
+    code = ErrorCode.UNSUPPORTED_SCHEDULER
+
+
+class InputNotFound(TaskFault):
+    """A reference names nothing in the input prefix."""
+
+    code = ErrorCode.INPUT_NOT_FOUND
+
+
+class StorageUnavailable(TaskFault):
+    """S3 refused, or did not answer for as long as was allowed."""
+
+    code = ErrorCode.STORAGE_UNAVAILABLE
+    retryable = True

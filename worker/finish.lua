@@ -1,0 +1,20 @@
+-- Writes the end of a task and its terminal event, once.
+--
+-- KEYS[1]  ns:{id}:task        hash        terminal status and outcome written, TTL set
+-- KEYS[2]  ns:{id}:events      stream      terminal event appended, TTL set
+-- KEYS[3]  ns:open             sorted set  id removed
+-- KEYS[4]  ns:{id}:checkpoint  string      removed
+-- ARGV     id, fence, status, outcome JSON, event tail, seconds that an ended record lives
+-- gives    1 when this fence's end is the one that stands (also when it was written before and
+--          only the answer was lost), 0 when the task is another's
+local held = redis.call('HMGET', KEYS[1], 'fence', 'status')
+if held[1] ~= ARGV[2] then return 0 end
+if held[2] ~= 'running' then return held[2] == ARGV[3] and 1 or 0 end
+redis.call('HSET', KEYS[1], 'status', ARGV[3], 'outcome', ARGV[4],
+  'ended_at', string.format('%.6f', now_s()))
+append_event(KEYS[1], KEYS[2], ARGV[5])
+redis.call('ZREM', KEYS[3], ARGV[1])
+redis.call('DEL', KEYS[4])
+redis.call('EXPIRE', KEYS[1], ARGV[6])
+redis.call('EXPIRE', KEYS[2], ARGV[6])
+return 1

@@ -1,0 +1,144 @@
+"""What stands between Redis and Celery's consumer, so that no message can end the worker.
+
+Celery and kombu assume well-formed messages: one that is not JSON ends the consumer's loop, and a
+body that can't be decoded leaves its slot taken for ever. Here each message is put in order before
+Celery sees it. One that has an id becomes a task that fails with `invalid_request`; of one that
+has none only a line in the log remains.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+from celery.worker.consumer import Consumer
+from kombu.exceptions import KombuError
+from kombu.serialization import loads
+from kombu.transport import redis as kombu_redis
+
+from api_contracts.names import TASK_NAME, is_task_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kombu import Message
+
+logger = logging.getLogger(__name__)
+
+#: Name of the keyword argument in which a message's fault travels to the task.
+UNREADABLE = "__unreadable__"
+_ACCEPTED = {"application/json"}
+#: Longest piece of a broken message that is logged, in characters.
+_ECHO_CHARS = 200
+
+
+class Channel(kombu_redis.Channel):
+    """Drops what is no message at all, where kombu would let the error end the worker."""
+
+    def _brpop_read(self, **options: Any) -> Any:  # noqa: ANN401  # kombu's signature
+        try:
+            return super()._brpop_read(**options)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            # The entry has left its list and was never acknowledged or answered to anybody:
+            # it had no id that could be read.
+            logger.warning("dropped an entry that is no message: %.200r", error)
+            return True
+
+
+class Transport(kombu_redis.Transport):
+    """kombu's Redis transport with the channel above."""
+
+    Channel = Channel
+
+
+class TolerantConsumer(Consumer):
+    """Celery's consumer, given only messages that it can handle."""
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:  # noqa: ANN401  # Celery's signature
+        """Celery's handler behind `put_in_order`."""
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def on_message(message: Message) -> None:
+            reason = put_in_order(message)
+            if reason is not None:
+                logger.warning("rejected a message: %s", reason)
+                message.reject_log_error(logger, self.connection_errors)
+                return
+            try:
+                handle(message)
+            except self.connection_errors:
+                raise
+            except Exception:
+                logger.exception("Celery could not handle message %s", message.headers.get("id"))
+                message.reject_log_error(logger, self.connection_errors)
+
+        return on_message
+
+
+def put_in_order(message: Message) -> str | None:
+    """Make the message one that Celery can handle, or say why nobody can be answered."""
+    headers = message.headers if isinstance(message.headers, dict) else {}
+    body, fault = _body(message)
+    if "task" not in headers and isinstance(body, dict):  # Celery's protocol 1
+        headers, fault = body, "task_protocol 1 is not served; send protocol 2"
+    if headers.get("task") != TASK_NAME:
+        return f"task {_echo(headers.get('task'))} is not {TASK_NAME}"
+    if not is_task_id(headers.get("id")):
+        return f"id {_echo(headers.get('id'))} is not a task id"
+    fault = fault or _headers_fault(headers)
+    fault = fault or _body_fault(body)
+    message.headers = _clean(headers)
+    if fault is not None:
+        message.body = json.dumps([[], {UNREADABLE: fault}, {}])
+        message.content_type, message.content_encoding = "application/json", "utf-8"
+    return None
+
+
+def _body(message: Message) -> tuple[Any, str | None]:
+    try:
+        body = loads(message.body, message.content_type, message.content_encoding, _ACCEPTED)
+    except (KombuError, ValueError, TypeError, LookupError, RecursionError) as error:
+        why = _echo(error)
+        return None, f"the body is not JSON as {_echo(message.content_type)} ({why})"
+    return body, None
+
+
+def _body_fault(body: object) -> str | None:
+    match body:
+        case [list() | tuple(), dict(), dict() | None]:
+            return None
+        case _:
+            return "the body is not [args, kwargs, embed]"
+
+
+def _headers_fault(headers: dict[str, Any]) -> str | None:
+    if headers.get("eta") is not None:
+        return "eta and countdown are not served; send the task when it is due"
+    if not isinstance(headers.get("expires"), str | None):
+        return "expires is not a date"
+    return None
+
+
+def _clean(headers: dict[str, Any]) -> dict[str, Any]:
+    """The headers that mean something here, each of the type that Celery takes for granted."""
+    expires, parent = headers.get("expires"), headers.get("parent_id")
+    root = headers.get("root_id")
+    return {
+        "lang": "py",
+        "task": TASK_NAME,
+        "id": headers["id"],
+        "root_id": root if isinstance(root, str) else headers["id"],
+        "parent_id": parent if isinstance(parent, str) else None,
+        "group": headers["group"] if isinstance(headers.get("group"), str) else None,
+        "expires": expires if isinstance(expires, str) else None,
+        "retries": 0,
+        "timelimit": [None, None],
+        "argsrepr": "",
+        "kwargsrepr": "<request>",
+        "ignore_result": headers.get("ignore_result") is True,
+    }
+
+
+def _echo(value: object) -> str:
+    return repr(value)[:_ECHO_CHARS].encode("ascii", "backslashreplace").decode()

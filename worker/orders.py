@@ -1,0 +1,95 @@
+"""A request with every default filled in by the settings, and the engine job it becomes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from api_contracts.errors import Fault
+from api_contracts.request import GenerationRequest, parse_request
+from worker.engine.job import Job
+from worker.errors import BadRequest, UnknownModel
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one task is to make."""
+
+    task_id: str
+    #: As the caller sent it.
+    request: GenerationRequest
+    #: With the model's defaults in place of what was left out, and a seed.
+    complete: GenerationRequest
+
+    @classmethod
+    def of(cls, request: GenerationRequest, task_id: str, settings: Settings) -> Order:
+        """Fill in the defaults of the request's model and check the worker's limits.
+
+        Raises `UnknownModel`, `InvalidRequest`, and `BadRequest` for what is not served.
+        """
+        spec = settings.models.get(request.model)
+        if spec is None:
+            known = ", ".join(sorted(settings.models))
+            message = f"no model {request.model!r} on this worker; it serves {known}"
+            raise UnknownModel(message, where="model", limit=known)
+        defaults = {
+            name: value
+            for name, value in spec.defaults.model_dump().items()
+            if value is not None and name not in request.model_fields_set
+        }
+        wire = {"seed": _own_seed(task_id)} | defaults
+        wire |= {name: value for name, value in request.to_wire().items() if value is not None}
+        _refuse_unserved(request)
+        return cls(task_id, request, parse_request(wire, settings.limits))
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Every field as it was used, for the result and the manifest."""
+        return self.complete.model_dump(mode="json")
+
+    def job(self, inputs: dict[str, bytes]) -> Job:
+        """The engine's job; `inputs` are the files of the fields that are references."""
+        request = self.complete
+        seed = request.seed
+        return Job(
+            id=self.task_id,
+            model=request.model,
+            prompts=request.prompts,
+            negative_prompts=request.negative_prompts,
+            height=request.height,
+            width=request.width,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            sag_scale=request.sag_scale,
+            num_images_per_prompt=request.num_images_per_prompt,
+            eta=request.eta,
+            seeds=tuple(seed) if isinstance(seed, list) else (seed or 0,),
+            scheduler=request.scheduler,
+            output_type=request.output_type,
+            preview_every=request.preview_every,
+            latents=inputs.get("latents"),
+            prompt_embeds=inputs.get("prompt_embeds"),
+            negative_prompt_embeds=inputs.get("negative_prompt_embeds"),
+        )
+
+
+def _own_seed(task_id: str) -> int:
+    """The seed of a task that names none: from its id, so that a second attempt draws the same."""
+    return int.from_bytes(hashlib.sha256(task_id.encode()).digest()[:4])
+
+
+def _refuse_unserved(request: GenerationRequest) -> None:
+    """What the contract has and this engine has not yet."""
+    faults = []
+    if request.clip_skip is not None:
+        what = "is not served yet; leave it out"
+        faults.append(Fault(where="clip_skip", what=what, limit="null"))
+    if request.cross_attention_kwargs is not None:
+        what = "is not served yet, as no LoRA is loaded; leave it out"
+        faults.append(Fault(where="cross_attention_kwargs", what=what, limit="null"))
+    if faults:
+        raise BadRequest(*faults)

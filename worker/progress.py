@@ -1,0 +1,122 @@
+"""Tasks on a terminal: a bar for each, fed by its events, and the pictures on disk."""
+
+from __future__ import annotations
+
+import threading
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from api_contracts import GenerationError, GenerationResult
+from api_contracts.errors import GenerationCancelled, GenerationExpired, GenerationFailed
+from api_contracts.events import (
+    Cancelled,
+    Expired,
+    Failed,
+    Loading,
+    Requeued,
+    Started,
+    Succeeded,
+    Uploading,
+)
+from api_contracts.events import Progress as Step
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from rich.console import Console
+    from rich.progress import TaskID
+
+    from api_contracts import Event, ImageResult, TaskHandle
+
+#: Time for a picture to arrive, in seconds.
+DOWNLOAD_S = 60
+
+
+def follow(
+    handles: Sequence[TaskHandle],
+    console: Console,
+    labels: Sequence[str] | None = None,
+    timeout: float | None = None,
+) -> list[GenerationResult | GenerationError]:
+    """Follow tasks together, a bar for each; gives each one's result or its error.
+
+    `timeout` is the longest silence of one task, in seconds.
+    """
+    columns = (
+        TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(),
+        TimeElapsedColumn(), TextColumn("[dim]{task.fields[state]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bars, ThreadPoolExecutor(len(handles)) as threads:
+        rows = [
+            bars.add_task(label, total=None, state="queued")
+            for label in labels or [handle.task_id for handle in handles]
+        ]
+        stop = threading.Event()
+        jobs = [
+            threads.submit(_one, handle, bars, row, timeout, stop)
+            for handle, row in zip(handles, rows, strict=True)
+        ]
+        try:
+            return [job.result() for job in jobs]
+        finally:
+            stop.set()
+
+
+def _one(
+    handle: TaskHandle, bars: Progress, row: TaskID, timeout: float | None, stop: threading.Event
+) -> GenerationResult | GenerationError:
+    result: GenerationResult | GenerationError = GenerationError("nothing was heard of the task")
+    for event in handle.events(timeout=timeout):
+        if stop.is_set():
+            break
+        result = _shown(event, bars, row) or result
+    return result
+
+
+def _shown(event: Event, bars: Progress, row: TaskID) -> GenerationResult | GenerationError | None:
+    """Move the bar as the event says; the outcome, when it is the last."""
+    match event:
+        case Started(device=device):
+            bars.update(row, state=f"started on {device}")
+        case Loading(seconds_so_far=seconds):
+            bars.update(row, state=f"loading the model, {seconds:.0f} s")
+        case Step(step=step, total_steps=total, eta_s=left_s):
+            bars.update(row, completed=step, total=total, state=f"{left_s or 0:.0f} s left")
+        case Uploading():
+            bars.update(row, state="uploading")
+        case Requeued(reason=reason):
+            bars.update(row, state=f"queued again: {reason}")
+        case Succeeded(result=result):
+            bars.update(row, state="[green]done")
+            return result
+        case Failed(error=error):
+            bars.update(row, state=f"[red]{error.code}")
+            return GenerationFailed.of(error)
+        case Cancelled(step=step):
+            bars.update(row, state="[yellow]cancelled")
+            return GenerationCancelled(f"at step {step}")
+        case Expired(step=step):
+            bars.update(row, state="[yellow]expired")
+            return GenerationExpired("deadline_exceeded", f"the deadline passed at step {step}")
+    return None
+
+
+def save(image: ImageResult, name: str, folder: Path) -> Path:
+    """Fetch a picture by its presigned URL into `folder`; gives the file."""
+    if image.url is None:
+        message = f"the worker presigns nothing (SAG_PRESIGN_S=0); fetch {image.key} yourself"
+        raise GenerationError(message)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}-{image.key.rsplit('/', 1)[-1]}"
+    try:
+        with urllib.request.urlopen(image.url, timeout=DOWNLOAD_S) as answer:  # noqa: S310  # the worker's own URL
+            path.write_bytes(answer.read())
+    except (urllib.error.URLError, TimeoutError) as error:
+        message = f"could not fetch {image.key}: {error}"
+        raise GenerationError(message) from error
+    return path

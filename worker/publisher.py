@@ -1,0 +1,141 @@
+"""The thread that tells of progress, so that no step waits for Redis, and that hears of cancels."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from worker.engine.job import Control, Stop
+from worker.status import REDIS_AWAY, Claim, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+logger = logging.getLogger(__name__)
+
+#: Longest time between two looks for cancels, in seconds.
+LISTEN_S = 0.2
+#: Events of a task that may wait; further progress replaces the newest that waits.
+BACKLOG = 8
+#: Least time between two `PROGRESS` states in Celery's backend, in seconds.
+CELERY_EVERY_S = 1.0
+#: How long `release` waits for the last events, in seconds.
+FLUSH_S = 2.0
+
+
+@dataclass
+class _Watched:
+    claim: Claim
+    control: Control
+    waiting: deque[tuple[str, Mapping[str, Any]]] = field(default_factory=deque)
+    celery_told_s: float = 0.0
+
+
+class Publisher:
+    """One daemon thread for all tasks of this worker."""
+
+    def __init__(
+        self, status: Status, tell_celery: Callable[[str, dict[str, int]], None] | None = None
+    ) -> None:
+        """`tell_celery` gets a task id and `{"step", "total_steps"}`, at most once a second."""
+        self._status = status
+        self._tell_celery = tell_celery
+        self._watched: dict[str, _Watched] = {}
+        self._wake = threading.Condition()
+        self._busy: str | None = None
+        self._closed = False
+        self._listened_s = 0.0
+        self._thread: threading.Thread | None = None
+
+    def watch(self, claim: Claim, control: Control) -> None:
+        """Listen for the cancel of a claimed task, from now until `release`."""
+        with self._wake:
+            self._watched[claim.task_id] = _Watched(claim, control)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._serve, name="publisher", daemon=True)
+                self._thread.start()
+            self._wake.notify_all()
+
+    def post(self, claim: Claim, kind: str, fields: Mapping[str, Any]) -> None:
+        """Hand an event over and return at once."""
+        with self._wake:
+            watched = self._watched.get(claim.task_id)
+            if watched is None:
+                return
+            if kind == "progress" and len(watched.waiting) >= BACKLOG:
+                watched.waiting.pop()
+            watched.waiting.append((kind, fields))
+            self._wake.notify_all()
+
+    def release(self, claim: Claim) -> None:
+        """Wait a little until the task's events are written, then forget it.
+
+        What is still unwritten after `FLUSH_S` is dropped: the end must not wait for progress.
+        """
+        deadline_s = time.monotonic() + FLUSH_S
+        with self._wake:
+            watched = self._watched.get(claim.task_id)
+            while watched and (watched.waiting or self._busy == claim.task_id):
+                left_s = deadline_s - time.monotonic()
+                if left_s <= 0:
+                    break
+                self._wake.wait(left_s)
+            self._watched.pop(claim.task_id, None)
+
+    def close(self) -> None:
+        """End the thread."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout=FLUSH_S)
+
+    def _serve(self) -> None:
+        while True:
+            with self._wake:
+                if not self._closed and not any(w.waiting for w in self._watched.values()):
+                    self._wake.wait(LISTEN_S if self._watched else None)
+                if self._closed:
+                    return
+                batch = [(w, w.waiting.popleft()) for w in self._watched.values() if w.waiting]
+            try:
+                for watched, (kind, fields) in batch:
+                    self._write(watched, kind, fields)
+                self._listen()
+            except REDIS_AWAY as error:
+                logger.warning("progress not told, Redis is away: %s", error)
+                with self._wake:
+                    self._wake.wait(1.0)
+
+    def _write(self, watched: _Watched, kind: str, fields: Mapping[str, Any]) -> None:
+        with self._wake:
+            self._busy = watched.claim.task_id
+        try:
+            answer = self._status.append(watched.claim, kind, fields)
+            if answer != 0:
+                watched.control.request(Stop.CANCELLED if answer > 0 else Stop.SUPERSEDED)
+            now_s = time.monotonic()
+            due = now_s - watched.celery_told_s >= CELERY_EVERY_S
+            if kind == "progress" and self._tell_celery and answer >= 0 and due:
+                watched.celery_told_s = now_s
+                meta = {name: int(fields[name]) for name in ("step", "total_steps")}
+                self._tell_celery(watched.claim.task_id, meta)
+        finally:
+            with self._wake:
+                self._busy = None
+                self._wake.notify_all()
+
+    def _listen(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._listened_s < LISTEN_S:
+            return
+        self._listened_s = now_s
+        with self._wake:
+            watched = {w.claim: w.control for w in self._watched.values()}
+        if watched:
+            for claim in self._status.cancels(watched):
+                watched[claim].request(Stop.CANCELLED)

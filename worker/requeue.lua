@@ -1,0 +1,17 @@
+-- Gives a task back: it waits again, and this attempt does not count.
+--
+-- KEYS[1]  ns:{id}:task    hash        status, attempt
+-- KEYS[2]  ns:{id}:events  stream      event `requeued` appended
+-- KEYS[3]  ns:open         sorted set  id touched
+-- ARGV     id, fence, event tail
+-- gives    1 (also when it was given back before and only the answer was lost), or 0 when the task
+--          is another's
+local held = redis.call('HMGET', KEYS[1], 'fence', 'status')
+if held[1] ~= ARGV[2] then return 0 end
+if held[2] ~= 'running' then return held[2] == 'queued' and 1 or 0 end
+append_event(KEYS[1], KEYS[2], ARGV[3])
+redis.call('HSET', KEYS[1], 'status', 'queued')
+redis.call('HINCRBY', KEYS[1], 'attempt', -1)
+redis.call('HDEL', KEYS[1], 'owner')
+redis.call('ZADD', KEYS[3], string.format('%.6f', now_s()), ARGV[1])
+return 1

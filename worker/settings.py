@@ -1,0 +1,176 @@
+"""The worker's settings: environment variables `SAG_…`, read once, frozen."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from api_contracts.names import MODEL_PATTERN, Keys
+from api_contracts.request import Limits
+
+#: The small model that the repository carries.
+SHIPPED_MODEL = Path(__file__).resolve().parent.parent / "models" / "tiny-shapes"
+
+
+class ModelDefaults(BaseModel):
+    """What a request gets where it says nothing; None leaves the contract's own default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_inference_steps: int | None = Field(default=None, ge=1)
+    guidance_scale: float | None = Field(default=None, ge=0, le=50)
+    sag_scale: float | None = Field(default=None, ge=0, le=10)
+    scheduler: str | None = None
+    height: int | None = Field(default=None, ge=64, multiple_of=8)
+    width: int | None = Field(default=None, ge=64, multiple_of=8)
+
+
+class ModelSpec(BaseModel):
+    """One model: where it is and how it is loaded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(min_length=1, description="A local folder in diffusers' layout or a hub id.")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    safety_checker: bool = True
+    defaults: ModelDefaults = ModelDefaults()
+
+
+def _url_is_redis(url: SecretStr) -> SecretStr:
+    if not url.get_secret_value().startswith(("redis://", "rediss://")):
+        message = "must start with redis:// or rediss://"
+        raise ValueError(message)
+    return url
+
+
+RedisUrl = Annotated[SecretStr, AfterValidator(_url_is_redis)]
+Alias = Annotated[str, Field(pattern=MODEL_PATTERN)]
+#: A path of plain segments in S3, or nothing.
+Prefix = Annotated[
+    str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*)?$")
+]
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Field `x` is environment variable `SAG_X`."""
+
+    model_config = SettingsConfigDict(env_prefix="SAG_", frozen=True, extra="ignore")
+
+    broker_url: RedisUrl = Field(
+        default=SecretStr("redis://127.0.0.1:6379/0"),
+        description="Redis that carries the tasks; a database of its own.",
+    )
+    result_url: RedisUrl | None = Field(
+        default=None, description="Redis for Celery's results; the broker's unless set."
+    )
+    events_url: RedisUrl | None = Field(
+        default=None, description="Redis for records and events; the broker's unless set."
+    )
+    namespace: str = Field(
+        default="sag", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="First part of our keys."
+    )
+    models: dict[Alias, ModelSpec] = Field(
+        default_factory=lambda: {
+            "default": ModelSpec(
+                path=str(SHIPPED_MODEL),
+                safety_checker=False,
+                defaults=ModelDefaults(num_inference_steps=25, guidance_scale=3.0),
+            )
+        },
+        min_length=1,
+        description="JSON: alias to `path`, `dtype`, `safety_checker`, `defaults`.",
+    )
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="`cpu`, `cuda`, `cuda:1`; `auto` is the first GPU, or the CPU without one.",
+    )
+    offload: Literal["model", "none", "sequential", "auto"] = Field(
+        default="model", description="What stays in host memory while it is not needed (GPU only)."
+    )
+    slots: int = Field(
+        default=2, ge=1, le=64, description="Tasks held at once; one denoises, others store."
+    )
+    s3_endpoint_url: str | None = Field(default=None, description="Unset is AWS.")
+    s3_public_endpoint_url: str | None = Field(
+        default=None, description="Host that presigned URLs name, where callers see another one."
+    )
+    s3_bucket: str = Field(default="sag", min_length=3, description="Bucket of all files.")
+    s3_prefix: Prefix = Field(default="outputs", description="Folder of the pictures.")
+    s3_input_prefix: Prefix = Field(
+        default="inputs", description="Folder that a request's references are below."
+    )
+    s3_retry_s: float = Field(
+        default=60, ge=0, description="Seconds that an upload keeps trying through an outage."
+    )
+    presign_s: int = Field(
+        default=3600, ge=0, le=604_800, description="Life of a presigned URL; 0 makes none."
+    )
+    max_attempts: int = Field(default=3, ge=1, description="Claims of a task before it fails.")
+    visibility_timeout_s: int = Field(
+        default=3600,
+        ge=60,
+        description="Seconds until Redis gives a dead worker's message to another; longer than "
+        "any task runs.",
+    )
+    drain_timeout_s: float = Field(
+        default=30, ge=0, description="Seconds that tasks may take to end after SIGTERM."
+    )
+    record_ttl_s: int = Field(
+        default=86_400, ge=60, description="Seconds that record, events and result outlive a task."
+    )
+    max_side_px: int = Field(default=1024, ge=64, description="Largest height or width.")
+    max_steps: int = Field(default=150, ge=1, description="Largest `num_inference_steps`.")
+    max_images: int = Field(default=4, ge=1, le=64, description="Most images of one task.")
+    log_format: Literal["text", "json"] = Field(default="text", description="Form of the log.")
+
+    @property
+    def limits(self) -> Limits:
+        """The request limits as the contracts know them."""
+        return Limits(self.max_side_px, self.max_steps, self.max_images)
+
+    @property
+    def keys(self) -> Keys:
+        """The Redis keys of this namespace."""
+        return Keys(self.namespace)
+
+    @property
+    def events(self) -> SecretStr:
+        """The Redis URL of records and events."""
+        return self.events_url or self.broker_url
+
+    @property
+    def results(self) -> SecretStr:
+        """The Redis URL of Celery's results."""
+        return self.result_url or self.broker_url
+
+    def shown(self) -> dict[str, Any]:
+        """The settings for a log, with what is secret hidden."""
+        return {
+            f"SAG_{name.upper()}": value for name, value in self.model_dump(mode="json").items()
+        }
+
+
+def unknown_variables(environment: dict[str, str] | None = None) -> list[str]:
+    """Variables that begin with `SAG_` and set nothing: a misspelling, or of another version."""
+    known = {f"SAG_{name.upper()}" for name in Settings.model_fields}
+    present = os.environ if environment is None else environment
+    return sorted(name for name in present if name.startswith("SAG_") and name not in known)
+
+
+def markdown_table() -> str:
+    """The settings as a table for the README."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True, validated_data={})
+        if isinstance(default, SecretStr):
+            default = default.get_secret_value()
+        if name == "models":
+            default = "the shipped model"
+        shown = "" if default in (None, "") else f"`{default}`" if name != "models" else default
+        rows.append(f"| `SAG_{name.upper()}` | {shown} | {field.description} |")
+    return "\n".join(rows)

@@ -1,0 +1,108 @@
+"""A task's files: the inputs that it refers to, and its pictures with their manifest."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from api_contracts.result import GenerationResult, ImageResult, Timings
+
+if TYPE_CHECKING:
+    from worker.engine.job import Job, JobResult, Picture
+    from worker.orders import Order
+    from worker.status import Claim
+    from worker.storage import Storage
+
+
+class Shelf:
+    """Fetches what a job needs and stores what it gives."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def fetch(self, order: Order) -> Job:
+        """The engine's job, with the objects that the request refers to."""
+        references = {
+            name: getattr(order.complete, name)
+            for name in ("latents", "prompt_embeds", "negative_prompt_embeds")
+        }
+        inputs = {
+            name: self._storage.get_input(reference.s3, name)
+            for name, reference in references.items()
+            if reference is not None
+        }
+        return order.job(inputs)
+
+    def store(
+        self, claim: Claim, order: Order, made: JobResult, begun_s: float
+    ) -> GenerationResult:
+        """Encode and upload every picture, the manifest last.
+
+        `begun_s` is the monotonic stamp of the claim.
+        """
+        storing_s = time.monotonic()
+        images = [
+            self._store_one(order, made, number, picture)
+            for number, picture in enumerate(made.pictures)
+        ]
+        queued_s = claim.claimed_at_s - claim.submitted_at_s
+        ended_s = time.monotonic()
+        result = GenerationResult(
+            images=images,
+            manifest_key=self._storage.key(claim.task_id, "manifest.json"),
+            timings=Timings(
+                queued_s=round(queued_s + made.timing.wait_s, 4),
+                load_s=round(made.timing.load_s, 4),
+                encode_s=round(made.timing.encode_s, 4),
+                denoise_s=round(made.timing.denoise_s, 4),
+                decode_s=round(made.timing.decode_s, 4),
+                upload_s=round(ended_s - storing_s, 4),
+                total_s=round(queued_s + ended_s - begun_s, 4),
+            ),
+            batch=made.batch,
+            model=order.request.model,
+            scheduler=made.scheduler,
+            parameters=_used(order, made),
+            versions=made.versions,
+        )
+        manifest = result.model_dump(mode="json") | {"task_id": claim.task_id}
+        for image in manifest["images"]:
+            del image["url"]  # it runs out; the manifest stays
+        data = json.dumps(manifest, indent=1, sort_keys=True).encode()
+        self._storage.put(result.manifest_key, data, "application/json")
+        return result
+
+    def _store_one(
+        self, order: Order, made: JobResult, number: int, picture: Picture
+    ) -> ImageResult:
+        from worker.engine import image  # noqa: PLC0415  # numpy and Pillow, with the first picture
+
+        output_type = order.complete.output_type
+        ending, content_type = image.FORMATS[output_type]
+        origin = {
+            "request": order.request.to_wire(),
+            "parameters": _used(order, made),
+            "index": number,
+            "seed": picture.seed,
+            "versions": made.versions,
+        }
+        data = image.encode(picture, output_type, origin)
+        key = self._storage.key(order.task_id, f"{number}.{ending}")
+        return ImageResult(
+            key=key,
+            sha256=self._storage.put(key, data, content_type),
+            url=self._storage.presign(key),
+            bytes=len(data),
+            width=picture.width,
+            height=picture.height,
+            seed=picture.seed,
+            nsfw_content_detected=picture.nsfw_content_detected,
+        )
+
+
+def _used(order: Order, made: JobResult) -> dict[str, Any]:
+    """The parameters with what only the model knew: its own size and scheduler."""
+    first = made.pictures[0]
+    own = {"height": first.height, "width": first.width, "scheduler": made.scheduler}
+    return order.parameters | own

@@ -1,0 +1,153 @@
+"""Files in S3: uploads whose content the server checks, inputs, presigned URLs."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import threading
+from typing import TYPE_CHECKING, Any
+
+import stamina
+
+from api_contracts.errors import Fault
+from worker.errors import BadRequest, InputNotFound, StorageUnavailable
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
+
+#: Largest input that is read, in bytes: prompt embeddings of a page of prompts.
+MAX_INPUT_BYTES = 64 * 2**20
+CONNECT_S, READ_S = 5, 30
+#: First and longest pause between tries, in seconds; each is shortened at random.
+PAUSE_S = (0.2, 5.0)
+#: Answers that may be different a moment later.
+_PASSING = frozenset({408, 429, 500, 502, 503, 504})
+
+
+class _Outage(Exception):
+    """S3 can't be reached, or says that it is not well."""
+
+
+class Storage:
+    """One bucket. Thread-safe; connects on first use."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Credentials come from boto3's own chain."""
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._clients: dict[str | None, Any] = {}
+
+    def key(self, task_id: str, name: str) -> str:
+        """The key of a task's file: made of the task id alone, so a second try overwrites."""
+        return "/".join(part for part in (self._settings.s3_prefix, task_id, name) if part)
+
+    def put(self, key: str, data: bytes, content_type: str) -> str:
+        """Store `data` and give its sha256 in hexadecimal; the server checks it on arrival.
+
+        Tries again through outages up to `s3_retry_s`, then raises `StorageUnavailable`.
+        """
+        digest = hashlib.sha256(data)
+        arguments = {
+            "Bucket": self._settings.s3_bucket,
+            "Key": key,
+            "Body": data,
+            "ContentType": content_type,
+            "ChecksumSHA256": base64.b64encode(digest.digest()).decode(),
+        }
+        self._call("put_object", arguments)
+        return digest.hexdigest()
+
+    def get_input(self, reference: str, where: str) -> bytes:
+        """The object that field `where` of a request refers to, from below the input prefix."""
+        prefix = self._settings.s3_input_prefix
+        key = f"{prefix}/{reference}" if prefix else reference
+        arguments = {"Bucket": self._settings.s3_bucket, "Key": key}
+        try:
+            size_bytes = self._call("head_object", arguments)["ContentLength"]
+        except _NotThere as error:
+            message = f"{where} refers to {reference!r}, which is not in the input prefix"
+            raise InputNotFound(message, where=where) from error
+        if size_bytes > MAX_INPUT_BYTES:
+            what = f"refers to an object of {size_bytes} bytes"
+            raise BadRequest(Fault(where=where, what=what, limit=f"<= {MAX_INPUT_BYTES} bytes"))
+        data: bytes = self._call("get_object", arguments, read=True)
+        return data
+
+    def presign(self, key: str) -> str | None:
+        """A URL that reads `key` for `presign_s` seconds; None when presigning is off."""
+        if not self._settings.presign_s:
+            return None
+        endpoint = self._settings.s3_public_endpoint_url or self._settings.s3_endpoint_url
+        url: str = self._client(endpoint).generate_presigned_url(
+            "get_object",
+            Params={"Bucket": self._settings.s3_bucket, "Key": key},
+            ExpiresIn=self._settings.presign_s,
+        )
+        return url
+
+    def check(self, owner: str) -> None:
+        """Write and remove a small object; raises `StorageUnavailable` with the reason."""
+        key = self.key(".doctor", owner)
+        self.put(key, b"ok", "text/plain")
+        self._call("delete_object", {"Bucket": self._settings.s3_bucket, "Key": key})
+
+    def _call(self, operation: str, arguments: dict[str, Any], *, read: bool = False) -> Any:  # noqa: ANN401  # boto3's own replies
+        first_s, longest_s = PAUSE_S
+        try:
+            for attempt in stamina.retry_context(
+                on=_Outage,
+                attempts=None,
+                timeout=self._settings.s3_retry_s,
+                wait_initial=first_s,
+                wait_max=longest_s,
+            ):
+                with attempt:
+                    return self._once(operation, arguments, read=read)
+        except _Outage as error:
+            endpoint = self._settings.s3_endpoint_url or "AWS"
+            message = (
+                f"S3 at {endpoint} did not answer for {self._settings.s3_retry_s:g} s ({error});"
+                " submit again when it does"
+            )
+            raise StorageUnavailable(message) from error
+
+    def _once(self, operation: str, arguments: dict[str, Any], *, read: bool) -> Any:  # noqa: ANN401  # boto3's own replies
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415  # as boto3 below
+
+        try:
+            client = self._client(self._settings.s3_endpoint_url)
+            reply = getattr(client, operation)(**arguments)
+            return reply["Body"].read() if read else reply
+        except ClientError as error:
+            http = error.response["ResponseMetadata"].get("HTTPStatusCode", 500)
+            if http in _PASSING:
+                raise _Outage(str(error)) from error
+            if http == 404 and operation != "put_object":  # noqa: PLR2004  # HTTP's not found
+                raise _NotThere(str(error)) from error
+            message = f"S3 refused {operation} on bucket {arguments['Bucket']!r}: {error}"
+            raise StorageUnavailable(message) from error
+        except BotoCoreError as error:
+            raise _Outage(str(error)) from error
+
+    def _client(self, endpoint_url: str | None) -> Any:  # noqa: ANN401  # boto3 clients have no type
+        with self._lock:
+            if endpoint_url not in self._clients:
+                import boto3  # noqa: PLC0415  # a second to import, wanted on the first task only
+                from botocore.config import Config  # noqa: PLC0415
+
+                self._clients[endpoint_url] = boto3.client(
+                    "s3",
+                    endpoint_url=endpoint_url,
+                    config=Config(
+                        signature_version="s3v4",
+                        connect_timeout=CONNECT_S,
+                        read_timeout=READ_S,
+                        retries={"total_max_attempts": 1},
+                        s3={"addressing_style": "path" if endpoint_url else "auto"},
+                    ),
+                )
+            return self._clients[endpoint_url]
+
+
+class _NotThere(Exception):
+    """No such object."""

@@ -1,0 +1,80 @@
+"""One worker process for each device; signals go to all of them, and it ends when they have."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from worker import gpu
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import FrameType
+
+logger = logging.getLogger(__name__)
+
+#: How often the children are looked at, in seconds.
+LOOK_S = 0.1
+
+
+def environments(device: str, gpus: Sequence[int]) -> dict[str, dict[str, str]]:
+    """What each child's environment adds, by the child's name.
+
+    A GPU is pinned by its UUID, so that renumbering can't swap two children, and before torch is
+    imported, so that it sees no other. `gpus` are indices as `nvidia-smi` numbers them.
+    """
+    if not gpus and device != "auto":
+        return {device.replace(":", ""): {"SAG_DEVICE": device}}
+    present = {each.index: each for each in gpu.list_gpus()}
+    if missing := [number for number in gpus if number not in present]:
+        message = f"no GPU {missing[0]}; nvidia-smi lists {sorted(present) or 'none'}"
+        raise ValueError(message)
+    if not present:
+        return {"cpu": {"SAG_DEVICE": "cpu"}}
+    return {
+        f"gpu{number}": {"CUDA_VISIBLE_DEVICES": present[number].uuid, "SAG_DEVICE": "cuda:0"}
+        for number in (gpus or sorted(present))
+    }
+
+
+def run(children: Mapping[str, Mapping[str, str]]) -> int:
+    """Start a child for each entry and wait. A child that ends by itself ends the others.
+
+    Gives 0 when all ended after a signal, otherwise the status of the first that fell.
+    """
+    leaving = threading.Event()
+    started = {name: _start(name, extra) for name, extra in children.items()}
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        if not leaving.is_set():
+            logger.info("got %s, letting tasks end", signal.Signals(number).name)
+        leaving.set()
+        for child in started.values():
+            if child.poll() is None:
+                child.send_signal(signal.SIGTERM)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
+    status = 0
+    waiting = dict(started)
+    while waiting:
+        for name in [name for name, child in waiting.items() if child.poll() is not None]:
+            code = waiting.pop(name).returncode
+            if not leaving.is_set():
+                logger.error("worker %s ended with status %d; ending the others", name, code)
+                status = code or 1
+                leave(signal.SIGTERM, None)
+        time.sleep(LOOK_S)
+    return status
+
+
+def _start(name: str, extra: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "worker", "work", "--name", name]
+    # A session of its own: Ctrl-C reaches the children through us alone, once.
+    return subprocess.Popen(command, env={**os.environ, **extra}, start_new_session=True)  # noqa: S603  # ourselves

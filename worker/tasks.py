@@ -1,0 +1,76 @@
+"""The Celery task: from a message to a delivery, from an outcome to what Celery keeps of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn, assert_never
+
+from celery import Task
+from celery.exceptions import Ignore, Reject
+
+from api_contracts.errors import ErrorCode, Fault, GenerationExpired, GenerationFailed
+from api_contracts.names import TASK_NAME
+from worker.execute import Delivery
+from worker.intake import UNREADABLE
+from worker.outcome import Cancelled, Dropped, Expired, Failed, Requeued, Succeeded
+
+if TYPE_CHECKING:
+    from worker.execute import Executor
+
+
+class Generate(Task):
+    """`sag.generate`: one keyword argument, `request`."""
+
+    name = TASK_NAME
+    #: Answers to the caller, not faults of ours: logged without a traceback.
+    throws = (GenerationFailed,)
+    #: The broken call is to reach `run`, which answers it.
+    typing = False
+
+    def __init__(self, executor: Executor) -> None:
+        """`executor` does the work."""
+        self.executor = executor
+
+    def run(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401, RET503  # whatever came; `_revoked` never returns
+        """The result as `GenerationResult`, or Celery's own way to say what else happened."""
+        delivery = Delivery(
+            self.request.id,
+            kwargs.get("request"),
+            bool(self.request.delivery_info.get("redelivered")),
+            _fault(args, kwargs),
+        )
+        outcome = self.executor.execute(delivery)
+        match outcome:
+            case Succeeded(result=result):
+                return result.model_dump(mode="json")
+            case Failed(error=error):
+                raise GenerationFailed.of(error)
+            case Expired(step=step):
+                message = f"the deadline passed at step {step}"
+                raise GenerationExpired(ErrorCode.DEADLINE_EXCEEDED.value, message)
+            case Cancelled(step=step):
+                self._revoked(f"cancelled at step {step}")
+            case Requeued(step=step):
+                reason = f"drained at step {step}"
+                raise Reject(reason, requeue=True)
+            case Dropped(reason=reason):
+                raise Ignore(reason)
+            case _:
+                assert_never(outcome)
+
+    def _revoked(self, reason: str) -> NoReturn:
+        """Celery's state for a cancelled task; `AsyncResult.get()` raises `TaskRevokedError`."""
+        self.backend.mark_as_revoked(self.request.id, reason, self.request, store_result=True)
+        raise Ignore(reason)
+
+
+def _fault(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fault | None:
+    """What is wrong with the call itself."""
+    if UNREADABLE in kwargs:
+        return Fault(
+            where="message", what=str(kwargs[UNREADABLE])[:500], limit="Celery protocol 2, JSON"
+        )
+    if args or set(kwargs) != {"request"}:
+        given = [*(f"argument {number}" for number in range(len(args))), *map(str, kwargs)]
+        what = f"was called with {', '.join(given[:10])[:200] or 'nothing'}"
+        return Fault(where="message", what=what, limit="one keyword argument, request")
+    return None
