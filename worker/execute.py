@@ -216,7 +216,7 @@ class Executor:
             ours = self._status.requeue(claim, fields)
         else:
             status, fields = _terminal(outcome)
-            kept: dict[str, Any] = fields.get("result") or fields.get("error") or fields
+            kept: Any = fields.get("result") or fields.get("error") or fields
             ours = self._status.finish(claim, status, kept, {**fields, **metadata})
         logger.info("task %s attempt %d: %s", claim.task_id, claim.attempt, type(outcome).__name__)
         return outcome if ours else Dropped("another worker has claimed it")
