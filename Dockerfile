@@ -1,0 +1,54 @@
+# The worker. Layers from the slowest to change to the fastest: torch, dependencies, model, code.
+ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+
+# What is to be installed, read from pyproject.toml: a change to anything else in that file leaves
+# this stage's output, and with it the layers below, as they were.
+FROM ${PYTHON_IMAGE} AS requirements
+WORKDIR /build
+COPY pyproject.toml constraints.txt ./
+RUN python -c "import tomllib; \
+p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+print(*p['dependencies'], *p['optional-dependencies']['worker'], sep='\n')" > requirements.txt \
+    && sed -n '/^torch==/p' constraints.txt > torch.txt
+
+FROM ${PYTHON_IMAGE} AS dependencies
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+# The environment has no pip of its own; the base image's installs into it.
+RUN python -m venv --without-pip /opt/venv
+# PyTorch's own index has the build without CUDA, some gigabytes smaller. Empty: torch with CUDA.
+ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+COPY --from=requirements /build/torch.txt /build/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    if [ -n "$TORCH_INDEX_URL" ]; then pip --python /opt/venv/bin/python install --no-deps \
+        --index-url "$TORCH_INDEX_URL" --requirement /build/torch.txt; fi
+COPY --from=requirements /build/requirements.txt /build/constraints.txt /build/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python /opt/venv/bin/python install --constraint /build/constraints.txt \
+        --requirement /build/requirements.txt
+
+FROM ${PYTHON_IMAGE}
+# tini is process 1: it hands signals on to the supervisor and buries orphans.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends tini \
+    && rm -rf /var/lib/apt/lists/* \
+    && groupadd --gid 10001 sag \
+    && useradd --uid 10001 --gid sag --create-home --shell /usr/sbin/nologin sag \
+    && install --directory --owner=sag --group=sag /var/cache/huggingface
+ENV PATH=/opt/venv/bin:$PATH \
+    HF_HOME=/var/cache/huggingface \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1
+WORKDIR /app
+COPY --from=dependencies /opt/venv /opt/venv
+COPY models/tiny-shapes models/tiny-shapes
+COPY pyproject.toml README.md ./
+COPY api_contracts api_contracts
+COPY worker worker
+# Editable, so that the code is run from /app and finds the model beside it.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
+    pip --python /opt/venv/bin/python install --no-deps --editable . \
+    && python -m compileall -q api_contracts worker
+USER sag
+ENTRYPOINT ["/usr/bin/tini", "--", "sag-worker"]
+CMD ["run"]

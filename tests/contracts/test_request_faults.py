@@ -1,0 +1,165 @@
+"""What is wrong between fields, with a worker's limits, and how all of it is told."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from api_contracts import InvalidRequest, Limits
+from api_contracts.request import MAX_METADATA_BYTES, MAX_SEED, parse_request
+
+EMBEDS = {"s3": "a.safetensors"}
+#: Python and JSON refuse longer numbers as text.
+LONGEST_INT = 10**4299
+
+
+def refused(data: dict[str, object], limits: Limits | None = None) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_request(data, limits)
+    return caught.value
+
+
+def wheres(data: dict[str, object], limits: Limits | None = None) -> list[str]:
+    return sorted(fault.where for fault in refused(data, limits).faults)
+
+
+@pytest.mark.parametrize(
+    ("data", "where"),
+    [
+        ({}, "prompt"),
+        ({"prompt": "x", "prompt_embeds": EMBEDS}, "prompt"),
+        (
+            {"prompt": "x", "negative_prompt": "", "negative_prompt_embeds": EMBEDS},
+            "negative_prompt",
+        ),
+        ({"prompt": "x", "negative_prompt": ["a", "b"]}, "negative_prompt"),
+        ({"prompt": ["x", "y", "z"], "negative_prompt": ["a", "b"]}, "negative_prompt"),
+        ({"prompt": "x", "seed": [1, 2]}, "seed"),
+        ({"prompt": ["x", "y"], "num_images_per_prompt": 2, "seed": [1, 2]}, "seed"),
+        ({"prompt": "x", "num_images_per_prompt": 2, "seed": MAX_SEED}, "seed"),
+        ({"prompt": ["x", "y"], "seed": MAX_SEED}, "seed"),
+        ({"prompt": "x", "eta": 0.1, "scheduler": "euler"}, "eta"),
+        ({"prompt": "x", "metadata": {"k": "\U0001f34c" * 1024}}, "metadata"),
+    ],
+)
+def test_fields_that_contradict_each_other(data: dict[str, object], where: str) -> None:
+    """Two fields, each right by itself, that can't both be meant are a fault."""
+    assert wheres(data) == [where]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"prompt": ["x", "y"], "negative_prompt": "one for all"},
+        {"prompt": ["x", "y"], "negative_prompt": ["a", "b"]},
+        {"prompt": ["x", "y"], "num_images_per_prompt": 2, "seed": [1, 2, 3, 4]},
+        {"prompt": ["x", "y"], "seed": MAX_SEED - 1},
+        {"prompt": "x", "eta": 1.0, "scheduler": "ddim"},
+        {"prompt": "x", "eta": 1.0},
+        {"prompt": "x", "eta": 0.0, "scheduler": "euler"},
+        {"prompt": "x", "negative_prompt_embeds": EMBEDS},
+    ],
+)
+def test_fields_that_agree(data: dict[str, object]) -> None:
+    """What fits together is taken, up to the edge."""
+    assert parse_request(data).to_wire() == data
+
+
+@pytest.mark.parametrize("text", ["v", "\u00e9", "\U0001f34c"])
+def test_metadata_is_measured_in_bytes(text: str) -> None:
+    """The limit of metadata is on its UTF-8 JSON, whatever the letters."""
+    room = MAX_METADATA_BYTES - len(json.dumps({"k": ""}))
+    fits = text * (room // len(text.encode()))
+    assert parse_request({"prompt": "x", "metadata": {"k": fits}}).metadata == {"k": fits}
+    assert wheres({"prompt": "x", "metadata": {"k": fits + text}}) == ["metadata"]
+
+
+@pytest.mark.parametrize("metadata", [{"k": "\ud800"}, {"\ud800": "v"}])
+def test_metadata_that_is_no_text_is_refused(metadata: dict[str, str]) -> None:
+    r"""A lone surrogate, which JSON can carry as `\ud800`, is a fault like any other."""
+    data = json.loads(json.dumps({"prompt": "x", "metadata": metadata}))
+    assert wheres(data)[0].startswith("metadata")
+
+
+def test_limits_of_a_worker_hold_on_top() -> None:
+    """A worker's limits refuse what the contract alone allows, at the edge and not before."""
+    limits = Limits(max_side_px=128, max_steps=10, max_images=4)
+    edge = {
+        "prompt": ["x", "y"], "height": 128, "width": 128, "num_inference_steps": 10,
+        "num_images_per_prompt": 2,
+    }  # fmt: skip
+    assert parse_request(edge, limits).to_wire() == edge
+    past = {
+        "prompt": ["x", "y"], "height": 136, "width": 136, "num_inference_steps": 11,
+        "num_images_per_prompt": 3,
+    }  # fmt: skip
+    assert parse_request(past).to_wire() == past
+    expected = ["height", "num_images_per_prompt", "num_inference_steps", "width"]
+    assert wheres(past, limits) == expected
+    assert all(fault.limit for fault in refused(past, limits).faults)
+
+
+def test_all_faults_come_at_once() -> None:
+    """A caller mends a request in one go: every broken field is named in the first answer."""
+    broken: dict[str, object] = {
+        "prompt": "", "height": 65, "seed": [-1, "a"], "eta": 2, "scheduler": "DDIM",
+        "latents": {"s3": "../a"}, "metadata": {"k": 1}, "unknown": 0, "num_inference_steps": 0,
+    }  # fmt: skip
+    assert wheres(broken) == [
+        "eta", "height", "latents.s3", "metadata.k", "num_inference_steps", "prompt",
+        "scheduler", "seed[0]", "seed[1]", "unknown",
+    ]  # fmt: skip
+    together: dict[str, object] = {
+        "negative_prompt": ["a"], "prompt": ["x", "y"], "seed": [1], "eta": 1,
+        "scheduler": "euler", "height": 2048,
+    }  # fmt: skip
+    assert wheres(together, Limits()) == ["eta", "height", "negative_prompt", "seed"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"prompt": "x" * 10_000_000},
+        {"prompt": "x", "scheduler": "x" * 10_000_000},
+        {"prompt": "x", "x" * 10_000_000: 1},
+        {"prompt": "x", "metadata": {"x" * 10_000_000: 1}},
+        {"prompt": "x", "metadata": {"k": "x" * 10_000_000}},
+        {"prompt": "x", "latents": {"s3": "x" * 10_000_000}},
+        {"prompt": "x", "seed": [-1] * 1_000_000},
+        {"prompt": "x", **{f"unknown{number}": 1 for number in range(10_000)}},
+        {"prompt": "x", "seed": LONGEST_INT},
+        {"prompt": "x", "num_images_per_prompt": LONGEST_INT},
+        {"prompt": ["x"] * 64, "num_images_per_prompt": LONGEST_INT},
+        {"prompt": ["x"] * 64, "num_images_per_prompt": LONGEST_INT, "seed": [1]},
+        {"prompt": "x", "num_inference_steps": LONGEST_INT},
+        {"prompt": "x", "height": LONGEST_INT * 8},
+    ],
+    ids=lambda data: "-".join(data)[:30],
+)
+def test_a_huge_value_gives_a_short_message(data: dict[str, object]) -> None:
+    """A refusal never carries the megabytes that it refuses: it fits a log line or an event."""
+    refusal = refused(data, Limits())
+    assert len(str(refusal)) < 5_000
+    told = [fault.model_dump_json() for fault in refusal.faults]
+    assert max(map(len, told)) < 1_000
+
+
+def test_an_integer_too_long_to_print_is_refused() -> None:
+    """A caller in Python may pass an integer that has no text; it is refused as any other."""
+    assert wheres({"prompt": "x", "seed": 10**5000}) == ["seed"]
+
+
+def test_wire_keeps_only_what_was_set() -> None:
+    """What was left out stays out, so that a model's own default may stand for it."""
+    given = {"prompt": "x", "guidance_scale": 7.5, "height": None, "metadata": {"a": "b"}}
+    request = parse_request(given)
+    assert request.to_wire() == given
+    assert parse_request(json.loads(json.dumps(request.to_wire()))) == request
+
+
+def test_seeds_count_up_or_stand_for_themselves() -> None:
+    """One seed gives the following ones to the other images; a list is taken as it is."""
+    assert parse_request({"prompt": "x", "seed": 7}).seeds(3) == (7, 8, 9)
+    assert parse_request({"prompt": ["x", "y"], "seed": [5, 1]}).seeds(2) == (5, 1)
+    assert parse_request({"prompt": "x"}).seeds(2) is None

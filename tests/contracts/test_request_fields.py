@@ -1,0 +1,175 @@
+"""Each field of the request by itself: its default, and its limits from both sides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from api_contracts import GenerationRequest, InvalidRequest
+from api_contracts.request import MAX_SEED, parse_request
+
+EMBEDS = {"s3": "embeds/a.safetensors"}
+DEFAULTS: dict[str, Any] = {
+    "schema_version": 1,
+    "model": "default",
+    "prompt": None,
+    "negative_prompt": None,
+    "height": None,
+    "width": None,
+    "num_inference_steps": 50,
+    "guidance_scale": 7.5,
+    "sag_scale": 0.75,
+    "num_images_per_prompt": 1,
+    "eta": 0.0,
+    "seed": None,
+    "latents": None,
+    "prompt_embeds": None,
+    "negative_prompt_embeds": None,
+    "scheduler": None,
+    "clip_skip": None,
+    "cross_attention_kwargs": None,
+    "output_type": "png",
+    "callback_steps": 1,
+    "preview_every": 0,
+    "deadline_s": None,
+    "priority": 5,
+    "metadata": {},
+    "traceparent": None,
+}
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def each(field: str, *values: object) -> list[tuple[str, object]]:
+    return [(field, value) for value in values]
+
+
+GOOD: list[tuple[str, Any]] = [
+    ("schema_version", 1),
+    *each("model", "a", "9", "sd-1.5_x", "a" * 64),
+    *each("prompt", "x", "x" * 2000, "\x00", "\U0001f34c", ["x"], ["x"] * 64),
+    *each("negative_prompt", "", "x" * 2000, ["x"], None),
+    *each("height", 64, 72, 1024, None),
+    *each("width", 64, 72, 1024, None),
+    *each("num_inference_steps", 1, 150),
+    *each("guidance_scale", 0, 0.0, 1, 50, 50.0),
+    *each("sag_scale", 0, 10, 10.0),
+    *each("num_images_per_prompt", 1, 4),
+    *each("eta", 0, 1, 1.0),
+    *each("seed", 0, MAX_SEED, [0], [MAX_SEED], None),
+    *each("scheduler", "ddim", "dpmpp_2m_karras", "a" * 32, None),
+    *each("clip_skip", 0, 32, None),
+    *each("cross_attention_kwargs", {}, {"scale": 0}, {"scale": 10}, None),
+    *each("output_type", "png", "jpeg", "webp", "npy", "latent"),
+    ("callback_steps", 1),
+    ("preview_every", 0),
+    *each("deadline_s", 1e-9, 1, 86_400.0, None),
+    *each("priority", 0, 9),
+    *each("metadata", {}, {"": ""}, {"k": "v" * 4087}),
+    *each("traceparent", TRACE, None),
+    *each("latents", {"s3": "a.safetensors"}, {"s3": "a/b-c/d_e.1.safetensors"}),
+    ("latents", {"s3": "a" * 500 + ".safetensors"}),
+]
+
+NAN, INF = float("nan"), float("inf")
+HOSTILE_KEYS = (
+    "", "a", "a.pt", "a.safetensors.pt", "/a.safetensors", "../a.safetensors",
+    "a/../b.safetensors", "./a.safetensors", "a//b.safetensors", "a\\..\\b.safetensors",
+    "%2e%2e/a.safetensors", "s3://other/a.safetensors", "a.safetensors\n", "\na.safetensors",
+    "a\x00.safetensors", "a b.safetensors", "a?versionId=1.safetensors", ".safetensors",
+    "a/.safetensors", "\u00e4.safetensors", "a" * 501 + ".safetensors", "\ud800.safetensors",
+)  # fmt: skip
+BAD: list[tuple[str, Any]] = [
+    *each("schema_version", 0, 2, "1", None),
+    *each("model", "", "A", "-a", "a/b", "../a", "a\n", "a" * 65, None, 1),
+    *each("prompt", "", "x" * 2001, 5, {}, [], ["x"] * 65, "\ud800"),
+    *each("negative_prompt", "x" * 2001, 5, [], "\udfff"),
+    *each("height", 0, 56, 63, 65, -64, 64.0, "64", True),
+    *each("width", 0, 56, 63, 65, -64, 64.0, "64", True),
+    *each("num_inference_steps", 0, -1, 1.0, "50", True, None, NAN),
+    *each("guidance_scale", -0.001, 50.001, NAN, INF, -INF, "7.5", True, None),
+    *each("sag_scale", -0.001, 10.001, NAN, INF, "1", True, None),
+    *each("num_images_per_prompt", 0, -1, 1.5, "1", True, None),
+    *each("eta", -0.001, 1.001, NAN, INF, "0", True, None),
+    *each("seed", -1, MAX_SEED + 1, 1.0, "1", True, [], NAN),
+    *each("scheduler", "", "DDIM", "a" * 33, "ddim\n", "os.system", 1),
+    *each("clip_skip", -1, 33, "1", True),
+    *each("output_type", "", "pil", "PNG", None, [], "\ud800"),
+    *each("callback_steps", 0, -1, "1", True, None),
+    *each("preview_every", -1, "1", True, None),
+    *each("deadline_s", 0, -1, NAN, INF, "1", True),
+    *each("priority", -1, 10, 5.0, "5", True, None),
+    *each("metadata", [], "x", None, {"k": "v" * 4088}),
+    *each("traceparent", "", TRACE.upper(), TRACE + "\n", TRACE[:-1], 1),
+    *each("latents", "a.safetensors"),
+    *each("prompt_embeds", "a.safetensors", 5),
+    *each("negative_prompt_embeds", "a.safetensors", []),
+]  # fmt: skip
+
+
+def faults_of(data: object) -> dict[str | None, str | None]:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_request(data)  # type: ignore[arg-type]
+    assert all(fault.where and fault.what and fault.limit for fault in caught.value.faults)
+    return {fault.where: fault.limit for fault in caught.value.faults}
+
+
+def test_every_default_is_the_published_one() -> None:
+    """A request that says nothing has the contract's defaults, and there is no other field."""
+    assert GenerationRequest().model_dump() == DEFAULTS
+
+
+@pytest.mark.parametrize(("field", "value"), GOOD)
+def test_a_value_at_the_limit_is_taken(field: str, value: object) -> None:
+    """The limits belong to what is allowed, and a value stays as it was given."""
+    request = parse_request({"prompt": "x", field: value})
+    assert request.to_wire() == {"prompt": "x", field: value}
+
+
+@pytest.mark.parametrize(("field", "value"), BAD)
+def test_a_value_past_the_limit_is_refused(field: str, value: object) -> None:
+    """One value outside its limits, or of another JSON type, is one fault at that field."""
+    assert set(faults_of({"prompt": "x", field: value})) == {field}
+
+
+@pytest.mark.parametrize("key", HOSTILE_KEYS)
+@pytest.mark.parametrize("field", ["latents", "negative_prompt_embeds"])
+def test_a_reference_names_nothing_outside_its_prefix(field: str, key: str) -> None:
+    """A reference's key is a plain relative path to a `.safetensors` file and nothing else."""
+    assert set(faults_of({"prompt": "x", field: {"s3": key}})) == {f"{field}.s3"}
+
+
+@pytest.mark.parametrize(
+    ("data", "where"),
+    [
+        ({"latents": {"s3": "a.safetensors", "bucket": "other"}}, "latents.bucket"),
+        ({"latents": {}}, "latents.s3"),
+        ({"cross_attention_kwargs": {"scale": 11}}, "cross_attention_kwargs.scale"),
+        ({"cross_attention_kwargs": {"gligen": {}}}, "cross_attention_kwargs.gligen"),
+        ({"prompt": ["x", ""]}, "prompt[1]"),
+        ({"prompt": ["x", "\ud800"]}, "prompt[1]"),
+        ({"negative_prompt": [5]}, "negative_prompt[0]"),
+        ({"seed": [0, 1, True]}, "seed[2]"),
+        ({"seed": [MAX_SEED + 1]}, "seed[0]"),
+        ({"metadata": {"k": 1}}, "metadata.k"),
+        ({"metadata": {"one": 1}}, "metadata.one"),
+        ({"guidance": 3.0}, "guidance"),
+        ({"one": 1}, "one"),
+        ({"many": 1}, "many"),
+        ({"__class__": 1}, "__class__"),
+    ],
+)
+def test_a_fault_says_where(data: dict[str, object], where: str) -> None:
+    """A fault inside a list, a reference or an object, and an unknown field, is named exactly."""
+    assert set(faults_of({"prompt": "x", **data})) == {where}
+
+
+@pytest.mark.parametrize("data", [None, 5, "x", [], [{}], True])
+def test_a_request_is_an_object(data: object) -> None:
+    """What is no JSON object is one fault of the whole request."""
+    assert faults_of(data) == {"request": "object"}
+
+
+def test_embeddings_stand_for_a_prompt() -> None:
+    """`prompt_embeds` alone is a request; it has no prompts."""
+    assert parse_request({"prompt_embeds": EMBEDS}).prompts == ()

@@ -1,0 +1,109 @@
+"""The engine: one thread, one build, whoever asks."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.engine.jobs import SPEC, job
+from worker.engine.engine import Engine, load_model
+from worker.engine.job import Control, JobStopped, Stop
+from worker.errors import ModelLoadFailed, UnknownModel
+from worker.settings import ModelSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from worker.engine.models import LoadedModel
+
+
+def test_many_first_tasks_build_once_on_one_thread() -> None:
+    """However many first jobs arrive together, the pipeline is built once, by the engine alone."""
+    builds: list[str] = []
+
+    def loader(spec: ModelSpec, device: str, offload: str) -> LoadedModel:
+        builds.append(threading.current_thread().name)
+        return load_model(spec, device, offload)
+
+    engine = Engine({"default": SPEC}, "cpu", "model", loader)
+    assert not builds
+    assert "engine" not in {thread.name for thread in threading.enumerate()}
+    together = threading.Barrier(6)
+    futures = []
+
+    def submit() -> None:
+        together.wait()
+        futures.append(engine.submit(job(num_inference_steps=1), Control()))
+
+    threads = [threading.Thread(target=submit) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    results = [future.result(timeout=120) for future in futures]
+    engine.close()
+    assert builds == ["engine"]
+    assert all(result.pictures for result in results)
+    first = results[0].pictures[0].pixels
+    assert all((result.pictures[0].pixels == first).all() for result in results)
+
+
+def test_an_unknown_model_is_refused_without_a_thread() -> None:
+    """A model that the settings don't name fails at once and builds nothing."""
+    engine = Engine({"default": SPEC}, "cpu", "model")
+    with pytest.raises(UnknownModel, match="serves default"):
+        engine.submit(job(model="other"), Control()).result()
+
+
+def test_a_stop_before_the_turn_builds_nothing() -> None:
+    """A job that is cancelled while it waits never costs a build."""
+
+    def loader(_spec: ModelSpec, _device: str, _offload: str) -> LoadedModel:
+        raise AssertionError
+
+    engine = Engine({"default": SPEC}, "cpu", "model", loader)
+    control = Control()
+    control.request(Stop.CANCELLED)
+    with pytest.raises(JobStopped):
+        engine.submit(job(), control).result(timeout=10)
+    engine.close()
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "hub-like", "no-safetensors"])
+def test_a_model_that_cannot_load_says_why(tmp_path: Path, kind: str) -> None:
+    """Missing, empty or pickled models fail with `model_load_failed`, and the next job tries anew."""
+    if kind == "no-safetensors":
+        folder = tmp_path / "pickled"
+        _copy_without_safetensors(folder)
+        path = str(folder)
+    else:
+        path = {"missing": "/nowhere/model", "empty": str(tmp_path), "hub-like": "../etc"}[kind]
+    engine = Engine({"default": ModelSpec(path=path, safety_checker=False)}, "cpu", "model")
+    for _ in range(2):
+        with pytest.raises(ModelLoadFailed) as failed:
+            engine.submit(job(), Control()).result(timeout=60)
+        assert path in failed.value.message
+    engine.close()
+
+
+def test_a_safety_checker_that_is_not_there_is_no_silence() -> None:
+    """A model that should check and can't is refused, not served unchecked."""
+    spec = SPEC.model_copy(update={"safety_checker": True})
+    engine = Engine({"default": spec}, "cpu", "model")
+    with pytest.raises(ModelLoadFailed, match="safety"):
+        engine.submit(job(), Control()).result(timeout=60)
+    engine.close()
+
+
+def _copy_without_safetensors(folder: Path) -> None:
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file
+
+    shutil.copytree(SPEC.path, folder)
+    for file in folder.rglob("*.safetensors"):
+        torch.save(load_file(file), file.with_suffix(".bin"))
+        file.unlink()

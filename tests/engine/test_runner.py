@@ -1,0 +1,174 @@
+"""One job at a time: equal to diffusers' own call, and the pipeline as fresh after as before."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from tests.engine.jobs import fresh, job, latents_of, upstream
+from worker.engine import runner
+from worker.engine.job import Control, JobStopped, Step, Stop
+from worker.errors import BadRequest, UnsupportedScheduler
+
+if TYPE_CHECKING:
+
+    from worker.engine.models import LoadedModel
+
+Make = "Callable[..., JobResult]"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({}, {}),
+        ({"guidance_scale": 1.0}, {"guidance_scale": 1.0}),
+        ({"sag_scale": 0.0}, {"sag_scale": 0.0}),
+        ({"eta": 0.6}, {"eta": 0.6}),
+        ({"negative_prompts": ("a green ring",)}, {"negative_prompt": "a green ring"}),
+        ({"height": 72, "width": 96}, {"height": 72, "width": 96}),
+    ],
+)
+def test_a_job_is_diffusers_own_call(
+    loaded: LoadedModel, make: Make, ours: dict[str, Any], theirs: dict[str, Any]
+) -> None:
+    """A request makes, bit for bit, the latents that diffusers alone makes with its names."""
+    assert torch.equal(latents_of(make(**ours)), upstream(loaded, **theirs))
+
+
+def test_prompts_and_images_are_in_diffusers_order(loaded: LoadedModel, make: Make) -> None:
+    """Several prompts and images come prompt by prompt, each image from its own seed."""
+    prompts = ("a red ring on a white background", "a cyan cross on a black background")
+    result = make(prompts=prompts, num_images_per_prompt=2, seeds=(9,))
+    expected = upstream(
+        loaded,
+        prompt=list(prompts),
+        num_images_per_prompt=2,
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in (9, 10, 11, 12)],
+    )
+    assert torch.equal(latents_of(result), expected)
+    assert [picture.seed for picture in result.pictures] == [9, 10, 11, 12]
+
+
+def test_the_decoded_picture_is_diffusers_own(loaded: LoadedModel, make: Make) -> None:
+    """Decoding apart from denoising changes no pixel."""
+    ours = make(output_type="png").pictures[0]
+    theirs: Any = upstream(loaded, output_type="pil")
+    assert ours.pixels.tobytes() == theirs[0].tobytes()
+    assert (ours.width, ours.height) == ours.pixels.size == (64, 64)
+
+
+def test_every_prompt_may_have_its_own_negative_or_share_one(make: Make) -> None:
+    """One negative prompt stands for all prompts."""
+    prompts = ("a red ring on a white background", "a cyan cross on a black background")
+    shared = make(prompts=prompts, negative_prompts=("blue",))
+    spelled = make(prompts=prompts, negative_prompts=("blue", "blue"))
+    assert torch.equal(latents_of(shared), latents_of(spelled))
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_a_stopped_job_leaves_a_fresh_pipeline(after: int) -> None:
+    """Whatever step a job is stopped at, the next picture is bit-equal to a fresh pipeline's."""
+    model = fresh()
+    processors = {name: type(each) for name, each in model.pipeline.unet.attn_processors.items()}
+    scheduler = model.pipeline.scheduler
+    control = Control()
+    seen: list[Step] = []
+
+    def on_step(step: Step) -> None:
+        seen.append(step)
+        if step.step == after:
+            control.request(Stop.CANCELLED)
+
+    control.on_step = on_step
+    if after == 0:
+        control.request(Stop.CANCELLED)
+    with pytest.raises(JobStopped) as stopped:
+        runner.run(model, job(), control, (0.0, 0.0))
+    assert (stopped.value.reason, stopped.value.step, len(seen)) == (Stop.CANCELLED, after, after)
+    now = {name: type(each) for name, each in model.pipeline.unet.attn_processors.items()}
+    assert now == processors
+    assert model.pipeline.scheduler is scheduler
+    again = runner.run(model, job(), Control(), (0.0, 0.0))
+    first = runner.run(fresh(), job(), Control(), (0.0, 0.0))
+    assert torch.equal(latents_of(again), latents_of(first))
+
+
+def test_a_job_that_breaks_leaves_a_fresh_pipeline(loaded: LoadedModel, make: Make) -> None:
+    """A fault in the middle of a step, too, leaves no processor behind."""
+    before = latents_of(make())
+    control = Control(on_step=lambda _: 1 / 0)  # type: ignore[arg-type, return-value]  # it is to break
+    with pytest.raises(ZeroDivisionError):
+        make(control=control)
+    assert torch.equal(latents_of(make()), before)
+
+
+def test_a_deadline_stops_at_the_next_step(make: Make) -> None:
+    """A deadline that passes during the run ends it as expired, with the step reached."""
+    control = Control()
+
+    def on_step(step: Step) -> None:
+        if step.step == 2:
+            control.deadline_s = time.monotonic() - 1
+
+    control.on_step = on_step
+    with pytest.raises(JobStopped) as stopped:
+        make(control=control)
+    assert (stopped.value.reason, stopped.value.step) == (Stop.EXPIRED, 2)
+
+
+def test_steps_are_told_with_the_time_left(make: Make) -> None:
+    """Each step is told once, in order, and the last leaves nothing to do."""
+    seen: list[Step] = []
+    make(control=Control(on_step=seen.append))
+    assert [(step.step, step.total_steps) for step in seen] == [(1, 3), (2, 3), (3, 3)]
+    assert seen[-1].eta_s == 0
+    assert seen[0].eta_s > 0
+
+
+def test_previews_come_when_asked_and_change_nothing(make: Make) -> None:
+    """`preview_every` gives a small picture every so many steps and leaves the result alone."""
+    seen: list[Step] = []
+    with_previews = make(control=Control(on_step=seen.append), preview_every=2)
+    assert [bool(step.preview) for step in seen] == [False, True, False]
+    assert str(seen[1].preview).startswith("data:image/jpeg;base64,")
+    assert torch.equal(latents_of(with_previews), latents_of(make()))
+
+
+@pytest.mark.parametrize("name", [n for n, s in runner.schedulers.SAMPLERS.items() if s.served])
+def test_every_served_scheduler_makes_a_picture(make: Make, name: str) -> None:
+    """Each scheduler that is served ends with finite latents, tells every step, and repeats."""
+    seen: list[Step] = []
+    first = make(control=Control(on_step=seen.append), scheduler=name, num_inference_steps=5)
+    again = make(scheduler=name, num_inference_steps=5)
+    assert first.scheduler == name
+    assert torch.isfinite(latents_of(first)).all()
+    assert torch.equal(latents_of(first), latents_of(again))
+    assert seen[-1].step == 5
+
+
+@pytest.mark.parametrize(
+    "name", [*(n for n, s in runner.schedulers.SAMPLERS.items() if not s.served), "nonsense"]
+)
+def test_other_schedulers_are_refused_by_name(make: Make, name: str) -> None:
+    """A scheduler that can't be combined with guidance yet, or is unknown, is refused at once."""
+    with pytest.raises(UnsupportedScheduler) as refused:
+        make(scheduler=name)
+    assert name in refused.value.message
+    assert "ddim" in refused.value.details["served"]
+
+
+def test_eta_is_refused_where_it_has_no_meaning(make: Make) -> None:
+    """`eta` with a scheduler that would drop it in silence is a fault that names it."""
+    with pytest.raises(BadRequest) as refused:
+        make(scheduler="pndm", eta=0.5)
+    assert refused.value.details["faults"][0]["where"] == "eta"
+
+
+def test_a_list_of_seeds_must_fit(make: Make) -> None:
+    """As many seeds as images, or one."""
+    with pytest.raises(BadRequest) as refused:
+        make(seeds=(1, 2, 3), num_images_per_prompt=2)
+    assert refused.value.details["faults"][0]["where"] == "seed"

@@ -1,0 +1,82 @@
+"""Tensors by reference: used as diffusers would, or refused by the name of their field."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from tests.engine.jobs import latents_of, upstream
+from worker.engine import tensors
+from worker.errors import BadRequest
+
+if TYPE_CHECKING:
+
+    from worker.engine.models import LoadedModel
+
+Make = "Callable[..., JobResult]"
+
+
+def packed(**named: torch.Tensor) -> bytes:
+    return safetensors.torch.save(named)
+
+
+def test_given_latents_are_where_it_starts(loaded: LoadedModel, make: Make) -> None:
+    """`latents` take the place of the drawn ones, as in diffusers."""
+    start = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(
+        latents_of(make(latents=packed(x=start))), upstream(loaded, latents=start.clone())
+    )
+
+
+def test_given_embeddings_stand_for_the_prompt(loaded: LoadedModel, make: Make) -> None:
+    """`prompt_embeds` of a prompt give the prompt's own picture, with either kind of negative."""
+    pipe = loaded.pipeline
+    prompt = "a large red star on a blue background"
+    with torch.inference_mode():
+        embeds, negative = pipe.encode_prompt(prompt, "cpu", 1, True)  # diffusers' signature
+    expected = latents_of(make())
+    given = packed(e=embeds.contiguous())
+    assert torch.equal(latents_of(make(prompts=(), prompt_embeds=given)), expected)
+    both = make(
+        prompts=(), prompt_embeds=given, negative_prompt_embeds=packed(e=negative.contiguous())
+    )
+    assert torch.equal(latents_of(both), expected)
+
+
+def test_a_latent_result_is_a_latent_input(make: Make) -> None:
+    """The file of `output_type` latent is read back as `latents` without a change."""
+    picture = make().pictures[0]
+    back = tensors.read(tensors.write(picture.pixels), "latents", (1, 4, 16, 16))
+    assert back is not None
+    assert torch.equal(back[0], picture.pixels)
+
+
+@pytest.mark.parametrize(
+    ("field", "data", "says"),
+    [
+        ("latents", b"not safetensors", "safetensors"),
+        ("latents", b"", "safetensors"),
+        ("latents", packed(x=torch.zeros(1, 4, 8, 8)), "1 x 4 x 16 x 16"),
+        ("latents", packed(x=torch.zeros(1, 4, 16, 16, dtype=torch.int64)), "floats"),
+        ("latents", packed(x=torch.full((1, 4, 16, 16), float("nan"))), "finite"),
+        ("latents", packed(x=torch.zeros(1), y=torch.zeros(1)), "exactly one"),
+        ("prompt_embeds", packed(x=torch.zeros(1, 32, 64)), "n x tokens x 128"),
+        ("prompt_embeds", packed(x=torch.zeros(32, 128)), "n x tokens x 128"),
+        ("negative_prompt_embeds", packed(x=torch.zeros(2, 32, 128)), "as many"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_refused_by_name(
+    make: Make, field: str, data: bytes, says: str
+) -> None:
+    """A wrong file, shape, kind or value is a fault of its field, with what would fit."""
+    changes: dict[str, Any] = {field: data}
+    if field == "prompt_embeds":
+        changes["prompts"] = ()
+    with pytest.raises(BadRequest) as refused:
+        make(**changes)
+    fault = refused.value.details["faults"][0]
+    assert fault["where"] == field
+    assert says in fault["limit"]
