@@ -95,7 +95,9 @@ def s3_server(folder: Path, bucket: str, port: int | None = None) -> Iterator[S3
     command = [
         _seaweedfs(), "server", f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}", f"-dir={folder}", "-s3",
         f"-s3.port={port}", f"-s3.config={config}", "-volume.max=0",
-        "-master.volumeSizeLimitMB=64", "-metricsPort=0", *options,
+        "-master.volumeSizeLimitMB=64", "-metricsPort=0",
+        # Catalogues on fixed ports, and a report to its makers: neither is wanted.
+        "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false", *options,
     ]  # fmt: skip
     client = boto3.client(
         "s3",

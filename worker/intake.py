@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from celery.worker.consumer import Consumer
 from kombu.exceptions import KombuError
 from kombu.serialization import loads
 from kombu.transport import redis as kombu_redis
+from redis import ConnectionPool
 
 from api_contracts.names import TASK_NAME, is_task_id
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from kombu import Message
 
@@ -34,7 +36,38 @@ _ECHO_CHARS = 200
 
 
 class Channel(kombu_redis.Channel):
-    """Drops what is no message at all, where kombu would let the error end the worker."""
+    """kombu's channel, minus three ways in which it ends the worker.
+
+    What is no message at all is dropped, where kombu would let the error through. A channel that
+    a restart of Redis closed neither puts its messages back while their tasks still run, nor
+    fails when they are acknowledged later: it does so over a connection of its own.
+    """
+
+    #: The tasks run on; they acknowledge or give back each message themselves.
+    do_restore = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  # kombu's signature
+        super().__init__(*args, **kwargs)
+        self._late = self._connparams()
+
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:  # noqa: ANN401  # kombu's signature
+        """A Redis client, also after the channel was closed."""
+        if client is not None or self.connection is not None:
+            with super().conn_or_acquire(client) as usual:
+                yield usual
+            return
+        pool = ConnectionPool(**self._late)
+        try:
+            yield self.Client(connection_pool=pool)
+        finally:
+            pool.disconnect()
+
+    def _lookup(self, exchange: str, routing_key: str, default: str | None = None) -> Any:  # noqa: ANN401  # kombu's signature
+        """The queues of a routing key; here each is named by it."""
+        if self.connection is None:
+            return [routing_key]
+        return super()._lookup(exchange, routing_key, default)
 
     def _brpop_read(self, **options: Any) -> Any:  # noqa: ANN401  # kombu's signature
         try:

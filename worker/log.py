@@ -34,5 +34,7 @@ def configure(form: Literal["text", "json"]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    # Celery logs each result, presigned URLs and all, and a traceback for each task given back.
+    logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
     for noisy in ("httpx", "botocore", "urllib3", "filelock", "celery.worker.strategy"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

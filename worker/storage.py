@@ -96,8 +96,8 @@ class Storage:
         try:
             for attempt in stamina.retry_context(
                 on=_Outage,
-                attempts=None,
-                timeout=self._settings.s3_retry_s,
+                attempts=None if self._settings.s3_retry_s else 1,
+                timeout=self._settings.s3_retry_s or None,
                 wait_initial=first_s,
                 wait_max=longest_s,
             ):
@@ -132,10 +132,11 @@ class Storage:
     def _client(self, endpoint_url: str | None) -> Any:  # noqa: ANN401  # boto3 clients have no type
         with self._lock:
             if endpoint_url not in self._clients:
-                import boto3  # noqa: PLC0415  # a second to import, wanted on the first task only
+                import boto3.session  # noqa: PLC0415  # a second to import, for the first task
                 from botocore.config import Config  # noqa: PLC0415
 
-                self._clients[endpoint_url] = boto3.client(
+                # A session of its own: the default one is not safe to share between threads.
+                self._clients[endpoint_url] = boto3.session.Session().client(
                     "s3",
                     endpoint_url=endpoint_url,
                     config=Config(

@@ -14,29 +14,18 @@ from pydantic import ValidationError
 from api_contracts import GenerationFailed, TaskError, TaskStatus
 from api_contracts.errors import ErrorCode, GenerationExpired
 from api_contracts.events import EVENT
+from tests.record.owners import ERROR, PROGRESS, RESULT, TERMINAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 COMMON = {"task_id": "t", "seq": 1, "attempt": 1, "at": "2030-01-02T03:04:05.678Z"}
-RESULT: dict[str, Any] = {
-    "images": [],
-    "manifest_key": "outputs/t/manifest.json",
-    "timings": dict.fromkeys(
-        ("queued_s", "load_s", "encode_s", "denoise_s", "decode_s", "upload_s", "total_s"), 0.5
-    ),
-    "batch": 1.0,
-    "model": "default",
-    "scheduler": "ddim",
-    "versions": {"torch": "2"},
-}
-ERROR = {"code": "internal", "message": "m", "retryable": True, "details": {"k": [1]}}
 FIELDS: dict[str, dict[str, Any]] = {
     "queued": {"queue": "generate.default", "position": None},
     "started": {"model": "default", "device": "cpu", "resumed_from_step": None},
     "loading": {"seconds_so_far": 0.1},
-    "progress": {"step": 1, "total_steps": 2, "eta_s": 0.5, "preview": None},
+    "progress": PROGRESS,
     "uploading": {"images": 1},
     "requeued": {"reason": "r"},
     "succeeded": {"result": RESULT},
@@ -44,7 +33,6 @@ FIELDS: dict[str, dict[str, Any]] = {
     "cancelled": {"step": 3},
     "expired": {"step": 0},
 }
-TERMINAL = {"succeeded", "failed", "cancelled", "expired"}
 
 
 @pytest.mark.parametrize("kind", FIELDS)

@@ -36,6 +36,7 @@ def test_priority_lists_are_those_of_kombu(redis_url: str, model: str) -> None:
         used = [channel._q_for_pri(queue, priority) for priority in names.PRIORITIES]
         assert names.queue_lists(model) == used
         assert list(channel.priority_steps) == list(names.PRIORITIES)
+        assert type(channel).sep == names.PRIORITY_SEPARATOR  # what a stranger's Celery has
 
 
 def test_keys_of_a_task_share_a_slot() -> None:

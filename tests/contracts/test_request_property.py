@@ -65,7 +65,7 @@ def refusal(data: Any) -> InvalidRequest | None:
     return None
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(data=JSON | NEAR)
 @example(data={"prompt": "x", "metadata": {"k": "\ud800"}})
 @example(data={"\ud800": 1})
@@ -82,7 +82,7 @@ def test_any_json_parses_or_is_refused_with_a_reason(data: Any) -> None:
         assert str(told).encode()
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(data=VALID)
 def test_a_valid_request_travels_unchanged(data: dict[str, Any]) -> None:
     """A request that was taken once comes back the same from the wire, and is taken again."""

@@ -73,7 +73,7 @@ def test_a_stop_before_the_turn_builds_nothing() -> None:
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "hub-like", "no-safetensors"])
 def test_a_model_that_cannot_load_says_why(tmp_path: Path, kind: str) -> None:
-    """Missing, empty or pickled models fail with `model_load_failed`, and the next job tries anew."""
+    """A missing, empty or pickled model is `model_load_failed`, and the next job tries anew."""
     if kind == "no-safetensors":
         folder = tmp_path / "pickled"
         _copy_without_safetensors(folder)

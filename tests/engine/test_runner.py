@@ -14,7 +14,6 @@ from worker.engine.job import Control, JobStopped, Step, Stop
 from worker.errors import BadRequest, UnsupportedScheduler
 
 if TYPE_CHECKING:
-
     from worker.engine.models import LoadedModel
 
 Make = "Callable[..., JobResult]"

@@ -1,4 +1,4 @@
-"""The safety checker: its flags reach the result, and flagged pictures are as diffusers has them."""
+"""The safety checker: flags reach the result, flagged pictures are as diffusers has them."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from worker.engine import tensors
 from worker.errors import BadRequest
 
 if TYPE_CHECKING:
-
     from worker.engine.models import LoadedModel
 
 Make = "Callable[..., JobResult]"

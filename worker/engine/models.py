@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import StableDiffusionSAGPipeline
 
 from worker.errors import ModelLoadFailed
@@ -36,6 +38,7 @@ class LoadedModel:
 def load(spec: ModelSpec, device: str, offload: str) -> LoadedModel:
     """Build the pipeline of `spec` on `device`; raises `ModelLoadFailed` with the reason."""
     began_s = time.perf_counter()
+    _quieten()
     try:
         pipeline = StableDiffusionSAGPipeline.from_pretrained(
             _source(spec.path), torch_dtype=_dtype(spec, device), **_options(spec)
@@ -48,6 +51,15 @@ def load(spec: ModelSpec, device: str, offload: str) -> LoadedModel:
     pipeline.set_progress_bar_config(disable=True)
     logger.info("built %s on %s in %.1f s", spec.path, device, time.perf_counter() - began_s)
     return LoadedModel(pipeline, device, mode)
+
+
+def _quieten() -> None:
+    """Bring the libraries' own handlers and bars into the one log: only their errors, no bars."""
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()
+        library.disable_default_handler()
+        library.enable_propagation()
+        library.set_verbosity_error()
 
 
 def _source(path: str) -> str:

@@ -1,0 +1,35 @@
+"""A client over the session's Redis, and a worker's hand on its records."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from api_contracts import GenerationClient
+from worker.status import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from redis import Redis
+
+
+@pytest.fixture
+def client(redis_url: str, namespace: str) -> Iterator[GenerationClient]:
+    """A client in the test's namespace, its connections named after it."""
+    named = f"{redis_url}?client_name={namespace}"
+    with GenerationClient(redis_url, namespace, events_url=named, record_ttl_s=1000) as made:
+        yield made
+
+
+@pytest.fixture
+def status(redis: Redis, client: GenerationClient) -> Status:
+    """A worker's access to the records that the client makes."""
+    return Status(redis, client.keys, "worker", record_ttl_s=1000)
+
+
+@pytest.fixture
+def order(namespace: str) -> dict[str, object]:
+    """A request whose model, and with it its queue, is the test's own."""
+    return {"prompt": "x", "model": namespace, "metadata": {"k": "v"}}

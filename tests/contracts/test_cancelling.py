@@ -1,0 +1,124 @@
+"""Cancelling: what it does to a task in each of its states."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from api_contracts import GenerationCancelled, GenerationClient, TaskStatus
+from tests.record.owners import ERROR, PROGRESS, kinds, opened, record, take, told
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from worker.status import Status
+
+
+def test_a_waiting_task_ends_at_once(
+    client: GenerationClient, redis: Redis, order: dict[str, Any]
+) -> None:
+    """Cancelling what nobody owns ends it there and then, with one terminal event."""
+    handle = client.submit(order)
+    assert handle.cancel() is TaskStatus.QUEUED
+    assert handle.cancel() is TaskStatus.CANCELLED
+    assert handle.status() is TaskStatus.CANCELLED
+    last = told(redis, client.keys, handle.task_id)[-1]
+    assert (last["type"], last["step"], last["metadata"]) == ("cancelled", 0, {"k": "v"})
+    assert kinds(redis, client.keys, handle.task_id) == ["queued", "cancelled"]
+    assert opened(redis, client.keys) == set()
+    for key in (client.keys.task(handle.task_id), client.keys.events(handle.task_id)):
+        assert 0 < int(redis.ttl(key)) <= 1000
+    with pytest.raises(GenerationCancelled):
+        handle.result(timeout=5)
+
+
+def test_a_running_task_is_told_by_its_next_write(
+    client: GenerationClient, redis: Redis, status: Status, order: dict[str, Any]
+) -> None:
+    """The owner of a cancelled task hears of it, and the task is its until it ends it."""
+    handle = client.submit(order)
+    claim = take(status, handle.task_id)
+    assert status.append(claim, "progress", PROGRESS) == 0
+    with redis.pubsub() as nudges:
+        nudges.subscribe(client.keys.control)
+        assert nudges.get_message(timeout=5) is not None
+        assert handle.cancel() is TaskStatus.RUNNING
+        nudge = nudges.get_message(timeout=5)
+    assert nudge is not None
+    assert nudge["data"] == handle.task_id.encode()
+    assert list(status.cancels([claim])) == [claim]
+    assert status.append(claim, "progress", PROGRESS) == 1
+    assert handle.status() is TaskStatus.RUNNING
+    assert redis.ttl(client.keys.task(handle.task_id)) == -1
+    assert status.finish(claim, TaskStatus.CANCELLED, {"step": 2}, {"step": 2})
+    assert handle.status() is TaskStatus.CANCELLED
+
+
+def test_the_wish_for_an_unknown_task_is_kept(
+    client: GenerationClient, redis: Redis, status: Status, order: dict[str, Any]
+) -> None:
+    """A cancel that overtakes its task's message still holds when the message is claimed."""
+    assert client.handle("early").cancel() is None
+    assert take(status, "early").answer == "cancelled"
+    assert kinds(redis, client.keys, "early") == []
+    assert client.handle("early2").cancel() is None
+    client.submit(order, "early2")
+    assert redis.ttl(client.keys.task("early2")) == -1
+    assert take(status, "early2").answer == "cancelled"
+
+
+def test_a_wish_alone_is_forgotten_in_time(client: GenerationClient, redis: Redis) -> None:
+    """What is kept for an id that never turns up does not stay for ever, and is no task."""
+    client.handle("never").cancel()
+    assert 0 < int(redis.ttl(client.keys.task("never"))) <= 1000
+    assert client.status_many(["never"]) == {"never": None}
+    assert opened(redis, client.keys) == set()
+
+
+@pytest.mark.parametrize("end", [status for status in TaskStatus if status.is_terminal])
+def test_an_ended_task_stays_as_it_is(
+    client: GenerationClient,
+    redis: Redis,
+    status: Status,
+    order: dict[str, Any],
+    end: TaskStatus,
+) -> None:
+    """Cancelling after the end changes nothing and says what the end was."""
+    handle = client.submit(order)
+    assert status.finish(take(status, handle.task_id), end, {"step": 1}, {"step": 1})
+    before = record(redis, client.keys, handle.task_id), told(redis, client.keys, handle.task_id)
+    assert handle.cancel() is end
+    after = record(redis, client.keys, handle.task_id), told(redis, client.keys, handle.task_id)
+    assert after == before
+
+
+@pytest.mark.parametrize("kept", ["[1, 2", "null", '{"prompt":5}', '{"of_version":2}', "\u00e4"])
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_task_whose_request_was_refused_can_be_cancelled(
+    client: GenerationClient, status: Status, kept: str, ended: bool
+) -> None:
+    """A record may hold a request that no client can read; asking to cancel it is no error."""
+    claim = take(status, "raw", request=kept)
+    if ended:
+        assert status.finish(claim, TaskStatus.FAILED, ERROR, {"error": ERROR})
+    expected = TaskStatus.FAILED if ended else TaskStatus.RUNNING
+    assert client.handle("raw").cancel() is expected
+
+
+def test_a_task_that_was_given_back_can_be_cancelled(
+    client: GenerationClient, redis: Redis, status: Status, order: dict[str, Any]
+) -> None:
+    """Asked for while it ran, or after it was given back, the cancel ends it once."""
+    first, second = client.submit(order), client.submit(order)
+    claim = take(status, first.task_id)
+    first.cancel()
+    assert status.requeue(claim, {"reason": "drained"})
+    assert take(status, first.task_id).answer == "cancelled"
+    assert status.requeue(take(status, second.task_id), {"reason": "drained"})
+    assert second.cancel() is TaskStatus.QUEUED
+    assert second.status() is TaskStatus.CANCELLED
+    assert kinds(redis, client.keys, second.task_id)[-1] == "cancelled"
+    kept = record(redis, client.keys, second.task_id)
+    assert json.loads(kept["outcome"]) == {"step": 0}

@@ -1,0 +1,166 @@
+"""Following a task: every event in order, once, to its end, whatever happens to the connection."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from api_contracts import (
+    GenerationCancelled,
+    GenerationClient,
+    GenerationError,
+    GenerationExpired,
+    GenerationFailed,
+    GenerationResult,
+    TaskNotFound,
+    TaskStatus,
+    WaitTimeout,
+)
+from tests.record.owners import ERROR, PROGRESS, RESULT, take, until
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from worker.status import Status
+
+ENDS: dict[TaskStatus, dict[str, Any]] = {
+    TaskStatus.SUCCEEDED: {"result": RESULT},
+    TaskStatus.FAILED: {"error": ERROR},
+    TaskStatus.CANCELLED: {"step": 2},
+    TaskStatus.EXPIRED: {"step": 2},
+}
+
+
+@pytest.fixture
+def ended(client: GenerationClient, status: Status, order: dict[str, Any]) -> str:
+    """A task with six events, the last its success."""
+    task_id = client.submit(order).task_id
+    claim = take(status, task_id)
+    for _ in range(3):
+        status.append(claim, "progress", PROGRESS)
+    assert status.finish(claim, TaskStatus.SUCCEEDED, RESULT, {"result": RESULT})
+    return task_id
+
+
+def test_events_are_told_from_the_first_to_the_last(client: GenerationClient, ended: str) -> None:
+    """One who comes late sees everything in order, and the iterator ends with the end."""
+    events = list(client.handle(ended).events(timeout=5))
+    assert [event.seq for event in events] == [1, 2, 3, 4, 5, 6]
+    assert [event.is_terminal for event in events] == [False] * 5 + [True]
+    assert [event.attempt for event in events] == [0, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("after", [0, 1, 5])
+def test_events_replay_after_a_number(client: GenerationClient, ended: str, after: int) -> None:
+    """One who comes back names the last event seen and gets exactly the rest."""
+    seqs = [event.seq for event in client.handle(ended).events(after=after, timeout=5)]
+    assert seqs == list(range(after + 1, 7))
+
+
+def test_after_the_end_nothing_follows(client: GenerationClient, ended: str) -> None:
+    """One who comes back having seen the end is told so at once, not left waiting."""
+    assert list(client.handle(ended).events(after=6, timeout=1)) == []
+
+
+def test_what_is_there_needs_no_time(client: GenerationClient, ended: str) -> None:
+    """A wait of zero is a look: what has happened is given, and nothing is waited for."""
+    assert client.handle(ended).result(timeout=0) == GenerationResult.model_validate(RESULT)
+
+
+def test_an_event_of_a_later_version_is_skipped(
+    client: GenerationClient, status: Status, order: dict[str, Any]
+) -> None:
+    """A kind of event that this client does not know is passed over and costs nothing else."""
+    handle = client.submit(order)
+    claim = take(status, handle.task_id)
+    status.append(claim, "dreaming", {"of": "sheep"})
+    status.finish(claim, TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
+    types = [event.type for event in handle.events(timeout=5)]
+    assert types == ["queued", "started", "cancelled"]
+    with pytest.raises(GenerationCancelled):
+        handle.result(timeout=5)
+
+
+def test_events_survive_lost_connections(
+    client: GenerationClient, redis: Redis, status: Status, order: dict[str, Any]
+) -> None:
+    """A follower whose connection is killed while it waits misses nothing and repeats nothing."""
+    handle = client.submit(order)
+    claim = take(status, handle.task_id)
+
+    def waiting() -> list[str]:
+        found = [each for each in redis.client_list() if each["name"] == client.keys.namespace]
+        return [each["id"] for each in found if each["cmd"] == "xread"]
+
+    def kill_and_tell() -> None:
+        for _ in range(4):
+            until(waiting)
+            for number in waiting():
+                redis.client_kill_filter(_id=number)
+            status.append(claim, "progress", PROGRESS)
+        status.finish(claim, TaskStatus.EXPIRED, {"step": 1}, {"step": 1})
+
+    killer = threading.Thread(target=kill_and_tell)
+    killer.start()
+    seqs = [event.seq for event in handle.events(timeout=10)]
+    killer.join()
+    assert seqs == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_silence_ends_a_wait(client: GenerationClient, order: dict[str, Any]) -> None:
+    """Nothing new within the time given raises `WaitTimeout`; the task goes on."""
+    handle = client.submit(order)
+    events = handle.events(timeout=0.1)
+    assert next(events).type == "queued"
+    with pytest.raises(WaitTimeout):
+        next(events)
+    with pytest.raises(WaitTimeout):
+        handle.result(timeout=0.1)
+    assert handle.status() is TaskStatus.QUEUED
+
+
+def test_an_unknown_task_is_not_waited_for(client: GenerationClient) -> None:
+    """Without a record, waiting and asking raise `TaskNotFound`."""
+    handle = client.handle("nobody")
+    with pytest.raises(TaskNotFound):
+        next(handle.events(timeout=0.1))
+    with pytest.raises(TaskNotFound):
+        handle.result(timeout=0.1)
+    with pytest.raises(TaskNotFound):
+        handle.status()
+
+
+@pytest.mark.parametrize(
+    ("end", "expected", "text"),
+    [
+        (TaskStatus.FAILED, GenerationFailed, "internal: m"),
+        (TaskStatus.CANCELLED, GenerationCancelled, "cancelled at step 2"),
+        (TaskStatus.EXPIRED, GenerationExpired, "deadline_exceeded: the deadline passed at step 2"),
+    ],
+)
+def test_each_end_has_its_exception(
+    client: GenerationClient,
+    status: Status,
+    order: dict[str, Any],
+    end: TaskStatus,
+    expected: type[GenerationError],
+    text: str,
+) -> None:
+    """An end without pictures is raised by `result`, each as a kind of its own."""
+    handle = client.submit(order)
+    status.finish(take(status, handle.task_id), end, ENDS[end], ENDS[end])
+    with pytest.raises(GenerationError, match=text) as caught:
+        handle.result(timeout=5)
+    assert type(caught.value) is expected
+    if isinstance(caught.value, GenerationFailed) and end is TaskStatus.FAILED:
+        assert caught.value.error.model_dump(mode="json") == ERROR
+
+
+def test_success_gives_the_result(client: GenerationClient, redis: Redis, ended: str) -> None:
+    """`result` gives what the worker published, which is what the record keeps."""
+    result = client.handle(ended).result(timeout=5)
+    kept: Any = redis.hget(client.keys.task(ended), "outcome")
+    assert result.model_dump(mode="json") == RESULT == json.loads(kept)

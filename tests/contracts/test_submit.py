@@ -1,0 +1,189 @@
+"""Submitting: what is written, what is sent, and what never is."""
+
+from __future__ import annotations
+
+import base64
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from api_contracts import (
+    GenerationClient,
+    GenerationRequest,
+    InvalidRequest,
+    ServiceUnavailable,
+    TaskStatus,
+    WaitTimeout,
+    names,
+)
+from tests.record.owners import kinds, opened, record, take, told
+from worker.embedded import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from redis import Redis
+
+    from worker.status import Status
+
+
+def messages(redis: Redis, model: str) -> list[dict[str, Any]]:
+    """Every message that waits for a model, first priority first."""
+    lists: list[Any] = [redis.lrange(name, 0, -1) for name in names.queue_lists(model)]
+    return [json.loads(entry) for entries in lists for entry in entries]
+
+
+def request_in(message: dict[str, Any]) -> Any:
+    return json.loads(base64.b64decode(message["body"]))[1]["request"]
+
+
+@pytest.mark.parametrize("priority", [0, 5, 9])
+def test_the_message_is_one_that_any_celery_reads(
+    client: GenerationClient, redis: Redis, order: dict[str, Any], priority: int
+) -> None:
+    """A submission is one JSON message of protocol 2, keyword `request`, in its priority's list."""
+    order["priority"] = priority
+    task_id = client.submit(order).task_id
+    name = names.queue_lists(order["model"])[priority]
+    (entry,) = redis.lrange(name, 0, -1)
+    message = json.loads(entry)
+    headers, properties = message["headers"], message["properties"]
+    assert (message["content-type"], message["content-encoding"]) == ("application/json", "utf-8")
+    assert (headers["task"], headers["id"], headers["lang"]) == ("sag.generate", task_id, "py")
+    assert (headers["eta"], headers["expires"], headers["retries"]) == (None, None, 0)
+    assert (properties["priority"], properties["body_encoding"]) == (priority, "base64")
+    assert properties["correlation_id"] == task_id
+    args, kwargs, _ = json.loads(base64.b64decode(message["body"]))
+    assert (args, kwargs) == ([], {"request": order})
+    assert "x" not in headers["kwargsrepr"].replace("<request>", "")
+
+
+def test_a_submission_writes_record_and_event(
+    client: GenerationClient, redis: Redis, order: dict[str, Any]
+) -> None:
+    """A new task is `queued` in its record, told by event 1, and open."""
+    handle = client.submit(GenerationRequest.model_validate(order), "my-id")
+    kept = record(redis, client.keys, "my-id")
+    assert json.loads(kept["request"]) == order
+    assert (kept["status"], kept["attempt"]) == ("queued", "0")
+    assert kept["queue"] == f"generate.{order['model']}"
+    (event,) = told(redis, client.keys, "my-id")
+    assert (event["type"], event["seq"], event["attempt"]) == ("queued", 1, 0)
+    assert (event["queue"], event["metadata"]) == (kept["queue"], {"k": "v"})
+    assert (handle.status(), opened(redis, client.keys)) == (TaskStatus.QUEUED, {"my-id"})
+    assert redis.ttl(client.keys.task("my-id")) == -1
+
+
+def test_the_same_id_is_one_task(
+    client: GenerationClient, redis: Redis, order: dict[str, Any]
+) -> None:
+    """However many submit one id at once, there is one record and one `queued` event."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: client.submit(order, "same"), range(16)))
+    assert kinds(redis, client.keys, "same") == ["queued"]
+    assert {message["headers"]["id"] for message in messages(redis, order["model"])} == {"same"}
+
+
+def test_the_same_id_with_another_request_is_the_first_request(
+    client: GenerationClient, redis: Redis, order: dict[str, Any]
+) -> None:
+    """What is sent is what the record holds, so that no worker makes pictures of another text."""
+    client.submit(order, "same")
+    client.submit({**order, "prompt": "another"}, "same")
+    kept = json.loads(record(redis, client.keys, "same")["request"])
+    assert kept == order
+    assert [request_in(message) for message in messages(redis, order["model"])] == [kept, kept]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_task_under_way_or_ended_is_not_sent_again(
+    client: GenerationClient, redis: Redis, status: Status, order: dict[str, Any], ended: bool
+) -> None:
+    """Submitting an id that a worker has, or that has ended, sends and writes nothing."""
+    client.submit(order, "same")
+    claim = take(status, "same")
+    if ended:
+        assert status.finish(claim, TaskStatus.CANCELLED, {"step": 1}, {"step": 1})
+    for name in names.queue_lists(order["model"]):
+        redis.delete(name)
+    before = record(redis, client.keys, "same"), told(redis, client.keys, "same")
+    client.submit(order, "same")
+    assert (record(redis, client.keys, "same"), told(redis, client.keys, "same")) == before
+    assert messages(redis, order["model"]) == []
+
+
+def test_an_invalid_request_leaves_no_trace(
+    client: GenerationClient, redis: Redis, order: dict[str, Any]
+) -> None:
+    """A refused request raises with every fault where it was made; Redis sees none of it."""
+    with pytest.raises(InvalidRequest) as caught:
+        client.submit({**order, "height": 65, "seed": -1, "unknown": 1})
+    assert {fault.where for fault in caught.value.faults} == {"height", "seed", "unknown"}
+    assert redis.keys(f"*{order['model']}*") == []
+
+
+@pytest.mark.parametrize("task_id", ["", ".", "..", "a/b", "../a", "a\n", "{a}", "a" * 129, "a b"])
+def test_a_hostile_id_is_refused_everywhere(
+    client: GenerationClient, redis: Redis, order: dict[str, Any], task_id: str
+) -> None:
+    """An id that could name another key or folder is refused before anything is written."""
+    calls: list[Callable[[], object]] = [
+        lambda: client.submit(order, task_id),
+        lambda: client.handle(task_id),
+        lambda: client.status_many(["good", task_id]),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidRequest):
+            call()
+    assert redis.keys(f"*{order['model']}*") == []
+
+
+def test_depths_and_states(client: GenerationClient, order: dict[str, Any]) -> None:
+    """Depths count what waits over all priorities; `status_many` answers for unknown ids too."""
+    model = order["model"]
+    assert client.queue_depths([model]) == {model: 0}
+    for priority in (0, 0, 5, 9):
+        client.submit(
+            {**order, "priority": priority}, f"p{priority}-{client.queue_depths([model])[model]}"
+        )
+    assert client.queue_depths([model, "other"]) == {model: 4, "other": 0}
+    client.handle("p9-3").cancel()
+    found = client.status_many(["p0-0", "p9-3", "nobody"])
+    assert found == {"p0-0": TaskStatus.QUEUED, "p9-3": TaskStatus.CANCELLED, "nobody": None}
+    assert client.status_many([]) == {}
+
+
+def test_redis_away_is_said_at_once(order: dict[str, Any]) -> None:
+    """Without Redis every call raises `ServiceUnavailable`, a wait `WaitTimeout`; none hangs."""
+    with GenerationClient(f"redis://127.0.0.1:{free_port()}/0") as client:
+        handle = client.handle("t")
+        calls: list[Callable[[], object]] = [
+            lambda: client.submit(order), handle.status, handle.cancel, client.queue_depths,
+        ]  # fmt: skip
+        for call in calls:
+            with pytest.raises(ServiceUnavailable):
+                call()
+        with pytest.raises(WaitTimeout):
+            next(handle.events(timeout=0.1))
+        with pytest.raises(WaitTimeout):
+            handle.result(timeout=0.1)
+
+
+def test_a_broker_away_loses_nothing(
+    client: GenerationClient, redis_url: str, redis: Redis, order: dict[str, Any]
+) -> None:
+    """When only the broker is away the record is there, and submitting the id again sends it."""
+    away = f"redis://127.0.0.1:{free_port()}/0"
+    namespace = client.keys.namespace
+    with (
+        GenerationClient(away, namespace, events_url=redis_url) as cut_off,
+        pytest.raises(ServiceUnavailable),
+    ):
+        cut_off.submit(order, "again")
+    assert client.handle("again").status() is TaskStatus.QUEUED
+    assert len(messages(redis, order["model"])) == 0
+    client.submit(order, "again")
+    assert len(messages(redis, order["model"])) == 1
+    assert kinds(redis, client.keys, "again") == ["queued"]

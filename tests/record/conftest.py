@@ -1,0 +1,79 @@
+"""Several workers' and one client's hands on the same records."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import stamina
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from api_contracts import GenerationClient
+from api_contracts.names import Keys
+from worker.status import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from redis import Redis
+
+TTL_S = 1000
+
+
+@pytest.fixture
+def keys(namespace: str) -> Keys:
+    """The keys of the test's namespace."""
+    return Keys(namespace)
+
+
+@pytest.fixture
+def status(redis: Redis, keys: Keys) -> Status:
+    """The first worker's access."""
+    return Status(redis, keys, "first", TTL_S)
+
+
+@pytest.fixture
+def other(redis: Redis, keys: Keys) -> Status:
+    """Another worker's access."""
+    return Status(redis, keys, "other", TTL_S)
+
+
+@pytest.fixture
+def client(redis_url: str, namespace: str) -> Iterator[GenerationClient]:
+    """A client that submits and cancels."""
+    with GenerationClient(redis_url, namespace, record_ttl_s=TTL_S) as made:
+        yield made
+
+
+@pytest.fixture
+def task_id(client: GenerationClient, namespace: str) -> str:
+    """A task that waits, in a queue of the test's own."""
+    return client.submit({"prompt": "x", "model": namespace}, "task").task_id
+
+
+class LostAnswer:
+    """A script that does its work while its first answer is lost on the way back."""
+
+    def __init__(self, script: Callable[..., Any]) -> None:
+        self.script, self.calls = script, 0
+
+    def __call__(self, **arguments: Any) -> Any:
+        """Run the script; fail the first time."""
+        answer = self.script(**arguments)
+        self.calls += 1
+        if self.calls == 1:
+            raise RedisConnectionError("lost")
+        return answer
+
+
+@pytest.fixture
+def losing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Status, str], LostAnswer]]:
+    """Make a `Status` lose the first answer of one of its scripts; tried again without a pause."""
+
+    def lose(status: Status, script: str) -> LostAnswer:
+        lost = LostAnswer(getattr(status, f"_{script}"))
+        monkeypatch.setattr(status, f"_{script}", lost)
+        return lost
+
+    with stamina.set_testing(True, attempts=3):
+        yield lose

@@ -1,0 +1,48 @@
+"""Messages as kombu hands them over, and Celery's view of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from celery import Celery
+from celery.worker.request import Request
+from kombu.message import Message
+
+from api_contracts import names
+from worker.intake import UNREADABLE
+
+HEADERS: dict[str, Any] = {"task": names.TASK_NAME, "id": "t"}
+BODY = json.dumps([[], {"request": {"prompt": "x"}}, {"callbacks": None}])
+
+app = Celery("judge", set_as_current=False)
+
+
+@app.task(name=names.TASK_NAME)
+def judge() -> None:
+    """Stand for the task that Celery looks up."""
+
+
+def message(
+    body: object = BODY,
+    headers: object = HEADERS,
+    content_type: object = "application/json",
+    content_encoding: object = "utf-8",
+) -> Message:
+    """A message with anything in any place."""
+    made = Message(
+        body=body, delivery_tag="d", content_type=content_type, content_encoding=content_encoding
+    )
+    made.headers = headers
+    return made
+
+
+def celery_takes(made: Message) -> Any:
+    """Celery's own view of a message; raises when Celery can't handle it."""
+    return Request(made, app=app, task=app.tasks[names.TASK_NAME])
+
+
+def fault_in(made: Message) -> str | None:
+    """The fault that a message was given, after a look by Celery."""
+    kwargs = celery_takes(made).kwargs
+    return str(kwargs[UNREADABLE]) if UNREADABLE in kwargs else None

@@ -1,0 +1,97 @@
+"""What the tests of records share: claims in few words, and a look at what Redis holds."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from worker.status import Claim, Ended, Held, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from redis import Redis
+
+    from api_contracts.names import Keys
+
+STARTED = {"model": "default", "device": "cpu", "resumed_from_step": None}
+PROGRESS = {"step": 1, "total_steps": 2, "eta_s": 0.5, "preview": None}
+ERROR = {"code": "internal", "message": "m", "retryable": True, "details": {"k": "v"}}
+RESULT: dict[str, Any] = {
+    "images": [],
+    "manifest_key": "outputs/t/manifest.json",
+    "timings": dict.fromkeys(
+        ("queued_s", "load_s", "encode_s", "denoise_s", "decode_s", "upload_s", "total_s"), 0.5
+    ),
+    "batch": 1.0,
+    "model": "default",
+    "scheduler": "ddim",
+    "parameters": {},
+    "versions": {},
+}
+TERMINAL = {"succeeded", "failed", "cancelled", "expired"}
+#: Longest wait for a condition, in seconds.
+PATIENCE_S = 10.0
+
+
+def ask(
+    status: Status,
+    task_id: str,
+    *,
+    redelivered: bool = False,
+    deadline_s: float | None = None,
+    max_attempts: int = 3,
+    request: str = '{"prompt":"x"}',
+) -> Claim | Held | Ended:
+    """Claim as a worker does."""
+    return status.claim(
+        task_id,
+        started=STARTED,
+        request=request,
+        deadline_s=deadline_s,
+        max_attempts=max_attempts,
+        redelivered=redelivered,
+    )
+
+
+def take(status: Status, task_id: str, **options: Any) -> Claim:
+    """Claim a task that is to be had."""
+    claim = ask(status, task_id, **options)
+    assert isinstance(claim, Claim)
+    return claim
+
+
+def told(redis: Redis, keys: Keys, task_id: str) -> list[dict[str, Any]]:
+    """The task's events as they are on the wire, oldest first; entry ids checked."""
+    entries: Any = redis.xrange(keys.events(task_id))
+    events = [json.loads(fields[b"event"]) for _, fields in entries]
+    assert [number.decode() for number, _ in entries] == [f"{event['seq']}-0" for event in events]
+    return events
+
+
+def kinds(redis: Redis, keys: Keys, task_id: str) -> list[str]:
+    """The types of the task's events, oldest first."""
+    return [event["type"] for event in told(redis, keys, task_id)]
+
+
+def record(redis: Redis, keys: Keys, task_id: str) -> dict[str, str]:
+    """The task's record."""
+    found: Any = redis.hgetall(keys.task(task_id))
+    return {name.decode(): value.decode() for name, value in found.items()}
+
+
+def opened(redis: Redis, keys: Keys) -> set[str]:
+    """The ids that have not ended."""
+    found: Any = redis.zrange(keys.open, 0, -1)
+    return {name.decode() for name in found}
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for a condition that another thread or Redis brings about."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        pause.wait(0.005)

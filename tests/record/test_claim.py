@@ -1,0 +1,179 @@
+"""Claiming a task: who gets it, and what everybody else is told."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from api_contracts import GenerationClient, TaskStatus
+from tests.record.owners import ask, kinds, opened, record, take, told
+from worker.status import Ended, Held, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from redis import Redis
+
+    from api_contracts.names import Keys
+
+
+def submitted_long_ago(redis: Redis, keys: Keys, task_id: str) -> None:
+    redis.hset(keys.task(task_id), "submitted_at", "1000.0")
+
+
+def test_a_waiting_task_is_claimed_to_run(
+    status: Status, redis: Redis, keys: Keys, task_id: str
+) -> None:
+    """The first claim is attempt 1, and its event says who has the task."""
+    claim = take(status, task_id)
+    assert (claim.answer, claim.fence, claim.attempt) == ("run", 1, 1)
+    assert 0 <= claim.claimed_at_s - claim.submitted_at_s < 60
+    kept = record(redis, keys, task_id)
+    assert (kept["status"], kept["owner"], kept["attempt"]) == ("running", "first", "1")
+    event = told(redis, keys, task_id)[-1]
+    assert (event["type"], event["seq"], event["attempt"]) == ("started", 2, 1)
+    assert (event["worker"], event["device"]) == ("first", "cpu")
+
+
+def test_a_message_without_a_record_makes_one(status: Status, redis: Redis, keys: Keys) -> None:
+    """Any Celery producer may send the message alone: the claim writes the record."""
+    claim = take(status, "raw", request='{"prompt":"raw"}')
+    assert (claim.answer, claim.attempt) == ("run", 1)
+    assert claim.submitted_at_s == claim.claimed_at_s
+    assert record(redis, keys, "raw")["request"] == '{"prompt":"raw"}'
+    assert kinds(redis, keys, "raw") == ["started"]
+    assert opened(redis, keys) == {"raw"}
+
+
+def test_what_the_client_wrote_stays(
+    status: Status, redis: Redis, keys: Keys, task_id: str
+) -> None:
+    """A claim does not rewrite the request of a record, whatever its message says."""
+    before = record(redis, keys, task_id)["request"]
+    take(status, task_id, request='{"prompt":"forged"}')
+    assert record(redis, keys, task_id)["request"] == before
+
+
+def test_a_claim_may_be_silent(status: Status, redis: Redis, keys: Keys) -> None:
+    """A task that is claimed only to be refused tells of no start."""
+    status.claim(
+        "refused", started=None, request="{}", deadline_s=None, max_attempts=3, redelivered=False
+    )
+    assert kinds(redis, keys, "refused") == []
+
+
+def test_a_running_task_is_held(
+    status: Status, other: Status, redis: Redis, keys: Keys, task_id: str
+) -> None:
+    """A first delivery of a task that somebody runs is a duplicate, and changes nothing."""
+    take(status, task_id)
+    before = record(redis, keys, task_id), told(redis, keys, task_id)
+    assert ask(other, task_id) == Held("first")
+    assert (record(redis, keys, task_id), told(redis, keys, task_id)) == before
+
+
+def test_a_redelivered_task_is_taken_over(
+    status: Status, other: Status, redis: Redis, keys: Keys, task_id: str
+) -> None:
+    """A message that comes again means that its owner lost it: the next attempt is the other's."""
+    first = take(status, task_id)
+    second = take(other, task_id, redelivered=True)
+    assert (second.answer, second.attempt) == ("run", 2)
+    assert second.fence > first.fence
+    assert second.submitted_at_s == first.submitted_at_s
+    assert record(redis, keys, task_id)["owner"] == "other"
+    assert kinds(redis, keys, task_id) == ["queued", "started", "started"]
+
+
+@pytest.mark.parametrize("end", [status for status in TaskStatus if status.is_terminal])
+@pytest.mark.parametrize("redelivered", [False, True])
+def test_an_ended_task_is_never_claimed(
+    status: Status, other: Status, task_id: str, end: TaskStatus, redelivered: bool
+) -> None:
+    """After the end every delivery is answered with that end and its outcome."""
+    outcome = {"step": 3, "nested": {"text": "\u00e4"}}
+    assert status.finish(take(status, task_id), end, outcome, {"step": 3})
+    assert ask(other, task_id, redelivered=redelivered) == Ended(end.value, outcome)
+
+
+def test_a_task_cancelled_while_waiting_is_ended(
+    status: Status, client: GenerationClient, task_id: str
+) -> None:
+    """The message of a task that was cancelled in the queue finds the end."""
+    client.handle(task_id).cancel()
+    assert ask(status, task_id) == Ended("cancelled", {"step": 0})
+
+
+#: What makes a claim end the task at once, by the answer that it gets.
+REFUSALS: dict[str, tuple[Callable[[Redis, Keys, GenerationClient], Any], dict[str, Any]]] = {
+    "cancelled": (lambda _, __, client: client.handle("task").cancel(), {"redelivered": True}),
+    "expired": (
+        lambda redis, keys, _: submitted_long_ago(redis, keys, "task"),
+        {"redelivered": True, "deadline_s": 1000.0},
+    ),
+    "exhausted": (lambda *_: None, {"redelivered": True, "max_attempts": 1}),
+}
+
+
+@pytest.mark.parametrize("answer", REFUSALS)
+def test_a_claim_that_may_only_end_the_task(
+    status: Status,
+    other: Status,
+    redis: Redis,
+    client: GenerationClient,
+    task_id: str,
+    answer: str,
+) -> None:
+    """Cancelled, expired and exhausted tasks are claimed to be ended: no attempt, no event."""
+    keys = client.keys
+    take(status, task_id)
+    prepare, options = REFUSALS[answer]
+    prepare(redis, keys, client)
+    claim = take(other, task_id, **options)
+    assert (claim.answer, claim.attempt, claim.fence) == (answer, 1, 2)
+    assert kinds(redis, keys, task_id) == ["queued", "started"]
+    assert other.finish(claim, TaskStatus.FAILED, {}, {"error": {}})
+    assert kinds(redis, keys, task_id) == ["queued", "started", "failed"]
+
+
+@pytest.mark.parametrize("answer", ["run", *REFUSALS])
+def test_a_claim_whose_answer_was_lost_is_answered_alike(
+    redis: Redis,
+    client: GenerationClient,
+    task_id: str,
+    answer: str,
+    losing: Callable[..., Any],
+) -> None:
+    """The same call again gives the same answer, fence and attempt, and writes nothing twice."""
+    status = Status(redis, client.keys, "worker", record_ttl_s=1000)
+    take(status, task_id)
+    prepare, options = REFUSALS.get(answer, (lambda *_: None, {"redelivered": True}))
+    prepare(redis, client.keys, client)
+    script = losing(status, "claim")
+    claim = take(status, task_id, **options)
+    assert script.calls == 2
+    assert (claim.answer, claim.fence) == (answer, 2)
+    assert claim.attempt == (2 if answer == "run" else 1)
+    kept = record(redis, client.keys, task_id)
+    assert (kept["fence"], kept["attempt"]) == ("2", str(claim.attempt))
+    assert kinds(redis, client.keys, task_id).count("started") == claim.attempt
+
+
+def test_the_deadline_counts_from_submission(
+    status: Status, redis: Redis, keys: Keys, task_id: str
+) -> None:
+    """The wait in the queue is part of the deadline; a claim within it runs."""
+    submitted = float(record(redis, keys, task_id)["submitted_at"])
+    redis.hset(keys.task(task_id), "submitted_at", str(submitted - 50))
+    assert take(status, task_id, deadline_s=1000.0).answer == "run"
+    assert take(status, task_id, deadline_s=49.0, redelivered=True).answer == "expired"
+
+
+def test_attempts_are_bounded(status: Status, redis: Redis, keys: Keys, task_id: str) -> None:
+    """A task that kills its workers is run so many times and no more."""
+    claims = [take(status, task_id, redelivered=True) for _ in range(5)]
+    assert [claim.answer for claim in claims] == ["run"] * 3 + ["exhausted"] * 2
+    assert [claim.fence for claim in claims] == [1, 2, 3, 4, 5]
+    assert json.loads(record(redis, keys, task_id)["attempt"]) == 3

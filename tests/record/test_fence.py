@@ -1,0 +1,152 @@
+"""Writing behind the fence: what an owner may do, and what nobody else can."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from api_contracts import GenerationClient, TaskStatus
+from tests.record.owners import PROGRESS, kinds, opened, record, take, told
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from redis import Redis
+
+    from api_contracts.names import Keys
+    from worker.status import Status
+
+TTL_S = 1000
+
+
+def snapshot(redis: Redis, keys: Keys, task_id: str) -> tuple[object, ...]:
+    return record(redis, keys, task_id), told(redis, keys, task_id), opened(redis, keys)
+
+
+@pytest.mark.parametrize("since", ["taken over", "taken over and ended", "given back", "again"])
+def test_an_owner_who_lost_the_task_writes_nothing(
+    status: Status, other: Status, redis: Redis, keys: Keys, task_id: str, since: str
+) -> None:
+    """Whatever a former owner tries is refused and leaves record, events and index untouched."""
+    stale = take(status, task_id)
+    if since == "given back":
+        assert status.requeue(stale, {"reason": "r"})
+    elif since == "again":
+        assert status.requeue(stale, {"reason": "r"})
+        take(other, task_id)
+    else:
+        claim = take(other, task_id, redelivered=True)
+        if since == "taken over and ended":
+            assert other.finish(claim, TaskStatus.FAILED, {}, {"error": {}})
+    before = snapshot(redis, keys, task_id)
+    assert status.append(stale, "progress", PROGRESS) == -1
+    for end in (TaskStatus.SUCCEEDED, TaskStatus.FAILED):
+        assert not status.finish(stale, end, {}, {})
+    if since != "given back":  # there it is what it asked for, and so True
+        assert not status.requeue(stale, {"reason": "late"})
+    assert snapshot(redis, keys, task_id) == before
+
+
+def test_a_stale_owner_on_the_same_worker_writes_nothing(status: Status, task_id: str) -> None:
+    """The fence is the claim's, not the worker's: an earlier claim of one's own is stale too."""
+    stale = take(status, task_id)
+    current = take(status, task_id, redelivered=True)
+    assert status.append(stale, "progress", PROGRESS) == -1
+    assert status.append(current, "progress", PROGRESS) == 0
+
+
+def test_the_end_is_written_once(
+    status: Status, redis: Redis, keys: Keys, task_id: str, losing: Callable[..., Any]
+) -> None:
+    """An end whose answer was lost is told once; another end by the same owner is refused."""
+    claim = take(status, task_id)
+    script = losing(status, "finish")
+    assert status.finish(claim, TaskStatus.SUCCEEDED, {"a": 1}, {"result": {}})
+    assert script.calls == 2
+    before = snapshot(redis, keys, task_id)
+    assert status.finish(claim, TaskStatus.SUCCEEDED, {"a": 2}, {"result": {}})
+    assert not status.finish(claim, TaskStatus.FAILED, {}, {"error": {}})
+    assert status.append(claim, "progress", PROGRESS) == -1
+    assert not status.requeue(claim, {"reason": "late"})
+    assert snapshot(redis, keys, task_id) == before
+    assert kinds(redis, keys, task_id) == ["queued", "started", "succeeded"]
+
+
+def test_giving_back_does_not_count(
+    status: Status,
+    other: Status,
+    redis: Redis,
+    keys: Keys,
+    task_id: str,
+    losing: Callable[..., Any],
+) -> None:
+    """A task that was given back waits as before: attempt not counted, fence spent."""
+    first = take(status, task_id)
+    script = losing(status, "requeue")
+    assert status.requeue(first, {"reason": "drained"})
+    assert script.calls == 2
+    kept = record(redis, keys, task_id)
+    assert (kept["status"], kept["attempt"], "owner" in kept) == ("queued", "0", False)
+    assert opened(redis, keys) == {task_id}
+    second = take(other, task_id)
+    assert (second.attempt, second.fence) == (1, first.fence + 1)
+    assert kinds(redis, keys, task_id) == ["queued", "started", "requeued", "started"]
+    assert not status.finish(first, TaskStatus.SUCCEEDED, {}, {})
+
+
+def test_a_task_may_be_given_back_without_end(status: Status, task_id: str) -> None:
+    """Draining any number of times never exhausts a task."""
+    for number in range(1, 8):
+        claim = take(status, task_id, max_attempts=1)
+        assert (claim.answer, claim.attempt, claim.fence) == ("run", 1, number)
+        assert status.requeue(claim, {"reason": "drained"})
+
+
+def test_numbers_have_no_gap_under_threads(
+    status: Status, redis: Redis, keys: Keys, task_id: str
+) -> None:
+    """Events that many threads write at once are numbered 1, 2, 3 … in the order of the stream."""
+    claim = take(status, task_id)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: status.append(claim, "progress", PROGRESS), range(200)))
+    assert answers == [0] * 200
+    assert [event["seq"] for event in told(redis, keys, task_id)] == list(range(1, 203))
+
+
+def test_records_live_until_their_end_and_then_so_long(
+    status: Status, redis: Redis, client: GenerationClient, task_id: str
+) -> None:
+    """Nothing runs out while a task waits or runs; after its end record and events do."""
+    keys = client.keys
+    names = (keys.task(task_id), keys.events(task_id))
+
+    def lives() -> list[Any]:
+        return [redis.ttl(name) for name in names]
+
+    assert lives() == [-1, -1]
+    claim = take(status, task_id)
+    status.append(claim, "progress", PROGRESS)
+    client.handle(task_id).cancel()
+    assert lives() == [-1, -1]
+    status.requeue(claim, {"reason": "r"})
+    assert lives() == [-1, -1]
+    claim = take(status, task_id)
+    redis.set(keys.checkpoint(task_id), b"latents")
+    assert opened(redis, keys) == {task_id}
+    assert status.finish(claim, TaskStatus.CANCELLED, {"step": 1}, {"step": 1})
+    assert all(0 < left <= TTL_S for left in lives())
+    assert not redis.exists(keys.checkpoint(task_id))
+    assert opened(redis, keys) == set()
+
+
+def test_a_wish_that_is_claimed_lives(
+    status: Status, redis: Redis, client: GenerationClient
+) -> None:
+    """A record that began as a cancel of an unknown task does not run out while it is open."""
+    client.handle("early").cancel()
+    claim = take(status, "early")
+    assert redis.ttl(client.keys.task("early")) == -1
+    assert status.finish(claim, TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
+    assert 0 < int(redis.ttl(client.keys.task("early"))) <= TTL_S

@@ -1,0 +1,167 @@
+"""The state machine as a whole: three owners, a client and a canceller in any order."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from api_contracts import GenerationClient, TaskStatus
+from api_contracts.names import Keys
+from tests.record.owners import PROGRESS, TERMINAL, ask, opened, record, take, told
+from worker.status import Claim, Ended, Held, Status, connect
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+MOST_ATTEMPTS = 3
+ENDS = st.sampled_from([status for status in TaskStatus if status.is_terminal])
+#: A write names one of the claims made so far, counted from the newest: 0 is the current one.
+AGE = st.sampled_from([0, 0, 0, 1, 2, 3])
+OPERATIONS = st.one_of(
+    st.tuples(st.just("submit")),
+    st.tuples(st.just("cancel")),
+    st.tuples(st.just("claim"), st.integers(0, 2), st.booleans()),
+    st.tuples(st.just("append"), AGE),
+    st.tuples(st.just("requeue"), AGE),
+    st.tuples(st.just("finish"), AGE, ENDS),
+)
+
+
+@dataclass
+class World:
+    """One task, those who work on it, and what it has been seen to be."""
+
+    redis: Redis
+    keys: Keys
+    client: GenerationClient
+    owners: list[Status]
+    claims: list[Claim] = field(default_factory=list)
+    end: tuple[str, str] | None = None
+    last_status: str | None = None
+
+    def do(self, name: str, *arguments: Any) -> None:
+        """One operation of the sequence, its answer checked."""
+        getattr(self, name)(*arguments)
+
+    def submit(self) -> None:
+        """A client submits, perhaps again."""
+        self.client.submit({"prompt": "x", "model": self.keys.namespace}, "t")
+
+    def cancel(self) -> None:
+        """A client cancels; the answer is the status that the task had."""
+        assert self.client.handle("t").cancel() == self.last_status
+
+    def claim(self, number: int, redelivered: bool) -> None:
+        """A worker gets a message; the answer fits the state."""
+        answer = ask(self.owners[number], "t", redelivered=redelivered, max_attempts=MOST_ATTEMPTS)
+        match answer:
+            case Ended(status=status):
+                assert status == self.last_status
+            case Held():
+                assert (self.last_status, redelivered) == ("running", False)
+            case Claim():
+                assert self.last_status in (None, "queued", "running")
+                assert all(answer.fence > earlier.fence for earlier in self.claims)
+                assert answer.attempt <= MOST_ATTEMPTS
+                self.claims.append(answer)
+
+    def append(self, age: int) -> None:
+        """An owner, perhaps a former one, tells of progress."""
+        if age < len(self.claims):
+            answer = self.owners[0].append(self.claims[-1 - age], "progress", PROGRESS)
+            assert (answer >= 0) == (age == 0 and self.last_status == "running")
+
+    def requeue(self, age: int) -> None:
+        """An owner, perhaps a former one, gives the task back."""
+        if age < len(self.claims):
+            done = self.owners[0].requeue(self.claims[-1 - age], {"reason": "r"})
+            assert done == (age == 0 and self.last_status in ("running", "queued"))
+
+    def finish(self, age: int, end: TaskStatus) -> None:
+        """An owner, perhaps a former one, ends the task."""
+        if age < len(self.claims):
+            done = self.owners[0].finish(self.claims[-1 - age], end, {"by": end.value}, {})
+            assert done == (age == 0 and self.last_status in ("running", end.value))
+
+    def check(self) -> None:
+        """What holds at every moment."""
+        kept = record(self.redis, self.keys, "t")
+        events = told(self.redis, self.keys, "t")
+        types = [event["type"] for event in events]
+        status = kept.get("status")
+        assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+        assert not TERMINAL.intersection(types[:-1])
+        assert types[-1:] == [status] if status in TERMINAL else not TERMINAL & set(types)
+        assert opened(self.redis, self.keys) == (
+            {"t"} if status in ("queued", "running") else set()
+        )
+        lives: Any = self.redis.ttl(self.keys.task("t"))
+        assert (lives > 0) == (status in TERMINAL or (status is None and bool(kept)))
+        if self.end is not None:
+            assert (status, kept["outcome"]) == self.end
+        elif status in TERMINAL:
+            self.end = status, kept["outcome"]
+        self.last_status = status
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(operations=st.lists(OPERATIONS, min_size=3, max_size=20))
+def test_no_order_of_operations_breaks_a_record(
+    redis_url: str, operations: list[tuple[Any, ...]]
+) -> None:
+    """At most one terminal event, the last; no gap; an end that stays; open while not ended."""
+    keys = Keys(f"t{uuid.uuid4().hex[:12]}")
+    with connect(redis_url) as redis, GenerationClient(redis_url, keys.namespace) as client:
+        owners = [Status(redis, keys, f"owner{number}", 1000) for number in range(3)]
+        world = World(redis, keys, client, owners)
+        for operation in operations:
+            world.do(*operation)
+            world.check()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_race_has_one_winner(
+    redis: Redis, client: GenerationClient, task_id: str, seed: int
+) -> None:
+    """Two owners, a taker-over and a canceller at once leave one end, told last."""
+    keys = client.keys
+    first, second = Status(redis, keys, "first", 1000), Status(redis, keys, "second", 1000)
+    claim = take(first, task_id)
+    gate = threading.Barrier(4)
+
+    def finish() -> list[bool]:
+        gate.wait()
+        return [first.finish(claim, TaskStatus.SUCCEEDED, {}, {})]
+
+    def take_over() -> list[bool]:
+        gate.wait()
+        taken = ask(second, task_id, redelivered=True)
+        if not isinstance(taken, Claim):
+            return []
+        return [second.finish(taken, TaskStatus.FAILED, {}, {})]
+
+    def append() -> list[bool]:
+        gate.wait()
+        for _ in range(5):
+            first.append(claim, "progress", PROGRESS)
+        return []
+
+    def cancel() -> list[bool]:
+        gate.wait()
+        client.handle(task_id).cancel()
+        return []
+
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(each) for each in (finish, take_over, append, cancel)]
+        won = [answer for future in running for answer in future.result()]
+    types = [event["type"] for event in told(redis, keys, task_id)]
+    assert won.count(True) == 1
+    assert [each for each in types if each in TERMINAL] == types[-1:]
+    assert types[-1] == record(redis, keys, task_id)["status"]

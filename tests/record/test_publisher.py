@@ -1,0 +1,192 @@
+"""The publisher: what it may skip, what it hears, and what must not end it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from api_contracts import GenerationClient, TaskStatus
+from tests.record.owners import PROGRESS, kinds, take, told, until
+from worker import publisher
+from worker.engine.job import Control, Stop
+from worker.publisher import BACKLOG, Publisher
+from worker.status import Claim, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from redis import Redis
+
+    from api_contracts.names import Keys
+
+LOADING, UPLOADING = {"seconds_so_far": 0.1}, {"images": 1}
+
+
+def step(number: int) -> dict[str, Any]:
+    return {**PROGRESS, "step": number, "total_steps": 100}
+
+
+@pytest.fixture
+def publish() -> Iterator[Callable[..., Publisher]]:
+    """Publishers that are closed after the test."""
+    made: list[Publisher] = []
+
+    def make(
+        status: Status, tell: Callable[[str, dict[str, int]], None] | None = None
+    ) -> Publisher:
+        made.append(Publisher(status, tell))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+class Stuck(Status):
+    """A Redis that takes its time: the first event waits until it is let go."""
+
+    def stick(self) -> None:
+        """Get stuck from now on."""
+        self.reached, self.go_on = threading.Event(), threading.Event()
+
+    def append(self, claim: Claim, kind: str, fields: Mapping[str, Any]) -> int:
+        """Say that the write was reached, wait, write."""
+        self.reached.set()
+        assert self.go_on.wait(10)
+        return super().append(claim, kind, fields)
+
+
+@pytest.fixture
+def stuck(redis: Redis, keys: Keys) -> Stuck:
+    """A `Status` that is stuck."""
+    status = Stuck(redis, keys, "first", 1000)
+    status.stick()
+    return status
+
+
+def test_progress_coalesces_when_redis_is_slow(
+    stuck: Stuck, redis: Redis, keys: Keys, task_id: str, publish: Callable[..., Publisher]
+) -> None:
+    """Steps that can't be told in time are skipped: the oldest that wait and the newest stay."""
+    made, claim = publish(stuck), take(stuck, task_id)
+    made.watch(claim, Control())
+    made.post(claim, "progress", step(0))
+    assert stuck.reached.wait(10)
+    for number in range(1, 101):
+        made.post(claim, "progress", step(number))
+    stuck.go_on.set()
+    made.release(claim)
+    steps = [each["step"] for each in told(redis, keys, task_id) if each["type"] == "progress"]
+    assert steps == [*range(BACKLOG), 100]
+
+
+@pytest.mark.parametrize(
+    "posted",
+    [
+        ["loading"] * 12 + ["progress"] * 20,
+        ["progress"] * 20 + ["uploading"],
+        ["progress"] * 7 + ["loading"] + ["progress"] * 20 + ["uploading"] + ["progress"] * 2,
+    ],
+    ids=["loading-first", "uploading-last", "between"],
+)
+def test_nothing_but_progress_is_skipped(
+    stuck: Stuck,
+    client: GenerationClient,
+    task_id: str,
+    publish: Callable[..., Publisher],
+    posted: list[str],
+) -> None:
+    """However far the publisher falls behind, all that is not progress is told, in order."""
+    made, claim = publish(stuck), take(stuck, task_id)
+    made.watch(claim, Control())
+    fields: dict[str, dict[str, Any]] = {
+        "loading": LOADING,
+        "uploading": UPLOADING,
+        "progress": step(1),
+    }
+    made.post(claim, "uploading", UPLOADING)
+    assert stuck.reached.wait(10)
+    for kind in posted:
+        made.post(claim, kind, fields[kind])
+    stuck.go_on.set()
+    made.release(claim)
+    seen = kinds(client.redis, client.keys, task_id)[3:]
+    expected = [kind for kind in posted if kind != "progress"]
+    assert [kind for kind in seen if kind != "progress"] == expected
+    assert len(seen) <= 2 * len(expected) + BACKLOG
+
+
+def test_release_writes_what_waits(
+    status: Status, redis: Redis, keys: Keys, task_id: str, publish: Callable[..., Publisher]
+) -> None:
+    """After `release` every event posted before it is told, and later posts go nowhere."""
+    made, claim = publish(status), take(status, task_id)
+    made.watch(claim, Control())
+    for number in range(BACKLOG):
+        made.post(claim, "progress", step(number))
+    made.release(claim)
+    made.post(claim, "uploading", UPLOADING)
+    assert kinds(redis, keys, task_id) == ["queued", "started"] + ["progress"] * BACKLOG
+    assert status.finish(claim, TaskStatus.SUCCEEDED, {}, {})
+
+
+def test_release_does_not_wait_for_ever(
+    stuck: Stuck,
+    task_id: str,
+    publish: Callable[..., Publisher],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The end of a task waits for its progress only so long."""
+    monkeypatch.setattr(publisher, "FLUSH_S", 0.1)
+    made, claim = publish(stuck), take(stuck, task_id)
+    made.watch(claim, Control())
+    made.post(claim, "progress", step(1))
+    assert stuck.reached.wait(10)
+    begun_s = time.monotonic()
+    made.release(claim)
+    assert 0.1 <= time.monotonic() - begun_s < 2
+    stuck.go_on.set()
+
+
+def test_a_cancel_is_heard_in_silence(
+    status: Status, client: GenerationClient, task_id: str, publish: Callable[..., Publisher]
+) -> None:
+    """A task that tells nothing, as while the pipeline is built, still hears of its cancel."""
+    made, claim, control = publish(status), take(status, task_id), Control()
+    other, calm = take(status, "another"), Control()
+    made.watch(other, calm)
+    made.watch(claim, control)
+    client.handle(task_id).cancel()
+    until(lambda: control.asked() is Stop.CANCELLED)
+    assert calm.asked() is None
+
+
+def test_a_cancel_comes_back_with_an_event(
+    status: Status,
+    client: GenerationClient,
+    task_id: str,
+    publish: Callable[..., Publisher],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The answer to an event carries the cancel, without a look of its own."""
+    monkeypatch.setattr(publisher, "LISTEN_S", 1e6)
+    made, claim, control = publish(status), take(status, task_id), Control()
+    made.watch(claim, control)
+    client.handle(task_id).cancel()
+    made.post(claim, "progress", step(1))
+    made.release(claim)
+    assert control.asked() is Stop.CANCELLED
+
+
+def test_an_overtaken_owner_hears_of_it(
+    status: Status, other: Status, task_id: str, publish: Callable[..., Publisher]
+) -> None:
+    """One whose task another worker has claimed is told to stop with its next event."""
+    made, claim, control = publish(status), take(status, task_id), Control()
+    made.watch(claim, control)
+    take(other, task_id, redelivered=True)
+    made.post(claim, "progress", step(1))
+    until(lambda: control.asked() is Stop.SUPERSEDED)

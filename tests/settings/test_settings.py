@@ -1,0 +1,183 @@
+"""The settings: each from its variable, each refused by name, none of the secrets shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from api_contracts import Limits
+from api_contracts.names import Keys
+from worker import settings_table
+from worker.settings import Settings, markdown_table, unknown_variables
+
+SECRET = "hunter2-of-redis"
+URL = f"redis://:{SECRET}@h:6379/1"
+SPEC = {
+    "path": "stabilityai/sd-turbo", "dtype": "float16", "safety_checker": True,
+    "defaults": {"guidance_scale": 3.0, "num_inference_steps": 4, "scheduler": "ddim"},
+}  # fmt: skip
+#: Every field: what its variable may say, and what that means.
+GOOD: dict[str, tuple[str, Any]] = {
+    "broker_url": ("redis://h:1/2", "redis://h:1/2"),
+    "result_url": ("rediss://h:1/2", "rediss://h:1/2"),
+    "events_url": ("redis://h:1/3", "redis://h:1/3"),
+    "namespace": ("ns-1.x_Y", "ns-1.x_Y"),
+    "models": (json.dumps({"default": SPEC}), {"default": SPEC}),
+    "device": ("cuda:1", "cuda:1"),
+    "offload": ("sequential", "sequential"),
+    "slots": ("64", 64),
+    "s3_endpoint_url": ("http://h:9000", "http://h:9000"),
+    "s3_public_endpoint_url": ("https://s3.example", "https://s3.example"),
+    "s3_bucket": ("pictures", "pictures"),
+    "s3_prefix": ("a/b.c", "a/b.c"),
+    "s3_input_prefix": ("", ""),
+    "s3_retry_s": ("0.5", 0.5),
+    "presign_s": ("0", 0),
+    "max_attempts": ("1", 1),
+    "visibility_timeout_s": ("60", 60),
+    "drain_timeout_s": ("0", 0.0),
+    "record_ttl_s": ("60", 60),
+    "max_side_px": ("64", 64),
+    "max_steps": ("1", 1),
+    "max_images": ("64", 64),
+    "log_format": ("json", "json"),
+}
+BAD: list[tuple[str, str]] = [
+    ("broker_url", "amqp://h"), ("broker_url", ""), ("result_url", "http://h"),
+    ("events_url", "h:6379"), ("namespace", ""), ("namespace", "a:b"), ("namespace", "{a}"),
+    ("models", "{}"), ("models", '{"a/b": {"path": "x"}}'), ("models", '{"a": {}}'),
+    ("models", '{"a": {"path": ""}}'), ("models", '{"a": {"path": "x", "dytpe": "auto"}}'),
+    ("models", '{"a": {"path": "x", "defaults": {"guidance": 1}}}'), ("device", "gpu"),
+    ("device", "cuda:"), ("device", "cuda:0\n"), ("offload", "all"), ("slots", "0"),
+    ("slots", "65"), ("slots", "many"), ("s3_bucket", ""), ("s3_prefix", "/a"),
+    ("s3_prefix", "a/"), ("s3_prefix", "../a"), ("s3_input_prefix", "a//b"),
+    ("s3_retry_s", "-1"), ("presign_s", "604801"), ("max_attempts", "0"),
+    ("visibility_timeout_s", "59"), ("drain_timeout_s", "-1"), ("record_ttl_s", "59"),
+    ("max_side_px", "63"), ("max_steps", "0"), ("max_images", "0"), ("max_images", "65"),
+    ("log_format", "xml"),
+]  # fmt: skip
+
+
+def plain(value: Any) -> Any:
+    """A setting as JSON would have it, secrets opened."""
+    if hasattr(value, "get_secret_value"):
+        return value.get_secret_value()
+    if isinstance(value, dict):
+        return {key: each.model_dump(exclude_unset=True) for key, each in value.items()}
+    return value
+
+
+def test_every_field_is_tried_here() -> None:
+    """No setting is without a test of its variable."""
+    assert set(GOOD) == set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_each_is_read_from_its_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Field `x` is what `SAG_X` says."""
+    text, expected = GOOD[name]
+    monkeypatch.setenv(f"SAG_{name.upper()}", text)
+    assert plain(getattr(Settings(), name)) == expected
+
+
+@pytest.mark.parametrize(("name", "text"), BAD)
+def test_a_bad_value_is_named(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that can't mean anything stops the start and is named in the message."""
+    monkeypatch.setenv(f"SAG_{name.upper()}", text)
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert {str(error["loc"][0]) for error in caught.value.errors()} == {name}
+
+
+def test_models_that_are_not_json_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken JSON is told as such, by the setting's name."""
+    monkeypatch.setenv("SAG_MODELS", "{")
+    with pytest.raises(SettingsError, match="models"):
+        Settings()
+
+
+def test_several_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One start tells of every variable that is wrong."""
+    for name in ("SLOTS", "MAX_STEPS", "DEVICE"):
+        monkeypatch.setenv(f"SAG_{name}", "wrong")
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert {error["loc"][0] for error in caught.value.errors()} == {"slots", "max_steps", "device"}
+
+
+def test_secrets_stay_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A password in a URL is in no log line, no repr and no dump of the settings."""
+    for name in ("BROKER", "RESULT", "EVENTS"):
+        monkeypatch.setenv(f"SAG_{name}_URL", URL)
+    settings = Settings()
+    assert settings.broker_url.get_secret_value() == URL
+    for text in (repr(settings), str(settings), str(settings.shown()), settings.model_dump_json()):
+        assert SECRET not in text
+    assert set(settings.shown()) == {f"SAG_{name.upper()}" for name in Settings.model_fields}
+    assert json.dumps(settings.shown())
+
+
+def test_a_refused_url_keeps_its_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message about a wrong URL, which goes to a terminal or a log, hides its password."""
+    monkeypatch.setenv("SAG_BROKER_URL", f"redis+sentinel://:{SECRET}@h:26379/0")
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert "broker_url" in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+def test_urls_fall_back_to_the_broker() -> None:
+    """Events and results live on the broker's Redis unless they have one of their own."""
+    settings = Settings(broker_url="redis://a")
+    assert settings.events.get_secret_value() == settings.results.get_secret_value() == "redis://a"
+    settings = Settings(broker_url="redis://a", events_url="redis://b", result_url="redis://c")
+    assert settings.events.get_secret_value() == "redis://b"
+    assert settings.results.get_secret_value() == "redis://c"
+
+
+def test_settings_do_not_change() -> None:
+    """What was read once stays."""
+    settings = Settings(max_side_px=128, max_steps=2, max_images=3, namespace="n")
+    with pytest.raises(ValidationError):
+        settings.slots = 3  # type: ignore[misc]
+    assert settings.limits == Limits(128, 2, 3)
+    assert settings.keys == Keys("n")
+
+
+def test_unknown_variables_are_listed() -> None:
+    """A misspelt variable is told of, not passed over; others' variables are none of ours."""
+    given = {"SAG_SLOT": "1", "SAG_SLOTS": "1", "SAG_MODEL": "x", "sag_slots": "1", "PATH": ""}
+    assert unknown_variables(given) == ["SAG_MODEL", "SAG_SLOT"]
+    assert unknown_variables({}) == []
+
+
+def test_the_table_names_every_setting() -> None:
+    """Each setting is one row, with its meaning. No path of this machine is in it."""
+    rows = markdown_table().splitlines()[2:]
+    assert [row.split("`")[1] for row in rows] == [
+        f"SAG_{n.upper()}" for n in Settings.model_fields
+    ]
+    assert all(field.description for field in Settings.model_fields.values())
+    assert not any(str(Path.home()) in row or "/work/" in row for row in rows)
+
+
+def test_the_readme_has_the_table_of_today() -> None:
+    """The README's table of settings is the one that `make docs` writes."""
+    text = settings_table.README.read_text()
+    assert text.count(settings_table.BEGIN) == text.count(settings_table.END) == 1
+    assert settings_table.renewed(text) == text
+
+
+def test_the_table_replaces_only_itself() -> None:
+    """Renewing leaves what stands around the marks, and twice is as once."""
+    text = f"before\n{settings_table.BEGIN}\nstale row\n{settings_table.END}\nafter\n"
+    once = settings_table.renewed(text)
+    assert once.startswith("before\n")
+    assert once.endswith("\nafter\n")
+    assert "stale row" not in once
+    assert settings_table.renewed(once) == once
