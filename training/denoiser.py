@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from transformers import CLIPTokenizer
 
-STEPS = 10_000
+STEPS = 9_000
 BATCH = 32
 PEAK_RATE = 1e-3
 #: Share of captions replaced by the empty one, for classifier-free guidance.

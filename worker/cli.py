@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from rich.console import Console
 
 from api_contracts import (
@@ -55,8 +56,10 @@ def run(
 @app.command(hidden=True)
 def work(name: str = "worker") -> None:
     """Be one worker process, as `run` starts them."""
+    from worker import supervisor  # noqa: PLC0415  # what only this command needs
     from worker.app import work as be_worker  # noqa: PLC0415  # Celery's worker side
 
+    supervisor.end_with_parent()
     sys.exit(be_worker(_settings(), name))
 
 
@@ -164,7 +167,10 @@ def _follow(handle: TaskHandle, out: Path | None) -> None:
     if isinstance(result, GenerationError):
         _fail(f"cancelled: {result}" if isinstance(result, GenerationCancelled) else str(result))
     for image in result.images:
-        print(progress.save(image, handle.task_id, out) if out else image.url or image.key)
+        if out:
+            print(_told(lambda image=image: progress.save(image, handle.task_id, out)))
+        else:
+            print(image.url or image.key)
 
 
 def _told(call: Any) -> Any:  # noqa: ANN401  # passes through what the call gives
@@ -182,6 +188,8 @@ def _told(call: Any) -> Any:  # noqa: ANN401  # passes through what the call giv
 def _settings() -> Settings:
     try:
         return Settings()
+    except SettingsError as error:
+        _fail(f"{error}; its value is not the JSON that it should be", INVALID)
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_input=False):
             name = "SAG_" + "_".join(str(part) for part in detail["loc"]).upper()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from api_contracts import GenerationError, GenerationResult
+from api_contracts import GenerationError, GenerationResult, WaitTimeout
 from api_contracts.errors import GenerationCancelled, GenerationExpired, GenerationFailed
 from api_contracts.events import (
     Cancelled,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 #: Time for a picture to arrive, in seconds.
 DOWNLOAD_S = 60
+#: How soon an interrupt is seen while a task is silent, in seconds.
+LOOK_S = 1.0
 
 
 def follow(
@@ -70,12 +73,17 @@ def follow(
 def _one(
     handle: TaskHandle, bars: Progress, row: TaskID, timeout: float | None, stop: threading.Event
 ) -> GenerationResult | GenerationError:
-    result: GenerationResult | GenerationError = GenerationError("nothing was heard of the task")
-    for event in handle.events(timeout=timeout):
-        if stop.is_set():
-            break
-        result = _shown(event, bars, row) or result
-    return result
+    after, heard_s = 0, time.monotonic()
+    while not stop.is_set():
+        try:
+            for event in handle.events(after, timeout=LOOK_S):
+                after, heard_s = event.seq, time.monotonic()
+                if (outcome := _shown(event, bars, row)) is not None:
+                    return outcome
+        except WaitTimeout as error:
+            if timeout is not None and time.monotonic() - heard_s > timeout:
+                return error
+    return GenerationError("not followed to its end")
 
 
 def _shown(event: Event, bars: Progress, row: TaskID) -> GenerationResult | GenerationError | None:

@@ -23,6 +23,8 @@ LISTEN_S = 0.2
 BACKLOG = 8
 #: Least time between two `PROGRESS` states in Celery's backend, in seconds.
 CELERY_EVERY_S = 1.0
+#: Pause after a failed write, in seconds.
+PAUSE_S = 1.0
 #: How long `release` waits for the last events, in seconds.
 FLUSH_S = 2.0
 
@@ -106,10 +108,11 @@ class Publisher:
                 for watched, (kind, fields) in batch:
                     self._write(watched, kind, fields)
                 self._listen()
-            except REDIS_AWAY as error:
-                logger.warning("progress not told, Redis is away: %s", error)
+            except Exception as error:  # noqa: BLE001  # without this thread no cancel is heard
+                away = isinstance(error, REDIS_AWAY)
+                logger.warning("progress not told: %s", error, exc_info=None if away else error)
                 with self._wake:
-                    self._wake.wait(1.0)
+                    self._wake.wait(PAUSE_S)
 
     def _write(self, watched: _Watched, kind: str, fields: Mapping[str, Any]) -> None:
         with self._wake:

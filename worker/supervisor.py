@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 #: How often the children are looked at, in seconds.
 LOOK_S = 0.1
+#: `prctl`'s request for a signal at the parent's death, from `linux/prctl.h`.
+_PR_SET_PDEATHSIG = 1
 
 
 def environments(device: str, gpus: Sequence[int]) -> dict[str, dict[str, str]]:
@@ -72,6 +75,12 @@ def run(children: Mapping[str, Mapping[str, str]]) -> int:
                 leave(signal.SIGTERM, None)
         time.sleep(LOOK_S)
     return status
+
+
+def end_with_parent() -> None:
+    """Have this child told to end when its supervisor dies, however that dies (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def _start(name: str, extra: Mapping[str, str]) -> subprocess.Popen[bytes]:

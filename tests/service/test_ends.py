@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,7 +23,6 @@ from worker import embedded
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from celery import Celery
 
@@ -39,6 +39,22 @@ def wait_for(handle: TaskHandle, kind: str) -> None:
         if event.type == kind:
             return
         assert not event.is_terminal
+
+
+def child_of(service: Service) -> int:
+    """The process id of the worker that `run` started."""
+    listed = subprocess.run(
+        ["pgrep", "-P", str(service.process.pid)], capture_output=True, text=True, check=True
+    )
+    return int(listed.stdout.split()[0])
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Return when `holds` does; fail after `END_S`."""
+    deadline_s = time.monotonic() + END_S
+    while not holds():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
 
 
 def test_a_running_task_is_cancelled_at_a_step(service: Service, stranger: Celery) -> None:
@@ -154,8 +170,7 @@ def test_a_redis_restart_loses_and_doubles_nothing(
 ) -> None:
     """Redis restarted under a running task: one start, one end, and the worker serves on."""
     port = embedded.free_port()
-    with ExitStack() as stack:
-        before = ExitStack()
+    with ExitStack() as stack, ExitStack() as before:
         url = before.enter_context(embedded.redis_server(tmp_path, port))
         worker = stack.enter_context(start_service(url))
         handle = worker.client.submit(LONG)
@@ -187,11 +202,18 @@ def test_a_dead_child_ends_the_supervisor(
 ) -> None:
     """A worker process that dies is not hidden: `run` ends with a failure."""
     with embedded.redis_server(tmp_path) as url, start_service(url) as worker:
-        listed = subprocess.run(
-            ["pgrep", "-P", str(worker.process.pid)], capture_output=True, text=True, check=True
-        )
-        os.kill(int(listed.stdout.split()[0]), signal.SIGKILL)
+        os.kill(child_of(worker), signal.SIGKILL)
         assert worker.process.wait(30) != 0
+
+
+def test_a_dead_supervisor_ends_its_child(
+    start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
+) -> None:
+    """`kill -9` of `run` leaves no worker behind that nobody looks after."""
+    with embedded.redis_server(tmp_path) as url, start_service(url) as worker:
+        child = child_of(worker)
+        worker.process.kill()
+        wait_until(lambda: not Path(f"/proc/{child}").exists())
 
 
 def test_health_tells_a_worker_from_none(service: Service, tmp_path: Path) -> None:
