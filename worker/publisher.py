@@ -108,7 +108,7 @@ class Publisher:
                 for watched, (kind, fields) in batch:
                     self._write(watched, kind, fields)
                 self._listen()
-            except Exception as error:  # noqa: BLE001  # without this thread no cancel is heard
+            except Exception as error:  # without this thread no cancel is heard
                 away = isinstance(error, REDIS_AWAY)
                 logger.warning("progress not told: %s", error, exc_info=None if away else error)
                 with self._wake:
