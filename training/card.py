@@ -34,8 +34,7 @@ CURVES = {
 }
 FRONT = """\
 ---
-license: other
-license_name: same-as-the-repository
+license: apache-2.0
 library_name: diffusers
 pipeline_tag: text-to-image
 language: en
@@ -64,7 +63,7 @@ def text(out: Path) -> str:
         _data(run),
         _architecture(out),
         _training(run),
-        "## Licence\n\nThe same licence as the repository. No other data or weights went into it.",
+        "## Licence\n\nApache-2.0, as the repository. No other data or weights went into it.",
     )
     return "\n\n".join(sections) + "\n"
 
