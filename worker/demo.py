@@ -39,7 +39,8 @@ def run_demo(prompt: str | None, out: Path, console: Console) -> int:
 
     The last line on standard output is the path of the contact sheet.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # in a background job SIGINT may be ignored
+        signal.signal(number, _interrupt)
     began_s = time.monotonic()
     prompts = (prompt,) if prompt else PROMPTS
     try:

@@ -78,7 +78,7 @@ class Settings(BaseSettings):
             "default": ModelSpec(
                 path=str(SHIPPED_MODEL),
                 safety_checker=False,
-                defaults=ModelDefaults(num_inference_steps=25, guidance_scale=3.0),
+                defaults=ModelDefaults(num_inference_steps=25, guidance_scale=4.0),
             )
         },
         min_length=1,

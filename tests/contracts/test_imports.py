@@ -33,7 +33,7 @@ def imported(module: str, **environment: str) -> tuple[float, set[str]]:
 
 
 def test_contracts_are_light() -> None:
-    """A backend that orders pictures pays under half a second of a processor, and loads no worker."""
+    """A backend pays under half a second of a processor, and loads nothing of the worker."""
     tries = []
     for _ in range(5):
         took_s, names = imported("api_contracts")

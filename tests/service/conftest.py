@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from api_contracts import Event
     from tests.conftest import Service
     from worker.embedded import S3Server
+
+
+#: Longest wait for anything that must come, in seconds.
+END_S = 120.0
 
 
 @pytest.fixture
@@ -48,3 +53,11 @@ def check_events(events: list[Event]) -> None:
     assert [event.is_terminal for event in events].count(True) == 1
     assert events[-1].is_terminal
     assert len({event.task_id for event in events}) == 1
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Return when `holds` does; fail after `END_S`."""
+    deadline_s = time.monotonic() + END_S
+    while not holds():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)

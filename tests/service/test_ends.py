@@ -17,7 +17,7 @@ from celery.exceptions import TaskRevokedError
 from redis import Redis
 
 from api_contracts import GenerationCancelled, GenerationExpired, GenerationFailed, TaskStatus
-from tests.service.conftest import check_events
+from tests.service.conftest import END_S, check_events, wait_until
 from worker import embedded
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from tests.conftest import Service
 
 LONG = {"prompt": "a large red circle on a white background", "num_inference_steps": 150}
-END_S = 120.0
 
 
 def wait_for(handle: TaskHandle, kind: str) -> None:
@@ -47,14 +46,6 @@ def child_of(service: Service) -> int:
         ["pgrep", "-P", str(service.process.pid)], capture_output=True, text=True, check=True
     )
     return int(listed.stdout.split()[0])
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Return when `holds` does; fail after `END_S`."""
-    deadline_s = time.monotonic() + END_S
-    while not holds():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
 
 
 def test_a_running_task_is_cancelled_at_a_step(service: Service, stranger: Celery) -> None:
@@ -183,7 +174,7 @@ def test_a_redis_restart_loses_and_doubles_nothing(
         assert [event.type for event in events].count("started") == 1
         assert worker.client.submit(LONG | {"num_inference_steps": 1}).result(END_S).images
         with Redis.from_url(url) as redis:
-            assert redis.hlen("unacked") == 0
+            wait_until(lambda: redis.hlen("unacked") == 0)
         assert worker.process.poll() is None
 
 

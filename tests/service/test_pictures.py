@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from api_contracts import GenerationFailed, GenerationRequest, GenerationResult, TaskStatus
-from tests.service.conftest import check_events
+from tests.service.conftest import END_S, check_events
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 PROMPT = "a large red circle on a white background"
 QUICK = {"prompt": PROMPT, "num_inference_steps": 2, "seed": 3}
-END_S = 120.0
 
 
 def test_a_stranger_gets_the_result_through_celery_alone(stranger: Celery) -> None:
@@ -93,7 +92,7 @@ def test_defaults_come_from_the_model_and_are_told(service: Service) -> None:
     """What is left out takes the model's defaults, and the result names all that was used."""
     result = service.client.submit({"prompt": PROMPT}).result(END_S)
     used = result.parameters
-    assert (used["num_inference_steps"], used["guidance_scale"]) == (25, 3.0)
+    assert (used["num_inference_steps"], used["guidance_scale"]) == (25, 4.0)
     assert (used["height"], used["width"], used["scheduler"]) == (64, 64, "ddim")
     assert used["seed"] == result.images[0].seed
     timings = result.timings
