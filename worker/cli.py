@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
@@ -207,7 +207,7 @@ def _client() -> GenerationClient:
     )
 
 
-def _fail(message: str, status: int = FAILED) -> Any:  # noqa: ANN401  # never returns
+def _fail(message: str, status: int = FAILED) -> NoReturn:
     console.print(f"[red]{message}[/]", highlight=False)
     sys.exit(status)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -10,8 +10,13 @@ from worker.engine.job import Job
 from worker.settings import SHIPPED_MODEL, ModelSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from worker.engine.job import JobResult
     from worker.engine.models import LoadedModel
+
+#: The fixture `make`: runs a job of these fields, and of a `control`.
+Make: TypeAlias = "Callable[..., JobResult]"
 
 SPEC = ModelSpec(path=str(SHIPPED_MODEL), safety_checker=False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from PIL import Image
 from worker.engine import image
 from worker.engine.job import Picture
 
-Make = "Callable[..., JobResult]"
+if TYPE_CHECKING:
+    from tests.engine.jobs import Make
+
 ORIGIN = {"request": {"prompt": "ein großer Stern ★"}, "seed": 5, "versions": {"torch": "2"}}
 
 

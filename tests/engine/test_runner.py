@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from tests.engine.jobs import fresh, job, latents_of, upstream
-from worker.engine import runner
+from worker.engine import runner, schedulers
 from worker.engine.job import Control, JobStopped, Step, Stop
 from worker.errors import BadRequest, UnsupportedScheduler
 
 if TYPE_CHECKING:
+    from tests.engine.jobs import Make
     from worker.engine.models import LoadedModel
-
-Make = "Callable[..., JobResult]"
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,7 @@ def test_a_stopped_job_leaves_a_fresh_pipeline(after: int) -> None:
 def test_a_job_that_breaks_leaves_a_fresh_pipeline(loaded: LoadedModel, make: Make) -> None:
     """A fault in the middle of a step, too, leaves no processor behind."""
     before = latents_of(make())
-    control = Control(on_step=lambda _: 1 / 0)  # type: ignore[arg-type, return-value]  # it is to break
+    control = Control(on_step=lambda _: 1 / 0)  # type: ignore[arg-type]  # it is to break
     with pytest.raises(ZeroDivisionError):
         make(control=control)
     assert torch.equal(latents_of(make()), before)
@@ -136,7 +135,7 @@ def test_previews_come_when_asked_and_change_nothing(make: Make) -> None:
     assert torch.equal(latents_of(with_previews), latents_of(make()))
 
 
-@pytest.mark.parametrize("name", [n for n, s in runner.schedulers.SAMPLERS.items() if s.served])
+@pytest.mark.parametrize("name", [n for n, s in schedulers.SAMPLERS.items() if s.served])
 def test_every_served_scheduler_makes_a_picture(make: Make, name: str) -> None:
     """Each scheduler that is served ends with finite latents, tells every step, and repeats."""
     seen: list[Step] = []
@@ -149,7 +148,7 @@ def test_every_served_scheduler_makes_a_picture(make: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*(n for n, s in runner.schedulers.SAMPLERS.items() if not s.served), "nonsense"]
+    "name", [*(n for n, s in schedulers.SAMPLERS.items() if not s.served), "nonsense"]
 )
 def test_other_schedulers_are_refused_by_name(make: Make, name: str) -> None:
     """A scheduler that can't be combined with guidance yet, or is unknown, is refused at once."""

@@ -13,9 +13,8 @@ from worker.engine import tensors
 from worker.errors import BadRequest
 
 if TYPE_CHECKING:
+    from tests.engine.jobs import Make
     from worker.engine.models import LoadedModel
-
-Make = "Callable[..., JobResult]"
 
 
 def packed(**named: torch.Tensor) -> bytes:

@@ -198,7 +198,7 @@ def test_the_command_saves_what_was_asked_for(service: Service, tmp_path: Path) 
         assert red > 150
         assert max(green, blue) < 100
         for corner in ((2, 2), (61, 2), (2, 61), (61, 61)):
-            assert min(picture.convert("RGB").getpixel(corner)) > 200  # type: ignore[type-var, arg-type]  # three of RGB
+            assert min(picture.convert("RGB").getpixel(corner)) > 200  # type: ignore[arg-type]  # three of RGB
 
 
 def test_a_bad_command_is_told_all_its_faults(service: Service) -> None:

@@ -141,7 +141,7 @@ def test_an_outage_shorter_than_the_budget_costs_only_time(
         target=lambda: digests.append(storage.put("k", b"late", "text/plain"))
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedded.secrets, "token_hex", lambda _: "known")
+        patch.setattr("secrets.token_hex", lambda _: "known")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "known")
         upload.start()
         assert trying.wait(10)
