@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,10 +51,16 @@ class S3Server:
 
 def free_port() -> int:
     """A port that nobody listens on, for a server that is about to."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """As many different ports that nobody listens on."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((LOOPBACK, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 @contextmanager
@@ -89,9 +95,9 @@ def s3_server(folder: Path, bucket: str, port: int | None = None) -> Iterator[S3
         "actions": ["Admin", "Read", "Write", "List"],
     }
     config.write_text(json.dumps({"identities": [identity]}))
-    ports = {f"-{name}.port": free_port() for name in ("master", "volume", "filer")}
-    grpc = {f"-{name}.port.grpc": free_port() for name in ("master", "volume", "filer", "s3")}
-    options = [f"{name}={value}" for name, value in (ports | grpc).items()]
+    names = [f"-{name}.port" for name in ("master", "volume", "filer")]
+    names += [f"-{name}.port.grpc" for name in ("master", "volume", "filer", "s3")]
+    options = [f"{name}={each}" for name, each in zip(names, free_ports(len(names)), strict=True)]
     command = [
         _seaweedfs(), "server", f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}", f"-dir={folder}", "-s3",
         f"-s3.port={port}", f"-s3.config={config}", "-volume.max=0",
