@@ -65,15 +65,15 @@ class GenerationClient:
         """
         data = request.to_wire() if isinstance(request, GenerationRequest) else request
         checked = parse_request(data)
-        task_id = _checked_id(task_id or str(uuid.uuid4()))
+        task_id = _checked_id(str(uuid.uuid4()) if task_id is None else task_id)
         queue = names.queue_name(checked.model)
-        wire = checked.to_wire()
         fields: dict[str, Any] = {"queue": queue, "position": None, "metadata": checked.metadata}
         keys = [self.keys.task(task_id), self.keys.events(task_id), self.keys.open]
         args = [task_id, _json(checked), event_tail(task_id, "queued", fields), queue]
-        status = _reach(lambda: self._submit(keys=keys, args=args)).decode()
-        if status == TaskStatus.QUEUED:
-            self._send(task_id, wire, queue, checked.priority)
+        status, kept = _reach(lambda: self._submit(keys=keys, args=args))
+        if status.decode() == TaskStatus.QUEUED:
+            first = GenerationRequest.model_validate_json(kept)
+            self._send(task_id, first.to_wire(), names.queue_name(first.model), first.priority)
         return TaskHandle(self, task_id)
 
     def handle(self, task_id: str) -> TaskHandle:
@@ -154,7 +154,9 @@ class TaskHandle:
         while True:
             left_s = _BLOCK_S if timeout is None else quiet_since + timeout - time.monotonic()
             try:
-                entries = self._read(last, min(_BLOCK_S, left_s)) if left_s > 0 else []
+                entries = self._read(last, max(0.0, min(_BLOCK_S, left_s)))
+                if not entries and self._is_told(last):
+                    return
                 pause = _RECONNECT_S[0]
             except (RedisConnectionError, RedisTimeoutError):
                 time.sleep(min(pause, max(left_s, 0)))
@@ -166,7 +168,7 @@ class TaskHandle:
                     yield event
                     if event.is_terminal:
                         return
-            if timeout is not None and time.monotonic() - quiet_since >= timeout:
+            if not entries and timeout is not None and time.monotonic() - quiet_since >= timeout:
                 message = f"task {self.task_id} said nothing for {timeout:g} s"
                 raise errors.WaitTimeout(message)
 
@@ -236,11 +238,20 @@ class TaskHandle:
             for number, fields in entries
         ]
 
+    def _is_told(self, last: int) -> bool:
+        """Whether the task has ended and event `last` was its end."""
+        reply = self._client.redis.hmget(self._record, "status", "seq")
+        status, seq = cast("list[bytes | None]", reply)
+        return bool(status and TaskStatus(status.decode()).is_terminal and int(seq or 0) <= last)
+
     def _metadata(self) -> dict[str, str]:
         request = _reach(lambda: self._client.redis.hget(self._record, "request"))
         if not request:
             return {}
-        return GenerationRequest.model_validate_json(request).metadata
+        try:
+            return GenerationRequest.model_validate_json(request).metadata
+        except ValidationError:
+            return {}
 
 
 def _connect(url: str) -> Redis:

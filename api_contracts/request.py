@@ -23,6 +23,7 @@ MAX_SEED = 2**63 - 1
 _ECHO_CHARS = 80
 #: Names that pydantic puts into an error's place for the branch of a union.
 _TAGS = frozenset({"one", "many"})
+_UNIONS = frozenset({"prompt", "negative_prompt", "seed"})
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def _one_or_many(value: object) -> str:
 Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS)]
 NegativePrompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-Side = Annotated[int, Field(ge=64, multiple_of=8)]
+Side = Annotated[int, Field(ge=64, le=16_384, multiple_of=8)]
+Text = Annotated[str, Field(max_length=MAX_METADATA_BYTES)]
 _PICK = Discriminator(_one_or_many)
 Prompts = Annotated[
     Annotated[Prompt, Tag("one")]
@@ -93,10 +95,10 @@ class GenerationRequest(_Strict):
     )
     height: Side | None = Field(default=None, description="Pixels; null is the model's own.")
     width: Side | None = Field(default=None, description="Pixels; null is the model's own.")
-    num_inference_steps: int = Field(default=50, ge=1)
+    num_inference_steps: int = Field(default=50, ge=1, le=10_000)
     guidance_scale: float = Field(default=7.5, ge=0, le=50, description="On when above 1.")
     sag_scale: float = Field(default=0.75, ge=0, le=10, description="On when above 0.")
-    num_images_per_prompt: int = Field(default=1, ge=1)
+    num_images_per_prompt: int = Field(default=1, ge=1, le=64)
     eta: float = Field(default=0.0, ge=0, le=1, description="For the `ddim` scheduler only.")
     seed: Seeds | None = Field(
         default=None,
@@ -111,13 +113,17 @@ class GenerationRequest(_Strict):
     clip_skip: int | None = Field(default=None, ge=0, le=32)
     cross_attention_kwargs: CrossAttention | None = None
     output_type: Literal["png", "jpeg", "webp", "npy", "latent"] = "png"
-    callback_steps: int = Field(default=1, ge=1, description="Steps between progress events.")
-    preview_every: int = Field(default=0, ge=0, description="Steps between previews; 0 is never.")
+    callback_steps: int = Field(
+        default=1, ge=1, le=10_000, description="Steps between progress events."
+    )
+    preview_every: int = Field(
+        default=0, ge=0, le=10_000, description="Steps between previews; 0 is never."
+    )
     deadline_s: float | None = Field(
         default=None, gt=0, description="Seconds from submission; past it the task expires."
     )
     priority: int = Field(default=5, ge=0, le=9, description="0 goes first.")
-    metadata: dict[str, str] = Field(
+    metadata: dict[Text, Text] = Field(
         default_factory=dict, description="Comes back in every event, untouched."
     )
     traceparent: str | None = Field(
@@ -175,7 +181,7 @@ def _fault(detail: ErrorDetails) -> Fault:
     for part in detail["loc"]:
         if isinstance(part, int):
             where += f"[{part}]"
-        elif part not in _TAGS:
+        elif part not in _TAGS or where not in _UNIONS:
             where += f".{part}" if where else part
     given = detail["input"]
     echo = "" if detail["type"] == "missing" else f" (got {_echo(given)})"
@@ -188,6 +194,8 @@ def _echo(value: object) -> str:
     if isinstance(value, str | list | dict):
         text = repr(value[:_ECHO_CHARS]) if isinstance(value, str) else type(value).__name__
         return f"{text}, length {len(value)}"
+    if isinstance(value, int) and value.bit_length() > _ECHO_CHARS:
+        return f"an integer of {value.bit_length()} bits"
     return repr(value)[:_ECHO_CHARS].encode("ascii", "backslashreplace").decode()
 
 

@@ -5,11 +5,11 @@
 -- KEYS[3]  ns:open         sorted set  id added
 -- ARGV     id, request JSON, event tail, queue
 local status = redis.call('HGET', KEYS[1], 'status')
-if status then return status end
+if status then return {status, redis.call('HGET', KEYS[1], 'request')} end
 local now = now_s()
 redis.call('HSET', KEYS[1], 'status', 'queued', 'attempt', 0, 'fence', 0, 'request', ARGV[2],
   'queue', ARGV[4], 'submitted_at', string.format('%.6f', now))
 redis.call('PERSIST', KEYS[1])
 redis.call('ZADD', KEYS[3], string.format('%.6f', now), ARGV[1])
 append_event(KEYS[1], KEYS[2], ARGV[3])
-return 'queued'
+return {'queued', ARGV[2]}

@@ -19,8 +19,8 @@ if status and status ~= 'queued' and status ~= 'running' then
 end
 if status == 'running' and redis.call('HGET', task, 'token') == ARGV[8] then
   -- The same call again: its answer was lost on the way.
-  local had = redis.call('HMGET', task, 'fence', 'submitted_at', 'started_at')
-  return {'run', tonumber(had[1]), attempt, had[2], had[3]}
+  local had = redis.call('HMGET', task, 'fence', 'submitted_at', 'started_at', 'answer')
+  return {had[4] or 'run', tonumber(had[1]), attempt, had[2], had[3]}
 end
 if status == 'running' and ARGV[7] ~= '1' then
   return {'held', 0, attempt, redis.call('HGET', task, 'owner'), ''}
@@ -43,7 +43,7 @@ else
 end
 local fence = redis.call('HINCRBY', task, 'fence', 1)
 redis.call('HSET', task, 'status', 'running', 'owner', owner, 'started_at', now,
-  'token', ARGV[8])
+  'token', ARGV[8], 'answer', answer)
 redis.call('ZADD', open, now, id)
 if answer == 'run' and tail ~= '' then append_event(task, events, tail) end
 return {answer, fence, attempt, submitted, now}

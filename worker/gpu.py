@@ -14,7 +14,7 @@ class Gpu:
     index: int
     uuid: str
     name: str
-    memory_mib: int
+    memory_mib: int | None
 
 
 def list_gpus() -> list[Gpu]:
@@ -27,7 +27,10 @@ def list_gpus() -> list[Gpu]:
     if answer.returncode:
         return []
     rows = (line.split(", ") for line in answer.stdout.splitlines() if line.count(", ") == 3)  # noqa: PLR2004  # the columns asked for
-    return [Gpu(int(index), uuid, name, int(memory)) for index, uuid, name, memory in rows]
+    return [
+        Gpu(int(index), uuid, name, int(memory) if memory.isdigit() else None)
+        for index, uuid, name, memory in rows
+    ]
 
 
 def resolve(device: str) -> str:

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 #: Name of the keyword argument in which a message's fault travels to the task.
 UNREADABLE = "__unreadable__"
 _ACCEPTED = {"application/json"}
+#: What kombu and its codecs raise over a body or its content type.
+_UNREADABLE = (KombuError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
 #: Longest piece of a broken message that is logged, in characters.
 _ECHO_CHARS = 200
 
@@ -131,7 +133,7 @@ def put_in_order(message: Message) -> str | None:
 def _body(message: Message) -> tuple[Any, str | None]:
     try:
         body = loads(message.body, message.content_type, message.content_encoding, _ACCEPTED)
-    except (KombuError, ValueError, TypeError, LookupError, RecursionError) as error:
+    except _UNREADABLE as error:
         why = _echo(error)
         return None, f"the body is not JSON as {_echo(message.content_type)} ({why})"
     return body, None
@@ -139,23 +141,34 @@ def _body(message: Message) -> tuple[Any, str | None]:
 
 def _body_fault(body: object) -> str | None:
     match body:
-        case [list() | tuple(), dict(), dict() | None]:
-            return None
+        case [list() | tuple(), dict(), dict() | None as embed]:
+            signatures = [
+                signature
+                for name in ("callbacks", "errbacks", "chain")
+                for signature in _listed((embed or {}).get(name))
+            ]
+            if all(isinstance(each, dict) and "task" in each for each in signatures):
+                return None
+            return "callbacks, errbacks and chain are not lists of signatures"
         case _:
             return "the body is not [args, kwargs, embed]"
+
+
+def _listed(value: object) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def _headers_fault(headers: dict[str, Any]) -> str | None:
     if headers.get("eta") is not None:
         return "eta and countdown are not served; send the task when it is due"
-    if not isinstance(headers.get("expires"), str | None):
-        return "expires is not a date"
+    if headers.get("expires") is not None:
+        return "expires is not served; use the request's deadline_s"
     return None
 
 
 def _clean(headers: dict[str, Any]) -> dict[str, Any]:
     """The headers that mean something here, each of the type that Celery takes for granted."""
-    expires, parent = headers.get("expires"), headers.get("parent_id")
+    parent = headers.get("parent_id")
     root = headers.get("root_id")
     return {
         "lang": "py",
@@ -164,7 +177,7 @@ def _clean(headers: dict[str, Any]) -> dict[str, Any]:
         "root_id": root if isinstance(root, str) else headers["id"],
         "parent_id": parent if isinstance(parent, str) else None,
         "group": headers["group"] if isinstance(headers.get("group"), str) else None,
-        "expires": expires if isinstance(expires, str) else None,
+        "expires": None,
         "retries": 0,
         "timelimit": [None, None],
         "argsrepr": "",

@@ -68,7 +68,8 @@ class Publisher:
             watched = self._watched.get(claim.task_id)
             if watched is None:
                 return
-            if kind == "progress" and len(watched.waiting) >= BACKLOG:
+            behind = len(watched.waiting) >= BACKLOG
+            if kind == "progress" and behind and watched.waiting[-1][0] == "progress":
                 watched.waiting.pop()
             watched.waiting.append((kind, fields))
             self._wake.notify_all()

@@ -58,7 +58,9 @@ Prefix = Annotated[
 class Settings(BaseSettings):
     """Everything that can be set. Field `x` is environment variable `SAG_X`."""
 
-    model_config = SettingsConfigDict(env_prefix="SAG_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="SAG_", frozen=True, extra="ignore", hide_input_in_errors=True
+    )
 
     broker_url: RedisUrl = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"),
