@@ -85,7 +85,7 @@ Seeds = Annotated[
 class GenerationRequest(_Strict):
     """One order of pictures. Names and meanings are those of diffusers' SAG pipeline."""
 
-    schema_version: Literal[1] = 1
+    schema_version: int = Field(default=1, ge=1, le=1)
     model: str = Field(
         default=DEFAULT_MODEL, pattern=MODEL_PATTERN, description="Alias from the settings."
     )

@@ -90,6 +90,10 @@ class Transport(kombu_redis.Transport):
 class TolerantConsumer(Consumer):
     """Celery's consumer, given only messages that it can handle."""
 
+    def on_decode_error(self, message: Message, exc: Exception) -> None:  # noqa: ARG002  # Celery's signature
+        """Answer a message whose compression can't be undone; Celery would only drop it."""
+        self.task_consumer.on_message(message)
+
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:  # noqa: ANN401  # Celery's signature
         """Celery's handler behind `put_in_order`."""
         handle = super().create_task_handler(*args, **kwargs)
@@ -131,6 +135,8 @@ def put_in_order(message: Message) -> str | None:
 
 
 def _body(message: Message) -> tuple[Any, str | None]:
+    if message.errors:
+        return None, f"the body can't be unpacked ({_echo(message.errors[0][1])})"
     try:
         body = loads(message.body, message.content_type, message.content_encoding, _ACCEPTED)
     except _UNREADABLE as error:

@@ -80,7 +80,7 @@ HOSTILE_KEYS = (
     "a/.safetensors", "\u00e4.safetensors", "a" * 501 + ".safetensors", "\ud800.safetensors",
 )  # fmt: skip
 BAD: list[tuple[str, Any]] = [
-    *each("schema_version", 0, 2, "1", None),
+    *each("schema_version", 0, 2, 1.0, "1", True, None),
     *each("model", "", "A", "-a", "a/b", "../a", "a\n", "a" * 65, None, 1),
     *each("prompt", "", "x" * 2001, 5, {}, [], ["x"] * 65, "\ud800"),
     *each("negative_prompt", "x" * 2001, 5, [], "\udfff"),

@@ -31,7 +31,11 @@ def message(
 ) -> Message:
     """A message with anything in any place."""
     made = Message(
-        body=body, delivery_tag="d", content_type=content_type, content_encoding=content_encoding
+        body=body,
+        delivery_tag="d",
+        content_type=content_type,
+        content_encoding=content_encoding,
+        headers=dict(headers) if isinstance(headers, dict) else None,
     )
     made.headers = headers
     return made

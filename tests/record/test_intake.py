@@ -76,6 +76,15 @@ def test_only_json_is_read(kind: object) -> None:
     assert fault_in(made)
 
 
+@pytest.mark.parametrize("compression", ["gzip", "no-such-compression", 5, ["x"]])
+def test_what_is_not_compressed_as_it_says_is_answered(compression: object) -> None:
+    """A message that kombu can't decompress becomes a call that says so, also when it is JSON."""
+    made = message(headers={**HEADERS, "compression": compression})
+    assert made.errors
+    assert put_in_order(made) is None
+    assert "unpacked" in (fault_in(made) or "")
+
+
 @pytest.mark.parametrize("encoding", [5, ["utf-8"], {}, "no-such-encoding", "\ud800"])
 def test_an_odd_encoding_ends_nothing(encoding: object) -> None:
     """Whatever is said of the encoding, the message is handled or answered."""

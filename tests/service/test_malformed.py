@@ -74,6 +74,8 @@ def answerable(task_id: str, rng: random.Random) -> dict[str, Any]:
         lambda: message(task_id, json.dumps([[GOOD], {}, {}]).encode()),
         lambda: message(task_id, calls(GOOD), **{"content-type": "application/x-yaml"}),
         lambda: message(task_id, pickle.dumps(GOOD), **{"content-type": PICKLE}),
+        lambda: message(task_id, calls(GOOD), headers=headers | {"compression": "zstd-9"}),
+        lambda: message(task_id, calls(GOOD), headers=headers | {"compression": "gzip"}),
         lambda: message(task_id, calls(GOOD), headers=headers | {"eta": "2099-01-01T00:00:00"}),
         lambda: message(task_id, calls(GOOD), headers=headers | {"expires": [1]}),
         lambda: message(task_id, calls({}), headers=headers | {"timelimit": "x", "retries": {}}),
