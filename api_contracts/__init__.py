@@ -1,9 +1,9 @@
-"""What other backends need to order pictures from the worker and to follow them.
+"""What other backends need to submit tasks to the worker and to follow them.
 
 Never imports torch, nor anything of `worker`.
 """
 
-from api_contracts.client import GenerationClient, TaskHandle
+from api_contracts.client import GenerationClient
 from api_contracts.errors import (
     ErrorCode,
     Fault,
@@ -18,6 +18,7 @@ from api_contracts.errors import (
     WaitTimeout,
 )
 from api_contracts.events import Event, TaskStatus
+from api_contracts.handle import TaskHandle
 from api_contracts.request import GenerationRequest, Limits, Reference
 from api_contracts.result import GenerationResult, ImageResult, Timings
 

@@ -44,7 +44,7 @@ class TaskError(BaseModel):
 
     code: ErrorCode
     message: str = Field(description="For a person: what happened and what to do.")
-    retryable: bool = Field(description="Whether the same request may succeed later.")
+    retryable: bool = Field(description="Whether it may succeed under a new id.")
     details: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -106,6 +106,16 @@ class GenerationFailed(GenerationError):
 class GenerationExpired(GenerationFailed):
     """The task's deadline passed before it was done."""
 
+    @classmethod
+    def at(cls, step: int) -> GenerationExpired:
+        """The exception for a task that had done `step` steps."""
+        return cls(ErrorCode.DEADLINE_EXCEEDED.value, f"the deadline passed at step {step}")
+
 
 class GenerationCancelled(GenerationError):
     """The task was cancelled."""
+
+    @classmethod
+    def at(cls, step: int) -> GenerationCancelled:
+        """The exception for a task that had done `step` steps."""
+        return cls(f"cancelled at step {step}")

@@ -75,5 +75,5 @@ class Keys:
 
     @property
     def control(self) -> str:
-        """Channel: ids whose cancel was requested."""
+        """Channel: ids whose cancel was requested. Reserved; workers look at the record."""
         return f"{self.namespace}:control"

@@ -27,7 +27,7 @@ class ImageResult(_Frozen):
 class Timings(_Frozen):
     """Where the time went, in seconds."""
 
-    queued_s: float = Field(description="From submission to the claim of this attempt.")
+    queued_s: float = Field(description="From submission to the device.")
     load_s: float = Field(description="Waiting for the pipeline to be built.")
     encode_s: float = Field(description="Prompt to embeddings.")
     denoise_s: float

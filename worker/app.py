@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import ssl
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery import Celery, signals
 from kombu import Exchange, Queue
 
+from api_contracts.connection import celery_tls, connect
 from api_contracts.names import DEFAULT_MODEL, PRIORITIES, TRANSPORT_OPTIONS, queue_name
 from worker import gpu, log
 from worker.engine.engine import Engine
@@ -19,12 +19,9 @@ from worker.execute import Executor
 from worker.publisher import Publisher
 from worker.settings import Settings, unknown_variables
 from worker.shelf import Shelf
-from worker.status import Status, connect
+from worker.status import Status
 from worker.storage import Storage
 from worker.tasks import Generate
-
-if TYPE_CHECKING:
-    from pydantic import SecretStr
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +70,8 @@ def _configuration(settings: Settings) -> dict[str, Any]:
             "unacked_restore_interval": 10,
             "unacked_restore_throttle": 1,
         },
-        **_tls("broker_use_ssl", settings.broker_url),
-        **_tls("redis_backend_use_ssl", settings.results),
+        **celery_tls("broker_use_ssl", settings.broker_url.get_secret_value()),
+        **celery_tls("redis_backend_use_ssl", settings.results.get_secret_value()),
         "redis_socket_timeout": 30,
         "redis_socket_keepalive": True,
         "redis_backend_health_check_interval": 10,
@@ -88,13 +85,6 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "worker_send_task_events": False,
         "worker_hijack_root_logger": False,
     }
-
-
-def _tls(name: str, url: SecretStr) -> dict[str, Any]:
-    """Verify the server's certificate on a `rediss://` URL; kombu's default would not."""
-    if not url.get_secret_value().startswith("rediss://"):
-        return {}
-    return {name: {"ssl_cert_reqs": ssl.CERT_REQUIRED}}
 
 
 def _executor(app: Celery, settings: Settings) -> Executor:

@@ -1,4 +1,4 @@
-"""The commands."""
+"""The `sag-worker` commands: arguments, what they print, exit statuses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pydantic_settings import SettingsError
 from rich.console import Console
 
 from api_contracts import (
-    GenerationCancelled,
     GenerationClient,
     GenerationError,
     InvalidRequest,
@@ -45,6 +44,8 @@ def run(
 
     settings = _settings()
     log.configure(settings.log_format)
+    if gpu and device != "auto":
+        _fail("give --gpu or --device, not both", INVALID)
     chosen = settings.device if device == "auto" else device
     try:
         children = supervisor.environments(chosen, gpu or [])
@@ -84,7 +85,7 @@ def submit(  # noqa: PLR0913  # a flag for each thing that people set by hand
         Path | None, typer.Option(help="Folder for the pictures; implies --wait.")
     ] = None,
 ) -> None:
-    """Order a picture. Prints the task id, then with --wait the keys or the saved files."""
+    """Submit a task. Prints its id, then with --wait the pictures' URLs, with --out the files."""
     request = {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
@@ -112,9 +113,11 @@ def watch(
     task_id: str,
     out: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
 ) -> None:
-    """Follow a task to its end, whoever ordered it."""
+    """Follow a task to its end, whoever submitted it."""
     with _client() as client:
-        _follow(_told(lambda: client.handle(task_id)), out)
+        handle = _told(lambda: client.handle(task_id))
+        _told(handle.status)
+        _follow(handle, out)
 
 
 @app.command()
@@ -127,25 +130,25 @@ def cancel(task_id: str) -> None:
 @app.command()
 def health() -> None:
     """Ask this host's workers through the broker; status 0 when one answers."""
-    from worker import health as look  # noqa: PLC0415  # Celery's worker side
-    from worker.app import create_app  # noqa: PLC0415
+    from worker.health import answering  # noqa: PLC0415  # Celery's own side
 
-    names = look.answering(create_app(_settings()))
-    print("\n".join(names) or "no worker of this host answers")
-    sys.exit(0 if names else FAILED)
+    names = _told(lambda: answering(_settings()))
+    if not names:
+        _fail("no worker of this host answers")
+    print("\n".join(names))
 
 
 @app.command()
 def doctor() -> None:
-    """Look at Redis, S3, the device and the models; say what works and how to mend the rest."""
+    """Look at Redis, S3, the device and the models; say what works and how to fix the rest."""
     from worker.health import examine  # noqa: PLC0415  # what only this command needs
 
     well = True
     for finding in examine(_settings()):
         well &= finding.ok
         mark = "[green]ok[/]  " if finding.ok else "[red]FAIL[/]"
-        mend = "" if finding.ok else f"\n      mend: {finding.mend}"
-        console.print(f"{mark} {finding.what}: {finding.found}{mend}", highlight=False)
+        fix = "" if finding.ok else f"\n      fix: {finding.fix}"
+        console.print(f"{mark} {finding.what}: {finding.found}{fix}", highlight=False)
     sys.exit(0 if well else FAILED)
 
 
@@ -165,7 +168,7 @@ def demo(
 def _follow(handle: TaskHandle, out: Path | None) -> None:
     result = _told(lambda: progress.follow([handle], console)[0])
     if isinstance(result, GenerationError):
-        _fail(f"cancelled: {result}" if isinstance(result, GenerationCancelled) else str(result))
+        _fail(str(result))
     for image in result.images:
         if out:
             print(_told(lambda image=image: progress.save(image, handle.task_id, out)))
@@ -192,7 +195,8 @@ def _settings() -> Settings:
         _fail(f"{error}; its value is not the JSON that it should be", INVALID)
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_input=False):
-            name = "SAG_" + "_".join(str(part) for part in detail["loc"]).upper()
+            first, *rest = map(str, detail["loc"])
+            name = ".".join(["SAG_" + first.upper(), *rest])
             console.print(f"[red]{name}[/]: {detail['msg']}")
         sys.exit(INVALID)
 

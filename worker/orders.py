@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from api_contracts.errors import Fault
-from api_contracts.request import GenerationRequest, parse_request
+from api_contracts.parse import parse_request
 from worker.engine.job import Job
 from worker.errors import BadRequest, UnknownModel
 
 if TYPE_CHECKING:
+    from api_contracts.request import GenerationRequest
     from worker.settings import Settings
 
 
@@ -24,6 +25,8 @@ class Order:
     request: GenerationRequest
     #: With the model's defaults in place of what was left out, and a seed.
     complete: GenerationRequest
+    #: The worker's limit, which a file of embeddings can break.
+    max_images: int
 
     @classmethod
     def of(cls, request: GenerationRequest, task_id: str, settings: Settings) -> Order:
@@ -44,7 +47,8 @@ class Order:
         wire = {"seed": _own_seed(task_id)} | defaults
         wire |= {name: value for name, value in request.to_wire().items() if value is not None}
         _refuse_unserved(request)
-        return cls(task_id, request, parse_request(wire, settings.limits))
+        complete = parse_request(wire, settings.limits)
+        return cls(task_id, request, complete, settings.max_images)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -67,6 +71,7 @@ class Order:
             sag_scale=request.sag_scale,
             num_images_per_prompt=request.num_images_per_prompt,
             eta=request.eta,
+            max_images=self.max_images,
             seeds=tuple(seed) if isinstance(seed, list) else (seed or 0,),
             scheduler=request.scheduler,
             output_type=request.output_type,

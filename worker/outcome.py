@@ -1,4 +1,4 @@
-"""How a delivery can end: a closed set."""
+"""How a delivery can end: a closed set, each with the words that the log has for it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,20 @@ class Succeeded:
 
     result: GenerationResult
 
+    def __str__(self) -> str:
+        return "succeeded"
+
 
 @dataclass(frozen=True)
 class Failed:
     """The task can't be done."""
 
     error: TaskError
+
+    def __str__(self) -> str:
+        # The message of a refused request repeats what was sent, which no log shall hold.
+        places = [fault["where"] for fault in self.error.details.get("faults", ())]
+        return f"failed ({self.error.code}: {ascii(', '.join(places) or self.error.message)[1:-1]})"
 
 
 @dataclass(frozen=True)
@@ -30,12 +38,18 @@ class Cancelled:
 
     step: int
 
+    def __str__(self) -> str:
+        return f"cancelled at step {self.step}"
+
 
 @dataclass(frozen=True)
 class Expired:
     """The deadline passed."""
 
     step: int
+
+    def __str__(self) -> str:
+        return f"expired at step {self.step}"
 
 
 @dataclass(frozen=True)
@@ -44,12 +58,18 @@ class Requeued:
 
     step: int
 
+    def __str__(self) -> str:
+        return f"requeued at step {self.step}"
+
 
 @dataclass(frozen=True)
 class Dropped:
     """The task is another worker's; this message says nothing about it any more."""
 
     reason: str
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 Outcome = Succeeded | Failed | Cancelled | Expired | Requeued | Dropped

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from api_contracts import GenerationError, GenerationResult, WaitTimeout
-from api_contracts.errors import GenerationCancelled, GenerationExpired, GenerationFailed
 from api_contracts.events import (
     Cancelled,
     Expired,
@@ -21,9 +20,9 @@ from api_contracts.events import (
     Requeued,
     Started,
     Succeeded,
-    Uploading,
 )
 from api_contracts.events import Progress as Step
+from api_contracts.handle import outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,30 +87,37 @@ def _one(
 
 def _shown(event: Event, bars: Progress, row: TaskID) -> GenerationResult | GenerationError | None:
     """Move the bar as the event says; the outcome, when it is the last."""
+    if isinstance(event, Step):
+        bars.update(row, completed=event.step, total=event.total_steps)
+    bars.update(row, state=_state(event))
+    if not event.is_terminal:
+        return None
+    try:
+        return outcome(event)
+    except GenerationError as error:
+        return error
+
+
+def _state(event: Event) -> str:
+    """What stands behind the bar."""
     match event:
         case Started(device=device):
-            bars.update(row, state=f"started on {device}")
+            state = f"started on {device}"
         case Loading(seconds_so_far=seconds):
-            bars.update(row, state=f"loading the model, {seconds:.0f} s")
-        case Step(step=step, total_steps=total, eta_s=left_s):
-            bars.update(row, completed=step, total=total, state=f"{left_s or 0:.0f} s left")
-        case Uploading():
-            bars.update(row, state="uploading")
+            state = f"loading the model, {seconds:.0f} s"
+        case Step(eta_s=left_s):
+            state = f"{left_s or 0:.0f} s left"
         case Requeued(reason=reason):
-            bars.update(row, state=f"queued again: {reason}")
-        case Succeeded(result=result):
-            bars.update(row, state="[green]done")
-            return result
+            state = f"queued again: {reason}"
+        case Succeeded():
+            state = "[green]done"
         case Failed(error=error):
-            bars.update(row, state=f"[red]{error.code}")
-            return GenerationFailed.of(error)
-        case Cancelled(step=step):
-            bars.update(row, state="[yellow]cancelled")
-            return GenerationCancelled(f"at step {step}")
-        case Expired(step=step):
-            bars.update(row, state="[yellow]expired")
-            return GenerationExpired("deadline_exceeded", f"the deadline passed at step {step}")
-    return None
+            state = f"[red]{error.code}"
+        case Cancelled() | Expired():
+            state = f"[yellow]{event.type}"
+        case _:
+            state = str(event.type)
+    return state
 
 
 def save(image: ImageResult, name: str, folder: Path) -> Path:

@@ -9,11 +9,13 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from api_contracts.connection import REDIS_AWAY
 from worker.engine.job import Control, Stop
-from worker.status import REDIS_AWAY, Claim, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from worker.status import Claim, Status
 
 logger = logging.getLogger(__name__)
 

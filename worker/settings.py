@@ -73,7 +73,10 @@ class Settings(BaseSettings):
         default=None, description="Redis for records and events; the broker's unless set."
     )
     namespace: str = Field(
-        default="sag", pattern=r"^[A-Za-z0-9._-]{1,64}$", description="First part of our keys."
+        default="sag",
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="Prefix of the records' keys. Queues and Celery's own keys have none: give the "
+        "service a database of its own.",
     )
     models: dict[Alias, ModelSpec] = Field(
         default_factory=lambda: {
@@ -89,22 +92,23 @@ class Settings(BaseSettings):
     device: str = Field(
         default="auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="`cpu`, `cuda`, `cuda:1`; `auto` is the first GPU, or the CPU without one.",
+        description="`cpu`, `cuda`, `cuda:1`; `auto` is every GPU under `sag-worker run`, "
+        "the first one under `celery`, the CPU where there is none.",
     )
     offload: Literal["model", "none", "sequential", "auto"] = Field(
-        default="model", description="What stays in host memory while it is not needed (GPU only)."
+        default="model", description="`model`, `none`, `sequential`, `auto`: see Models (GPU only)."
     )
     slots: int = Field(
         default=2, ge=1, le=64, description="Tasks held at once; one denoises, others store."
     )
     s3_endpoint_url: str | None = Field(default=None, description="Unset is AWS.")
     s3_public_endpoint_url: str | None = Field(
-        default=None, description="Host that presigned URLs name, where callers see another one."
+        default=None, description="Endpoint in presigned URLs, where callers reach S3 by another."
     )
     s3_bucket: str = Field(default="sag", min_length=3, description="Bucket of all files.")
     s3_prefix: Prefix = Field(default="outputs", description="Folder of the pictures.")
     s3_input_prefix: Prefix = Field(
-        default="inputs", description="Folder that a request's references are below."
+        default="inputs", description="Folder of the files that requests refer to."
     )
     s3_retry_s: float = Field(
         default=60, ge=0, description="Seconds that an upload keeps trying through an outage."
@@ -116,8 +120,8 @@ class Settings(BaseSettings):
     visibility_timeout_s: int = Field(
         default=3600,
         ge=60,
-        description="Seconds until Redis gives a dead worker's message to another; longer than "
-        "any task runs.",
+        description="Seconds until a dead worker's message goes to another; at least 60, and "
+        "longer than any task runs.",
     )
     drain_timeout_s: float = Field(
         default=30, ge=0, description="Seconds that tasks may take to end after SIGTERM."
@@ -127,8 +131,15 @@ class Settings(BaseSettings):
     )
     max_side_px: int = Field(default=1024, ge=64, description="Largest height or width.")
     max_steps: int = Field(default=150, ge=1, description="Largest `num_inference_steps`.")
-    max_images: int = Field(default=4, ge=1, le=64, description="Most images of one task.")
-    log_format: Literal["text", "json"] = Field(default="text", description="Form of the log.")
+    max_images: int = Field(
+        default=4,
+        ge=1,
+        le=64,
+        description="Most images of one task, prompts times `num_images_per_prompt`.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="`text` or `json`, on standard error."
+    )
 
     @property
     def limits(self) -> Limits:

@@ -1,4 +1,4 @@
-"""The task's record and events in Redis: claimed once, written behind a fence, ended once."""
+"""The worker's half of a task's record in Redis: claim once, write behind a fence, end once."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import stamina
-from redis import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from api_contracts.connection import REDIS_AWAY
 from api_contracts.scripts import event_tail, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from redis import Redis
+
     from api_contracts.events import TaskStatus
     from api_contracts.names import Keys
 
-REDIS_AWAY = (RedisConnectionError, RedisTimeoutError)
 #: How long a claim, a return or an end is tried again while Redis is away.
 PATIENCE_S = 300.0
 
@@ -52,15 +51,6 @@ class Ended:
 
     status: str
     outcome: dict[str, Any]
-
-
-def connect(url: str) -> Redis:
-    """A client whose calls end in seconds when Redis is away."""
-    return Redis.from_url(
-        url, socket_timeout=10, socket_connect_timeout=5, socket_keepalive=True,
-        health_check_interval=10,
-        protocol=2,
-    )  # fmt: skip
 
 
 class Status:

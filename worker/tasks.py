@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, assert_never
 from celery import Task
 from celery.exceptions import Ignore, Reject
 
-from api_contracts.errors import ErrorCode, Fault, GenerationExpired, GenerationFailed
+from api_contracts.errors import Fault, GenerationExpired, GenerationFailed
 from api_contracts.names import TASK_NAME
 from worker.execute import Delivery
 from worker.intake import UNREADABLE
@@ -45,8 +45,7 @@ class Generate(Task):
             case Failed(error=error):
                 raise GenerationFailed.of(error)
             case Expired(step=step):
-                message = f"the deadline passed at step {step}"
-                raise GenerationExpired(ErrorCode.DEADLINE_EXCEEDED.value, message)
+                raise GenerationExpired.at(step)
             case Cancelled(step=step):
                 self._revoked(f"cancelled at step {step}")
             case Requeued(step=step):

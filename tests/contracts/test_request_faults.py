@@ -7,7 +7,8 @@ import json
 import pytest
 
 from api_contracts import InvalidRequest, Limits
-from api_contracts.request import MAX_METADATA_BYTES, MAX_SEED, parse_request
+from api_contracts.parse import parse_request
+from api_contracts.request import MAX_METADATA_BYTES, MAX_SEED
 
 EMBEDS = {"s3": "a.safetensors"}
 #: Python and JSON refuse longer numbers as text.
@@ -156,10 +157,3 @@ def test_wire_keeps_only_what_was_set() -> None:
     request = parse_request(given)
     assert request.to_wire() == given
     assert parse_request(json.loads(json.dumps(request.to_wire()))) == request
-
-
-def test_seeds_count_up_or_stand_for_themselves() -> None:
-    """One seed gives the following ones to the other images; a list is taken as it is."""
-    assert parse_request({"prompt": "x", "seed": 7}).seeds(3) == (7, 8, 9)
-    assert parse_request({"prompt": ["x", "y"], "seed": [5, 1]}).seeds(2) == (5, 1)
-    assert parse_request({"prompt": "x"}).seeds(2) is None

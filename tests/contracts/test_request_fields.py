@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from api_contracts import GenerationRequest, InvalidRequest
-from api_contracts.request import MAX_SEED, parse_request
+from api_contracts.parse import parse_request
+from api_contracts.request import MAX_SEED
 
 EMBEDS = {"s3": "embeds/a.safetensors"}
 DEFAULTS: dict[str, Any] = {

@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from api_contracts import GenerationRequest, InvalidRequest, Limits
-from api_contracts.request import MAX_SEED, parse_request
+from api_contracts.parse import parse_request
+from api_contracts.request import MAX_SEED
 
 FIELDS = sorted(GenerationRequest.model_fields)
 #: Lone surrogates too: JSON can carry them.

@@ -43,6 +43,7 @@ def job(**changes: Any) -> Job:
         "num_images_per_prompt": 1,
         "eta": 0.0,
         "seeds": (5,),
+        "max_images": 4,
         "scheduler": None,
         "output_type": "latent",
     }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from tests.engine.jobs import SPEC, job
 from worker.engine.engine import Engine, load_model
@@ -69,6 +71,45 @@ def test_a_stop_before_the_turn_builds_nothing() -> None:
     with pytest.raises(JobStopped):
         engine.submit(job(), control).result(timeout=10)
     engine.close()
+
+
+def test_a_job_that_waits_can_be_taken_back() -> None:
+    """Cancelling the future of a job that has not begun leaves the others and the thread alone."""
+    building, go_on = threading.Event(), threading.Event()
+
+    def loader(spec: ModelSpec, device: str, offload: str) -> LoadedModel:
+        building.set()
+        assert go_on.wait(60)
+        return load_model(spec, device, offload)
+
+    engine = Engine({"default": SPEC}, "cpu", "model", loader)
+    first, second, third = (engine.submit(job(num_inference_steps=1), Control()) for _ in "abc")
+    assert building.wait(60)
+    assert not first.cancel()
+    assert second.cancel()
+    go_on.set()
+    assert first.result(timeout=120).pictures
+    assert third.result(timeout=120).pictures
+    engine.close()
+
+
+def test_a_failed_job_keeps_no_tensor_on_the_device() -> None:
+    """What a job had on the device is free when it has failed, its error's causes included."""
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def loader(_spec: ModelSpec, _device: str, _offload: str) -> LoadedModel:
+        latents = torch.zeros(1)
+        held.append(weakref.ref(latents))
+        try:
+            return load_model(_spec, "nowhere", _offload)
+        except ModelLoadFailed as error:
+            raise ModelLoadFailed("why") from error
+
+    engine = Engine({"default": SPEC}, "cpu", "model", loader)
+    future = engine.submit(job(), Control())
+    assert isinstance(future.exception(timeout=10), ModelLoadFailed)
+    engine.close()
+    assert held[0]() is None
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "hub-like", "no-safetensors"])

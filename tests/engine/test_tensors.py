@@ -63,6 +63,7 @@ def test_a_latent_result_is_a_latent_input(make: Make) -> None:
         ("latents", packed(x=torch.zeros(1), y=torch.zeros(1)), "exactly one"),
         ("prompt_embeds", packed(x=torch.zeros(1, 32, 64)), "n x tokens x 128"),
         ("prompt_embeds", packed(x=torch.zeros(32, 128)), "n x tokens x 128"),
+        ("prompt_embeds", packed(x=torch.zeros(5, 32, 128)), "<= 4"),
         ("negative_prompt_embeds", packed(x=torch.zeros(2, 32, 128)), "as many"),
     ],
 )

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api_contracts import GenerationClient, TaskStatus
+from api_contracts.connection import connect
 from api_contracts.names import Keys
 from tests.record.owners import PROGRESS, TERMINAL, ask, opened, record, take, told
-from worker.status import Claim, Ended, Held, Status, connect
+from worker.status import Claim, Ended, Held, Status
 
 if TYPE_CHECKING:
     from redis import Redis

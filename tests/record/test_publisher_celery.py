@@ -8,11 +8,12 @@ import pytest
 from celery.exceptions import BackendStoreError
 
 from api_contracts import GenerationClient, TaskStatus
+from api_contracts.connection import connect
 from tests.record.owners import PROGRESS, kinds, take, told, until
 from worker import embedded, publisher
 from worker.engine.job import Control, Stop
 from worker.publisher import Publisher
-from worker.status import Status, connect
+from worker.status import Status
 
 if TYPE_CHECKING:
     from pathlib import Path

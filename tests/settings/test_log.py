@@ -37,7 +37,7 @@ def said(form: str) -> list[str]:
 def test_json_is_one_object_a_line() -> None:
     """Whatever the message holds, each record is one line of JSON, with its traceback."""
     first, second = (json.loads(line) for line in said("json"))
-    assert set(first) == {"at", "level", "logger", "message"}
+    assert set(first) == {"at", "pid", "level", "logger", "message"}
     assert first["message"] == "two\nlines \u00e4 \ud800"
     assert (first["level"], first["logger"]) == ("info", "worker.x")
     assert (second["level"], second["message"]) == ("error", "it failed")

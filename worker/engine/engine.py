@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 import time
+import traceback
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -90,10 +91,13 @@ class Engine:
 
     def _serve(self) -> None:
         while (ticket := self._tickets.get()) is not None:
-            try:
-                ticket.future.set_result(self._run(ticket))
-            except Exception as error:  # noqa: BLE001  # the future carries it to `execute`
-                ticket.future.set_exception(error)
+            if ticket.future.set_running_or_notify_cancel():
+                try:
+                    ticket.future.set_result(self._run(ticket))
+                except Exception as error:  # noqa: BLE001  # the future carries it to `execute`
+                    _forget_frames(error)
+                    ticket.future.set_exception(error)
+            del ticket  # nor must its pictures wait here for the next
 
     def _run(self, ticket: _Ticket) -> JobResult:
         ticket.control.obey(0)
@@ -114,3 +118,10 @@ class Engine:
                 self._loading_since_s = None
             self._loaded[alias] = model, began_s, time.perf_counter()
         return self._loaded[alias]
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Empty the frames of an error and of its causes: they hold the job's tensors on the device."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

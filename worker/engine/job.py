@@ -47,6 +47,7 @@ class Job:
     eta: float
     #: One for each image, or one that counts up.
     seeds: tuple[int, ...]
+    max_images: int
     scheduler: str | None
     output_type: str
     preview_every: int = 0

@@ -75,7 +75,7 @@ def _make(pipe: Any, job: Job, control: Control) -> tuple[tuple[Picture, ...], l
     control.obey(0)
     embeds, negative_embeds = _encode(pipe, job)
     marks.append(time.perf_counter())
-    seeds = _seeds(job, images=embeds.shape[0] * job.num_images_per_prompt)
+    seeds = _seeds(job, prompts=embeds.shape[0])
     latents = _denoise(pipe, job, control, seeds, embeds, negative_embeds)
     marks.append(time.perf_counter())
     pictures = tuple(_decode(pipe, job, seeds, latents))
@@ -115,7 +115,12 @@ def _encode(pipe: Any, job: Job) -> tuple[torch.Tensor, torch.Tensor | None]:  #
     return encoded, opposite
 
 
-def _seeds(job: Job, images: int) -> tuple[int, ...]:
+def _seeds(job: Job, prompts: int) -> tuple[int, ...]:
+    """The seed of each image; only here is known how many a file of embeddings asks for."""
+    images = prompts * job.num_images_per_prompt
+    if images > job.max_images:
+        what = f"asks for {images} images: {prompts} rows x {job.num_images_per_prompt} each"
+        raise BadRequest(Fault(where="prompt_embeds", what=what, limit=f"<= {job.max_images}"))
     if len(job.seeds) == images:
         return job.seeds
     if len(job.seeds) > 1:

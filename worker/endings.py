@@ -1,0 +1,69 @@
+"""From one telling of a task's end to another: stop, record and error to outcome, and to event."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from api_contracts.errors import ErrorCode, TaskError
+from api_contracts.events import TaskStatus
+from api_contracts.result import GenerationResult
+from worker.engine.job import JobStopped, Stop
+from worker.outcome import Cancelled, Dropped, Expired, Failed, Outcome, Requeued, Succeeded
+
+if TYPE_CHECKING:
+    from worker.status import Claim, Ended
+
+
+def terminal(
+    outcome: Succeeded | Failed | Cancelled | Expired,
+) -> tuple[TaskStatus, dict[str, Any]]:
+    """The state that an outcome ends a task in, and the fields of its event."""
+    match outcome:
+        case Succeeded(result=result):
+            return TaskStatus.SUCCEEDED, {"result": result.model_dump(mode="json")}
+        case Failed(error=error):
+            return TaskStatus.FAILED, {"error": error.model_dump(mode="json")}
+        case Cancelled(step=step):
+            return TaskStatus.CANCELLED, {"step": step}
+        case Expired(step=step):
+            return TaskStatus.EXPIRED, {"step": step}
+
+
+def earlier(ended: Ended) -> Outcome:
+    """The outcome that an ended task had, so that a repeated message is answered alike."""
+    match TaskStatus(ended.status):
+        case TaskStatus.SUCCEEDED:
+            return Succeeded(GenerationResult.model_validate(ended.outcome))
+        case TaskStatus.FAILED:
+            return Failed(TaskError.model_validate(ended.outcome))
+        case TaskStatus.CANCELLED:
+            return Cancelled(int(ended.outcome.get("step", 0)))
+        case TaskStatus.EXPIRED:
+            return Expired(int(ended.outcome.get("step", 0)))
+        case _:
+            return Dropped(f"record says {ended.status}")
+
+
+def stopped(stop: JobStopped) -> Outcome:
+    """The outcome of a job that was stopped at a step."""
+    match stop.reason:
+        case Stop.CANCELLED:
+            return Cancelled(stop.step)
+        case Stop.EXPIRED:
+            return Expired(stop.step)
+        case Stop.DRAINED:
+            return Requeued(stop.step)
+        case Stop.SUPERSEDED:
+            return Dropped("another worker has claimed it")
+
+
+def exhausted(claim: Claim) -> TaskError:
+    """The error of a task that took too many workers."""
+    message = f"{claim.attempt} workers took this task and none of them finished it"
+    return TaskError(code=ErrorCode.ATTEMPTS_EXHAUSTED, message=message, retryable=False)
+
+
+def internal(error: Exception) -> TaskError:
+    """The error of a task that met a fault of ours."""
+    message = f"a fault of the worker ({type(error).__name__}); its log has the details"
+    return TaskError(code=ErrorCode.INTERNAL, message=message, retryable=True)
