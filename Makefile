@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | format | docs | train | lock
+# make setup | demo | test | lint | format | docs | train | lock | clean
 # Everything runs in .venv, which `setup` makes and renews only when its inputs change.
 
 PYTHON ?= python3

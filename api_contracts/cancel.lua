@@ -4,6 +4,7 @@
 -- KEYS[1]  ns:{id}:task    hash        cancel_requested set, or ended
 -- KEYS[2]  ns:{id}:events  stream      event `cancelled` appended when it ends here
 -- KEYS[3]  ns:open         sorted set  id removed when it ends here
+-- KEYS[4]  ns:{id}:checkpoint  string  removed when it ends here
 -- ARGV     id, event tail, seconds that an ended record lives, control channel
 -- gives    the status that the task had, or 'unknown'
 local status = redis.call('HGET', KEYS[1], 'status') or 'unknown'
@@ -14,6 +15,7 @@ if status == 'queued' then
   redis.call('EXPIRE', KEYS[1], ARGV[3])
   redis.call('EXPIRE', KEYS[2], ARGV[3])
   redis.call('ZREM', KEYS[3], ARGV[1])
+  redis.call('DEL', KEYS[4])
 elseif status == 'running' then
   redis.call('HSET', KEYS[1], 'cancel_requested', 1)
   redis.call('PUBLISH', ARGV[4], ARGV[1])

@@ -6,9 +6,10 @@ import uuid
 from typing import TYPE_CHECKING, Any, Self
 
 from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from api_contracts import names
-from api_contracts.connection import CONNECT_S, REDIS_AWAY, celery_tls, connect
+from api_contracts.connection import CONNECT_S, celery_tls, connect, is_away
 from api_contracts.errors import Fault, InvalidRequest, ServiceUnavailable
 from api_contracts.handle import TaskHandle
 from api_contracts.parse import parse_request
@@ -107,7 +108,9 @@ class GenerationClient:
                 kwargsrepr="<request>",
                 retry_policy={"max_retries": 5, "interval_max": 1.0},
             )
-        except (OperationalError, *REDIS_AWAY) as error:
+        except (OperationalError, RedisError) as error:
+            if isinstance(error, RedisError) and not is_away(error):
+                raise
             message = f"could not enqueue task {task_id}: {error}"
             raise ServiceUnavailable(message) from error
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ssl
 
-from redis import Redis
+from redis import Redis, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 #: What redis-py raises while Redis can't be reached.
 REDIS_AWAY = (RedisConnectionError, RedisTimeoutError)
+#: Words of Redis's own refusals that pass: full, a replica, a failed save, a lost primary.
+_PASSING = ("OOM", "READONLY", "MISCONF", "MASTERDOWN", "CLUSTERDOWN")
 CONNECT_S, ANSWER_S = 5, 10
 
 
@@ -31,3 +33,10 @@ def celery_tls(setting: str, url: str) -> dict[str, dict[str, ssl.VerifyMode]]:
     `setting` is `broker_use_ssl` or `redis_backend_use_ssl`. Empty for other URLs.
     """
     return {setting: {"ssl_cert_reqs": ssl.CERT_REQUIRED}} if url.startswith("rediss://") else {}
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether Redis can't be reached, or can't write just now; it may be well a moment later."""
+    if isinstance(error, ResponseError):
+        return any(word in str(error) for word in _PASSING)
+    return isinstance(error, REDIS_AWAY)

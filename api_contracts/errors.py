@@ -42,7 +42,8 @@ class TaskError(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    code: ErrorCode
+    #: A code of a later version is kept as it came.
+    code: ErrorCode | str
     message: str = Field(description="For a person: what happened and what to do.")
     retryable: bool = Field(description="Whether it may succeed under a new id.")
     details: dict[str, Any] = Field(default_factory=dict)
@@ -90,7 +91,7 @@ class GenerationFailed(GenerationError):
     @classmethod
     def of(cls, error: TaskError) -> GenerationFailed:
         """The exception for an error from the wire."""
-        return cls(error.code.value, error.message, error.retryable, error.details)
+        return cls(str(error.code), error.message, error.retryable, error.details)
 
     @property
     def error(self) -> TaskError:

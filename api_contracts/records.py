@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
+from redis.exceptions import RedisError
 
-from api_contracts.connection import REDIS_AWAY, connect
+from api_contracts.connection import connect, is_away
 from api_contracts.errors import ServiceUnavailable
 from api_contracts.events import EVENT, Event, TaskStatus
 from api_contracts.names import Keys, queue_name
@@ -51,7 +52,8 @@ class Records:
         fields = {"step": 0, "metadata": self._metadata(task_id)}
         tail = event_tail(task_id, "cancelled", fields)
         args: list[str | int] = [task_id, tail, self.record_ttl_s, self.keys.control]
-        status = reach(lambda: self._cancel(keys=self._three(task_id), args=args)).decode()
+        keys = [*self._three(task_id), self.keys.checkpoint(task_id)]
+        status = reach(lambda: self._cancel(keys=keys, args=args)).decode()
         return None if status == "unknown" else TaskStatus(status)
 
     def statuses(self, task_ids: Sequence[str]) -> list[TaskStatus | None]:
@@ -101,7 +103,9 @@ def reach(call: Callable[[], Any]) -> Any:  # noqa: ANN401  # redis-py's own rep
     """What `call` gives; raises `ServiceUnavailable` when Redis is away."""
     try:
         return call()
-    except REDIS_AWAY as error:
+    except RedisError as error:
+        if not is_away(error):
+            raise
         raise ServiceUnavailable(f"Redis does not answer: {error}") from error
 
 

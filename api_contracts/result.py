@@ -48,4 +48,8 @@ class GenerationResult(_Frozen):
     parameters: dict[str, Any] = Field(
         default_factory=dict, description="The request with every default filled in."
     )
+    truncated: list[str] = Field(
+        default_factory=list,
+        description="What of the prompts was beyond the text encoder's length and had no effect.",
+    )
     versions: dict[str, str]

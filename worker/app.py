@@ -14,6 +14,7 @@ from kombu import Exchange, Queue
 from api_contracts.connection import celery_tls, connect
 from api_contracts.names import DEFAULT_MODEL, PRIORITIES, TRANSPORT_OPTIONS, queue_name
 from worker import gpu, log
+from worker.celery_state import CeleryState
 from worker.engine.engine import Engine
 from worker.execute import Executor
 from worker.publisher import Publisher
@@ -26,11 +27,20 @@ from worker.tasks import Generate
 logger = logging.getLogger(__name__)
 
 
+#: A step that can't be told in seconds is not worth telling.
+_IMPATIENT = {
+    "result_backend_always_retry": False,
+    "result_backend_transport_options": {"retry_policy": {"max_retries": 0}},
+    "redis_socket_timeout": 2,
+    "redis_socket_connect_timeout": 2,
+}
+
+
 def create_app(settings: Settings) -> Celery:
     """A worker's application. Connects to nothing and loads no torch until a task comes."""
     app = Celery("sag-worker", set_as_current=False)
     app.conf.update(_configuration(settings))
-    executor = _executor(app, settings)
+    executor = _executor(settings)
     app.register_task(Generate(executor))
     _follow_signals(executor, settings)
     return app
@@ -42,8 +52,8 @@ def _configuration(settings: Settings) -> dict[str, Any]:
     return {
         "broker_url": settings.broker_url.get_secret_value(),
         "result_backend": settings.results.get_secret_value(),
-        # Messages that are no JSON, or no messages, must not end the worker: see intake.
-        "broker_transport": "worker.intake:Transport",
+        # Neither a message nor an outage may end the worker or keep a slot: see their modules.
+        "broker_transport": "worker.transport:Transport",
         "worker_consumer": "worker.intake:TolerantConsumer",
         "accept_content": ["json"],
         "task_serializer": "json",
@@ -53,7 +63,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "task_create_missing_queues": False,
         # A thread for each slot and one engine thread that owns the device: uploads overlap
         # denoising, and the model stays loaded.
-        "worker_pool": "threads",
+        "worker_pool": "worker.pool:TaskPool",
         "worker_concurrency": settings.slots,
         # A message is acknowledged when its task has ended, and none is taken that can't start.
         "task_acks_late": True,
@@ -87,19 +97,21 @@ def _configuration(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _executor(app: Celery, settings: Settings) -> Executor:
+def _executor(settings: Settings) -> Executor:
     owner = f"{socket.gethostname()}:{os.getpid()}"
     events = connect(settings.events.get_secret_value())
     status = Status(events, settings.keys, owner, settings.record_ttl_s)
+    progress = Celery("sag-progress", set_as_current=False)
+    progress.conf.update(_configuration(settings) | _IMPATIENT)
 
-    def tell_celery(task_id: str, meta: dict[str, int]) -> None:
-        app.backend.store_result(task_id, meta, "PROGRESS")
+    def store(task_id: str, meta: dict[str, int]) -> None:
+        progress.backend.store_result(task_id, meta, "PROGRESS")
 
     device = gpu.resolve(settings.device)
     return Executor(
         settings,
         status,
-        Publisher(status, tell_celery),
+        Publisher(status, CeleryState(store)),
         Engine(settings.models, device, settings.offload),
         Shelf(Storage(settings)),
     )

@@ -10,6 +10,7 @@ import typer
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from rich.console import Console
+from rich.markup import escape
 
 from api_contracts import (
     GenerationClient,
@@ -49,18 +50,19 @@ def run(
     chosen = settings.device if device == "auto" else device
     try:
         children = supervisor.environments(chosen, gpu or [])
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         _fail(str(error), INVALID)
     sys.exit(supervisor.run(children))
 
 
 @app.command(hidden=True)
-def work(name: str = "worker") -> None:
-    """Be one worker process, as `run` starts them."""
+def work(name: str = "worker", parent: int | None = None) -> None:
+    """Be one worker process, as `run` starts them; end when process `parent` does."""
     from worker import supervisor  # noqa: PLC0415  # what only this command needs
     from worker.app import work as be_worker  # noqa: PLC0415  # Celery's worker side
 
-    supervisor.end_with_parent()
+    if parent is not None:
+        supervisor.end_with_parent(parent)
     sys.exit(be_worker(_settings(), name))
 
 
@@ -148,7 +150,8 @@ def doctor() -> None:
         well &= finding.ok
         mark = "[green]ok[/]  " if finding.ok else "[red]FAIL[/]"
         fix = "" if finding.ok else f"\n      fix: {finding.fix}"
-        console.print(f"{mark} {finding.what}: {finding.found}{fix}", highlight=False)
+        told = escape(f"{finding.what}: {finding.found}{fix}")
+        console.print(f"{mark} {told}", highlight=False)
     sys.exit(0 if well else FAILED)
 
 
@@ -182,7 +185,8 @@ def _told(call: Any) -> Any:  # noqa: ANN401  # passes through what the call giv
         return call()
     except InvalidRequest as error:
         for fault in error.faults:
-            console.print(f"[red]{fault.where}[/]: {fault.what} [dim](limit: {fault.limit})[/]")
+            told = f"{escape(fault.what)} [dim](limit: {escape(str(fault.limit))})[/]"
+            console.print(f"[red]{escape(fault.where)}[/]: {told}")
         sys.exit(INVALID)
     except GenerationError as error:
         _fail(f"{type(error).__name__}: {error}", UNAVAILABLE)
@@ -195,9 +199,9 @@ def _settings() -> Settings:
         _fail(f"{error}; its value is not the JSON that it should be", INVALID)
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_input=False):
-            first, *rest = map(str, detail["loc"])
+            first, *rest = map(str, detail["loc"] or ("models",))
             name = ".".join(["SAG_" + first.upper(), *rest])
-            console.print(f"[red]{name}[/]: {detail['msg']}")
+            console.print(f"[red]{escape(name)}[/]: {escape(detail['msg'])}")
         sys.exit(INVALID)
 
 
@@ -212,7 +216,7 @@ def _client() -> GenerationClient:
 
 
 def _fail(message: str, status: int = FAILED) -> NoReturn:
-    console.print(f"[red]{message}[/]", highlight=False)
+    console.print(message, style="red", markup=False, highlight=False)
     sys.exit(status)
 
 

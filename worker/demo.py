@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -46,14 +47,14 @@ def run_demo(prompt: str | None, out: Path, console: Console) -> int:
     try:
         with ExitStack() as stack:
             client = _start(stack, console)
-            results = _order(client, prompts, console)
+            results = _submit(client, prompts, console)
             files = _save(prompts, results, out, console)
             console.print("stopping")
     except KeyboardInterrupt:
         console.print("[yellow]interrupted; everything is stopped")
         return 130
     except (GenerationError, RuntimeError) as error:
-        console.print(f"[red]{error}", highlight=False)
+        console.print(str(error), style="red", markup=False, highlight=False)
         return 1
     console.print(f"{len(files)} of {len(prompts)} pictures in {time.monotonic() - began_s:.0f} s")
     if files:
@@ -75,7 +76,7 @@ def _start(stack: ExitStack, console: Console) -> GenerationClient:
         "SAG_DRAIN_TIMEOUT_S": "1",
     }
     log = folder / "worker.log"
-    command = [sys.executable, "-m", "worker", "run"]
+    command = [sys.executable, "-m", "worker", "work", "--parent", str(os.getpid())]
     stack.enter_context(embedded.running(command, log, lambda: _ready(log), environment))
     return stack.enter_context(GenerationClient(url))
 
@@ -84,7 +85,7 @@ def _ready(log: Path) -> bool:
     return "ready." in log.read_text(errors="replace")
 
 
-def _order(
+def _submit(
     client: GenerationClient, prompts: tuple[str, ...], console: Console
 ) -> list[GenerationResult | GenerationError]:
     handles = [client.submit({"prompt": text, "seed": SEED}) for text in prompts]
@@ -101,7 +102,7 @@ def _save(
     files = []
     for prompt, result in zip(prompts, results, strict=True):
         if isinstance(result, GenerationError):
-            console.print(f"[red]{prompt}: {result}", highlight=False)
+            console.print(f"{prompt}: {result}", style="red", markup=False, highlight=False)
             continue
         name = (
             "-".join("".join(c if c.isalnum() else " " for c in prompt).split())[:60] or "picture"

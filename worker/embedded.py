@@ -149,13 +149,21 @@ def running(
     environment: dict[str, str] | None = None,
     stop_s: float = STOP_S,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has become `ready`, ended on leaving; what it says goes to `log`."""
+    """A process that has become `ready`, ended on leaving; what it says goes to `log`.
+
+    With an `environment` it sees none of the caller's own settings of this service and of S3.
+    """
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if environment is None or not name.startswith(("SAG_", "AWS_"))
+    }
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603  # a fixed command
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
+            env=inherited | (environment or {}),
             start_new_session=True,
         )
     try:

@@ -45,6 +45,8 @@ class Delivery:
     redelivered: bool
     #: What is wrong with the message around the request.
     fault: Fault | None = None
+    #: The message's delivery tag, which it keeps when it is delivered again.
+    message: str = ""
 
 
 class Executor:
@@ -164,6 +166,7 @@ class Executor:
             deadline_s=order.request.deadline_s if order else None,
             max_attempts=self._settings.max_attempts,
             redelivered=delivery.redelivered,
+            message=delivery.message,
         )
 
     def _work(self, claim: Claim, order: Order, control: Control) -> Outcome:
@@ -194,13 +197,16 @@ class Executor:
 
     def _denoise(self, claim: Claim, order: Order, control: Control) -> JobResult:
         """Wait for the engine, and tell the caller while it builds its pipeline."""
-        future = self._engine.submit(self._shelf.fetch(order), control)
+        control.obey(0)
+        job = self._shelf.fetch(order)
+        control.obey(0)
+        future = self._engine.submit(job, control)
         while True:
             try:
                 return future.result(timeout=LOADING_EVERY_S)
             except FutureTimeout:
                 if future.done():
-                    raise
+                    return future.result()
                 if control.asked() is not None and future.cancel():
                     control.obey(0)  # it had not begun
                 if (seconds := self._engine.loading_s) is not None:

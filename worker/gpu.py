@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+
+#: Longest wait for the driver, in seconds.
+ANSWER_S = 30
 
 
 @dataclass(frozen=True)
@@ -18,18 +22,48 @@ class Gpu:
 
 
 def list_gpus() -> list[Gpu]:
-    """The GPUs that this process may use; none where there is no driver."""
+    """The GPUs that this process may use; none where there is no driver.
+
+    `CUDA_VISIBLE_DEVICES` is kept to. Raises `RuntimeError` when there is a driver that fails:
+    to serve on the CPU instead would be a surprise.
+    """
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
     query = [program, "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)  # noqa: S603  # a fixed command
-    if answer.returncode:
+    try:
+        answer = subprocess.run(  # noqa: S603  # a fixed command
+            query, capture_output=True, text=True, timeout=ANSWER_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        message = f"nvidia-smi did not answer within {ANSWER_S} s; set SAG_DEVICE=cpu to go without"
+        raise RuntimeError(message) from error
+    said = (answer.stdout + answer.stderr).strip()[:500]
+    if "No devices were found" in said:
         return []
+    if answer.returncode:
+        message = f"nvidia-smi failed: {said}; set SAG_DEVICE=cpu to go without"
+        raise RuntimeError(message)
     rows = (line.split(", ") for line in answer.stdout.splitlines() if line.count(", ") == 3)  # noqa: PLR2004  # the columns asked for
+    return _visible(
+        [
+            Gpu(int(index), uuid, name, int(memory) if memory.isdigit() else None)
+            for index, uuid, name, memory in rows
+        ]
+    )
+
+
+def _visible(gpus: list[Gpu]) -> list[Gpu]:
+    """Those that `CUDA_VISIBLE_DEVICES` names, by index or by the beginning of their UUID."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return gpus
+    names = [name.strip() for name in named.split(",") if name.strip()]
     return [
-        Gpu(int(index), uuid, name, int(memory) if memory.isdigit() else None)
-        for index, uuid, name, memory in rows
+        gpu
+        for name in names
+        for gpu in gpus
+        if name == str(gpu.index) or (name.startswith("GPU-") and gpu.uuid.startswith(name))
     ]
 
 

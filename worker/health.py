@@ -18,6 +18,7 @@ from api_contracts.errors import ServiceUnavailable
 from api_contracts.names import TRANSPORT_OPTIONS
 from worker import gpu
 from worker.errors import StorageUnavailable
+from worker.settings import is_hub_id
 from worker.storage import Storage
 
 if TYPE_CHECKING:
@@ -109,27 +110,37 @@ def _s3(settings: Settings) -> Finding:
 def _device(settings: Settings) -> Finding:
     if importlib.util.find_spec("torch") is None:
         return _extra("device", "torch")
-    device = gpu.resolve(settings.device)
-    gpus = gpu.list_gpus()
+    try:
+        device, gpus = gpu.resolve(settings.device), gpu.list_gpus()
+    except RuntimeError as error:
+        return Finding("device", ok=False, found=str(error), fix="repair the driver")
     if device == "cpu":
-        found = "the CPU; offload is not used"
-        return Finding("device", ok=True, found=found)
-    listed = ", ".join(f"{each.name} with {each.memory_mib} MiB" for each in gpus)
-    fix = "install the driver so that nvidia-smi lists the GPU, or set SAG_DEVICE=cpu"
-    return Finding("device", ok=bool(gpus), found=f"{device}: {listed or 'no GPU found'}", fix=fix)
+        return Finding("device", ok=True, found="the CPU; offload is not used")
+    listed = ", ".join(f"{each.name} with {each.memory_mib} MiB" for each in gpus) or "no GPU"
+    if int(device.partition(":")[2]) >= len(gpus):
+        fix = "name one that nvidia-smi lists, or set SAG_DEVICE=cpu"
+        return Finding("device", ok=False, found=f"{device} of {listed}", fix=fix)
+    import torch  # noqa: PLC0415  # only where a GPU is to be used
+
+    fix = "install a torch that is built for CUDA, and a driver that is new enough for it"
+    ok = torch.cuda.is_available()
+    return Finding("device", ok=ok, found=f"{device}: {listed}; torch {torch.__version__}", fix=fix)
 
 
 def _models(settings: Settings) -> Iterator[Finding]:
     for alias, spec in settings.models.items():
-        folder = Path(spec.path)
+        folder, what = Path(spec.path), f"model {alias}"
         if folder.is_dir():
             ok = (folder / "model_index.json").is_file()
             fix = "point SAG_MODELS at a folder in diffusers' layout (with model_index.json)"
-            yield Finding(f"model {alias}", ok=ok, found=str(folder), fix=fix)
-        else:
+            yield Finding(what, ok=ok, found=str(folder), fix=fix)
+        elif is_hub_id(spec.path):
             free_gib = shutil.disk_usage(Path.home()).free / 2**30
             found = f"{spec.path} from the hub or its cache; {free_gib:.0f} GiB free"
-            yield Finding(f"model {alias}", ok="/" in spec.path.strip("/."), found=found)
+            yield Finding(what, ok=True, found=found)
+        else:
+            fix = "set its path in SAG_MODELS to a folder on this machine or a hub id (owner/name)"
+            yield Finding(what, ok=False, found=f"{spec.path} is not there", fix=fix)
 
 
 def _extra(what: str, package: str) -> Finding:

@@ -13,7 +13,7 @@ from worker.errors import BadRequest, UnknownModel
 
 if TYPE_CHECKING:
     from api_contracts.request import GenerationRequest
-    from worker.settings import Settings
+    from worker.settings import ModelSpec, Settings
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Order:
         }
         wire = {"seed": _own_seed(task_id)} | defaults
         wire |= {name: value for name, value in request.to_wire().items() if value is not None}
-        _refuse_unserved(request)
+        _refuse_unserved(request, spec)
         complete = parse_request(wire, settings.limits)
         return cls(task_id, request, complete, settings.max_images)
 
@@ -87,7 +87,7 @@ def _own_seed(task_id: str) -> int:
     return int.from_bytes(hashlib.sha256(task_id.encode()).digest()[:4])
 
 
-def _refuse_unserved(request: GenerationRequest) -> None:
+def _refuse_unserved(request: GenerationRequest, spec: ModelSpec) -> None:
     """What the contract has and this engine has not yet."""
     faults = []
     if request.clip_skip is not None:
@@ -96,5 +96,8 @@ def _refuse_unserved(request: GenerationRequest) -> None:
     if request.cross_attention_kwargs is not None:
         what = "is not served yet, as no LoRA is loaded; leave it out"
         faults.append(Fault(where="cross_attention_kwargs", what=what, limit="null"))
+    if request.preview_every and spec.safety_checker:
+        what = "is not served by a model with a safety checker, which can't judge what is not done"
+        faults.append(Fault(where="preview_every", what=what, limit="0"))
     if faults:
         raise BadRequest(*faults)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
-import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from api_contracts import GenerationError, GenerationResult, WaitTimeout
@@ -50,8 +52,8 @@ def follow(
     `timeout` is the longest silence of one task, in seconds.
     """
     columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("[dim]{task.fields[state]}"),
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=30),
+        MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("[dim]{task.fields[state]}"),
     )  # fmt: skip
     with Progress(*columns, console=console) as bars, ThreadPoolExecutor(len(handles)) as threads:
         rows = [
@@ -108,7 +110,7 @@ def _state(event: Event) -> str:
         case Step(eta_s=left_s):
             state = f"{left_s or 0:.0f} s left"
         case Requeued(reason=reason):
-            state = f"queued again: {reason}"
+            state = f"queued again: {escape(reason)}"
         case Succeeded():
             state = "[green]done"
         case Failed(error=error):
@@ -125,12 +127,28 @@ def save(image: ImageResult, name: str, folder: Path) -> Path:
     if image.url is None:
         message = f"the worker presigns nothing (SAG_PRESIGN_S=0); fetch {image.key} yourself"
         raise GenerationError(message)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{image.key.rsplit('/', 1)[-1]}"
     try:
         with urllib.request.urlopen(image.url, timeout=DOWNLOAD_S) as answer:  # noqa: S310  # the worker's own URL
-            path.write_bytes(answer.read())
-    except (urllib.error.URLError, TimeoutError) as error:
+            data = answer.read()
+    except (OSError, HTTPException) as error:
         message = f"could not fetch {image.key}: {error}"
+        raise GenerationError(message) from error
+    if hashlib.sha256(data).hexdigest() != image.sha256:
+        message = f"what came for {image.key} is not what the worker stored"
+        raise GenerationError(message)
+    return _written(path, data)
+
+
+def _written(path: Path, data: bytes) -> Path:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        message = f"could not write {path}: {error}"
         raise GenerationError(message) from error
     return path

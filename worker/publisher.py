@@ -9,12 +9,13 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from api_contracts.connection import REDIS_AWAY
+from api_contracts.connection import is_away
 from worker.engine.job import Control, Stop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
+    from worker.celery_state import CeleryState
     from worker.status import Claim, Status
 
 logger = logging.getLogger(__name__)
@@ -23,31 +24,30 @@ logger = logging.getLogger(__name__)
 LISTEN_S = 0.2
 #: Events of a task that may wait; further progress replaces the newest that waits.
 BACKLOG = 8
-#: Least time between two `PROGRESS` states in Celery's backend, in seconds.
-CELERY_EVERY_S = 1.0
 #: Pause after a failed write, in seconds.
 PAUSE_S = 1.0
 #: How long `release` waits for the last events, in seconds.
 FLUSH_S = 2.0
 
 
+#: An event's kind and fields.
+_Posted = tuple[str, "Mapping[str, Any]"]
+
+
 @dataclass
 class _Watched:
     claim: Claim
     control: Control
-    waiting: deque[tuple[str, Mapping[str, Any]]] = field(default_factory=deque)
-    celery_told_s: float = 0.0
+    waiting: deque[_Posted] = field(default_factory=deque)
 
 
 class Publisher:
     """One daemon thread for all tasks of this worker."""
 
-    def __init__(
-        self, status: Status, tell_celery: Callable[[str, dict[str, int]], None] | None = None
-    ) -> None:
-        """`tell_celery` gets a task id and `{"step", "total_steps"}`, at most once a second."""
+    def __init__(self, status: Status, celery: CeleryState) -> None:
+        """`celery` is told the steps that were told."""
         self._status = status
-        self._tell_celery = tell_celery
+        self._celery = celery
         self._watched: dict[str, _Watched] = {}
         self._wake = threading.Condition()
         self._busy: str | None = None
@@ -90,6 +90,7 @@ class Publisher:
                     break
                 self._wake.wait(left_s)
             self._watched.pop(claim.task_id, None)
+        self._celery.forget(claim.task_id)
 
     def close(self) -> None:
         """End the thread."""
@@ -98,40 +99,53 @@ class Publisher:
             self._wake.notify_all()
         if self._thread is not None:
             self._thread.join(timeout=FLUSH_S)
+        self._celery.close()
 
     def _serve(self) -> None:
         while True:
-            with self._wake:
-                if not self._closed and not any(w.waiting for w in self._watched.values()):
-                    self._wake.wait(LISTEN_S if self._watched else None)
-                if self._closed:
-                    return
-                batch = [(w, w.waiting.popleft()) for w in self._watched.values() if w.waiting]
+            found = self._next()
+            if self._closed:
+                return
             try:
-                for watched, (kind, fields) in batch:
-                    self._write(watched, kind, fields)
+                if found is not None:
+                    self._write(*found)
                 self._listen()
             except Exception as error:  # without this thread no cancel is heard
-                away = isinstance(error, REDIS_AWAY)
+                away = is_away(error)
                 logger.warning("progress not told: %s", error, exc_info=None if away else error)
                 with self._wake:
                     self._wake.wait(PAUSE_S)
 
-    def _write(self, watched: _Watched, kind: str, fields: Mapping[str, Any]) -> None:
+    def _next(self) -> tuple[_Watched, _Posted] | None:
+        """A task's oldest event, each task in its turn; None when it is time to listen."""
         with self._wake:
-            self._busy = watched.claim.task_id
+            if not self._closed and not any(w.waiting for w in self._watched.values()):
+                self._wake.wait(LISTEN_S if self._watched else None)
+            for task_id, watched in self._watched.items():
+                if watched.waiting:
+                    self._watched[task_id] = self._watched.pop(task_id)  # last in the next round
+                    self._busy = task_id
+                    return watched, watched.waiting.popleft()
+        return None
+
+    def _write(self, watched: _Watched, posted: _Posted) -> None:
+        """Tell an event; it waits again when Redis could not take it."""
+        kind, fields = posted
+        away = False
         try:
             answer = self._status.append(watched.claim, kind, fields)
             if answer != 0:
                 watched.control.request(Stop.CANCELLED if answer > 0 else Stop.SUPERSEDED)
-            now_s = time.monotonic()
-            due = now_s - watched.celery_told_s >= CELERY_EVERY_S
-            if kind == "progress" and self._tell_celery and answer >= 0 and due:
-                watched.celery_told_s = now_s
+            if kind == "progress" and answer >= 0:
                 meta = {name: int(fields[name]) for name in ("step", "total_steps")}
-                self._tell_celery(watched.claim.task_id, meta)
+                self._celery.tell(watched.claim.task_id, meta)
+        except Exception as error:
+            away = is_away(error)
+            raise
         finally:
             with self._wake:
+                if away:
+                    watched.waiting.appendleft(posted)
                 self._busy = None
                 self._wake.notify_all()
 

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from api_contracts.connection import connect
+from api_contracts.errors import InvalidRequest
 from api_contracts.names import MODEL_PATTERN, Keys
+from api_contracts.parse import parse_request
 from api_contracts.request import Limits
 
 #: The small model that the repository carries.
 SHIPPED_MODEL = Path(__file__).resolve().parent.parent / "models" / "tiny-shapes"
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a model's path may be a hub id, `owner/name`, where it is no folder."""
+    return _HUB_ID.match(path) is not None
 
 
 class ModelDefaults(BaseModel):
@@ -44,10 +56,24 @@ def _url_is_redis(url: SecretStr) -> SecretStr:
     if not url.get_secret_value().startswith(("redis://", "rediss://")):
         message = "must start with redis:// or rediss://"
         raise ValueError(message)
+    try:
+        connect(url.get_secret_value())
+    except ValueError:
+        # Its own message repeats what stands where the port should be: it may be a password.
+        message = "is no Redis URL; in user and password write / as %2F, @ as %40, : as %3A"
+        raise ValueError(message) from None
+    return url
+
+
+def _url_is_http(url: str | None) -> str | None:
+    if url is not None and not re.match(r"https?://[^/\s]+", url):
+        message = "must start with http:// or https:// and name a host"
+        raise ValueError(message)
     return url
 
 
 RedisUrl = Annotated[SecretStr, AfterValidator(_url_is_redis)]
+HttpUrl = Annotated[str | None, AfterValidator(_url_is_http)]
 Alias = Annotated[str, Field(pattern=MODEL_PATTERN)]
 #: A path of plain segments in S3, or nothing.
 Prefix = Annotated[
@@ -101,8 +127,8 @@ class Settings(BaseSettings):
     slots: int = Field(
         default=2, ge=1, le=64, description="Tasks held at once; one denoises, others store."
     )
-    s3_endpoint_url: str | None = Field(default=None, description="Unset is AWS.")
-    s3_public_endpoint_url: str | None = Field(
+    s3_endpoint_url: HttpUrl = Field(default=None, description="Unset is AWS.")
+    s3_public_endpoint_url: HttpUrl = Field(
         default=None, description="Endpoint in presigned URLs, where callers reach S3 by another."
     )
     s3_bucket: str = Field(default="sag", min_length=3, description="Bucket of all files.")
@@ -111,7 +137,10 @@ class Settings(BaseSettings):
         default="inputs", description="Folder of the files that requests refer to."
     )
     s3_retry_s: float = Field(
-        default=60, ge=0, description="Seconds that an upload keeps trying through an outage."
+        default=60,
+        ge=0,
+        le=86_400,
+        description="Seconds that an upload keeps trying through an outage.",
     )
     presign_s: int = Field(
         default=3600, ge=0, le=604_800, description="Life of a presigned URL; 0 makes none."
@@ -120,14 +149,18 @@ class Settings(BaseSettings):
     visibility_timeout_s: int = Field(
         default=3600,
         ge=60,
+        le=31_536_000,
         description="Seconds until a dead worker's message goes to another; at least 60, and "
         "longer than any task runs.",
     )
     drain_timeout_s: float = Field(
-        default=30, ge=0, description="Seconds that tasks may take to end after SIGTERM."
+        default=30, ge=0, le=86_400, description="Seconds that tasks may take to end after SIGTERM."
     )
     record_ttl_s: int = Field(
-        default=86_400, ge=60, description="Seconds that record, events and result outlive a task."
+        default=86_400,
+        ge=60,
+        le=31_536_000,
+        description="Seconds that record, events and result outlive a task.",
     )
     max_side_px: int = Field(default=1024, ge=64, description="Largest height or width.")
     max_steps: int = Field(default=150, ge=1, description="Largest `num_inference_steps`.")
@@ -140,6 +173,18 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = Field(
         default="text", description="`text` or `json`, on standard error."
     )
+
+    @model_validator(mode="after")
+    def _defaults_hold(self) -> Self:
+        """A default that every request would be refused for is a fault of the settings."""
+        for alias, spec in self.models.items():
+            given = {k: v for k, v in spec.defaults.model_dump().items() if v is not None}
+            try:
+                parse_request({"prompt": "x"} | given, self.limits)
+            except InvalidRequest as error:
+                message = f"the defaults of model {alias!r} are refused: {error}"
+                raise ValueError(message) from None
+        return self
 
     @property
     def limits(self) -> Limits:

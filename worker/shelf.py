@@ -64,6 +64,7 @@ class Shelf:
             model=order.request.model,
             scheduler=made.scheduler,
             parameters=_used(order, made),
+            truncated=list(made.truncated),
             versions=made.versions,
         )
         manifest = result.model_dump(mode="json") | {"task_id": claim.task_id}

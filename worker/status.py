@@ -7,21 +7,16 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import stamina
-
-from api_contracts.connection import REDIS_AWAY
 from api_contracts.scripts import event_tail, load
+from worker.patience import persist
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from redis import Redis
 
     from api_contracts.events import TaskStatus
     from api_contracts.names import Keys
-
-#: How long a claim, a return or an end is tried again while Redis is away.
-PATIENCE_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,7 @@ class Status:
             load(redis, "worker", name) for name in ("claim", "append", "finish", "requeue")
         )
 
-    def claim(
+    def claim(  # noqa: PLR0913  # what a delivery is
         self,
         task_id: str,
         *,
@@ -73,15 +68,19 @@ class Status:
         deadline_s: float | None,
         max_attempts: int,
         redelivered: bool,
+        message: str = "",
     ) -> Claim | Held | Ended:
-        """Ask for a task; `started` are the fields of its event, None to write none."""
+        """Ask for a task; `started` are the fields of its event, None to write none.
+
+        `message` is the delivery tag: a redelivered copy of another message takes nothing over.
+        """
         tail = "" if started is None else self._tail(task_id, "started", started)
         deadline = "" if deadline_s is None else repr(deadline_s)
         args: list[str | int] = [
             task_id, self.owner, tail, request, deadline, max_attempts, int(redelivered),
-            uuid.uuid4().hex,
+            uuid.uuid4().hex, message,
         ]  # fmt: skip
-        reply = _persist(lambda: self._claim(keys=self._three(task_id), args=args))
+        reply = persist(lambda: self._claim(keys=self._three(task_id), args=args))
         answer = reply[0].decode()
         if answer == "held":
             return Held(reply[3].decode())
@@ -124,23 +123,16 @@ class Status:
         args: list[str | int] = [
             claim.task_id, claim.fence, status.value, json.dumps(outcome), tail, self._ttl_s,
         ]  # fmt: skip
-        return bool(_persist(lambda: self._finish(keys=keys, args=args)))
+        return bool(persist(lambda: self._finish(keys=keys, args=args)))
 
     def requeue(self, claim: Claim, fields: Mapping[str, Any]) -> bool:
         """Give the task back, this attempt not counted; False when another owner has it."""
         tail = self._tail(claim.task_id, "requeued", fields)
         args: list[str | int] = [claim.task_id, claim.fence, tail]
-        return bool(_persist(lambda: self._requeue(keys=self._three(claim.task_id), args=args)))
+        return bool(persist(lambda: self._requeue(keys=self._three(claim.task_id), args=args)))
 
     def _three(self, task_id: str) -> list[str]:
         return [self._keys.task(task_id), self._keys.events(task_id), self._keys.open]
 
     def _tail(self, task_id: str, kind: str, fields: Mapping[str, Any]) -> str:
         return event_tail(task_id, kind, {"worker": self.owner, **fields})
-
-
-def _persist(call: Callable[[], Any]) -> Any:  # noqa: ANN401  # redis-py's own replies
-    for attempt in stamina.retry_context(on=REDIS_AWAY, attempts=None, timeout=PATIENCE_S):
-        with attempt:
-            return call()
-    return None

@@ -22,6 +22,7 @@ CONNECT_S, READ_S = 5, 30
 PAUSE_S = (0.2, 5.0)
 #: Answers that may be different a moment later.
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
+_PASSING_CODES = frozenset({"RequestTimeout", "SlowDown", "Throttling", "RequestTimeTooSkewed"})
 
 
 class _Outage(Exception):
@@ -63,14 +64,13 @@ class Storage:
         key = f"{prefix}/{reference}" if prefix else reference
         arguments = {"Bucket": self._settings.s3_bucket, "Key": key}
         try:
-            size_bytes = self._call("head_object", arguments)["ContentLength"]
+            data: bytes = self._call("get_object", arguments, read=MAX_INPUT_BYTES + 1)
         except _NotThere as error:
             message = f"{where} refers to {reference!r}, which is not in the input prefix"
             raise InputNotFound(message, where=where) from error
-        if size_bytes > MAX_INPUT_BYTES:
-            what = f"refers to an object of {size_bytes} bytes"
+        if len(data) > MAX_INPUT_BYTES:
+            what = "refers to an object that is too large"
             raise BadRequest(Fault(where=where, what=what, limit=f"<= {MAX_INPUT_BYTES} bytes"))
-        data: bytes = self._call("get_object", arguments, read=True)
         return data
 
     def presign(self, key: str) -> str | None:
@@ -91,7 +91,7 @@ class Storage:
         self.put(key, b"ok", "text/plain")
         self._call("delete_object", {"Bucket": self._settings.s3_bucket, "Key": key})
 
-    def _call(self, operation: str, arguments: dict[str, Any], *, read: bool = False) -> Any:  # noqa: ANN401  # boto3's own replies
+    def _call(self, operation: str, arguments: dict[str, Any], *, read: int = 0) -> Any:  # noqa: ANN401  # boto3's own replies
         first_s, longest_s = PAUSE_S
         try:
             for attempt in stamina.retry_context(
@@ -111,23 +111,26 @@ class Storage:
             )
             raise StorageUnavailable(message) from error
 
-    def _once(self, operation: str, arguments: dict[str, Any], *, read: bool) -> Any:  # noqa: ANN401  # boto3's own replies
-        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415  # as boto3 below
+    def _once(self, operation: str, arguments: dict[str, Any], *, read: int) -> Any:  # noqa: ANN401  # boto3's own replies
+        from botocore import exceptions as boto  # noqa: PLC0415  # as boto3 below
 
         try:
             client = self._client(self._settings.s3_endpoint_url)
             reply = getattr(client, operation)(**arguments)
-            return reply["Body"].read() if read else reply
-        except ClientError as error:
+            return _body(reply, read) if read else reply
+        except boto.ClientError as error:
             http = error.response["ResponseMetadata"].get("HTTPStatusCode", 500)
-            if http in _PASSING:
+            if http in _PASSING or error.response["Error"].get("Code") in _PASSING_CODES:
                 raise _Outage(str(error)) from error
             if http == 404 and operation != "put_object":  # noqa: PLR2004  # HTTP's not found
                 raise _NotThere(str(error)) from error
             message = f"S3 refused {operation} on bucket {arguments['Bucket']!r}: {error}"
             raise StorageUnavailable(message) from error
-        except BotoCoreError as error:
+        except (boto.HTTPClientError, boto.ConnectionError, OSError) as error:
             raise _Outage(str(error)) from error
+        except (boto.BotoCoreError, ValueError) as error:  # no credentials, an impossible name
+            message = f"S3 can't be asked as it is set up: {error}"
+            raise StorageUnavailable(message) from error
 
     def _client(self, endpoint_url: str | None) -> Any:  # noqa: ANN401  # boto3 clients have no type
         with self._lock:
@@ -152,3 +155,12 @@ class Storage:
 
 class _NotThere(Exception):
     """No such object."""
+
+
+def _body(reply: dict[str, Any], most_bytes: int) -> bytes:
+    """At most so many bytes of an object, whatever was said of its size before."""
+    data: bytes = reply["Body"].read(most_bytes)
+    if len(data) < min(most_bytes, reply["ContentLength"]):
+        message = f"the connection ended after {len(data)} of {reply['ContentLength']} bytes"
+        raise _Outage(message)
+    return data

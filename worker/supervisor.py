@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,6 @@ from worker import gpu
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from types import FrameType
 
 logger = logging.getLogger(__name__)
 
@@ -51,39 +49,42 @@ def run(children: Mapping[str, Mapping[str, str]]) -> int:
 
     Gives 0 when all ended after a signal, otherwise the status of the first that fell.
     """
-    leaving = threading.Event()
-    started = {name: _start(name, extra) for name, extra in children.items()}
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        if not leaving.is_set():
-            logger.info("got %s, letting tasks end", signal.Signals(number).name)
-        leaving.set()
-        for child in started.values():
-            if child.poll() is None:
-                child.send_signal(signal.SIGTERM)
-
+    signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, leave)
-    status = 0
-    waiting = dict(started)
+        signal.signal(number, lambda number, _frame: signals.append(number))
+    waiting = {name: _start(name, extra) for name, extra in children.items()}
+    status, leaving = 0, False
     while waiting:
+        while signals:
+            logger.info("got %s, letting tasks end", signal.Signals(signals.pop(0)).name)
+            leaving = True
+            _terminate(waiting)
         for name in [name for name, child in waiting.items() if child.poll() is not None]:
             code = waiting.pop(name).returncode
-            if not leaving.is_set():
+            if not leaving:
                 logger.error("worker %s ended with status %d; ending the others", name, code)
-                status = code or 1
-                leave(signal.SIGTERM, None)
+                status, leaving = code or 1, True
+                _terminate(waiting)
         time.sleep(LOOK_S)
     return status
 
 
-def end_with_parent() -> None:
-    """Have this child told to end when its supervisor dies, however that dies (Linux only)."""
+def _terminate(children: Mapping[str, subprocess.Popen[bytes]]) -> None:
+    for child in children.values():
+        if child.poll() is None:
+            child.send_signal(signal.SIGTERM)
+
+
+def end_with_parent(parent: int) -> None:
+    """Have this child told to end when process `parent` dies, however that dies (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+    if os.getppid() != parent:
+        sys.exit(f"the parent process {parent} is gone already")
 
 
 def _start(name: str, extra: Mapping[str, str]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "worker", "work", "--name", name]
+    command += ["--parent", str(os.getpid())]
     # A session of its own: Ctrl-C reaches the children through us alone, once.
     return subprocess.Popen(command, env={**os.environ, **extra}, start_new_session=True)  # noqa: S603  # ourselves

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import TYPE_CHECKING, Any, NoReturn, assert_never
 
 from celery import Task
 from celery.exceptions import Ignore, Reject
+from redis.exceptions import RedisError
 
 from api_contracts.errors import Fault, GenerationExpired, GenerationFailed
 from api_contracts.names import TASK_NAME
 from worker.execute import Delivery
 from worker.intake import UNREADABLE
 from worker.outcome import Cancelled, Dropped, Expired, Failed, Requeued, Succeeded
+from worker.pool import PAUSE_S
 
 if TYPE_CHECKING:
     from worker.execute import Executor
+
+
+logger = logging.getLogger(__name__)
 
 
 class Generate(Task):
@@ -37,8 +44,14 @@ class Generate(Task):
             kwargs.get("request"),
             bool(self.request.delivery_info.get("redelivered")),
             _fault(args, kwargs),
+            str(self.request.get("delivery_tag") or ""),
         )
-        outcome = self.executor.execute(delivery)
+        try:
+            outcome = self.executor.execute(delivery)
+        except RedisError as away:
+            logger.error("task %s goes back, its record is out of reach: %s", self.request.id, away)  # noqa: TRY400  # no fault of ours to trace
+            time.sleep(PAUSE_S)
+            raise Reject(str(away), requeue=True) from away
         match outcome:
             case Succeeded(result=result):
                 return result.model_dump(mode="json")

@@ -73,7 +73,7 @@ def test_an_error_survives_the_result_backend(
     error = TaskError(
         code=ErrorCode.OUT_OF_MEMORY, message="too big: \u00e4", retryable=True, details={"a": [1]}
     )
-    raised = kind(error.code.value, error.message, error.retryable, error.details)
+    raised = kind(str(error.code), error.message, error.retryable, error.details)
     celery_app.backend.mark_as_failure(namespace, raised)
     with pytest.raises(kind) as caught:
         celery_app.AsyncResult(namespace).get(timeout=5)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import weakref
 from typing import TYPE_CHECKING
 
+import diffusers
 import pytest
 import torch
 
@@ -112,6 +114,44 @@ def test_a_failed_job_keeps_no_tensor_on_the_device() -> None:
     assert held[0]() is None
 
 
+def test_no_error_ends_the_thread() -> None:
+    """Even what is no `Exception`, as a panic in a library, fails its own job alone."""
+    tries: list[int] = []
+
+    def loader(spec: ModelSpec, device: str, offload: str) -> LoadedModel:
+        tries.append(1)
+        if len(tries) == 1:
+            raise BaseException("panic")  # noqa: TRY002  # the cruelty
+        return load_model(spec, device, offload)
+
+    engine = Engine({"default": SPEC}, "cpu", "model", loader)
+    assert "panic" in str(engine.submit(job(), Control()).exception(timeout=60))
+    assert engine.submit(job(num_inference_steps=1), Control()).result(timeout=60).pictures
+    engine.close()
+
+
+@pytest.mark.parametrize("broken", ["tokenizer", "text_encoder", "scheduler"])
+def test_a_model_with_a_broken_part_does_not_load(tmp_path: Path, broken: str) -> None:
+    """A part that is missing, cut short or not served is `model_load_failed`, not every task's."""
+    folder = tmp_path / "model"
+    shutil.copytree(SPEC.path, folder)
+    match broken:
+        case "tokenizer":
+            shutil.rmtree(folder / "tokenizer")
+        case "text_encoder":
+            weights = folder / "text_encoder" / "model.safetensors"
+            weights.write_bytes(weights.read_bytes()[:1000])
+        case "scheduler":
+            diffusers.EulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+            index = folder / "model_index.json"
+            index.write_text(index.read_text().replace("DDIMScheduler", "EulerDiscreteScheduler"))
+    spec = ModelSpec(path=str(folder), safety_checker=False)
+    engine = Engine({"default": spec}, "cpu", "model")
+    with pytest.raises(ModelLoadFailed):
+        engine.submit(job(), Control()).result(timeout=60)
+    engine.close()
+
+
 @pytest.mark.parametrize("kind", ["missing", "empty", "hub-like", "no-safetensors"])
 def test_a_model_that_cannot_load_says_why(tmp_path: Path, kind: str) -> None:
     """A missing, empty or pickled model is `model_load_failed`, and the next job tries anew."""
@@ -139,9 +179,6 @@ def test_a_safety_checker_that_is_not_there_is_no_silence() -> None:
 
 
 def _copy_without_safetensors(folder: Path) -> None:
-    import shutil
-
-    import torch
     from safetensors.torch import load_file
 
     shutil.copytree(SPEC.path, folder)

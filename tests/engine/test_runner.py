@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+import diffusers
 import pytest
 import torch
 
@@ -97,9 +98,11 @@ def test_a_stopped_job_leaves_a_fresh_pipeline(after: int) -> None:
 def test_a_job_that_breaks_leaves_a_fresh_pipeline(loaded: LoadedModel, make: Make) -> None:
     """A fault in the middle of a step, too, leaves no processor behind."""
     before = latents_of(make())
+    processors = dict(loaded.pipeline.unet.attn_processors)
     control = Control(on_step=lambda _: 1 / 0)  # type: ignore[arg-type]  # it is to break
     with pytest.raises(ZeroDivisionError):
         make(control=control)
+    assert dict(loaded.pipeline.unet.attn_processors) == processors
     assert torch.equal(latents_of(make()), before)
 
 
@@ -135,16 +138,63 @@ def test_previews_come_when_asked_and_change_nothing(make: Make) -> None:
     assert torch.equal(latents_of(with_previews), latents_of(make()))
 
 
-@pytest.mark.parametrize("name", [n for n, s in schedulers.SAMPLERS.items() if s.served])
-def test_every_served_scheduler_makes_a_picture(make: Make, name: str) -> None:
-    """Each scheduler that is served ends with finite latents, tells every step, and repeats."""
+DPMPP, SDE = {"algorithm_type": "dpmsolver++"}, {"algorithm_type": "sde-dpmsolver++"}
+PLAIN, KARRAS = {"use_karras_sigmas": False}, {"use_karras_sigmas": True}
+#: Each served name, as somebody would build it with diffusers alone.
+BUILT: dict[str, tuple[Any, dict[str, Any]]] = {
+    "ddim": (diffusers.DDIMScheduler, {}),
+    "ddpm": (diffusers.DDPMScheduler, {}),
+    "pndm": (diffusers.PNDMScheduler, {"skip_prk_steps": True}),
+    "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, DPMPP | PLAIN),
+    "dpmpp_2m_karras": (diffusers.DPMSolverMultistepScheduler, DPMPP | KARRAS),
+    "dpmpp_2m_sde": (diffusers.DPMSolverMultistepScheduler, SDE | PLAIN),
+    "dpmpp_2m_sde_karras": (diffusers.DPMSolverMultistepScheduler, SDE | KARRAS),
+    "dpmpp_2s": (diffusers.DPMSolverSinglestepScheduler, DPMPP | PLAIN),
+    "unipc": (diffusers.UniPCMultistepScheduler, PLAIN),
+    "deis": (diffusers.DEISMultistepScheduler, PLAIN),
+}
+
+
+def test_every_served_scheduler_is_tried() -> None:
+    """The table above has all that are served."""
+    assert set(BUILT) == {name for name, each in schedulers.SAMPLERS.items() if each.served}
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_a_scheduler_by_name_is_diffusers_own(
+    loaded: LoadedModel, make: Make, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A name on the wire makes, bit for bit, what diffusers makes with that scheduler built."""
     seen: list[Step] = []
-    first = make(control=Control(on_step=seen.append), scheduler=name, num_inference_steps=5)
-    again = make(scheduler=name, num_inference_steps=5)
-    assert first.scheduler == name
-    assert torch.isfinite(latents_of(first)).all()
-    assert torch.equal(latents_of(first), latents_of(again))
+    ours = make(control=Control(on_step=seen.append), scheduler=name, num_inference_steps=5)
+    kind, options = BUILT[name]
+    own = loaded.pipeline.scheduler
+    monkeypatch.setattr(loaded.pipeline, "scheduler", kind.from_config(own.config, **options))
+    assert torch.equal(latents_of(ours), upstream(loaded, num_inference_steps=5))
+    assert ours.scheduler == name
     assert seen[-1].step == 5
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_a_models_own_scheduler_has_its_name(
+    loaded: LoadedModel, make: Make, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Without a name the model's own is used, and the result tells which it was."""
+    kind, options = BUILT[name]
+    own = kind.from_config(loaded.pipeline.scheduler.config, **options)
+    monkeypatch.setattr(loaded.pipeline, "scheduler", own)
+    assert make(num_inference_steps=2).scheduler == name
+
+
+def test_a_name_means_the_same_on_every_model(
+    loaded: LoadedModel, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`dpmpp_2m` has no Karras sigmas, also where the model's own scheduler has."""
+    before = latents_of(make(scheduler="dpmpp_2m"))
+    own = loaded.pipeline.scheduler
+    karras = diffusers.DPMSolverMultistepScheduler.from_config(own.config, **KARRAS)
+    monkeypatch.setattr(loaded.pipeline, "scheduler", karras)
+    assert torch.equal(latents_of(make(scheduler="dpmpp_2m")), before)
 
 
 @pytest.mark.parametrize(
@@ -170,3 +220,39 @@ def test_a_list_of_seeds_must_fit(make: Make) -> None:
     with pytest.raises(BadRequest) as refused:
         make(seeds=(1, 2, 3), num_images_per_prompt=2)
     assert refused.value.details["faults"][0]["where"] == "seed"
+
+
+def test_a_device_that_fails_ends_the_process_and_no_task(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After such an error every later job would fail too: the process must not eat the queue."""
+
+    def leave(status: int) -> NoReturn:
+        raise SystemExit(status)
+
+    def fail(_step: Step) -> NoReturn:
+        message = "device-side assert"
+        raise torch.AcceleratorError(message)
+
+    monkeypatch.setattr("os._exit", leave)
+    with pytest.raises(SystemExit) as left:
+        make(control=Control(on_step=fail))
+    assert left.value.code == runner.DEVICE_FAILED
+
+
+def test_what_a_prompt_loses_is_told(make: Make) -> None:
+    """The text encoder reads so many tokens; what is beyond has no effect, and the result says it.
+
+    What fits is told as nothing.
+    """
+    fits = "a large red star on a blue background"
+    long = fits + " blue" * 40
+    assert make(prompts=(fits,)).truncated == ()
+    (lost,) = make(prompts=(long,)).truncated
+    assert long.endswith(lost)
+    assert torch.equal(
+        latents_of(make(prompts=(long,))),
+        latents_of(make(prompts=(long.removesuffix(f" {lost}"),))),
+    )
+    assert len(make(negative_prompts=(long,)).truncated) == 1
+    assert make(negative_prompts=(long,), guidance_scale=1.0).truncated == ()

@@ -8,8 +8,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.engine.jobs import latents_of, upstream
-from worker.engine import tensors
+from tests.engine.jobs import SPEC, job, latents_of, upstream
+from worker.engine import models, runner, tensors
+from worker.engine.job import Control
 from worker.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -64,7 +65,10 @@ def test_a_latent_result_is_a_latent_input(make: Make) -> None:
         ("prompt_embeds", packed(x=torch.zeros(1, 32, 64)), "n x tokens x 128"),
         ("prompt_embeds", packed(x=torch.zeros(32, 128)), "n x tokens x 128"),
         ("prompt_embeds", packed(x=torch.zeros(5, 32, 128)), "<= 4"),
+        ("prompt_embeds", packed(x=torch.zeros(1, 33, 128)), "<= 32"),
         ("negative_prompt_embeds", packed(x=torch.zeros(2, 32, 128)), "as many"),
+        ("negative_prompt_embeds", packed(x=torch.zeros(1, 31, 128)), "1 of 32"),
+        ("latents", packed(x=torch.zeros(1, 4, 16, 16).to(torch.float8_e4m3fn)), "16 to 64 bit"),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_refused_by_name(
@@ -79,3 +83,13 @@ def test_a_tensor_that_does_not_fit_is_refused_by_name(
     fault = refused.value.details["faults"][0]
     assert fault["where"] == field
     assert says in fault["limit"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("given", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_latents_come_in_any_precision(dtype: Any, given: torch.dtype) -> None:
+    """A file's floats are brought to the model's, whichever they are."""
+    spec = SPEC.model_copy(update={"dtype": dtype})
+    data = packed(x=torch.zeros(1, 4, 16, 16, dtype=given))
+    made = runner.run(models.load(spec, "cpu", "none"), job(latents=data), Control(), (0.0, 0.0))
+    assert torch.isfinite(latents_of(made)).all()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 
 from tests.record.owners import kinds
+from worker.celery_state import CeleryState
 from worker.engine.engine import Engine
 from worker.errors import ModelLoadFailed
 from worker.execute import Delivery, Executor
@@ -39,7 +40,7 @@ class Busy:
         models = {alias: ModelSpec(path="/nowhere", safety_checker=False)}
         settings = Settings(models=models)
         engine = Engine(models, "cpu", "none", self._load)
-        publisher, shelf = Publisher(status), Shelf(Storage(settings))
+        publisher, shelf = Publisher(status, CeleryState(lambda *_: None)), Shelf(Storage(settings))
         self.executor = Executor(settings, status, publisher, engine, shelf)
         self._alias = alias
         self._threads = ThreadPoolExecutor(4)

@@ -11,6 +11,7 @@ import pytest
 from api_contracts import GenerationClient, TaskStatus
 from tests.record.owners import PROGRESS, kinds, take, told, until
 from worker import publisher
+from worker.celery_state import CeleryState
 from worker.engine.job import Control, Stop
 from worker.publisher import BACKLOG, Publisher
 from worker.status import Claim, Status
@@ -34,10 +35,8 @@ def publish() -> Iterator[Callable[..., Publisher]]:
     """Publishers that are closed after the test."""
     made: list[Publisher] = []
 
-    def make(
-        status: Status, tell: Callable[[str, dict[str, int]], None] | None = None
-    ) -> Publisher:
-        made.append(Publisher(status, tell))
+    def make(status: Status) -> Publisher:
+        made.append(Publisher(status, CeleryState(lambda *_: None)))
         return made[-1]
 
     yield make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +11,8 @@ from celery.exceptions import BackendStoreError
 from api_contracts import GenerationClient, TaskStatus
 from api_contracts.connection import connect
 from tests.record.owners import PROGRESS, kinds, take, told, until
-from worker import embedded, publisher
+from worker import celery_state, embedded
+from worker.celery_state import CeleryState
 from worker.engine.job import Control, Stop
 from worker.publisher import Publisher
 from worker.status import Status
@@ -30,13 +32,14 @@ def step(number: int) -> dict[str, Any]:
 def test_celery_is_told_at_most_once_a_second(status: Status, task_id: str) -> None:
     """A burst of steps is one `PROGRESS` state of step and total, for each task by itself."""
     calls: list[tuple[str, dict[str, int]]] = []
-    made = Publisher(status, lambda name, meta: calls.append((name, meta)))
+    made = Publisher(status, CeleryState(lambda name, meta: calls.append((name, meta))))
     claims = [take(status, task_id), take(status, "another")]
     for claim in claims:
         made.watch(claim, Control())
         made.post(claim, "uploading", {"images": 1})
         for number in range(1, 6):
             made.post(claim, "progress", step(number))
+    until(lambda: len(calls) == 2)
     for claim in claims:
         made.release(claim)
     made.close()
@@ -46,26 +49,65 @@ def test_celery_is_told_at_most_once_a_second(status: Status, task_id: str) -> N
     ]
 
 
-def test_celery_is_told_again_when_it_is_time(
-    status: Status, task_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_celery_is_told_again_when_it_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once the pause is over the next step is told."""
-    monkeypatch.setattr(publisher, "CELERY_EVERY_S", 0.0)
+    monkeypatch.setattr(celery_state, "EVERY_S", 0.0)
     steps: list[int] = []
-    made = Publisher(status, lambda _, meta: steps.append(meta["step"]))
-    claim = take(status, task_id)
-    made.watch(claim, Control())
+    made = CeleryState(lambda _, meta: steps.append(meta["step"]))
     for number in range(1, 4):
-        made.post(claim, "progress", step(number))
+        made.tell("t", {"step": number, "total_steps": 9})
+        until(lambda number=number: steps[-1:] == [number])  # type: ignore[misc]
+    made.close()
+
+
+def test_a_result_redis_that_hangs_holds_up_nothing(
+    status: Status, client: GenerationClient, task_id: str
+) -> None:
+    """While Celery's Redis is away, events are told, cancels are heard and other tasks go on."""
+    stuck, go_on = threading.Event(), threading.Event()
+
+    def hang(_task_id: str, _meta: dict[str, int]) -> None:
+        stuck.set()
+        assert go_on.wait(30)
+
+    made, claim, control = Publisher(status, CeleryState(hang)), take(status, task_id), Control()
+    made.watch(claim, control)
+    made.post(claim, "progress", step(1))
+    assert stuck.wait(10)
+    made.post(claim, "progress", step(2))
+    until(lambda: kinds(client.redis, client.keys, task_id).count("progress") == 2)
+    client.handle(task_id).cancel()
+    until(lambda: control.asked() is Stop.CANCELLED)
+    go_on.set()
     made.release(claim)
     made.close()
-    assert steps == [1, 2, 3]
+
+
+def test_nothing_is_told_after_the_end(status: Status, task_id: str) -> None:
+    """A state that still waits when its task ends is dropped: it would overwrite the end."""
+    stuck, go_on = threading.Event(), threading.Event()
+    calls: list[str] = []
+
+    def store(name: str, _meta: dict[str, int]) -> None:
+        stuck.set()
+        assert go_on.wait(30)
+        calls.append(name)
+
+    state = CeleryState(store)
+    state.tell("busy", {"step": 1, "total_steps": 2})
+    assert stuck.wait(10)
+    state.tell(task_id, {"step": 1, "total_steps": 2})
+    state.forget(task_id)
+    go_on.set()
+    state.forget("busy")
+    state.close()
+    assert calls == ["busy"]
 
 
 def test_a_lost_task_is_not_told_to_celery(status: Status, other: Status, task_id: str) -> None:
     """One whose task is another's writes nothing into Celery's state either."""
     calls: list[str] = []
-    made = Publisher(status, lambda name, _: calls.append(name))
+    made = Publisher(status, CeleryState(lambda name, _: calls.append(name)))
     claim = take(status, task_id)
     take(other, task_id, redelivered=True)
     made.watch(claim, Control())
@@ -84,7 +126,7 @@ def test_a_broken_result_backend_does_not_end_the_publisher(
     def fail(_task_id: str, _meta: dict[str, int]) -> None:
         raise fault
 
-    made, claim = Publisher(status, fail), take(status, task_id)
+    made, claim = Publisher(status, CeleryState(fail)), take(status, task_id)
     made.watch(claim, Control())
     made.post(claim, "progress", step(1))
     until(lambda: "progress" in kinds(redis, keys, task_id))
@@ -97,17 +139,20 @@ def test_a_broken_result_backend_does_not_end_the_publisher(
 def test_one_broken_task_does_not_silence_the_others(
     status: Status, redis: Redis, keys: Keys, task_id: str
 ) -> None:
-    """A write that Redis refuses (wrong type, no memory left) is that event's loss alone."""
-    made, good, broken = Publisher(status), take(status, task_id), take(status, "broken")
+    """A write that Redis refuses (wrong type) is that event's loss alone, whoever waits beside."""
+    made, good = Publisher(status, CeleryState(lambda *_: None)), take(status, task_id)
+    broken = take(status, "broken")
     redis.set(keys.events("broken"), "no stream")
-    made.watch(broken, Control())
-    made.post(broken, "progress", step(1))
-    made.release(broken)
-    made.watch(good, Control())
-    made.post(good, "progress", step(1))
+    for claim in (broken, good):
+        made.watch(claim, Control())
+    for number in range(1, 4):
+        for claim in (broken, good):
+            made.post(claim, "progress", step(number))
+    made.post(good, "uploading", {"images": 1})
+    until(lambda: kinds(redis, keys, task_id)[-1] == "uploading")
+    assert kinds(redis, keys, task_id).count("progress") == 3
     made.release(good)
     made.close()
-    assert kinds(redis, keys, task_id)[-1] == "progress"
 
 
 def test_redis_away_does_not_end_the_publisher(tmp_path: Path, keys: Keys) -> None:
@@ -117,7 +162,7 @@ def test_redis_away_does_not_end_the_publisher(tmp_path: Path, keys: Keys) -> No
     with embedded.redis_server(tmp_path, port) as url:
         status = Status(connect(url), keys, "first", 1000)
         claim = take(status, "t")
-        made = Publisher(status)
+        made = Publisher(status, CeleryState(lambda *_: None))
         made.watch(claim, control)
         made.post(claim, "progress", step(1))
         until(lambda: kinds(status.redis, keys, "t") == ["started", "progress"])

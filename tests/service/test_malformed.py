@@ -42,6 +42,11 @@ def message(task_id: Any, body: bytes, **changes: Any) -> dict[str, Any]:
     return whole | changes
 
 
+def odd(task_id: str, body: bytes, **properties: Any) -> dict[str, Any]:
+    made = message(task_id, body)
+    return made | {"properties": made["properties"] | properties}
+
+
 def calls(request: Any, **kwargs: Any) -> bytes:
     return json.dumps([[], {"request": request, **kwargs}, {}]).encode()
 
@@ -76,6 +81,14 @@ def answerable(task_id: str, rng: random.Random) -> dict[str, Any]:
         lambda: message(task_id, pickle.dumps(GOOD), **{"content-type": PICKLE}),
         lambda: message(task_id, calls(GOOD), headers=headers | {"compression": "zstd-9"}),
         lambda: message(task_id, calls(GOOD), headers=headers | {"compression": "gzip"}),
+        lambda: message(task_id, calls(GOOD)) | {"body": 5},
+        lambda: message(task_id, calls(GOOD)) | {"body": "%%%"},
+        lambda: odd(task_id, calls({}), delivery_tag=None),
+        lambda: odd(task_id, calls({}), delivery_tag=["x"]),
+        lambda: odd(task_id, calls({}), delivery_info=None),
+        lambda: odd(task_id, calls(GOOD), body_encoding="zip"),
+        lambda: message(task_id, calls(GOOD), properties={}),
+        lambda: message(task_id, json.dumps([[], {"request": GOOD}, {"chain": [1]}]).encode()),
         lambda: message(task_id, calls(GOOD), headers=headers | {"eta": "2099-01-01T00:00:00"}),
         lambda: message(task_id, calls(GOOD), headers=headers | {"expires": [1]}),
         lambda: message(task_id, calls({}), headers=headers | {"timelimit": "x", "retries": {}}),
@@ -93,10 +106,7 @@ def unanswerable(rng: random.Random) -> bytes:
         lambda: broken | {"headers": None},
         lambda: broken | {"headers": {"task": ["list"], "id": "x"}},
         lambda: broken | {"headers": {"task": "os.system", "id": "x"}},
-        lambda: {key: value for key, value in broken.items() if key != "properties"},
-        lambda: broken | {"properties": {}},
-        lambda: broken | {"properties": broken["properties"] | {"body_encoding": "zip"}},
-        lambda: broken | {"body": "%%%"},
+        lambda: {key: value for key, value in broken.items() if key != "headers"},
         lambda: 17,
         list,
         lambda: "text",

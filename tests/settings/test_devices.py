@@ -68,12 +68,33 @@ def test_without_a_driver_it_is_the_cpu(driver: Callable[..., None], gpus: list[
         assert environments("auto", gpus) == {"cpu": {"SAG_DEVICE": "cpu"}}
 
 
-def test_a_driver_that_fails_is_no_gpu(driver: Callable[..., None]) -> None:
-    """Where `nvidia-smi` is there but can't reach a driver, the CPU works."""
+def test_a_driver_that_fails_is_an_error(driver: Callable[..., None]) -> None:
+    """A GPU host whose driver is broken says so: it would serve on its CPU, unnoticed."""
     driver("Failed to initialize NVML: Driver/library version mismatch\n", 18)
+    with pytest.raises(RuntimeError, match=r"version mismatch.*SAG_DEVICE=cpu"):
+        environments("auto", [])
+    assert environments("cpu", []) == {"cpu": {"SAG_DEVICE": "cpu"}}
+    driver("No devices were found\n", 6)
     assert environments("auto", []) == {"cpu": {"SAG_DEVICE": "cpu"}}
-    driver("No devices were found\n")
-    assert environments("auto", []) == {"cpu": {"SAG_DEVICE": "cpu"}}
+
+
+@pytest.mark.parametrize(
+    ("named", "workers"),
+    [
+        ("1", ["gpu1"]),
+        ("1,0", ["gpu0", "gpu1"]),
+        ("GPU-bb", ["gpu1"]),
+        ("", ["cpu"]),
+        ("7", ["cpu"]),
+    ],
+)
+def test_gpus_that_are_hidden_are_not_used(
+    driver: Callable[..., None], monkeypatch: pytest.MonkeyPatch, named: str, workers: list[str]
+) -> None:
+    """`CUDA_VISIBLE_DEVICES` is somebody's decision; the start keeps to it."""
+    driver(TWO)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert sorted(environments("auto", [])) == workers
 
 
 def test_memory_that_the_driver_does_not_tell(driver: Callable[..., None]) -> None:

@@ -43,7 +43,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "drain_timeout_s": ("0", 0.0),
     "record_ttl_s": ("60", 60),
     "max_side_px": ("64", 64),
-    "max_steps": ("1", 1),
+    "max_steps": ("25", 25),
     "max_images": ("64", 64),
     "log_format": ("json", "json"),
 }
@@ -59,7 +59,10 @@ BAD: list[tuple[str, str]] = [
     ("s3_retry_s", "-1"), ("presign_s", "604801"), ("max_attempts", "0"),
     ("visibility_timeout_s", "59"), ("drain_timeout_s", "-1"), ("record_ttl_s", "59"),
     ("max_side_px", "63"), ("max_steps", "0"), ("max_images", "0"), ("max_images", "65"),
-    ("log_format", "xml"),
+    ("log_format", "xml"), ("broker_url", "redis://:pass/word@h:6379/0"),
+    ("s3_endpoint_url", "127.0.0.1:8333"), ("s3_endpoint_url", ""),
+    ("s3_public_endpoint_url", "s3.example"), ("drain_timeout_s", "inf"),
+    ("s3_retry_s", "1e300"), ("record_ttl_s", "99999999999"),
 ]  # fmt: skip
 
 
@@ -92,6 +95,32 @@ def test_a_bad_value_is_named(name: str, text: str, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValidationError) as caught:
         Settings()
     assert {str(error["loc"][0]) for error in caught.value.errors()} == {name}
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "says"),
+    [
+        ("SAG_MAX_STEPS", "20", "num_inference_steps: is 25"),
+        ("SAG_MODELS", '{"a": {"path": "x", "defaults": {"scheduler": "Euler A"}}}', "scheduler"),
+        ("SAG_MODELS", '{"a": {"path": "x", "defaults": {"height": 4096}}}', "height: is 4096"),
+    ],
+)
+def test_defaults_that_every_request_would_break_on_stop_the_start(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str, says: str
+) -> None:
+    """A model's default beyond a limit is the settings' fault, and no caller's."""
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(ValidationError, match=says):
+        Settings()
+
+
+def test_a_password_that_breaks_its_url_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unescaped slash makes a part of the password look like a port; the message has none."""
+    monkeypatch.setenv("SAG_BROKER_URL", "redis://:s3cr/et@h:6379/0")
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert "s3cr" not in str(caught.value)
+    assert "%2F" in str(caught.value)
 
 
 def test_models_that_are_not_json_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

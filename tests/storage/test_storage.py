@@ -89,7 +89,7 @@ def test_an_input_comes_from_the_input_prefix_alone(storage: Storage, settings: 
 def test_an_input_that_is_too_large_is_not_read(
     storage: Storage, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The size is looked at before the bytes."""
+    """No more is read than may be used, whatever a look at its size would have said."""
     monkeypatch.setattr("worker.storage.MAX_INPUT_BYTES", 1024)
     client = boto3.client("s3", endpoint_url=settings.s3_endpoint_url)
     key = f"{settings.s3_input_prefix}/large.safetensors"
@@ -97,6 +97,21 @@ def test_an_input_that_is_too_large_is_not_read(
     with pytest.raises(BadRequest) as refused:
         storage.get_input("large.safetensors", "latents")
     assert refused.value.details["faults"][0]["where"] == "latents"
+
+
+def test_what_cannot_be_asked_is_no_outage(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Missing credentials and impossible names are told at once, as faults of the settings."""
+    patient = settings.model_copy(update={"s3_retry_s": 3600})
+    odd = patient.model_copy(update={"s3_bucket": "No Bucket!"})
+    with pytest.raises(StorageUnavailable, match="as it is set up"):
+        Storage(odd).put("k", b"x", "text/plain")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(StorageUnavailable, match="credentials"):
+        Storage(patient).put("k", b"x", "text/plain")
 
 
 def test_wrong_keys_fail_at_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

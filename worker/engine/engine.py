@@ -94,9 +94,11 @@ class Engine:
             if ticket.future.set_running_or_notify_cancel():
                 try:
                     ticket.future.set_result(self._run(ticket))
-                except Exception as error:  # noqa: BLE001  # the future carries it to `execute`
+                except BaseException as error:  # noqa: BLE001  # without this thread no job ends
                     _forget_frames(error)
-                    ticket.future.set_exception(error)
+                    fault = error if isinstance(error, Exception) else RuntimeError(repr(error))
+                    ticket.future.set_exception(fault)
+                    self._free_memory()
             del ticket  # nor must its pictures wait here for the next
 
     def _run(self, ticket: _Ticket) -> JobResult:
@@ -107,6 +109,11 @@ class Engine:
         from worker.engine import runner  # noqa: PLC0415  # see `load_model`
 
         return runner.run(model, ticket.job, ticket.control, (wait_s, load_s))
+
+    def _free_memory(self) -> None:
+        from worker.engine import runner  # noqa: PLC0415  # see `load_model`
+
+        runner.free_memory(self.device)
 
     def _model(self, alias: str) -> tuple[LoadedModel, float, float]:
         """The model, built if it is not, and when its build began and ended."""

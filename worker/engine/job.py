@@ -126,3 +126,5 @@ class JobResult:
     #: Mean number of jobs in its steps.
     batch: float
     versions: dict[str, str]
+    #: What of the prompts was beyond the text encoder's length and had no effect.
+    truncated: tuple[str, ...] = ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,15 @@ import torch
 import transformers
 from diffusers import StableDiffusionSAGPipeline
 
+from worker.engine import schedulers
 from worker.errors import ModelLoadFailed
+from worker.settings import is_hub_id
 
 if TYPE_CHECKING:
     from worker.settings import ModelSpec
 
 logger = logging.getLogger(__name__)
 
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 #: `auto` keeps a model resident when it fits this many times over: weights, activations, the VAE.
 _ROOM = 2.5
 
@@ -43,11 +43,13 @@ def load(spec: ModelSpec, device: str, offload: str) -> LoadedModel:
         pipeline = StableDiffusionSAGPipeline.from_pretrained(
             _source(spec.path), torch_dtype=_dtype(spec, device), **_options(spec)
         )
+        _check(pipeline, spec)
         mode = _place(pipeline, device, offload)
-    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+    except ModelLoadFailed:
+        raise
+    except Exception as error:  # files that are not what they seem raise whatever they like
         message = f"model {spec.path!r} could not be loaded: {error}"
         raise ModelLoadFailed(message[:2000]) from error
-    _check(pipeline, spec)
     pipeline.set_progress_bar_config(disable=True)
     logger.info("built %s on %s in %.1f s", spec.path, device, time.perf_counter() - began_s)
     return LoadedModel(pipeline, device, mode)
@@ -64,7 +66,7 @@ def _quieten() -> None:
 
 def _source(path: str) -> str:
     """A folder that is there, or a hub id."""
-    if Path(path).is_dir() or _HUB_ID.match(path):
+    if Path(path).is_dir() or is_hub_id(path):
         return path
     message = "it is neither a folder on this machine nor a hub id (owner/name)"
     raise OSError(message)
@@ -95,6 +97,14 @@ def _check(pipeline: Any, spec: ModelSpec) -> None:  # noqa: ANN401  # a diffuse
         raise ModelLoadFailed(message)
     if pipeline.unet.config.mid_block_type != "UNetMidBlock2DCrossAttn":
         message = f"model {spec.path!r} has no attention in its mid block, which SAG reads"
+        raise ModelLoadFailed(message)
+    words, known = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
+    if words != known:
+        message = f"model {spec.path!r} has a tokenizer of {words} words for an encoder of {known}"
+        raise ModelLoadFailed(message)
+    if not schedulers.is_served(pipeline.scheduler):
+        kind = type(pipeline.scheduler).__name__
+        message = f"model {spec.path!r} comes with {kind}, which can't be combined with SAG yet"
         raise ModelLoadFailed(message)
     prediction = pipeline.scheduler.config.prediction_type
     if prediction != "epsilon":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import logging
+import os
 import time
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ import torch
 import transformers
 
 from api_contracts.errors import Fault
-from worker.engine import schedulers, tensors
+from worker.engine import prompts, schedulers, tensors
 from worker.engine.job import JobResult, Picture, Step, Timing
 from worker.errors import BadRequest, OutOfMemory
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from worker.engine.job import Control, Job
     from worker.engine.models import LoadedModel
+    from worker.engine.prompts import Encoded
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ VERSIONS = {
     "transformers": transformers.__version__,
     "accelerate": accelerate.__version__,
 }
+#: Exit status of a process whose device fails.
+DEVICE_FAILED = 70
 #: Longest side of a preview, in pixels.
 PREVIEW_PX = 128
 
@@ -53,7 +57,13 @@ def run(model: LoadedModel, job: Job, control: Control, waited: tuple[float, flo
         name, pipe.scheduler = schedulers.make(job.scheduler, own_scheduler)
         schedulers.check_eta(job.eta, name)
         with torch.inference_mode():
-            pictures, (encode_s, denoise_s, decode_s) = _make(pipe, job, control)
+            pictures, seconds, truncated = _make(pipe, job, control)
+    except torch.AcceleratorError:
+        # Every later call of this process would fail too, and end a task each: leave the task and
+        # its message as they are, for another process.
+        logger.critical("the device fails; this process ends", exc_info=True)
+        logging.shutdown()
+        os._exit(DEVICE_FAILED)
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(
             f"the device has not enough memory for {job.width or 'own'} x {job.height or 'own'} px;"
@@ -63,63 +73,39 @@ def run(model: LoadedModel, job: Job, control: Control, waited: tuple[float, flo
         pipe.scheduler = own_scheduler
         pipe.unet.set_attn_processor(processors)
         pipe.maybe_free_model_hooks()
-        if model.device != "cpu":
-            torch.cuda.empty_cache()
-    timing = Timing(*waited, encode_s, denoise_s, decode_s)
-    return JobResult(pictures, timing, name, 1.0, VERSIONS)
+    timing = Timing(*waited, *seconds)
+    return JobResult(pictures, timing, name, 1.0, VERSIONS, truncated)
 
 
-def _make(pipe: Any, job: Job, control: Control) -> tuple[tuple[Picture, ...], list[float]]:  # noqa: ANN401  # a diffusers pipeline
-    """The pictures, and the seconds of encoding, denoising and decoding."""
+def free_memory(device: str) -> None:
+    """Give the memory that no tensor holds back to the device, for whoever shares it."""
+    if device != "cpu":
+        torch.cuda.empty_cache()
+
+
+def _make(
+    pipe: Any,  # noqa: ANN401  # a diffusers pipeline
+    job: Job,
+    control: Control,
+) -> tuple[tuple[Picture, ...], list[float], tuple[str, ...]]:
+    """The pictures; the seconds of encoding, denoising and decoding; what had no effect."""
     marks = [time.perf_counter()]
     control.obey(0)
-    embeds, negative_embeds = _encode(pipe, job)
+    encoded = prompts.encode(pipe, job)
     marks.append(time.perf_counter())
-    seeds = _seeds(job, prompts=embeds.shape[0])
-    latents = _denoise(pipe, job, control, seeds, embeds, negative_embeds)
+    seeds = _seeds(job, rows=encoded.embeds.shape[0])
+    latents = _denoise(pipe, job, control, seeds, encoded)
     marks.append(time.perf_counter())
     pictures = tuple(_decode(pipe, job, seeds, latents))
     marks.append(time.perf_counter())
-    return pictures, [end - begin for begin, end in pairwise(marks)]
+    return pictures, [end - begin for begin, end in pairwise(marks)], encoded.truncated
 
 
-def _encode(pipe: Any, job: Job) -> tuple[torch.Tensor, torch.Tensor | None]:  # noqa: ANN401  # a diffusers pipeline
-    """Embeddings (prompts, tokens, width) of the prompts and, with guidance, of their opposites."""
-    device, text = pipe._execution_device, pipe.text_encoder.config  # noqa: SLF001  # diffusers' own way to ask
-    width = text.hidden_size
-    embeds = tensors.read(job.prompt_embeds, "prompt_embeds", ("n", "tokens", width))
-    negative = tensors.read(
-        job.negative_prompt_embeds, "negative_prompt_embeds", ("n", "tokens", width)
-    )
-    if embeds is not None and negative is not None and embeds.shape != negative.shape:
-        what = f"has shape {tuple(negative.shape)}"
-        limit = f"that of prompt_embeds, {tuple(embeds.shape)}"
-        raise BadRequest(Fault(where="negative_prompt_embeds", what=what, limit=limit))
-    count = len(job.prompts) or (0 if embeds is None else embeds.shape[0])
-    if len(job.negative_prompts) not in (0, 1, count):
-        what = f"has {len(job.negative_prompts)} entries for {count} prompts"
-        raise BadRequest(Fault(where="negative_prompt", what=what, limit="as many as prompts"))
-    if negative is not None and negative.shape[0] != count:
-        what = f"has {negative.shape[0]} rows for {count} prompts"
-        raise BadRequest(Fault(where="negative_prompt_embeds", what=what, limit="as many"))
-    negatives = list(job.negative_prompts or ("",))
-    encoded, opposite = pipe.encode_prompt(
-        list(job.prompts) or None,
-        device,
-        1,
-        job.guidance_scale > 1,
-        negatives * count if len(negatives) == 1 else negatives,
-        prompt_embeds=embeds,
-        negative_prompt_embeds=negative,
-    )
-    return encoded, opposite
-
-
-def _seeds(job: Job, prompts: int) -> tuple[int, ...]:
+def _seeds(job: Job, rows: int) -> tuple[int, ...]:
     """The seed of each image; only here is known how many a file of embeddings asks for."""
-    images = prompts * job.num_images_per_prompt
+    images = rows * job.num_images_per_prompt
     if images > job.max_images:
-        what = f"asks for {images} images: {prompts} rows x {job.num_images_per_prompt} each"
+        what = f"asks for {images} images: {rows} rows x {job.num_images_per_prompt} each"
         raise BadRequest(Fault(where="prompt_embeds", what=what, limit=f"<= {job.max_images}"))
     if len(job.seeds) == images:
         return job.seeds
@@ -134,16 +120,15 @@ def _denoise(
     job: Job,
     control: Control,
     seeds: tuple[int, ...],
-    embeds: torch.Tensor,
-    negative_embeds: torch.Tensor | None,
+    encoded: Encoded,
 ) -> torch.Tensor:
     """Latents (images, channels, height / f, width / f) after all steps, by diffusers' pipeline."""
     height, width = _size(pipe, job)
     factor, channels = pipe.vae_scale_factor, pipe.unet.config.in_channels
     shape = (len(seeds), channels, height // factor, width // factor)
     output = pipe(
-        prompt_embeds=embeds,
-        negative_prompt_embeds=negative_embeds,
+        prompt_embeds=encoded.embeds,
+        negative_prompt_embeds=encoded.negative,
         height=height,
         width=width,
         num_inference_steps=job.num_inference_steps,
@@ -152,13 +137,19 @@ def _denoise(
         num_images_per_prompt=job.num_images_per_prompt,
         eta=job.eta,
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-        latents=tensors.read(job.latents, "latents", shape),
+        latents=_given(job, pipe.unet.dtype, shape),
         output_type="latent",
         callback=_callback(pipe, job, control),
         callback_steps=1,
     )
     latents: torch.Tensor = output.images
     return latents
+
+
+def _given(job: Job, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor | None:
+    """The job's own latents, in the model's precision, which diffusers does not see to."""
+    latents = tensors.read(job.latents, "latents", shape)
+    return None if latents is None else latents.to(dtype)
 
 
 def _callback(pipe: Any, job: Job, control: Control) -> Callable[[int, Any, torch.Tensor], None]:  # noqa: ANN401  # a diffusers pipeline

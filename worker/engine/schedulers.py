@@ -23,19 +23,19 @@ class _Sampler:
 
 _DPMPP = {"algorithm_type": "dpmsolver++"}
 _SDE = {"algorithm_type": "sde-dpmsolver++"}
-_KARRAS = {"use_karras_sigmas": True}
+_PLAIN, _KARRAS = {"use_karras_sigmas": False}, {"use_karras_sigmas": True}
 
 SAMPLERS: dict[str, _Sampler] = {
     "ddim": _Sampler("DDIMScheduler"),
     "ddpm": _Sampler("DDPMScheduler"),
     "pndm": _Sampler("PNDMScheduler", {"skip_prk_steps": True}),
-    "dpmpp_2m": _Sampler("DPMSolverMultistepScheduler", _DPMPP),
+    "dpmpp_2m": _Sampler("DPMSolverMultistepScheduler", _DPMPP | _PLAIN),
     "dpmpp_2m_karras": _Sampler("DPMSolverMultistepScheduler", _DPMPP | _KARRAS),
-    "dpmpp_2m_sde": _Sampler("DPMSolverMultistepScheduler", _SDE),
+    "dpmpp_2m_sde": _Sampler("DPMSolverMultistepScheduler", _SDE | _PLAIN),
     "dpmpp_2m_sde_karras": _Sampler("DPMSolverMultistepScheduler", _SDE | _KARRAS),
-    "dpmpp_2s": _Sampler("DPMSolverSinglestepScheduler", _DPMPP),
-    "unipc": _Sampler("UniPCMultistepScheduler"),
-    "deis": _Sampler("DEISMultistepScheduler"),
+    "dpmpp_2s": _Sampler("DPMSolverSinglestepScheduler", _DPMPP | _PLAIN),
+    "unipc": _Sampler("UniPCMultistepScheduler", _PLAIN),
+    "deis": _Sampler("DEISMultistepScheduler", _PLAIN),
     "lms": _Sampler("LMSDiscreteScheduler", served=False),
     "euler": _Sampler("EulerDiscreteScheduler", served=False),
     "euler_a": _Sampler("EulerAncestralDiscreteScheduler", served=False),
@@ -63,6 +63,12 @@ def make(name: str | None, own: Any) -> tuple[str, Any]:  # noqa: ANN401  # diff
         raise UnsupportedScheduler(message, where="scheduler", served=served)
     kind = getattr(diffusers, sampler.class_name)
     return name, kind.from_config(own.config, **sampler.options)
+
+
+def is_served(own: Any) -> bool:  # noqa: ANN401  # diffusers has no base
+    """Whether a model's own scheduler can be used; one that has no name here is given a try."""
+    kind = type(own).__name__
+    return all(each.served for each in SAMPLERS.values() if each.class_name == kind)
 
 
 def check_eta(eta: float, scheduler: str) -> None:

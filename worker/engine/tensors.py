@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+
 def read(data: bytes | None, where: str, shape: Sequence[int | str]) -> torch.Tensor | None:
     """The one tensor in `data`, or None without data; raises `BadRequest` naming `where`.
 
@@ -36,9 +39,9 @@ def read(data: bytes | None, where: str, shape: Sequence[int | str]) -> torch.Te
         isinstance(size, str) or size == actual
         for size, actual in zip(shape, tensor.shape, strict=True)
     )
-    if not fits or not tensor.is_floating_point() or 0 in tensor.shape:
+    if not fits or tensor.dtype not in _DTYPES or 0 in tensor.shape:
         what = f"is {tensor.dtype} of shape {tuple(tensor.shape)}"
-        raise BadRequest(Fault(where=where, what=what, limit=f"floats, {expected}"))
+        raise BadRequest(Fault(where=where, what=what, limit=f"16 to 64 bit floats, {expected}"))
     if not torch.isfinite(tensor).all():
         raise BadRequest(
             Fault(where=where, what="holds values that are not finite", limit="finite")

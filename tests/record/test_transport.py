@@ -1,0 +1,173 @@
+"""What lies between a list in Redis and a message: nothing in it ends the worker."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kombu import Connection
+
+from api_contracts import names
+from tests.record.mail import celery_takes, fault_in
+from tests.record.test_intake_property import JSON
+from worker import embedded, patience
+from worker.intake import put_in_order
+from worker.transport import COMPRESSED, envelope
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from kombu.message import Message
+    from redis import Redis
+
+GOOD: dict[str, Any] = {
+    "body": "W1tdLCB7InJlcXVlc3QiOiB7InByb21wdCI6ICJ4In19LCB7fV0=",
+    "content-encoding": "utf-8",
+    "content-type": "application/json",
+    "headers": {"task": names.TASK_NAME, "id": "t"},
+    "properties": {
+        "delivery_tag": "tag",
+        "delivery_info": {"exchange": "", "routing_key": "q"},
+        "body_encoding": "base64",
+        "priority": 5,
+    },
+}
+
+
+def with_properties(**changes: Any) -> dict[str, Any]:
+    return GOOD | {"properties": GOOD["properties"] | changes}
+
+
+class Box:
+    """A channel of the worker's transport over a real Redis."""
+
+    def __init__(self, url: str, namespace: str) -> None:
+        self.queue = names.queue_name(namespace)
+        options = {**names.TRANSPORT_OPTIONS, "unacked_key": f"{namespace}-unacked"}
+        self.connection = Connection(
+            url, transport="worker.transport:Transport", transport_options=options
+        )
+        self.channel = self.connection.channel()
+
+    def take(self, redis: Redis, entry: object) -> list[Message]:
+        """What the consumer gets of an entry."""
+        got: list[Message] = []
+        redis.lpush(self.queue, json.dumps(entry))
+        self.channel.basic_consume(self.queue, no_ack=False, callback=got.append, consumer_tag="c")
+        self.connection.drain_events(timeout=5)
+        return got
+
+
+@pytest.fixture
+def box(redis_url: str, namespace: str) -> Iterator[Box]:
+    """A channel in the test's namespace."""
+    made = Box(redis_url, namespace)
+    yield made
+    made.connection.close()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        with_properties(delivery_tag=None),
+        with_properties(delivery_tag=True),
+        with_properties(delivery_tag=["t"]),
+        with_properties(delivery_tag="\ud800"),
+        with_properties(delivery_info=None),
+        with_properties(delivery_info={"exchange": {"x": 1}, "routing_key": None}),
+        with_properties(priority={"x": 1}),
+        GOOD | {"properties": None},
+    ],
+)
+def test_a_message_with_an_odd_envelope_is_taken_and_given_back(
+    box: Box, redis: Redis, entry: dict[str, Any]
+) -> None:
+    """Whatever is said of tag and route, a message with an id is held, and can go back whole."""
+    (message,) = box.take(redis, entry)
+    assert put_in_order(message) is None
+    assert celery_takes(message).id == "t"
+    message.reject(requeue=True)
+    (again,) = [json.loads(each) for key in names.queue_lists(box.queue.removeprefix("generate."))
+                for each in redis.lrange(key, 0, -1)]  # fmt: skip
+    assert again["headers"]["id"] == "t"
+    assert again["properties"]["delivery_info"]["redelivered"] is True
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        GOOD | {"body": 5},
+        GOOD | {"body": ["x"]},
+        GOOD | {"body": "a"},
+        GOOD | {"body": "\ud800", "properties": {"delivery_tag": "t"}},
+        with_properties(body_encoding="zip"),
+        with_properties(body_encoding=["base64"]),
+        GOOD | {"headers": GOOD["headers"] | {"compression": "gzip"}},
+        GOOD | {"headers": GOOD["headers"] | {"compression": {"x": 1}}},
+    ],
+)
+def test_a_body_that_cannot_be_unpacked_is_answered(
+    box: Box, redis: Redis, entry: dict[str, Any]
+) -> None:
+    """A body that is no text, or is packed in a way that is not served, becomes a fault."""
+    (message,) = box.take(redis, entry)
+    assert put_in_order(message) is None
+    assert fault_in(message)
+
+
+def test_a_compressed_body_is_not_unpacked() -> None:
+    """However much is in it: a small message must not fill the memory."""
+    made = envelope(GOOD | {"headers": {"compression": "zlib"}}, "q")
+    assert made["body"] is None
+    assert made["headers"] == {COMPRESSED: "zlib"}
+
+
+@pytest.mark.parametrize("entry", [None, 5, "x", [], {}, {"headers": None}, {"headers": []}])
+def test_what_has_no_headers_is_dropped(box: Box, redis: Redis, entry: object) -> None:
+    """An entry that can't have an id is dropped, and the next one is read."""
+    assert box.take(redis, entry) == []
+    assert len(box.take(redis, GOOD)) == 1
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(entry=JSON | st.fixed_dictionaries({"headers": JSON, "properties": JSON, "body": JSON}))
+def test_no_entry_is_too_odd(entry: object) -> None:
+    """Anything is an envelope, or no message."""
+    try:
+        made = envelope(entry, "q")
+    except TypeError:
+        assert not isinstance(entry, dict) or not isinstance(entry.get("headers"), dict)
+    else:
+        assert isinstance(made["properties"]["delivery_tag"], str)
+        assert made["properties"]["delivery_info"]["routing_key"] == "q"
+
+
+def test_a_full_redis_loses_no_message_that_was_taken(
+    tmp_path: Path, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message has left its list when Redis refuses to have it written down: it is tried again."""
+    import redis as client
+
+    waits: list[float] = []
+    with embedded.redis_server(tmp_path) as url, client.Redis.from_url(url) as redis:
+        box = Box(url, namespace)
+        redis.lpush(box.queue, json.dumps(GOOD))
+        redis.config_set("maxmemory", 1)
+
+        def room(seconds: float) -> None:
+            waits.append(seconds)
+            redis.config_set("maxmemory", 0)
+
+        monkeypatch.setattr("tenacity.nap.time.sleep", room)
+        got: list[Message] = []
+        box.channel.basic_consume(box.queue, no_ack=False, callback=got.append, consumer_tag="c")
+        box.connection.drain_events(timeout=5)
+        assert waits
+        assert len(got) == 1
+        assert redis.hlen(f"{namespace}-unacked") == 1
+        box.connection.close()
+    assert patience.PATIENCE_S > 60

@@ -1,0 +1,25 @@
+"""Waiting for Redis with what must not be lost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import stamina
+
+from api_contracts.connection import is_away
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+#: How long a claim, a return or an end is tried again while Redis is away, in seconds.
+PATIENCE_S = 300.0
+
+
+def persist(call: Callable[[], T]) -> T:
+    """What `call` gives, as often as it takes within `PATIENCE_S`; it must bear being repeated."""
+    for attempt in stamina.retry_context(on=is_away, attempts=None, timeout=PATIENCE_S):
+        with attempt:
+            return call()
+    raise AssertionError  # the context ends by a return or by the last error
