@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import ssl
 
-from redis import Redis, ResponseError
+from redis import Redis
+from redis.exceptions import (
+    ClusterDownError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 #: What redis-py raises while Redis can't be reached.
 REDIS_AWAY = (RedisConnectionError, RedisTimeoutError)
-#: Words of Redis's own refusals that pass: full, a replica, a failed save, a lost primary.
-_PASSING = ("OOM", "READONLY", "MISCONF", "MASTERDOWN", "CLUSTERDOWN")
+#: Redis's own refusals that pass: full, a replica, a lost primary, a failed save. For some redis-py
+#: has a class; out of a script comes the word alone.
+_PASSING = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError)
+_PASSING_WORDS = ("OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "MISCONF")
 CONNECT_S, ANSWER_S = 5, 10
 
 
@@ -37,6 +46,6 @@ def celery_tls(setting: str, url: str) -> dict[str, dict[str, ssl.VerifyMode]]:
 
 def is_away(error: BaseException) -> bool:
     """Whether Redis can't be reached, or can't write just now; it may be well a moment later."""
-    if isinstance(error, ResponseError):
-        return any(word in str(error) for word in _PASSING)
-    return isinstance(error, REDIS_AWAY)
+    if isinstance(error, (*REDIS_AWAY, *_PASSING)):
+        return True
+    return isinstance(error, ResponseError) and any(word in str(error) for word in _PASSING_WORDS)

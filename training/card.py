@@ -1,6 +1,6 @@
 """The model card: `README.md` and its two pictures, written from the files beside the weights.
 
-Every figure comes from `training.json`, `evaluation.json` or the weights; none is typed here.
+Every figure comes from `training.json`, `evaluation.json`, the weights or the training code.
 """
 
 from __future__ import annotations
@@ -101,10 +101,12 @@ def _usage(evaluation: Evaluation) -> str:
 ## Use
 
 ```python
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionSAGPipeline
 
-pipeline = StableDiffusionPipeline.from_pretrained("models/tiny-shapes")
-pipeline("a large red star on a blue background", guidance_scale={evaluation.guidance_scale:g})
+pipeline = StableDiffusionSAGPipeline.from_pretrained("models/tiny-shapes")
+prompt = "a large red star on a blue background"
+guidance = {{"guidance_scale": {evaluation.guidance_scale:g}, "sag_scale": {SAMPLES_SAG_SCALE:g}}}
+pipeline(prompt, num_inference_steps={evaluation.steps}, **guidance).images[0].save("star.png")
 ```
 
 Its default `guidance_scale` is **{evaluation.guidance_scale:g}**, not Stable Diffusion's 7.5. It \
@@ -174,4 +176,4 @@ def _training(run: Record) -> str:
 On {run.run.cores} cores ({run.run.cpu}), no accelerator, seed {run.run.seed}, {libraries}. \
 AdamW with a cosine rate; {100 * denoiser.DROPPED:.0f} % of the captions dropped for \
 classifier-free guidance; the weights shipped are an exponential average (decay \
-{denoiser.EMA_DECAY})."""
+{denoiser.EMA_DECAY}). {denoiser.HISTORY}"""

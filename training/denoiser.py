@@ -20,19 +20,28 @@ if TYPE_CHECKING:
 
     from transformers import CLIPTokenizer
 
-STEPS = 9_000
+STEPS = 22_000
 BATCH = 32
 PEAK_RATE = 1e-3
 #: Share of captions replaced by the empty one, for classifier-free guidance.
 DROPPED = 0.1
 #: Ceiling of the signal-to-noise weight (Hang et al. 2023, arXiv 2303.09556).
 MIN_SNR_GAMMA = 5.0
-#: Steps where the noise outweighs the picture decide what goes where, and their error in epsilon
-#: is small: below this signal-to-noise ratio they count more, up to so many times. The shipped
-#: weights were trained without this up to step 4,500, when shapes were seen to lag behind colours.
-EMPHASIS_BELOW_SNR, EMPHASIS_MOST = 0.5, 8.0
-EMPHASIS_FROM_STEP = 4_500
+#: The steps where the noise outweighs the picture decide what goes where, and their error in
+#: epsilon is small: below this signal-to-noise ratio they count more, up to so many times.
+EMPHASIS_BELOW_SNR, EMPHASIS_MOST = 1.5, 8.0
+#: Shapes are told apart in the middle of the schedule: a share of the timesteps is drawn evenly,
+#: the rest as 1000 * sigmoid(normal of this deviation), as Esser et al. 2024 do (arXiv 2403.03206).
+EVEN_SHARE, MIDDLE_DEVIATION = 0.25, 0.8
 EMA_DECAY = 0.999
+#: For the card: the shipped weights came to this recipe by a detour.
+HISTORY = (
+    "The recipe was found on the way, so a run from nothing is not the one that made these "
+    "weights. Up to step 4,500 no timestep counted more than its signal-to-noise weight; up to "
+    "9,000 timesteps were drawn evenly, in float32, and the rate came down to its end. Then the "
+    "rate was raised to where the cosine over all steps has it, and the recipe was the one in "
+    "`training/denoiser.py`."
+)
 TEXT_WIDTH = 128
 
 
@@ -109,7 +118,10 @@ class Batches:
         rows = torch.randint(len(self.latents), (BATCH,), generator=generator)
         latents = self.latents[rows]
         noise = torch.randn(latents.shape, generator=generator)
-        timesteps = torch.randint(1000, (BATCH,), generator=generator)
+        even = torch.rand(BATCH, generator=generator)
+        middle = torch.sigmoid(torch.randn(BATCH, generator=generator) * MIDDLE_DEVIATION)
+        evenly = torch.rand(BATCH, generator=generator) < EVEN_SHARE
+        timesteps = (torch.where(evenly, even, middle) * 1000).long().clamp(max=999)
         dropped = torch.rand(BATCH, generator=generator) < DROPPED
         token_ids = torch.where(dropped[:, None], self.empty_ids, self.token_ids[rows])
         return latents, noise, timesteps, token_ids
@@ -123,11 +135,12 @@ def tokens(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     return torch.from_numpy(np.asarray(batch.input_ids))
 
 
-def loss_weights(schedule: DDIMScheduler) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weight of each timestep's error, (1000,): before and from `EMPHASIS_FROM_STEP` on."""
+def loss_weights(schedule: DDIMScheduler) -> torch.Tensor:
+    """The weight of each timestep's error, (1000,)."""
     ratio = schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
     plain = (MIN_SNR_GAMMA / ratio).clamp(max=1.0)
-    return plain, plain * (EMPHASIS_BELOW_SNR / ratio).clamp(1.0, EMPHASIS_MOST)
+    weights: torch.Tensor = plain * (EMPHASIS_BELOW_SNR / ratio).clamp(1.0, EMPHASIS_MOST)
+    return weights
 
 
 def train(batches: Batches, tokenizer: CLIPTokenizer, work: Path, *, compiled: bool) -> Denoiser:
@@ -153,8 +166,10 @@ def train(batches: Batches, tokenizer: CLIPTokenizer, work: Path, *, compiled: b
         optimizer.param_groups[0]["lr"] = cosine_rate(step, STEPS, PEAK_RATE)
         latents, noise, timesteps, token_ids = batches.draw(step)
         noisy = schedule.add_noise(latents, noise, timesteps).to(memory_format=torch.channels_last)
-        error = (model(noisy, timesteps, token_ids) - noise).square().mean(dim=(1, 2, 3))
-        loss = (weights[step >= EMPHASIS_FROM_STEP][timesteps] * error).mean()
+        with torch.autocast("cpu", torch.bfloat16):  # 0.36 s a step instead of 0.48
+            predicted = model(noisy, timesteps, token_ids)
+        error = (predicted.float() - noise).square().mean(dim=(1, 2, 3))
+        loss = (weights[timesteps] * error).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

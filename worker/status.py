@@ -68,7 +68,7 @@ class Status:
         deadline_s: float | None,
         max_attempts: int,
         redelivered: bool,
-        message: str = "",
+        message: str,
     ) -> Claim | Held | Ended:
         """Ask for a task; `started` are the fields of its event, None to write none.
 

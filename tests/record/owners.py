@@ -44,6 +44,7 @@ def ask(
     deadline_s: float | None = None,
     max_attempts: int = 3,
     request: str = '{"prompt":"x"}',
+    message: str = "tag",
 ) -> Claim | Held | Ended:
     """Claim as a worker does."""
     return status.claim(
@@ -53,6 +54,7 @@ def ask(
         deadline_s=deadline_s,
         max_attempts=max_attempts,
         redelivered=redelivered,
+        message=message,
     )
 
 

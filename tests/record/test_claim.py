@@ -87,6 +87,17 @@ def test_a_redelivered_task_is_taken_over(
     assert kinds(redis, keys, task_id) == ["queued", "started", "started"]
 
 
+def test_another_copy_takes_nothing_over(
+    status: Status, other: Status, redis: Redis, keys: Keys, task_id: str
+) -> None:
+    """A second message of a running task is a duplicate, however often it was delivered."""
+    claim = take(status, task_id)
+    before = record(redis, keys, task_id)
+    assert ask(other, task_id, redelivered=True, message="copy") == Held("first")
+    assert record(redis, keys, task_id) == before
+    assert status.finish(claim, TaskStatus.SUCCEEDED, {}, {})
+
+
 @pytest.mark.parametrize("end", [status for status in TaskStatus if status.is_terminal])
 @pytest.mark.parametrize("redelivered", [False, True])
 def test_an_ended_task_is_never_claimed(

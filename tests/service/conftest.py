@@ -13,7 +13,7 @@ from tests.conftest import BUCKET
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from api_contracts import Event
+    from api_contracts import Event, TaskHandle
     from tests.conftest import Service
     from worker.embedded import S3Server
 
@@ -53,6 +53,14 @@ def check_events(events: list[Event]) -> None:
     assert [event.is_terminal for event in events].count(True) == 1
     assert events[-1].is_terminal
     assert len({event.task_id for event in events}) == 1
+
+
+def wait_for(handle: TaskHandle, kind: str) -> None:
+    """Return when the task's stream has an event of this kind."""
+    for event in handle.events(timeout=END_S):
+        if event.type == kind:
+            return
+        assert not event.is_terminal
 
 
 def wait_until(holds: Callable[[], bool]) -> None:

@@ -17,7 +17,7 @@ from celery.exceptions import TaskRevokedError
 from redis import Redis
 
 from api_contracts import GenerationCancelled, GenerationExpired, GenerationFailed, TaskStatus
-from tests.service.conftest import END_S, check_events, wait_until
+from tests.service.conftest import END_S, check_events, wait_for, wait_until
 from worker import embedded
 
 if TYPE_CHECKING:
@@ -26,18 +26,9 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
-    from api_contracts import TaskHandle
     from tests.conftest import Service
 
 LONG = {"prompt": "a large red circle on a white background", "num_inference_steps": 150}
-
-
-def wait_for(handle: TaskHandle, kind: str) -> None:
-    """Return when the task's stream has an event of this kind."""
-    for event in handle.events(timeout=END_S):
-        if event.type == kind:
-            return
-        assert not event.is_terminal
 
 
 def child_of(service: Service) -> int:

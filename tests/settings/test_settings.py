@@ -171,10 +171,10 @@ def test_urls_fall_back_to_the_broker() -> None:
 
 def test_settings_do_not_change() -> None:
     """What was read once stays."""
-    settings = Settings(max_side_px=128, max_steps=2, max_images=3, namespace="n")
+    settings = Settings(max_side_px=128, max_steps=30, max_images=3, namespace="n")
     with pytest.raises(ValidationError):
         settings.slots = 3  # type: ignore[misc]
-    assert settings.limits == Limits(128, 2, 3)
+    assert settings.limits == Limits(128, 30, 3)
     assert settings.keys == Keys("n")
 
 
