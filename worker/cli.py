@@ -151,7 +151,7 @@ def doctor() -> None:
         mark = "[green]ok[/]  " if finding.ok else "[red]FAIL[/]"
         fix = "" if finding.ok else f"\n      fix: {finding.fix}"
         told = escape(f"{finding.what}: {finding.found}{fix}")
-        console.print(f"{mark} {told}", highlight=False)
+        console.print(f"{mark} {told}", highlight=False, soft_wrap=True)
     sys.exit(0 if well else FAILED)
 
 
@@ -186,7 +186,7 @@ def _told(call: Any) -> Any:  # noqa: ANN401  # passes through what the call giv
     except InvalidRequest as error:
         for fault in error.faults:
             told = f"{escape(fault.what)} [dim](limit: {escape(str(fault.limit))})[/]"
-            console.print(f"[red]{escape(fault.where)}[/]: {told}")
+            console.print(f"[red]{escape(fault.where)}[/]: {told}", soft_wrap=True)
         sys.exit(INVALID)
     except GenerationError as error:
         _fail(f"{type(error).__name__}: {error}", UNAVAILABLE)
@@ -201,7 +201,7 @@ def _settings() -> Settings:
         for detail in error.errors(include_url=False, include_input=False):
             first, *rest = map(str, detail["loc"] or ("models",))
             name = ".".join(["SAG_" + first.upper(), *rest])
-            console.print(f"[red]{escape(name)}[/]: {escape(detail['msg'])}")
+            console.print(f"[red]{escape(name)}[/]: {escape(detail['msg'])}", soft_wrap=True)
         sys.exit(INVALID)
 
 
@@ -216,7 +216,7 @@ def _client() -> GenerationClient:
 
 
 def _fail(message: str, status: int = FAILED) -> NoReturn:
-    console.print(message, style="red", markup=False, highlight=False)
+    console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(status)
 
 

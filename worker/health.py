@@ -72,7 +72,10 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 
 def _redis(settings: Settings) -> Iterator[Finding]:
-    for what, url in (("broker", settings.broker_url), ("events", settings.events)):
+    servers = {"broker": settings.broker_url}
+    if settings.events_url is not None:
+        servers["events"] = settings.events_url
+    for what, url in servers.items():
         redis = connect(url.get_secret_value())
         try:
             info = redis.info("server")
@@ -81,8 +84,8 @@ def _redis(settings: Settings) -> Iterator[Finding]:
             fix = "set maxmemory-policy noeviction"
             yield _config(redis, what, "maxmemory-policy", "noeviction", fix)
         except RedisError as error:
-            name = f"SAG_{'BROKER' if what == 'broker' else 'EVENTS'}_URL"
-            yield Finding(f"redis {what}", ok=False, found=str(error), fix=f"check {name}")
+            fix = f"check SAG_{what.upper()}_URL"
+            yield Finding(f"redis {what}", ok=False, found=str(error), fix=fix)
 
 
 def _config(redis: Redis, what: str, name: str, want: str, fix: str) -> Finding:

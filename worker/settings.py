@@ -109,7 +109,7 @@ class Settings(BaseSettings):
             "default": ModelSpec(
                 path=str(SHIPPED_MODEL),
                 safety_checker=False,
-                defaults=ModelDefaults(num_inference_steps=25, guidance_scale=4.0),
+                defaults=ModelDefaults(num_inference_steps=25, guidance_scale=3.0),
             )
         },
         min_length=1,
@@ -228,7 +228,7 @@ def markdown_table() -> str:
         if isinstance(default, SecretStr):
             default = default.get_secret_value()
         if name == "models":
-            default = "the shipped model"
+            default = "the bundled model"
         shown = "" if default in (None, "") else f"`{default}`" if name != "models" else default
         rows.append(f"| `SAG_{name.upper()}` | {shown} | {field.description} |")
     return "\n".join(rows)

@@ -21,7 +21,9 @@ def test_a_waiting_task_ends_at_once(
 ) -> None:
     """Cancelling what nobody owns ends it there and then, with one terminal event."""
     handle = client.submit(order)
+    redis.set(client.keys.checkpoint(handle.task_id), b"latents")
     assert handle.cancel() is TaskStatus.QUEUED
+    assert not redis.exists(client.keys.checkpoint(handle.task_id))
     assert handle.cancel() is TaskStatus.CANCELLED
     assert handle.status() is TaskStatus.CANCELLED
     last = told(redis, client.keys, handle.task_id)[-1]

@@ -36,7 +36,7 @@ TERMINAL = {"succeeded", "failed", "cancelled", "expired"}
 PATIENCE_S = 10.0
 
 
-def ask(
+def ask(  # noqa: PLR0913  # what a delivery is
     status: Status,
     task_id: str,
     *,

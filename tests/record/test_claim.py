@@ -59,8 +59,9 @@ def test_what_the_client_wrote_stays(
 def test_a_claim_may_be_silent(status: Status, redis: Redis, keys: Keys) -> None:
     """A task that is claimed only to be refused tells of no start."""
     status.claim(
-        "refused", started=None, request="{}", deadline_s=None, max_attempts=3, redelivered=False
-    )
+        "refused", started=None, request="{}", deadline_s=None, max_attempts=3,
+        redelivered=False, message="tag",
+    )  # fmt: skip
     assert kinds(redis, keys, "refused") == []
 
 

@@ -118,6 +118,25 @@ def test_nothing_but_progress_is_skipped(
     assert len(seen) <= 2 * len(expected) + BACKLOG
 
 
+def test_tasks_take_turns(
+    stuck: Stuck, redis: Redis, keys: Keys, publish: Callable[..., Publisher]
+) -> None:
+    """A task with much to tell does not keep another waiting for more than one event."""
+    made, loud, quiet = publish(stuck), take(stuck, "loud"), take(stuck, "quiet")
+    for claim in (loud, quiet):
+        made.watch(claim, Control())
+    made.post(loud, "loading", LOADING)
+    assert stuck.reached.wait(10)
+    for _ in range(50):
+        made.post(loud, "loading", LOADING)
+    made.post(quiet, "uploading", UPLOADING)
+    stuck.go_on.set()
+    made.release(quiet)
+    made.release(loud)
+    last = told(redis, keys, "quiet")[-1]["at"]
+    assert [each["at"] <= last for each in told(redis, keys, "loud")].count(True) <= 10
+
+
 def test_release_writes_what_waits(
     status: Status, redis: Redis, keys: Keys, task_id: str, publish: Callable[..., Publisher]
 ) -> None:

@@ -156,7 +156,7 @@ def test_one_broken_task_does_not_silence_the_others(
 
 
 def test_redis_away_does_not_end_the_publisher(tmp_path: Path, keys: Keys) -> None:
-    """After an outage progress is told again and cancels are heard again."""
+    """After an outage what was posted is told, progress goes on and cancels are heard again."""
     port = embedded.free_port()
     control = Control()
     with embedded.redis_server(tmp_path, port) as url:
@@ -166,7 +166,7 @@ def test_redis_away_does_not_end_the_publisher(tmp_path: Path, keys: Keys) -> No
         made.watch(claim, control)
         made.post(claim, "progress", step(1))
         until(lambda: kinds(status.redis, keys, "t") == ["started", "progress"])
-    made.post(claim, "progress", step(2))
+    made.post(claim, "uploading", {"images": 1})
     with embedded.redis_server(tmp_path, port) as url, GenerationClient(url, keys.namespace) as far:
 
         def back() -> bool:
@@ -174,6 +174,7 @@ def test_redis_away_does_not_end_the_publisher(tmp_path: Path, keys: Keys) -> No
             return bool(told(far.redis, keys, "t")[-1].get("step") == 3)
 
         until(back)
+        assert kinds(far.redis, keys, "t").count("uploading") == 1
         assert far.handle("t").cancel() is TaskStatus.RUNNING
         until(lambda: control.asked() is Stop.CANCELLED)
     made.close()

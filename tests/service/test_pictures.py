@@ -92,7 +92,7 @@ def test_defaults_come_from_the_model_and_are_told(service: Service) -> None:
     """What is left out takes the model's defaults, and the result names all that was used."""
     result = service.client.submit({"prompt": PROMPT}).result(END_S)
     used = result.parameters
-    assert (used["num_inference_steps"], used["guidance_scale"]) == (25, 4.0)
+    assert (used["num_inference_steps"], used["guidance_scale"]) == (25, 3.0)
     assert (used["height"], used["width"], used["scheduler"]) == (64, 64, "ddim")
     assert used["seed"] == result.images[0].seed
     timings = result.timings

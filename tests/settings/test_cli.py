@@ -16,7 +16,7 @@ from worker.embedded import free_ports
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "worker", *arguments],
-        env={**os.environ, "COLUMNS": "200", **environment},
+        env={**os.environ, **environment},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
 
