@@ -76,7 +76,7 @@ def _samples(out: Path, evaluation: Evaluation) -> None:
         (picture, scene.caption, judge(picture, scene).everything)
         for picture, scene in zip(pictures, scenes, strict=True)
     ]
-    gallery.grid(entries).quantize(128).save(out / SAMPLES_FILE, optimize=True)
+    gallery.grid(entries).save(out / SAMPLES_FILE, optimize=True)
 
 
 def _introduction(evaluation: Evaluation) -> str:

@@ -61,8 +61,8 @@ def draw(curves: Sequence[tuple[Curve, str, str]]) -> Image.Image:
         for tick in axes.ticks():
             pen.line((left, axes.y(tick), right, axes.y(tick)), FAINT)
             pen.text((left - 6, axes.y(tick)), f"{tick:g}", INK, font, anchor="rm")
-        for step in (0, curve.steps // 2, curve.steps):
-            pen.text((axes.x(step), axes.y(axes.low) + 6), f"{step:,}", INK, font, anchor="mt")
+        for step, anchor in ((0, "lt"), (curve.steps // 2, "mt"), (curve.steps, "rt")):
+            pen.text((axes.x(step), axes.y(axes.low) + 6), f"{step:,}", INK, font, anchor=anchor)
         points = [(axes.x(row["step"]), axes.y(row[loss])) for row in curve.rows]
         pen.line(points, LINE, 2, joint="curve")
         pen.rectangle((left, axes.y(axes.high), right, axes.y(axes.low)), outline=INK)
