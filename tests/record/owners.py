@@ -29,6 +29,7 @@ RESULT: dict[str, Any] = {
     "model": "default",
     "scheduler": "ddim",
     "parameters": {},
+    "truncated": [],
     "versions": {},
 }
 TERMINAL = {"succeeded", "failed", "cancelled", "expired"}
