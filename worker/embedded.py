@@ -116,7 +116,8 @@ def s3_server(folder: Path, bucket: str, port: int | None = None) -> Iterator[S3
             client.create_bucket(Bucket=bucket)
             client.put_object(Bucket=bucket, Key=".ready", Body=b"")
             client.delete_object(Bucket=bucket, Key=".ready")
-        except (BotoCoreError, ClientError):
+        except (BotoCoreError, ClientError) as error:
+            (folder / "s3.refusal").write_text(f"S3 says: {error}\n")
             return False
         return True
 
@@ -151,12 +152,10 @@ def running(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process that has become `ready`, ended on leaving; what it says goes to `log`.
 
-    With an `environment` it sees none of the caller's own settings of this service and of S3.
+    It sees none of the caller's own `SAG_…` and `AWS_…`: SeaweedFS, too, would take keys from them.
     """
     inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if environment is None or not name.startswith(("SAG_", "AWS_"))
+        name: value for name, value in os.environ.items() if not name.startswith(("SAG_", "AWS_"))
     }
     with log.open("ab") as output:
         process = subprocess.Popen(  # noqa: S603  # a fixed command
@@ -170,8 +169,10 @@ def running(
         deadline_s = time.monotonic() + START_S
         while not ready():
             if process.poll() is not None or time.monotonic() > deadline_s:
+                refusal = log.with_suffix(".refusal")
+                why = refusal.read_text() if refusal.exists() else ""
                 tail = log.read_text(errors="replace")[-2000:]
-                message = f"{Path(command[0]).name} did not start:\n{tail}"
+                message = f"{Path(command[0]).name} did not start: {why}\n{tail}"
                 raise RuntimeError(message)
             time.sleep(LOOK_S)
         yield process

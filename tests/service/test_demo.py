@@ -21,7 +21,15 @@ def demo(tmp_path: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "worker", "demo", "--out", str(tmp_path / "out"), *options],
         # What somebody has set for a service of their own must mean nothing here.
-        env={**os.environ, "TMPDIR": str(tmp_path), "SAG_NAMESPACE": "other", "SAG_SLOTS": "x"},
+        env={
+            **os.environ,
+            "TMPDIR": str(tmp_path),
+            "SAG_NAMESPACE": "other",
+            "SAG_SLOTS": "x",
+            "AWS_ACCESS_KEY_ID": "mine",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "eu-central-1",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
