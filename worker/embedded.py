@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,8 +112,10 @@ def s3_server(folder: Path, bucket: str, port: int | None = None) -> Iterator[S3
     )
 
     def ready() -> bool:
+        known = client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists
         try:
-            client.create_bucket(Bucket=bucket)
+            with suppress(*known):  # made by an earlier look, when no file could be stored yet
+                client.create_bucket(Bucket=bucket)
             client.put_object(Bucket=bucket, Key=".ready", Body=b"")
             client.delete_object(Bucket=bucket, Key=".ready")
         except (BotoCoreError, ClientError) as error:
