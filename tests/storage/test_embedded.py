@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import boto3
-import pytest
 from botocore.exceptions import ClientError
 
 from worker import embedded
@@ -13,12 +12,15 @@ from worker import embedded
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import pytest
+
 
 def test_a_server_that_can_store_nothing_yet_is_asked_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bucket may be there before there is room for a file; that is no reason to give up."""
-    made, refused = boto3.client, []
+    made = boto3.client
+    refused: list[str] = []
 
     def client(*args: Any, **kwargs: Any) -> Any:
         real = made(*args, **kwargs)
