@@ -73,13 +73,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        "broker_transport_options": {
-            **TRANSPORT_OPTIONS,
-            "visibility_timeout": settings.visibility_timeout_s,
-            # Look for timed-out messages every 10 s; kombu's own throttle makes it 100.
-            "unacked_restore_interval": 10,
-            "unacked_restore_throttle": 1,
-        },
+        "broker_transport_options": TRANSPORT_OPTIONS | _restoring(settings),
         **celery_tls("broker_use_ssl", settings.broker_url.get_secret_value()),
         **celery_tls("redis_backend_use_ssl", settings.results.get_secret_value()),
         "redis_socket_timeout": 30,
@@ -94,6 +88,16 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "worker_enable_remote_control": True,
         "worker_send_task_events": False,
         "worker_hijack_root_logger": False,
+    }
+
+
+def _restoring(settings: Settings) -> dict[str, Any]:
+    """When a message that a worker took and never ended is given to another."""
+    return {
+        "visibility_timeout": settings.visibility_timeout_s,
+        # Look for timed-out messages every 10 s; kombu's own throttle makes it 100.
+        "unacked_restore_interval": 10,
+        "unacked_restore_throttle": 1,
     }
 
 

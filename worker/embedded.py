@@ -14,7 +14,7 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -81,7 +81,6 @@ def redis_server(folder: Path, port: int | None = None) -> Iterator[str]:
 def s3_server(folder: Path, bucket: str, port: int | None = None) -> Iterator[S3Server]:
     """A SeaweedFS with one bucket and one pair of keys, its files in `folder`."""
     import boto3  # noqa: PLC0415  # the worker extra
-    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
     port = port or free_port()
     server = S3Server(f"http://{LOOPBACK}:{port}", "embedded", secrets.token_hex(16))
@@ -111,20 +110,24 @@ def s3_server(folder: Path, bucket: str, port: int | None = None) -> Iterator[S3
         region_name="us-east-1",
     )
 
-    def ready() -> bool:
-        known = client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists
-        try:
-            with suppress(*known):  # made by an earlier look, when no file could be stored yet
-                client.create_bucket(Bucket=bucket)
-            client.put_object(Bucket=bucket, Key=".ready", Body=b"")
-            client.delete_object(Bucket=bucket, Key=".ready")
-        except (BotoCoreError, ClientError) as error:
-            (folder / "s3.refusal").write_text(f"S3 says: {error}\n")
-            return False
-        return True
-
-    with running(command, folder / "s3.log", ready):
+    with running(command, folder / "s3.log", lambda: _stores(client, bucket, folder)):
         yield server
+
+
+def _stores(client: Any, bucket: str, folder: Path) -> bool:  # noqa: ANN401  # boto3 clients have no type
+    """Whether a file can be stored; the bucket is made on the way."""
+    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415  # the worker extra
+
+    known = client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists
+    try:
+        with suppress(*known):  # made by an earlier look, when no file could be stored yet
+            client.create_bucket(Bucket=bucket)
+        client.put_object(Bucket=bucket, Key=".ready", Body=b"")
+        client.delete_object(Bucket=bucket, Key=".ready")
+    except (BotoCoreError, ClientError) as error:
+        (folder / "s3.refusal").write_text(f"S3 says: {error}\n")
+        return False
+    return True
 
 
 def _seaweedfs() -> str:
