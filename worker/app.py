@@ -51,7 +51,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
     queues = [queue_name(alias) for alias in settings.models]
     return {
         "broker_url": settings.broker_url.get_secret_value(),
-        "result_backend": settings.results.get_secret_value(),
+        "result_backend": f"worker.results:Backend+{settings.results.get_secret_value()}",
         # Neither a message nor an outage may end the worker or keep a slot: see their modules.
         "broker_transport": "worker.transport:Transport",
         "worker_consumer": "worker.intake:TolerantConsumer",
