@@ -18,7 +18,7 @@ from api_contracts import (
     InvalidRequest,
     TaskHandle,
 )
-from worker import log, progress
+from worker import log, progress, supervisor
 from worker.settings import Settings
 
 app = typer.Typer(
@@ -41,8 +41,6 @@ def run(
     device: Annotated[str, typer.Option(help="`cpu`, `cuda:1`, or `auto` for all GPUs.")] = "auto",
 ) -> None:
     """Start the worker: one process for each GPU, or one on the CPU."""
-    from worker import supervisor  # noqa: PLC0415  # what only this command needs
-
     settings = _settings()
     log.configure(settings.log_format)
     if gpu and device != "auto":
@@ -58,7 +56,6 @@ def run(
 @app.command(hidden=True)
 def work(name: str = "worker", parent: int | None = None) -> None:
     """Be one worker process, as `run` starts them; end when process `parent` does."""
-    from worker import supervisor  # noqa: PLC0415  # what only this command needs
     from worker.app import work as be_worker  # noqa: PLC0415  # Celery's worker side
 
     if parent is not None:

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from celery.concurrency import thread
+from celery.worker import state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,3 +47,4 @@ def _settle(request: Request | None, future: Future[Any]) -> None:
     logger.error("task %s goes back, Celery could not write its end: %r", request.id, error)
     time.sleep(PAUSE_S)
     request.reject(requeue=True)
+    state.task_ready(request)

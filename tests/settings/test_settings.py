@@ -173,7 +173,7 @@ def test_settings_do_not_change() -> None:
     """What was read once stays."""
     settings = Settings(max_side_px=128, max_steps=30, max_images=3, namespace="n")
     with pytest.raises(ValidationError):
-        settings.slots = 3  # type: ignore[misc]
+        settings.slots = 3  # type: ignore[misc]  # the law is that it fails
     assert settings.limits == Limits(128, 30, 3)
     assert settings.keys == Keys("n")
 
