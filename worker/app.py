@@ -116,7 +116,14 @@ def _executor(settings: Settings) -> Executor:
         settings,
         status,
         Publisher(status, CeleryState(store)),
-        Engine(settings.models, device, settings.offload),
+        Engine(
+            settings.specs,
+            device,
+            settings.offload,
+            max_models=settings.max_models,
+            max_batch_rows=settings.max_batch_rows,
+            compiled=settings.compile,
+        ),
         Shelf(Storage(settings)),
     )
 

@@ -58,7 +58,7 @@ class Order:
     def job(self, inputs: dict[str, bytes]) -> Job:
         """The engine's job; `inputs` are the files of the fields that are references."""
         request = self.complete
-        seed = request.seed
+        seed, attention = request.seed, request.cross_attention_kwargs
         return Job(
             id=self.task_id,
             model=request.model,
@@ -76,6 +76,8 @@ class Order:
             scheduler=request.scheduler,
             output_type=request.output_type,
             preview_every=request.preview_every,
+            clip_skip=request.clip_skip,
+            lora_scale=None if attention is None else attention.scale,
             latents=inputs.get("latents"),
             prompt_embeds=inputs.get("prompt_embeds"),
             negative_prompt_embeds=inputs.get("negative_prompt_embeds"),
@@ -88,13 +90,10 @@ def _own_seed(task_id: str) -> int:
 
 
 def _refuse_unserved(request: GenerationRequest, spec: ModelSpec) -> None:
-    """What the contract has and this engine has not yet."""
+    """What the contract has and this model can't do."""
     faults = []
-    if request.clip_skip is not None:
-        what = "is not served yet; leave it out"
-        faults.append(Fault(where="clip_skip", what=what, limit="null"))
-    if request.cross_attention_kwargs is not None:
-        what = "is not served yet, as no LoRA is loaded; leave it out"
+    if request.cross_attention_kwargs is not None and not spec.lora:
+        what = "has no effect: no LoRA is loaded with this model; leave it out"
         faults.append(Fault(where="cross_attention_kwargs", what=what, limit="null"))
     if request.preview_every and spec.safety_checker:
         what = "is not served by a model with a safety checker, which can't judge what is not done"

@@ -28,6 +28,9 @@ def is_hub_id(path: str) -> bool:
     return _HUB_ID.match(path) is not None
 
 
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+
+
 class ModelDefaults(BaseModel):
     """What a request gets where it says nothing; None leaves the contract's own default."""
 
@@ -41,14 +44,36 @@ class ModelDefaults(BaseModel):
     width: int | None = Field(default=None, ge=64, multiple_of=8)
 
 
+class Lora(BaseModel):
+    """LoRA weights that are loaded with a model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(min_length=1, description="A safetensors file, or a folder or hub id.")
+    scale: float = Field(default=1.0, ge=0, le=10)
+
+
+class TextualInversion(BaseModel):
+    """A word that is taught to a model's text encoder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(min_length=1, description="A safetensors file, or a folder or hub id.")
+    token: str = Field(min_length=1, description="How prompts write it, as `<ring>`.")
+
+
 class ModelSpec(BaseModel):
     """One model: where it is and how it is loaded."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str = Field(min_length=1, description="A local folder in diffusers' layout or a hub id.")
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    dtype: Dtype = "auto"
     safety_checker: bool = True
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    lora: tuple[Lora, ...] = ()
+    textual_inversion: tuple[TextualInversion, ...] = ()
     defaults: ModelDefaults = ModelDefaults()
 
 
@@ -124,8 +149,20 @@ class Settings(BaseSettings):
     offload: Literal["model", "none", "sequential", "auto"] = Field(
         default="model", description="`model`, `none`, `sequential`, `auto`: see Models (GPU only)."
     )
+    dtype: Dtype = Field(
+        default="auto", description="Precision of the models whose own `dtype` is `auto`."
+    )
+    compile: bool = Field(
+        default=False, description="Compile the UNet: minutes at the first task, faster steps."
+    )
     slots: int = Field(
-        default=2, ge=1, le=64, description="Tasks held at once; one denoises, others store."
+        default=16, ge=1, le=64, description="Tasks held at once; they share each UNet call."
+    )
+    max_batch_rows: int | None = Field(
+        default=None, ge=2, le=1024, description="Rows of one UNet call; unset is measured."
+    )
+    max_models: int = Field(
+        default=1, ge=1, description="Models kept loaded; the one longest unused makes room."
     )
     s3_endpoint_url: HttpUrl = Field(default=None, description="Unset is AWS.")
     s3_public_endpoint_url: HttpUrl = Field(
@@ -185,6 +222,14 @@ class Settings(BaseSettings):
                 message = f"the defaults of model {alias!r} are refused: {error}"
                 raise ValueError(message) from None
         return self
+
+    @property
+    def specs(self) -> dict[str, ModelSpec]:
+        """The models, with the settings' own precision where theirs is `auto`."""
+        return {
+            alias: spec.model_copy(update={"dtype": self.dtype}) if spec.dtype == "auto" else spec
+            for alias, spec in self.models.items()
+        }
 
     @property
     def limits(self) -> Limits:

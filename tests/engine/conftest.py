@@ -6,29 +6,25 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.engine.jobs import SPEC, job
-from worker.engine.job import Control, JobResult
+from tests.engine.jobs import Rounds, job
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from worker.engine.models import LoadedModel
+    from worker.engine.job import Control, JobResult
 
 
 @pytest.fixture(scope="session")
-def loaded() -> LoadedModel:
+def rounds() -> Rounds:
     """The shipped model as the worker loads it on a machine without a GPU."""
-    from worker.engine import models
-
-    return models.load(SPEC, "cpu", "model")
+    return Rounds()
 
 
 @pytest.fixture(scope="session")
-def make(loaded: LoadedModel) -> Callable[..., JobResult]:
-    """Run a job on the shared model; a `control` and any field of `Job` by keyword."""
-    from worker.engine import runner
+def make(rounds: Rounds) -> Callable[..., JobResult]:
+    """Run a job alone on the shared model; a `control` and any field of `Job` by keyword."""
 
     def run(control: Control | None = None, **changes: Any) -> JobResult:
-        return runner.run(loaded, job(**changes), control or Control(), (0.0, 0.0))
+        return rounds.result(job(**changes), control)
 
     return run

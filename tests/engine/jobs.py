@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from diffusers import StableDiffusionSAGPipeline
 
-from worker.engine.job import Job
+from worker.engine.batch import Batch
+from worker.engine.job import Control, Job
+from worker.engine.runners import Runners
+from worker.engine.running import Running
 from worker.settings import SHIPPED_MODEL, ModelSpec
 
 if TYPE_CHECKING:
@@ -14,18 +19,58 @@ if TYPE_CHECKING:
 
     from worker.engine.job import JobResult
     from worker.engine.models import LoadedModel
+    from worker.engine.runner import Runner
 
 #: The fixture `make`: runs a job of these fields, and of a `control`.
 Make: TypeAlias = "Callable[..., JobResult]"
 
 SPEC = ModelSpec(path=str(SHIPPED_MODEL), safety_checker=False)
+#: Largest difference in latents that rounding makes; the first steps of a short run magnify it.
+CLOSE = 1e-4
 
 
-def fresh() -> LoadedModel:
-    """The shipped model, loaded anew."""
-    from worker.engine import models
+class Rounds:
+    """A batch over one model, with nothing beside it: each round is a call of `step`."""
 
-    return models.load(SPEC, "cpu", "none")
+    def __init__(
+        self, spec: ModelSpec = SPEC, max_batch_rows: int = 64, model: LoadedModel | None = None
+    ) -> None:
+        from worker.engine import models
+
+        def load(spec: ModelSpec) -> LoadedModel:
+            return model or models.load(spec, "cpu", "none")
+
+        self.runners = Runners({"default": spec}, load, 1, max_batch_rows)
+        self.batch = Batch(self.runners, lambda call, *args: call(*args))
+        self._number = 0
+
+    @property
+    def runner(self) -> Runner:
+        """Of its model."""
+        return self.runners.get("default")
+
+    @property
+    def pipe(self) -> Any:
+        """Of diffusers, as the worker loads it."""
+        return self.runner.pipe
+
+    def submit(self, wanted: Job, control: Control | None = None) -> Future[JobResult]:
+        """Let a job wait for the next round."""
+        self._number += 1
+        future: Future[JobResult] = Future()
+        self.batch.add(Running(self._number, wanted, control or Control(), future))
+        return future
+
+    def run(self) -> None:
+        """Rounds, until nothing is left."""
+        while self.batch.step():
+            pass
+
+    def result(self, wanted: Job, control: Control | None = None) -> JobResult:
+        """One job alone."""
+        future = self.submit(wanted, control)
+        self.run()
+        return future.result(timeout=0)
 
 
 def job(**changes: Any) -> Job:
@@ -50,19 +95,26 @@ def job(**changes: Any) -> Job:
     return Job(**(given | changes))
 
 
-def upstream(model: LoadedModel, **arguments: Any) -> torch.Tensor:
-    """Latents of diffusers' SAG pipeline by its own `__call__`, nothing of ours between."""
+def upstream(pipe: Any, output_type: str = "latent", **arguments: Any) -> Any:
+    """What diffusers' SAG pipeline makes by its own `__call__`, nothing of ours between."""
     given: dict[str, Any] = {
         "prompt": "a large red star on a blue background",
         "num_inference_steps": 3,
         "guidance_scale": 3.0,
         "sag_scale": 0.75,
         "generator": [torch.Generator("cpu").manual_seed(5)],
-        "output_type": "latent",
+        "output_type": output_type,
     }
-    latents: torch.Tensor = model.pipeline(**(given | arguments)).images
-    return latents
+    theirs = StableDiffusionSAGPipeline(**pipe.components, requires_safety_checker=False)
+    theirs.set_progress_bar_config(disable=True)
+    return theirs(**(given | arguments)).images
 
 
 def latents_of(result: JobResult) -> torch.Tensor:
     return torch.stack([picture.pixels for picture in result.pictures])
+
+
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor, close: float = CLOSE) -> None:
+    """No value differs by more than `close`."""
+    assert ours.shape == theirs.shape
+    assert float((ours - theirs).abs().max()) <= close

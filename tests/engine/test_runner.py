@@ -1,4 +1,4 @@
-"""One job at a time: equal to diffusers' own call, and the pipeline as fresh after as before."""
+"""A job alone: equal to diffusers' own call, and the pipeline as fresh after as before."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 
-from tests.engine.jobs import fresh, job, latents_of, upstream
-from worker.engine import runner, schedulers
+from tests.engine import oracle
+from tests.engine.jobs import Rounds, assert_close, job, latents_of, upstream
+from worker.engine import ends, samplers
 from worker.engine.job import Control, JobStopped, Step, Stop
 from worker.errors import BadRequest, UnsupportedScheduler
 
 if TYPE_CHECKING:
     from tests.engine.jobs import Make
-    from worker.engine.models import LoadedModel
 
 
 @pytest.mark.parametrize(
@@ -31,31 +32,32 @@ if TYPE_CHECKING:
     ],
 )
 def test_a_job_is_diffusers_own_call(
-    loaded: LoadedModel, make: Make, ours: dict[str, Any], theirs: dict[str, Any]
+    rounds: Rounds, make: Make, ours: dict[str, Any], theirs: dict[str, Any]
 ) -> None:
-    """A request makes, bit for bit, the latents that diffusers alone makes with its names."""
-    assert torch.equal(latents_of(make(**ours)), upstream(loaded, **theirs))
+    """A request makes the latents that diffusers alone makes with its names."""
+    assert_close(latents_of(make(**ours)), upstream(rounds.pipe, **theirs))
 
 
-def test_prompts_and_images_are_in_diffusers_order(loaded: LoadedModel, make: Make) -> None:
+def test_prompts_and_images_are_in_diffusers_order(rounds: Rounds, make: Make) -> None:
     """Several prompts and images come prompt by prompt, each image from its own seed."""
     prompts = ("a red ring on a white background", "a cyan cross on a black background")
     result = make(prompts=prompts, num_images_per_prompt=2, seeds=(9,))
     expected = upstream(
-        loaded,
+        rounds.pipe,
         prompt=list(prompts),
         num_images_per_prompt=2,
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in (9, 10, 11, 12)],
     )
-    assert torch.equal(latents_of(result), expected)
+    assert_close(latents_of(result), expected)
     assert [picture.seed for picture in result.pictures] == [9, 10, 11, 12]
 
 
-def test_the_decoded_picture_is_diffusers_own(loaded: LoadedModel, make: Make) -> None:
-    """Decoding apart from denoising changes no pixel."""
+def test_the_decoded_picture_is_diffusers_own(rounds: Rounds, make: Make) -> None:
+    """Decoding apart from denoising changes no pixel by more than 1 of 255."""
     ours = make(output_type="png").pictures[0]
-    theirs: Any = upstream(loaded, output_type="pil")
-    assert ours.pixels.tobytes() == theirs[0].tobytes()
+    theirs: Any = upstream(rounds.pipe, output_type="pil")
+    difference = np.asarray(ours.pixels, np.int16) - np.asarray(theirs[0], np.int16)
+    assert np.abs(difference).max() <= 1
     assert (ours.width, ours.height) == ours.pixels.size == (64, 64)
 
 
@@ -70,9 +72,9 @@ def test_every_prompt_may_have_its_own_negative_or_share_one(make: Make) -> None
 @pytest.mark.parametrize("after", [0, 1, 2])
 def test_a_stopped_job_leaves_a_fresh_pipeline(after: int) -> None:
     """Whatever step a job is stopped at, the next picture is bit-equal to a fresh pipeline's."""
-    model = fresh()
-    processors = {name: type(each) for name, each in model.pipeline.unet.attn_processors.items()}
-    scheduler = model.pipeline.scheduler
+    rounds = Rounds()
+    processors = {name: type(each) for name, each in rounds.pipe.unet.attn_processors.items()}
+    scheduler = rounds.pipe.scheduler
     control = Control()
     seen: list[Step] = []
 
@@ -85,24 +87,22 @@ def test_a_stopped_job_leaves_a_fresh_pipeline(after: int) -> None:
     if after == 0:
         control.request(Stop.CANCELLED)
     with pytest.raises(JobStopped) as stopped:
-        runner.run(model, job(), control, (0.0, 0.0))
+        rounds.result(job(), control)
     assert (stopped.value.reason, stopped.value.step, len(seen)) == (Stop.CANCELLED, after, after)
-    now = {name: type(each) for name, each in model.pipeline.unet.attn_processors.items()}
+    now = {name: type(each) for name, each in rounds.pipe.unet.attn_processors.items()}
     assert now == processors
-    assert model.pipeline.scheduler is scheduler
-    again = runner.run(model, job(), Control(), (0.0, 0.0))
-    first = runner.run(fresh(), job(), Control(), (0.0, 0.0))
-    assert torch.equal(latents_of(again), latents_of(first))
+    assert rounds.pipe.scheduler is scheduler
+    assert torch.equal(latents_of(rounds.result(job())), latents_of(Rounds().result(job())))
 
 
-def test_a_job_that_breaks_leaves_a_fresh_pipeline(loaded: LoadedModel, make: Make) -> None:
+def test_a_job_that_breaks_leaves_a_fresh_pipeline(rounds: Rounds, make: Make) -> None:
     """A fault in the middle of a step, too, leaves no processor behind."""
     before = latents_of(make())
-    processors = dict(loaded.pipeline.unet.attn_processors)
+    processors = dict(rounds.pipe.unet.attn_processors)
     control = Control(on_step=lambda _: 1 / 0)  # type: ignore[arg-type]  # it is to break
     with pytest.raises(ZeroDivisionError):
         make(control=control)
-    assert dict(loaded.pipeline.unet.attn_processors) == processors
+    assert dict(rounds.pipe.unet.attn_processors) == processors
     assert torch.equal(latents_of(make()), before)
 
 
@@ -138,74 +138,39 @@ def test_previews_come_when_asked_and_change_nothing(make: Make) -> None:
     assert torch.equal(latents_of(with_previews), latents_of(make()))
 
 
-DPMPP, SDE = {"algorithm_type": "dpmsolver++"}, {"algorithm_type": "sde-dpmsolver++"}
-PLAIN, KARRAS = {"use_karras_sigmas": False}, {"use_karras_sigmas": True}
-#: Each served name, as somebody would build it with diffusers alone.
-BUILT: dict[str, tuple[Any, dict[str, Any]]] = {
-    "ddim": (diffusers.DDIMScheduler, {}),
-    "ddpm": (diffusers.DDPMScheduler, {}),
-    "pndm": (diffusers.PNDMScheduler, {"skip_prk_steps": True}),
-    "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, DPMPP | PLAIN),
-    "dpmpp_2m_karras": (diffusers.DPMSolverMultistepScheduler, DPMPP | KARRAS),
-    "dpmpp_2m_sde": (diffusers.DPMSolverMultistepScheduler, SDE | PLAIN),
-    "dpmpp_2m_sde_karras": (diffusers.DPMSolverMultistepScheduler, SDE | KARRAS),
-    "dpmpp_2s": (diffusers.DPMSolverSinglestepScheduler, DPMPP | PLAIN),
-    "unipc": (diffusers.UniPCMultistepScheduler, PLAIN),
-    "deis": (diffusers.DEISMultistepScheduler, PLAIN),
-}
-
-
 def test_every_served_scheduler_is_tried() -> None:
-    """The table above has all that are served."""
-    assert set(BUILT) == {name for name, each in schedulers.SAMPLERS.items() if each.served}
+    """The oracle's table has all that are served, and no more."""
+    assert set(oracle.SCHEDULERS) == set(samplers.SAMPLERS)
 
 
-@pytest.mark.parametrize("name", BUILT)
-def test_a_scheduler_by_name_is_diffusers_own(
-    loaded: LoadedModel, make: Make, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """A name on the wire makes, bit for bit, what diffusers makes with that scheduler built."""
-    seen: list[Step] = []
-    ours = make(control=Control(on_step=seen.append), scheduler=name, num_inference_steps=5)
-    kind, options = BUILT[name]
-    own = loaded.pipeline.scheduler
-    monkeypatch.setattr(loaded.pipeline, "scheduler", kind.from_config(own.config, **options))
-    assert torch.equal(latents_of(ours), upstream(loaded, num_inference_steps=5))
-    assert ours.scheduler == name
-    assert seen[-1].step == 5
-
-
-@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize("name", sorted(oracle.SCHEDULERS))
 def test_a_models_own_scheduler_has_its_name(
-    loaded: LoadedModel, make: Make, monkeypatch: pytest.MonkeyPatch, name: str
+    rounds: Rounds, make: Make, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Without a name the model's own is used, and the result tells which it was."""
-    kind, options = BUILT[name]
-    own = kind.from_config(loaded.pipeline.scheduler.config, **options)
-    monkeypatch.setattr(loaded.pipeline, "scheduler", own)
+    kind, options = oracle.SCHEDULERS[name]
+    own = kind.from_config(rounds.pipe.scheduler.config, **options)
+    monkeypatch.setattr(rounds.pipe, "scheduler", own)
     assert make(num_inference_steps=2).scheduler == name
 
 
 def test_a_name_means_the_same_on_every_model(
-    loaded: LoadedModel, make: Make, monkeypatch: pytest.MonkeyPatch
+    rounds: Rounds, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`dpmpp_2m` has no Karras sigmas, also where the model's own scheduler has."""
     before = latents_of(make(scheduler="dpmpp_2m"))
-    own = loaded.pipeline.scheduler
-    karras = diffusers.DPMSolverMultistepScheduler.from_config(own.config, **KARRAS)
-    monkeypatch.setattr(loaded.pipeline, "scheduler", karras)
+    own = rounds.pipe.scheduler
+    karras = diffusers.DPMSolverMultistepScheduler.from_config(own.config, use_karras_sigmas=True)
+    monkeypatch.setattr(rounds.pipe, "scheduler", karras)
     assert torch.equal(latents_of(make(scheduler="dpmpp_2m")), before)
 
 
-@pytest.mark.parametrize(
-    "name", [*(n for n, s in schedulers.SAMPLERS.items() if not s.served), "nonsense"]
-)
-def test_other_schedulers_are_refused_by_name(make: Make, name: str) -> None:
-    """A scheduler that can't be combined with guidance yet, or is unknown, is refused at once."""
+def test_an_unknown_scheduler_is_refused_by_name(make: Make) -> None:
+    """A scheduler that is not known is refused at once, with those that are."""
     with pytest.raises(UnsupportedScheduler) as refused:
-        make(scheduler=name)
-    assert name in refused.value.message
-    assert "ddim" in refused.value.details["served"]
+        make(scheduler="nonsense")
+    assert "nonsense" in refused.value.message
+    assert {"ddim", "euler", "lms"} <= set(refused.value.details["served"])
 
 
 def test_eta_is_refused_where_it_has_no_meaning(make: Make) -> None:
@@ -237,7 +202,7 @@ def test_a_device_that_fails_ends_the_process_and_no_task(
     monkeypatch.setattr("os._exit", leave)
     with pytest.raises(SystemExit) as left:
         make(control=Control(on_step=fail))
-    assert left.value.code == runner.DEVICE_FAILED
+    assert left.value.code == ends.DEVICE_FAILED
 
 
 def test_what_a_prompt_loses_is_told(make: Make) -> None:

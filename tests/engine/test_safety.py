@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from tests.engine.jobs import fresh, job
-from worker.engine import runner
-from worker.engine.job import Control
-
-if TYPE_CHECKING:
-    from worker.engine.models import LoadedModel
+from tests.engine.jobs import Rounds, job
 
 
 @pytest.fixture(scope="module")
-def checked() -> LoadedModel:
+def checked() -> Rounds:
     """The shipped model with a small safety checker of random weights, as a real one is built."""
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor
@@ -28,30 +22,30 @@ def checked() -> LoadedModel:
         "num_attention_heads": 4, "image_size": 32, "patch_size": 8,
     }  # fmt: skip
     config = CLIPConfig(vision_config=vision, projection_dim=32)
-    model = fresh()
+    rounds = Rounds()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         size = {"height": 32, "width": 32}
         processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size)
-    model.pipeline.safety_checker = StableDiffusionSafetyChecker(config).eval()
-    model.pipeline.feature_extractor = processor
-    return model
+    rounds.pipe.safety_checker = StableDiffusionSafetyChecker(config).eval()
+    rounds.pipe.feature_extractor = processor
+    return rounds
 
 
 @pytest.mark.parametrize("flagged", [True, False])
-def test_flags_reach_the_result(checked: LoadedModel, flagged: bool) -> None:
+def test_flags_reach_the_result(checked: Rounds, flagged: bool) -> None:
     """A flagged picture is black and says so; another is itself and says so."""
-    checker = checked.pipeline.safety_checker
+    checker = checked.pipe.safety_checker
     # A threshold below any cosine flags everything, one above flags nothing.
     checker.concept_embeds_weights.data.fill_(-2.0 if flagged else 2.0)
     checker.special_care_embeds_weights.data.fill_(2.0)
-    result = runner.run(checked, job(output_type="png"), Control(), (0.0, 0.0))
+    result = checked.result(job(output_type="png"))
     picture = result.pictures[0]
     assert picture.nsfw_content_detected is flagged
     assert (picture.pixels.getbbox() is None) is flagged
 
 
-def test_without_a_checker_nothing_is_claimed(loaded: LoadedModel) -> None:
+def test_without_a_checker_nothing_is_claimed(rounds: Rounds) -> None:
     """No safety checker means null, not false."""
-    result = runner.run(loaded, job(output_type="png"), Control(), (0.0, 0.0))
+    result = rounds.result(job(output_type="png"))
     assert result.pictures[0].nsfw_content_detected is None

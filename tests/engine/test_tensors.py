@@ -8,31 +8,29 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.engine.jobs import SPEC, job, latents_of, upstream
-from worker.engine import models, runner, tensors
-from worker.engine.job import Control
+from tests.engine.jobs import SPEC, Rounds, assert_close, job, latents_of, upstream
+from worker.engine import tensors
 from worker.errors import BadRequest
 
 if TYPE_CHECKING:
     from tests.engine.jobs import Make
-    from worker.engine.models import LoadedModel
 
 
 def packed(**named: torch.Tensor) -> bytes:
     return safetensors.torch.save(named)
 
 
-def test_given_latents_are_where_it_starts(loaded: LoadedModel, make: Make) -> None:
+def test_given_latents_are_where_it_starts(rounds: Rounds, make: Make) -> None:
     """`latents` take the place of the drawn ones, as in diffusers."""
     start = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(
-        latents_of(make(latents=packed(x=start))), upstream(loaded, latents=start.clone())
+    assert_close(
+        latents_of(make(latents=packed(x=start))), upstream(rounds.pipe, latents=start.clone())
     )
 
 
-def test_given_embeddings_stand_for_the_prompt(loaded: LoadedModel, make: Make) -> None:
+def test_given_embeddings_stand_for_the_prompt(rounds: Rounds, make: Make) -> None:
     """`prompt_embeds` of a prompt give the prompt's own picture, with either kind of negative."""
-    pipe = loaded.pipeline
+    pipe = rounds.pipe
     prompt = "a large red star on a blue background"
     with torch.inference_mode():
         embeds, negative = pipe.encode_prompt(prompt, "cpu", 1, True)  # diffusers' signature
@@ -91,5 +89,5 @@ def test_latents_come_in_any_precision(dtype: Any, given: torch.dtype) -> None:
     """A file's floats are brought to the model's, whichever they are."""
     spec = SPEC.model_copy(update={"dtype": dtype})
     data = packed(x=torch.zeros(1, 4, 16, 16, dtype=given))
-    made = runner.run(models.load(spec, "cpu", "none"), job(latents=data), Control(), (0.0, 0.0))
+    made = Rounds(spec).result(job(latents=data))
     assert torch.isfinite(latents_of(made)).all()

@@ -39,7 +39,7 @@ class Busy:
         self.building, self.go_on = threading.Event(), threading.Event()
         models = {alias: ModelSpec(path="/nowhere", safety_checker=False)}
         settings = Settings(models=models)
-        engine = Engine(models, "cpu", "none", self._load)
+        engine = Engine(models, "cpu", "none", loader=self._load)
         publisher, shelf = Publisher(status, CeleryState(lambda *_: None)), Shelf(Storage(settings))
         self.executor = Executor(settings, status, publisher, engine, shelf)
         self._alias = alias
@@ -58,7 +58,7 @@ class Busy:
         self._threads.shutdown()
         self.executor.close()
 
-    def _load(self, *_: Any) -> NoReturn:
+    def _load(self, *_: Any, **__: Any) -> NoReturn:
         self.building.set()
         assert self.go_on.wait(WAIT_S)
         raise ModelLoadFailed("told to")

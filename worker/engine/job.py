@@ -51,6 +51,10 @@ class Job:
     scheduler: str | None
     output_type: str
     preview_every: int = 0
+    #: Last layers of the text encoder that are left out.
+    clip_skip: int | None = None
+    #: Of the model's LoRA weights; None is as loaded.
+    lora_scale: float | None = None
     #: Safetensors files of one tensor each, as bytes.
     latents: bytes | None = None
     prompt_embeds: bytes | None = None

@@ -1,32 +1,56 @@
-"""Prompts and their opposites as embeddings, checked before the text encoder sees them."""
+"""Prompts and their opposites as embeddings, for many jobs in one call of the text encoder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from diffusers.utils import scale_lora_layers, unscale_lora_layers
+
 from api_contracts.errors import Fault
 from worker.engine import tensors
 from worker.errors import BadRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
     from worker.engine.job import Job
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Embeddings, each (prompts, tokens, width); `negative` is None without guidance."""
+class Text:
+    """One text for the encoder, and how it is to be read."""
 
-    embeds: torch.Tensor
-    negative: torch.Tensor | None
-    #: What of the prompts was beyond the encoder's length and has no effect.
-    truncated: tuple[str, ...]
+    text: str
+    #: Last layers that are left out, as diffusers counts them.
+    clip_skip: int | None = None
+    #: Of the LoRA weights in the text encoder; None is as loaded.
+    lora_scale: float | None = None
+    #: Tokens that it is padded to; None is the tokenizer's own length.
+    tokens: int | None = None
 
 
-def encode(pipe: Any, job: Job) -> Encoded:  # noqa: ANN401  # a diffusers pipeline
-    """Embeddings of the job's prompts, or those that it brings; raises `BadRequest`."""
+@dataclass(frozen=True)
+class Wording:
+    """What a job says, checked: texts still to be encoded, or the embeddings that it brought."""
+
+    texts: tuple[Text, ...]
+    #: None where guidance is off.
+    negative_texts: tuple[Text, ...] | None
+    #: (prompts, tokens, width)
+    embeds: torch.Tensor | None
+    negative_embeds: torch.Tensor | None
+
+    @property
+    def count(self) -> int:
+        """Number of prompts."""
+        return len(self.texts) if self.embeds is None else self.embeds.shape[0]
+
+
+def check(pipe: Any, job: Job) -> Wording:  # noqa: ANN401  # a diffusers pipeline
+    """The job's wording; raises `BadRequest` for what the encoder would choke on."""
     shape = ("n", "tokens", pipe.text_encoder.config.hidden_size)
     embeds = tensors.read(job.prompt_embeds, "prompt_embeds", shape)
     negative = tensors.read(job.negative_prompt_embeds, "negative_prompt_embeds", shape)
@@ -35,18 +59,66 @@ def encode(pipe: Any, job: Job) -> Encoded:  # noqa: ANN401  # a diffusers pipel
         what = f"has {len(job.negative_prompts)} entries for {count} prompts"
         _refuse("negative_prompt", what, "as many as prompts")
     _check_lengths(pipe, job, embeds, negative, count)
-    negatives = list(job.negative_prompts or ("",))
-    encoded, opposite = pipe.encode_prompt(
-        list(job.prompts) or None,
-        pipe._execution_device,  # noqa: SLF001  # diffusers' own way to ask
-        1,
-        job.guidance_scale > 1,
-        negatives * count if len(negatives) == 1 else negatives,
-        prompt_embeds=embeds,
-        negative_prompt_embeds=negative,
+    layers: int = pipe.text_encoder.config.num_hidden_layers
+    if job.clip_skip is not None and job.clip_skip >= layers:
+        _refuse("clip_skip", f"is {job.clip_skip} of {layers} layers", f"< {layers}")
+    texts = tuple(Text(text, job.clip_skip, job.lora_scale) for text in job.prompts)
+    if job.guidance_scale <= 1:
+        return Wording(texts, None, embeds, None)
+    negatives = job.negative_prompts or ("",)
+    negatives = negatives * count if len(negatives) == 1 else negatives
+    # diffusers reads the negative prompt to the last layer, whatever `clip_skip` says.
+    tokens = None if embeds is None else embeds.shape[1]
+    opposite = tuple(Text(text, None, job.lora_scale, tokens) for text in negatives)
+    return Wording(texts, opposite, embeds, negative)
+
+
+def encode(pipe: Any, texts: Sequence[Text]) -> dict[Text, torch.Tensor]:  # noqa: ANN401  # a diffusers pipeline
+    """Embeddings (tokens, width) of each text; one call for all of a LoRA scale and a length."""
+    found: dict[Text, torch.Tensor] = {}
+    groups: dict[tuple[float | None, int | None], list[Text]] = {}
+    for text in dict.fromkeys(texts):
+        groups.setdefault((text.lora_scale, text.tokens), []).append(text)
+    for (scale, _), alike in groups.items():
+        if scale is not None:
+            scale_lora_layers(pipe.text_encoder, scale)
+        try:
+            found |= zip(alike, _encode_alike(pipe, alike), strict=True)
+        finally:
+            if scale is not None:
+                unscale_lora_layers(pipe.text_encoder, scale)
+    return found
+
+
+def truncated(pipe: Any, job: Job) -> tuple[str, ...]:  # noqa: ANN401  # a diffusers pipeline
+    """What of the prompts is beyond the encoder's length and has no effect."""
+    used = (*job.prompts, *(job.negative_prompts if job.guidance_scale > 1 else ()))
+    return tuple(filter(None, (_beyond(pipe, text) for text in used)))
+
+
+def _encode_alike(pipe: Any, texts: Sequence[Text]) -> list[torch.Tensor]:  # noqa: ANN401  # a diffusers pipeline
+    encoder, device = pipe.text_encoder, pipe._execution_device  # noqa: SLF001  # diffusers' own way to ask
+    tokens = pipe.tokenizer(
+        pipe.maybe_convert_prompt([text.text for text in texts], pipe.tokenizer),
+        padding="max_length",
+        max_length=texts[0].tokens or pipe.tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
     )
-    texts = (*job.prompts, *(job.negative_prompts if opposite is not None else ()))
-    return Encoded(encoded, opposite, tuple(filter(None, (_beyond(pipe, text) for text in texts))))
+    masked = getattr(encoder.config, "use_attention_mask", False)
+    output = encoder(
+        tokens.input_ids.to(device),
+        attention_mask=tokens.attention_mask.to(device) if masked else None,
+        output_hidden_states=any(text.clip_skip is not None for text in texts),
+    )
+    # Where it lies depends on transformers' version: 5 has no `text_model` around it.
+    norm = getattr(encoder, "text_model", encoder).final_layer_norm
+    return [
+        output[0][row]
+        if text.clip_skip is None
+        else norm(output.hidden_states[-(text.clip_skip + 1)][row])
+        for row, text in enumerate(texts)
+    ]
 
 
 def _check_lengths(
@@ -57,13 +129,13 @@ def _check_lengths(
     count: int,
 ) -> None:
     """Embeddings and their opposites go through the UNet together, so they must be alike."""
-    longest: int = pipe.text_encoder.config.max_position_embeddings
+    longest: int = pipe.tokenizer.model_max_length
     if negative is None:
         if embeds is not None and job.guidance_scale > 1 and embeds.shape[1] > longest:
             what = f"has {embeds.shape[1]} tokens and no negative_prompt_embeds beside it"
             _refuse("prompt_embeds", what, f"<= {longest}")
         return
-    tokens = pipe.tokenizer.model_max_length if embeds is None else embeds.shape[1]
+    tokens = longest if embeds is None else embeds.shape[1]
     if negative.shape[:2] != (count, tokens):
         what = f"has {negative.shape[0]} rows of {negative.shape[1]} tokens"
         _refuse("negative_prompt_embeds", what, f"as many as the prompts: {count} of {tokens}")

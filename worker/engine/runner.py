@@ -1,208 +1,263 @@
-"""One job on the device: encode, denoise, decode. The only code that runs a network."""
+"""Encode, tick, decode, for many jobs at once. The only code that runs a network.
+
+Knows no queue and no future: it is given jobs and lanes, and gives lanes and pictures back. All of
+it runs on the engine's thread but `finish`, which waits for the device and runs beside it.
+"""
 
 from __future__ import annotations
 
-import base64
-import io
+import itertools
 import logging
-import os
-import time
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import accelerate
 import diffusers
 import torch
 import transformers
 
-from api_contracts.errors import Fault
-from worker.engine import prompts, schedulers, tensors
-from worker.engine.job import JobResult, Picture, Step, Timing
-from worker.errors import BadRequest, OutOfMemory
+from worker.engine import attention, drafts, guidance, previews, prompts, warmup
+from worker.engine.job import Picture
+from worker.engine.lane import Degraded, Lane
+from worker.engine.scheduler import DECODE_TOGETHER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Sequence
 
-    from PIL import Image
-
-    from worker.engine.job import Control, Job
+    from worker.engine.job import Job
     from worker.engine.models import LoadedModel
-    from worker.engine.prompts import Encoded
 
 logger = logging.getLogger(__name__)
 
-VERSIONS = {
-    "torch": torch.__version__,
-    "diffusers": diffusers.__version__,
-    "transformers": transformers.__version__,
-    "accelerate": accelerate.__version__,
-}
-#: Exit status of a process whose device fails.
-DEVICE_FAILED = 70
-#: Longest side of a preview, in pixels.
-PREVIEW_PX = 128
+#: With `SAG_COMPILE`, calls are padded to one of these numbers of rows: each is compiled once.
+COMPILED_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 
 
-def run(model: LoadedModel, job: Job, control: Control, waited: tuple[float, float]) -> JobResult:
-    """Make the job's pictures; `waited` is what it waited for the engine and for the build.
+@dataclass(frozen=True)
+class Advance:
+    """An evaluation that is complete: `lane.advance(output, noisy)` is to follow."""
 
-    Raises `JobStopped` at the first step boundary after `control` was asked to, `BadRequest` for
-    what only the model can refuse, `OutOfMemory`. However it ends, the pipeline's attention
-    processors and offload hooks are as they were, so that the next job finds it fresh.
-    """
-    pipe = model.pipeline
-    own_scheduler = pipe.scheduler
-    processors = dict(pipe.unet.attn_processors)
-    try:
-        name, pipe.scheduler = schedulers.make(job.scheduler, own_scheduler)
-        schedulers.check_eta(job.eta, name)
+    lane: Lane
+    output: torch.Tensor
+    noisy: torch.Tensor
+
+
+class Runner:
+    """One model on its device."""
+
+    #: Of what makes the pictures.
+    versions: ClassVar[dict[str, str]] = {
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+    }
+
+    def __init__(self, model: LoadedModel, max_batch_rows: int | None) -> None:
+        """Warm up; measures how many rows one call takes unless `max_batch_rows` says it."""
+        self.model, self.pipe, self.unet = model, model.pipeline, model.pipeline.unet
+        self._tap = attention.Tap()
+        self._format = torch.contiguous_format if model.device == "cpu" else torch.channels_last
         with torch.inference_mode():
-            pictures, seconds, truncated = _make(pipe, job, control)
-    except torch.AcceleratorError:
-        # Every later call of this process would fail too, and end a task each: leave the task and
-        # its message as they are, for another process.
-        logger.critical("the device fails; this process ends", exc_info=True)
-        logging.shutdown()
-        os._exit(DEVICE_FAILED)
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory(
-            f"the device has not enough memory for {job.width or 'own'} x {job.height or 'own'} px;"
-            " ask for a smaller picture or fewer images"
-        ) from error
-    finally:
-        pipe.scheduler = own_scheduler
-        pipe.unet.set_attn_processor(processors)
-        pipe.maybe_free_model_hooks()
-    timing = Timing(*waited, *seconds)
-    return JobResult(pictures, timing, name, 1.0, VERSIONS, truncated)
+            self.preview_map = previews.fit(self.pipe)
+            self.capacity = warmup.capacity(self.pipe, self.call, max_batch_rows)
+        self._marks: deque[torch.cuda.Event] = deque()
+
+    @property
+    def moves(self) -> bool:
+        """Whether decoding throws the UNet off the device."""
+        return self.model.offload != "none"
+
+    def draft(self, job: Job) -> drafts.Draft:
+        """Check everything about a job that only the model can; raises `TaskFault`."""
+        return drafts.check(self.pipe, job)
+
+    @torch.inference_mode()
+    def encode(self, drafted: Sequence[drafts.Draft]) -> list[list[Lane]]:
+        """The lanes of each job; the texts of all of them go through the encoder together."""
+        wordings = [draft.wording for draft in drafted]
+        texts = [
+            *itertools.chain.from_iterable(each.texts for each in wordings),
+            *itertools.chain.from_iterable(
+                each.negative_texts or () for each in wordings if each.negative_embeds is None
+            ),
+        ]
+        encoded = prompts.encode(self.pipe, texts) if texts else {}
+        return [drafts.lanes(self.pipe, draft, encoded) for draft in drafted]
+
+    @torch.inference_mode()
+    def tick(self, lanes: Sequence[Lane]) -> list[Advance]:
+        """One UNet call for all of the lanes, each in its phase; they must share a bucket.
+
+        Gives the lanes whose evaluation is complete. Raises what the device raises; then no lane
+        has changed.
+        """
+        # Those whose attention is listened to come first, so that their rows are a slice.
+        main = sorted(
+            (lane for lane in lanes if lane.degraded is None),
+            key=lambda lane: not lane.is_self_guided,
+        )
+        paired = [number for number, lane in enumerate(main) if lane.negative is not None]
+        second = [(lane, lane.degraded) for lane in lanes if lane.degraded is not None]
+        noisy = [lane.noisy() for lane in main]
+        inputs = [*noisy, *(noisy[n] for n in paired), *(each.noisy for _, each in second)]
+        rows = [*main, *(main[n] for n in paired), *(lane for lane, _ in second)]
+        embeds = [lane.unconditional for lane in rows]
+        embeds[len(main) : len(main) + len(paired)] = [main[n].embeds for n in paired]
+        listened = sum(lane.is_self_guided for lane in main)
+        with attention.listening(self.unet, self._tap, listened) as tap:
+            output = self.call(
+                torch.cat(inputs),
+                [lane.level.timestep for lane in rows],
+                torch.stack(embeds),
+                lanes[0].bucket.lora_scale,
+            )
+            first, conditional, degraded = output.split([len(main), len(paired), len(second)])
+            guided = _guided(main, paired, first, conditional)
+            self._degrade(main[:listened], noisy, first, guided, tap)
+        whole = [
+            Advance(
+                lane,
+                each.guided + lane.job.sag_scale * (each.expected - degraded[n : n + 1]),
+                each.main,
+            )
+            for n, (lane, each) in enumerate(second)
+        ]
+        return whole + [
+            Advance(lane, guided[n : n + 1], noisy[n])
+            for n, lane in enumerate(main)
+            if n >= listened
+        ]
+
+    def call(
+        self,
+        noisy: torch.Tensor,
+        timesteps: Sequence[float],
+        embeds: torch.Tensor,
+        lora_scale: float | None = None,
+    ) -> torch.Tensor:
+        """The UNet: (rows, c, h, w), each with a timestep and (tokens, width), to the same."""
+        rows = len(timesteps)
+        device = self.pipe._execution_device  # noqa: SLF001  # diffusers' own way to ask
+        told = torch.tensor(timesteps, dtype=torch.float32)
+        if self.model.compiled:
+            extra = next((n for n in COMPILED_ROWS if n >= rows), rows) - rows
+            noisy, told, embeds = (
+                torch.cat([each, each[-1:].expand(extra, *each.shape[1:])])
+                for each in (noisy, told, embeds)
+            )
+        output: torch.Tensor = self.unet(
+            noisy.to(self.unet.dtype, memory_format=self._format),
+            told.to(device, non_blocking=True),
+            encoder_hidden_states=embeds,
+            cross_attention_kwargs=None if lora_scale is None else {"scale": lora_scale},
+            return_dict=False,
+        )[0]
+        return output[:rows]
+
+    @torch.inference_mode()
+    def decode(self, lanes: Sequence[Lane]) -> list[torch.Tensor | None]:
+        """Each lane's picture on the device, (1, 3, height, width) in -1 … 1, None for `latent`."""
+        vae, found = self.pipe.vae, dict[int, torch.Tensor]()
+        wanted = [lane for lane in lanes if lane.job.output_type != "latent"]
+        wanted.sort(key=lambda lane: lane.latents.shape)
+        for _, group in itertools.groupby(wanted, key=lambda lane: lane.latents.shape):
+            alike = list(group)
+            for begin in range(0, len(alike), DECODE_TOGETHER):
+                some = alike[begin : begin + DECODE_TOGETHER]
+                latents = torch.cat([lane.latents for lane in some]) / vae.config.scaling_factor
+                decoded = vae.decode(latents, return_dict=False)[0].split(1)
+                found |= {id(lane): each for lane, each in zip(some, decoded, strict=True)}
+        return [found.get(id(lane)) for lane in lanes]
+
+    @torch.inference_mode()
+    def finish(
+        self, lanes: Sequence[Lane], decoded: Sequence[torch.Tensor | None]
+    ) -> list[Picture]:
+        """Pictures on the host, looked at by the safety checker where the model has one.
+
+        Waits for the device. May run beside the engine: it uses no network but the checker.
+        """
+        return [self._finished(lane, each) for lane, each in zip(lanes, decoded, strict=True)]
+
+    def preview(self, clean: torch.Tensor, alpha: float) -> str:
+        """A small picture of an x0, told as alpha x0, as a data URL. May run beside the engine."""
+        return self.preview_map.data_url(clean / max(alpha, previews.LEAST_ALPHA))
+
+    def pace(self) -> None:
+        """Let the device be one tick behind and no more, or steps were told before they are done.
+
+        It waits for an event and reads nothing, and the device always has the next tick to do.
+        """
+        if self.model.device == "cpu":
+            return
+        mark = torch.cuda.Event()
+        mark.record()
+        self._marks.append(mark)
+        if len(self._marks) > 1:
+            self._marks.popleft().synchronize()
+
+    def free_memory(self) -> None:
+        """Give the memory that no tensor holds back to the device, for whoever shares it."""
+        if self.model.device != "cpu":
+            torch.cuda.empty_cache()
+
+    def rest(self) -> None:
+        """Nothing is left to do for now: give back what is only needed while there is."""
+        self.pipe.maybe_free_model_hooks()
+
+    def _finished(self, lane: Lane, decoded: torch.Tensor | None) -> Picture:
+        factor = self.pipe.vae_scale_factor
+        height, width = (side * factor for side in lane.latents.shape[-2:])
+        if decoded is None:
+            return Picture(lane.latents[0].float().cpu(), width, height, lane.seed, None)
+        device = self.pipe._execution_device  # noqa: SLF001  # diffusers' own way to ask
+        decoded, flags = self.pipe.run_safety_checker(decoded, device, self.unet.dtype)
+        pixels = self.pipe.image_processor.postprocess(
+            decoded,
+            output_type="np" if lane.job.output_type == "npy" else "pil",
+            do_denormalize=[not flag for flag in flags] if flags is not None else None,
+        )[0]
+        return Picture(pixels, width, height, lane.seed, None if flags is None else bool(flags[0]))
+
+    def _degrade(
+        self,
+        main: Sequence[Lane],
+        noisy: Sequence[torch.Tensor],
+        first: torch.Tensor,
+        guided: torch.Tensor,
+        tap: attention.Tap,
+    ) -> None:
+        """Leave each of the self-guided lanes what its degraded pass needs."""
+        if not main or tap.sums is None:
+            return
+        together = torch.cat(list(noisy[: len(main)]))
+        salient = guidance.mask(tap.sums, tap.size, (together.shape[-2], together.shape[-1]))
+        alpha, sigma = _column(main, "alpha", first.device), _column(main, "sigma", first.device)
+        kind = main[0].sampling.kinds[0]
+        degraded, expected = guidance.degrade(
+            kind, together, first[: len(main)], salient, alpha, sigma
+        )
+        for number, lane in enumerate(main):
+            row = slice(number, number + 1)
+            lane.degraded = Degraded(noisy[number], degraded[row], expected[row], guided[row])
 
 
-def free_memory(device: str) -> None:
-    """Give the memory that no tensor holds back to the device, for whoever shares it."""
-    if device != "cpu":
-        torch.cuda.empty_cache()
-
-
-def _make(
-    pipe: Any,  # noqa: ANN401  # a diffusers pipeline
-    job: Job,
-    control: Control,
-) -> tuple[tuple[Picture, ...], list[float], tuple[str, ...]]:
-    """The pictures; the seconds of encoding, denoising and decoding; what had no effect."""
-    marks = [time.perf_counter()]
-    control.obey(0)
-    encoded = prompts.encode(pipe, job)
-    marks.append(time.perf_counter())
-    seeds = _seeds(job, rows=encoded.embeds.shape[0])
-    latents = _denoise(pipe, job, control, seeds, encoded)
-    marks.append(time.perf_counter())
-    pictures = tuple(_decode(pipe, job, seeds, latents))
-    marks.append(time.perf_counter())
-    return pictures, [end - begin for begin, end in pairwise(marks)], encoded.truncated
-
-
-def _seeds(job: Job, rows: int) -> tuple[int, ...]:
-    """The seed of each image; only here is known how many a file of embeddings asks for."""
-    images = rows * job.num_images_per_prompt
-    if images > job.max_images:
-        what = f"asks for {images} images: {rows} rows x {job.num_images_per_prompt} each"
-        raise BadRequest(Fault(where="prompt_embeds", what=what, limit=f"<= {job.max_images}"))
-    if len(job.seeds) == images:
-        return job.seeds
-    if len(job.seeds) > 1:
-        what = f"has {len(job.seeds)} entries for {images} images"
-        raise BadRequest(Fault(where="seed", what=what, limit="one, or as many as images"))
-    return tuple(job.seeds[0] + number for number in range(images))
-
-
-def _denoise(
-    pipe: Any,  # noqa: ANN401  # a diffusers pipeline
-    job: Job,
-    control: Control,
-    seeds: tuple[int, ...],
-    encoded: Encoded,
+def _guided(
+    main: Sequence[Lane], paired: list[int], first: torch.Tensor, conditional: torch.Tensor
 ) -> torch.Tensor:
-    """Latents (images, channels, height / f, width / f) after all steps, by diffusers' pipeline."""
-    height, width = _size(pipe, job)
-    factor, channels = pipe.vae_scale_factor, pipe.unet.config.in_channels
-    shape = (len(seeds), channels, height // factor, width // factor)
-    output = pipe(
-        prompt_embeds=encoded.embeds,
-        negative_prompt_embeds=encoded.negative,
-        height=height,
-        width=width,
-        num_inference_steps=job.num_inference_steps,
-        guidance_scale=job.guidance_scale,
-        sag_scale=job.sag_scale,
-        num_images_per_prompt=job.num_images_per_prompt,
-        eta=job.eta,
-        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-        latents=_given(job, pipe.unet.dtype, shape),
-        output_type="latent",
-        callback=_callback(pipe, job, control),
-        callback_steps=1,
-    )
-    latents: torch.Tensor = output.images
-    return latents
+    """The main pass, guided by the prompt where that is on; in float32."""
+    guided = first.float()
+    if paired:
+        scales = [main[number].job.guidance_scale for number in paired]
+        scale = torch.tensor(scales, device=first.device).view(-1, 1, 1, 1)
+        guided = guided.clone()
+        guided[paired] = guidance.classifier_free(first[paired], conditional, scale)
+    return guided
 
 
-def _given(job: Job, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor | None:
-    """The job's own latents, in the model's precision, which diffusers does not see to."""
-    latents = tensors.read(job.latents, "latents", shape)
-    return None if latents is None else latents.to(dtype)
-
-
-def _callback(pipe: Any, job: Job, control: Control) -> Callable[[int, Any, torch.Tensor], None]:  # noqa: ANN401  # a diffusers pipeline
-    """What diffusers calls after each step: it tells of the step and ends a stopped job."""
-    done, began_s = 0, time.perf_counter()
-
-    def after_step(_index: int, _timestep: Any, latents: torch.Tensor) -> None:  # noqa: ANN401  # diffusers' signature
-        nonlocal done
-        done += 1
-        wanted = job.preview_every and done % job.preview_every == 0
-        preview = _preview(pipe, latents) if wanted else None
-        left = max(0, job.num_inference_steps - done)
-        eta_s = round((time.perf_counter() - began_s) / done * left, 3)
-        control.on_step(Step(done, job.num_inference_steps, eta_s, preview))
-        control.obey(done)
-
-    return after_step
-
-
-def _decode(
-    pipe: Any,  # noqa: ANN401  # a diffusers pipeline
-    job: Job,
-    seeds: tuple[int, ...],
-    latents: torch.Tensor,
-) -> Iterator[Picture]:
-    """Latents to pictures, looked at by the safety checker where the model has one."""
-    height, width = _size(pipe, job)
-    if job.output_type == "latent":
-        for seed, each in zip(seeds, latents.float().cpu(), strict=True):
-            yield Picture(each, width, height, seed, None)
-        return
-    decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor, return_dict=False)[0]
-    decoded, flags = pipe.run_safety_checker(decoded, pipe._execution_device, latents.dtype)  # noqa: SLF001  # diffusers' own way to ask
-    images = pipe.image_processor.postprocess(
-        decoded,
-        output_type="np" if job.output_type == "npy" else "pil",
-        do_denormalize=[not flag for flag in flags] if flags is not None else None,
-    )
-    for number, (seed, image) in enumerate(zip(seeds, images, strict=True)):
-        yield Picture(image, width, height, seed, None if flags is None else bool(flags[number]))
-
-
-def _preview(pipe: Any, latents: torch.Tensor) -> str:  # noqa: ANN401  # a diffusers pipeline
-    """A small JPEG of the first image so far, as a data URL."""
-    decoded = pipe.vae.decode(latents[:1] / pipe.vae.config.scaling_factor, return_dict=False)[0]
-    image: Image.Image = pipe.image_processor.postprocess(decoded, output_type="pil")[0]
-    image.thumbnail((PREVIEW_PX, PREVIEW_PX))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=70)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-def _size(pipe: Any, job: Job) -> tuple[int, int]:  # noqa: ANN401  # a diffusers pipeline
-    """Height and width in pixels, the model's own where the job says nothing."""
-    own = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    return job.height or own, job.width or own
+def _column(lanes: Sequence[Lane], name: str, device: torch.device) -> torch.Tensor:
+    """A number of each lane's level, (lanes, 1, 1, 1)."""
+    numbers = [getattr(lane.level, name) for lane in lanes]
+    return torch.tensor(numbers, device=device).view(-1, 1, 1, 1)

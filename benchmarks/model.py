@@ -1,0 +1,102 @@
+"""Which model a benchmark runs, where and in which precision."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import torch
+import transformers
+
+from worker.settings import SHIPPED_MODEL, ModelSpec
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True)
+class Model:
+    """A folder in diffusers' layout and the device that runs it."""
+
+    name: str
+    path: Path
+    device: str
+    #: Pixels; None is the model's own.
+    size_px: int | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """As the engine's own `auto`: float32 on the CPU, float16 on a GPU."""
+        return torch.float32 if self.device == "cpu" else torch.float16
+
+    @property
+    def spec(self) -> ModelSpec:
+        """For the engine and the daemon."""
+        return ModelSpec(path=str(self.path), safety_checker=False)
+
+    @property
+    def tokens(self) -> int:
+        """Length of a prompt as the UNet sees it."""
+        return int(self._config("text_encoder")["max_position_embeddings"])
+
+    @property
+    def latent_side(self) -> int:
+        """Height and width of the latents."""
+        if self.size_px is None:
+            return int(self._config("unet")["sample_size"])
+        halvings = len(self._config("vae")["block_out_channels"]) - 1
+        return self.size_px >> halvings
+
+    def _config(self, part: str) -> dict[str, Any]:
+        config: dict[str, Any] = json.loads((self.path / part / "config.json").read_text())
+        return config
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which model, and where."""
+    parser.add_argument(
+        "--sd15",
+        action="store_true",
+        help="Stable Diffusion 1.5's size with random weights, in place of the bundled model",
+    )
+    parser.add_argument(
+        "--scale", type=int, default=1, help="divides the widths of --sd15, for a smoke test"
+    )
+    parser.add_argument("--size-px", type=int, help="height and width; the model's own unless set")
+    parser.add_argument(
+        "--device", help="cpu or cuda; cpu unless set, but cuda for --sd15 at its full size"
+    )
+
+
+@contextmanager
+def chosen(arguments: argparse.Namespace) -> Iterator[Model]:
+    """The model of the options; that of `--sd15` is built in a folder that goes again."""
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+    full = arguments.sd15 and arguments.scale == 1
+    device = arguments.device or ("cuda" if full else "cpu")
+    if full and device == "cpu":
+        message = "--sd15 needs a GPU; --scale 8 makes a small one for the CPU"
+        raise SystemExit(message)
+    if device != "cpu" and not torch.cuda.is_available():
+        message = "torch finds no CUDA device here"
+        raise SystemExit(message)
+    if not arguments.sd15:
+        yield Model("tiny-shapes", SHIPPED_MODEL, device, arguments.size_px)
+        return
+    from benchmarks import sd15  # noqa: PLC0415  # only this model needs diffusers' classes
+
+    name = "Stable Diffusion 1.5's configuration, random weights"
+    if arguments.scale > 1:
+        name += f", widths / {arguments.scale}"
+    with tempfile.TemporaryDirectory(prefix="sag-benchmark-") as folder:
+        model = Model(name, Path(folder), device, arguments.size_px)
+        sd15.build(model.path, arguments.scale, model.dtype)
+        yield model

@@ -1,0 +1,116 @@
+"""Stable Diffusion 1.5's configuration with random weights, built without a download.
+
+Speed and memory depend on shapes, not on what the weights say. The one thing that differs is the
+vocabulary, which is the bundled tokenizer's: it is looked up, not multiplied with.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from worker.settings import SHIPPED_MODEL
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: Widths of the published model, each divided by the scale.
+UNET_WIDTHS = (320, 640, 1280, 1280)
+VAE_WIDTHS = (128, 256, 512, 512)
+TEXT_WIDTH, TEXT_INNER_WIDTH, TEXT_TOKENS = 768, 3072, 77
+#: Channels are normalised in this many groups, fewer where the scaled widths don't divide.
+GROUPS = 32
+
+
+def build(folder: Path, scale: int, dtype: torch.dtype) -> None:
+    """Save the model into `folder`; the same weights each time.
+
+    `scale` divides the widths, for a smoke test.
+    """
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(SHIPPED_MODEL / "tokenizer")
+    tokenizer.model_max_length = TEXT_TOKENS
+    pipeline = StableDiffusionPipeline(
+        vae=_vae(scale),
+        text_encoder=_text_encoder(scale, tokenizer),
+        tokenizer=tokenizer,
+        unet=_unet(scale),
+        scheduler=_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(dtype=dtype)
+    pipeline.save_pretrained(folder)
+
+
+def _unet(scale: int) -> Any:  # noqa: ANN401  # diffusers has no types
+    widths = _divided(UNET_WIDTHS, scale)
+    return UNet2DConditionModel(
+        sample_size=64,
+        block_out_channels=widths,
+        layers_per_block=2,
+        cross_attention_dim=TEXT_WIDTH // scale,
+        attention_head_dim=8,
+        norm_num_groups=gcd(GROUPS, *widths),
+    )
+
+
+def _vae(scale: int) -> Any:  # noqa: ANN401  # diffusers has no types
+    widths = _divided(VAE_WIDTHS, scale)
+    return AutoencoderKL(
+        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        layers_per_block=2,
+        latent_channels=4,
+        norm_num_groups=gcd(GROUPS, *widths),
+        sample_size=512,
+        scaling_factor=0.18215,
+    )
+
+
+def _text_encoder(scale: int, tokenizer: Any) -> Any:  # noqa: ANN401  # transformers is not typed here
+    """The text half of CLIP ViT-L/14."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH // scale,
+            intermediate_size=TEXT_INNER_WIDTH // scale,
+            projection_dim=TEXT_WIDTH // scale,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+            max_position_embeddings=TEXT_TOKENS,
+            hidden_act="quick_gelu",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def _scheduler() -> Any:  # noqa: ANN401  # diffusers has no types
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def _divided(widths: tuple[int, ...], scale: int) -> tuple[int, ...]:
+    if any(width % scale for width in (*widths, TEXT_WIDTH)) or (TEXT_WIDTH // scale) % 12:
+        message = f"--scale {scale}: the widths can't be divided; 2, 4 and 8 work"
+        raise SystemExit(message)
+    return tuple(width // scale for width in widths)

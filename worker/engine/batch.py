@@ -1,0 +1,210 @@
+"""The jobs that share a device, and the round in which each of them gets on by one call.
+
+Not thread-safe: the engine's thread owns it. What waits for the device (previews, pictures, the
+callers' own callbacks) is handed over to be done beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from worker.engine import ends, scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from worker.engine.drafts import Draft
+    from worker.engine.lane import Lane
+    from worker.engine.runner import Runner
+    from worker.engine.runners import Runners
+    from worker.engine.running import Running
+
+logger = logging.getLogger(__name__)
+
+#: Something of a job, which stands first in it.
+_Part = TypeVar("_Part", bound="tuple[Running, *tuple[Any, ...]]")
+
+
+class Batch:
+    """Jobs come and go at step boundaries."""
+
+    def __init__(self, runners: Runners, beside: Callable[..., object]) -> None:
+        """`beside` gets a function and its arguments, and calls it when it likes, in order."""
+        self._runners, self._beside = runners, beside
+        self._waiting: list[Running] = []
+        self._active: list[Running] = []
+        self._denoised: list[Running] = []
+        self._scheduler, self._decode_waited_ticks = scheduler.Scheduler(), 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a round would do anything."""
+        return bool(self._waiting or self._active or self._denoised)
+
+    def add(self, running: Running) -> None:
+        """Let a job wait for the next round."""
+        self._waiting.append(running)
+
+    def step(self) -> bool:
+        """Who leaves, who comes, one UNet call, what is decoded; gives whether more is left."""
+        self._leave()
+        self._admit()
+        ticked = self._tick()
+        self._decode(ticked=ticked)
+        if ticked and not self._active and not self._denoised:
+            self._runners.rest()
+        return self.is_busy
+
+    def abandon(self, error: BaseException) -> None:
+        """Fail every job that has begun: what they have in common is broken."""
+        for running in (*self._active, *self._denoised):
+            self._fail(running, error)
+
+    def _leave(self) -> None:
+        """Take out the jobs that were stopped, or whose own callback broke."""
+        for jobs in (self._waiting, self._active):
+            for running in list(jobs):
+                if running.future.cancelled():
+                    jobs.remove(running)
+                    continue
+                try:
+                    running.stop_now()
+                except Exception as stop:  # noqa: BLE001  # the reason goes to the job's future
+                    jobs.remove(running)
+                    self._fail(running, stop)
+
+    def _admit(self) -> None:
+        """Let jobs in, in their order; their texts are encoded together."""
+        busy = {running.job.model for running in self._active + self._denoised}
+        wanted = [running.job.model for running in self._waiting]
+        number = scheduler.admit(wanted, busy, self._runners.capacity)
+        admitted, self._waiting = self._waiting[:number], self._waiting[number:]
+        drafts: dict[str, list[tuple[Running, Draft]]] = {}
+        for running in admitted:
+            if not running.future.set_running_or_notify_cancel():
+                continue
+            try:
+                runner = self._runners.get(running.job.model)
+                running.load_s = self._runners.build_s(running.job.model, running.submitted_s)
+                running.admitted_s = time.perf_counter()
+                draft = runner.draft(running.job)
+            except BaseException as error:  # noqa: BLE001  # without this thread no job ends
+                self._fail(running, error)
+            else:
+                running.truncated = draft.truncated
+                drafts.setdefault(running.job.model, []).append((running, draft))
+        for some in drafts.values():
+            self._together(some, self._encode)
+
+    def _encode(self, some: Sequence[tuple[Running, Draft]]) -> None:
+        together = self._runners.get(some[0][0].job.model).encode([draft for _, draft in some])
+        for (running, _), lanes in zip(some, together, strict=True):
+            running.lanes, running.encoded_s = lanes, time.perf_counter()
+            self._active.append(running)
+
+    def _tick(self) -> bool:
+        """One UNet call for as many pictures as it takes; False where none is left to denoise."""
+        candidates = {
+            scheduler.Candidate(running.number, picture, lane.bucket, lane.rows): (running, lane)
+            for running in self._active
+            for picture, lane in enumerate(running.lanes)
+            if not lane.is_done
+        }
+        plan = self._scheduler.plan(list(candidates), self._limit)
+        self._together([candidates[each] for each in plan], self._call)
+        if plan:
+            self._runners.get(plan[0].bucket.model).pace()
+        for running in [running for running in self._active if running.is_done]:
+            running.denoised_s = time.perf_counter()
+            self._active.remove(running)
+            self._denoised.append(running)
+        return bool(plan)
+
+    def _limit(self, bucket: scheduler.Bucket) -> int:
+        return self._runners.get(bucket.model).capacity.limit(bucket.height, bucket.width)
+
+    def _call(self, some: Sequence[tuple[Running, Lane]]) -> None:
+        runner = self._runners.get(some[0][0].job.model)
+        of = {id(lane): running for running, lane in some}
+        jobs = list(dict.fromkeys(of.values()))
+        for advance in runner.tick([lane for _, lane in some]):
+            try:
+                advance.lane.advance(advance.output, advance.noisy)
+            except Exception as error:  # noqa: BLE001  # a sampler that breaks ends its own job
+                of[id(advance.lane)].broken = error
+        for running in jobs:
+            running.ticks += 1
+            running.companions += len(jobs)
+            for tell in running.news():
+                self._beside(tell, runner.preview)
+
+    def _decode(self, *, ticked: bool) -> None:
+        """Decode what is denoised, when it is due, and let the pictures be finished beside."""
+        if not self._denoised:
+            self._decode_waited_ticks = 0
+            return
+        self._decode_waited_ticks += ticked
+        runners = {each.job.model: self._runners.get(each.job.model) for each in self._denoised}
+        if scheduler.decode_due(
+            sum(len(each.lanes) for each in self._denoised),
+            self._decode_waited_ticks,
+            running=bool(self._active),
+            moves=any(runner.moves for runner in runners.values()),
+        ):
+            due, self._denoised, self._decode_waited_ticks = self._denoised, [], 0
+            for model in runners:
+                some = [(running,) for running in due if running.job.model == model]
+                self._together(some, self._decode_some)
+
+    def _decode_some(self, some: Sequence[tuple[Running]]) -> None:
+        runner = self._runners.get(some[0][0].job.model)
+        decoded = iter(runner.decode([lane for (running,) in some for lane in running.lanes]))
+        for (running,) in some:
+            own = [next(decoded) for _ in running.lanes]
+            self._beside(self._finish, runner, running, own)
+
+    def _finish(self, runner: Runner, running: Running, decoded: Sequence[Any]) -> None:
+        """Give the job its pictures. Runs beside the engine, after all that it was told."""
+        error = running.broken
+        if error is None:
+            try:
+                pictures = runner.finish(running.lanes, decoded)
+                running.future.set_result(running.result(pictures, runner.versions))
+            except BaseException as raised:  # noqa: BLE001  # without its future the job never ends
+                error = raised
+        if error is not None:
+            running.future.set_exception(ends.fault_of(error))
+
+    def _together(self, some: Sequence[_Part], call: Callable[[Sequence[_Part]], None]) -> None:
+        """Do `call` for parts of many jobs; where that fails, for half of them at a time.
+
+        So only a job that fails alone fails. A call that raises must have changed nothing.
+        """
+        some = [part for part in some if not part[0].future.done()]
+        if not some:
+            return
+        try:
+            call(some)
+            return
+        except BaseException as error:  # noqa: BLE001  # without this thread no job ends
+            jobs = {part[0] for part in some}
+            if len(some) == 1 or (len(jobs) == 1 and not ends.is_out_of_memory(error)):
+                self._fail(some[0][0], error)
+                return
+            logger.warning("a call for %d jobs failed, so halves of it: %r", len(jobs), error)
+            ends.forget_frames(error)
+        self._runners.free_memory()
+        half = len(some) // 2
+        self._together(some[:half], call)
+        self._together(some[half:], call)
+
+    def _fail(self, running: Running, error: BaseException) -> None:
+        for jobs in (self._waiting, self._active, self._denoised):
+            if running in jobs:
+                jobs.remove(running)
+        fault = ends.fault_of(error)
+        running.lanes.clear()
+        if not running.future.done():
+            running.future.set_exception(fault)

@@ -1,0 +1,88 @@
+"""The models that are loaded, each with its runner; the one longest unused makes room."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from worker.engine.models import LoadedModel
+    from worker.engine.runner import Runner
+    from worker.settings import ModelSpec
+
+    Loader = Callable[[ModelSpec, str, str], LoadedModel]
+
+logger = logging.getLogger(__name__)
+
+
+class Runners:
+    """Runners by the alias of their model, built on first use, on the engine's thread alone."""
+
+    def __init__(
+        self,
+        specs: Mapping[str, ModelSpec],
+        load: Callable[[ModelSpec], LoadedModel],
+        max_models: int,
+        max_batch_rows: int | None,
+    ) -> None:
+        self.capacity = max_models
+        self._specs, self._load, self._max_batch_rows = specs, load, max_batch_rows
+        #: In the order of their last use.
+        self._ready: dict[str, Runner] = {}
+        #: When the last build began and ended, on the monotonic clock.
+        self._built_s: dict[str, tuple[float, float]] = {}
+        self._loading_since_s: float | None = None
+
+    @property
+    def loading_s(self) -> float | None:
+        """Seconds for which a model has been in the making, None when none is."""
+        since_s = self._loading_since_s
+        return None if since_s is None else time.perf_counter() - since_s
+
+    def get(self, alias: str) -> Runner:
+        """The runner of a model; raises `ModelLoadFailed`."""
+        if alias not in self._ready:
+            self._build(alias)
+        self._ready[alias] = self._ready.pop(alias)
+        return self._ready[alias]
+
+    def build_s(self, alias: str, since_s: float) -> float:
+        """Seconds of the model's build that somebody who has waited `since_s` has waited for."""
+        began_s, ended_s = self._built_s[alias]
+        return max(0.0, ended_s - max(began_s, since_s))
+
+    def rest(self) -> None:
+        """Nothing is left to do for now."""
+        for runner in self._ready.values():
+            runner.rest()
+
+    def free_memory(self) -> None:
+        """Give what no tensor holds back to the device."""
+        for runner in self._ready.values():
+            runner.free_memory()
+
+    def clear(self) -> None:
+        """Let all models go."""
+        self._ready.clear()
+
+    def _build(self, alias: str) -> None:
+        from worker.engine.runner import Runner  # noqa: PLC0415  # torch, with the first task only
+
+        began_s = self._loading_since_s = time.perf_counter()
+        try:
+            while len(self._ready) >= self.capacity:
+                self._evict(next(iter(self._ready)))
+            self._ready[alias] = Runner(self._load(self._specs[alias]), self._max_batch_rows)
+        finally:
+            self._loading_since_s = None
+        self._built_s[alias] = began_s, time.perf_counter()
+
+    def _evict(self, alias: str) -> None:
+        logger.info("model %s makes room for another", alias)
+        free_memory = self._ready.pop(alias).free_memory
+        gc.collect()
+        free_memory()

@@ -1,0 +1,208 @@
+"""The samplers by their name on the wire, each made anew for a picture from the model's own."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import numpy as np
+
+from api_contracts.errors import Fault
+from worker.errors import BadRequest, UnsupportedScheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Those that use `eta`.
+WITH_ETA = ("ddim", "tcd")
+
+
+@dataclass(frozen=True)
+class Level:
+    """One evaluation of the network: z = alpha x0 + sigma eps, variance-preserving."""
+
+    #: What the UNet is told; may lie between two trained timesteps.
+    timestep: float
+    alpha: float
+    sigma: float
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """A sampler at work on one picture; everything that a tick reads of it is on the host."""
+
+    name: str
+    scheduler: Any
+    #: One for each evaluation, in order.
+    levels: tuple[Level, ...]
+    #: What the network predicts, and what the scheduler's `step` wants.
+    kinds: tuple[str, str]
+    #: Parameters of the scheduler's `step`.
+    takes: frozenset[str]
+
+    def is_step(self, done: int) -> bool:
+        """Whether after `done` evaluations a step is complete, as diffusers counts them."""
+        order: int = self.scheduler.order
+        warmup = len(self.levels) - self.scheduler.num_inference_steps * order
+        return done == len(self.levels) or (done > warmup and done % order == 0)
+
+
+def _by_timestep(scheduler: Any, _own: Any) -> list[Level]:  # noqa: ANN401  # diffusers has no base
+    """DDIM and its kin: the level of timestep t is alphas_cumprod[t]."""
+    cumulative = scheduler.alphas_cumprod.double()
+    return [
+        Level(float(t), float(cumulative[t] ** 0.5), float((1 - cumulative[t]) ** 0.5))
+        for t in scheduler.timesteps.long()
+    ]
+
+
+def _by_sigma(scheduler: Any, _own: Any) -> list[Level]:  # noqa: ANN401  # diffusers has no base
+    """The i-th evaluation is at sigmas[i] = sigma / alpha, whatever integer t was rounded to."""
+    return _levels(scheduler.timesteps, scheduler.sigmas)
+
+
+def _between_sigmas(scheduler: Any, _own: Any) -> list[Level]:  # noqa: ANN401  # diffusers has no base
+    """KDPM2: every second evaluation is half-way to the next sigma.
+
+    Its ancestral kind keeps that one place earlier, as its `scale_model_input` has it.
+    """
+    sigmas, between = scheduler.sigmas.clone(), scheduler.sigmas_interpol
+    if isinstance(scheduler, diffusers.KDPM2AncestralDiscreteScheduler):
+        between = between.roll(1)
+    sigmas[1::2] = between[1::2]
+    return _levels(scheduler.timesteps, sigmas)
+
+
+def _by_angle(scheduler: Any, own: Any) -> list[Level]:  # noqa: ANN401  # diffusers has no base
+    """IPNDM has noise levels of its own; the UNet is told the timestep at which it knew them."""
+    trained = diffusers.DDPMScheduler.from_config(own.config).alphas_cumprod.double()
+    cumulative = trained.clamp(min=1e-8).numpy()
+    known = np.log(((1 - cumulative) / cumulative) ** 0.5)
+    levels = []
+    for alpha, sigma in zip(scheduler.alphas[:-1], scheduler.betas[:-1], strict=True):
+        ratio = np.log(max(float(sigma), 1e-12) / max(float(alpha), 1e-12))
+        timestep = float(np.interp(ratio, known, np.arange(len(known))))
+        levels.append(Level(timestep, float(alpha), float(sigma)))
+    return levels
+
+
+def _levels(timesteps: Any, sigmas: Any) -> list[Level]:  # noqa: ANN401  # tensors of diffusers
+    ratios = [float(sigma) for sigma in sigmas[: len(timesteps)]]
+    scales = [(ratio**2 + 1) ** -0.5 for ratio in ratios]
+    return [
+        Level(float(t), scale, ratio * scale)
+        for t, scale, ratio in zip(timesteps, scales, ratios, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Sampler:
+    """A class of diffusers and what it is made with on top of the model's configuration."""
+
+    class_name: str
+    levels: Callable[[Any, Any], list[Level]]
+    options: dict[str, Any] = field(default_factory=dict)
+    #: Predictions that diffusers' class does not take; they are converted to v.
+    lacks: tuple[str, ...] = ()
+
+
+_DPMPP = {"algorithm_type": "dpmsolver++"}
+_SDE = {"algorithm_type": "sde-dpmsolver++"}
+_PLAIN = {
+    "use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
+}  # fmt: skip
+_KARRAS = _PLAIN | {"use_karras_sigmas": True}
+_ALL = ("epsilon", "sample")
+
+SAMPLERS: dict[str, _Sampler] = {
+    "ddim": _Sampler("DDIMScheduler", _by_timestep),
+    "ddpm": _Sampler("DDPMScheduler", _by_timestep),
+    "pndm": _Sampler("PNDMScheduler", _by_timestep, {"skip_prk_steps": True}, ("sample",)),
+    "lcm": _Sampler("LCMScheduler", _by_timestep),
+    "tcd": _Sampler("TCDScheduler", _by_timestep),
+    "dpmpp_2m": _Sampler("DPMSolverMultistepScheduler", _by_sigma, _DPMPP | _PLAIN),
+    "dpmpp_2m_karras": _Sampler("DPMSolverMultistepScheduler", _by_sigma, _DPMPP | _KARRAS),
+    "dpmpp_2m_sde": _Sampler("DPMSolverMultistepScheduler", _by_sigma, _SDE | _PLAIN),
+    "dpmpp_2m_sde_karras": _Sampler("DPMSolverMultistepScheduler", _by_sigma, _SDE | _KARRAS),
+    "dpmpp_2s": _Sampler("DPMSolverSinglestepScheduler", _by_sigma, _DPMPP | _PLAIN),
+    "dpmpp_2s_karras": _Sampler("DPMSolverSinglestepScheduler", _by_sigma, _DPMPP | _KARRAS),
+    "unipc": _Sampler("UniPCMultistepScheduler", _by_sigma, _PLAIN),
+    "unipc_karras": _Sampler("UniPCMultistepScheduler", _by_sigma, _KARRAS),
+    "deis": _Sampler("DEISMultistepScheduler", _by_sigma, _PLAIN),
+    "deis_karras": _Sampler("DEISMultistepScheduler", _by_sigma, _KARRAS),
+    "lms": _Sampler("LMSDiscreteScheduler", _by_sigma, _PLAIN),
+    "lms_karras": _Sampler("LMSDiscreteScheduler", _by_sigma, _KARRAS),
+    "euler": _Sampler("EulerDiscreteScheduler", _by_sigma, _PLAIN),
+    "euler_karras": _Sampler("EulerDiscreteScheduler", _by_sigma, _KARRAS),
+    "euler_a": _Sampler("EulerAncestralDiscreteScheduler", _by_sigma, lacks=("sample",)),
+    "heun": _Sampler("HeunDiscreteScheduler", _by_sigma, _PLAIN, ("sample",)),
+    "heun_karras": _Sampler("HeunDiscreteScheduler", _by_sigma, _KARRAS, ("sample",)),
+    "kdpm2": _Sampler("KDPM2DiscreteScheduler", _between_sigmas, _PLAIN, ("sample",)),
+    "kdpm2_a": _Sampler("KDPM2AncestralDiscreteScheduler", _between_sigmas, _PLAIN, ("sample",)),
+    "ipndm": _Sampler("IPNDMScheduler", _by_angle, lacks=_ALL),
+}
+
+
+def make(name: str | None, own: Any, num_inference_steps: int) -> Sampling:  # noqa: ANN401  # diffusers has no base
+    """A new sampler of that many steps: `name`, or the kind of the model's `own` when None.
+
+    Raises `UnsupportedScheduler` with the names that are served, and `BadRequest` where diffusers
+    has no such number of steps.
+    """
+    if name is not None and name not in SAMPLERS:
+        message = f"scheduler {name!r} is not known; served are {', '.join(SAMPLERS)}"
+        raise UnsupportedScheduler(message, where="scheduler", served=list(SAMPLERS))
+    kind = own.config.get("prediction_type", "epsilon")
+    if name is None:
+        name, sampler, options = _name_of(own), _kind_of(own), {}
+    else:
+        sampler = SAMPLERS[name]
+        options = sampler.options
+    taken = "v_prediction" if kind in sampler.lacks else kind
+    scheduler_class = getattr(diffusers, sampler.class_name)
+    told = {} if taken == kind else {"prediction_type": taken}
+    if sampler.levels is _by_angle:
+        told = {"trained_betas": None}
+    scheduler = scheduler_class.from_config(own.config, **options, **told)
+    try:
+        # On the host: a timestep that lies on the device would be read from it in every step.
+        scheduler.set_timesteps(num_inference_steps, device="cpu")
+    except (ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
+        what = f"{num_inference_steps} steps are not possible with {name}: {error}"
+        raise BadRequest(
+            Fault(where="num_inference_steps", what=what[:300], limit=f"what {name} takes")
+        ) from error
+    if hasattr(scheduler, "set_begin_index"):
+        # Or it looks for the first timestep, and finds the second where two were rounded alike.
+        scheduler.set_begin_index(0)
+    levels = tuple(sampler.levels(scheduler, own))
+    takes = frozenset(inspect.signature(scheduler.step).parameters)
+    return Sampling(name, scheduler, levels, (kind, taken), takes)
+
+
+def is_served(own: Any) -> bool:  # noqa: ANN401  # diffusers has no base
+    """Whether a model's own scheduler is of a kind whose noise levels are known here."""
+    return any(each.class_name == type(own).__name__ for each in SAMPLERS.values())
+
+
+def check_eta(eta: float, scheduler: str) -> None:
+    """Refuse an `eta` that the scheduler would not use."""
+    if eta > 0 and scheduler not in WITH_ETA:
+        what = f"has no meaning for scheduler {scheduler}"
+        raise BadRequest(Fault(where="eta", what=what, limit=f"{' and '.join(WITH_ETA)} only"))
+
+
+def _kind_of(own: Any) -> _Sampler:  # noqa: ANN401  # diffusers has no base
+    return next(each for each in SAMPLERS.values() if each.class_name == type(own).__name__)
+
+
+def _name_of(own: Any) -> str:  # noqa: ANN401  # diffusers has no base
+    for name, sampler in SAMPLERS.items():
+        options_hold = all(
+            own.config.get(key, False) == value for key, value in sampler.options.items()
+        )
+        if sampler.class_name == type(own).__name__ and options_hold:
+            return name
+    return type(own).__name__
