@@ -23,9 +23,8 @@ FAINT = "#dddddd"
 
 
 def figure(result: Result, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """An empty plot with its title, and the model and the machine below."""
+    """An empty plot, with the model and the machine below."""
     drawn = Figure((SIZE_PX[0] / DPI, SIZE_PX[1] / DPI), dpi=DPI, layout="constrained")
-    drawn.suptitle(result.title, fontsize=12)
     drawn.supxlabel(f"{result.model}\n{result.machine.line}", fontsize=8, color="#555555")
     found = drawn.subplots(1, panels, squeeze=False)[0]
     for axes in found:
@@ -85,10 +84,20 @@ def _label(
 
 
 def save(drawn: Figure, result: Result, out: Path) -> Path:
-    """Write `<name>.png` into `out`; gives its path."""
+    """Write `<name>.png` into `out`, with the title above; gives its path."""
     handles, names = drawn.axes[0].get_legend_handles_labels()
     if len(names) > 1:
-        drawn.legend(handles, names, loc="outside upper center", ncols=len(names), frameon=False)
+        drawn.legend(
+            handles,
+            names,
+            loc="outside upper center",
+            ncols=len(names),
+            frameon=False,
+            title=result.title,
+            title_fontsize=12,
+        )
+    else:
+        drawn.suptitle(result.title, fontsize=12)
     path = out / f"{result.name}.png"
     drawn.savefig(path, dpi=DPI)
     return path

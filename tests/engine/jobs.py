@@ -33,14 +33,22 @@ class Rounds:
     """A batch over one model, with nothing beside it: each round is a call of `step`."""
 
     def __init__(
-        self, spec: ModelSpec = SPEC, max_batch_rows: int = 64, model: LoadedModel | None = None
+        self,
+        spec: ModelSpec = SPEC,
+        max_batch_rows: int = 64,
+        model: LoadedModel | None = None,
+        aliases: tuple[str, ...] = ("default",),
     ) -> None:
         from worker.engine import models
 
+        #: How often a model was built.
+        self.builds = 0
+
         def load(spec: ModelSpec) -> LoadedModel:
+            self.builds += 1
             return model or models.load(spec, "cpu", "none")
 
-        self.runners = Runners({"default": spec}, load, 1, max_batch_rows)
+        self.runners = Runners(dict.fromkeys(aliases, spec), load, 1, max_batch_rows)
         self.batch = Batch(self.runners, lambda call, *args: call(*args))
         self._number = 0
 
@@ -114,7 +122,12 @@ def latents_of(result: JobResult) -> torch.Tensor:
     return torch.stack([picture.pixels for picture in result.pictures])
 
 
+def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest difference."""
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).abs().max())
+
+
 def assert_close(ours: torch.Tensor, theirs: torch.Tensor, close: float = CLOSE) -> None:
     """No value differs by more than `close`."""
-    assert ours.shape == theirs.shape
-    assert float((ours - theirs).abs().max()) <= close
+    assert apart(ours, theirs) <= close

@@ -132,6 +132,26 @@ def wrapped(pipe: Pipeline, prediction_type: str, like: Job | None = None) -> Pi
     return _pipeline(diffusers.StableDiffusionPipeline, pipe, unet=unet, scheduler=scheduler)
 
 
+def crowded(pipe: Pipeline, rows: int = 3) -> Pipeline:
+    """A copy whose UNet computes each row several times in one call: other kernels, other rounding.
+
+    What it makes differs from what `pipe` makes by rounding alone.
+    """
+    unet = copy.deepcopy(pipe.unet)
+    usual = unet.forward
+
+    def forward(
+        z: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor, **kwargs: Any
+    ) -> Any:
+        kwargs.pop("return_dict", None)
+        texts = encoder_hidden_states.repeat(rows, 1, 1)
+        output = usual(z.repeat(rows, 1, 1, 1), timestep, texts, return_dict=False, **kwargs)[0]
+        return UNet2DConditionOutput(output[: len(z)])
+
+    unet.forward = forward
+    return _pipeline(diffusers.StableDiffusionPipeline, pipe, unet=unet)
+
+
 def scheduler_of(pipe: Pipeline, job: Job) -> Any:
     """The job's scheduler, new and with its timesteps set; the model's own if it names none."""
     own = pipe.scheduler
@@ -206,7 +226,7 @@ def _denoised(
     output = pipe.unet(z.float(), level.timestep, encoder_hidden_states=text).sample.double()
     for hook in hooks:
         hook.remove()
-    picture, tokens = seen
+    picture, tokens = (each[:1] for each in seen)
     heads = (*tokens.shape[:2], attn.heads, -1)
     query, key = attn.to_q(tokens).reshape(heads), attn.to_k(tokens).reshape(heads)
     scores = torch.einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5

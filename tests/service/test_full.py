@@ -55,7 +55,7 @@ def test_a_full_result_redis_holds_no_slot(
         embedded.redis_server(folder) as results,
         Redis.from_url(url) as redis,
         Redis.from_url(results) as full,
-        start_service(url, result_url=results) as worker,
+        start_service(url, result_url=results, slots="2") as worker,
     ):
         handles = [worker.client.submit(SHORT | {"num_inference_steps": 30}) for _ in range(3)]
         for handle in handles[:2]:

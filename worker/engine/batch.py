@@ -107,7 +107,9 @@ class Batch:
     def _tick(self) -> bool:
         """One UNet call for as many pictures as it takes; False where none is left to denoise."""
         candidates = {
-            scheduler.Candidate(running.number, picture, lane.bucket, lane.rows): (running, lane)
+            scheduler.Candidate(
+                running.number, picture, lane.bucket, lane.rows, fresh=lane.steps == 0
+            ): (running, lane)
             for running in self._active
             for picture, lane in enumerate(running.lanes)
             if not lane.is_done

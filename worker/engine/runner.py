@@ -10,7 +10,7 @@ import itertools
 import logging
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import accelerate
 import diffusers
@@ -107,7 +107,7 @@ class Runner:
         embeds[len(main) : len(main) + len(paired)] = [main[n].embeds for n in paired]
         listened = sum(lane.is_self_guided for lane in main)
         with attention.listening(self.unet, self._tap, listened) as tap:
-            output = self.call(
+            output = self._tried(
                 torch.cat(inputs),
                 [lane.level.timestep for lane in rows],
                 torch.stack(embeds),
@@ -155,6 +155,16 @@ class Runner:
             return_dict=False,
         )[0]
         return output[:rows]
+
+    def _tried(self, noisy: torch.Tensor, *rest: Any) -> torch.Tensor:  # noqa: ANN401  # as `call`
+        """`call`; where the rows do not fit, so many are not tried again."""
+        try:
+            return self.call(noisy, *rest)
+        except torch.OutOfMemoryError:
+            rows, _, height, width = noisy.shape
+            self.capacity = self.capacity.less_than(rows, height, width)
+            logger.warning("%d rows of %d x %d do not fit", rows, height, width)
+            raise
 
     @torch.inference_mode()
     def decode(self, lanes: Sequence[Lane]) -> list[torch.Tensor | None]:

@@ -38,10 +38,16 @@ class Candidate:
     picture: int
     bucket: Bucket
     rows: int
+    #: Whether it has not made its first step yet.
+    fresh: bool = False
 
 
 class Scheduler:
-    """Buckets in turn, the one that waits longest first; within a bucket the oldest job first."""
+    """Buckets in turn, the one that waits longest first.
+
+    Within a bucket the oldest job goes first, then those that have not begun, so that a new task's
+    first step is in the next call whatever is under way, then the others by age.
+    """
 
     def __init__(self) -> None:
         self._ticks = 0
@@ -68,7 +74,7 @@ class Scheduler:
 
 def _fill(waiting: Sequence[Candidate], limit_rows: int) -> list[Candidate]:
     chosen, left_rows = [waiting[0]], limit_rows - waiting[0].rows
-    for each in waiting[1:]:
+    for each in sorted(waiting[1:], key=lambda each: not each.fresh):
         if each.rows <= left_rows:
             chosen.append(each)
             left_rows -= each.rows

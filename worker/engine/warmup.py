@@ -38,9 +38,8 @@ class Capacity:
         return max(1, self.rows * self.cells // (height * width))
 
     def less_than(self, rows: int, height: int, width: int) -> Capacity:
-        """A capacity under which so many rows, which did not fit, are not tried again."""
-        fits = max(1, (rows - 1) * height * width // self.cells)
-        return replace(self, rows=min(self.rows, fits))
+        """A capacity of half of so many rows, which did not fit."""
+        return replace(self, rows=min(self.rows, max(1, rows * height * width // self.cells // 2)))
 
 
 def capacity(pipe: Any, network: Callable[..., Any], max_rows: int | None) -> Capacity:  # noqa: ANN401  # a diffusers pipeline

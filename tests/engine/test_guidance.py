@@ -1,0 +1,391 @@
+"""The equations against the paper's own form and upstream's code; the ear at the mid block."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import diffusers
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention
+from diffusers.pipelines.deprecated.stable_diffusion_sag import (
+    pipeline_stable_diffusion_sag as upstream,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from worker.engine import attention, guidance
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.engine.jobs import Rounds
+
+Tensors: TypeAlias = "tuple[torch.Tensor, torch.Tensor, torch.Tensor]"
+KINDS = ("epsilon", "v_prediction", "sample")
+PURE = settings(deadline=None, derandomize=True, max_examples=60)
+SIDES = st.tuples(st.integers(5, 12), st.integers(5, 12))
+SEEDS = st.integers(0, 2**16)
+
+
+def told(
+    kind: str, x0: torch.Tensor, noisy: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
+) -> torch.Tensor:
+    """What a network of that kind answers when it takes the clean picture to be `x0`."""
+    if kind == "sample":
+        return x0
+    eps = (noisy - alpha * x0) / sigma
+    return eps if kind == "epsilon" else alpha * eps - sigma * x0
+
+
+def column(*numbers: float) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.float64).view(-1, 1, 1, 1)
+
+
+def levels(*alphas: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """One alpha and its sigma for each row."""
+    return column(*alphas), column(*((1 - alpha**2) ** 0.5 for alpha in alphas))
+
+
+def denoiser(generator: torch.Generator) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A network that is not linear and looks at each cell's neighbours."""
+    weights = torch.randn(4, 4, 3, 3, generator=generator, dtype=torch.float64)
+    return lambda noisy: torch.tanh(functional.conv2d(noisy, weights, padding=1))
+
+
+def tensors(seed: int, rows: int, size: tuple[int, int]) -> tuple[torch.Generator, Tensors]:
+    """Noisy latents, an output that fits no level, and where it is salient."""
+    generator = torch.Generator().manual_seed(seed)
+    noisy, output = (
+        torch.randn(rows, 4, *size, generator=generator, dtype=torch.float64) for _ in "no"
+    )
+    salient = torch.rand(rows, 1, *size, generator=generator) > 0.5
+    return generator, (noisy, output, salient.double())
+
+
+@PURE
+@given(
+    seed=SEEDS,
+    size=SIDES,
+    alphas=st.lists(st.floats(0.01, 0.9999), min_size=1, max_size=3),
+    scale=st.floats(0.1, 3.0),
+)
+def test_the_guidance_is_the_papers(
+    seed: int, size: tuple[int, int], alphas: list[float], scale: float
+) -> None:
+    """A network told in three ways is degraded alike and guided by g (x0_blurred - D(x_deg)).
+
+    The degraded input is the blurred x0 with the same noise; each row has its own noise level.
+    """
+    generator, (noisy, _, salient) = tensors(seed, len(alphas), size)
+    network, (alpha, sigma) = denoiser(generator), levels(*alphas)
+    x0 = network(noisy)
+    blurred = x0 + salient * (guidance.blur(x0) - x0)
+    x_deg = alpha * blurred + (noisy - alpha * x0)
+    expected = x0 + scale * (blurred - network(x_deg))
+    for kind in KINDS:
+        output = told(kind, x0, noisy, alpha, sigma)
+        degraded, blind = guidance.degrade(kind, noisy, output, salient, alpha, sigma)
+        assert torch.allclose(degraded, x_deg, rtol=0, atol=1e-12)
+        there = told(kind, network(degraded), degraded, alpha, sigma)
+        guided = output + scale * (blind - there)
+        found = guidance.clean(kind, noisy, guided, alpha, sigma) / alpha
+        # 1.2e-14 / alpha was measured: an x0 is told by noise at alpha.
+        assert float((found - expected).abs().max()) < 1e-12 / min(alphas)
+
+
+@PURE
+@given(seed=SEEDS, size=SIDES, alpha=st.floats(0.0, 0.9999))
+def test_a_network_blind_to_the_blur_gets_no_guidance(
+    seed: int, size: tuple[int, int], alpha: float
+) -> None:
+    """What is expected at the degraded input means the same noise there and the blurred x0.
+
+    Where nothing is salient both are what they were.
+    """
+    _, (noisy, x0, salient) = tensors(seed, 1, size)
+    at = levels(alpha)
+    blurred = x0 + salient * (guidance.blur(x0) - x0)
+    for kind in KINDS:
+        output = told(kind, x0, noisy, *at)
+        degraded, blind = guidance.degrade(kind, noisy, output, salient, *at)
+        assert torch.allclose(blind, told(kind, blurred, degraded, *at), rtol=0, atol=1e-9)
+        same = guidance.degrade(kind, noisy, output, torch.zeros_like(salient), *at)
+        assert torch.equal(same[0], noisy)
+        assert torch.equal(same[1], output)
+
+
+@PURE
+@given(
+    seed=SEEDS,
+    latent=st.tuples(st.integers(5, 16), st.integers(5, 16)),
+    step=st.integers(0, 999),
+)
+def test_the_degraded_latents_are_upstreams(seed: int, latent: tuple[int, int], step: int) -> None:
+    """From an attention map to the degraded input it is what upstream's own methods give."""
+    size = (latent[0] + 1) // 2, (latent[1] + 1) // 2
+    generator = torch.Generator().manual_seed(seed)
+    noisy, output = (torch.randn(2, 4, *latent, generator=generator) for _ in "no")
+    tokens = size[0] * size[1]
+    scores = torch.randn(2, 3, tokens, tokens, generator=generator)
+    scheduler = diffusers.DDIMScheduler(beta_schedule="scaled_linear", beta_end=0.012)
+    pipe = SimpleNamespace(
+        scheduler=scheduler, unet=SimpleNamespace(config=SimpleNamespace(attention_head_dim=3))
+    )
+    theirs = upstream.StableDiffusionSAGPipeline
+    time = torch.tensor(step)
+    expected = theirs.sag_masking(
+        pipe,
+        theirs.pred_x0(pipe, noisy, output, time),
+        scores.softmax(-1).flatten(0, 1),
+        size,
+        time,
+        output,
+    )
+    salient = guidance.mask(scores.softmax(-1).mean(1).sum(1), size, latent)
+    square = scheduler.alphas_cumprod[step]
+    degraded, _ = guidance.degrade(
+        "epsilon", noisy, output, salient, square**0.5, (1 - square) ** 0.5
+    )
+    # Upstream divides by alpha and multiplies by it again.
+    assert float((degraded - expected).abs().max()) < 1e-5 / float(square**0.5)
+
+
+@PURE
+@given(seed=SEEDS, size=SIDES, rows=st.integers(1, 3), channels=st.integers(1, 5))
+def test_the_blur_is_upstreams(seed: int, size: tuple[int, int], rows: int, channels: int) -> None:
+    """The blur is that of upstream, edges and all, down to a side of five cells."""
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(rows, channels, *size, generator=generator)
+    expected = upstream.gaussian_blur_2d(latents, kernel_size=9, sigma=1.0)
+    assert torch.allclose(guidance.blur(latents), expected, rtol=0, atol=1e-6)
+    assert min(size) >= guidance.LEAST_SIDE
+
+
+@pytest.mark.parametrize("side", [guidance.LEAST_SIDE - 1, guidance.LEAST_SIDE])
+def test_the_least_side_is_the_least(side: int) -> None:
+    """A side below `LEAST_SIDE` can't be blurred, and that one can."""
+    latents = torch.ones(1, 1, side, 9)
+    if side < guidance.LEAST_SIDE:
+        with pytest.raises(RuntimeError):
+            guidance.blur(latents)
+    else:
+        assert torch.allclose(guidance.blur(latents), latents)
+
+
+@PURE
+@given(
+    seed=SEEDS,
+    rows=st.integers(1, 3),
+    heads=st.integers(1, 4),
+    size=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+)
+def test_column_sums_are_those_of_upstreams_map(
+    seed: int, rows: int, heads: int, size: tuple[int, int]
+) -> None:
+    """The sums are the plain map's, as upstream stores it; their mean is 1. So through `Tap`."""
+    torch.manual_seed(seed)
+    attn = Attention(query_dim=8, heads=heads, dim_head=4)
+    tokens = torch.randn(rows, size[0] * size[1], 8)
+    store = upstream.CrossAttnStoreProcessor()
+    with torch.no_grad():
+        output = store(attn, tokens)
+        tap = attention.Tap()
+        tap.rows = rows
+        assert torch.allclose(tap(attn, tokens), output, rtol=0, atol=1e-5)
+    probabilities: Any = store.attention_probs
+    plain = probabilities.reshape(rows, heads, *probabilities.shape[1:]).mean(1).sum(1)
+    assert tap.sums is not None
+    assert torch.allclose(tap.sums, plain, rtol=0, atol=1e-5)
+    assert torch.allclose(tap.sums.mean(-1), torch.ones(rows), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_column_sums_of_halves_are_whole(dtype: torch.dtype) -> None:
+    """Half-precision queries and keys are summed in float32, to the last bit."""
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(2, 3, 20, 8, generator=generator).to(dtype) for _ in "qk")
+    sums = guidance.column_sums(query, key, 0.35)
+    assert sums.dtype == torch.float32
+    assert torch.equal(sums, guidance.column_sums(query.float(), key.float(), 0.35))
+    # In that precision all the way it would be something else.
+    rough = (query @ key.transpose(-1, -2) * 0.35).softmax(-1).mean(1).sum(1)
+    assert not torch.equal(sums, rough.float())
+
+
+@pytest.mark.parametrize(
+    ("size", "latent"), [((5, 6), (9, 12)), ((1, 1), (5, 7)), ((4, 4), (8, 8)), ((3, 8), (6, 15))]
+)
+def test_a_mask_is_resized_to_the_nearest(size: tuple[int, int], latent: tuple[int, int]) -> None:
+    """A cell of the latents is salient where the token it lies in is: above 1, not at it."""
+    generator = torch.Generator().manual_seed(0)
+    sums = torch.rand(3, size[0] * size[1], generator=generator) + 0.5
+    sums[0, 0] = 1.0
+    found = guidance.mask(sums, size, latent)
+    assert found.shape == (3, 1, *latent)
+    for row in range(3):
+        for y in range(latent[0]):
+            for x in range(latent[1]):
+                token = y * size[0] // latent[0] * size[1] + x * size[1] // latent[1]
+                assert bool(found[row, 0, y, x]) == bool(sums[row, token] > 1)
+    upstreams = (sums > 1.0).reshape(3, *size).unsqueeze(1).repeat(1, 4, 1, 1).type(sums.dtype)
+    assert torch.equal(functional.interpolate(upstreams, latent), found.expand(-1, 4, -1, -1))
+    assert 0 < float(found.mean()) < 1 or size == (1, 1)
+
+
+@PURE
+@given(seed=SEEDS, size=SIDES)
+def test_all_noise_gives_finite_numbers(seed: int, size: tuple[int, int]) -> None:
+    """At alpha = 0, zero terminal SNR, nothing is divided by it, and the blur still guides.
+
+    The input has no picture in it to degrade: it stays as it is.
+    """
+    _, (noisy, output, salient) = tensors(seed, 1, size)
+    alpha, sigma = column(0.0), column(1.0)
+    for kind in KINDS:
+        degraded, blind = guidance.degrade(kind, noisy, output, salient, alpha, sigma)
+        clean = guidance.clean(kind, noisy, output, alpha, sigma)
+        assert torch.isfinite(degraded).all()
+        assert torch.isfinite(blind).all()
+        assert torch.isfinite(clean).all()
+        if kind != "epsilon":
+            x0, factor = (output, 1) if kind == "sample" else (-output, -1)
+            assert torch.equal(degraded, noisy)
+            blurred = x0 + salient * (guidance.blur(x0) - x0)
+            assert torch.allclose(factor * blind, blurred, rtol=0, atol=1e-12)
+            assert not torch.any(clean)
+        if kind != "v_prediction":
+            told_by_v = guidance.convert(output, noisy, 0.0, 1.0, (kind, "v_prediction"))
+            assert torch.equal(told_by_v, -output if kind == "sample" else 0 * output)
+
+
+@PURE
+@given(seed=SEEDS, size=SIDES, alpha=st.floats(0.01, 0.9999))
+def test_a_conversion_keeps_the_x0(seed: int, size: tuple[int, int], alpha: float) -> None:
+    """Told by another kind, an output stands for the same x0; told by its own it is untouched."""
+    _, (noisy, x0, _) = tensors(seed, 1, size)
+    at = levels(alpha)
+    outputs = {kind: told(kind, x0, noisy, *at) for kind in KINDS}
+    for kind, output in outputs.items():
+        clean = guidance.clean(kind, noisy, output, *at)
+        assert torch.allclose(clean, at[0] * x0, rtol=0, atol=1e-9)
+        assert guidance.convert(output, noisy, alpha, float(at[1]), (kind, kind)) is output
+        converted = guidance.convert(output, noisy, alpha, float(at[1]), (kind, "v_prediction"))
+        assert torch.allclose(converted, outputs["v_prediction"], rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("kinds", [("v_prediction", "epsilon"), ("flow_prediction", "sample")])
+def test_a_conversion_that_is_not_known_is_an_error(kinds: tuple[str, str]) -> None:
+    """No kind is taken for another in silence."""
+    one = torch.ones(1, 4, 5, 5)
+    with pytest.raises(ValueError, match=kinds[0]):
+        guidance.convert(one, one, 0.6, 0.8, kinds)
+
+
+def test_a_prediction_type_that_is_not_known_is_an_error() -> None:
+    """A model of another kind is never read, nor guided, as if it were of a known one."""
+    one, level = torch.ones(1, 4, 5, 5), torch.full((1, 1, 1, 1), 0.5**0.5)
+    with pytest.raises(ValueError, match="flow_prediction"):
+        guidance.clean("flow_prediction", one, one, level, level)
+    with pytest.raises(ValueError, match="flow_prediction"):
+        guidance.degrade("flow_prediction", one, one, one[:, :1], level, level)
+
+
+@PURE
+@given(seed=SEEDS, scales=st.lists(st.floats(0, 20), min_size=1, max_size=4))
+def test_guidance_by_the_prompt_has_diffusers_scale(seed: int, scales: list[float]) -> None:
+    """0 is without the prompt, 1 with it, more goes beyond; each row has its own scale."""
+    generator = torch.Generator().manual_seed(seed)
+    without, with_prompt = (
+        torch.randn(len(scales), 4, 5, 5, generator=generator, dtype=torch.float64) for _ in "ab"
+    )
+    found = guidance.classifier_free(without, with_prompt, column(*scales))
+    for row, scale in enumerate(scales):
+        expected = (1 - scale) * without[row] + scale * with_prompt[row]
+        assert torch.allclose(found[row], expected, rtol=0, atol=1e-9)
+
+
+def unet_inputs(rows: int, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "sample": torch.randn(rows, 4, *size, generator=generator),
+        "timestep": torch.arange(rows) * 300.0 + 50,
+        "encoder_hidden_states": torch.randn(rows, 32, 128, generator=generator),
+    }
+
+
+def state(unet: Any) -> tuple[Any, ...]:
+    """The processors by identity, and how many hooks each part of the network has."""
+    hooks = [
+        (name, len(part._forward_pre_hooks), len(part._forward_hooks))
+        for name, part in unet.named_modules()
+    ]
+    return {name: id(each) for name, each in unet.attn_processors.items()}, hooks
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3])
+@torch.inference_mode()
+def test_listening_changes_nothing(rounds: Rounds, rows: int) -> None:
+    """The network answers the same to the last bit while it is listened to, and is as before.
+
+    While it is, the ear is in one place only; with no rows to hear it is nowhere.
+    """
+    unet, tap = rounds.pipe.unet, attention.Tap()
+    before, inputs = state(unet), unet_inputs(3, (9, 12))
+    plain = unet(**inputs).sample
+    with attention.listening(unet, tap, rows):
+        ears = sum(each is tap for each in unet.attn_processors.values())
+        listened = unet(**inputs).sample
+        assert (tap.sums is None) == (rows == 0)
+    assert ears == (rows > 0)
+    assert torch.equal(listened, plain)
+    assert state(unet) == before
+    assert tap.sums is None
+
+
+@torch.inference_mode()
+def test_the_first_rows_are_heard(rounds: Rounds) -> None:
+    """The sums are those of the first rows, at the mid block's true size, whoever comes after."""
+    unet, inputs = rounds.pipe.unet, unet_inputs(3, (9, 12))
+    tap = attention.Tap()
+    heard = []
+    for rows in (1, 2):
+        with attention.listening(unet, tap, rows):
+            unet(**inputs)
+            assert tap.sums is not None
+            assert tap.sums.shape == (rows, 5 * 6)
+            assert tap.size == (5, 6)
+            heard.append(tap.sums)
+    alone = {name: each[1:2] for name, each in inputs.items()}
+    with attention.listening(unet, tap, 1):
+        unet(**alone)
+        assert tap.sums is not None
+        assert torch.allclose(tap.sums, heard[1][1:], rtol=0, atol=1e-5)
+    assert torch.allclose(heard[0], heard[1][:1], rtol=0, atol=1e-5)
+    assert float((heard[1][0] - heard[1][1]).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("place", ["down_blocks", "mid_block", "up_blocks", "nowhere"])
+@torch.inference_mode()
+def test_a_call_that_fails_leaves_the_network_as_it_was(rounds: Rounds, place: str) -> None:
+    """Wherever a call breaks, the processor and the hook are put back and the sums forgotten."""
+    unet, tap, before = rounds.pipe.unet, attention.Tap(), state(rounds.pipe.unet)
+    inputs = unet_inputs(2, (8, 8))
+    plain = unet(**inputs).sample
+
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    parts = {"down_blocks": unet.down_blocks[0], "mid_block": unet.mid_block.resnets[-1],
+             "up_blocks": unet.up_blocks[0]}  # fmt: skip
+    hook = parts[place].register_forward_pre_hook(fail) if place in parts else None
+    with pytest.raises(torch.OutOfMemoryError), attention.listening(unet, tap, 2):  # noqa: PT012  # where it fails is the question
+        unet(**inputs)
+        fail()
+    if hook is not None:
+        hook.remove()
+    assert state(unet) == before
+    assert tap.sums is None
+    assert torch.equal(unet(**inputs).sample, plain)

@@ -1,0 +1,299 @@
+"""Which rows go into the next call: laws of the scheduler, over any order of arrivals."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.contracts.test_imports import HEAVY, imported
+from worker.engine.scheduler import (
+    DECODE_TICKS,
+    DECODE_TOGETHER,
+    Bucket,
+    Candidate,
+    Scheduler,
+    admit,
+    decode_due,
+)
+
+PURE = settings(deadline=None, derandomize=True, max_examples=200)
+#: They differ in one field each, so that no field may be forgotten.
+BUCKETS = (
+    Bucket("a", 8, 8, 32, None),
+    Bucket("b", 8, 8, 32, None),
+    Bucket("a", 16, 8, 32, None),
+    Bucket("a", 8, 16, 32, None),
+    Bucket("a", 8, 8, 77, None),
+    Bucket("a", 8, 8, 32, 0.5),
+)
+
+
+@st.composite
+def candidates(draw: st.DrawFn) -> list[Candidate]:
+    """What some jobs need next, in any order; the pictures of a job are of one bucket."""
+    jobs = draw(st.lists(st.tuples(st.sampled_from(BUCKETS), st.integers(1, 4)), max_size=10))
+    wanted = [
+        Candidate(job, picture, bucket, draw(st.integers(1, 2)))
+        for job, (bucket, pictures) in enumerate(jobs)
+        for picture in range(pictures)
+    ]
+    return draw(st.permutations(wanted))
+
+
+def age(candidate: Candidate) -> tuple[int, int]:
+    return candidate.job, candidate.picture
+
+
+@PURE
+@given(ticks=st.lists(candidates(), min_size=1, max_size=5), limit_rows=st.integers(1, 12))
+def test_a_plan_is_a_call(ticks: list[list[Candidate]], limit_rows: int) -> None:
+    """A plan is of one bucket, each once, the oldest first, within the limit or of one alone.
+
+    It is empty where there are no candidates, and only there.
+    """
+    scheduler = Scheduler()
+    for waiting in ticks:
+        plan = scheduler.plan(waiting, lambda _: limit_rows)
+        assert bool(plan) == bool(waiting)
+        if plan:
+            (bucket,) = {each.bucket for each in plan}
+            assert len(set(plan)) == len(plan)
+            assert set(plan) <= set(waiting)
+            assert plan[0] == min((each for each in waiting if each.bucket == bucket), key=age)
+            assert len(plan) == 1 or sum(each.rows for each in plan) <= limit_rows
+
+
+@PURE
+@given(waiting=candidates(), limit_rows=st.integers(1, 12))
+def test_a_call_is_as_full_as_its_oldest_allow(waiting: list[Candidate], limit_rows: int) -> None:
+    """Whoever is left out would not have fitted beside those older than it that go."""
+    plan = Scheduler().plan(waiting, lambda _: limit_rows)
+    for left in set(waiting) - set(plan):
+        if left.bucket == plan[0].bucket:
+            older = sum(each.rows for each in plan if age(each) < age(left))
+            assert older + left.rows > limit_rows
+
+
+@PURE
+@given(
+    ticks=st.lists(candidates(), min_size=1, max_size=6),
+    limits=st.lists(st.integers(1, 12), min_size=len(BUCKETS), max_size=len(BUCKETS)),
+    seed=st.integers(0, 999),
+)
+def test_the_same_in_the_same_out(
+    ticks: list[list[Candidate]], limits: list[int], seed: int
+) -> None:
+    """The order of the candidates and the Python process change nothing; none of them is lost.
+
+    The limit that counts is that of the plan's own bucket.
+    """
+    rows = dict(zip(BUCKETS, limits, strict=True))
+    first, second = Scheduler(), Scheduler()
+    for waiting in ticks:
+        given_in = list(waiting)
+        plan = first.plan(waiting, rows.__getitem__)
+        assert waiting == given_in
+        shuffled = random.Random(seed).sample(waiting, len(waiting))
+        assert second.plan(shuffled, rows.__getitem__) == plan
+        if len(plan) > 1:
+            assert sum(each.rows for each in plan) <= rows[plan[0].bucket]
+
+
+@PURE
+@given(
+    st.lists(
+        st.sets(st.integers(0, len(BUCKETS) - 1), min_size=1).flatmap(
+            lambda present: st.permutations(sorted(present))
+        ),
+        min_size=2,
+        max_size=30,
+    )
+)
+@example([[0], [0, 1], [0, 2], [0, 1], [0, 2]])
+def test_no_bucket_starves(ticks: list[list[int]]) -> None:
+    """Of N buckets each is served within N ticks while it has candidates, whoever arrives.
+
+    A tick is the buckets that have candidates then, of the oldest job first.
+    """
+    scheduler, served = Scheduler(), []
+    for present in ticks:
+        waiting = [Candidate(job, 0, BUCKETS[number], 1) for job, number in enumerate(present)]
+        plan = scheduler.plan(waiting, lambda _: 4)
+        served.append(BUCKETS.index(plan[0].bucket))
+    for begin, present in enumerate(ticks):
+        window = range(begin, begin + len(present))
+        if window.stop > len(ticks):
+            continue
+        always = set(present).intersection(*(ticks[tick] for tick in window))
+        assert always <= {served[tick] for tick in window}
+
+
+@dataclass
+class Picture:
+    """A picture of a simulated job: so many evaluations, each of one call or of two."""
+
+    job: int
+    evaluations: int
+    #: Rows of the calls of one evaluation.
+    phases: tuple[int, ...]
+    arrives: int
+    calls: int = 0
+    bound: int | None = None
+
+    @property
+    def left(self) -> int:
+        """Calls that are to come."""
+        return self.evaluations * len(self.phases) - self.calls
+
+    @property
+    def wants(self) -> Candidate:
+        """The next of them."""
+        return Candidate(self.job, 0, BUCKETS[0], self.phases[self.calls % len(self.phases)])
+
+
+@dataclass
+class Crowd:
+    """A device that jobs come to, one call a tick."""
+
+    pictures: list[Picture]
+    limit_rows: int
+    scheduler: Scheduler = field(default_factory=Scheduler)
+
+    def tick(self, now: int) -> None:
+        """Who arrives is told how long it may take; then one call is made."""
+        here = [each for each in self.pictures if each.arrives <= now and each.left]
+        for each in here:
+            if each.bound is None:
+                each.bound = now + sum(other.left for other in here if other.job <= each.job)
+            assert now < each.bound
+        by_job = {each.job: each for each in here}
+        wanted = [each.wants for each in here]
+        for chosen in self.scheduler.plan(wanted, lambda _: self.limit_rows):
+            by_job[chosen.job].calls += 1
+
+
+@PURE
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 5), st.sampled_from([(2, 1), (1, 1), (2,), (1,)]), st.booleans()),
+        min_size=1,
+        max_size=12,
+    ),
+    st.integers(1, 6),
+)
+def test_every_job_is_done_in_time(
+    jobs: list[tuple[int, tuple[int, ...], bool]], limit_rows: int
+) -> None:
+    """A job takes no more calls than it and those before it still need, whoever comes after.
+
+    The oldest goes with every call: so the bound holds at any limit, and with a limit that takes
+    all of them each is done in the calls that it needs alone.
+    """
+    pictures: list[Picture] = []
+    arrives = 0
+    for number, (evaluations, phases, later) in enumerate(jobs):
+        arrives += later
+        pictures.append(Picture(number, evaluations, phases, arrives))
+    crowd = Crowd(pictures, limit_rows)
+    ticks = arrives + sum(each.left for each in pictures)
+    for now in range(ticks):
+        crowd.tick(now)
+    assert all(each.left == 0 for each in pictures)
+    ample = Crowd([Picture(each.job, *jobs[each.job][:2], 0) for each in pictures], 24)
+    for now in range(max(each.left for each in ample.pictures)):
+        ample.tick(now)
+    assert all(each.left == 0 for each in ample.pictures)
+
+
+@PURE
+@given(
+    waiting=st.lists(st.sampled_from("abcd"), max_size=12),
+    busy=st.sets(st.sampled_from("abcd"), max_size=3),
+    capacity=st.integers(1, 4),
+)
+def test_as_many_jobs_start_as_models_fit(
+    waiting: list[str], busy: set[str], capacity: int
+) -> None:
+    """Those who start are the first that wait: all, or so many that one more model is too many."""
+    number = admit(waiting, busy, capacity)
+    assert 0 <= number <= len(waiting)
+    at_work = busy | set(waiting[:number])
+    assert len(at_work) <= max(capacity, len(busy))
+    if number < len(waiting):
+        assert len(at_work | {waiting[number]}) > capacity
+        assert waiting[number] not in at_work
+
+
+@PURE
+@given(
+    arrivals=st.lists(st.lists(st.sampled_from("abc"), max_size=3), min_size=5, max_size=25),
+    capacity=st.integers(1, 2),
+    ticks=st.integers(1, 4),
+)
+def test_no_model_is_overtaken_for_ever(
+    arrivals: list[list[str]], capacity: int, ticks: int
+) -> None:
+    """Jobs start in the order of their coming, each within a job's time for each before it."""
+    waiting: list[tuple[int, str]] = []
+    running: dict[int, tuple[str, int]] = {}
+    came: dict[int, int] = {}
+    started: list[int] = []
+    for now in range(len(arrivals) + ticks * sum(map(len, arrivals))):
+        for model in arrivals[now] if now < len(arrivals) else ():
+            waiting.append((len(came), model))
+            came[len(came)] = now
+        running = {job: each for job, each in running.items() if each[1] > now}
+        busy = {model for model, _ in running.values()}
+        number = admit([model for _, model in waiting], busy, capacity)
+        for job, model in waiting[:number]:
+            running[job] = model, now + ticks
+            assert now - came[job] <= ticks * job
+            started.append(job)
+        waiting = waiting[number:]
+        assert len({model for model, _ in running.values()}) <= capacity
+    assert started == sorted(came)
+
+
+@pytest.mark.parametrize(("running", "moves"), [(False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("waited_ticks", [0, DECODE_TICKS])
+def test_a_decode_that_disturbs_nobody_is_due_at_once(
+    running: bool, moves: bool, waited_ticks: int
+) -> None:
+    """Where nobody runs, or the UNet stays, one picture is enough; none is never due."""
+    for pictures in range(DECODE_TOGETHER + 2):
+        due = decode_due(pictures, waited_ticks, running=running, moves=moves)
+        assert due == (pictures > 0)
+
+
+@PURE
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60))
+def test_a_decode_that_disturbs_waits_for_company(done: list[int]) -> None:
+    """While others run a picture waits for a full group, but no more ticks than are allowed.
+
+    So a decode is of many, or of one that has waited as long as it may; `done` is how many
+    pictures each tick adds.
+    """
+    since: list[int] = []
+    waited = 0
+    for now, pictures in enumerate(done):
+        since += [now] * pictures
+        waited = waited + 1 if since else 0
+        if decode_due(len(since), waited, running=True, moves=True):
+            assert len(since) >= DECODE_TOGETHER or now - since[0] == DECODE_TICKS - 1
+            since, waited = [], 0
+        else:
+            assert len(since) < DECODE_TOGETHER
+            assert all(now - each < DECODE_TICKS - 1 for each in since)
+    assert not decode_due(0, 100, running=True, moves=True)
+
+
+@pytest.mark.parametrize("module", ["scheduler", "job", "engine"])
+def test_no_torch_to_plan(module: str) -> None:
+    """The scheduler, the jobs and the engine's front load nothing heavy."""
+    _, names = imported(f"worker.engine.{module}")
+    assert "worker" in names
+    assert not names & HEAVY
