@@ -75,8 +75,6 @@ def _plot(result: Result, found: Mapping[int, Spread]) -> Figure:
     drawn, (axes,) = chart.figure(result)
     labels = [f"{spread.median:.0f}" for spread in found.values()]
     chart.lines(axes, list(found), {"peak": list(found.values())}, labels)
-    axes.set_xscale("linear")
-    axes.set_xticks(list(found))
     axes.set_xlabel("rows in one UNet call")
     axes.set_ylabel("MiB on top of the weights")
     return drawn
