@@ -77,7 +77,7 @@ class Order:
             output_type=request.output_type,
             preview_every=request.preview_every,
             clip_skip=request.clip_skip,
-            lora_scale=None if attention is None else attention.scale,
+            lora_scale=None if attention is None or attention.scale == 1 else attention.scale,
             latents=inputs.get("latents"),
             prompt_embeds=inputs.get("prompt_embeds"),
             negative_prompt_embeds=inputs.get("negative_prompt_embeds"),

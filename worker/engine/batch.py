@@ -64,16 +64,10 @@ class Batch:
 
     def _leave(self) -> None:
         """Take out the jobs that were stopped, or whose own callback broke."""
-        for jobs in (self._waiting, self._active):
-            for running in list(jobs):
-                if running.future.cancelled():
-                    jobs.remove(running)
-                    continue
-                try:
-                    running.stop_now()
-                except Exception as stop:  # noqa: BLE001  # the reason goes to the job's future
-                    jobs.remove(running)
-                    self._fail(running, stop)
+        self._waiting = [each for each in self._waiting if not each.future.cancelled()]
+        for running in (*self._waiting, *self._active, *self._denoised):
+            if (reason := running.must_end()) is not None:
+                self._fail(running, reason)
 
     def _admit(self) -> None:
         """Let jobs in, in their order; their texts are encoded together."""
@@ -117,7 +111,7 @@ class Batch:
         plan = self._scheduler.plan(list(candidates), self._limit)
         self._together([candidates[each] for each in plan], self._call)
         if plan:
-            self._runners.get(plan[0].bucket.model).pace()
+            self._runners.get(plan[0].bucket.model).network.pace()
         for running in [running for running in self._active if running.is_done]:
             running.denoised_s = time.perf_counter()
             self._active.remove(running)
@@ -125,7 +119,7 @@ class Batch:
         return bool(plan)
 
     def _limit(self, bucket: scheduler.Bucket) -> int:
-        return self._runners.get(bucket.model).capacity.limit(bucket.height, bucket.width)
+        return self._runners.get(bucket.model).network.capacity.limit(bucket.height, bucket.width)
 
     def _call(self, some: Sequence[tuple[Running, Lane]]) -> None:
         runner = self._runners.get(some[0][0].job.model)
@@ -173,7 +167,9 @@ class Batch:
         if error is None:
             try:
                 pictures = runner.finish(running.lanes, decoded)
-                running.future.set_result(running.result(pictures, runner.versions))
+                result = running.result(pictures, runner.versions)
+                running.lanes.clear()  # or they wait on the device until their job is forgotten
+                running.future.set_result(result)
             except BaseException as raised:  # noqa: BLE001  # without its future the job never ends
                 error = raised
         if error is not None:

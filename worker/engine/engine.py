@@ -96,12 +96,16 @@ class Engine:
         with ThreadPoolExecutor(1, thread_name_prefix="engine-beside") as beside:
             batch = Batch(self._runners, beside.submit)
             while batch.is_busy or not closing:
-                while not (batch.is_busy and self._inbox.empty()):
-                    if (arrived := self._inbox.get()) is None:
-                        closing = True
-                        break
-                    batch.add(arrived)
+                closing = self._receive(batch) or closing
                 try:
                     batch.step()
                 except BaseException as error:  # noqa: BLE001  # without this thread no job ends
                     batch.abandon(error)
+
+    def _receive(self, batch: Batch) -> bool:
+        """Take in what has arrived, and wait where there is nothing to do; True is the end."""
+        while not (batch.is_busy and self._inbox.empty()):
+            if (arrived := self._inbox.get()) is None:
+                return True
+            batch.add(arrived)
+        return False

@@ -8,6 +8,7 @@ alpha^2 + sigma^2 = 1. Tensors are (rows, channels, height, width), scalars (row
 from __future__ import annotations
 
 from functools import cache
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
@@ -16,6 +17,7 @@ import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 KERNEL, BLUR_SIGMA = 9, 1.0
 #: A token is salient above the mean column sum, which is 1 by construction (section 4.2).
 THRESHOLD = 1.0
+_Scalar: TypeAlias = torch.Tensor | float
 #: Smallest latent side that the blur can pad by reflection; below it there is no guidance.
 LEAST_SIDE = KERNEL // 2 + 1
 
@@ -51,7 +53,7 @@ def blur(latents: torch.Tensor) -> torch.Tensor:
 
 
 def clean(
-    kind: str, noisy: torch.Tensor, output: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
+    kind: str, noisy: torch.Tensor, output: torch.Tensor, alpha: _Scalar, sigma: _Scalar
 ) -> torch.Tensor:
     """The x0 that a network's `output` stands for, times alpha; divides by nothing."""
     match kind:

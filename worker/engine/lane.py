@@ -87,8 +87,8 @@ class Lane:
         """End the evaluation with the guided `output` of the network at `noisy`."""
         level, sampling = self.level, self.sampling
         if self.job.preview_every:
-            alpha, sigma = (output.new_tensor(each) for each in (level.alpha, level.sigma))
-            self.clean = guidance.clean(sampling.kinds[0], noisy, output, alpha, sigma)
+            kind = sampling.kinds[0]
+            self.clean = guidance.clean(kind, noisy, output, level.alpha, level.sigma)
         output = guidance.convert(output, noisy, level.alpha, level.sigma, sampling.kinds)
         scheduler = sampling.scheduler
         timestep = scheduler.timesteps[self.evaluations]

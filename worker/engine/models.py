@@ -62,6 +62,8 @@ def load(spec: ModelSpec, device: str, offload: str, *, compiled: bool = False) 
         pipeline.vae.to(memory_format=torch.channels_last)
     pipeline.set_progress_bar_config(disable=True)
     if compiled:
+        # One graph for each number of rows and each size of latents; torch gives up after 8.
+        torch._dynamo.config.recompile_limit = 256  # noqa: SLF001  # torch's documented place
         pipeline.unet.compile(dynamic=False)
     logger.info("built %s on %s in %.1f s", spec.path, device, time.perf_counter() - began_s)
     return LoadedModel(pipeline, device, mode, compiled)

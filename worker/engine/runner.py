@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import accelerate
 import diffusers
 import torch
 import transformers
 
-from worker.engine import attention, drafts, guidance, previews, prompts, warmup
+from worker.engine import drafts, guidance, previews, prompts
 from worker.engine.job import Picture
 from worker.engine.lane import Degraded, Lane
+from worker.engine.network import Network
 from worker.engine.scheduler import DECODE_TOGETHER
 
 if TYPE_CHECKING:
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from worker.engine.models import LoadedModel
 
 logger = logging.getLogger(__name__)
-
-#: With `SAG_COMPILE`, calls are padded to one of these numbers of rows: each is compiled once.
-COMPILED_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 
 
 @dataclass(frozen=True)
@@ -56,13 +53,10 @@ class Runner:
 
     def __init__(self, model: LoadedModel, max_batch_rows: int | None) -> None:
         """Warm up; measures how many rows one call takes unless `max_batch_rows` says it."""
-        self.model, self.pipe, self.unet = model, model.pipeline, model.pipeline.unet
-        self._tap = attention.Tap()
-        self._format = torch.contiguous_format if model.device == "cpu" else torch.channels_last
+        self.model, self.pipe = model, model.pipeline
         with torch.inference_mode():
             self.preview_map = previews.fit(self.pipe)
-            self.capacity = warmup.capacity(self.pipe, self.call, max_batch_rows)
-        self._marks: deque[torch.cuda.Event] = deque()
+            self.network = Network(model, max_batch_rows)
 
     @property
     def moves(self) -> bool:
@@ -106,16 +100,17 @@ class Runner:
         embeds = [lane.unconditional for lane in rows]
         embeds[len(main) : len(main) + len(paired)] = [main[n].embeds for n in paired]
         listened = sum(lane.is_self_guided for lane in main)
-        with attention.listening(self.unet, self._tap, listened) as tap:
-            output = self._tried(
-                torch.cat(inputs),
-                [lane.level.timestep for lane in rows],
-                torch.stack(embeds),
-                lanes[0].bucket.lora_scale,
-            )
-            first, conditional, degraded = output.split([len(main), len(paired), len(second)])
-            guided = _guided(main, paired, first, conditional)
-            self._degrade(main[:listened], noisy, first, guided, tap)
+        output, salient = self.network(
+            torch.cat(inputs),
+            [lane.level.timestep for lane in rows],
+            torch.stack(embeds),
+            lanes[0].bucket.lora_scale,
+            listened,
+        )
+        first, conditional, degraded = output.split([len(main), len(paired), len(second)])
+        guided = _guided(main, paired, first, conditional)
+        if salient is not None:
+            _degrade(main[:listened], noisy, first, guided, salient)
         whole = [
             Advance(
                 lane,
@@ -129,42 +124,6 @@ class Runner:
             for n, lane in enumerate(main)
             if n >= listened
         ]
-
-    def call(
-        self,
-        noisy: torch.Tensor,
-        timesteps: Sequence[float],
-        embeds: torch.Tensor,
-        lora_scale: float | None = None,
-    ) -> torch.Tensor:
-        """The UNet: (rows, c, h, w), each with a timestep and (tokens, width), to the same."""
-        rows = len(timesteps)
-        device = self.pipe._execution_device  # noqa: SLF001  # diffusers' own way to ask
-        told = torch.tensor(timesteps, dtype=torch.float32)
-        if self.model.compiled:
-            extra = next((n for n in COMPILED_ROWS if n >= rows), rows) - rows
-            noisy, told, embeds = (
-                torch.cat([each, each[-1:].expand(extra, *each.shape[1:])])
-                for each in (noisy, told, embeds)
-            )
-        output: torch.Tensor = self.unet(
-            noisy.to(self.unet.dtype, memory_format=self._format),
-            told.to(device, non_blocking=True),
-            encoder_hidden_states=embeds,
-            cross_attention_kwargs=None if lora_scale is None else {"scale": lora_scale},
-            return_dict=False,
-        )[0]
-        return output[:rows]
-
-    def _tried(self, noisy: torch.Tensor, *rest: Any) -> torch.Tensor:  # noqa: ANN401  # as `call`
-        """`call`; where the rows do not fit, so many are not tried again."""
-        try:
-            return self.call(noisy, *rest)
-        except torch.OutOfMemoryError:
-            rows, _, height, width = noisy.shape
-            self.capacity = self.capacity.less_than(rows, height, width)
-            logger.warning("%d rows of %d x %d do not fit", rows, height, width)
-            raise
 
     @torch.inference_mode()
     def decode(self, lanes: Sequence[Lane]) -> list[torch.Tensor | None]:
@@ -195,19 +154,6 @@ class Runner:
         """A small picture of an x0, told as alpha x0, as a data URL. May run beside the engine."""
         return self.preview_map.data_url(clean / max(alpha, previews.LEAST_ALPHA))
 
-    def pace(self) -> None:
-        """Let the device be one tick behind and no more, or steps were told before they are done.
-
-        It waits for an event and reads nothing, and the device always has the next tick to do.
-        """
-        if self.model.device == "cpu":
-            return
-        mark = torch.cuda.Event()
-        mark.record()
-        self._marks.append(mark)
-        if len(self._marks) > 1:
-            self._marks.popleft().synchronize()
-
     def free_memory(self) -> None:
         """Give the memory that no tensor holds back to the device, for whoever shares it."""
         if self.model.device != "cpu":
@@ -223,35 +169,13 @@ class Runner:
         if decoded is None:
             return Picture(lane.latents[0].float().cpu(), width, height, lane.seed, None)
         device = self.pipe._execution_device  # noqa: SLF001  # diffusers' own way to ask
-        decoded, flags = self.pipe.run_safety_checker(decoded, device, self.unet.dtype)
+        decoded, flags = self.pipe.run_safety_checker(decoded, device, self.pipe.unet.dtype)
         pixels = self.pipe.image_processor.postprocess(
             decoded,
             output_type="np" if lane.job.output_type == "npy" else "pil",
             do_denormalize=[not flag for flag in flags] if flags is not None else None,
         )[0]
         return Picture(pixels, width, height, lane.seed, None if flags is None else bool(flags[0]))
-
-    def _degrade(
-        self,
-        main: Sequence[Lane],
-        noisy: Sequence[torch.Tensor],
-        first: torch.Tensor,
-        guided: torch.Tensor,
-        tap: attention.Tap,
-    ) -> None:
-        """Leave each of the self-guided lanes what its degraded pass needs."""
-        if not main or tap.sums is None:
-            return
-        together = torch.cat(list(noisy[: len(main)]))
-        salient = guidance.mask(tap.sums, tap.size, (together.shape[-2], together.shape[-1]))
-        alpha, sigma = _column(main, "alpha", first.device), _column(main, "sigma", first.device)
-        kind = main[0].sampling.kinds[0]
-        degraded, expected = guidance.degrade(
-            kind, together, first[: len(main)], salient, alpha, sigma
-        )
-        for number, lane in enumerate(main):
-            row = slice(number, number + 1)
-            lane.degraded = Degraded(noisy[number], degraded[row], expected[row], guided[row])
 
 
 def _guided(
@@ -265,6 +189,25 @@ def _guided(
         guided = guided.clone()
         guided[paired] = guidance.classifier_free(first[paired], conditional, scale)
     return guided
+
+
+def _degrade(
+    lanes: Sequence[Lane],
+    noisy: Sequence[torch.Tensor],
+    first: torch.Tensor,
+    guided: torch.Tensor,
+    salient: torch.Tensor,
+) -> None:
+    """Leave each of these lanes, the first of a main pass, what its degraded pass needs."""
+    together = torch.cat(list(noisy[: len(lanes)]))
+    alpha, sigma = _column(lanes, "alpha", first.device), _column(lanes, "sigma", first.device)
+    kind = lanes[0].sampling.kinds[0]
+    degraded, expected = guidance.degrade(
+        kind, together, first[: len(lanes)], salient, alpha, sigma
+    )
+    for number, lane in enumerate(lanes):
+        row = slice(number, number + 1)
+        lane.degraded = Degraded(noisy[number], degraded[row], expected[row], guided[row])
 
 
 def _column(lanes: Sequence[Lane], name: str, device: torch.device) -> torch.Tensor:

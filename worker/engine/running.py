@@ -49,12 +49,12 @@ class Running:
         """Whether nothing is left to denoise."""
         return all(lane.is_done for lane in self.lanes)
 
-    def stop_now(self) -> None:
-        """Raise why it must end before it is done, if it must."""
+    def must_end(self) -> BaseException | None:
+        """Why it must end before it is done, if it must."""
         if self.broken is not None:
-            raise self.broken
-        if (reason := self.control.asked()) is not None:
-            raise JobStopped(reason, self.steps)
+            return self.broken
+        reason = self.control.asked()
+        return None if reason is None else JobStopped(reason, self.steps)
 
     def news(self) -> list[Callable[[Callable[[Any, float], str]], None]]:
         """A call for each step that is done and not told yet; it is given what makes previews."""
