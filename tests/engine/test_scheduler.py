@@ -37,7 +37,7 @@ def candidates(draw: st.DrawFn) -> list[Candidate]:
     """What some jobs need next, in any order; the pictures of a job are of one bucket."""
     jobs = draw(st.lists(st.tuples(st.sampled_from(BUCKETS), st.integers(1, 4)), max_size=10))
     wanted = [
-        Candidate(job, picture, bucket, draw(st.integers(1, 2)))
+        Candidate(job, picture, bucket, draw(st.integers(1, 2)), fresh=draw(st.booleans()))
         for job, (bucket, pictures) in enumerate(jobs)
         for picture in range(pictures)
     ]
@@ -69,13 +69,20 @@ def test_a_plan_is_a_call(ticks: list[list[Candidate]], limit_rows: int) -> None
 
 @PURE
 @given(waiting=candidates(), limit_rows=st.integers(1, 12))
-def test_a_call_is_as_full_as_its_oldest_allow(waiting: list[Candidate], limit_rows: int) -> None:
-    """Whoever is left out would not have fitted beside those older than it that go."""
+def test_a_call_is_as_full_as_those_before_allow(waiting: list[Candidate], limit_rows: int) -> None:
+    """Whoever is left out would not have fitted beside those that go before it.
+
+    First the oldest, then those that have not begun, then the others, each of them by age.
+    """
     plan = Scheduler().plan(waiting, lambda _: limit_rows)
+
+    def turn(each: Candidate) -> tuple[bool, bool, tuple[int, int]]:
+        return each != plan[0], not each.fresh, age(each)
+
     for left in set(waiting) - set(plan):
         if left.bucket == plan[0].bucket:
-            older = sum(each.rows for each in plan if age(each) < age(left))
-            assert older + left.rows > limit_rows
+            before = sum(each.rows for each in plan if turn(each) < turn(left))
+            assert before + left.rows > limit_rows
 
 
 @PURE
@@ -121,7 +128,7 @@ def test_no_bucket_starves(ticks: list[list[int]]) -> None:
     """
     scheduler, served = Scheduler(), []
     for present in ticks:
-        waiting = [Candidate(job, 0, BUCKETS[number], 1) for job, number in enumerate(present)]
+        waiting = [Candidate(job, 0, BUCKETS[each], 1) for job, each in enumerate(present)]
         plan = scheduler.plan(waiting, lambda _: 4)
         served.append(BUCKETS.index(plan[0].bucket))
     for begin, present in enumerate(ticks):
@@ -152,7 +159,8 @@ class Picture:
     @property
     def wants(self) -> Candidate:
         """The next of them."""
-        return Candidate(self.job, 0, BUCKETS[0], self.phases[self.calls % len(self.phases)])
+        rows = self.phases[self.calls % len(self.phases)]
+        return Candidate(self.job, 0, BUCKETS[0], rows, fresh=self.calls < len(self.phases))
 
 
 @dataclass

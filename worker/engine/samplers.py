@@ -166,20 +166,28 @@ def make(name: str | None, own: Any, num_inference_steps: int) -> Sampling:  # n
     if sampler.levels is _by_angle:
         told = {"trained_betas": None}
     scheduler = scheduler_class.from_config(own.config, **options, **told)
-    try:
-        # On the host: a timestep that lies on the device would be read from it in every step.
-        scheduler.set_timesteps(num_inference_steps, device="cpu")
-    except (ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
-        what = f"{num_inference_steps} steps are not possible with {name}: {error}"
-        raise BadRequest(
-            Fault(where="num_inference_steps", what=what[:300], limit=f"what {name} takes")
-        ) from error
+    _set_timesteps(scheduler, name, num_inference_steps)
     if hasattr(scheduler, "set_begin_index"):
         # Or it looks for the first timestep, and finds the second where two were rounded alike.
         scheduler.set_begin_index(0)
     levels = tuple(sampler.levels(scheduler, own))
     takes = frozenset(inspect.signature(scheduler.step).parameters)
     return Sampling(name, scheduler, levels, (kind, taken), takes)
+
+
+def _set_timesteps(scheduler: Any, name: str, number: int) -> None:  # noqa: ANN401  # diffusers has no base
+    """On the host: a timestep that lies on the device would be read from it in every step."""
+    try:
+        scheduler.set_timesteps(number, device="cpu")
+        if float(scheduler.timesteps.min()) < 0:
+            # Rounding in diffusers' "trailing" spacing, for 61 and a few others of 1,000: DDIM
+            # would take it as the noisiest, and the picture would be lost.
+            message = "diffusers gives the last of them the timestep -1; take one more or less"
+            raise ValueError(message)  # noqa: TRY301  # told as diffusers' own refusals are
+    except (ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
+        what = f"{number} steps are not possible with {name}: {error}"
+        fault = Fault(where="num_inference_steps", what=what[:300], limit=f"what {name} takes")
+        raise BadRequest(fault) from error
 
 
 def is_served(own: Any) -> bool:  # noqa: ANN401  # diffusers has no base

@@ -1,0 +1,344 @@
+"""Every sampler by its name: where it asks the network, what it takes, where it ends."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from worker.engine import guidance, samplers
+from worker.engine.samplers import SAMPLERS, Sampling, make
+from worker.errors import BadRequest
+from worker.settings import SHIPPED_MODEL
+
+pytestmark = [
+    # diffusers hands numpy's functions a tensor.
+    pytest.mark.filterwarnings("ignore:__array")
+]
+
+NAMES = sorted(SAMPLERS)
+KINDS = ("epsilon", "v_prediction", "sample")
+#: Two evaluations in a step, but for the last step.
+TWICE = frozenset({"heun", "heun_karras", "kdpm2", "kdpm2_a"})
+PURE = settings(deadline=None, derandomize=True, max_examples=40)
+STEPS = st.integers(2, 30)
+
+
+def own(kind: str = "DDIMScheduler", **options: Any) -> Any:
+    """The shipped model's own scheduler, or one of another class on top of its configuration."""
+    config = diffusers.DDIMScheduler.load_config(SHIPPED_MODEL / "scheduler")
+    return getattr(diffusers, kind).from_config(config, **options)
+
+
+def flags(sampling: Sampling) -> dict[str, Any]:
+    """What a scheduler was made with."""
+    config = dict(sampling.scheduler.config)
+    return {name: config[name] for name in config if not name.startswith("_")}
+
+
+def learned_at(ratio: float) -> float:
+    """The time at which the model knew a sigma / alpha."""
+    cumulative = own().alphas_cumprod.double()
+    known = (0.5 * ((1 - cumulative) / cumulative).log()).numpy()
+    return float(np.interp(np.log(ratio), known, np.arange(len(known))))
+
+
+def repeats(name: str, evaluations: int) -> set[int]:
+    """The evaluations at the noise level of the one before them, by the sampler's own paper."""
+    if name == "pndm":
+        return {2} & set(range(evaluations))
+    return set(range(2, evaluations, 2)) if name in ("heun", "heun_karras", "kdpm2_a") else set()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@PURE
+@given(steps=STEPS)
+def test_the_noise_falls(name: str, steps: int) -> None:
+    """One level for each of diffusers' timesteps, on the unit circle, the noise never rising.
+
+    It falls each time but where a sampler corrects itself at the level it has reached: PNDM once,
+    Heun and the ancestral KDPM2 in every step.
+    """
+    sampling = make(name, own(), steps)
+    levels = sampling.levels
+    assert len(levels) == len(sampling.scheduler.timesteps)
+    for level in levels:
+        assert level.alpha**2 + level.sigma**2 == pytest.approx(1, abs=1e-6)
+        assert level.alpha >= 0
+        assert level.sigma > 0
+        assert 0 <= level.timestep <= 999
+    # By alpha over sigma: near pure noise, sigma itself is 1 to seven places.
+    falls = [
+        np.arctan2(after.alpha, after.sigma) - np.arctan2(before.alpha, before.sigma)
+        for before, after in pairwise(levels)
+    ]
+    flat = {number for number, fall in enumerate(falls, 1) if abs(fall) < 1e-6}
+    assert flat == repeats(name, len(levels))
+    assert all(fall > -1e-6 for fall in falls)
+    assert levels[0].sigma > 0.99
+
+
+@pytest.mark.parametrize("name", NAMES)
+@PURE
+@given(steps=STEPS)
+def test_the_network_is_told_the_time_of_its_noise(name: str, steps: int) -> None:
+    """The time told is that at which the network learned this noise level, to half a step."""
+    for level in make(name, own(), steps).levels:
+        learned = learned_at(level.sigma / max(level.alpha, 1e-12))
+        assert level.timestep == pytest.approx(learned, abs=0.51)
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"ipndm"}))
+@pytest.mark.parametrize("steps", [1, 2, 3, 12])
+def test_a_level_is_what_the_scheduler_means(name: str, steps: int) -> None:
+    """The level is that by which the scheduler itself scales or reads what it is given.
+
+    IPNDM, which asks no network that was trained on times, has its own test.
+    """
+    sampling = make(name, own(), steps)
+    scheduler, one = sampling.scheduler, torch.ones(1, 4, 8, 8)
+    in_sigma = scheduler.init_noise_sigma != 1
+    assert in_sigma == (float(scheduler.scale_model_input(one, scheduler.timesteps[0]).max()) < 1)
+    for number, (level, timestep) in enumerate(
+        zip(sampling.levels, scheduler.timesteps, strict=True)
+    ):
+        if in_sigma:
+            alpha = float(scheduler.scale_model_input(one, timestep).mean())
+        elif hasattr(scheduler, "sigmas"):
+            alpha = float(scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[number])[0])
+        else:
+            alpha = float(scheduler.alphas_cumprod[timestep] ** 0.5)
+        assert level.alpha == pytest.approx(alpha, rel=1e-4)
+        assert level.timestep == float(timestep)
+        scheduler.step(torch.zeros_like(one), timestep, one)
+
+
+def test_ipndm_has_its_own_levels() -> None:
+    """IPNDM's levels are its angles, all noise at first; the last of them is not evaluated."""
+    sampling = make("ipndm", own(), 4)
+    angles = [np.pi / 2, *(float(angle) for angle in np.arcsin(np.array([0.75, 0.5, 0.25]) ** 2))]
+    assert len(sampling.levels) == 4
+    for number, level in enumerate(sampling.levels):
+        beta = float(torch.sin(torch.linspace(1, 0, 5)[number] * torch.pi / 2) ** 2)
+        assert level.sigma == pytest.approx(beta, abs=1e-6)
+    assert angles[0] == pytest.approx(np.arctan2(sampling.levels[0].sigma, 1e-12))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@PURE
+@given(steps=st.integers(1, 30))
+def test_steps_are_counted_as_they_were_asked_for(name: str, steps: int) -> None:
+    """However often a sampler asks the network, it makes `num_inference_steps` steps.
+
+    PNDM asks once more, Heun and KDPM2 twice in each step but the last, the others once. The last
+    evaluation always ends a step; no two evaluations end the same.
+    """
+    try:
+        sampling = make(name, own(), steps)
+    except BadRequest:
+        assert steps == 1
+        return
+    evaluations = len(sampling.levels)
+    extra = steps - 1 if name in TWICE else min(1, steps - 1) if name == "pndm" else 0
+    assert evaluations == steps + extra
+    ends = [done for done in range(1, evaluations + 1) if sampling.is_step(done)]
+    assert len(ends) == steps
+    assert ends[-1] == evaluations
+
+
+def run(
+    name: str | None, model_own: Any, steps: int, clean: torch.Tensor
+) -> tuple[Sampling, torch.Tensor]:
+    """Latents that a network makes which always takes `clean` for the x0, told in its own way."""
+    sampling = make(name, model_own, steps)
+    scheduler, generator = sampling.scheduler, torch.Generator().manual_seed(3)
+    latents = torch.randn(clean.shape, generator=generator) * scheduler.init_noise_sigma
+    for level, timestep in zip(sampling.levels, scheduler.timesteps, strict=True):
+        noisy = scheduler.scale_model_input(latents, timestep)
+        eps = (noisy - level.alpha * clean) / level.sigma
+        output = {
+            "epsilon": eps,
+            "v_prediction": level.alpha * eps - level.sigma * clean,
+            "sample": clean,
+        }[sampling.kinds[0]]
+        output = guidance.convert(output, noisy, level.alpha, level.sigma, sampling.kinds)
+        extra = {"generator": generator} if "generator" in sampling.takes else {}
+        latents = scheduler.step(output, timestep, latents, return_dict=False, **extra)[0]
+    return sampling, latents
+
+
+def clean_latents() -> torch.Tensor:
+    return torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+#: What is left of the noise where a sampler ends at the model's first time, not at none.
+LEFT = 0.12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"ipndm", "pndm"}))
+@pytest.mark.parametrize("steps", [2, 3, 4, 12])
+def test_a_network_that_knows_the_picture_gets_it(name: str, kind: str, steps: int) -> None:
+    """Whatever the network predicts, the sampler reads it right: a constant x0 comes out."""
+    clean = clean_latents()
+    _, latents = run(name, own(prediction_type=kind), steps, clean)
+    assert float((latents - clean).abs().max()) < LEFT
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "steps"),
+    [
+        ("pndm", "epsilon", 2),
+        ("pndm", "epsilon", 12),
+        *(("pndm", kind, 50) for kind in KINDS),
+        *(("ipndm", kind, 50) for kind in KINDS),
+    ],
+)
+def test_a_network_that_knows_the_picture_gets_it_in_time(name: str, kind: str, steps: int) -> None:
+    """So do the two that extrapolate the network's own output, once their steps are small."""
+    clean = clean_latents()
+    _, latents = run(name, own(prediction_type=kind), steps, clean)
+    assert float((latents - clean).abs().max()) < LEFT
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_step_is_right_or_refused(name: str) -> None:
+    """A single step gives the network's x0, or is refused as `num_inference_steps`."""
+    clean = clean_latents()
+    try:
+        sampling, latents = run(name, own(), 1, clean)
+    except BadRequest as refused:
+        assert refused.details["faults"][0]["where"] == "num_inference_steps"
+        return
+    assert len(sampling.levels) == 1
+    assert float((latents - clean).abs().max()) < LEFT
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [("lcm", 51), ("tcd", 51), *((name, 1001) for name in NAMES), *((name, 0) for name in NAMES)],
+)
+def test_a_number_of_steps_that_is_not_possible_is_refused(name: str, steps: int) -> None:
+    """No steps, more than were trained, more than a distilled sampler knows: refused by name."""
+    with pytest.raises(BadRequest) as refused:
+        make(name, own(), steps)
+    (fault,) = refused.value.details["faults"]
+    assert fault["where"] == "num_inference_steps"
+    assert str(steps) in fault["what"]
+    assert name in fault["what"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_most_steps_are_possible(name: str) -> None:
+    """As many steps as the model was trained on, 50 where a sampler is distilled, are finite."""
+    clean = clean_latents()
+    _, latents = run(name, own(), 50 if name in ("lcm", "tcd") else 1000, clean)
+    assert float((latents - clean).abs().max()) < LEFT
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag"),
+    [
+        ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+        ("DPMSolverMultistepScheduler", {"use_exponential_sigmas": True}),
+        ("DPMSolverMultistepScheduler", {"use_beta_sigmas": True}),
+        ("DPMSolverMultistepScheduler", {"use_lu_lambdas": True}),
+        ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True}),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+        ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+        ("PNDMScheduler", {"skip_prk_steps": False}),
+        ("IPNDMScheduler", {}),
+    ],
+)
+def test_a_name_means_the_same_noise_on_every_model(kind: str, flag: dict[str, Any]) -> None:
+    """The flags of a model's own scheduler change the noise levels of no name."""
+    other = own(kind, **flag)
+    for name in NAMES:
+        plain, on_other = make(name, own(), 7), make(name, other, 7)
+        assert on_other.levels == plain.levels, name
+        for option, value in SAMPLERS[name].options.items():
+            assert flags(on_other)[option] == value
+
+
+@pytest.mark.parametrize("kind", ["DPMSolverMultistepScheduler", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("dpmpp_2")])
+def test_two_is_the_order(name: str, kind: str) -> None:
+    """The 2 in a name is the solver's order, also on a model whose own is of the third."""
+    assert flags(make(name, own(kind, solver_order=3), 7))["solver_order"] == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag", "name"),
+    [
+        ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, "dpmpp_2m_karras"),
+        ("DPMSolverMultistepScheduler", {}, "dpmpp_2m"),
+        ("DPMSolverMultistepScheduler", {"use_beta_sigmas": True}, "DPMSolverMultistepScheduler"),
+        ("EulerDiscreteScheduler", {"timestep_spacing": "leading"}, "euler"),
+        ("PNDMScheduler", {"skip_prk_steps": True}, "pndm"),
+        ("PNDMScheduler", {"skip_prk_steps": False}, "PNDMScheduler"),
+    ],
+)
+def test_without_a_name_the_models_own_is_kept(kind: str, flag: dict[str, Any], name: str) -> None:
+    """Asked for none, the model's own flags stay, and it has a name where it is one of ours."""
+    model_own = own(kind, **flag)
+    sampling = make(None, model_own, 6)
+    assert sampling.name == name
+    assert type(sampling.scheduler) is type(model_own)
+    assert sampling.scheduler is not model_own
+    assert flags(sampling) | flag == flags(sampling)
+    assert dict(sampling.scheduler.config) == dict(model_own.config)
+    model_own.set_timesteps(6)
+    expected = [float(timestep) for timestep in model_own.timesteps]
+    assert [level.timestep for level in sampling.levels] == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prediction_that_a_class_lacks_is_converted(name: str, kind: str) -> None:
+    """The scheduler is given what its class can take: the network's own kind, or v.
+
+    The class is asked: what it refuses is converted, and nothing else.
+    """
+    sampling = make(name, own(prediction_type=kind), 4)
+    told, taken = sampling.kinds
+    assert told == kind
+    takes = flags(sampling).get("prediction_type", taken)
+    assert takes == taken
+    if name != "ipndm":  # has no prediction type, and takes what it calls v
+        bare = getattr(diffusers, SAMPLERS[name].class_name).from_config(
+            own(prediction_type=kind).config, **SAMPLERS[name].options
+        )
+        bare.set_timesteps(4)
+        one = torch.ones(1, 4, 8, 8)
+        try:
+            bare.scale_model_input(one, bare.timesteps[0])
+            bare.step(one, bare.timesteps[0], one)
+            possible = True
+        except (ValueError, NotImplementedError):
+            possible = False
+        assert (taken == kind) == possible
+    assert taken == kind or taken == "v_prediction"
+
+
+@pytest.mark.parametrize("kind", ["flow_prediction", "nonsense"])
+def test_a_prediction_that_nobody_knows_is_refused(kind: str) -> None:
+    """A model of another kind is not taken for one whose noise levels are known."""
+    assert samplers.is_served(own())
+    unknown = own("DPMSolverMultistepScheduler", prediction_type=kind)
+    assert not samplers.is_served(unknown)
+
+
+def test_samplings_share_nothing() -> None:
+    """Two pictures' samplers are two objects: one's step moves the other by nothing."""
+    first, second = (make("dpmpp_2m", own(), 5) for _ in "ab")
+    one = torch.ones(1, 4, 8, 8)
+    first.scheduler.step(one, first.scheduler.timesteps[0], one)
+    assert first.scheduler is not second.scheduler
+    assert first.levels == second.levels
+    assert second.scheduler.step_index is None
