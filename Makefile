@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | format | docs | train | lock | clean
+# make setup | demo | test | lint | format | docs | benchmark | train | lock | clean
 # Everything runs in .venv, which `setup` makes and renews only when its inputs change.
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test lint format docs train lock clean
+.PHONY: setup demo test lint format docs benchmark train lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -38,6 +38,10 @@ format: setup
 
 docs: setup
 	$(BIN)/python -m worker.settings_table
+
+benchmark: setup
+	@for each in throughput latency daemon baseline memory flops; do $(BIN)/python -m benchmarks $$each || exit 1; done
+	@$(BIN)/python -m benchmarks report
 
 train: setup
 	$(BIN)/python -m training

@@ -46,7 +46,7 @@ def load(spec: ModelSpec, device: str, offload: str, *, compiled: bool = False) 
     _quieten()
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
-            _source(spec.path), torch_dtype=_dtype(spec, device), **_options(spec)
+            _source(spec.path), dtype=_dtype(spec, device), **_options(spec)
         )
         _check(pipeline, spec)
         _adapt(pipeline, spec)
