@@ -87,7 +87,7 @@ class GenerationRequest(_Strict):
     guidance_scale: float = Field(default=7.5, ge=0, le=50, description="On when above 1.")
     sag_scale: float = Field(default=0.75, ge=0, le=10, description="On when above 0.")
     num_images_per_prompt: int = Field(default=1, ge=1, le=64)
-    eta: float = Field(default=0.0, ge=0, le=1, description="For the `ddim` scheduler only.")
+    eta: float = Field(default=0.0, ge=0, le=1, description="For the `ddim` and `tcd` schedulers.")
     seed: Seeds | None = Field(
         default=None,
         description="One gives seed, seed+1, … for the images; null takes one from the task id.",

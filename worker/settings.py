@@ -138,7 +138,8 @@ class Settings(BaseSettings):
             )
         },
         min_length=1,
-        description="JSON: alias to `path`, `dtype`, `safety_checker`, `defaults`.",
+        description="JSON: alias to `path`, `dtype`, `safety_checker`, `defaults`, `lora`, "
+        "`textual_inversion`, `vae_slicing`, `vae_tiling`.",
     )
     device: str = Field(
         default="auto",

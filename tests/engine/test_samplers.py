@@ -281,15 +281,16 @@ def test_a_name_means_the_same_noise_on_every_model(kind: str, flag: dict[str, A
     for name in NAMES:
         plain, on_other = make(name, own(), 7), make(name, other, 7)
         assert on_other.levels == plain.levels, name
-        for option, value in SAMPLERS[name].options.items():
-            assert flags(on_other).get(option, value) == value
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("dpmpp_2")])
-def test_two_is_the_order(name: str) -> None:
-    """The 2 in a name is the solver's order, also on a model whose own is of the third."""
-    third = own("DPMSolverMultistepScheduler", solver_order=3)
-    assert flags(make(name, third, 7))["solver_order"] == 2
+def test_a_name_is_a_solver(name: str) -> None:
+    """The 2 in a name is the solver's order and SDE its algorithm, whatever the model's own is."""
+    for algorithm in ("dpmsolver++", "sde-dpmsolver++"):
+        other = own("DPMSolverMultistepScheduler", solver_order=3, algorithm_type=algorithm)
+        made_with = flags(make(name, other, 7))
+        assert made_with["algorithm_type"] == ("sde-" if "sde" in name else "") + "dpmsolver++"
+        assert made_with["solver_order"] == 2
 
 
 @pytest.mark.parametrize(

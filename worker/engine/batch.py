@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
+from concurrent.futures import InvalidStateError
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from worker.engine import ends, scheduler
@@ -80,7 +82,8 @@ class Batch:
             if not running.future.set_running_or_notify_cancel():
                 continue
             try:
-                runner = self._runners.get(running.job.model)
+                runner = self._runners.get(running.job.model, busy)
+                busy.add(running.job.model)
                 running.load_s = self._runners.build_s(running.job.model, running.submitted_s)
                 running.admitted_s = time.perf_counter()
                 draft = runner.draft(running.job)
@@ -204,5 +207,5 @@ class Batch:
                 jobs.remove(running)
         fault = ends.fault_of(error)
         running.lanes.clear()
-        if not running.future.done():
+        with suppress(InvalidStateError):  # it was cancelled: nobody waits for it
             running.future.set_exception(fault)

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 #: `auto` keeps a model resident when it fits this many times over: weights, activations, the VAE.
 _ROOM = 2.5
+#: No pickles.
+_SAFE = {"use_safetensors": True}
 
 
 @dataclass(frozen=True)
@@ -79,17 +81,22 @@ def _quieten() -> None:
 
 
 def _source(path: str) -> str:
-    """A folder that is there, or a hub id."""
-    if Path(path).is_dir() or is_hub_id(path):
+    """What is there, or a hub id."""
+    if Path(path).exists() or is_hub_id(path):
         return path
-    message = "it is neither a folder on this machine nor a hub id (owner/name)"
+    message = f"{path!r} is neither on this machine nor a hub id (owner/name)"
     raise OSError(message)
+
+
+def _where(path: str) -> dict[str, bool]:
+    """Never the network for what is on this machine."""
+    return {"local_files_only": Path(path).exists()}
 
 
 def _options(spec: ModelSpec) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "use_safetensors": True,
-        "local_files_only": Path(spec.path).is_dir(),
+        **_SAFE,
+        **_where(spec.path),
     }
     if not spec.safety_checker:
         options |= {"safety_checker": None, "requires_safety_checker": False}
@@ -132,13 +139,15 @@ def _check(pipeline: Any, spec: ModelSpec) -> None:  # noqa: ANN401  # a diffuse
 def _adapt(pipeline: Any, spec: ModelSpec) -> None:  # noqa: ANN401  # a diffusers pipeline
     """Load what the settings put on top of the weights, and choose how the parts compute."""
     for number, each in enumerate(spec.lora):
-        pipeline.load_lora_weights(each.path, adapter_name=f"lora{number}", local_files_only=True)
+        pipeline.load_lora_weights(
+            _source(each.path), adapter_name=f"lora{number}", **_SAFE, **_where(each.path)
+        )
     if spec.lora:
         names = [f"lora{number}" for number in range(len(spec.lora))]
         pipeline.set_adapters(names, [each.scale for each in spec.lora])
     for inversion in spec.textual_inversion:
         pipeline.load_textual_inversion(
-            inversion.path, token=inversion.token, local_files_only=True
+            _source(inversion.path), token=inversion.token, **_SAFE, **_where(inversion.path)
         )
     if spec.vae_slicing:
         pipeline.vae.enable_slicing()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from worker.engine import attention, guidance, warmup
+from worker.engine import adapters, attention, guidance, warmup
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,12 +90,14 @@ class Network:
             )
         # A compiled call always listens to all rows, or each number of them would be compiled.
         heard = len(told) if self._compiled else listened
-        with attention.listening(self._unet, self._tap, heard) as tap:
+        with (
+            adapters.scaled(self._unet, lora_scale),
+            attention.listening(self._unet, self._tap, heard) as tap,
+        ):
             output: torch.Tensor = self._unet(
                 noisy.to(self._unet.dtype, memory_format=self._format),
                 told.to(self._device, non_blocking=True),
                 encoder_hidden_states=embeds,
-                cross_attention_kwargs=None if lora_scale is None else {"scale": lora_scale},
                 return_dict=False,
             )[0]
             sums = None if tap.sums is None or not listened else tap.sums[:listened]

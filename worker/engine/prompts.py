@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from diffusers.utils import scale_lora_layers, unscale_lora_layers
-
 from api_contracts.errors import Fault
-from worker.engine import tensors
+from worker.engine import adapters, tensors
 from worker.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -62,6 +60,8 @@ def check(pipe: Any, job: Job) -> Wording:  # noqa: ANN401  # a diffusers pipeli
     layers: int = pipe.text_encoder.config.num_hidden_layers
     if job.clip_skip is not None and job.clip_skip >= layers:
         _refuse("clip_skip", f"is {job.clip_skip} of {layers} layers", f"< {layers}")
+    if job.clip_skip is not None and embeds is not None:
+        _refuse("clip_skip", "has no effect on prompt_embeds", "null")
     texts = tuple(Text(text, job.clip_skip, job.lora_scale) for text in job.prompts)
     if job.guidance_scale <= 1:
         return Wording(texts, None, embeds, None)
@@ -80,13 +80,8 @@ def encode(pipe: Any, texts: Sequence[Text]) -> dict[Text, torch.Tensor]:  # noq
     for text in dict.fromkeys(texts):
         groups.setdefault((text.lora_scale, text.tokens), []).append(text)
     for (scale, _), alike in groups.items():
-        if scale is not None:
-            scale_lora_layers(pipe.text_encoder, scale)
-        try:
+        with adapters.scaled(pipe.text_encoder, scale):
             found |= zip(alike, _encode_alike(pipe, alike), strict=True)
-        finally:
-            if scale is not None:
-                unscale_lora_layers(pipe.text_encoder, scale)
     return found
 
 
@@ -143,6 +138,7 @@ def _check_lengths(
 
 def _beyond(pipe: Any, text: str) -> str:  # noqa: ANN401  # a diffusers pipeline
     """The end of a text that the tokenizer cuts off."""
+    text = pipe.maybe_convert_prompt(text, pipe.tokenizer)
     ids = pipe.tokenizer(text, truncation=False).input_ids
     cut: str = pipe.tokenizer.decode(ids[pipe.tokenizer.model_max_length - 1 : -1])
     return cut.strip()

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from worker.engine.models import LoadedModel
     from worker.engine.runner import Runner
@@ -43,10 +43,10 @@ class Runners:
         since_s = self._loading_since_s
         return None if since_s is None else time.perf_counter() - since_s
 
-    def get(self, alias: str) -> Runner:
-        """The runner of a model; raises `ModelLoadFailed`."""
+    def get(self, alias: str, at_work: Collection[str] = ()) -> Runner:
+        """The runner of a model; raises `ModelLoadFailed`. Models at work don't make room."""
         if alias not in self._ready:
-            self._build(alias)
+            self._build(alias, at_work)
         self._ready[alias] = self._ready.pop(alias)
         return self._ready[alias]
 
@@ -69,13 +69,14 @@ class Runners:
         """Let all models go."""
         self._ready.clear()
 
-    def _build(self, alias: str) -> None:
+    def _build(self, alias: str, at_work: Collection[str]) -> None:
         from worker.engine.runner import Runner  # noqa: PLC0415  # torch, with the first task only
 
         began_s = self._loading_since_s = time.perf_counter()
         try:
-            while len(self._ready) >= self.capacity:
-                self._evict(next(iter(self._ready)))
+            idle = [each for each in self._ready if each not in at_work]
+            while len(self._ready) >= self.capacity and idle:
+                self._evict(idle.pop(0))
             self._ready[alias] = Runner(self._load(self._specs[alias]), self._max_batch_rows)
         finally:
             self._loading_since_s = None

@@ -1,0 +1,33 @@
+"""LoRA weights at the scale that one call asks for."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from peft.tuners.lora import LoraLayer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+
+@contextmanager
+def scaled(module: nn.Module, scale: float | None) -> Iterator[None]:
+    """For one call, the LoRA layers in `module` at `scale` times what the settings give them.
+
+    diffusers' own way divides by the scale afterwards, and so forgets the settings at 0.
+    """
+    if scale is None:
+        yield
+        return
+    layers = [each for each in module.modules() if isinstance(each, LoraLayer)]
+    before = [dict(layer.scaling) for layer in layers]
+    for layer in layers:
+        layer.scale_layer(scale)
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling.update(scaling)
