@@ -124,6 +124,18 @@ def test_a_level_is_what_the_scheduler_means(name: str, steps: int) -> None:
         scheduler.step(torch.zeros_like(one), timestep, one)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_karras_is_in_the_name(name: str) -> None:
+    """With Karras in its name a sampler's sigmas are those of arXiv 2206.00364, equation 5.
+
+    Their seventh roots are evenly spaced; without it in the name they are not.
+    """
+    levels = made(name, 8).levels
+    ratios = sorted({round(level.sigma / max(level.alpha, 1e-9), 5) for level in levels})
+    bends = np.abs(np.diff(np.array(ratios) ** (1 / 7), n=2))
+    assert (float(bends.max()) < 1e-4) == name.endswith("_karras")
+
+
 def test_ipndm_has_its_own_levels() -> None:
     """IPNDM's sigma at time t of 1 to 0 is sin(t pi / 2) squared; 0 itself is not evaluated."""
     for level, time in zip(make("ipndm", own(), 4).levels, (1, 0.75, 0.5, 0.25), strict=True):

@@ -13,6 +13,8 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 
+#: What a network may predict.
+KINDS = ("epsilon", "v_prediction", "sample")
 #: Blur of the paper's Stable Diffusion settings.
 KERNEL, BLUR_SIGMA = 9, 1.0
 #: A token is salient above the mean column sum, which is 1 by construction (section 4.2).
@@ -80,13 +82,18 @@ def degrade(
     output there, that second value is the guidance: for epsilon it is the old output, for v and
     sample that which belongs to the same noise and the blurred x0.
     """
-    if kind == "epsilon":
-        y = noisy - sigma * output
-        return noisy + salient * (blur(y) - y), output
-    x0 = output if kind == "sample" else alpha * noisy - sigma * output
-    change = salient * (blur(x0) - x0)
-    expected = output + change if kind == "sample" else output - sigma * change
-    return noisy + alpha * change, expected
+    match kind:
+        case "epsilon":
+            y = noisy - sigma * output
+            return noisy + salient * (blur(y) - y), output
+        case "v_prediction":
+            x0 = alpha * noisy - sigma * output
+            change = salient * (blur(x0) - x0)
+            return noisy + alpha * change, output - sigma * change
+        case "sample":
+            change = salient * (blur(output) - output)
+            return noisy + alpha * change, output + change
+    raise ValueError(f"unknown prediction type {kind!r}")
 
 
 def convert(

@@ -13,7 +13,7 @@ import torch
 import transformers
 from diffusers import StableDiffusionPipeline
 
-from worker.engine import samplers
+from worker.engine import guidance, samplers
 from worker.errors import ModelLoadFailed
 from worker.settings import is_hub_id
 
@@ -117,6 +117,7 @@ def _check(pipeline: Any, spec: ModelSpec) -> None:  # noqa: ANN401  # a diffuse
         message = f"model {spec.path!r} has no safety checker; set safety_checker to false for it"
         raise ModelLoadFailed(message)
     config = pipeline.unet.config
+    prediction = pipeline.scheduler.config.get("prediction_type", "epsilon")
     words, known = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
     wrong = {
         "has no attention in its mid block, which SAG reads":
@@ -127,6 +128,7 @@ def _check(pipeline: Any, spec: ModelSpec) -> None:  # noqa: ANN401  # a diffuse
             config.time_cond_proj_dim is not None,
         f"takes {config.in_channels} channels and gives {config.out_channels}; inpainting and the "
         "like are not served": config.in_channels != config.out_channels,
+        f"predicts {prediction}, which is not known here": prediction not in guidance.KINDS,
         f"has a tokenizer of {words} words for an encoder of {known}": words != known,
         f"comes with {type(pipeline.scheduler).__name__}, whose noise levels are not known here":
             not samplers.is_served(pipeline.scheduler),

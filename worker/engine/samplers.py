@@ -106,14 +106,27 @@ class _Sampler:
     options: dict[str, Any] = field(default_factory=dict)
     #: Predictions that diffusers' class does not take; they are converted to v.
     lacks: tuple[str, ...] = ()
+    #: With fewer it ends in noise.
+    least_steps: int = 1
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """Everything of the configuration that makes this sampler what it is."""
+        known = inspect.signature(getattr(diffusers, self.class_name).__init__).parameters
+        own = {name: known[name].default for name in _SAMPLERS_OWN if name in known}
+        return own | self.options
 
 
+#: What in a scheduler's configuration is the sampler and not the model. A name means the values of
+#: diffusers' class, whatever the model's own scheduler is set to.
+_SAMPLERS_OWN = (
+    "algorithm_type", "solver_order", "solver_type", "skip_prk_steps", "use_karras_sigmas",
+    "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas",
+    "lower_order_final", "euler_at_final", "final_sigmas_type", "predict_x0",
+)  # fmt: skip
 _DPMPP = {"algorithm_type": "dpmsolver++"}
 _SDE = {"algorithm_type": "sde-dpmsolver++"}
-_PLAIN = {
-    "use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False,
-}  # fmt: skip
-_KARRAS = _PLAIN | {"use_karras_sigmas": True}
+_KARRAS = {"use_karras_sigmas": True}
 _ALL = ("epsilon", "sample")
 
 SAMPLERS: dict[str, _Sampler] = {
@@ -122,26 +135,26 @@ SAMPLERS: dict[str, _Sampler] = {
     "pndm": _Sampler("PNDMScheduler", _by_timestep, {"skip_prk_steps": True}, ("sample",)),
     "lcm": _Sampler("LCMScheduler", _by_timestep),
     "tcd": _Sampler("TCDScheduler", _by_timestep),
-    "dpmpp_2m": _Sampler("DPMSolverMultistepScheduler", _by_sigma, _DPMPP | _PLAIN),
+    "dpmpp_2m": _Sampler("DPMSolverMultistepScheduler", _by_sigma, _DPMPP),
     "dpmpp_2m_karras": _Sampler("DPMSolverMultistepScheduler", _by_sigma, _DPMPP | _KARRAS),
-    "dpmpp_2m_sde": _Sampler("DPMSolverMultistepScheduler", _by_sigma, _SDE | _PLAIN),
+    "dpmpp_2m_sde": _Sampler("DPMSolverMultistepScheduler", _by_sigma, _SDE),
     "dpmpp_2m_sde_karras": _Sampler("DPMSolverMultistepScheduler", _by_sigma, _SDE | _KARRAS),
-    "dpmpp_2s": _Sampler("DPMSolverSinglestepScheduler", _by_sigma, _DPMPP | _PLAIN),
+    "dpmpp_2s": _Sampler("DPMSolverSinglestepScheduler", _by_sigma, _DPMPP),
     "dpmpp_2s_karras": _Sampler("DPMSolverSinglestepScheduler", _by_sigma, _DPMPP | _KARRAS),
-    "unipc": _Sampler("UniPCMultistepScheduler", _by_sigma, _PLAIN),
+    "unipc": _Sampler("UniPCMultistepScheduler", _by_sigma),
     "unipc_karras": _Sampler("UniPCMultistepScheduler", _by_sigma, _KARRAS),
-    "deis": _Sampler("DEISMultistepScheduler", _by_sigma, _PLAIN),
-    "deis_karras": _Sampler("DEISMultistepScheduler", _by_sigma, _KARRAS),
-    "lms": _Sampler("LMSDiscreteScheduler", _by_sigma, _PLAIN),
+    "deis": _Sampler("DEISMultistepScheduler", _by_sigma),
+    "deis_karras": _Sampler("DEISMultistepScheduler", _by_sigma, _KARRAS, least_steps=2),
+    "lms": _Sampler("LMSDiscreteScheduler", _by_sigma),
     "lms_karras": _Sampler("LMSDiscreteScheduler", _by_sigma, _KARRAS),
-    "euler": _Sampler("EulerDiscreteScheduler", _by_sigma, _PLAIN),
+    "euler": _Sampler("EulerDiscreteScheduler", _by_sigma),
     "euler_karras": _Sampler("EulerDiscreteScheduler", _by_sigma, _KARRAS),
     "euler_a": _Sampler("EulerAncestralDiscreteScheduler", _by_sigma, lacks=("sample",)),
-    "heun": _Sampler("HeunDiscreteScheduler", _by_sigma, _PLAIN),
+    "heun": _Sampler("HeunDiscreteScheduler", _by_sigma),
     "heun_karras": _Sampler("HeunDiscreteScheduler", _by_sigma, _KARRAS),
-    "kdpm2": _Sampler("KDPM2DiscreteScheduler", _between_sigmas, _PLAIN, ("sample",)),
-    "kdpm2_a": _Sampler("KDPM2AncestralDiscreteScheduler", _between_sigmas, _PLAIN, ("sample",)),
-    "ipndm": _Sampler("IPNDMScheduler", _by_angle, lacks=_ALL),
+    "kdpm2": _Sampler("KDPM2DiscreteScheduler", _between_sigmas, lacks=("sample",)),
+    "kdpm2_a": _Sampler("KDPM2AncestralDiscreteScheduler", _between_sigmas, lacks=("sample",)),
+    "ipndm": _Sampler("IPNDMScheduler", _by_angle, lacks=_ALL, least_steps=2),
 }
 
 
@@ -159,14 +172,14 @@ def make(name: str | None, own: Any, num_inference_steps: int) -> Sampling:  # n
         name, sampler, options = _name_of(own), _kind_of(own), {}
     else:
         sampler = SAMPLERS[name]
-        options = sampler.options
+        options = sampler.flags
     taken = "v_prediction" if kind in sampler.lacks else kind
     scheduler_class = getattr(diffusers, sampler.class_name)
     told = {} if taken == kind else {"prediction_type": taken}
     if sampler.levels is _by_angle:
         told = {"trained_betas": None}
     scheduler = scheduler_class.from_config(own.config, **options, **told)
-    _set_timesteps(scheduler, name, num_inference_steps)
+    _set_timesteps(scheduler, name, num_inference_steps, sampler.least_steps)
     if hasattr(scheduler, "set_begin_index"):
         # Or it looks for the first timestep, and finds the second where two were rounded alike.
         scheduler.set_begin_index(0)
@@ -175,9 +188,12 @@ def make(name: str | None, own: Any, num_inference_steps: int) -> Sampling:  # n
     return Sampling(name, scheduler, levels, (kind, taken), takes)
 
 
-def _set_timesteps(scheduler: Any, name: str, number: int) -> None:  # noqa: ANN401  # diffusers has no base
+def _set_timesteps(scheduler: Any, name: str, number: int, least: int) -> None:  # noqa: ANN401  # diffusers has no base
     """On the host: a timestep that lies on the device would be read from it in every step."""
     try:
+        most = scheduler.config.num_train_timesteps
+        if not least <= number <= most:
+            raise ValueError(f"it takes {least} to {most}")  # noqa: TRY301  # as below
         scheduler.set_timesteps(number, device="cpu")
         if float(scheduler.timesteps.min()) < 0:
             # Rounding in diffusers' "trailing" spacing, for 61 and a few others of 1,000: DDIM
@@ -208,9 +224,8 @@ def _kind_of(own: Any) -> _Sampler:  # noqa: ANN401  # diffusers has no base
 
 def _name_of(own: Any) -> str:  # noqa: ANN401  # diffusers has no base
     for name, sampler in SAMPLERS.items():
-        options_hold = all(
-            own.config.get(key, False) == value for key, value in sampler.options.items()
-        )
-        if sampler.class_name == type(own).__name__ and options_hold:
+        if sampler.class_name == type(own).__name__ and all(
+            own.config.get(key) == value for key, value in sampler.flags.items()
+        ):
             return name
     return type(own).__name__

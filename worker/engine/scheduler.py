@@ -65,8 +65,13 @@ class Scheduler:
             return []
         waiting = sorted(candidates, key=lambda each: (each.job, each.picture))
         present = {each.bucket for each in waiting}
-        self._served = {bucket: tick for bucket, tick in self._served.items() if bucket in present}
-        bucket = min((each.bucket for each in waiting), key=lambda each: self._served.get(each, -1))
+        # One that is new comes after all that wait longer, and before what was served last.
+        new = present - self._served.keys()
+        self._served = {each: self._served.get(each, self._ticks) for each in present}
+        bucket = min(
+            (each.bucket for each in waiting),
+            key=lambda each: (self._served[each], each not in new),
+        )
         self._ticks += 1
         self._served[bucket] = self._ticks
         return _fill([each for each in waiting if each.bucket == bucket], limit(bucket))
