@@ -38,6 +38,7 @@ class Rounds:
         max_batch_rows: int = 64,
         model: LoadedModel | None = None,
         aliases: tuple[str, ...] = ("default",),
+        max_models: int = 1,
     ) -> None:
         from worker.engine import models
 
@@ -48,7 +49,7 @@ class Rounds:
             self.builds += 1
             return model or models.load(spec, "cpu", "none")
 
-        self.runners = Runners(dict.fromkeys(aliases, spec), load, 1, max_batch_rows)
+        self.runners = Runners(dict.fromkeys(aliases, spec), load, max_models, max_batch_rows)
         self.batch = Batch(self.runners, lambda call, *args: call(*args))
         self._number = 0
 

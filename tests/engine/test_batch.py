@@ -237,6 +237,26 @@ def test_a_row_that_breaks_ends_its_own_job(monkeypatch: pytest.MonkeyPatch) -> 
         assert apart(latents_of(future.result(timeout=0)), _alone(seed)) < 2e-4
 
 
+def test_a_sampler_that_breaks_ends_its_own_job(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a call, what one picture's sampler raises keeps no other from its own step."""
+    company = Rounds(model=rounds.runner.model)
+    futures = [company.submit(job(num_inference_steps=STEPS, seeds=(seed,))) for seed in SEEDS]
+    company.batch.step()
+
+    def fail(*_args: Any, **_options: Any) -> None:
+        raise ArithmeticError("mine")
+
+    scheduler = company.batch._active[1].lanes[0].sampling.scheduler
+    monkeypatch.setattr(scheduler, "step", fail)
+    company.run()
+    assert isinstance(futures[1].exception(timeout=0), ArithmeticError)
+    for number in (0, 2):
+        made = latents_of(futures[number].result(timeout=0))
+        assert apart(made, _alone(SEEDS[number])) < 2e-4
+
+
 def test_a_callback_that_breaks_ends_its_own_job(rounds: Rounds) -> None:
     """What a job's own callback raises is its end, and nobody else's."""
     company = Rounds(model=rounds.runner.model)
@@ -276,6 +296,18 @@ def test_models_take_turns(rounds: Rounds) -> None:
         future.add_done_callback(partial(lambda model, _: order.append(model), model))
     company.run()
     assert order == ["a", "b", "a"]
+    assert company.builds == 3
+
+
+def test_a_model_at_work_makes_no_room(rounds: Rounds) -> None:
+    """Of two that are kept, the one whose jobs are done goes, used last or not."""
+    company = Rounds(model=rounds.runner.model, aliases=("a", "b", "c"), max_models=2)
+    company.submit(job(num_inference_steps=STEPS, model="a"))
+    done = company.submit(job(num_inference_steps=1, model="b"))
+    while not done.done():
+        company.batch.step()
+    company.submit(job(num_inference_steps=1, model="c"))
+    company.run()
     assert company.builds == 3
 
 
