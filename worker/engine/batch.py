@@ -38,6 +38,8 @@ class Batch:
         self._waiting: list[Running] = []
         self._active: list[Running] = []
         self._denoised: list[Running] = []
+        #: Every job that has begun and not ended, wherever it is.
+        self._begun: set[Running] = set()
         self._scheduler, self._decode_waited_ticks = scheduler.Scheduler(), 0
 
     @property
@@ -51,18 +53,23 @@ class Batch:
 
     def step(self) -> bool:
         """Who leaves, who comes, one UNet call, what is decoded; gives whether more is left."""
+        was_busy = self.is_busy
         self._leave()
         self._admit()
         ticked = self._tick()
         self._decode(ticked=ticked)
-        if ticked and not self._active and not self._denoised:
+        self._begun = {each for each in self._begun if not each.future.done()}
+        if was_busy and not self.is_busy:
             self._runners.rest()
         return self.is_busy
 
     def abandon(self, error: BaseException) -> None:
         """Fail every job that has begun: what they have in common is broken."""
-        for running in (*self._active, *self._denoised):
-            self._fail(running, error)
+        fault = ends.fault_of(error)
+        for running in list(self._begun):
+            own = RuntimeError(f"a round of the engine failed: {fault!r}")
+            own.__cause__ = fault
+            self._fail(running, own)
 
     def _leave(self) -> None:
         """Take out the jobs that were stopped, or whose own callback broke."""
@@ -81,6 +88,7 @@ class Batch:
         for running in admitted:
             if not running.future.set_running_or_notify_cancel():
                 continue
+            self._begun.add(running)
             try:
                 runner = self._runners.get(running.job.model, busy)
                 busy.add(running.job.model)
@@ -194,6 +202,7 @@ class Batch:
             if len(some) == 1 or (len(jobs) == 1 and not ends.is_out_of_memory(error)):
                 self._fail(some[0][0], error)
                 return
+            ends.leave_a_failed_device(error)
             logger.warning("a call for %d jobs failed, so halves of it: %r", len(jobs), error)
             ends.forget_frames(error)
         self._runners.free_memory()

@@ -49,6 +49,9 @@ def check(pipe: Any, job: Job) -> Draft:  # noqa: ANN401  # a diffusers pipeline
     factor = pipe.vae_scale_factor
     shape = (len(seeds), pipe.unet.config.in_channels, height // factor, width // factor)
     latents = tensors.read(job.latents, "latents", shape)
+    if latents is not None and not torch.isfinite(latents.to(pipe.unet.dtype)).all():
+        what = f"holds values that {pipe.unet.dtype} does not reach"
+        raise BadRequest(Fault(where="latents", what=what, limit=str(pipe.unet.dtype)))
     lost = prompts.truncated(pipe, job)
     return Draft(job, wording, seeds, samplings, latents, shape[2], shape[3], lost)
 

@@ -23,30 +23,45 @@ def fault_of(error: BaseException) -> Exception:
     if isinstance(error, (JobStopped, TaskFault)):
         forget_frames(error)
         return error
-    import torch  # noqa: PLC0415  # whoever met another error has loaded it
-
-    if isinstance(error, torch.AcceleratorError):
-        # Every later call of this process would fail too, and end a task each: leave the task and
-        # its message as they are, for another process.
-        logger.critical("the device fails; this process ends", exc_info=error)
-        logging.shutdown()
-        os._exit(DEVICE_FAILED)
+    leave_a_failed_device(error)
     forget_frames(error)
     if is_out_of_memory(error):
         fault = OutOfMemory(
-            "the device has not enough memory for this task, even alone; ask for a smaller picture"
-            " or fewer images"
+            "the device has not enough memory left for this task; ask for a smaller picture or"
+            " fewer images, or try again"
         )
         fault.__cause__ = error
         return fault
     return error if isinstance(error, Exception) else RuntimeError(repr(error))
 
 
+def leave_a_failed_device(error: BaseException) -> None:
+    """End the process if it is the device that fails.
+
+    Every later call would fail too, and end a task each: this leaves the tasks and their messages
+    as they are, for another process.
+    """
+    import torch  # noqa: PLC0415  # whoever met an error of a device has loaded it
+
+    if not isinstance(error, torch.AcceleratorError):
+        return
+    try:
+        torch.zeros(1, device="cuda")
+        torch.cuda.synchronize()
+    except (RuntimeError, AssertionError):
+        logger.critical("the device fails; this process ends", exc_info=error)
+        logging.shutdown()
+        os._exit(DEVICE_FAILED)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the same may succeed with less at once."""
     import torch  # noqa: PLC0415  # see `fault_of`
 
-    return isinstance(error, torch.OutOfMemoryError)
+    words = "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(each in str(error) for each in words)
+    )
 
 
 def forget_frames(error: BaseException | None) -> None:

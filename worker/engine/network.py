@@ -59,15 +59,22 @@ class Network:
             return output, None
         return output, guidance.mask(sums, self._tap.size, (height, width))
 
+    def put(self, numbers: Sequence[Sequence[float]] | Sequence[float]) -> torch.Tensor:
+        """Numbers of the host on the device, float32, without waiting for it."""
+        tensor = torch.tensor(numbers, dtype=torch.float32)
+        if self._on_cpu:
+            return tensor
+        return tensor.pin_memory().to(self._device, non_blocking=True)
+
     def pace(self) -> None:
         """Let the device be one tick behind and no more, or steps were told before they are done.
 
-        It waits for an event and reads nothing, and the device always has the next tick to do.
+        It waits for an event and reads nothing; the device has the next tick to do meanwhile.
         """
         if self._on_cpu:
             return
         mark = torch.cuda.Event()
-        mark.record()
+        mark.record(torch.cuda.current_stream(self._device))
         self._marks.append(mark)
         if len(self._marks) > 1:
             self._marks.popleft().synchronize()
@@ -80,8 +87,7 @@ class Network:
         lora_scale: float | None = None,
         listened: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        rows = len(timesteps)
-        told = torch.tensor(timesteps, dtype=torch.float32)
+        rows, told = len(timesteps), self.put(timesteps)
         if self._compiled:
             extra = next((n for n in COMPILED_ROWS if n >= rows), rows) - rows
             noisy, told, embeds = (
@@ -96,7 +102,7 @@ class Network:
         ):
             output: torch.Tensor = self._unet(
                 noisy.to(self._unet.dtype, memory_format=self._format),
-                told.to(self._device, non_blocking=True),
+                told,
                 encoder_hidden_states=embeds,
                 return_dict=False,
             )[0]

@@ -1,13 +1,12 @@
 """Encode, tick, decode, for many jobs at once. The only code that runs a network.
 
 Knows no queue and no future: it is given jobs and lanes, and gives lanes and pictures back. All of
-it runs on the engine's thread but `finish`, which waits for the device and runs beside it.
+it runs on the engine's thread but `finish` and `preview`, which wait for the device beside it.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
     from worker.engine.job import Job
     from worker.engine.models import LoadedModel
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -100,6 +97,9 @@ class Runner:
         embeds = [lane.unconditional for lane in rows]
         embeds[len(main) : len(main) + len(paired)] = [main[n].embeds for n in paired]
         listened = sum(lane.is_self_guided for lane in main)
+        scalars = self.network.put(
+            [[lane.job.guidance_scale, lane.level.alpha, lane.level.sigma] for lane in main]
+        )
         output, salient = self.network(
             torch.cat(inputs),
             [lane.level.timestep for lane in rows],
@@ -108,9 +108,6 @@ class Runner:
             listened,
         )
         first, conditional, degraded = output.split([len(main), len(paired), len(second)])
-        guided = _guided(main, paired, first, conditional)
-        if salient is not None:
-            _degrade(main[:listened], noisy, first, guided, salient)
         whole = [
             Advance(
                 lane,
@@ -119,25 +116,24 @@ class Runner:
             )
             for n, (lane, each) in enumerate(second)
         ]
-        return whole + [
-            Advance(lane, guided[n : n + 1], noisy[n])
-            for n, lane in enumerate(main)
-            if n >= listened
-        ]
+        scale, alpha, sigma = scalars.view(-1, 3, 1, 1, 1).unbind(1)
+        guided = _guided(paired, first, conditional, scale)
+        whole += [Advance(main[n], guided[n], noisy[n]) for n in range(listened, len(main))]
+        if salient is not None:
+            _degrade(main[:listened], noisy, first, guided, (salient, alpha, sigma))
+        return whole
 
     @torch.inference_mode()
     def decode(self, lanes: Sequence[Lane]) -> list[torch.Tensor | None]:
         """Each lane's picture on the device, (1, 3, height, width) in -1 … 1, None for `latent`."""
-        vae, found = self.pipe.vae, dict[int, torch.Tensor]()
+        found: dict[int, torch.Tensor] = {}
         wanted = [lane for lane in lanes if lane.job.output_type != "latent"]
         wanted.sort(key=lambda lane: lane.latents.shape)
         for _, group in itertools.groupby(wanted, key=lambda lane: lane.latents.shape):
             alike = list(group)
             for begin in range(0, len(alike), DECODE_TOGETHER):
                 some = alike[begin : begin + DECODE_TOGETHER]
-                latents = torch.cat([lane.latents for lane in some]) / vae.config.scaling_factor
-                decoded = vae.decode(latents, return_dict=False)[0].split(1)
-                found |= {id(lane): each for lane, each in zip(some, decoded, strict=True)}
+                found |= zip(map(id, some), self._decoded(some), strict=True)
         return [found.get(id(lane)) for lane in lanes]
 
     @torch.inference_mode()
@@ -154,22 +150,38 @@ class Runner:
         """A small picture of an x0, told as alpha x0, as a data URL. May run beside the engine."""
         return self.preview_map.data_url(clean / max(alpha, previews.LEAST_ALPHA))
 
-    def free_memory(self) -> None:
-        """Give the memory that no tensor holds back to the device, for whoever shares it."""
-        if self.model.device != "cpu":
-            torch.cuda.empty_cache()
-
     def rest(self) -> None:
-        """Nothing is left to do for now: give back what is only needed while there is."""
-        self.pipe.maybe_free_model_hooks()
+        """Nothing is left to do for now: with offload the device is given back.
+
+        Not by `maybe_free_model_hooks`, which also moves the safety checker under the feet of the
+        pictures that are being finished.
+        """
+        for hook in getattr(self.pipe, "_all_hooks", ()):
+            hook.offload()
+
+    def close(self) -> None:
+        """Let go of the device; hooks would keep the model in a circle with itself."""
+        if self.moves:
+            self.pipe.remove_all_hooks()
+
+    def _decoded(self, lanes: Sequence[Lane]) -> list[torch.Tensor]:
+        """Pictures of one size; where they do not fit together, in halves."""
+        vae, half = self.pipe.vae, len(lanes) // 2
+        try:
+            latents = torch.cat([lane.latents for lane in lanes]) / vae.config.scaling_factor
+            return list(vae.decode(latents, return_dict=False)[0].split(1))
+        except torch.OutOfMemoryError:
+            if not half:
+                raise
+        free_memory(self.model.device)
+        return self._decoded(lanes[:half]) + self._decoded(lanes[half:])
 
     def _finished(self, lane: Lane, decoded: torch.Tensor | None) -> Picture:
         factor = self.pipe.vae_scale_factor
         height, width = (side * factor for side in lane.latents.shape[-2:])
         if decoded is None:
             return Picture(lane.latents[0].float().cpu(), width, height, lane.seed, None)
-        device = self.pipe._execution_device  # noqa: SLF001  # diffusers' own way to ask
-        decoded, flags = self.pipe.run_safety_checker(decoded, device, self.pipe.unet.dtype)
+        decoded, flags = self.pipe.run_safety_checker(decoded, decoded.device, decoded.dtype)
         pixels = self.pipe.image_processor.postprocess(
             decoded,
             output_type="np" if lane.job.output_type == "npy" else "pil",
@@ -179,15 +191,13 @@ class Runner:
 
 
 def _guided(
-    main: Sequence[Lane], paired: list[int], first: torch.Tensor, conditional: torch.Tensor
-) -> torch.Tensor:
-    """The main pass, guided by the prompt where that is on; in float32."""
-    guided = first.float()
-    if paired:
-        scales = [main[number].job.guidance_scale for number in paired]
-        scale = torch.tensor(scales, device=first.device).view(-1, 1, 1, 1)
-        guided = guided.clone()
-        guided[paired] = guidance.classifier_free(first[paired], conditional, scale)
+    paired: list[int], first: torch.Tensor, conditional: torch.Tensor, scale: torch.Tensor
+) -> list[torch.Tensor]:
+    """The main pass of each lane, guided by the prompt where that is on; (1, c, h, w), float32."""
+    guided = list(first.float().split(1))
+    for row, number in enumerate(paired):
+        unconditional, prompted = guided[number], conditional[row : row + 1]
+        guided[number] = guidance.classifier_free(unconditional, prompted, scale[number])
     return guided
 
 
@@ -195,22 +205,26 @@ def _degrade(
     lanes: Sequence[Lane],
     noisy: Sequence[torch.Tensor],
     first: torch.Tensor,
-    guided: torch.Tensor,
-    salient: torch.Tensor,
+    guided: Sequence[torch.Tensor],
+    terms: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> None:
     """Leave each of these lanes, the first of a main pass, what its degraded pass needs."""
-    together = torch.cat(list(noisy[: len(lanes)]))
-    alpha, sigma = _column(lanes, "alpha", first.device), _column(lanes, "sigma", first.device)
-    kind = lanes[0].sampling.kinds[0]
+    number = len(lanes)
+    salient, alpha, sigma = terms
     degraded, expected = guidance.degrade(
-        kind, together, first[: len(lanes)], salient, alpha, sigma
+        lanes[0].sampling.kinds[0],
+        torch.cat(list(noisy[:number])),
+        first[:number],
+        salient,
+        alpha[:number],
+        sigma[:number],
     )
-    for number, lane in enumerate(lanes):
-        row = slice(number, number + 1)
-        lane.degraded = Degraded(noisy[number], degraded[row], expected[row], guided[row])
+    parts = zip(lanes, noisy, degraded.split(1), expected.split(1), guided, strict=False)
+    for lane, *each in parts:
+        lane.degraded = Degraded(*each)
 
 
-def _column(lanes: Sequence[Lane], name: str, device: torch.device) -> torch.Tensor:
-    """A number of each lane's level, (lanes, 1, 1, 1)."""
-    numbers = [getattr(lane.level, name) for lane in lanes]
-    return torch.tensor(numbers, device=device).view(-1, 1, 1, 1)
+def free_memory(device: str) -> None:
+    """Give the memory that no tensor holds back to the device, for whoever shares it."""
+    if device != "cpu":
+        torch.cuda.empty_cache()

@@ -7,14 +7,14 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from worker.errors import ModelLoadFailed
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from worker.engine.models import LoadedModel
     from worker.engine.runner import Runner
     from worker.settings import ModelSpec
-
-    Loader = Callable[[ModelSpec, str, str], LoadedModel]
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +62,11 @@ class Runners:
 
     def free_memory(self) -> None:
         """Give what no tensor holds back to the device."""
-        for runner in self._ready.values():
-            runner.free_memory()
+        from worker.engine.runner import free_memory  # noqa: PLC0415  # see `_build`
+
+        gc.collect()
+        for device in {runner.model.device for runner in self._ready.values()}:
+            free_memory(device)
 
     def clear(self) -> None:
         """Let all models go."""
@@ -77,13 +80,21 @@ class Runners:
             idle = [each for each in self._ready if each not in at_work]
             while len(self._ready) >= self.capacity and idle:
                 self._evict(idle.pop(0))
-            self._ready[alias] = Runner(self._load(self._specs[alias]), self._max_batch_rows)
+            model = self._load(self._specs[alias])
+            try:
+                self._ready[alias] = Runner(model, self._max_batch_rows)
+            except Exception as error:
+                message = f"model {alias!r} was loaded but can't run here: {error}"
+                raise ModelLoadFailed(message[:2000]) from error
         finally:
             self._loading_since_s = None
         self._built_s[alias] = began_s, time.perf_counter()
 
     def _evict(self, alias: str) -> None:
+        from worker.engine.runner import free_memory  # noqa: PLC0415  # see `_build`
+
         logger.info("model %s makes room for another", alias)
-        free_memory = self._ready.pop(alias).free_memory
+        device = self._ready[alias].model.device
+        self._ready.pop(alias).close()
         gc.collect()
-        free_memory()
+        free_memory(device)

@@ -13,7 +13,7 @@ from api_contracts.errors import Fault
 from worker.errors import BadRequest, UnsupportedScheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 #: Those that use `eta`.
 WITH_ETA = ("ddim", "tcd")
@@ -112,9 +112,14 @@ class _Sampler:
     @property
     def flags(self) -> dict[str, Any]:
         """Everything of the configuration that makes this sampler what it is."""
-        known = inspect.signature(getattr(diffusers, self.class_name).__init__).parameters
+        known = self.parameters
         own = {name: known[name].default for name in _SAMPLERS_OWN if name in known}
         return own | self.options
+
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """Of diffusers' class."""
+        return inspect.signature(getattr(diffusers, self.class_name).__init__).parameters
 
 
 #: What in a scheduler's configuration is the sampler and not the model. A name means the values of
@@ -175,7 +180,9 @@ def make(name: str | None, own: Any, num_inference_steps: int) -> Sampling:  # n
         options = sampler.flags
     taken = "v_prediction" if kind in sampler.lacks else kind
     scheduler_class = getattr(diffusers, sampler.class_name)
-    told = {} if taken == kind else {"prediction_type": taken}
+    told: dict[str, Any] = {} if taken == kind else {"prediction_type": taken}
+    if "clip_sample" in sampler.parameters and "clip_sample" not in own.config:
+        told["clip_sample"] = False  # the class's own would clip latents to -1 … 1
     if sampler.levels is _by_angle:
         told = {"trained_betas": None}
     scheduler = scheduler_class.from_config(own.config, **options, **told)

@@ -32,10 +32,12 @@ class Capacity:
 
     rows: int
     cells: int
+    #: However small the latents are.
+    most: int = TRIED[-1]
 
     def limit(self, height: int, width: int) -> int:
         """Rows for latents of this size: the work and the memory of a row go with its cells."""
-        return max(1, self.rows * self.cells // (height * width))
+        return min(self.most, max(1, self.rows * self.cells // (height * width)))
 
     def less_than(self, rows: int, height: int, width: int) -> Capacity:
         """A capacity of half of so many rows, which did not fit."""
@@ -51,7 +53,9 @@ def capacity(pipe: Any, network: Callable[..., Any], max_rows: int | None) -> Ca
     call = _caller(pipe, network, (height, width))
     if max_rows is not None:
         call(2)
-        return Capacity(max_rows, height * width)
+        return Capacity(max_rows, height * width, max_rows)
+    if pipe._execution_device.type == "cuda":  # noqa: SLF001  # diffusers' own way to ask
+        torch.cuda.reset_peak_memory_stats(pipe._execution_device)  # noqa: SLF001  # as above
     rows, seconds = _measure(call, pipe._execution_device)  # noqa: SLF001  # diffusers' own way to ask
     shown = ", ".join(f"{n}: {1000 * each:.0f} ms" for n, each in seconds.items())
     logger.info("up to %d rows in one UNet call; measured %s", rows, shown)
@@ -75,21 +79,26 @@ def _caller(pipe: Any, network: Callable[..., Any], size: tuple[int, int]) -> Ca
 def _measure(call: Callable[[int], None], device: torch.device) -> tuple[int, dict[int, float]]:
     """The fewest rows that are about as cheap, row by row, as the cheapest; and all times."""
     seconds: dict[int, float] = {}
-    call(1)
     for rows in TRIED:
         try:
+            call(rows)  # the first of a size may choose kernels, or compile
             seconds[rows] = _timed(call, rows)
-            if seconds[rows] < LONGEST_S / 2:
-                seconds[rows] = min(seconds[rows], _timed(call, rows))
         except torch.OutOfMemoryError:
+            if not seconds:
+                raise
             torch.cuda.empty_cache()
             break
-        if seconds[rows] > LONGEST_S or not _has_room(device):
+        if not _bearable(seconds, rows) or not _has_room(device):
             break
-    bearable = {rows: each for rows, each in seconds.items() if each <= LONGEST_S or rows == 1}
+    bearable = {rows: each for rows, each in seconds.items() if _bearable(seconds, rows)}
     cheapest = min(each / rows for rows, each in bearable.items())
     worth = [rows for rows, each in bearable.items() if each / rows <= cheapest * (1 + GAIN)]
     return min(worth), seconds
+
+
+def _bearable(seconds: dict[int, float], rows: int) -> bool:
+    """Where one row alone takes as long, as when the weights are moved in each call, more may."""
+    return seconds[rows] <= max(LONGEST_S, 1.5 * seconds[1])
 
 
 def _timed(call: Callable[[int], None], rows: int) -> float:
@@ -99,9 +108,11 @@ def _timed(call: Callable[[int], None], rows: int) -> float:
 
 
 def _has_room(device: torch.device) -> bool:
-    """Whether twice the rows would fit: the peak so far, doubled, beside what is kept free."""
+    """Whether twice the rows would fit: the growth of the peak, doubled, beside what is spared."""
     if device.type == "cpu":
         return True
-    _, total_bytes = torch.cuda.mem_get_info(device)
-    peak_bytes = torch.cuda.max_memory_allocated(device)
-    return 2 * peak_bytes < total_bytes * (1 - SPARE)
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    held_bytes = torch.cuda.memory_allocated(device)
+    unused_bytes = torch.cuda.memory_reserved(device) - held_bytes
+    growth_bytes = torch.cuda.max_memory_allocated(device) - held_bytes
+    return 2 * growth_bytes < free_bytes + unused_bytes - total_bytes * SPARE

@@ -1,0 +1,170 @@
+"""Whatever part of a round fails, every job ends, and the engine serves the next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import diffusers
+import pytest
+import torch
+
+from tests.engine.jobs import SPEC, Rounds, apart, job, latents_of
+from worker.engine.engine import Engine, load_model
+from worker.engine.job import Control
+from worker.engine.runner import Runner
+from worker.engine.runners import Runners
+from worker.errors import OutOfMemory
+
+if TYPE_CHECKING:
+    from worker.engine.models import LoadedModel
+
+
+class Failing:
+    """Stands in for a method, and raises so many times before it does its work."""
+
+    def __init__(self, usual: Any, error: BaseException, times: int) -> None:
+        self._usual, self._error, self.left = usual, error, times
+
+    def __get__(self, owner: Any, _kind: Any) -> Any:
+        """As a method of its owner."""
+        return lambda *args, **options: self(owner, *args, **options)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Fail, or do the work."""
+        if self.left:
+            self.left -= 1
+            raise self._error
+        return self._usual(*args, **options)
+
+
+PARTS = [
+    (Runner, "encode"), (Runner, "tick"), (Runner, "decode"), (Runner, "finish"),
+    (Runner, "preview"), (Runner, "rest"), (Runner, "draft"), (Runners, "free_memory"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "name"), PARTS)
+@pytest.mark.parametrize("times", [1, 9])
+@pytest.mark.parametrize("error", [ValueError("broken"), torch.OutOfMemoryError("full")])
+def test_every_job_ends(
+    monkeypatch: pytest.MonkeyPatch, kind: Any, name: str, times: int, error: Exception
+) -> None:
+    """Once or for a while: no future stays open, and a job that comes later is served."""
+    engine = Engine({"default": SPEC}, "cpu", "none", max_batch_rows=8)
+    wanted = job(num_inference_steps=2, output_type="png", preview_every=1)
+    assert engine.submit(wanted, Control()).result(timeout=60).pictures
+    if kind is Runners:
+        monkeypatch.setattr(Runner, "encode", Failing(Runner.encode, error, times))
+    failing = Failing(getattr(kind, name), error, times)
+    monkeypatch.setattr(kind, name, failing)
+    futures = [engine.submit(wanted, Control()) for _ in range(3)]
+    for future in futures:
+        future.exception(timeout=60)
+    failing.left = 0
+    monkeypatch.undo()
+    assert engine.submit(wanted, Control()).result(timeout=60).pictures
+    engine.close()
+
+
+def test_an_engine_that_is_closed_ends_its_jobs() -> None:
+    """`close` waits for what was submitted, and what was submitted ends."""
+    engine = Engine({"default": SPEC}, "cpu", "none", max_batch_rows=8)
+    futures = [engine.submit(job(num_inference_steps=2), Control()) for _ in range(3)]
+    engine.close()
+    assert all(future.done() and future.result().pictures for future in futures)
+
+
+def test_pictures_that_fit_one_at_a_time_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder that holds one picture makes four of a job, the same as at once."""
+    rounds = Rounds()
+    wanted = job(num_inference_steps=2, num_images_per_prompt=4, output_type="npy")
+    at_once = rounds.result(wanted).pictures
+    usual = rounds.pipe.vae.decode
+
+    def decode(latents: torch.Tensor, **options: Any) -> Any:
+        if len(latents) > 1:
+            raise torch.OutOfMemoryError("full")
+        return usual(latents, **options)
+
+    monkeypatch.setattr(rounds.pipe.vae, "decode", decode)
+    for ours, theirs in zip(rounds.result(wanted).pictures, at_once, strict=True):
+        assert abs(ours.pixels - theirs.pixels).max() < 1e-4
+
+
+def test_what_does_not_fit_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a library has its own error for it."""
+    rounds = Rounds()
+
+    def fail(*_args: Any, **_options: Any) -> NoReturn:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")
+
+    wanted = job(num_inference_steps=2)
+    rounds.result(wanted)
+    monkeypatch.setattr(rounds.pipe.unet, "forward", fail)
+    with pytest.raises(OutOfMemory):
+        rounds.result(wanted)
+
+
+def test_latents_beyond_half_precision_are_refused() -> None:
+    """What becomes infinite in the model's precision is refused by name, not denoised."""
+    import safetensors.torch
+
+    from worker.errors import BadRequest
+
+    half = Rounds(SPEC.model_copy(update={"dtype": "float16"}))
+    start = safetensors.torch.save({"x": torch.full((1, 4, 16, 16), 1e5)})
+    with pytest.raises(BadRequest) as refused:
+        half.result(job(num_inference_steps=2, latents=start))
+    assert refused.value.details["faults"][0]["where"] == "latents"
+
+
+@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+def test_no_sampler_clips_latents(name: str) -> None:
+    """Where a model's own scheduler knows no `clip_sample`, the class's own True is not taken."""
+    clipped, plain = Rounds(), Rounds()
+    config = dict(plain.pipe.scheduler.config)
+    euler = diffusers.EulerDiscreteScheduler.from_config(config)
+    clipped.pipe.scheduler = diffusers.EulerDiscreteScheduler(
+        **{key: euler.config[key] for key in ("beta_end", "beta_start", "beta_schedule")},
+        timestep_spacing="trailing",
+    )
+    wanted = job(num_inference_steps=4, scheduler=name)
+    made = latents_of(clipped.result(wanted))
+    assert float(made.abs().max()) > 1.5
+    if name == "ddim":
+        options = {"set_alpha_to_one": True}
+        plain.pipe.scheduler = type(plain.pipe.scheduler).from_config(config, **options)
+        assert apart(made, latents_of(plain.result(wanted))) < 1e-4
+
+
+def test_rows_are_a_maximum_at_every_size() -> None:
+    """`max_batch_rows` holds for latents smaller than the model's own, too."""
+    rounds = Rounds(max_batch_rows=8)
+    assert rounds.runner.network.capacity.limit(4, 4) == 8
+    assert rounds.runner.network.capacity.limit(64, 64) == 1
+
+
+def test_an_evicted_model_is_gone_before_the_next_is_there() -> None:
+    """Two models are never in memory where one is to be kept."""
+    import gc
+    import weakref
+
+    held: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    def loader(*given: Any, **options: Any) -> LoadedModel:
+        alive.append(sum(each() is not None for each in held))
+        model = load_model(*given, **options)
+        held.append(weakref.ref(model.pipeline.unet))
+        return model
+
+    engine = Engine({"a": SPEC, "b": SPEC}, "cpu", "none", max_batch_rows=8, loader=loader)
+    gc.disable()
+    try:
+        for model in ("a", "b", "a"):
+            wanted = job(num_inference_steps=1, model=model)
+            assert engine.submit(wanted, Control()).result(timeout=60).pictures
+    finally:
+        gc.enable()
+    engine.close()
+    assert alive == [0, 0, 0]
