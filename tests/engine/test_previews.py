@@ -74,7 +74,7 @@ def test_a_preview_shows_the_picture(
     ours, constant = [], []
     for latents, image in done:
         size = latents.shape[-1], latents.shape[-2]
-        shown = pixels(picture(rounds.runner.preview_map.data_url(latents)), size)
+        shown = pixels(picture(rounds.runner.preview(latents, 1.0)), size)
         true = pixels(image, size)
         ours.append(error(shown, true))
         constant.append(error(np.broadcast_to(np.median(true, axis=(0, 1)), true.shape), true))
@@ -88,7 +88,7 @@ def test_a_preview_is_nearer_to_its_own_picture(
     size = (16, 16)
     true = [pixels(image, size) for _, image in done]
     for number, (latents, _) in enumerate(done):
-        shown = pixels(picture(rounds.runner.preview_map.data_url(latents)), size)
+        shown = pixels(picture(rounds.runner.preview(latents, 1.0)), size)
         errors = [error(shown, each) for each in true]
         assert int(np.argmin(errors)) == number, errors
 
@@ -203,7 +203,7 @@ def test_the_last_preview_is_of_the_picture(rounds: Rounds, make: Make, schedule
     """Where the last step gives the x0, its preview is that of the latents that come out."""
     result, steps = seen(make, preview_every=12, scheduler=scheduler, height=64, width=96)
     shown = picture(steps[-1].preview)
-    of_result = picture(rounds.runner.preview_map.data_url(latents_of(result)))
+    of_result = picture(rounds.runner.preview(latents_of(result), 1.0))
     assert shown.size == of_result.size == (128, 85)
     assert error(pixels(shown, (24, 16)), pixels(of_result, (24, 16))) < 0.5
 
@@ -237,5 +237,5 @@ def test_pure_noise_can_be_shown(rounds: Rounds) -> None:
     least = picture(rounds.runner.preview(clean, previews.LEAST_ALPHA))
     assert error(pixels(image, (16, 16)), pixels(least, (16, 16))) == 0
     twice = picture(rounds.runner.preview(clean, 2.0))
-    half = picture(rounds.runner.preview_map.data_url(clean / 2))
+    half = picture(rounds.runner.preview(clean / 2, 1.0))
     assert error(pixels(twice, (16, 16)), pixels(half, (16, 16))) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from worker.errors import ModelLoadFailed
 from worker.settings import is_hub_id
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from worker.settings import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -88,6 +91,15 @@ def _source(path: str) -> str:
     raise OSError(message)
 
 
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """The libraries' errors do not say which file it is."""
+    try:
+        yield
+    except Exception as error:
+        raise OSError(f"{path}: {error}") from error
+
+
 def _where(path: str) -> dict[str, bool]:
     """Never the network for what is on this machine."""
     return {"local_files_only": Path(path).exists()}
@@ -141,16 +153,18 @@ def _check(pipeline: Any, spec: ModelSpec) -> None:  # noqa: ANN401  # a diffuse
 def _adapt(pipeline: Any, spec: ModelSpec) -> None:  # noqa: ANN401  # a diffusers pipeline
     """Load what the settings put on top of the weights, and choose how the parts compute."""
     for number, each in enumerate(spec.lora):
-        pipeline.load_lora_weights(
-            _source(each.path), adapter_name=f"lora{number}", **_SAFE, **_where(each.path)
-        )
+        with _naming(each.path):
+            pipeline.load_lora_weights(
+                _source(each.path), adapter_name=f"lora{number}", **_SAFE, **_where(each.path)
+            )
     if spec.lora:
         names = [f"lora{number}" for number in range(len(spec.lora))]
         pipeline.set_adapters(names, [each.scale for each in spec.lora])
     for inversion in spec.textual_inversion:
-        pipeline.load_textual_inversion(
-            _source(inversion.path), token=inversion.token, **_SAFE, **_where(inversion.path)
-        )
+        with _naming(inversion.path):
+            pipeline.load_textual_inversion(
+                _source(inversion.path), token=inversion.token, **_SAFE, **_where(inversion.path)
+            )
     if spec.vae_slicing:
         pipeline.vae.enable_slicing()
     if spec.vae_tiling:

@@ -147,8 +147,18 @@ class Runner:
         return [self._finished(lane, each) for lane, each in zip(lanes, decoded, strict=True)]
 
     def preview(self, clean: torch.Tensor, alpha: float) -> str:
-        """A small picture of an x0, told as alpha x0, as a data URL. May run beside the engine."""
-        return self.preview_map.data_url(clean / max(alpha, previews.LEAST_ALPHA))
+        """A small picture of an x0, told as alpha x0, as a data URL. May run beside the engine.
+
+        By the linear map, or by the autoencoder where the map is poor and nothing has to move.
+        """
+        latents = clean / max(alpha, previews.LEAST_ALPHA)
+        if self.moves or self.preview_map.unexplained <= previews.UNEXPLAINED:
+            return self.preview_map.data_url(latents)
+        vae = self.pipe.vae
+        with torch.inference_mode():
+            latents = (latents / vae.config.scaling_factor).to(vae.dtype)
+            decoded = vae.decode(latents, return_dict=False)[0]
+        return previews.data_url(decoded[0].float().cpu().movedim(0, -1))
 
     def rest(self) -> None:
         """Nothing is left to do for now: with offload the device is given back.

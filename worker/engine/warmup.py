@@ -30,18 +30,18 @@ SPARE = 0.2
 class Capacity:
     """Rows of one call, at the size of latents that they were measured at."""
 
-    rows: int
+    rows: float
     cells: int
     #: However small the latents are.
     most: int = TRIED[-1]
 
     def limit(self, height: int, width: int) -> int:
         """Rows for latents of this size: the work and the memory of a row go with its cells."""
-        return min(self.most, max(1, self.rows * self.cells // (height * width)))
+        return min(self.most, max(1, int(self.rows * self.cells / (height * width))))
 
     def less_than(self, rows: int, height: int, width: int) -> Capacity:
         """A capacity of half of so many rows, which did not fit."""
-        return replace(self, rows=min(self.rows, max(1, rows * height * width // self.cells // 2)))
+        return replace(self, rows=min(self.rows, rows * height * width / self.cells / 2))
 
 
 def capacity(pipe: Any, network: Callable[..., Any], max_rows: int | None) -> Capacity:  # noqa: ANN401  # a diffusers pipeline

@@ -1,0 +1,209 @@
+"""How many rows a call takes: measured by a clock of the test's own, so that nothing waits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from worker.engine import warmup
+from worker.engine.warmup import GAIN, LONGEST_S, TRIED, Capacity, capacity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+PURE = settings(deadline=None, derandomize=True, max_examples=150)
+SIDE = st.integers(1, 128)
+CAPACITIES = st.builds(Capacity, st.sampled_from(TRIED), SIDE.map(lambda side: side * side))
+
+
+def pipe(sample_size: Any = 64, device: str = "cpu") -> Any:
+    """What of a pipeline the measurement looks at: sizes, and where it runs."""
+    config = SimpleNamespace(sample_size=sample_size, in_channels=4, cross_attention_dim=8)
+    return SimpleNamespace(
+        unet=SimpleNamespace(config=config, dtype=torch.float32),
+        tokenizer=SimpleNamespace(model_max_length=7),
+        _execution_device=torch.device(device),
+    )
+
+
+@dataclass
+class Network:
+    """A network that takes a time by its rows, on a clock that nothing else moves."""
+
+    #: Seconds of a call of so many rows.
+    seconds: Callable[[int], float]
+    #: Rows beyond which the memory is full.
+    holds: int = 1000
+    #: How much longer the first call of a size takes.
+    first_s: float = 0.0
+    now_s: float = 0.0
+    calls: list[int] = field(default_factory=list)
+    inputs: list[tuple[torch.Tensor, Sequence[float], torch.Tensor]] = field(default_factory=list)
+
+    def __call__(
+        self, noisy: torch.Tensor, timesteps: Sequence[float], embeds: torch.Tensor
+    ) -> None:
+        """One call, as the runner makes it."""
+        rows = len(timesteps)
+        self.now_s += self.seconds(rows) + (rows not in self.calls) * self.first_s
+        self.calls.append(rows)
+        self.inputs.append((noisy, timesteps, embeds))
+        if rows > self.holds:
+            raise torch.OutOfMemoryError
+
+    def measured(self, max_rows: int | None = None, sample_size: Any = 4) -> Capacity:
+        """The capacity that is found, by this network's clock."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(warmup, "time", SimpleNamespace(perf_counter=lambda: self.now_s))
+            return capacity(pipe(sample_size), self, max_rows)
+
+
+@PURE
+@given(st.lists(st.floats(0.001, 2.0), min_size=len(TRIED), max_size=len(TRIED)))
+@example([0.1, 0.11, 0.12, 0.13, 0.14, 0.15, 0.16])
+@example([0.6, 0.7, 0.95, 1.0, 1.0, 1.0, 1.0])
+def test_the_fewest_rows_that_are_cheap(times: list[float]) -> None:
+    """No bearable number of rows is cheaper a row by over 5 %, and no smaller one is as cheap.
+
+    Bearable is half a second, or half as long again as one row alone. Beyond the first number that
+    is not, none is tried.
+    """
+    table = dict(zip(TRIED, times, strict=True))
+    network = Network(table.__getitem__)
+    found = int(network.measured().rows)
+    longest_s = max(LONGEST_S, 1.5 * table[1])
+    tried = sorted(set(network.calls))
+    assert tried == list(TRIED[: len(tried)])
+    assert all(table[rows] <= longest_s for rows in tried[:-1])
+    assert table[tried[-1]] > longest_s or tried == list(TRIED)
+    cost = {rows: table[rows] / rows for rows in tried if table[rows] <= longest_s}
+    assert found in cost
+    for rows, each in cost.items():
+        assert cost[found] <= each * (1 + GAIN) + 1e-9
+        assert rows >= found or each > min(cost.values()) * (1 + GAIN) - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rows"),
+    [
+        (lambda rows: 0.01 * rows, 1),
+        (lambda rows: 0.05 + 0.0001 * rows, 64),
+        (lambda rows: 0.01 * max(8, rows), 8),
+        (lambda rows: 0.02 + 0.01 * rows, 32),
+        (lambda rows: 0.3 if rows == 1 else 0.3 + 0.1 * rows, 2),
+        (lambda rows: 2.0 * rows, 1),
+        (lambda rows: 2.0 + 0.01 * rows, 64),
+    ],
+    ids=["a-cpu", "a-large-gpu", "full-at-8", "overhead", "bearable", "slow", "offloaded"],
+)
+def test_devices_get_what_suits_them(seconds: Callable[[int], float], rows: int) -> None:
+    """One row where rows cost alike, many where a call costs most, so many as fill the device.
+
+    Overhead: 0.34 s for 32 rows, over half a second for 64.
+    """
+    assert Network(seconds).measured().rows == rows
+
+
+def test_the_first_call_of_a_size_is_not_measured() -> None:
+    """What choosing kernels or compiling takes changes nothing."""
+    expected = Network(lambda rows: 0.01 * max(8, rows)).measured()
+    assert Network(lambda rows: 0.01 * max(8, rows), first_s=30.0).measured() == expected
+
+
+@pytest.mark.parametrize("holds", [1, 2, 3, 16, 63])
+def test_memory_sets_the_limit(holds: int) -> None:
+    """Where more rows do not fit, the largest that was tried and fitted is kept."""
+    network = Network(lambda rows: 0.01 + 0.0001 * rows, holds=holds)
+    assert network.measured().rows == max(rows for rows in TRIED if rows <= holds)
+    assert sum(rows > holds for rows in network.calls) == 1
+    assert max(network.calls) <= 2 * holds
+
+
+def test_a_device_that_takes_no_row_is_told() -> None:
+    """Where not even one row fits, loading fails as out of memory."""
+    with pytest.raises(torch.OutOfMemoryError):
+        Network(lambda _: 0.01, holds=0).measured()
+
+
+@pytest.mark.parametrize("max_rows", [2, 5, 256])
+def test_a_setting_is_believed(max_rows: int) -> None:
+    """With the rows in the settings nothing is measured: one call of two rows, to warm up.
+
+    It holds for latents of the model's own size and smaller; larger ones get fewer.
+    """
+    network = Network(lambda _: 100.0)
+    found = network.measured(max_rows)
+    assert network.calls == [2]
+    assert found.limit(4, 4) == max_rows
+    assert found.limit(1, 1) == max_rows
+    assert found.limit(8, 8) == max(1, max_rows // 4)
+
+
+@pytest.mark.parametrize(("sample_size", "size"), [(6, (6, 6)), ((4, 9), (4, 9))])
+def test_what_is_measured_is_a_call_of_the_models_size(
+    sample_size: Any, size: tuple[int, int]
+) -> None:
+    """Latents, times and texts have the shapes of the engine's own call, of the model's size."""
+    network = Network(lambda rows: 0.2 * rows)
+    found = network.measured(sample_size=sample_size)
+    assert found.cells == size[0] * size[1]
+    assert set(network.calls) == {1, 2, 4}
+    for rows, (noisy, timesteps, embeds) in zip(network.calls, network.inputs, strict=True):
+        assert noisy.shape == (rows, 4, *size)
+        assert len(timesteps) == rows
+        assert embeds.shape == (rows, 7, 8)
+        assert noisy.dtype == embeds.dtype == torch.float32
+
+
+@PURE
+@given(found=CAPACITIES, height=SIDE, width=SIDE)
+def test_rows_go_with_the_cells(found: Capacity, height: int, width: int) -> None:
+    """The rows of a size have no more cells than the rows that were measured, or are one.
+
+    They are as many as that allows, and no more than were ever tried. Never none.
+    """
+    rows, cells = found.limit(height, width), height * width
+    assert 1 <= rows <= found.most
+    assert rows == 1 or rows * cells <= found.rows * found.cells
+    assert rows == found.most or (rows + 1) * cells > found.rows * found.cells
+    assert found.limit(width, height) == rows
+    assert found.limit(height + 1, width) <= rows
+
+
+@PURE
+@given(found=CAPACITIES, height=SIDE, width=SIDE, rows=st.integers(2, 64), other=SIDE)
+def test_what_did_not_fit_is_not_tried_again(
+    found: Capacity, height: int, width: int, rows: int, other: int
+) -> None:
+    """After a call that was too large the limit of its size is lower, or 1, and of none higher."""
+    rows = min(rows, found.limit(height, width))
+    less = found.less_than(rows, height, width)
+    assert less.limit(height, width) >= 1
+    assert less.limit(height, width) < max(2, rows)
+    assert less.limit(other, other) <= found.limit(other, other)
+
+
+@pytest.mark.parametrize(("growth_bytes", "has_room"), [(29, True), (30, False), (50, False)])
+def test_room_is_left_to_others(
+    monkeypatch: pytest.MonkeyPatch, growth_bytes: int, has_room: bool
+) -> None:
+    """Twice the rows are tried where twice the memory is there beside a fifth of the device.
+
+    Of 100 bytes 10 are held by weights, 10 more by torch's own cache, 10 by others.
+    """
+    memory = {
+        "mem_get_info": (70, 100),
+        "memory_allocated": 10,
+        "memory_reserved": 20,
+        "max_memory_allocated": 10 + growth_bytes,
+    }
+    for name, value in memory.items():
+        monkeypatch.setattr(torch.cuda, name, lambda _device, value=value: value)
+    assert warmup._has_room(torch.device("cuda")) == has_room
+    assert warmup._has_room(torch.device("cpu"))
