@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from tests.engine.jobs import job, latents_of
+from tests.engine.jobs import Rounds, job, latents_of
 from worker.engine import previews
 from worker.engine.job import Control, Step
 from worker.engine.previews import SIDE_PX, PreviewMap
 
 if TYPE_CHECKING:
-    from tests.engine.jobs import Make, Rounds
+    from tests.engine.jobs import Make
     from worker.engine.job import JobResult
 
 PROMPTS = (
@@ -227,6 +227,20 @@ def test_a_preview_is_of_the_first_picture(make: Make) -> None:
     )
     assert error(of_many, first) < 1
     assert error(of_many, second) > error(of_many, first) + 1
+
+
+@pytest.mark.parametrize("max_batch_rows", [2, 3, 64])
+def test_all_previews_are_of_the_first_picture(max_batch_rows: int) -> None:
+    """So are they where the pictures of a job do not fit into one call and some are ahead."""
+    rounds, steps = Rounds(max_batch_rows=max_batch_rows), list[Step]()
+    wanted = job(prompts=PROMPTS[:3], seeds=(5, 6, 7), num_inference_steps=6, preview_every=2)
+    result = rounds.result(wanted, Control(on_step=steps.append))
+    final = [
+        pixels(picture(rounds.runner.preview(latents[None], 1.0)), (16, 16))
+        for latents in latents_of(result)
+    ]
+    for shown in (pixels(picture(step.preview), (16, 16)) for step in steps if step.preview):
+        assert int(np.argmin([error(shown, each) for each in final])) == 0
 
 
 def test_pure_noise_can_be_shown(rounds: Rounds) -> None:

@@ -65,6 +65,7 @@ def loaded() -> Rounds:
     return rounds
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", range(BATCHES))
 def test_company_changes_nothing(loaded: Rounds, number: int) -> None:
     """Whatever else is in its calls, a request gives the latents that it gives alone upstream.
