@@ -142,7 +142,8 @@ def test_without_self_attention_guidance_it_is_diffusers(
 ) -> None:
     """At a SAG scale of 0 the loop makes what the maintained pipeline makes, but for rounding.
 
-    4e-5 was measured on one thread, 2e-4 (`kdpm2`) on two: other kernels round otherwise. IPNDM is left out: diffusers tells it times from 1 to 0, which this network never saw.
+    4e-5 was measured on one thread, 2e-4 (`kdpm2`) on two: other kernels round otherwise. IPNDM is
+    left out: diffusers tells it times from 1 to 0, which this network never saw.
     """
     off = named(name, sag_scale=0.0)
     assert difference(alone(off), oracle.plain(pipe, off)) < 1e-3

@@ -187,7 +187,7 @@ def seen(make: Make, **changes: Any) -> tuple[JobResult, list[Step]]:
     return result, steps
 
 
-@pytest.mark.parametrize(("every", "scheduler"), [(1, None), (5, None), (12, "heun"), (13, "pndm")])
+@pytest.mark.parametrize(("every", "scheduler"), [(1, None), (5, "heun"), (13, "pndm")])
 def test_previews_come_with_their_steps(make: Make, every: int, scheduler: str | None) -> None:
     """Each step is told once, in order, every so many with a preview; the latents are the same."""
     result, steps = seen(make, preview_every=every, scheduler=scheduler)
@@ -217,21 +217,9 @@ def test_previews_come_nearer_to_the_last(make: Make) -> None:
     assert errors[-2] < 8
 
 
-def test_a_preview_is_of_the_first_picture(make: Make) -> None:
-    """A job of several pictures is shown by its first."""
-    _, alone = seen(make, preview_every=12, seeds=(5,))
-    _, many = seen(make, preview_every=12, seeds=(5, 6, 7), num_images_per_prompt=3)
-    _, other = seen(make, preview_every=12, seeds=(6,))
-    first, of_many, second = (
-        pixels(picture(told[-1].preview), (16, 16)) for told in (alone, many, other)
-    )
-    assert error(of_many, first) < 1
-    assert error(of_many, second) > error(of_many, first) + 1
-
-
 @pytest.mark.parametrize("max_batch_rows", [2, 3, 64])
-def test_all_previews_are_of_the_first_picture(max_batch_rows: int) -> None:
-    """So are they where the pictures of a job do not fit into one call and some are ahead."""
+def test_previews_are_of_the_first_picture(max_batch_rows: int) -> None:
+    """Of several pictures the first is shown, also where some are ahead for want of rows."""
     rounds, steps = Rounds(max_batch_rows=max_batch_rows), list[Step]()
     wanted = job(prompts=PROMPTS[:3], seeds=(5, 6, 7), num_inference_steps=6, preview_every=2)
     result = rounds.result(wanted, Control(on_step=steps.append))

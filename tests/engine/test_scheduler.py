@@ -20,7 +20,7 @@ from worker.engine.scheduler import (
     decode_due,
 )
 
-PURE = settings(deadline=None, derandomize=True, max_examples=200)
+PURE = settings(deadline=None, derandomize=True, max_examples=150)
 #: They differ in one field each, so that no field may be forgotten.
 BUCKETS = (
     Bucket("a", 8, 8, 32, None),
