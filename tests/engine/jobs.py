@@ -130,5 +130,5 @@ def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def assert_close(ours: torch.Tensor, theirs: torch.Tensor, close: float = CLOSE) -> None:
-    """No value differs by more than `close`."""
-    assert apart(ours, theirs) <= close
+    """No value differs by more than `close` of the largest, where that is above 1."""
+    assert apart(ours, theirs) <= close * max(1.0, float(theirs.abs().max()))

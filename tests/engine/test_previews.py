@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -67,9 +68,10 @@ def done(rounds: Rounds) -> list[tuple[torch.Tensor, Image.Image]]:
 def test_a_preview_shows_the_picture(
     rounds: Rounds, done: list[tuple[torch.Tensor, Image.Image]]
 ) -> None:
-    """Of final latents it is clearly nearer to the decoded picture than any one colour.
+    """Of final latents it is the decoded picture, smaller: by 0.5 to 1.1 of 255, as measured.
 
-    Both are compared at the size of the latents. The best single colour is the median.
+    Both are compared at the size of the latents. The best of single colours, the median, is off by
+    12 to 66; the linear map, on this model's autoencoder, by 46 to 78.
     """
     ours, constant = [], []
     for latents, image in done:
@@ -78,7 +80,8 @@ def test_a_preview_shows_the_picture(
         true = pixels(image, size)
         ours.append(error(shown, true))
         constant.append(error(np.broadcast_to(np.median(true, axis=(0, 1)), true.shape), true))
-    assert np.mean(ours) < np.mean(constant) / 1.5, f"{ours} of 255, one colour {constant}"
+    assert max(ours) < 3, ours
+    assert min(constant) > 10, constant
 
 
 def test_a_preview_is_nearer_to_its_own_picture(
@@ -231,13 +234,49 @@ def test_previews_are_of_the_first_picture(max_batch_rows: int) -> None:
         assert int(np.argmin([error(shown, each) for each in final])) == 0
 
 
+@pytest.mark.parametrize(
+    ("unexplained", "offload", "by_map"),
+    [(0.44, "none", False), (0.44, "model", True), (0.1, "none", True)],
+)
+def test_the_decoder_is_asked_where_the_map_is_poor(
+    rounds: Rounds,
+    done: list[tuple[torch.Tensor, Image.Image]],
+    monkeypatch: pytest.MonkeyPatch,
+    unexplained: float,
+    offload: str,
+    by_map: bool,
+) -> None:
+    """A map that leaves much of the variance is not shown, unless the decoder had to be moved.
+
+    What the map leaves is measured: with the shipped autoencoder 44 %, with a linear one nothing.
+    """
+    runner, (latents, _) = rounds.runner, done[0]
+    assert runner.preview_map.unexplained == pytest.approx(0.44, abs=0.01)
+    linear = previews.fit(
+        SimpleNamespace(vae=LinearAutoencoder(8), vae_scale_factor=8, _execution_device="cpu")
+    )
+    assert linear.unexplained < 1e-6
+    changed = replace(runner.preview_map, unexplained=unexplained)
+    monkeypatch.setattr(runner, "preview_map", changed)
+    monkeypatch.setattr(runner, "model", replace(runner.model, offload=offload))
+    vae = rounds.pipe.vae
+    with torch.inference_mode():
+        decoded = vae.decode(latents / vae.config.scaling_factor).sample
+    by_decoder = previews.data_url(decoded[0].movedim(0, -1))
+    expected = changed.data_url(latents) if by_map else by_decoder
+    assert runner.preview(latents, 1.0) == expected
+    assert by_decoder != changed.data_url(latents)
+
+
 def test_pure_noise_can_be_shown(rounds: Rounds) -> None:
-    """Where alpha is 0 the x0 is not divided by it: a preview of the first step is a picture."""
+    """An x0 is told as alpha x0 and divided by alpha, but not by an alpha near 0.
+
+    So a preview of the first step is a picture too.
+    """
     clean = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    image = picture(rounds.runner.preview(clean, 0.0))
-    assert image.size == (128, 128)
-    least = picture(rounds.runner.preview(clean, previews.LEAST_ALPHA))
-    assert error(pixels(image, (16, 16)), pixels(least, (16, 16))) == 0
-    twice = picture(rounds.runner.preview(clean, 2.0))
-    half = picture(rounds.runner.preview(clean / 2, 1.0))
-    assert error(pixels(twice, (16, 16)), pixels(half, (16, 16))) == 0
+    preview = rounds.runner.preview
+    assert preview(clean, 0.0) == preview(clean, previews.LEAST_ALPHA)
+    assert picture(preview(clean, 0.0)).size == (128, 128)
+    for alpha in (0.5, 0.25):
+        assert preview(clean * alpha, alpha) == preview(clean, 1.0)
+    assert preview(clean, 0.5) != preview(clean, 1.0)

@@ -202,6 +202,9 @@ def _set_timesteps(scheduler: Any, name: str, number: int, least: int) -> None: 
         if not least <= number <= most:
             raise ValueError(f"it takes {least} to {most}")  # noqa: TRY301  # as below
         scheduler.set_timesteps(number, device="cpu")
+        sigmas = getattr(scheduler, "sigmas", None)
+        if number == 1 and sigmas is not None and sigmas[1] >= sigmas[0]:
+            raise ValueError("its only step has no length")  # noqa: TRY301  # as below
         if float(scheduler.timesteps.min()) < 0:
             # Rounding in diffusers' "trailing" spacing, for 61 and a few others of 1,000: DDIM
             # would take it as the noisiest, and the picture would be lost.
