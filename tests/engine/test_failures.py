@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.engine.jobs import SPEC, Rounds, apart, job, latents_of
+from worker.engine.batch import Batch
 from worker.engine.engine import Engine, load_model
 from worker.engine.job import Control
 from worker.engine.runner import Runner
@@ -64,6 +65,23 @@ def test_every_job_ends(
     monkeypatch.undo()
     assert engine.submit(wanted, Control()).result(timeout=60).pictures
     engine.close()
+
+
+def test_nothing_holds_a_picture_but_its_caller() -> None:
+    """A picture is free when its caller lets it go, though no next job comes."""
+    import weakref
+
+    later: list[tuple[Any, ...]] = []
+    rounds = Rounds()
+    rounds.batch = Batch(rounds.runners, lambda *call: later.append(call))
+    future = rounds.submit(job(num_inference_steps=2, output_type="png"))
+    rounds.run()
+    while later:
+        call, *arguments = later.pop(0)
+        call(*arguments)
+    picture = weakref.ref(future.result(timeout=0).pictures[0])
+    del future, call, arguments
+    assert picture() is None
 
 
 def test_an_engine_that_is_closed_ends_its_jobs() -> None:

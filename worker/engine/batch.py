@@ -58,7 +58,6 @@ class Batch:
         self._admit()
         ticked = self._tick()
         self._decode(ticked=ticked)
-        self._begun = {each for each in self._begun if not each.future.done()}
         if was_busy and not self.is_busy:
             self._runners.rest()
         return self.is_busy
@@ -174,6 +173,7 @@ class Batch:
 
     def _finish(self, runner: Runner, running: Running, decoded: Sequence[Any]) -> None:
         """Give the job its pictures. Runs beside the engine, after all that it was told."""
+        self._begun.discard(running)  # or its pictures would be kept here until the next round
         error = running.broken
         if error is None:
             try:
@@ -214,6 +214,7 @@ class Batch:
         for jobs in (self._waiting, self._active, self._denoised):
             if running in jobs:
                 jobs.remove(running)
+        self._begun.discard(running)
         fault = ends.fault_of(error)
         running.lanes.clear()
         with suppress(InvalidStateError):  # it was cancelled: nobody waits for it
