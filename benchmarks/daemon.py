@@ -74,13 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"events, PNG and S3 cost {cost_ms:.1f} ms an image.",
         model=chosen.name,
         machine=machine,
-        options=record.options(
-            **tasks.described(arguments),
-            tasks=arguments.tasks,
-            repeats=arguments.repeats,
-            slots=arguments.slots,
-            set=arguments.set,
-        ),
+        options=service.described(arguments),
         rows=[_row(side, each) for side, each in zip(SIDES, turns, strict=True)],
     )
     report.publish(result, _plot(result, turns, share), arguments.out)

@@ -13,7 +13,7 @@ import diffusers
 import torch
 import transformers
 
-from worker.settings import SHIPPED_MODEL, ModelSpec
+from worker.model_spec import SHIPPED_MODEL, ModelSpec
 
 if TYPE_CHECKING:
     import argparse

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from api_contracts import GenerationClient, GenerationResult, TaskHandle, WaitTimeout
+from benchmarks import record, tasks
 from worker import embedded
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from benchmarks.model import Model
+    from benchmarks.record import Cell
     from benchmarks.tasks import Task
 
 BUCKET = "benchmark"
@@ -58,9 +60,9 @@ class Daemon:
     worker: Worker
     client: GenerationClient
 
-    def results(self, tasks: Sequence[Task]) -> list[GenerationResult]:
+    def results(self, given: Sequence[Task]) -> list[GenerationResult]:
         """Submit the tasks together, wait for all."""
-        handles = [self.client.submit(task.request()) for task in tasks]
+        handles = [self.client.submit(task.request()) for task in given]
         return [self._result(handle) for handle in handles]
 
     def _result(self, handle: TaskHandle) -> GenerationResult:
@@ -133,3 +135,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def took_s(began_s: float) -> float:
     """Seconds since `began_s` of the monotonic clock."""
     return time.perf_counter() - began_s
+
+
+def described(arguments: argparse.Namespace) -> dict[str, Cell]:
+    """What was asked for, for the result of a comparison with the daemon."""
+    return record.options(
+        **tasks.described(arguments),
+        tasks=arguments.tasks,
+        repeats=arguments.repeats,
+        slots=arguments.slots,
+        set=arguments.set,
+    )

@@ -18,7 +18,7 @@ from api_contracts.errors import ServiceUnavailable
 from api_contracts.names import TRANSPORT_OPTIONS
 from worker import gpu
 from worker.errors import StorageUnavailable
-from worker.settings import is_hub_id
+from worker.model_spec import is_hub_id
 from worker.storage import Storage
 
 if TYPE_CHECKING:

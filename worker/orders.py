@@ -13,7 +13,8 @@ from worker.errors import BadRequest, UnknownModel
 
 if TYPE_CHECKING:
     from api_contracts.request import GenerationRequest
-    from worker.settings import ModelSpec, Settings
+    from worker.model_spec import ModelSpec
+    from worker.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -106,13 +106,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"{arguments.repeats} turns), from the first submission to the last result.",
         model=chosen.name,
         machine=machine,
-        options=record.options(
-            **tasks.described(arguments),
-            tasks=arguments.tasks,
-            repeats=arguments.repeats,
-            slots=arguments.slots,
-            set=arguments.set,
-        ),
+        options=service.described(arguments),
         rows=[
             {"side": side, **Spread.of(each).cells("images_per_s")}
             for side, each in zip(SIDES, speeds, strict=True)

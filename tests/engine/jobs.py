@@ -12,7 +12,7 @@ from worker.engine.batch import Batch
 from worker.engine.job import Control, Job
 from worker.engine.runners import Runners
 from worker.engine.running import Running
-from worker.settings import SHIPPED_MODEL, ModelSpec
+from worker.model_spec import SHIPPED_MODEL, ModelSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable

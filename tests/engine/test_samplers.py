@@ -14,7 +14,7 @@ import torch
 from worker.engine import guidance, models
 from worker.engine.samplers import SAMPLERS, Sampling, make
 from worker.errors import BadRequest, ModelLoadFailed
-from worker.settings import SHIPPED_MODEL, ModelSpec
+from worker.model_spec import SHIPPED_MODEL, ModelSpec
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,9 +13,10 @@ from worker.celery_state import CeleryState
 from worker.engine.engine import Engine
 from worker.errors import ModelLoadFailed
 from worker.execute import Delivery, Executor
+from worker.model_spec import ModelSpec
 from worker.outcome import Cancelled, Dropped, Failed, Outcome, Requeued
 from worker.publisher import Publisher
-from worker.settings import ModelSpec, Settings
+from worker.settings import Settings
 from worker.shelf import Shelf
 from worker.storage import Storage
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from worker.engine.job import Control, Job, JobResult
     from worker.engine.models import LoadedModel
-    from worker.settings import ModelSpec
+    from worker.model_spec import ModelSpec
 
 
 def load_model(

@@ -16,12 +16,12 @@ from diffusers import StableDiffusionPipeline
 
 from worker.engine import guidance, samplers
 from worker.errors import ModelLoadFailed
-from worker.settings import is_hub_id
+from worker.model_spec import is_hub_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from worker.settings import ModelSpec
+    from worker.model_spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 

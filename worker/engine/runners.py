@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from worker.engine.models import LoadedModel
     from worker.engine.runner import Runner
-    from worker.settings import ModelSpec
+    from worker.model_spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,69 @@
+"""The models that the settings name: where each is, what is loaded with it, its defaults."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+#: The small model that the repository carries.
+SHIPPED_MODEL = Path(__file__).resolve().parent.parent / "models" / "tiny-shapes"
+
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a model's path may be a hub id, `owner/name`, where it is no folder."""
+    return _HUB_ID.match(path) is not None
+
+
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+
+
+class ModelDefaults(BaseModel):
+    """What a request gets where it says nothing; None leaves the contract's own default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_inference_steps: int | None = Field(default=None, ge=1)
+    guidance_scale: float | None = Field(default=None, ge=0, le=50)
+    sag_scale: float | None = Field(default=None, ge=0, le=10)
+    scheduler: str | None = None
+    height: int | None = Field(default=None, ge=64, multiple_of=8)
+    width: int | None = Field(default=None, ge=64, multiple_of=8)
+
+
+class Lora(BaseModel):
+    """LoRA weights that are loaded with a model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(min_length=1, description="A safetensors file, or a folder or hub id.")
+    scale: float = Field(default=1.0, ge=0, le=10)
+
+
+class TextualInversion(BaseModel):
+    """A word that is taught to a model's text encoder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(min_length=1, description="A safetensors file, or a folder or hub id.")
+    token: str = Field(min_length=1, description="How prompts write it, as `<ring>`.")
+
+
+class ModelSpec(BaseModel):
+    """One model: where it is and how it is loaded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str = Field(min_length=1, description="A local folder in diffusers' layout or a hub id.")
+    dtype: Dtype = "auto"
+    safety_checker: bool = True
+    vae_slicing: bool = False
+    vae_tiling: bool = False
+    lora: tuple[Lora, ...] = ()
+    textual_inversion: tuple[TextualInversion, ...] = ()
+    defaults: ModelDefaults = ModelDefaults()
