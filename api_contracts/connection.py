@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ssl
+from typing import Any
 
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import (
     ClusterDownError,
     MasterDownError,
@@ -14,6 +16,7 @@ from redis.exceptions import (
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
 
 #: What redis-py raises while Redis can't be reached.
 REDIS_AWAY = (RedisConnectionError, RedisTimeoutError)
@@ -22,18 +25,24 @@ REDIS_AWAY = (RedisConnectionError, RedisTimeoutError)
 _PASSING = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError)
 _PASSING_WORDS = ("OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "MISCONF")
 CONNECT_S, ANSWER_S = 5, 10
+_OPTIONS: dict[str, Any] = {
+    "socket_timeout": ANSWER_S,
+    "socket_connect_timeout": CONNECT_S,
+    "socket_keepalive": True,
+    "health_check_interval": 10,
+    "protocol": 2,
+}
 
 
 def connect(url: str) -> Redis:
     """A client whose calls end in seconds when Redis is away."""
-    return Redis.from_url(
-        url,
-        socket_timeout=ANSWER_S,
-        socket_connect_timeout=CONNECT_S,
-        socket_keepalive=True,
-        health_check_interval=10,
-        protocol=2,
-    )
+    return Redis.from_url(url, **_OPTIONS)
+
+
+def connect_impatiently(url: str, answer_s: float) -> Redis:
+    """A client that waits at most `answer_s` for an answer, and asks once more at once."""
+    limits = {"socket_timeout": answer_s, "socket_connect_timeout": answer_s}
+    return Redis.from_url(url, **_OPTIONS | limits, retry=Retry(NoBackoff(), 1))
 
 
 def celery_tls(setting: str, url: str) -> dict[str, dict[str, ssl.VerifyMode]]:

@@ -37,12 +37,14 @@ def queue_name(model: str) -> str:
     return f"generate.{model}"
 
 
+def queue_list(queue: str, priority: int) -> str:
+    """The Redis list of a queue's messages of one priority."""
+    return f"{queue}{PRIORITY_SEPARATOR}{priority}" if priority else queue
+
+
 def queue_lists(model: str) -> list[str]:
     """The Redis lists that make up a model's queue, one for each priority."""
-    name = queue_name(model)
-    return [
-        f"{name}{PRIORITY_SEPARATOR}{priority}" if priority else name for priority in PRIORITIES
-    ]
+    return [queue_list(queue_name(model), priority) for priority in PRIORITIES]
 
 
 def is_task_id(text: object) -> bool:
@@ -74,6 +76,16 @@ class Keys:
         return f"{self.namespace}:open"
 
     @property
+    def dead(self) -> str:
+        """Stream: tasks that no worker could finish, with request and reason."""
+        return f"{self.namespace}:dead"
+
+    @property
+    def reconciler(self) -> str:
+        """String: which worker puts lost tasks back, for a few seconds at a time."""
+        return f"{self.namespace}:reconciler"
+
+    @property
     def control(self) -> str:
-        """Channel: ids whose cancel was requested. Reserved; workers look at the record."""
+        """Channel: ids whose cancel was requested. A nudge; the record is the truth."""
         return f"{self.namespace}:control"

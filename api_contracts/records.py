@@ -41,7 +41,8 @@ class Records:
         queue = queue_name(request.model)
         fields: dict[str, Any] = {"queue": queue, "position": None, "metadata": request.metadata}
         wire = request.model_dump_json(exclude_unset=True)
-        args = [task_id, wire, event_tail(task_id, "queued", fields), queue]
+        deadline_s = "" if request.deadline_s is None else repr(request.deadline_s)
+        args = [task_id, wire, event_tail(task_id, "queued", fields), queue, deadline_s]
         status, first = reach(lambda: self._submit(keys=self._three(task_id), args=args))
         if status.decode() != TaskStatus.QUEUED:
             return None

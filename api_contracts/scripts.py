@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import UTC, datetime
 from functools import cache
@@ -16,14 +17,21 @@ if TYPE_CHECKING:
 
 
 @cache
-def _text(package: str, name: str) -> str:
+def text(package: str, name: str) -> str:
+    """The script `name`.lua of `package`, with the shared text before it."""
     shared = files("api_contracts").joinpath("append_event.lua").read_text()
     return shared + files(package).joinpath(f"{name}.lua").read_text()
 
 
+@cache
+def sha(source: str) -> str:
+    """The name under which Redis keeps a script."""
+    return hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
 def load(redis: Redis, package: str, name: str) -> Script:
     """The script `name`.lua of `package`, callable with `keys` and `args`."""
-    return redis.register_script(_text(package, name))
+    return redis.register_script(text(package, name))
 
 
 def event_tail(task_id: str, kind: str, fields: Mapping[str, Any]) -> str:

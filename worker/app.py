@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
-import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery, signals
 from kombu import Exchange, Queue
 
-from api_contracts.connection import celery_tls, connect
-from api_contracts.names import DEFAULT_MODEL, PRIORITIES, TRANSPORT_OPTIONS, queue_name
-from worker import gpu, log
-from worker.celery_state import CeleryState
-from worker.engine.engine import Engine
-from worker.execute import Executor
-from worker.publisher import Publisher
+from api_contracts.connection import celery_tls
+from api_contracts.names import (
+    DEFAULT_MODEL,
+    PRIORITIES,
+    TASK_NAME,
+    TRANSPORT_OPTIONS,
+    queue_name,
+)
+from api_contracts.records import Records
+from worker import control, log
+from worker.messages import MARGIN_S
+from worker.process import Process
+from worker.reconciler import priority_of
 from worker.settings import Settings, unknown_variables
-from worker.shelf import Shelf
-from worker.status import Status
-from worker.storage import Storage
 from worker.tasks import Generate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +42,22 @@ _IMPATIENT = {
 }
 
 
-def create_app(settings: Settings) -> Celery:
-    """A worker's application. Connects to nothing and loads no torch until a task comes."""
+def create_app(settings: Settings, owner: str | None = None) -> Celery:
+    """A worker's application. Connects to nothing and loads no torch until a task comes.
+
+    `owner` names this process in records and events; made up unless given.
+    """
+    owner = owner or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     app = Celery("sag-worker", set_as_current=False)
     app.conf.update(_configuration(settings))
-    executor = _executor(settings)
-    app.register_task(Generate(executor))
-    _follow_signals(executor, settings)
+    process = Process(settings, owner, _store(settings), lambda *task: _send(app, *task))
+    app.conf.broker_transport_options |= {
+        "owner": owner,
+        "lease_s": settings.lease_s + MARGIN_S,
+        "may_take": lambda: process.executor.refusal is None,
+    }
+    app.register_task(Generate(process.executor))
+    _follow_signals(process, settings)
     return app
 
 
@@ -73,7 +88,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        "broker_transport_options": TRANSPORT_OPTIONS | _restoring(settings),
+        "broker_transport_options": TRANSPORT_OPTIONS,
         **celery_tls("broker_use_ssl", settings.broker_url.get_secret_value()),
         **celery_tls("redis_backend_use_ssl", settings.results.get_secret_value()),
         "redis_socket_timeout": 30,
@@ -91,45 +106,28 @@ def _configuration(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _restoring(settings: Settings) -> dict[str, Any]:
-    """When a message that a worker took and never ended is given to another."""
-    return {
-        "visibility_timeout": settings.visibility_timeout_s,
-        # Look for timed-out messages every 10 s; kombu's own throttle makes it 100.
-        "unacked_restore_interval": 10,
-        "unacked_restore_throttle": 1,
-    }
-
-
-def _executor(settings: Settings) -> Executor:
-    owner = f"{socket.gethostname()}:{os.getpid()}"
-    events = connect(settings.events.get_secret_value())
-    status = Status(events, settings.keys, owner, settings.record_ttl_s)
+def _store(settings: Settings) -> Callable[[str, dict[str, int]], None]:
+    """What writes Celery's `PROGRESS` of a task, or gives up soon."""
     progress = Celery("sag-progress", set_as_current=False)
     progress.conf.update(_configuration(settings) | _IMPATIENT)
+    return lambda task_id, meta: progress.backend.store_result(task_id, meta, "PROGRESS")
 
-    def store(task_id: str, meta: dict[str, int]) -> None:
-        progress.backend.store_result(task_id, meta, "PROGRESS")
 
-    device = gpu.resolve(settings.device)
-    return Executor(
-        settings,
-        status,
-        Publisher(status, CeleryState(store)),
-        Engine(
-            settings.specs,
-            device,
-            settings.offload,
-            max_models=settings.max_models,
-            max_batch_rows=settings.max_batch_rows,
-            compiled=settings.compile,
-        ),
-        Shelf(Storage(settings)),
+def _send(app: Celery, task_id: str, request: Any, queue: str) -> None:  # noqa: ANN401  # any JSON
+    """Send the message of a task that has lost its own."""
+    app.send_task(
+        TASK_NAME,
+        kwargs={"request": request},
+        task_id=task_id,
+        exchange="",
+        routing_key=queue,
+        priority=priority_of(request),
+        kwargsrepr="<request>",
     )
 
 
-def _follow_signals(executor: Executor, settings: Settings) -> None:
-    """Log at start; drain on the first signal to stop; end the threads after the last task."""
+def _follow_signals(process: Process, settings: Settings) -> None:
+    """Log and begin at start; drain on the first signal to stop; end after the last task."""
 
     def start_log(**_: object) -> None:
         log.configure(settings.log_format)
@@ -140,25 +138,29 @@ def _follow_signals(executor: Executor, settings: Settings) -> None:
         for name in unknown_variables():
             logger.warning("%s is set and means nothing to this version", name)
 
+    def start(**_: object) -> None:
+        events = settings.events.get_secret_value()
+        records = Records(events, settings.namespace, settings.record_ttl_s)
+        control.install(records, lambda: process.executor.refusal)
+        process.start()
+
     def drain(**_: object) -> None:
-        logger.info("leaving: tasks may end within %g s", settings.drain_timeout_s)
-        timer = threading.Timer(settings.drain_timeout_s, executor.drain)
-        timer.daemon = True
-        timer.start()
+        process.drain()
 
     def close(**_: object) -> None:
-        executor.close()
+        process.close()
 
     signals.setup_logging.connect(start_log, weak=False)
     signals.celeryd_after_setup.connect(say_settings, weak=False)
+    signals.celeryd_after_setup.connect(start, weak=False)
     signals.worker_shutting_down.connect(drain, weak=False)
     signals.worker_shutdown.connect(close, weak=False)
 
 
-def work(settings: Settings, name: str) -> int:
+def work(settings: Settings, name: str, owner: str | None = None) -> int:
     """Be a worker, until a signal; `name` is the part of its node name before the host."""
     options = ["--without-gossip", "--without-mingle", "--loglevel=INFO"]
-    status = create_app(settings).worker_main(["worker", f"--hostname={name}@%h", *options])
+    status = create_app(settings, owner).worker_main(["worker", f"--hostname={name}@%h", *options])
     return int(status or 0)
 
 

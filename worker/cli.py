@@ -128,13 +128,16 @@ def cancel(task_id: str) -> None:
 
 @app.command()
 def health() -> None:
-    """Ask this host's workers through the broker; status 0 when one answers."""
+    """Ask this host's workers through the broker; status 0 when all that answer would work."""
     from worker.health import answering  # noqa: PLC0415  # Celery's own side
 
-    names = _told(lambda: answering(_settings()))
-    if not names:
+    workers = _told(lambda: answering(_settings()))
+    if not workers:
         _fail("no worker of this host answers")
-    print("\n".join(names))
+    for name, refusal in workers.items():
+        print(f"{name}: {refusal or 'well'}")
+    if any(workers.values()):
+        sys.exit(FAILED)
 
 
 @app.command()

@@ -10,6 +10,16 @@ from api_contracts.result import GenerationResult
 from worker.engine.job import JobStopped, Stop
 from worker.outcome import Cancelled, Dropped, Expired, Failed, Outcome, Requeued, Succeeded
 
+#: Ends that say more of the workers than of the request.
+_DEADLY = frozenset(
+    {
+        ErrorCode.ATTEMPTS_EXHAUSTED,
+        ErrorCode.WORKER_STALLED,
+        ErrorCode.MODEL_LOAD_FAILED,
+        ErrorCode.INTERNAL,
+    }
+)
+
 if TYPE_CHECKING:
     from worker.status import Claim, Ended
 
@@ -52,7 +62,7 @@ def stopped(stop: JobStopped) -> Outcome:
         case Stop.EXPIRED:
             return Expired(stop.step)
         case Stop.DRAINED:
-            return Requeued(stop.step)
+            return Requeued(f"worker drained at step {stop.step}", counts=False)
         case Stop.SUPERSEDED:
             return Dropped("another worker has claimed it")
 
@@ -61,6 +71,13 @@ def exhausted(claim: Claim) -> TaskError:
     """The error of a task that took too many workers."""
     message = f"{claim.attempt} workers took this task and none of them finished it"
     return TaskError(code=ErrorCode.ATTEMPTS_EXHAUSTED, message=message, retryable=False)
+
+
+def why_dead(outcome: Outcome) -> str:
+    """Why a task goes to the dead letters: no worker could finish it; '' where that is not so."""
+    if isinstance(outcome, Failed) and outcome.error.code in _DEADLY:
+        return f"{outcome.error.code}: {outcome.error.message}"
+    return ""
 
 
 def internal(error: Exception) -> TaskError:

@@ -5,33 +5,29 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import time
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from api_contracts.errors import Fault, InvalidRequest, TaskError
 from api_contracts.parse import parse_request
-from worker import endings
-from worker.engine.job import Control, JobStopped, Step, Stop
+from worker import endings, metrics
+from worker.breaker import OURS, Breaker
+from worker.engine.job import Control, Stop
 from worker.errors import BadRequest, TaskFault
 from worker.orders import Order
-from worker.outcome import Cancelled, Dropped, Expired, Failed, Outcome, Requeued, Succeeded
+from worker.outcome import Cancelled, Dropped, Expired, Failed, Outcome, Requeued
 from worker.status import Claim, Ended, Held
 
 if TYPE_CHECKING:
-    from worker.engine.engine import Engine
-    from worker.engine.job import JobResult
-    from worker.publisher import Publisher
+    from collections.abc import Callable
+
+    from worker.attempt import Attempts
+    from worker.lease import Lease
     from worker.settings import Settings
-    from worker.shelf import Shelf
     from worker.status import Status
 
 logger = logging.getLogger(__name__)
 
-#: Time between two `loading` events, in seconds.
-LOADING_EVERY_S = 1.0
 #: Longest request that is kept in a record whose request is refused, in characters.
 KEPT_CHARS = 4_000
 
@@ -42,70 +38,80 @@ class Delivery:
 
     task_id: str
     request: Any
-    redelivered: bool
+    #: Where it lay.
+    queue: str = ""
+    #: Unix time after which it is not to be begun: Celery's `expires`.
+    expires_at_s: float | None = None
     #: What is wrong with the message around the request.
     fault: Fault | None = None
-    #: The message's delivery tag, which it keeps when it is delivered again.
-    message: str = ""
 
 
 class Executor:
     """Does deliveries, on as many threads as the worker has slots."""
 
-    def __init__(
+    def __init__(  # its parts
         self,
         settings: Settings,
         status: Status,
-        publisher: Publisher,
-        engine: Engine,
-        shelf: Shelf,
+        lease: Lease,
+        attempts: Attempts,
+        device: str,
+        on_broken: Callable[[str], None],
     ) -> None:
-        """All parts connect or start on first use."""
-        self._settings, self._status, self._publisher = settings, status, publisher
-        self._engine, self._shelf = engine, shelf
+        """All parts connect or start on first use; `device` is what the events name.
+
+        `on_broken` is called with the reason when this process is to do nothing more.
+        """
+        self._settings, self._status, self._lease = settings, status, lease
+        self._attempts, self._device = attempts, device
         self._lock = threading.Lock()
-        self._running: dict[str, tuple[Control, Future[Outcome]]] = {}
+        self._running: dict[str, Control] = {}
         self._draining = False
+        self._on_broken = on_broken
+        self._breaker = Breaker(self._break)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why no task would be claimed now; None when one would be."""
+        if self._breaker.reason is not None:
+            return self._breaker.reason
+        if self._draining:
+            return "leaving"
+        if not self._lease.is_well:
+            return f"no lease could be renewed for {self._lease.silent_s:.0f} s"
+        return None
 
     def execute(self, delivery: Delivery) -> Outcome:
         """Check, claim, denoise, store, finish. Raises only when Redis stays away."""
         with self._lock:
-            running = self._running.get(delivery.task_id)
-            if running is None:
-                control, done = Control(), Future[Outcome]()
-                self._running[delivery.task_id] = control, done
-        if running is not None:
-            if not delivery.redelivered:
-                return self._dropped(delivery, "a duplicate: this process is doing it")
-            # The broker gave the message out again while this process works on it: the second
-            # delivery waits for the first and ends as it does, so that neither is lost.
-            return running[1].result()
-        try:
-            outcome = self._attempt(delivery, control)
-        except BaseException as error:
-            done.set_exception(error)
-            raise
+            is_running = delivery.task_id in self._running
+            control = self._running.setdefault(delivery.task_id, Control())
+            if self._draining:
+                control.request(Stop.DRAINED)
+        if is_running:
+            outcome: Outcome = self._dropped(delivery, "a duplicate: this process is doing it")
         else:
-            done.set_result(outcome)
-            return outcome
-        finally:
-            with self._lock:
-                del self._running[delivery.task_id]
+            try:
+                outcome = self._deliver(delivery, control)
+            finally:
+                with self._lock:
+                    del self._running[delivery.task_id]
+        metrics.DELIVERIES.labels(type(outcome).__name__.lower()).inc()
+        return outcome
 
     def drain(self) -> None:
-        """Give back every task that is not done, at its next step."""
-        self._draining = True
+        """Give back every task that is not done, at its next step, and claim no more."""
         with self._lock:
-            controls = [control for control, _ in self._running.values()]
+            self._draining = True
+            controls = list(self._running.values())
         for control in controls:
             control.request(Stop.DRAINED)
 
-    def close(self) -> None:
-        """End the threads, when no delivery is left."""
-        self._engine.close()
-        self._publisher.close()
+    def _break(self, reason: str) -> None:
+        self.drain()
+        self._on_broken(reason)
 
-    def _attempt(self, delivery: Delivery, control: Control) -> Outcome:
+    def _deliver(self, delivery: Delivery, control: Control) -> Outcome:
         checked = self._check(delivery)
         order = checked if isinstance(checked, Order) else None
         claim = self._claim(delivery, order)
@@ -119,20 +125,33 @@ class Executor:
         logger.info(
             "task %s attempt %d: claimed (fence %d)", claim.task_id, claim.attempt, claim.fence
         )
+        self._lease.hold(claim, control)
+        with metrics.RUNNING.track_inprogress():
+            try:
+                return self._finish(claim, order, self._outcome(claim, checked, control))
+            finally:
+                self._lease.let_go(claim)
+
+    def _outcome(self, claim: Claim, checked: Order | TaskError, control: Control) -> Outcome:
         match claim.answer:
             case "cancelled":
-                outcome: Outcome = Cancelled(0)
+                return Cancelled(0)
             case "expired":
-                outcome = Expired(0)
+                return Expired(0)
+            case "overdue":
+                return Expired(0, by_message=True)
             case "exhausted":
-                outcome = Failed(endings.exhausted(claim))
-            case _:
-                outcome = (
-                    self._work(claim, checked, control)
-                    if isinstance(checked, Order)
-                    else Failed(checked)
-                )
-        return self._finish(claim, order, outcome)
+                return Failed(endings.exhausted(claim))
+        if not isinstance(checked, Order):
+            return Failed(checked)
+        outcome = self._attempts.work(claim, checked, control)
+        fault = None
+        if isinstance(outcome, Failed) and outcome.error.code in OURS:
+            fault = outcome.error.message
+            if claim.attempt < self._settings.max_attempts:
+                outcome = Requeued(f"{outcome.error.code}: {fault}"[:500], counts=True)
+        self._breaker.note(claim.task_id, outcome, fault)
+        return outcome
 
     def _dropped(self, delivery: Delivery, reason: str) -> Dropped:
         logger.info("task %s: not run, %s", delivery.task_id, reason)
@@ -155,78 +174,20 @@ class Executor:
         if order is not None:
             started = {
                 "model": order.request.model,
-                "device": self._engine.device,
-                "resumed_from_step": None,
+                "device": self._device,
                 "metadata": order.request.metadata,
             }
+            if self._settings.log_prompts:
+                logger.info("task %s: %s", delivery.task_id, order.request.prompts)
         return self._status.claim(
             delivery.task_id,
             started=started,
             request=json.dumps(order.request.to_wire()) if order else _kept(delivery.request),
+            queue=delivery.queue,
             deadline_s=order.request.deadline_s if order else None,
+            expires_at_s=delivery.expires_at_s,
             max_attempts=self._settings.max_attempts,
-            redelivered=delivery.redelivered,
-            message=delivery.message,
         )
-
-    def _work(self, claim: Claim, order: Order, control: Control) -> Outcome:
-        """Denoise and store; what nobody foresaw becomes `internal`."""
-        deadline_s = order.request.deadline_s
-        if deadline_s is not None:
-            left_s = claim.submitted_at_s + deadline_s - claim.claimed_at_s
-            control.deadline_s = time.monotonic() + left_s
-        control.on_step = lambda step: self._tell_step(claim, order, step)
-        if self._draining:
-            control.request(Stop.DRAINED)
-        self._publisher.watch(claim, control)
-        begun_s = time.monotonic()
-        try:
-            made = self._denoise(claim, order, control)
-            fields = {"images": len(made.pictures), "metadata": order.request.metadata}
-            self._publisher.post(claim, "uploading", fields)
-            return Succeeded(self._shelf.store(claim, order, made, begun_s))
-        except JobStopped as stopped:
-            return endings.stopped(stopped)
-        except TaskFault as fault:
-            return Failed(fault.error)
-        except Exception as error:
-            logger.exception("task %s failed for a reason that is ours", claim.task_id)
-            return Failed(endings.internal(error))
-        finally:
-            self._publisher.release(claim)
-
-    def _denoise(self, claim: Claim, order: Order, control: Control) -> JobResult:
-        """Wait for the engine, and tell the caller while it builds its pipeline."""
-        control.obey(0)
-        job = self._shelf.fetch(order)
-        control.obey(0)
-        future = self._engine.submit(job, control)
-        while True:
-            try:
-                return future.result(timeout=LOADING_EVERY_S)
-            except FutureTimeout:
-                if future.done():
-                    return future.result()
-                if control.asked() is not None and future.cancel():
-                    control.obey(0)  # it had not begun
-                if (seconds := self._engine.loading_s) is not None:
-                    fields = {
-                        "seconds_so_far": round(seconds, 3), "metadata": order.request.metadata,
-                    }  # fmt: skip
-                    self._publisher.post(claim, "loading", fields)
-
-    def _tell_step(self, claim: Claim, order: Order, step: Step) -> None:
-        last = step.step == step.total_steps
-        if not last and step.preview is None and step.step % order.request.callback_steps:
-            return
-        fields = {
-            "step": step.step,
-            "total_steps": step.total_steps,
-            "eta_s": step.eta_s,
-            "preview": step.preview,
-            "metadata": order.request.metadata,
-        }
-        self._publisher.post(claim, "progress", fields)
 
     def _finish(self, claim: Claim, order: Order | None, outcome: Outcome) -> Outcome:
         """Write the end behind the fence; a claim that was overtaken ends as `Dropped`."""
@@ -236,12 +197,13 @@ class Executor:
             logger.warning("%s: stopped, %s", who, outcome)
             return outcome
         if isinstance(outcome, Requeued):
-            fields = {"reason": f"worker drained at step {outcome.step}", **metadata}
-            ours = self._status.requeue(claim, fields)
+            fields = {"reason": outcome.reason, **metadata}
+            ours = self._status.requeue(claim, fields, counts=outcome.counts)
         else:
             status, fields = endings.terminal(outcome)
             kept: Any = fields.get("result") or fields.get("error") or fields
-            ours = self._status.finish(claim, status, kept, {**fields, **metadata})
+            dead = endings.why_dead(outcome)
+            ours = self._status.finish(claim, status, kept, {**fields, **metadata}, dead)
         if not ours:
             logger.warning("%s: %s, discarded: another worker has claimed it", who, outcome)
             return Dropped("another worker has claimed it")

@@ -4,7 +4,9 @@
 -- KEYS[2]  ns:{id}:events      stream      terminal event appended, TTL set
 -- KEYS[3]  ns:open             sorted set  id removed
 -- KEYS[4]  ns:{id}:checkpoint  string      removed
--- ARGV     id, fence, status, outcome JSON, event tail, seconds that an ended record lives
+-- KEYS[5]  ns:dead             stream      id, request and reason appended, where there is a reason
+-- ARGV     id, fence, status, outcome JSON, event tail, seconds that an ended record lives, reason
+--          why the task is dead or ''
 -- gives    1 when this fence's end is the one that stands (also when it was written before and
 --          only the answer was lost), 0 when the task is another's
 local held = redis.call('HMGET', KEYS[1], 'fence', 'status')
@@ -13,6 +15,11 @@ if held[2] ~= 'running' then return held[2] == ARGV[3] and 1 or 0 end
 redis.call('HSET', KEYS[1], 'status', ARGV[3], 'outcome', ARGV[4],
   'ended_at', string.format('%.6f', now_s()))
 append_event(KEYS[1], KEYS[2], ARGV[5])
+if ARGV[7] ~= '' then
+  local of = redis.call('HMGET', KEYS[1], 'request', 'attempt', 'owner')
+  redis.call('XADD', KEYS[5], 'MAXLEN', '~', 10000, '*', 'task_id', ARGV[1],
+    'request', of[1] or '', 'attempt', of[2] or '0', 'worker', of[3] or '', 'reason', ARGV[7])
+end
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('DEL', KEYS[4])
 redis.call('EXPIRE', KEYS[1], ARGV[6])

@@ -17,6 +17,7 @@ from api_contracts.connection import CONNECT_S, celery_tls, connect
 from api_contracts.errors import ServiceUnavailable
 from api_contracts.names import TRANSPORT_OPTIONS
 from worker import gpu
+from worker.control import WELL
 from worker.errors import StorageUnavailable
 from worker.model_spec import is_hub_id
 from worker.storage import Storage
@@ -42,9 +43,10 @@ class Finding:
     fix: str = ""
 
 
-def answering(settings: Settings) -> list[str]:
-    """Node names of this host's workers whose consumers answer through the broker.
+def answering(settings: Settings) -> dict[str, str | None]:
+    """This host's workers whose consumers answer through the broker, by node name.
 
+    With each goes why it would claim no task now, None when it would.
     Raises `ServiceUnavailable` when Redis does not answer.
     """
     url = settings.broker_url.get_secret_value()
@@ -56,11 +58,15 @@ def answering(settings: Settings) -> list[str]:
     )
     host = socket.gethostname()
     try:
-        replies = app.control.ping(timeout=PING_S)
+        replies = app.control.broadcast(WELL, reply=True, timeout=PING_S)
     except (OperationalError, RedisError) as error:
         raise ServiceUnavailable(f"Redis does not answer: {error}") from error
-    names = (name for reply in replies for name in reply)
-    return sorted(name for name in names if name.partition("@")[2] == host)
+    return {
+        name: answer.get("refusal", answer.get("error"))
+        for reply in replies
+        for name, answer in sorted(reply.items())
+        if name.partition("@")[2] == host
+    }
 
 
 def examine(settings: Settings) -> Iterator[Finding]:

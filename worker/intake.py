@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from celery.worker.consumer import Consumer
@@ -16,6 +17,7 @@ from kombu.exceptions import KombuError
 from kombu.serialization import loads
 
 from api_contracts.names import TASK_NAME, is_task_id
+from worker import metrics
 from worker.transport import COMPRESSED
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 #: Name of the keyword argument in which a message's fault travels to the task.
 UNREADABLE = "__unreadable__"
+#: Header of the Unix time after which a message is not to be begun, from Celery's `expires`.
+NOT_AFTER = "not_after_s"
 _ACCEPTED = {"application/json"}
 #: What Celery would send when the task has ended; what goes wrong there would hold up a slot.
 _FOLLOW_UPS = ("callbacks", "errbacks", "chain", "chord")
@@ -50,7 +54,7 @@ class TolerantConsumer(Consumer):
         def on_message(message: Message) -> None:
             reason = put_in_order(message)
             if reason is not None:
-                logger.warning("rejected a message: %s", reason)
+                metrics.reject("no_task", reason)
                 message.reject_log_error(logger, self.connection_errors)
                 return
             try:
@@ -76,7 +80,7 @@ def put_in_order(message: Message) -> str | None:
         return f"id {_echo(headers.get('id'))} is not a task id"
     fault = fault or _headers_fault(headers)
     fault = fault or _body_fault(body)
-    message.headers = _clean(headers, message.delivery_tag)
+    message.headers = _clean(headers)
     if fault is not None:
         message.body = json.dumps([[], {UNREADABLE: fault}, {}])
         message.content_type, message.content_encoding = "application/json", "utf-8"
@@ -108,12 +112,21 @@ def _headers_fault(headers: dict[str, Any]) -> str | None:
         return f"compression {_echo(headers[COMPRESSED])} is not served; send the body as it is"
     if headers.get("eta") is not None:
         return "eta and countdown are not served; send the task when it is due"
-    if headers.get("expires") is not None:
-        return "expires is not served; use the request's deadline_s"
+    if headers.get("expires") is not None and _not_after_s(headers) is None:
+        return f"expires {_echo(headers['expires'])} is no time in ISO 8601"
     return None
 
 
-def _clean(headers: dict[str, Any], delivery_tag: str) -> dict[str, Any]:
+def _not_after_s(headers: dict[str, Any]) -> float | None:
+    """Celery's `expires`, which Celery itself would obey before the record hears of the task."""
+    try:
+        at = datetime.fromisoformat(headers["expires"])
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
+def _clean(headers: dict[str, Any]) -> dict[str, Any]:
     """The headers that mean something here, each of the type that Celery takes for granted."""
     parent = headers.get("parent_id")
     root = headers.get("root_id")
@@ -129,7 +142,7 @@ def _clean(headers: dict[str, Any], delivery_tag: str) -> dict[str, Any]:
         "timelimit": [None, None],
         "argsrepr": "",
         "kwargsrepr": "<request>",
-        "delivery_tag": delivery_tag,
+        NOT_AFTER: _not_after_s(headers),
         "ignore_result": headers.get("ignore_result") is True,
     }
 

@@ -47,6 +47,8 @@ class Expired:
     """The deadline passed."""
 
     step: int
+    #: Whether it was the message's own, Celery's `expires`.
+    by_message: bool = False
 
     def __str__(self) -> str:
         return f"expired at step {self.step}"
@@ -54,12 +56,14 @@ class Expired:
 
 @dataclass(frozen=True)
 class Requeued:
-    """The worker is leaving: the message goes back."""
+    """The task and its message go back, for another attempt."""
 
-    step: int
+    reason: str
+    #: Whether this attempt is one of those that a task has.
+    counts: bool
 
     def __str__(self) -> str:
-        return f"requeued at step {self.step}"
+        return f"requeued ({self.reason})"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The thread that tells of progress, so that no step waits for Redis, and that hears of cancels."""
+"""The thread that writes progress and checkpoints, so that no step waits for Redis."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Longest time between two looks for cancels, in seconds.
-LISTEN_S = 0.2
 #: Events of a task that may wait; further progress replaces the newest that waits.
 BACKLOG = 8
 #: Pause after a failed write, in seconds.
@@ -32,6 +30,8 @@ FLUSH_S = 2.0
 
 #: An event's kind and fields.
 _Posted = tuple[str, "Mapping[str, Any]"]
+#: Among the events: a checkpoint, fields `step` and `state`.
+_CHECKPOINT = "checkpoint"
 
 
 @dataclass
@@ -52,17 +52,15 @@ class Publisher:
         self._wake = threading.Condition()
         self._busy: str | None = None
         self._closed = False
-        self._listened_s = 0.0
         self._thread: threading.Thread | None = None
 
     def watch(self, claim: Claim, control: Control) -> None:
-        """Listen for the cancel of a claimed task, from now until `release`."""
+        """Take events of a claimed task, from now until `release`."""
         with self._wake:
             self._watched[claim.task_id] = _Watched(claim, control)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="publisher", daemon=True)
                 self._thread.start()
-            self._wake.notify_all()
 
     def post(self, claim: Claim, kind: str, fields: Mapping[str, Any]) -> None:
         """Hand an event over and return at once."""
@@ -74,6 +72,17 @@ class Publisher:
             if kind == "progress" and behind and watched.waiting[-1][0] == "progress":
                 watched.waiting.pop()
             watched.waiting.append((kind, fields))
+            self._wake.notify_all()
+
+    def keep(self, claim: Claim, step: int, state: bytes) -> None:
+        """Hand a checkpoint over and return at once; an older one that waits is dropped."""
+        with self._wake:
+            watched = self._watched.get(claim.task_id)
+            if watched is None:
+                return
+            for posted in [each for each in watched.waiting if each[0] == _CHECKPOINT]:
+                watched.waiting.remove(posted)
+            watched.waiting.append((_CHECKPOINT, {"step": step, "state": state}))
             self._wake.notify_all()
 
     def release(self, claim: Claim) -> None:
@@ -109,18 +118,17 @@ class Publisher:
             try:
                 if found is not None:
                     self._write(*found)
-                self._listen()
-            except Exception as error:  # without this thread no cancel is heard
+            except Exception as error:  # without this thread nobody hears of progress
                 away = is_away(error)
                 logger.warning("progress not told: %s", error, exc_info=None if away else error)
                 with self._wake:
                     self._wake.wait(PAUSE_S)
 
     def _next(self) -> tuple[_Watched, _Posted] | None:
-        """A task's oldest event, each task in its turn; None when it is time to listen."""
+        """A task's oldest event, each task in its turn; None at the end."""
         with self._wake:
-            if not self._closed and not any(w.waiting for w in self._watched.values()):
-                self._wake.wait(LISTEN_S if self._watched else None)
+            while not self._closed and not any(w.waiting for w in self._watched.values()):
+                self._wake.wait()
             for task_id, watched in self._watched.items():
                 if watched.waiting:
                     self._watched[task_id] = self._watched.pop(task_id)  # last in the next round
@@ -133,7 +141,11 @@ class Publisher:
         kind, fields = posted
         away = False
         try:
-            answer = self._status.append(watched.claim, kind, fields)
+            if kind == _CHECKPOINT:
+                step, state = fields["step"], fields["state"]
+                answer = min(self._status.keep(watched.claim, step, state), 0)
+            else:
+                answer = self._status.append(watched.claim, kind, fields)
             if answer != 0:
                 watched.control.request(Stop.CANCELLED if answer > 0 else Stop.SUPERSEDED)
             if kind == "progress" and answer >= 0:
@@ -148,14 +160,3 @@ class Publisher:
                     watched.waiting.appendleft(posted)
                 self._busy = None
                 self._wake.notify_all()
-
-    def _listen(self) -> None:
-        now_s = time.monotonic()
-        if now_s - self._listened_s < LISTEN_S:
-            return
-        self._listened_s = now_s
-        with self._wake:
-            watched = {w.claim: w.control for w in self._watched.values()}
-        if watched:
-            for claim in self._status.cancels(watched):
-                watched[claim].request(Stop.CANCELLED)

@@ -124,12 +124,23 @@ class Settings(BaseSettings):
         default=3600, ge=0, le=604_800, description="Life of a presigned URL; 0 makes none."
     )
     max_attempts: int = Field(default=3, ge=1, description="Claims of a task before it fails.")
-    visibility_timeout_s: int = Field(
-        default=3600,
-        ge=60,
-        le=31_536_000,
-        description="Seconds until a dead worker's message goes to another; at least 60, and "
-        "longer than any task runs.",
+    lease_s: float = Field(
+        default=15,
+        ge=2,
+        le=3600,
+        description="Seconds until the tasks of a worker that says nothing any more go to another.",
+    )
+    checkpoint_every: int = Field(
+        default=5,
+        ge=0,
+        description="Steps between two checkpoints, from which another worker goes on; 0 is none.",
+    )
+    step_timeout_s: float = Field(
+        default=600,
+        ge=1,
+        le=86_400,
+        description="Seconds that a step may take before the process gives its tasks back and "
+        "ends; loading a model does not count.",
     )
     drain_timeout_s: float = Field(
         default=30, ge=0, le=86_400, description="Seconds that tasks may take to end after SIGTERM."
@@ -140,6 +151,10 @@ class Settings(BaseSettings):
         le=31_536_000,
         description="Seconds that record, events and result outlive a task.",
     )
+    metrics_port: int | None = Field(
+        default=None, ge=1, le=65_535, description="Port of Prometheus metrics; unset is none."
+    )
+    log_prompts: bool = Field(default=False, description="Write prompts into the log.")
     max_side_px: int = Field(default=1024, ge=64, description="Largest height or width.")
     max_steps: int = Field(default=150, ge=1, description="Largest `num_inference_steps`.")
     max_images: int = Field(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from api_contracts.result import GenerationResult, ImageResult, Timings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from worker.engine.job import Job, JobResult, Picture
     from worker.orders import Order
     from worker.status import Claim
@@ -35,15 +37,20 @@ class Shelf:
         return order.job(inputs)
 
     def store(
-        self, claim: Claim, order: Order, made: JobResult, begun_s: float
+        self,
+        claim: Claim,
+        order: Order,
+        made: JobResult,
+        begun_s: float,
+        is_ours: Callable[[], bool],
     ) -> GenerationResult:
-        """Encode and upload every picture, the manifest last.
+        """Encode and upload every picture, one at a time, the manifest last.
 
-        `begun_s` is the monotonic stamp of the claim.
+        `begun_s` is the monotonic stamp of the claim; raises `Superseded` when `is_ours` says so.
         """
         storing_s = time.monotonic()
         images = [
-            self._store_one(order, made, number, picture)
+            self._store_one(order, made, number, picture, is_ours)
             for number, picture in enumerate(made.pictures)
         ]
         queued_s = claim.claimed_at_s - claim.submitted_at_s
@@ -71,11 +78,16 @@ class Shelf:
         for image in manifest["images"]:
             del image["url"]  # it runs out; the manifest stays
         data = json.dumps(manifest, indent=1, sort_keys=True).encode()
-        self._storage.put(result.manifest_key, data, "application/json")
+        self._storage.put(result.manifest_key, data, "application/json", is_ours)
         return result
 
     def _store_one(
-        self, order: Order, made: JobResult, number: int, picture: Picture
+        self,
+        order: Order,
+        made: JobResult,
+        number: int,
+        picture: Picture,
+        is_ours: Callable[[], bool],
     ) -> ImageResult:
         from worker.engine import image  # noqa: PLC0415  # numpy and Pillow, with the first picture
 
@@ -92,7 +104,7 @@ class Shelf:
         key = self._storage.key(order.task_id, f"{number}.{ending}")
         return ImageResult(
             key=key,
-            sha256=self._storage.put(key, data, content_type),
+            sha256=self._storage.put(key, data, content_type, is_ours),
             url=self._storage.presign(key),
             bytes=len(data),
             width=picture.width,

@@ -11,7 +11,7 @@ from api_contracts.scripts import event_tail, load
 from worker.patience import persist
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Mapping, Sequence
 
     from redis import Redis
 
@@ -24,18 +24,21 @@ class Claim:
     """The right to write to a task until somebody else claims it."""
 
     task_id: str
-    #: `run`, or why it must end at once: `cancelled`, `expired`, `exhausted`.
+    #: `run`, or why it must end at once: `cancelled`, `expired` (its own deadline), `overdue` (its
+    #: message's), `exhausted`.
     answer: str
     fence: int
     attempt: int
     #: Redis's clock, Unix seconds.
     submitted_at_s: float
     claimed_at_s: float
+    #: Of the checkpoint that an earlier attempt left; 0 without one.
+    checkpoint_step: int = 0
 
 
 @dataclass(frozen=True)
 class Held:
-    """A first delivery of a task that another worker runs: a duplicate."""
+    """A message of a task that another worker runs: a duplicate."""
 
     owner: str
 
@@ -51,12 +54,15 @@ class Ended:
 class Status:
     """Reads and writes records and events. Thread-safe; connects on first use."""
 
-    def __init__(self, redis: Redis, keys: Keys, owner: str, record_ttl_s: int) -> None:
-        """`owner` names this worker in records and events."""
-        self.redis, self.owner = redis, owner
-        self._keys, self._ttl_s = keys, record_ttl_s
-        self._claim, self._append, self._finish, self._requeue = (
-            load(redis, "worker", name) for name in ("claim", "append", "finish", "requeue")
+    def __init__(
+        self, redis: Redis, keys: Keys, owner: str, *, record_ttl_s: int, lease_s: float
+    ) -> None:
+        """`owner` names this process in records and events."""
+        self.redis, self.owner, self.keys = redis, owner, keys
+        self._ttl_s, self._lease_s = record_ttl_s, lease_s
+        self._claim, self._append, self._finish, self._requeue, self._checkpoint = (
+            load(redis, "worker", name)
+            for name in ("claim", "append", "finish", "requeue", "checkpoint")
         )
 
     def claim(  # noqa: PLR0913  # what a delivery is
@@ -65,20 +71,20 @@ class Status:
         *,
         started: Mapping[str, Any] | None,
         request: str,
+        queue: str,
         deadline_s: float | None,
+        expires_at_s: float | None,
         max_attempts: int,
-        redelivered: bool,
-        message: str,
     ) -> Claim | Held | Ended:
         """Ask for a task; `started` are the fields of its event, None to write none.
 
-        `message` is the delivery tag: a redelivered copy of another message takes nothing over.
+        `deadline_s` counts from submission; `expires_at_s` (Unix time) is the message's own limit.
         """
         tail = "" if started is None else self._tail(task_id, "started", started)
-        deadline = "" if deadline_s is None else repr(deadline_s)
-        args: list[str | int] = [
-            task_id, self.owner, tail, request, deadline, max_attempts, int(redelivered),
-            uuid.uuid4().hex, message,
+        limits = ["" if each is None else repr(each) for each in (deadline_s, expires_at_s)]
+        args: list[str | int | float] = [
+            task_id, self.owner, tail, request, limits[0], max_attempts, uuid.uuid4().hex,
+            self._lease_s, limits[1], queue,
         ]  # fmt: skip
         reply = persist(lambda: self._claim(keys=self._three(task_id), args=args))
         answer = reply[0].decode()
@@ -86,7 +92,8 @@ class Status:
             return Held(reply[3].decode())
         if answer == "ended":
             return Ended(reply[3].decode(), json.loads(reply[4]))
-        return Claim(task_id, answer, reply[1], reply[2], float(reply[3]), float(reply[4]))
+        fence, attempt, submitted, claimed, step = reply[1:]
+        return Claim(task_id, answer, fence, attempt, float(submitted), float(claimed), step)
 
     def append(self, claim: Claim, kind: str, fields: Mapping[str, Any]) -> int:
         """Add an event: -1 when the task is no longer ours, 1 when a cancel waits, 0 otherwise.
@@ -97,15 +104,23 @@ class Status:
         answer: int = self._append(keys=self._three(claim.task_id)[:2], args=[claim.fence, tail])
         return answer
 
-    def cancels(self, claims: Iterable[Claim]) -> Iterator[Claim]:
-        """Those of `claims` whose cancel was asked for, in one round trip."""
-        asked = list(claims)
-        pipeline = self.redis.pipeline(transaction=False)
-        for claim in asked:
-            pipeline.hget(self._keys.task(claim.task_id), "cancel_requested")
-        for claim, wanted in zip(asked, pipeline.execute(), strict=True):
-            if wanted:
-                yield claim
+    def keep(self, claim: Claim, step: int, state: bytes) -> int:
+        """Keep a checkpoint: -1 when the task is no longer ours. Tried once."""
+        keys = [self.keys.task(claim.task_id), self.keys.checkpoint(claim.task_id)]
+        answer: int = self._checkpoint(keys=keys, args=[claim.fence, step, state])
+        return answer
+
+    def kept(self, task_id: str) -> bytes | None:
+        """The checkpoint that an earlier attempt left."""
+        state: Any = persist(lambda: self.redis.get(self.keys.checkpoint(task_id)))
+        return state if isinstance(state, bytes) else None
+
+    def is_ours(self, claim: Claim) -> bool:
+        """Whether nobody has claimed the task since, nor ended it."""
+        reply: Any = persist(
+            lambda: self.redis.hmget(self.keys.task(claim.task_id), "fence", "status")
+        )
+        return list(reply) == [str(claim.fence).encode(), b"running"]
 
     def finish(
         self,
@@ -113,26 +128,31 @@ class Status:
         status: TaskStatus,
         outcome: Mapping[str, Any],
         fields: Mapping[str, Any],
+        dead: str = "",
     ) -> bool:
         """Write the end and its event; False when another owner has the task.
 
-        Waits for Redis up to `PATIENCE_S`; writing it twice is writing it once.
+        `dead` is why it goes to the dead letters too. Waits for Redis up to `PATIENCE_S`; writing
+        it twice is writing it once.
         """
         tail = self._tail(claim.task_id, status.value, fields)
-        keys = [*self._three(claim.task_id), self._keys.checkpoint(claim.task_id)]
+        keys = [*self._three(claim.task_id), self.keys.checkpoint(claim.task_id), self.keys.dead]
         args: list[str | int] = [
-            claim.task_id, claim.fence, status.value, json.dumps(outcome), tail, self._ttl_s,
+            claim.task_id, claim.fence, status.value, json.dumps(outcome), tail, self._ttl_s, dead,
         ]  # fmt: skip
         return bool(persist(lambda: self._finish(keys=keys, args=args)))
 
-    def requeue(self, claim: Claim, fields: Mapping[str, Any]) -> bool:
-        """Give the task back, this attempt not counted; False when another owner has it."""
+    def requeue(self, claim: Claim, fields: Mapping[str, Any], *, counts: bool) -> bool:
+        """Give the task back; False when another owner has it.
+
+        `counts` says whether this was one of its attempts.
+        """
         tail = self._tail(claim.task_id, "requeued", fields)
-        args: list[str | int] = [claim.task_id, claim.fence, tail]
+        args: Sequence[str | int] = [claim.task_id, claim.fence, tail, int(counts)]
         return bool(persist(lambda: self._requeue(keys=self._three(claim.task_id), args=args)))
 
     def _three(self, task_id: str) -> list[str]:
-        return [self._keys.task(task_id), self._keys.events(task_id), self._keys.open]
+        return [self.keys.task(task_id), self.keys.events(task_id), self.keys.open]
 
     def _tail(self, task_id: str, kind: str, fields: Mapping[str, Any]) -> str:
         return event_tail(task_id, kind, {"worker": self.owner, **fields})

@@ -1,9 +1,10 @@
-"""Files in S3: uploads whose content the server checks, inputs, presigned URLs."""
+"""Files in S3: uploads that the server checks and a fence guards, inputs, presigned URLs."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import secrets
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from api_contracts.errors import Fault
 from worker.errors import BadRequest, InputNotFound, StorageUnavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from worker.settings import Settings
 
 #: Largest input that is read, in bytes: prompt embeddings of a page of prompts.
@@ -20,9 +23,15 @@ MAX_INPUT_BYTES = 64 * 2**20
 CONNECT_S, READ_S = 5, 30
 #: First and longest pause between tries, in seconds; each is shortened at random.
 PAUSE_S = (0.2, 5.0)
-#: Answers that may be different a moment later.
-_PASSING = frozenset({408, 429, 500, 502, 503, 504})
+#: Most tries, however short the pauses.
+MOST_TRIES = 100
+#: Answers that may be different a moment later; 409 and 412: somebody wrote the object meanwhile.
+_PASSING = frozenset({408, 409, 412, 429, 500, 502, 503, 504})
 _PASSING_CODES = frozenset({"RequestTimeout", "SlowDown", "Throttling", "RequestTimeTooSkewed"})
+
+
+class Superseded(Exception):
+    """The task is another worker's by now, and so are its files."""
 
 
 class _Outage(Exception):
@@ -42,21 +51,40 @@ class Storage:
         """The key of a task's file: made of the task id alone, so a second try overwrites."""
         return "/".join(part for part in (self._settings.s3_prefix, task_id, name) if part)
 
-    def put(self, key: str, data: bytes, content_type: str) -> str:
+    def put(
+        self, key: str, data: bytes, content_type: str, is_ours: Callable[[], bool] = lambda: True
+    ) -> str:
         """Store `data` and give its sha256 in hexadecimal; the server checks it on arrival.
 
-        Tries again through outages up to `s3_retry_s`, then raises `StorageUnavailable`.
+        Only what was there before `is_ours` was asked is written over: a worker that was frozen in
+        between, for however long, changes nothing. Tries again through outages up to `s3_retry_s`,
+        then raises `StorageUnavailable`; raises `Superseded` when it is not ours.
         """
         digest = hashlib.sha256(data)
-        arguments = {
-            "Bucket": self._settings.s3_bucket,
-            "Key": key,
+        place = {"Bucket": self._settings.s3_bucket, "Key": key}
+        content = {
             "Body": data,
             "ContentType": content_type,
             "ChecksumSHA256": base64.b64encode(digest.digest()).decode(),
+            "Metadata": {"sha256": digest.hexdigest()},
         }
-        self._call("put_object", arguments)
+        self._persist(lambda: self._replace(place, content, is_ours))
         return digest.hexdigest()
+
+    def _replace(
+        self, place: dict[str, Any], content: dict[str, Any], is_ours: Callable[[], bool]
+    ) -> None:
+        try:
+            found = self._once("head_object", place)
+        except _NotThere:
+            condition = {"IfNoneMatch": "*"}
+        else:
+            if found["Metadata"].get("sha256") == content["Metadata"]["sha256"]:
+                return  # by an earlier attempt, or by a try whose answer was lost
+            condition = {"IfMatch": found["ETag"]}
+        if not is_ours():
+            raise Superseded
+        self._once("put_object", place | content | condition)
 
     def get_input(self, reference: str, where: str) -> bytes:
         """The object that field `where` of a request refers to, from below the input prefix."""
@@ -64,7 +92,9 @@ class Storage:
         key = f"{prefix}/{reference}" if prefix else reference
         arguments = {"Bucket": self._settings.s3_bucket, "Key": key}
         try:
-            data: bytes = self._call("get_object", arguments, read=MAX_INPUT_BYTES + 1)
+            data: bytes = self._persist(
+                lambda: self._once("get_object", arguments, read=MAX_INPUT_BYTES + 1)
+            )
         except _NotThere as error:
             message = f"{where} refers to {reference!r}, which is not in the input prefix"
             raise InputNotFound(message, where=where) from error
@@ -88,21 +118,23 @@ class Storage:
     def check(self, owner: str) -> None:
         """Write and remove a small object; raises `StorageUnavailable` with the reason."""
         key = self.key(".doctor", owner)
-        self.put(key, b"ok", "text/plain")
-        self._call("delete_object", {"Bucket": self._settings.s3_bucket, "Key": key})
+        self.put(key, secrets.token_bytes(8), "text/plain")
+        place = {"Bucket": self._settings.s3_bucket, "Key": key}
+        self._persist(lambda: self._once("delete_object", place))
 
-    def _call(self, operation: str, arguments: dict[str, Any], *, read: int = 0) -> Any:  # noqa: ANN401  # boto3's own replies
+    def _persist(self, call: Callable[[], Any]) -> Any:  # noqa: ANN401  # boto3's own replies
+        """What `call` gives, tried again through outages."""
         first_s, longest_s = PAUSE_S
         try:
             for attempt in stamina.retry_context(
                 on=_Outage,
-                attempts=None if self._settings.s3_retry_s else 1,
+                attempts=MOST_TRIES if self._settings.s3_retry_s else 1,
                 timeout=self._settings.s3_retry_s or None,
                 wait_initial=first_s,
                 wait_max=longest_s,
             ):
                 with attempt:
-                    return self._once(operation, arguments, read=read)
+                    return call()
         except _Outage as error:
             endpoint = self._settings.s3_endpoint_url or "AWS"
             message = (
@@ -111,7 +143,7 @@ class Storage:
             )
             raise StorageUnavailable(message) from error
 
-    def _once(self, operation: str, arguments: dict[str, Any], *, read: int) -> Any:  # noqa: ANN401  # boto3's own replies
+    def _once(self, operation: str, arguments: dict[str, Any], *, read: int = 0) -> Any:  # noqa: ANN401  # boto3's own replies
         from botocore import exceptions as boto  # noqa: PLC0415  # as boto3 below
 
         try:

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from api_contracts.errors import Fault, GenerationExpired, GenerationFailed
 from api_contracts.names import TASK_NAME
 from worker.execute import Delivery
-from worker.intake import UNREADABLE
+from worker.intake import NOT_AFTER, UNREADABLE
 from worker.outcome import Cancelled, Dropped, Expired, Failed, Requeued, Succeeded
 from worker.pool import PAUSE_S
 
@@ -42,9 +42,9 @@ class Generate(Task):
         delivery = Delivery(
             self.request.id,
             kwargs.get("request"),
-            bool(self.request.delivery_info.get("redelivered")),
-            _fault(args, kwargs),
-            str(self.request.get("delivery_tag") or ""),
+            queue=str(self.request.delivery_info.get("routing_key") or ""),
+            expires_at_s=self.request.get(NOT_AFTER),
+            fault=_fault(args, kwargs),
         )
         try:
             outcome = self.executor.execute(delivery)
@@ -57,12 +57,13 @@ class Generate(Task):
                 return result.model_dump(mode="json")
             case Failed(error=error):
                 raise GenerationFailed.of(error)
+            case Expired(by_message=True):
+                self._revoked("expired")
             case Expired(step=step):
                 raise GenerationExpired.at(step)
             case Cancelled(step=step):
                 self._revoked(f"cancelled at step {step}")
-            case Requeued(step=step):
-                reason = f"drained at step {step}"
+            case Requeued(reason=reason):
                 raise Reject(reason, requeue=True)
             case Dropped(reason=reason):
                 raise Ignore(reason)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from worker.engine.batch import Batch
 from worker.engine.runners import Runners
@@ -59,12 +60,22 @@ class Engine:
         )
         self._inbox: queue.SimpleQueue[Running | None] = queue.SimpleQueue()
         self._start, self._number = threading.Lock(), 0
+        #: When a thread began what it is doing, by the thread.
+        self._began_s: dict[int, float] = {}
         self._thread: threading.Thread | None = None
 
     @property
     def loading_s(self) -> float | None:
         """Seconds for which a pipeline has been in the making, None when none is."""
         return self._runners.loading_s
+
+    @property
+    def step_s(self) -> float:
+        """Seconds that the step at hand lasts already, without loading; 0 when there is none."""
+        if self._runners.loading_s is not None:
+            return 0.0
+        began_s = min(list(self._began_s.values()), default=float("inf"))
+        return max(0.0, time.perf_counter() - max(began_s, self._runners.loaded_s))
 
     def submit(self, job: Job, control: Control) -> Future[JobResult]:
         """Queue a job, from any thread. The future fails with `JobStopped` or a `TaskFault`."""
@@ -94,13 +105,21 @@ class Engine:
     def _serve(self) -> None:
         closing = False
         with ThreadPoolExecutor(1, thread_name_prefix="engine-beside") as beside:
-            batch = Batch(self._runners, beside.submit)
+            batch = Batch(self._runners, lambda *call: beside.submit(self._timed, *call))
             while batch.is_busy or not closing:
                 closing = self._receive(batch) or closing
                 try:
-                    batch.step()
+                    self._timed(batch.step)
                 except BaseException as error:  # noqa: BLE001  # without this thread no job ends
                     batch.abandon(error)
+
+    def _timed(self, call: Callable[..., object], *args: Any) -> None:  # noqa: ANN401  # any call's
+        thread = threading.get_ident()
+        self._began_s[thread] = time.perf_counter()
+        try:
+            call(*args)
+        finally:
+            del self._began_s[thread]
 
     def _receive(self, batch: Batch) -> bool:
         """Take in what has arrived, and wait where there is nothing to do; True is the end."""

@@ -36,6 +36,8 @@ class Runners:
         #: When the last build began and ended, on the monotonic clock.
         self._built_s: dict[str, tuple[float, float]] = {}
         self._loading_since_s: float | None = None
+        #: When the last build ended, also one that failed.
+        self.loaded_s = float("-inf")
 
     @property
     def loading_s(self) -> float | None:
@@ -87,6 +89,7 @@ class Runners:
                 message = f"model {alias!r} was loaded but can't run here: {error}"
                 raise ModelLoadFailed(message[:2000]) from error
         finally:
+            self.loaded_s = time.perf_counter()
             self._loading_since_s = None
         self._built_s[alias] = began_s, time.perf_counter()
 

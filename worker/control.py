@@ -1,0 +1,51 @@
+"""Remote control: Celery's `revoke` becomes a cancel, and a worker says whether it is well."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from celery.utils.functional import maybe_list
+from celery.worker.control import Panel
+
+from api_contracts.errors import GenerationError
+from api_contracts.names import is_task_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from api_contracts.records import Records
+
+logger = logging.getLogger(__name__)
+
+#: The question of `sag-worker health`.
+WELL = "sag_well"
+
+
+def install(records: Records, refusal: Callable[[], str | None]) -> None:
+    """Register the commands with Celery, in place of its own of the same names.
+
+    Celery would drop a revoked message before its task begins, and the record would never hear of
+    it. Here the record is asked to end the task: a waiting one ends at once, a running one at its
+    next step. `refusal` says why this worker would claim no task.
+    """
+
+    def revoke(_state: Any, task_id: Any, **_: Any) -> dict[str, str]:  # noqa: ANN401  # Celery's signature
+        asked = [each for each in maybe_list(task_id) or [] if is_task_id(each)]
+        try:
+            for each in asked:
+                records.cancel(each)
+        except GenerationError as error:
+            logger.warning("not revoked: %s", error)
+            return {"error": str(error)}
+        return {"ok": f"tasks {', '.join(asked)} are asked to end"}
+
+    def terminate(state: Any, signal: Any, task_id: Any, **_: Any) -> dict[str, str]:  # noqa: ANN401, ARG001  # Celery's signature
+        return revoke(state, task_id)
+
+    def well(_state: Any) -> dict[str, str | None]:  # noqa: ANN401  # Celery's signature
+        return {"refusal": refusal()}
+
+    Panel.register(name="revoke", help="Cancel tasks.")(revoke)
+    Panel.register(name="terminate", help="Cancel tasks.")(terminate)
+    Panel.register(name=WELL, type="inspect", help="Would it claim a task?")(well)

@@ -1,0 +1,18 @@
+-- Ends a task that has waited past its deadline, though no worker had time for it.
+--
+-- KEYS[1]  ns:{id}:task        hash        terminal status and outcome written, TTL set
+-- KEYS[2]  ns:{id}:events      stream      event `expired` appended, TTL set
+-- KEYS[3]  ns:open             sorted set  id removed
+-- KEYS[4]  ns:{id}:checkpoint  string      removed
+-- ARGV     id, event tail, seconds that an ended record lives
+-- gives    1, or 0 when it waits no more or its deadline has not passed
+local of = redis.call('HMGET', KEYS[1], 'status', 'deadline_at')
+if of[1] ~= 'queued' or not of[2] or tonumber(of[2]) > now_s() then return 0 end
+redis.call('HSET', KEYS[1], 'status', 'expired', 'outcome', '{"step":0}',
+  'ended_at', string.format('%.6f', now_s()))
+append_event(KEYS[1], KEYS[2], ARGV[2])
+redis.call('ZREM', KEYS[3], ARGV[1])
+redis.call('DEL', KEYS[4])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+redis.call('EXPIRE', KEYS[2], ARGV[3])
+return 1

@@ -1,0 +1,139 @@
+"""The broker's messages: which are held and by whom, for how long, and which ids wait.
+
+Owns `unacked` and `unacked_index`, where kombu keeps what a worker holds. Three things differ from
+kombu: a message gets its tag when it is taken, so that nobody's late acknowledgement touches
+another's delivery; the index says when a lease runs out, by Redis's clock; a message is put back
+by one script. Knows nothing of records.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from api_contracts.names import PRIORITIES, queue_list
+from api_contracts.scripts import load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from redis import Redis
+
+UNACKED, UNACKED_INDEX = "unacked", "unacked_index"
+#: Largest message that is taken, in bytes: twice the largest request that the contract allows.
+MAX_MESSAGE_BYTES = 8 * 2**20
+#: How long after its lease a message is put back, in seconds: the task's own lease, renewed just
+#: before it, must have run out, or its next claim is told that the task is held.
+MARGIN_S = 0.5
+#: Messages looked at by one call.
+SLICE = 500
+
+
+def new_tag(owner: str) -> str:
+    """A delivery tag that says who holds the message."""
+    return f"{owner}/{uuid.uuid4().hex}"
+
+
+class Messages:
+    """Looks after held messages. Thread-safe; every method raises what redis-py raises."""
+
+    def __init__(self, redis: Redis) -> None:
+        """`redis` is a connection to the broker."""
+        self.redis = redis
+        self._renew, self._put_back, self._waiting = (
+            load(redis, "worker", name) for name in ("renew", "put_back", "waiting")
+        )
+
+    def renew(self, tags: Sequence[str], lease_s: float) -> None:
+        """Hold messages for `lease_s` from now."""
+        if tags:
+            self._renew(keys=[UNACKED_INDEX], args=[lease_s + MARGIN_S, *tags])
+
+    def overdue(self, most: int = 100) -> list[str]:
+        """Tags of messages whose lease has run out, the longest overdue first."""
+        seconds, microseconds = self.redis.time()
+        now_s = seconds + microseconds / 1e6
+        tags: Any = self.redis.zrange(
+            UNACKED_INDEX,
+            "-inf",
+            now_s,
+            byscore=True,
+            offset=0,
+            num=most,
+        )
+        return [tag.decode() for tag in tags]
+
+    def held_by(self, owner: str) -> list[str]:
+        """Tags of the messages that a process holds."""
+        literal = "".join(f"[{c}]" if c in "*?[" else c for c in owner)
+        found = self.redis.zscan_iter(UNACKED_INDEX, match=f"{literal}/*", count=SLICE)
+        return sorted({tag.decode() for tag, _ in found})
+
+    def held(self, tag: str) -> tuple[dict[str, Any], str] | None:
+        """A held message and its queue; None when it is held no more or is no message."""
+        try:
+            message, _, queue = json.loads(self.redis.hget(UNACKED, tag) or "null")
+        except (ValueError, TypeError):
+            return None
+        return (message, queue) if isinstance(message, dict) else None
+
+    def put_back(self, tag: str, *, only_overdue: bool = False, first: bool = True) -> bool:
+        """Put a message back before the others, or behind them; False when somebody else did.
+
+        What is no message is dropped.
+        """
+        held = self.held(tag)
+        message, queue = held or ({}, "")
+        text = json.dumps(redelivered(message)) if held else ""
+        push = "RPUSH" if first else "LPUSH"
+        args: list[str | int] = [tag, text, push, int(only_overdue)]
+        keys = [UNACKED, UNACKED_INDEX, _list(queue, message)]
+        return bool(self._put_back(keys=keys, args=args)) and held is not None
+
+    def ids(self, queues: Iterable[str]) -> Iterator[str]:
+        """The task ids of all messages, first of those that wait, then of those that are held.
+
+        In this order and each list from its newest end, a message that is taken meanwhile is
+        found all the same; only one that is put back meanwhile may be missed.
+        """
+        for name in (queue_list(queue, each) for queue in queues for each in PRIORITIES):
+            first = 0
+            while True:
+                count, *ids = self._waiting(keys=[name], args=[first, first + SLICE - 1])
+                yield from (each.decode() for each in ids)
+                if count < SLICE:
+                    break
+                first += SLICE
+        for tag, _ in self.redis.hscan_iter(UNACKED, count=SLICE):
+            held = self.held(tag.decode())
+            task_id = task_id_of(held[0]) if held else None
+            if task_id is not None:
+                yield task_id
+
+
+def task_id_of(message: dict[str, Any]) -> str | None:
+    """The id in a message's headers, if it is one at all."""
+    headers = message.get("headers")
+    task_id = headers.get("id") if isinstance(headers, dict) else None
+    return task_id if isinstance(task_id, str) else None
+
+
+def redelivered(message: dict[str, Any]) -> dict[str, Any]:
+    """The message, marked as one that was delivered before, as AMQP and kombu mark it."""
+    marked = dict(message)
+    given = message.get("properties")
+    properties = dict(given) if isinstance(given, dict) else {}
+    info = properties.get("delivery_info")
+    properties["delivery_info"] = (info if isinstance(info, dict) else {}) | {"redelivered": True}
+    marked["properties"] = properties
+    return marked
+
+
+def _list(queue: str, message: dict[str, Any]) -> str:
+    """The list of a queue that a message's priority says; 0 without one."""
+    properties = message.get("properties")
+    priority = properties.get("priority") if isinstance(properties, dict) else None
+    if not isinstance(priority, int):
+        return queue
+    return queue_list(queue, max(PRIORITIES[0], min(priority, PRIORITIES[-1])))

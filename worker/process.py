@@ -1,0 +1,145 @@
+"""One worker process: its parts, and the order in which they begin and end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING, Any
+
+from celery.worker import state
+
+from api_contracts.connection import connect, connect_impatiently
+from api_contracts.errors import ErrorCode, TaskError
+from api_contracts.events import TaskStatus
+from worker import gpu, metrics, recovery
+from worker.attempt import Attempts
+from worker.celery_state import CeleryState
+from worker.engine.ends import DEVICE_FAILED
+from worker.engine.engine import Engine
+from worker.execute import Executor
+from worker.lease import RENEWALS, Lease
+from worker.messages import Messages
+from worker.publisher import Publisher
+from worker.reconciler import Reconciler
+from worker.shelf import Shelf
+from worker.status import Status
+from worker.storage import Storage
+from worker.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from worker.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+#: How long a process that has failed says so before it ends, in seconds.
+REST_S = 5.0
+
+
+class Process:
+    """Everything but Celery. Connects to nothing and loads no torch until it starts."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        owner: str,
+        store: Callable[[str, dict[str, int]], None],
+        send: Callable[[str, Any, str], None],
+    ) -> None:
+        """`store` writes Celery's progress; `send` a task's message: id, request, queue."""
+        self._settings, self._owner = settings, owner
+        broker_url = settings.broker_url.get_secret_value()
+        events_url = settings.events.get_secret_value()
+        keys, lease_s = settings.keys, settings.lease_s
+        self._status = Status(
+            connect(events_url), keys, owner, record_ttl_s=settings.record_ttl_s, lease_s=lease_s
+        )
+        answer_s = lease_s / RENEWALS
+        self.lease = Lease(
+            connect_impatiently(events_url, answer_s),
+            keys,
+            Messages(connect_impatiently(broker_url, answer_s)),
+            held_tags,
+            lease_s,
+        )
+        self._reconciler = Reconciler(
+            connect(events_url),
+            keys,
+            Messages(connect(broker_url)),
+            send,
+            lease_s=lease_s,
+            record_ttl_s=settings.record_ttl_s,
+        )
+        self._publisher = Publisher(self._status, CeleryState(store))
+        device = gpu.resolve(settings.device)
+        self._engine = Engine(
+            settings.specs,
+            device,
+            settings.offload,
+            max_models=settings.max_models,
+            max_batch_rows=settings.max_batch_rows,
+            compiled=settings.compile,
+        )
+        shelf = Shelf(Storage(settings))
+        attempts = Attempts(settings, self._status, self._publisher, self._engine, shelf)
+        self.executor = Executor(
+            settings, self._status, self.lease, attempts, device, self._leave_broken
+        )
+        self._watchdog = Watchdog(self._look, settings.step_timeout_s, self._give_back)
+
+    def start(self) -> None:
+        """Begin what is there before the first task."""
+        self.lease.start()
+        self._reconciler.start()
+        self._watchdog.start()
+
+    def drain(self) -> None:
+        """Give back what is not done `SAG_DRAIN_TIMEOUT_S` from now."""
+        logger.info("leaving: tasks may end within %g s", self._settings.drain_timeout_s)
+        self._later(self._settings.drain_timeout_s, self.executor.drain)
+
+    def close(self) -> None:
+        """End the threads, when no delivery is left; the lease last, as it keeps the rest ours."""
+        self._watchdog.close()
+        self._engine.close()
+        self._publisher.close()
+        self._reconciler.close()
+        self.lease.close()
+
+    def _look(self) -> float:
+        """How long the step at hand lasts; asked each second, so the metrics are told here."""
+        metrics.WELL.set(self.executor.refusal is None)
+        return self._engine.step_s
+
+    def _leave_broken(self, reason: str) -> None:
+        """Take no more tasks, say why for a while, and end."""
+        logger.critical("this process ends in %g s: %s", REST_S, reason)
+        self._later(REST_S, lambda: setattr(state, "should_stop", DEVICE_FAILED))
+
+    def _later(self, pause_s: float, call: Callable[[], None]) -> None:
+        timer = threading.Timer(pause_s, call)
+        timer.daemon = True
+        timer.start()
+
+    def _give_back(self) -> None:
+        """Give back all tasks of a process that hangs, and their messages; each is an attempt."""
+        for claim, _ in self.lease.held():
+            reason = f"a step lasted longer than {self._settings.step_timeout_s:g} s"
+            if claim.attempt < self._settings.max_attempts:
+                self._status.requeue(claim, {"reason": f"worker stalled: {reason}"}, counts=True)
+                continue
+            message = f"{reason}, in the last of {claim.attempt} attempts"
+            error = TaskError(code=ErrorCode.WORKER_STALLED, message=message, retryable=True)
+            kept = error.model_dump(mode="json")
+            self._status.finish(claim, TaskStatus.FAILED, kept, {"error": kept}, message)
+        recovery.give_back(self._settings, self._owner)
+
+
+def held_tags() -> list[str]:
+    """The delivery tags of all messages that Celery holds, waiting for a thread or at work."""
+    while True:
+        try:
+            return [request.message.delivery_tag for request in list(state.reserved_requests)]
+        except RuntimeError:  # another thread has changed the set meanwhile
+            continue

@@ -1,0 +1,20 @@
+-- Puts a held message back into its list, unless somebody else did, or its lease was renewed.
+--
+-- KEYS[1]  unacked        hash        tag removed
+-- KEYS[2]  unacked_index  sorted set  tag removed
+-- KEYS[3]  the list       list        message added
+-- ARGV     tag, message or '' to drop it, LPUSH (behind the others) or RPUSH (before them),
+--          1 to do so only when the lease has run out
+-- gives    1, or 0 when it was not put back
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then
+  redis.call('ZREM', KEYS[2], ARGV[1])
+  return 0
+end
+if ARGV[4] == '1' then
+    local untils = redis.call('ZSCORE', KEYS[2], ARGV[1])
+  if untils and tonumber(untils) > now_s() then return 0 end
+end
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+if ARGV[2] ~= '' then redis.call(ARGV[3], KEYS[3], ARGV[2]) end
+return 1

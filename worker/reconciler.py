@@ -1,0 +1,191 @@
+"""The thread that finds what was lost, on one worker at a time.
+
+Each half second: messages whose lease has run out go back into their lists. Each half lease: tasks
+that the record calls open, though no list and no worker has a message of them, get a new one; one
+too many is harmless, since a claim is fenced. Waiting tasks whose deadline has passed end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from redis.exceptions import LockError, RedisError
+
+from api_contracts.connection import is_away
+from api_contracts.names import DEFAULT_MODEL, is_task_id, queue_name
+from api_contracts.parse import parse_request
+from api_contracts.scripts import event_tail, load
+from worker import metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from redis import Redis
+
+    from api_contracts.names import Keys
+    from worker.messages import Messages
+
+logger = logging.getLogger(__name__)
+
+#: Pause between two looks for overdue messages, in seconds.
+LOOK_S = 0.5
+#: How long the elected worker stays so without saying so again, in seconds.
+ELECTED_S = 2.0
+#: Open tasks looked at by one call.
+SLICE = 200
+#: Of an open task's record.
+_FIELDS = ("status", "queue", "lease_until", "deadline_at")
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """An open task that may have no message."""
+
+    queue: str
+    #: Its score among the open tasks.
+    touched: float
+
+
+class Reconciler:
+    """One daemon thread; whoever has the lock works, the others wait for it."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        keys: Keys,
+        messages: Messages,
+        send: Callable[[str, Any, str], None],
+        *,
+        lease_s: float,
+        record_ttl_s: int,
+    ) -> None:
+        """`redis` has the records; `send` gets a task id, its request and its queue."""
+        self._redis, self._keys, self._messages, self._send = redis, keys, messages, send
+        self._lease_s, self._ttl_s = lease_s, record_ttl_s
+        self._revive, self._expire = (load(redis, "worker", name) for name in ("revive", "expire"))
+        self._lock = redis.lock(
+            keys.reconciler, timeout=ELECTED_S, blocking=False, thread_local=False
+        )
+        self._closed = threading.Event()
+        self._walked_s = float("-inf")
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin; a second time does nothing."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="reconciler", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """End the thread, and let another worker be elected."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join(timeout=ELECTED_S)
+
+    def run_once(self) -> None:
+        """One round of the elected worker; raises what redis-py raises."""
+        for tag in self._messages.overdue():
+            if self._messages.put_back(tag, only_overdue=True):
+                metrics.RECOVERED.labels("lease").inc()
+                logger.warning("message %s put back: its holder's lease has run out", tag)
+        if time.monotonic() - self._walked_s > self._lease_s / 2:
+            self.walk()
+            self._walked_s = time.monotonic()
+
+    def walk(self) -> None:
+        """Look at every open task that nobody touched for the time of a lease."""
+        suspects = dict(self._suspects())
+        if not suspects:
+            return
+        queues = {suspect.queue for suspect in suspects.values()}
+        for number, task_id in enumerate(self._messages.ids(queues)):
+            suspects.pop(task_id, None)
+            if number % SLICE == 0 and not self._stays_elected():
+                return
+        for task_id, suspect in suspects.items():
+            self._send_again(task_id, suspect)
+
+    def _suspects(self) -> Iterator[tuple[str, Suspect]]:
+        """Open tasks that nobody holds, as far as the record says; ends those past a deadline."""
+        seconds, _ = self._redis.time()
+        last, offset = seconds - self._lease_s, 0
+        while True:
+            found: Any = self._redis.zrange(
+                self._keys.open, "-inf", last, byscore=True, offset=offset, num=SLICE,
+                withscores=True,
+            )  # fmt: skip
+            pipeline = self._redis.pipeline(transaction=False)
+            for task_id, _ in found:
+                pipeline.hmget(self._keys.task(task_id.decode()), _FIELDS)
+            for (task_id, touched), fields in zip(found, pipeline.execute(), strict=True):
+                if self._is_suspect(task_id.decode(), fields, seconds):
+                    queue = (fields[1] or queue_name(DEFAULT_MODEL).encode()).decode()
+                    yield task_id.decode(), Suspect(queue, touched)
+            if len(found) < SLICE or not self._stays_elected():
+                return
+            offset += SLICE
+
+    def _is_suspect(self, task_id: str, fields: Sequence[bytes | None], now_s: int) -> bool:
+        status, _, lease_until, deadline_at = fields
+        if status == b"queued" and deadline_at and float(deadline_at) < now_s:
+            self._end_expired(task_id)
+            return False
+        return status != b"running" or float(lease_until or 0) + LOOK_S < now_s
+
+    def _end_expired(self, task_id: str) -> None:
+        keys = [
+            self._keys.task(task_id), self._keys.events(task_id), self._keys.open,
+            self._keys.checkpoint(task_id),
+        ]  # fmt: skip
+        tail = event_tail(task_id, "expired", {"step": 0})
+        if self._expire(keys=keys, args=[task_id, tail, self._ttl_s]):
+            logger.info("task %s: expired while it waited", task_id)
+
+    def _send_again(self, task_id: str, suspect: Suspect) -> None:
+        keys = [self._keys.task(task_id), self._keys.open]
+        request = self._revive(keys=keys, args=[task_id, repr(suspect.touched)])
+        if request is None or not is_task_id(task_id):
+            return
+        self._send(task_id, _readable(request), suspect.queue)
+        metrics.RECOVERED.labels("lost").inc()
+        logger.warning("task %s had no message any more; sent again", task_id)
+
+    def _stays_elected(self) -> bool:
+        try:
+            return bool(self._lock.extend(ELECTED_S, replace_ttl=True))
+        except LockError:
+            return False
+
+    def _serve(self) -> None:
+        while not self._closed.wait(LOOK_S):
+            try:
+                if (self._lock.owned() or self._lock.acquire()) and self._stays_elected():
+                    self.run_once()
+            except Exception as error:  # the others wait for the lock that this thread has
+                away = is_away(error)
+                logger.warning("nothing reconciled: %s", error, exc_info=None if away else error)
+        try:
+            self._lock.release()
+        except (LockError, RedisError):
+            logger.debug("was not elected, or Redis is away: the lock runs out by itself")
+
+
+def _readable(request: bytes) -> Any:  # noqa: ANN401  # whatever was sent
+    """The request of a record; what is no JSON any more is refused by whoever claims it."""
+    try:
+        return json.loads(request)
+    except ValueError:
+        return None
+
+
+def priority_of(request: Any) -> int:  # noqa: ANN401  # whatever was sent
+    """The priority that a request asks for, the contract's own when it can't be read."""
+    try:
+        return parse_request(request).priority
+    except ValueError:
+        return parse_request({"prompt": "x"}).priority

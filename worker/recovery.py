@@ -1,0 +1,43 @@
+"""What a process that is known to be dead held, given back at once instead of a lease later."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from api_contracts.connection import connect_impatiently
+from api_contracts.names import is_task_id
+from api_contracts.scripts import load
+from worker import metrics
+from worker.messages import Messages, task_id_of
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+#: Longest wait for an answer, in seconds: whoever calls has other processes to look after.
+ANSWER_S = 2.0
+
+
+def give_back(settings: Settings, owner: str) -> int:
+    """Put the messages of process `owner` back and end its leases; gives how many there were.
+
+    The owner must be dead. Raises what redis-py raises.
+    """
+    broker = connect_impatiently(settings.broker_url.get_secret_value(), ANSWER_S)
+    events = connect_impatiently(settings.events.get_secret_value(), ANSWER_S)
+    with broker, events:
+        messages, release = Messages(broker), load(events, "worker", "release")
+        number = 0
+        for tag in messages.held_by(owner):
+            held = messages.held(tag)
+            task_id = task_id_of(held[0]) if held else None
+            # First the lease: a message that is claimed before it is told that the task is held.
+            if is_task_id(task_id):
+                release(keys=[settings.keys.task(str(task_id))], args=[owner])
+            number += messages.put_back(tag)
+    if number:
+        metrics.RECOVERED.labels("death").inc(number)
+        logger.warning("%d messages of %s put back: it is dead", number, owner)
+    return number

@@ -1,0 +1,19 @@
+-- Takes the next message: off its list and into the book of held messages in one step, so that no
+-- death in between loses it. One that is too large is dropped, and only its size is told.
+--
+-- KEYS[1]    unacked        hash        [message, exchange, queue] under the tag
+-- KEYS[2]    unacked_index  sorted set  tag, by when its lease runs out (Unix seconds)
+-- KEYS[3…]   the lists, first choice first
+-- ARGV       tag, seconds of lease, largest message in bytes, then each list's queue
+-- gives      {number of the list, message} | {number of the list, '', its bytes} | nothing
+for number = 3, #KEYS do
+  local message = redis.call('RPOP', KEYS[number])
+  if message then
+    if #message > tonumber(ARGV[3]) then return {number - 3, '', #message} end
+    local held = '[' .. message .. ',"",' .. cjson.encode(ARGV[number + 1]) .. ']'
+    redis.call('HSET', KEYS[1], ARGV[1], held)
+    redis.call('ZADD', KEYS[2], now_s() + ARGV[2], ARGV[1])
+    return {number - 3, message}
+  end
+end
+return false
