@@ -100,7 +100,11 @@ class Settings(BaseSettings):
         default=16, ge=1, le=64, description="Tasks held at once; they share each UNet call."
     )
     max_batch_rows: int | None = Field(
-        default=None, ge=2, le=1024, description="Rows of one UNet call; unset is measured."
+        default=None,
+        ge=1,
+        le=1024,
+        description="Rows of one UNet call; unset is measured. 1: a picture's calls are its own, and "
+        "its bytes the same in any company.",
     )
     max_models: int = Field(
         default=1, ge=1, description="Models kept loaded; the one longest unused makes room."

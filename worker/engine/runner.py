@@ -51,6 +51,8 @@ class Runner:
     def __init__(self, model: LoadedModel, max_batch_rows: int | None) -> None:
         """Warm up; measures how many rows one call takes unless `max_batch_rows` says it."""
         self.model, self.pipe = model, model.pipeline
+        #: Nothing of one job is computed together with another's, so that its bits are its own.
+        self._apart = max_batch_rows == 1
         with torch.inference_mode():
             self.preview_map = previews.fit(self.pipe)
             self.network = Network(model, max_batch_rows)
@@ -67,6 +69,8 @@ class Runner:
     @torch.inference_mode()
     def encode(self, drafted: Sequence[drafts.Draft]) -> list[list[Lane]]:
         """The lanes of each job; the texts of all of them go through the encoder together."""
+        if self._apart and len(drafted) > 1:
+            return [lanes for draft in drafted for lanes in self.encode([draft])]
         wordings = [draft.wording for draft in drafted]
         texts = [
             *itertools.chain.from_iterable(each.texts for each in wordings),
@@ -131,8 +135,9 @@ class Runner:
         wanted.sort(key=lambda lane: lane.latents.shape)
         for _, group in itertools.groupby(wanted, key=lambda lane: lane.latents.shape):
             alike = list(group)
-            for begin in range(0, len(alike), DECODE_TOGETHER):
-                some = alike[begin : begin + DECODE_TOGETHER]
+            together = 1 if self._apart else DECODE_TOGETHER
+            for begin in range(0, len(alike), together):
+                some = alike[begin : begin + together]
                 found |= zip(map(id, some), self._decoded(some), strict=True)
         return [found.get(id(lane)) for lane in lanes]
 
