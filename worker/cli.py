@@ -19,6 +19,7 @@ from api_contracts import (
     TaskHandle,
 )
 from worker import log, progress, supervisor
+from worker.dead import DeadLetters
 from worker.settings import Settings
 
 app = typer.Typer(
@@ -27,6 +28,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+dead = typer.Typer(help="Tasks that no worker could finish.", no_args_is_help=True)
+app.add_typer(dead, name="dead")
 #: For people; results and identifiers go to standard output.
 console = Console(stderr=True)
 
@@ -124,6 +127,23 @@ def cancel(task_id: str) -> None:
     """Ask for a task to end; prints the status that it had."""
     with _client() as client:
         print(_told(lambda: client.handle(task_id).cancel()) or "unknown")
+
+
+@dead.command("list")
+def dead_list() -> None:
+    """Print the dead letters, one a line: when, task, attempts, reason; separated by tabs."""
+    with _client() as client:
+        for each in _told(lambda: list(DeadLetters(client))):
+            at = each.at.isoformat(timespec="seconds").replace("+00:00", "Z")
+            print(at, each.task_id, each.attempt, ascii(each.reason)[1:-1], sep="\t")
+
+
+@dead.command("replay")
+def dead_replay(task_id: str) -> None:
+    """Submit a dead task again, under a new id, which is printed; its letter is removed."""
+    with _client() as client:
+        new_id = _told(lambda: DeadLetters(client).replay(task_id))
+    print(new_id or _fail(f"no dead letter of task {task_id}"))
 
 
 @app.command()

@@ -1,0 +1,87 @@
+"""The dead letters: tasks that no worker could finish, kept with request and reason."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from api_contracts.names import is_task_id
+from api_contracts.records import reach
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from api_contracts.client import GenerationClient
+
+#: Entries read by one call.
+SLICE = 500
+#: What a replayed task's id has behind the old one.
+REPLAY = ".replay"
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """One task that ended for want of a worker that could do it."""
+
+    entry: str
+    task_id: str
+    at: datetime
+    attempt: int
+    #: The last that tried.
+    worker: str
+    reason: str
+    #: As JSON.
+    request: str
+
+
+class DeadLetters:
+    """The stream of a namespace, oldest first. Raises `ServiceUnavailable` when Redis is away."""
+
+    def __init__(self, client: GenerationClient) -> None:
+        """`client` also submits what is replayed."""
+        self._client = client
+
+    def __iter__(self) -> Iterator[DeadLetter]:
+        first = "-"
+        while True:
+            entries: Any = reach(
+                lambda first=first: self._client.redis.xrange(
+                    self._client.keys.dead, min=first, count=SLICE
+                )
+            )
+            for entry, fields in entries:
+                yield _letter(entry, fields)
+            if len(entries) < SLICE:
+                return
+            first = f"({entries[-1][0].decode()}"
+
+    def replay(self, task_id: str) -> str | None:
+        """Submit a dead task again and forget the letter; gives the new id, None without a letter.
+
+        The old id has ended and stays so. Doing it twice makes one task. Raises `InvalidRequest`
+        when the request can't be read any more.
+        """
+        letters = [letter for letter in self if letter.task_id == task_id]
+        if not letters:
+            return None
+        longer = task_id + REPLAY
+        new_id = longer if is_task_id(longer) else None
+        handle = self._client.submit(json.loads(letters[-1].request), new_id)
+        reach(lambda: self._client.redis.xdel(self._client.keys.dead, *(e.entry for e in letters)))
+        return handle.task_id
+
+
+def _letter(entry: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
+    text = {name.decode(): value.decode(errors="replace") for name, value in fields.items()}
+    milliseconds = int(entry.split(b"-")[0])
+    return DeadLetter(
+        entry=entry.decode(),
+        task_id=text.get("task_id", ""),
+        at=datetime.fromtimestamp(milliseconds / 1000, UTC),
+        attempt=int(text.get("attempt", "0")),
+        worker=text.get("worker", ""),
+        reason=text.get("reason", ""),
+        request=text.get("request", ""),
+    )
