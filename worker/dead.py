@@ -46,16 +46,16 @@ class DeadLetters:
     def __iter__(self) -> Iterator[DeadLetter]:
         first = "-"
         while True:
-            entries: Any = reach(
-                lambda first=first: self._client.redis.xrange(
-                    self._client.keys.dead, min=first, count=SLICE
-                )
-            )
+            entries = self._slice(first)
             for entry, fields in entries:
                 yield _letter(entry, fields)
             if len(entries) < SLICE:
                 return
             first = f"({entries[-1][0].decode()}"
+
+    def _slice(self, first: str) -> Any:  # noqa: ANN401  # redis-py's own reply
+        redis, key = self._client.redis, self._client.keys.dead
+        return reach(lambda: redis.xrange(key, min=first, count=SLICE))
 
     def replay(self, task_id: str) -> str | None:
         """Submit a dead task again and forget the letter; gives the new id, None without a letter.

@@ -103,8 +103,8 @@ class Settings(BaseSettings):
         default=None,
         ge=1,
         le=1024,
-        description="Rows of one UNet call; unset is measured. 1: a picture's calls are its own, and "
-        "its bytes the same in any company.",
+        description="Rows of one UNet call; unset is measured. 1: a picture's calls are its own, "
+        "and its bytes the same in any company.",
     )
     max_models: int = Field(
         default=1, ge=1, description="Models kept loaded; the one longest unused makes room."
