@@ -21,6 +21,7 @@ from api_contracts.names import DEFAULT_MODEL, is_task_id, queue_name
 from api_contracts.parse import parse_request
 from api_contracts.scripts import event_tail, load
 from worker import metrics
+from worker.lease import MOST_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +37,9 @@ logger = logging.getLogger(__name__)
 LOOK_S = 0.5
 #: How long the elected worker stays so without saying so again, in seconds.
 ELECTED_S = 2.0
+#: After an outage, time for every worker to renew its leases before any of them counts as run
+#: out, in seconds: while Redis was away, nobody could.
+GRACE_S = MOST_S + 1.0
 #: Open tasks looked at by one call.
 SLICE = 200
 #: Of an open task's record.
@@ -72,6 +76,7 @@ class Reconciler:
             keys.reconciler, timeout=ELECTED_S, blocking=False, thread_local=False
         )
         self._closed = threading.Event()
+        self._failed_s = float("-inf")
         self._walked_s = float("-inf")
         self._thread: threading.Thread | None = None
 
@@ -89,6 +94,8 @@ class Reconciler:
 
     def run_once(self) -> None:
         """One round of the elected worker; raises what redis-py raises."""
+        if self._is_just_back():
+            return
         for tag in self._messages.overdue():
             if self._messages.put_back(tag, only_overdue=True):
                 metrics.RECOVERED.labels("lease").inc()
@@ -96,6 +103,13 @@ class Reconciler:
         if time.monotonic() - self._walked_s > self._lease_s / 2:
             self.walk()
             self._walked_s = time.monotonic()
+
+    def _is_just_back(self) -> bool:
+        """Whether Redis was away until a moment ago, as far as it or this process knows."""
+        if time.monotonic() - self._failed_s < GRACE_S:
+            return True
+        servers = self._redis, self._messages.redis
+        return any(server.info("server")["uptime_in_seconds"] < GRACE_S for server in servers)
 
     def walk(self) -> None:
         """Look at every open task that nobody touched for the time of a lease."""
@@ -167,7 +181,7 @@ class Reconciler:
                 if (self._lock.owned() or self._lock.acquire()) and self._stays_elected():
                     self.run_once()
             except Exception as error:  # the others wait for the lock that this thread has
-                away = is_away(error)
+                away, self._failed_s = is_away(error), time.monotonic()
                 logger.warning("nothing reconciled: %s", error, exc_info=None if away else error)
         try:
             self._lock.release()
