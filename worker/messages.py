@@ -1,9 +1,9 @@
 """The broker's messages: which are held and by whom, for how long, and which ids wait.
 
-Owns `unacked` and `unacked_index`, where kombu keeps what a worker holds. Three things differ from
-kombu: a message gets its tag when it is taken, so that nobody's late acknowledgement touches
-another's delivery; the index says when a lease runs out, by Redis's clock; a message is put back
-by one script. Knows nothing of records.
+Owns the book of what each worker holds: kombu's `unacked` and `unacked_index`, under keys of its
+own. Three things differ from kombu: a message gets its tag when it is taken, so that nobody's late
+acknowledgement touches another's delivery; the index says when a lease runs out, by Redis's clock;
+a message is put back by one script. Knows nothing of records.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-UNACKED, UNACKED_INDEX = "unacked", "unacked_index"
+#: Keys of our own: another Celery worker on the same database would take its own scores for ours.
+UNACKED, UNACKED_INDEX = "sag.unacked", "sag.unacked_index"
 #: Largest message that is taken, in bytes: twice the largest request that the contract allows.
 MAX_MESSAGE_BYTES = 8 * 2**20
 #: How long after its lease a message is put back, in seconds: the task's own lease, renewed just

@@ -69,8 +69,10 @@ class Publisher:
             if watched is None:
                 return
             behind = len(watched.waiting) >= BACKLOG
-            if kind == "progress" and behind and watched.waiting[-1][0] == "progress":
-                watched.waiting.pop()
+            if kind == "progress" and behind:
+                newest = (each for each in reversed(watched.waiting) if each[0] == "progress")
+                if (skipped := next(newest, None)) is not None:
+                    watched.waiting.remove(skipped)
             watched.waiting.append((kind, fields))
             self._wake.notify_all()
 

@@ -1,7 +1,7 @@
 -- Puts a held message back into its list, unless somebody else did, or its lease was renewed.
 --
--- KEYS[1]  unacked        hash        tag removed
--- KEYS[2]  unacked_index  sorted set  tag removed
+-- KEYS[1]  sag.unacked        hash        tag removed
+-- KEYS[2]  sag.unacked_index  sorted set  tag removed
 -- KEYS[3]  the list       list        message added
 -- ARGV     tag, message or '' to drop it, LPUSH (behind the others) or RPUSH (before them),
 --          1 to do so only when the lease has run out

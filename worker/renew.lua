@@ -1,6 +1,6 @@
 -- Renews the lease of messages that a worker holds; one that was put back meanwhile stays so.
 --
--- KEYS[1]  unacked_index  sorted set  scores moved on
+-- KEYS[1]  sag.unacked_index  sorted set  scores moved on
 -- ARGV     seconds of lease, then the tags
 local untils = now_s() + ARGV[1]
 for number = 2, #ARGV do

@@ -1,8 +1,8 @@
 -- Takes the next message: off its list and into the book of held messages in one step, so that no
 -- death in between loses it. One that is too large is dropped, and only its size is told.
 --
--- KEYS[1]    unacked        hash        [message, exchange, queue] under the tag
--- KEYS[2]    unacked_index  sorted set  tag, by when its lease runs out (Unix seconds)
+-- KEYS[1]    sag.unacked        hash        [message, exchange, queue] under the tag
+-- KEYS[2]    sag.unacked_index  sorted set  tag, by when its lease runs out (Unix seconds)
 -- KEYS[3…]   the lists, first choice first
 -- ARGV       tag, seconds of lease, largest message in bytes, then each list's queue
 -- gives      {number of the list, message} | {number of the list, '', its bytes} | nothing

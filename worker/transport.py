@@ -75,6 +75,7 @@ class Channel(kombu_redis.Channel):
     """
 
     QoS = QoS
+    unacked_key, unacked_index_key = UNACKED, UNACKED_INDEX
     #: The tasks run on; they acknowledge or give back each message themselves.
     do_restore = False
 
@@ -168,11 +169,14 @@ class Transport(kombu_redis.Transport):
     """kombu's Redis transport with the channel above."""
 
     Channel = Channel
+    _turning: Any = None
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:  # noqa: ANN401  # kombu's signature
         """Let the event loop turn often enough to look for messages."""
         super().register_with_event_loop(connection, loop)
-        loop.call_repeatedly(LOOK_S, self._turn)
+        if self._turning is not None:
+            self._turning.cancel()
+        self._turning = loop.call_repeatedly(LOOK_S, self._turn)
 
     def _turn(self) -> None:
         """Make the loop turn, as it looks for messages at each turn; leave a dead connection."""
