@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from api_contracts import GenerationClient
-from worker.status import Status
+from tests.record.owners import worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redis import Redis
+
+    from worker.status import Status
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def client(redis_url: str, namespace: str) -> Iterator[GenerationClient]:
 @pytest.fixture
 def status(redis: Redis, client: GenerationClient) -> Status:
     """A worker's access to the records that the client makes."""
-    return Status(redis, client.keys, "worker", record_ttl_s=1000)
+    return worker(redis, client.keys, "worker")
 
 
 @pytest.fixture

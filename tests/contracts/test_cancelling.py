@@ -50,7 +50,6 @@ def test_a_running_task_is_told_by_its_next_write(
         nudge = nudges.get_message(timeout=5)
     assert nudge is not None
     assert nudge["data"] == handle.task_id.encode()
-    assert list(status.cancels([claim])) == [claim]
     assert status.append(claim, "progress", PROGRESS) == 1
     assert handle.status() is TaskStatus.RUNNING
     assert redis.ttl(client.keys.task(handle.task_id)) == -1
@@ -116,9 +115,9 @@ def test_a_task_that_was_given_back_can_be_cancelled(
     first, second = client.submit(order), client.submit(order)
     claim = take(status, first.task_id)
     first.cancel()
-    assert status.requeue(claim, {"reason": "drained"})
+    assert status.requeue(claim, {"reason": "drained"}, counts=False)
     assert take(status, first.task_id).answer == "cancelled"
-    assert status.requeue(take(status, second.task_id), {"reason": "drained"})
+    assert status.requeue(take(status, second.task_id), {"reason": "drained"}, counts=False)
     assert second.cancel() is TaskStatus.QUEUED
     assert second.status() is TaskStatus.CANCELLED
     assert kinds(redis, client.keys, second.task_id)[-1] == "cancelled"

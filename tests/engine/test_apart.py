@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 def _jobs() -> list[Job]:
-    kinds = [{}, {"sag_scale": 0.0}, {"guidance_scale": 1.0}, {"num_images_per_prompt": 2}]
+    kinds: list[dict[str, Any]] = [
+        {}, {"sag_scale": 0.0}, {"guidance_scale": 1.0}, {"num_images_per_prompt": 2},
+    ]  # fmt: skip
     return [
         job(
             id=f"t{number}",

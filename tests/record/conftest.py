@@ -10,14 +10,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from api_contracts import GenerationClient
 from api_contracts.names import Keys
-from worker.status import Status
+from tests.record.owners import TTL_S, worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from redis import Redis
 
-TTL_S = 1000
+    from worker.status import Status
 
 
 @pytest.fixture
@@ -29,13 +29,13 @@ def keys(namespace: str) -> Keys:
 @pytest.fixture
 def status(redis: Redis, keys: Keys) -> Status:
     """The first worker's access."""
-    return Status(redis, keys, "first", TTL_S)
+    return worker(redis, keys, "first")
 
 
 @pytest.fixture
 def other(redis: Redis, keys: Keys) -> Status:
     """Another worker's access."""
-    return Status(redis, keys, "other", TTL_S)
+    return worker(redis, keys, "other")
 
 
 @pytest.fixture

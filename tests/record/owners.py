@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from api_contracts.names import Keys
 
-STARTED = {"model": "default", "device": "cpu", "resumed_from_step": None}
+STARTED = {"model": "default", "device": "cpu"}
 PROGRESS = {"step": 1, "total_steps": 2, "eta_s": 0.5, "preview": None}
 ERROR = {"code": "internal", "message": "m", "retryable": True, "details": {"k": "v"}}
 RESULT: dict[str, Any] = {
@@ -35,27 +35,34 @@ RESULT: dict[str, Any] = {
 TERMINAL = {"succeeded", "failed", "cancelled", "expired"}
 #: Longest wait for a condition, in seconds.
 PATIENCE_S = 10.0
+#: How long records live after their end, and leases without a renewal, in seconds.
+TTL_S, LEASE_S = 1000, 30.0
+
+
+def worker(redis: Redis, keys: Keys, owner: str, lease_s: float = LEASE_S) -> Status:
+    """The access of a worker's process `owner`."""
+    return Status(redis, keys, owner, record_ttl_s=TTL_S, lease_s=lease_s)
 
 
 def ask(  # noqa: PLR0913  # what a delivery is
     status: Status,
     task_id: str,
     *,
-    redelivered: bool = False,
     deadline_s: float | None = None,
+    expires_at_s: float | None = None,
     max_attempts: int = 3,
     request: str = '{"prompt":"x"}',
-    message: str = "tag",
+    queue: str = "generate.default",
 ) -> Claim | Held | Ended:
     """Claim as a worker does."""
     return status.claim(
         task_id,
         started=STARTED,
         request=request,
+        queue=queue,
         deadline_s=deadline_s,
+        expires_at_s=expires_at_s,
         max_attempts=max_attempts,
-        redelivered=redelivered,
-        message=message,
     )
 
 
@@ -64,6 +71,17 @@ def take(status: Status, task_id: str, **options: Any) -> Claim:
     claim = ask(status, task_id, **options)
     assert isinstance(claim, Claim)
     return claim
+
+
+def lapse(redis: Redis, keys: Keys, task_id: str) -> None:
+    """Let the lease of a task run out, as it does when its owner says nothing any more."""
+    redis.hset(keys.task(task_id), "lease_until", "1.0")
+
+
+def take_over(status: Status, task_id: str, **options: Any) -> Claim:
+    """Claim a task whose owner, if it has one, is dead."""
+    lapse(status.redis, status.keys, task_id)
+    return take(status, task_id, **options)
 
 
 def told(redis: Redis, keys: Keys, task_id: str) -> list[dict[str, Any]]:

@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from api_contracts import GenerationClient, TaskStatus
-from tests.record.owners import ask, kinds, opened, record, take, told
-from worker.status import Ended, Held, Status
+from tests.record.owners import (
+    ask,
+    kinds,
+    lapse,
+    opened,
+    record,
+    take,
+    take_over,
+    told,
+    worker,
+)
+from worker.status import Ended, Held
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +27,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
+    from worker.status import Status
 
 
 def submitted_long_ago(redis: Redis, keys: Keys, task_id: str) -> None:
@@ -59,8 +70,8 @@ def test_what_the_client_wrote_stays(
 def test_a_claim_may_be_silent(status: Status, redis: Redis, keys: Keys) -> None:
     """A task that is claimed only to be refused tells of no start."""
     status.claim(
-        "refused", started=None, request="{}", deadline_s=None, max_attempts=3,
-        redelivered=False, message="tag",
+        "refused", started=None, request="{}", queue="q", deadline_s=None, expires_at_s=None,
+        max_attempts=3,
     )  # fmt: skip
     assert kinds(redis, keys, "refused") == []
 
@@ -68,19 +79,19 @@ def test_a_claim_may_be_silent(status: Status, redis: Redis, keys: Keys) -> None
 def test_a_running_task_is_held(
     status: Status, other: Status, redis: Redis, keys: Keys, task_id: str
 ) -> None:
-    """A first delivery of a task that somebody runs is a duplicate, and changes nothing."""
+    """A message of a task that somebody runs is a duplicate, and changes nothing."""
     take(status, task_id)
     before = record(redis, keys, task_id), told(redis, keys, task_id)
     assert ask(other, task_id) == Held("first")
     assert (record(redis, keys, task_id), told(redis, keys, task_id)) == before
 
 
-def test_a_redelivered_task_is_taken_over(
+def test_a_task_whose_lease_has_run_out_is_taken_over(
     status: Status, other: Status, redis: Redis, keys: Keys, task_id: str
 ) -> None:
-    """A message that comes again means that its owner lost it: the next attempt is the other's."""
+    """An owner that said nothing for a lease is dead: the next attempt is another's."""
     first = take(status, task_id)
-    second = take(other, task_id, redelivered=True)
+    second = take_over(other, task_id)
     assert (second.answer, second.attempt) == ("run", 2)
     assert second.fence > first.fence
     assert second.submitted_at_s == first.submitted_at_s
@@ -88,26 +99,17 @@ def test_a_redelivered_task_is_taken_over(
     assert kinds(redis, keys, task_id) == ["queued", "started", "started"]
 
 
-def test_another_copy_takes_nothing_over(
-    status: Status, other: Status, redis: Redis, keys: Keys, task_id: str
-) -> None:
-    """A second message of a running task is a duplicate, however often it was delivered."""
-    claim = take(status, task_id)
-    before = record(redis, keys, task_id)
-    assert ask(other, task_id, redelivered=True, message="copy") == Held("first")
-    assert record(redis, keys, task_id) == before
-    assert status.finish(claim, TaskStatus.SUCCEEDED, {}, {})
-
-
 @pytest.mark.parametrize("end", [status for status in TaskStatus if status.is_terminal])
-@pytest.mark.parametrize("redelivered", [False, True])
+@pytest.mark.parametrize("lapsed", [False, True])
 def test_an_ended_task_is_never_claimed(
-    status: Status, other: Status, task_id: str, end: TaskStatus, redelivered: bool
+    status: Status, other: Status, task_id: str, end: TaskStatus, lapsed: bool
 ) -> None:
-    """After the end every delivery is answered with that end and its outcome."""
+    """After the end every delivery is answered with that end and its outcome, however late."""
     outcome = {"step": 3, "nested": {"text": "\u00e4"}}
     assert status.finish(take(status, task_id), end, outcome, {"step": 3})
-    assert ask(other, task_id, redelivered=redelivered) == Ended(end.value, outcome)
+    if lapsed:
+        lapse(status.redis, status.keys, task_id)
+    assert ask(other, task_id) == Ended(end.value, outcome)
 
 
 def test_a_task_cancelled_while_waiting_is_ended(
@@ -120,12 +122,13 @@ def test_a_task_cancelled_while_waiting_is_ended(
 
 #: What makes a claim end the task at once, by the answer that it gets.
 REFUSALS: dict[str, tuple[Callable[[Redis, Keys, GenerationClient], Any], dict[str, Any]]] = {
-    "cancelled": (lambda _, __, client: client.handle("task").cancel(), {"redelivered": True}),
+    "cancelled": (lambda _, __, client: client.handle("task").cancel(), {}),
     "expired": (
         lambda redis, keys, _: submitted_long_ago(redis, keys, "task"),
-        {"redelivered": True, "deadline_s": 1000.0},
+        {"deadline_s": 1000.0},
     ),
-    "exhausted": (lambda *_: None, {"redelivered": True, "max_attempts": 1}),
+    "overdue": (lambda *_: None, {"expires_at_s": 1000.0}),
+    "exhausted": (lambda *_: None, {"max_attempts": 1}),
 }
 
 
@@ -138,12 +141,15 @@ def test_a_claim_that_may_only_end_the_task(
     task_id: str,
     answer: str,
 ) -> None:
-    """Cancelled, expired and exhausted tasks are claimed to be ended: no attempt, no event."""
+    """Cancelled, expired, overdue and exhausted tasks are claimed to be ended.
+
+    That is no attempt, and no event tells of a start.
+    """
     keys = client.keys
     take(status, task_id)
     prepare, options = REFUSALS[answer]
     prepare(redis, keys, client)
-    claim = take(other, task_id, **options)
+    claim = take_over(other, task_id, **options)
     assert (claim.answer, claim.attempt, claim.fence) == (answer, 1, 2)
     assert kinds(redis, keys, task_id) == ["queued", "started"]
     assert other.finish(claim, TaskStatus.FAILED, {}, {"error": {}})
@@ -159,12 +165,12 @@ def test_a_claim_whose_answer_was_lost_is_answered_alike(
     losing: Callable[..., Any],
 ) -> None:
     """The same call again gives the same answer, fence and attempt, and writes nothing twice."""
-    status = Status(redis, client.keys, "worker", record_ttl_s=1000)
+    status = worker(redis, client.keys, "worker")
     take(status, task_id)
-    prepare, options = REFUSALS.get(answer, (lambda *_: None, {"redelivered": True}))
+    prepare, options = REFUSALS.get(answer, (lambda *_: None, {}))
     prepare(redis, client.keys, client)
     script = losing(status, "claim")
-    claim = take(status, task_id, **options)
+    claim = take_over(status, task_id, **options)
     assert script.calls == 2
     assert (claim.answer, claim.fence) == (answer, 2)
     assert claim.attempt == (2 if answer == "run" else 1)
@@ -180,12 +186,12 @@ def test_the_deadline_counts_from_submission(
     submitted = float(record(redis, keys, task_id)["submitted_at"])
     redis.hset(keys.task(task_id), "submitted_at", str(submitted - 50))
     assert take(status, task_id, deadline_s=1000.0).answer == "run"
-    assert take(status, task_id, deadline_s=49.0, redelivered=True).answer == "expired"
+    assert take_over(status, task_id, deadline_s=49.0).answer == "expired"
 
 
 def test_attempts_are_bounded(status: Status, redis: Redis, keys: Keys, task_id: str) -> None:
     """A task that kills its workers is run so many times and no more."""
-    claims = [take(status, task_id, redelivered=True) for _ in range(5)]
+    claims = [take_over(status, task_id) for _ in range(5)]
     assert [claim.answer for claim in claims] == ["run"] * 3 + ["exhausted"] * 2
     assert [claim.fence for claim in claims] == [1, 2, 3, 4, 5]
     assert json.loads(record(redis, keys, task_id)["attempt"]) == 3

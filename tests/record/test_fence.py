@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from api_contracts import GenerationClient, TaskStatus
-from tests.record.owners import PROGRESS, kinds, opened, record, take, told
+from tests.record.owners import PROGRESS, TTL_S, kinds, opened, record, take, take_over, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from api_contracts.names import Keys
     from worker.status import Status
-
-TTL_S = 1000
 
 
 def snapshot(redis: Redis, keys: Keys, task_id: str) -> tuple[object, ...]:
@@ -32,12 +30,12 @@ def test_an_owner_who_lost_the_task_writes_nothing(
     """Whatever a former owner tries is refused and leaves record, events and index untouched."""
     stale = take(status, task_id)
     if since == "given back":
-        assert status.requeue(stale, {"reason": "r"})
+        assert status.requeue(stale, {"reason": "r"}, counts=False)
     elif since == "again":
-        assert status.requeue(stale, {"reason": "r"})
+        assert status.requeue(stale, {"reason": "r"}, counts=False)
         take(other, task_id)
     else:
-        claim = take(other, task_id, redelivered=True)
+        claim = take_over(other, task_id)
         if since == "taken over and ended":
             assert other.finish(claim, TaskStatus.FAILED, {}, {"error": {}})
     before = snapshot(redis, keys, task_id)
@@ -45,14 +43,14 @@ def test_an_owner_who_lost_the_task_writes_nothing(
     for end in (TaskStatus.SUCCEEDED, TaskStatus.FAILED):
         assert not status.finish(stale, end, {}, {})
     if since != "given back":  # there it is what it asked for, and so True
-        assert not status.requeue(stale, {"reason": "late"})
+        assert not status.requeue(stale, {"reason": "late"}, counts=False)
     assert snapshot(redis, keys, task_id) == before
 
 
 def test_a_stale_owner_on_the_same_worker_writes_nothing(status: Status, task_id: str) -> None:
     """The fence is the claim's, not the worker's: an earlier claim of one's own is stale too."""
     stale = take(status, task_id)
-    current = take(status, task_id, redelivered=True)
+    current = take_over(status, task_id)
     assert status.append(stale, "progress", PROGRESS) == -1
     assert status.append(current, "progress", PROGRESS) == 0
 
@@ -69,7 +67,7 @@ def test_the_end_is_written_once(
     assert status.finish(claim, TaskStatus.SUCCEEDED, {"a": 2}, {"result": {}})
     assert not status.finish(claim, TaskStatus.FAILED, {}, {"error": {}})
     assert status.append(claim, "progress", PROGRESS) == -1
-    assert not status.requeue(claim, {"reason": "late"})
+    assert not status.requeue(claim, {"reason": "late"}, counts=False)
     assert snapshot(redis, keys, task_id) == before
     assert kinds(redis, keys, task_id) == ["queued", "started", "succeeded"]
 
@@ -85,7 +83,7 @@ def test_giving_back_does_not_count(
     """A task that was given back waits as before: attempt not counted, fence spent."""
     first = take(status, task_id)
     script = losing(status, "requeue")
-    assert status.requeue(first, {"reason": "drained"})
+    assert status.requeue(first, {"reason": "drained"}, counts=False)
     assert script.calls == 2
     kept = record(redis, keys, task_id)
     assert (kept["status"], kept["attempt"], "owner" in kept) == ("queued", "0", False)
@@ -101,7 +99,7 @@ def test_a_task_may_be_given_back_without_end(status: Status, task_id: str) -> N
     for number in range(1, 8):
         claim = take(status, task_id, max_attempts=1)
         assert (claim.answer, claim.attempt, claim.fence) == ("run", 1, number)
-        assert status.requeue(claim, {"reason": "drained"})
+        assert status.requeue(claim, {"reason": "drained"}, counts=False)
 
 
 def test_numbers_have_no_gap_under_threads(
@@ -130,7 +128,7 @@ def test_records_live_until_their_end_and_then_so_long(
     status.append(claim, "progress", PROGRESS)
     client.handle(task_id).cancel()
     assert lives() == [-1, -1]
-    status.requeue(claim, {"reason": "r"})
+    status.requeue(claim, {"reason": "r"}, counts=False)
     assert lives() == [-1, -1]
     claim = take(status, task_id)
     redis.set(keys.checkpoint(task_id), b"latents")

@@ -10,7 +10,7 @@ from kombu import Connection
 
 from api_contracts import GenerationClient, names
 from tests.record.mail import HEADERS, celery_takes, fault_in, message
-from worker.intake import put_in_order
+from worker.intake import NOT_AFTER, put_in_order
 
 
 def test_a_good_message_passes(client: GenerationClient, redis_url: str, namespace: str) -> None:
@@ -89,8 +89,6 @@ def test_an_odd_encoding_ends_nothing(encoding: object) -> None:
     [
         {"eta": "2030-01-01T00:00:00+00:00"},
         {"eta": 5},
-        {"expires": "2030-01-01T00:00:00+00:00"},
-        {"expires": "2001-01-01T00:00:00+00:00"},
         {"expires": 5},
         {"expires": ["2030"]},
         {"expires": "soon"},
@@ -99,11 +97,31 @@ def test_an_odd_encoding_ends_nothing(encoding: object) -> None:
     ],
 )
 def test_times_that_are_not_served_are_answered(header: dict[str, object]) -> None:
-    """A task for later is refused; so is an expiry, by which Celery would end it without a word."""
+    """A task for later is refused, and an expiry that is no time."""
     made = message(headers={**HEADERS, **header})
     assert put_in_order(made) is None
     assert fault_in(made)
     assert celery_takes(made).expires is None
+
+
+@pytest.mark.parametrize(
+    ("expires", "at_s"),
+    [
+        ("2030-01-01T00:00:00+00:00", 1893456000.0),
+        ("2001-01-01T01:00:00.5+01:00", 978307200.5),
+        ("2001-01-01T00:00:00", 978307200.0),
+        (None, None),
+    ],
+)
+def test_an_expiry_is_kept_from_celery(expires: str | None, at_s: float | None) -> None:
+    """Celery would end an expired task without a word to its record: the task gets the time."""
+    made = message(headers={**HEADERS, "expires": expires})
+    assert put_in_order(made) is None
+    assert fault_in(made) is None
+    assert made.headers[NOT_AFTER] == at_s
+    request = celery_takes(made)
+    assert request.expires is None
+    assert not request.revoked()
 
 
 @pytest.mark.parametrize("name", ["callbacks", "errbacks", "chain", "chord"])

@@ -15,7 +15,23 @@ from hypothesis import strategies as st
 from api_contracts import GenerationClient, TaskStatus
 from api_contracts.connection import connect
 from api_contracts.names import Keys
-from tests.record.owners import PROGRESS, TERMINAL, ask, opened, record, take, told
+from api_contracts.scripts import event_tail, load
+from tests.record.owners import (
+    LEASE_S,
+    PROGRESS,
+    TERMINAL,
+    TTL_S,
+    ask,
+    lapse,
+    opened,
+    record,
+    take,
+    told,
+    worker,
+)
+from worker.engine.job import Control, Stop
+from worker.lease import Lease
+from worker.messages import Messages
 from worker.status import Claim, Ended, Held, Status
 
 if TYPE_CHECKING:
@@ -28,10 +44,16 @@ AGE = st.sampled_from([0, 0, 0, 1, 2, 3])
 OPERATIONS = st.one_of(
     st.tuples(st.just("submit")),
     st.tuples(st.just("cancel")),
-    st.tuples(st.just("claim"), st.integers(0, 2), st.booleans()),
+    st.tuples(st.just("claim"), st.integers(0, 2)),
+    st.tuples(st.just("lapse")),
+    st.tuples(st.just("release"), st.integers(0, 2)),
+    st.tuples(st.just("renew"), AGE),
+    st.tuples(st.just("keep"), AGE),
     st.tuples(st.just("append"), AGE),
-    st.tuples(st.just("requeue"), AGE),
+    st.tuples(st.just("requeue"), AGE, st.booleans()),
     st.tuples(st.just("finish"), AGE, ENDS),
+    st.tuples(st.just("expire")),
+    st.tuples(st.just("revive")),
 )
 
 
@@ -44,6 +66,9 @@ class World:
     client: GenerationClient
     owners: list[Status]
     claims: list[Claim] = field(default_factory=list)
+    #: Who has claimed it last, and whether that claim's lease has run out.
+    owner: int = 0
+    lapsed: bool = False
     end: tuple[str, str] | None = None
     last_status: str | None = None
 
@@ -59,19 +84,75 @@ class World:
         """A client cancels; the answer is the status that the task had."""
         assert self.client.handle("t").cancel() == self.last_status
 
-    def claim(self, number: int, redelivered: bool) -> None:
+    def claim(self, number: int) -> None:
         """A worker gets a message; the answer fits the state."""
-        answer = ask(self.owners[number], "t", redelivered=redelivered, max_attempts=MOST_ATTEMPTS)
+        answer = ask(self.owners[number], "t", max_attempts=MOST_ATTEMPTS)
         match answer:
             case Ended(status=status):
                 assert status == self.last_status
-            case Held():
-                assert (self.last_status, redelivered) == ("running", False)
+            case Held(owner=owner):
+                assert (self.last_status, self.lapsed) == ("running", False)
+                assert owner == f"owner{self.owner}"
             case Claim():
-                assert self.last_status in (None, "queued", "running")
+                assert self.last_status in (None, "queued") or (
+                    self.last_status == "running" and self.lapsed
+                )
                 assert all(answer.fence > earlier.fence for earlier in self.claims)
                 assert answer.attempt <= MOST_ATTEMPTS
                 self.claims.append(answer)
+                self.owner, self.lapsed = number, False
+
+    def lapse(self) -> None:
+        """The owner has said nothing for a lease."""
+        if self.last_status == "running":
+            lapse(self.redis, self.keys, "t")
+            self.lapsed = True
+
+    def release(self, number: int) -> None:
+        """Somebody knows that a process is dead; the leases of others stay."""
+        script = load(self.redis, "worker", "release")
+        done = script(keys=[self.keys.task("t")], args=[f"owner{number}"])
+        assert done == (self.last_status == "running" and number == self.owner)
+        self.lapsed = self.lapsed or bool(done)
+
+    def renew(self, age: int) -> None:
+        """An owner, perhaps a former one, renews its lease; a former one hears that it is none."""
+        if age >= len(self.claims):
+            return
+        lease, control = (
+            Lease(self.redis, self.keys, Messages(self.redis), list, LEASE_S),
+            Control(),
+        )
+        lease.hold(self.claims[-1 - age], control)
+        lease.renew()
+        is_ours = age == 0 and self.last_status == "running"
+        assert (control.asked() is not Stop.SUPERSEDED) == is_ours == bool(lease.held())
+        self.lapsed = self.lapsed and not is_ours
+
+    def keep(self, age: int) -> None:
+        """An owner, perhaps a former one, keeps a checkpoint."""
+        if age < len(self.claims):
+            done = self.owners[0].keep(self.claims[-1 - age], 7, b"state")
+            assert (done == 1) == (age == 0 and self.last_status == "running")
+            assert done in (1, -1)
+
+    def expire(self) -> None:
+        """The deadline passes, and the reconciler looks."""
+        if self.last_status is not None:
+            self.redis.hset(self.keys.task("t"), "deadline_at", "1.0")
+        script, tail = load(self.redis, "worker", "expire"), event_tail("t", "expired", {"step": 0})
+        keys = [self.keys.task("t"), self.keys.events("t"), self.keys.open]
+        done = script(keys=[*keys, self.keys.checkpoint("t")], args=["t", tail, TTL_S])
+        assert done == (self.last_status == "queued")
+
+    def revive(self) -> None:
+        """The reconciler finds no message; it sends one only where somebody could claim it."""
+        touched: Any = self.redis.zscore(self.keys.open, "t")
+        script = load(self.redis, "worker", "revive")
+        keys = [self.keys.task("t"), self.keys.open]
+        found = script(keys=keys, args=["t", repr(touched or 0.0)])
+        claimable = self.last_status == "queued" or (self.last_status == "running" and self.lapsed)
+        assert (found is not None) == claimable
 
     def append(self, age: int) -> None:
         """An owner, perhaps a former one, tells of progress."""
@@ -79,10 +160,10 @@ class World:
             answer = self.owners[0].append(self.claims[-1 - age], "progress", PROGRESS)
             assert (answer >= 0) == (age == 0 and self.last_status == "running")
 
-    def requeue(self, age: int) -> None:
+    def requeue(self, age: int, counts: bool) -> None:
         """An owner, perhaps a former one, gives the task back."""
         if age < len(self.claims):
-            done = self.owners[0].requeue(self.claims[-1 - age], {"reason": "r"})
+            done = self.owners[0].requeue(self.claims[-1 - age], {"reason": "r"}, counts=counts)
             assert done == (age == 0 and self.last_status in ("running", "queued"))
 
     def finish(self, age: int, end: TaskStatus) -> None:
@@ -103,6 +184,8 @@ class World:
         assert opened(self.redis, self.keys) == (
             {"t"} if status in ("queued", "running") else set()
         )
+        if status in TERMINAL:
+            assert not self.redis.exists(self.keys.checkpoint("t"))
         lives: Any = self.redis.ttl(self.keys.task("t"))
         assert (lives > 0) == (status in TERMINAL or (status is None and bool(kept)))
         if self.end is not None:
@@ -112,7 +195,7 @@ class World:
         self.last_status = status
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(operations=st.lists(OPERATIONS, min_size=3, max_size=20))
 def test_no_order_of_operations_breaks_a_record(
     redis_url: str, operations: list[tuple[Any, ...]]
@@ -120,7 +203,7 @@ def test_no_order_of_operations_breaks_a_record(
     """At most one terminal event, the last; no gap; an end that stays; open while not ended."""
     keys = Keys(f"t{uuid.uuid4().hex[:12]}")
     with connect(redis_url) as redis, GenerationClient(redis_url, keys.namespace) as client:
-        owners = [Status(redis, keys, f"owner{number}", 1000) for number in range(3)]
+        owners = [worker(redis, keys, f"owner{number}") for number in range(3)]
         world = World(redis, keys, client, owners)
         for operation in operations:
             world.do(*operation)
@@ -133,7 +216,7 @@ def test_a_race_has_one_winner(
 ) -> None:
     """Two owners, a taker-over and a canceller at once leave one end, told last."""
     keys = client.keys
-    first, second = Status(redis, keys, "first", 1000), Status(redis, keys, "second", 1000)
+    first, second = worker(redis, keys, "first"), worker(redis, keys, "second")
     claim = take(first, task_id)
     gate = threading.Barrier(4)
 
@@ -143,7 +226,8 @@ def test_a_race_has_one_winner(
 
     def take_over() -> list[bool]:
         gate.wait()
-        taken = ask(second, task_id, redelivered=True)
+        lapse(redis, keys, task_id)
+        taken = ask(second, task_id)
         if not isinstance(taken, Claim):
             return []
         return [second.finish(taken, TaskStatus.FAILED, {}, {})]

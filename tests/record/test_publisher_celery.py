@@ -11,12 +11,11 @@ from celery.exceptions import BackendStoreError
 
 from api_contracts import GenerationClient, TaskStatus
 from api_contracts.connection import connect
-from tests.record.owners import PROGRESS, kinds, take, told, until
+from tests.record.owners import PROGRESS, kinds, take, take_over, told, until, worker
 from worker import celery_state, embedded
 from worker.celery_state import CeleryState
 from worker.engine.job import Control, Stop
 from worker.publisher import Publisher
-from worker.status import Status
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
+    from worker.status import Status
 
 
 def step(number: int) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def test_celery_is_told_again_when_it_is_time(monkeypatch: pytest.MonkeyPatch) -
 def test_a_result_redis_that_hangs_holds_up_nothing(
     status: Status, client: GenerationClient, task_id: str
 ) -> None:
-    """While Celery's Redis is away, events are told, cancels are heard and other tasks go on."""
+    """While Celery's Redis is away, events are told and their answers are heard."""
     stuck, go_on = threading.Event(), threading.Event()
 
     def hang(_task_id: str, _meta: dict[str, int]) -> None:
@@ -78,6 +78,7 @@ def test_a_result_redis_that_hangs_holds_up_nothing(
     made.post(claim, "progress", step(2))
     until(lambda: kinds(client.redis, client.keys, task_id).count("progress") == 2)
     client.handle(task_id).cancel()
+    made.post(claim, "progress", step(3))
     until(lambda: control.asked() is Stop.CANCELLED)
     go_on.set()
     made.release(claim)
@@ -110,7 +111,7 @@ def test_a_lost_task_is_not_told_to_celery(status: Status, other: Status, task_i
     calls: list[str] = []
     made = Publisher(status, CeleryState(lambda name, _: calls.append(name)))
     claim = take(status, task_id)
-    take(other, task_id, redelivered=True)
+    take_over(other, task_id)
     made.watch(claim, Control())
     made.post(claim, "progress", step(1))
     made.release(claim)
@@ -161,7 +162,7 @@ def test_redis_away_does_not_end_the_publisher(tmp_path: Path, keys: Keys) -> No
     port = embedded.free_port()
     control = Control()
     with embedded.redis_server(tmp_path, port) as url:
-        status = Status(connect(url), keys, "first", 1000)
+        status = worker(connect(url), keys, "first")
         claim = take(status, "t")
         made = Publisher(status, CeleryState(lambda *_: None))
         made.watch(claim, control)
@@ -177,5 +178,6 @@ def test_redis_away_does_not_end_the_publisher(tmp_path: Path, keys: Keys) -> No
         until(back)
         assert kinds(far.redis, keys, "t").count("uploading") == 1
         assert far.handle("t").cancel() is TaskStatus.RUNNING
+        made.post(claim, "progress", step(4))
         until(lambda: control.asked() is Stop.CANCELLED)
     made.close()

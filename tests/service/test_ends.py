@@ -19,6 +19,7 @@ from redis import Redis
 from api_contracts import GenerationCancelled, GenerationExpired, GenerationFailed, TaskStatus
 from tests.service.conftest import END_S, check_events, wait_for, wait_until
 from worker import embedded
+from worker.messages import UNACKED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,7 +126,7 @@ def test_a_signal_lets_a_short_task_end(
         assert one.process.wait(60) == 0
         assert handle.status() is TaskStatus.SUCCEEDED
         with Redis.from_url(url) as redis:
-            assert redis.hlen("unacked") == 0
+            assert redis.hlen(UNACKED) == 0
             assert one.client.queue_depths() == {"default": 0}
 
 
@@ -165,7 +166,7 @@ def test_a_redis_restart_loses_and_doubles_nothing(
         assert [event.type for event in events].count("started") == 1
         assert worker.client.submit(LONG | {"num_inference_steps": 1}).result(END_S).images
         with Redis.from_url(url) as redis:
-            wait_until(lambda: redis.hlen("unacked") == 0)
+            wait_until(lambda: redis.hlen(UNACKED) == 0)
         assert worker.process.poll() is None
 
 

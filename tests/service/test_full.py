@@ -9,6 +9,7 @@ from redis import Redis
 
 from tests.service.conftest import END_S, check_events, wait_for, wait_until
 from worker import embedded
+from worker.messages import UNACKED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +42,7 @@ def test_a_full_redis_loses_no_task(
             events = list(handle.events(timeout=END_S))
             check_events(events)
             assert [event.type for event in events].count("started") == 1
-        wait_until(lambda: redis.hlen("unacked") == 0)
+        wait_until(lambda: redis.hlen(UNACKED) == 0)
         assert worker.process.poll() is None
 
 
@@ -69,7 +70,7 @@ def test_a_full_result_redis_holds_no_slot(
             assert handle.result(END_S).images
             assert stranger.AsyncResult(handle.task_id).get(timeout=END_S)["images"]
         stranger.close()
-        wait_until(lambda: redis.hlen("unacked") == 0)
+        wait_until(lambda: redis.hlen(UNACKED) == 0)
 
 
 def test_an_end_that_celery_cannot_be_told_holds_no_slot(
@@ -92,4 +93,4 @@ def test_an_end_that_celery_cannot_be_told_holds_no_slot(
         redis.delete(*(f"celery-task-meta-{name}" for name in names))
         for name in names:
             assert worker.client.handle(name).result(END_S).images
-        wait_until(lambda: redis.hlen("unacked") == 0)
+        wait_until(lambda: redis.hlen(UNACKED) == 0)

@@ -13,6 +13,7 @@ from redis import Redis
 
 from api_contracts.names import is_task_id
 from tests.service.conftest import END_S, check_events, wait_until
+from worker.messages import UNACKED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -147,7 +148,7 @@ def test_two_hundred_malformed_messages_leave_the_worker_serving(
             assert events[-1].error.code == "invalid_request", task_id
             assert len(events[-1].model_dump_json()) < 20_000
             assert redis.memory_usage(service.client.keys.task(task_id)) < 100_000
-        wait_until(lambda: redis.hlen("unacked") == 0)
+        wait_until(lambda: redis.hlen(UNACKED) == 0)
     new = set(stored("")) - before
     assert {key.rsplit("/", 1)[0] for key in new} == {f"{service.prefix}/{good.task_id}"}
     assert service.process.poll() is None
