@@ -118,10 +118,10 @@ def unanswerable(rng: random.Random) -> bytes:
 
 
 def hostile(rng: random.Random, ids: list[str]) -> Iterator[bytes]:
-    """120 that can be answered, by `ids`, two of them of 10 MB, among 80 that can't."""
+    """120 that can be answered, by `ids`, two of them of 4 MB, among 80 that can't."""
     for number, task_id in enumerate(ids):
         if number % 60 == 0:
-            yield json.dumps(message(task_id, calls({"prompt": "x" * 10_000_000}))).encode()
+            yield json.dumps(message(task_id, calls({"prompt": "x" * 4_000_000}))).encode()
         else:
             yield json.dumps(answerable(task_id, rng)).encode()
         if number % 3 != 0:
