@@ -15,7 +15,7 @@ from worker.breaker import OURS, Breaker
 from worker.engine.job import Control, Stop
 from worker.errors import BadRequest, TaskFault
 from worker.orders import Order
-from worker.outcome import Cancelled, Dropped, Expired, Failed, Outcome, Requeued
+from worker.outcome import Cancelled, Dropped, Expired, Failed, Outcome, Requeued, Succeeded
 from worker.status import Claim, Ended, Held
 
 if TYPE_CHECKING:
@@ -208,6 +208,8 @@ class Executor:
             logger.warning("%s: %s, discarded: another worker has claimed it", who, outcome)
             return Dropped("another worker has claimed it")
         logger.info("%s: %s", who, outcome)
+        if isinstance(outcome, Succeeded):
+            metrics.TASK_S.observe(outcome.result.timings.total_s)
         return outcome
 
 
