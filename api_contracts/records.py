@@ -91,13 +91,17 @@ class Records:
         return [self.keys.task(task_id), self.keys.events(task_id), self.keys.open]
 
     def _metadata(self, task_id: str) -> dict[str, str]:
-        request = reach(lambda: self.redis.hget(self.keys.task(task_id), "request"))
-        if not request:
-            return {}
-        try:
-            return GenerationRequest.model_validate_json(request).metadata
-        except ValidationError:
-            return {}
+        return metadata_of(reach(lambda: self.redis.hget(self.keys.task(task_id), "request")))
+
+
+def metadata_of(request: bytes | None) -> dict[str, str]:
+    """The metadata in a record's request; none where nobody can read it."""
+    if not request:
+        return {}
+    try:
+        return GenerationRequest.model_validate_json(request).metadata
+    except ValidationError:
+        return {}
 
 
 def reach(call: Callable[[], Any]) -> Any:  # noqa: ANN401  # redis-py's own replies

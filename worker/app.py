@@ -114,13 +114,17 @@ def _store(settings: Settings) -> Callable[[str, dict[str, int]], None]:
 
 
 def _send(app: Celery, task_id: str, request: Any, queue: str) -> None:  # noqa: ANN401  # any JSON
-    """Send the message of a task that has lost its own."""
+    """Send the message of a task that has lost its own.
+
+    Celery takes a queue that is not among its own only as an object; by name, or by an exchange
+    and a key, it would use the default model's.
+    """
     app.send_task(
         TASK_NAME,
         kwargs={"request": request},
         task_id=task_id,
-        exchange="",
-        routing_key=queue,
+        queue=Queue(queue),
+        declare=[],
         priority=priority_of(request),
         kwargsrepr="<request>",
     )

@@ -74,9 +74,10 @@ class Lease:
             self._held[claim.task_id] = claim, control
 
     def let_go(self, claim: Claim) -> None:
-        """The task has ended, or is another's."""
+        """The task has ended, or is another's; a later claim of it stays."""
         with self._lock:
-            self._held.pop(claim.task_id, None)
+            if self._held.get(claim.task_id, (None,))[0] == claim:
+                del self._held[claim.task_id]
 
     def held(self) -> list[tuple[Claim, Control]]:
         """The tasks that are kept."""

@@ -67,15 +67,16 @@ class Messages:
 
     def held_by(self, owner: str) -> list[str]:
         """Tags of the messages that a process holds."""
-        literal = "".join(f"[{c}]" if c in "*?[" else c for c in owner)
+        literal = "".join(f"\\{c}" if c in "*?[\\" else c for c in owner)
         found = self.redis.zscan_iter(UNACKED_INDEX, match=f"{literal}/*", count=SLICE)
-        return sorted({tag.decode() for tag, _ in found})
+        tags = {tag.decode() for tag, _ in found}
+        return sorted(tag for tag in tags if tag.rpartition("/")[0] == owner)
 
     def held(self, tag: str) -> tuple[dict[str, Any], str] | None:
         """A held message and its queue; None when it is held no more or is no message."""
         try:
             message, _, queue = json.loads(self.redis.hget(UNACKED, tag) or "null")
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return None
         return (message, queue) if isinstance(message, dict) else None
 

@@ -19,6 +19,7 @@ from redis.exceptions import LockError, RedisError
 from api_contracts.connection import is_away
 from api_contracts.names import DEFAULT_MODEL, is_task_id, queue_name
 from api_contracts.parse import parse_request
+from api_contracts.records import metadata_of
 from api_contracts.scripts import event_tail, load
 from worker import metrics
 from worker.lease import MOST_S
@@ -156,7 +157,8 @@ class Reconciler:
             self._keys.task(task_id), self._keys.events(task_id), self._keys.open,
             self._keys.checkpoint(task_id),
         ]  # fmt: skip
-        tail = event_tail(task_id, "expired", {"step": 0})
+        request: Any = self._redis.hget(keys[0], "request")
+        tail = event_tail(task_id, "expired", {"step": 0, "metadata": metadata_of(request)})
         if self._expire(keys=keys, args=[task_id, tail, self._ttl_s]):
             logger.info("task %s: expired while it waited", task_id)
 

@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from api_contracts import GenerationClient, TaskStatus
-from tests.record.owners import PROGRESS, TTL_S, kinds, opened, record, take, take_over, told
+from tests.record.owners import (
+    LEASE_S,
+    PROGRESS,
+    TTL_S,
+    kinds,
+    opened,
+    record,
+    take,
+    take_over,
+    told,
+)
+from worker.engine.job import Control, Stop
+from worker.lease import Lease
+from worker.messages import Messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,19 +29,34 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.status import Status
+    from worker.status import Claim, Status
 
 
 def snapshot(redis: Redis, keys: Keys, task_id: str) -> tuple[object, ...]:
-    return record(redis, keys, task_id), told(redis, keys, task_id), opened(redis, keys)
+    """Everything that Redis holds about a task."""
+    checkpoint, dead = redis.get(keys.checkpoint(task_id)), redis.xrange(keys.dead)
+    scores = redis.zrange(keys.open, 0, -1, withscores=True)
+    return record(redis, keys, task_id), told(redis, keys, task_id), scores, checkpoint, dead
+
+
+def renewed(status: Status, claim: Claim) -> Control:
+    """What a claim's owner hears when it renews its lease."""
+    lease = Lease(status.redis, status.keys, Messages(status.redis), list, LEASE_S)
+    lease.hold(claim, control := Control())
+    lease.renew()
+    return control
 
 
 @pytest.mark.parametrize("since", ["taken over", "taken over and ended", "given back", "again"])
 def test_an_owner_who_lost_the_task_writes_nothing(
     status: Status, other: Status, redis: Redis, keys: Keys, task_id: str, since: str
 ) -> None:
-    """Whatever a former owner tries is refused and leaves record, events and index untouched."""
+    """Whatever a former owner tries is refused and changes nothing.
+
+    Neither record nor events, nor the open tasks, the checkpoint, the dead letters.
+    """
     stale = take(status, task_id)
+    assert status.keep(stale, 3, b"three") == 1
     if since == "given back":
         assert status.requeue(stale, {"reason": "r"}, counts=False)
     elif since == "again":
@@ -40,10 +68,15 @@ def test_an_owner_who_lost_the_task_writes_nothing(
             assert other.finish(claim, TaskStatus.FAILED, {}, {"error": {}})
     before = snapshot(redis, keys, task_id)
     assert status.append(stale, "progress", PROGRESS) == -1
+    assert status.keep(stale, 9, b"nine") == -1
+    assert not status.is_ours(stale)
+    assert renewed(status, stale).asked() is Stop.SUPERSEDED
     for end in (TaskStatus.SUCCEEDED, TaskStatus.FAILED):
-        assert not status.finish(stale, end, {}, {})
-    if since != "given back":  # there it is what it asked for, and so True
-        assert not status.requeue(stale, {"reason": "late"}, counts=False)
+        assert not status.finish(stale, end, {}, {}, dead="late")
+    # Where it was given back that is what was asked for, and so True.
+    for counts in (False, True):
+        done = status.requeue(stale, {"reason": "late"}, counts=counts)
+        assert done == (since == "given back")
     assert snapshot(redis, keys, task_id) == before
 
 
@@ -53,6 +86,8 @@ def test_a_stale_owner_on_the_same_worker_writes_nothing(status: Status, task_id
     current = take_over(status, task_id)
     assert status.append(stale, "progress", PROGRESS) == -1
     assert status.append(current, "progress", PROGRESS) == 0
+    assert renewed(status, stale).asked() is Stop.SUPERSEDED
+    assert renewed(status, current).asked() is None
 
 
 def test_the_end_is_written_once(
@@ -100,6 +135,19 @@ def test_a_task_may_be_given_back_without_end(status: Status, task_id: str) -> N
         claim = take(status, task_id, max_attempts=1)
         assert (claim.answer, claim.attempt, claim.fence) == ("run", 1, number)
         assert status.requeue(claim, {"reason": "drained"}, counts=False)
+
+
+def test_an_attempt_that_counts_stays_counted(status: Status, redis: Redis, task_id: str) -> None:
+    """A task that is given back as an attempt has one less, whoever takes it next."""
+    for number in (1, 2):
+        claim = take(status, task_id, max_attempts=2)
+        assert (claim.answer, claim.attempt) == ("run", number)
+        assert status.requeue(claim, {"reason": "internal"}, counts=True)
+        assert status.requeue(claim, {"reason": "internal"}, counts=True)
+        assert record(redis, status.keys, task_id)["attempt"] == str(number)
+    assert take(status, task_id, max_attempts=2).answer == "exhausted"
+    attempts = [event["attempt"] for event in told(redis, status.keys, task_id)]
+    assert attempts == [0, 1, 1, 2, 2]
 
 
 def test_numbers_have_no_gap_under_threads(

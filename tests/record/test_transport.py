@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kombu import Connection
 from redis import Redis
 
-from api_contracts import names
+from tests.record.box import GOOD, Box, waiting, with_properties
 from tests.record.mail import celery_takes, fault_in
 from tests.record.test_intake_property import JSON
 from worker import embedded
@@ -23,56 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from kombu.message import Message
-
-GOOD: dict[str, Any] = {
-    "body": "W1tdLCB7InJlcXVlc3QiOiB7InByb21wdCI6ICJ4In19LCB7fV0=",
-    "content-encoding": "utf-8",
-    "content-type": "application/json",
-    "headers": {"task": names.TASK_NAME, "id": "t"},
-    "properties": {
-        "delivery_tag": "tag",
-        "delivery_info": {"exchange": "", "routing_key": "q"},
-        "body_encoding": "base64",
-        "priority": 5,
-    },
-}
-
-
-def with_properties(**changes: Any) -> dict[str, Any]:
-    return GOOD | {"properties": GOOD["properties"] | changes}
-
-
-class Box:
-    """A channel of the worker's transport over a real Redis."""
-
-    def __init__(self, url: str, namespace: str) -> None:
-        self.queue, self.owner = names.queue_name(namespace), namespace
-        options = {**names.TRANSPORT_OPTIONS, "owner": namespace}
-        self.connection = Connection(
-            url, transport="worker.transport:Transport", transport_options=options
-        )
-        self.channel = self.connection.channel()
-
-    def take(self, redis: Redis, entry: object) -> list[Message]:
-        """What the consumer gets of an entry."""
-        redis.lpush(self.queue, json.dumps(entry))
-        return self.drain()
-
-    def drain(self) -> list[Message]:
-        """What the consumer gets of the next entry."""
-        got: list[Message] = []
-        self.channel.basic_consume(self.queue, no_ack=False, callback=got.append, consumer_tag="c")
-        self.connection.drain_events(timeout=5)
-        return got
-
 
 @pytest.fixture
 def box(redis_url: str, namespace: str) -> Iterator[Box]:
     """A channel in the test's namespace."""
     made = Box(redis_url, namespace)
     yield made
-    made.connection.close()
+    made.close()
 
 
 @pytest.mark.parametrize(
@@ -96,8 +52,7 @@ def test_a_message_with_an_odd_envelope_is_taken_and_given_back(
     assert put_in_order(message) is None
     assert celery_takes(message).id == "t"
     message.reject(requeue=True)
-    (again,) = [json.loads(each) for key in names.queue_lists(box.queue.removeprefix("generate."))
-                for each in redis.lrange(key, 0, -1)]  # fmt: skip
+    (again,) = waiting(redis, box.owner)
     assert again["headers"]["id"] == "t"
     assert again["properties"]["delivery_info"]["redelivered"] is True
 
@@ -156,11 +111,11 @@ def test_a_full_redis_loses_no_message(tmp_path: Path, namespace: str) -> None:
     """A message that leaves its list is written down, also where there is no room for anything."""
     with embedded.redis_server(tmp_path) as url, Redis.from_url(url) as redis:
         box, messages = Box(url, namespace), Messages(redis)
-        redis.lpush(box.queue, json.dumps(GOOD))
+        redis.lpush(box.queues[0], json.dumps(GOOD))
         redis.config_set("maxmemory", 1)
         assert len(box.drain()) == 1
         (tag,) = messages.held_by(namespace)
         held = messages.held(tag)
         assert held is not None
         assert held[0]["headers"]["id"] == "t"
-        box.connection.close()
+        box.close()

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 GOOD = {"prompt": "a red circle", "num_inference_steps": 1}
 PICKLE = "application/x-python-serialize"
+#: The id in messages that are larger than any request: nobody reads so far.
+TOO_LARGE = "bad-and-too-large"
 
 
 def message(task_id: Any, body: bytes, **changes: Any) -> dict[str, Any]:
@@ -118,10 +120,11 @@ def unanswerable(rng: random.Random) -> bytes:
 
 
 def hostile(rng: random.Random, ids: list[str]) -> Iterator[bytes]:
-    """120 that can be answered, by `ids`, two of them of 4 MB, among 80 that can't."""
+    """120 that can be answered, by `ids`, two of 7 MB among them, and 82 that can't, two of 10."""
     for number, task_id in enumerate(ids):
         if number % 60 == 0:
-            yield json.dumps(message(task_id, calls({"prompt": "x" * 4_000_000}))).encode()
+            yield json.dumps(message(task_id, calls({"prompt": "x" * 5_000_000}))).encode()
+            yield json.dumps(message(TOO_LARGE, calls({"prompt": "x" * 7_500_000}))).encode()
         else:
             yield json.dumps(answerable(task_id, rng)).encode()
         if number % 3 != 0:
@@ -148,6 +151,7 @@ def test_two_hundred_malformed_messages_leave_the_worker_serving(
             assert events[-1].error.code == "invalid_request", task_id
             assert len(events[-1].model_dump_json()) < 20_000
             assert redis.memory_usage(service.client.keys.task(task_id)) < 100_000
+        assert service.client.status_many([TOO_LARGE]) == {TOO_LARGE: None}
         wait_until(lambda: redis.hlen(UNACKED) == 0)
     new = set(stored("")) - before
     assert {key.rsplit("/", 1)[0] for key in new} == {f"{service.prefix}/{good.task_id}"}

@@ -1,0 +1,50 @@
+"""Reconcilers over the session's Redis, and tasks that look as if nobody had touched them."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from tests.record.owners import LEASE_S, TTL_S
+from worker.messages import Messages
+from worker.reconciler import Reconciler
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from api_contracts.names import Keys
+
+
+class Sent:
+    """What a reconciler has sent again: task id, request and queue."""
+
+    def __init__(self) -> None:
+        self.letters: list[tuple[str, Any, str]] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, task_id: str, request: Any, queue: str) -> None:
+        """Send."""
+        with self._lock:
+            self.letters.append((task_id, request, queue))
+
+    @property
+    def ids(self) -> list[str]:
+        """The tasks, in the order in which they were sent."""
+        return [task_id for task_id, _, _ in self.letters]
+
+
+def reconciler(redis: Redis, keys: Keys, sent: Any, lease_s: float = LEASE_S) -> Reconciler:
+    """A worker's reconciler, its thread not begun; see `elected`."""
+    return Reconciler(redis, keys, Messages(redis), sent, lease_s=lease_s, record_ttl_s=TTL_S)
+
+
+def elected(redis: Redis, keys: Keys, sent: Any) -> Reconciler:
+    """The reconciler of the worker that is elected."""
+    made = reconciler(redis, keys, sent)
+    assert made._lock.acquire()
+    return made
+
+
+def age(redis: Redis, keys: Keys, *task_ids: str) -> None:
+    """Make tasks look as if nobody had touched them for long."""
+    redis.zadd(keys.open, dict.fromkeys(task_ids, 1000.5))

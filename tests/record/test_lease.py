@@ -1,0 +1,218 @@
+"""The lease thread: what it keeps, whom it asks to stop, and when it says that it is not well."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from api_contracts import GenerationClient, TaskStatus
+from api_contracts.connection import connect, connect_impatiently
+from tests.record.box import lapse_all, post, taken
+from tests.record.owners import ask, lapse, record, take, take_over, until, worker
+from worker import embedded
+from worker import lease as module
+from worker.engine.job import Control, Stop
+from worker.lease import Lease
+from worker.messages import MARGIN_S, UNACKED, UNACKED_INDEX, Messages
+from worker.status import Held, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from redis import Redis
+
+    from api_contracts.names import Keys
+
+
+@pytest.fixture
+def leases(redis: Redis, keys: Keys) -> Iterator[Callable[..., Lease]]:
+    """Leases, their threads not begun; they end with the test."""
+    made: list[Lease] = []
+
+    def make(lease_s: float, *tags: str) -> Lease:
+        redis.delete(UNACKED, UNACKED_INDEX)
+        made.append(Lease(redis, keys, Messages(redis), lambda: tags, lease_s))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def now_s(redis: Redis) -> float:
+    seconds, microseconds = redis.time()
+    return float(seconds) + float(microseconds) / 1e6
+
+
+def until_s(redis: Redis, keys: Keys, task_id: str) -> float:
+    return float(record(redis, keys, task_id)["lease_until"])
+
+
+def test_tasks_and_messages_are_renewed(
+    leases: Callable[..., Lease], status: Status, redis: Redis, keys: Keys, task_id: str
+) -> None:
+    """One round holds each task for a lease from now, and each message a margin longer."""
+    tags: list[str] = []
+    lease = Lease(redis, keys, Messages(redis), lambda: tags, 40.0)
+    post(redis, keys.namespace, task_id)
+    tags.append(taken(redis, "first", keys.namespace, lease_s=1.0))
+    lease.hold(take(status, task_id), Control())
+    lapse(redis, keys, task_id)
+    lapse_all(redis, "first")
+    before_s = now_s(redis)
+    lease.renew()
+    task_s = until_s(redis, keys, task_id)
+    message_s = float(redis.zscore(UNACKED_INDEX, tags[0]) or 0)
+    assert before_s + 40 <= task_s <= now_s(redis) + 40
+    assert task_s < message_s <= now_s(redis) + 40 + MARGIN_S
+    assert lease.is_well
+
+
+def test_the_thread_renews_in_time(
+    leases: Callable[..., Lease], redis: Redis, keys: Keys, task_id: str
+) -> None:
+    """A task that is held stays held, for many leases; let go, it is anybody's a lease later."""
+    lease, other = leases(1.0), worker(redis, keys, "other")
+    claim = take(worker(redis, keys, "first", 1.0), task_id)
+    lease.start()
+    lease.hold(claim, Control())
+    first_s = until_s(redis, keys, task_id)
+
+    def is_kept_for_three_leases() -> bool:
+        assert isinstance(ask(other, task_id), Held)
+        return until_s(redis, keys, task_id) > first_s + 3
+
+    until(is_kept_for_three_leases)
+    lease.let_go(claim)
+    until(lambda: not isinstance(ask(other, task_id), Held))
+
+
+def listening(redis: Redis, keys: Keys) -> bool:
+    """Whether somebody hears of cancels."""
+    return bool(dict(redis.pubsub_numsub(keys.control))[keys.control.encode()])
+
+
+def test_a_cancel_is_heard_at_once(  # fixtures
+    leases: Callable[..., Lease],
+    status: Status,
+    client: GenerationClient,
+    task_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The nudge of a cancel is enough, long before the next renewal; others run on."""
+    monkeypatch.setattr(module, "MOST_S", 900.0)
+    lease, control, calm = leases(3600.0), Control(), Control()
+    lease.hold(take(status, task_id), control)
+    lease.hold(take(status, "another"), calm)
+    lease.start()
+    until(partial(listening, client.redis, client.keys))
+    assert client.handle(task_id).cancel() is TaskStatus.RUNNING
+    until(lambda: control.asked() is Stop.CANCELLED)
+    assert calm.asked() is None
+    assert len(lease.held()) == 2
+
+
+def test_a_nudge_for_another_worker_is_none(
+    leases: Callable[..., Lease], status: Status, client: GenerationClient, task_id: str
+) -> None:
+    """A cancel of a task that another process runs stops nothing here."""
+    lease, control = leases(3600.0), Control()
+    lease.hold(take(status, "mine"), control)
+    take(status, task_id)
+    lease.start()
+    until(partial(listening, client.redis, client.keys))
+    client.handle(task_id).cancel()
+    client.redis.publish(client.keys.control, b"\xff")
+    renewed = lease._renewed_s
+    until(lambda: lease._renewed_s > renewed)
+    assert control.asked() is None
+
+
+def test_a_cancel_whose_nudge_was_lost_is_heard_with_the_next_renewal(
+    leases: Callable[..., Lease], status: Status, redis: Redis, keys: Keys, task_id: str
+) -> None:
+    """The record is the truth; the channel only makes it quick."""
+    lease, control = leases(2.0), Control()
+    lease.hold(take(status, task_id), control)
+    lease.start()
+    redis.hset(keys.task(task_id), "cancel_requested", 1)
+    until(lambda: control.asked() is Stop.CANCELLED)
+
+
+def test_one_that_was_overtaken_is_asked_to_stop(
+    leases: Callable[..., Lease], status: Status, other: Status, redis: Redis, task_id: str
+) -> None:
+    """It stops, is renewed no more, and the new owner's lease is left alone."""
+    lease, control = leases(3600.0), Control()
+    lease.hold(take(status, task_id), control)
+    take_over(other, task_id)
+    theirs_s = until_s(redis, status.keys, task_id)
+    lease.renew()
+    assert control.asked() is Stop.SUPERSEDED
+    assert lease.held() == []
+    assert until_s(redis, status.keys, task_id) == theirs_s
+
+
+def test_an_earlier_claim_lets_a_later_one_be(
+    leases: Callable[..., Lease], status: Status, task_id: str
+) -> None:
+    """What is heard late of a claim that has ended is not taken for the one that followed it."""
+    lease, first = leases(3600.0), take(status, task_id)
+    status.requeue(first, {"reason": "r"}, counts=True)
+    second, control = take(status, task_id), Control()
+    lease.hold(second, control)
+    lease.let_go(first)
+    assert lease.held() == [(second, control)]
+
+
+def test_an_outage_ends_its_wellness_and_nothing_else(tmp_path: Path, keys: Keys) -> None:
+    """A lease without Redis and it is not well; back again it renews, hears cancels, is well."""
+    port, control = embedded.free_port(), Control()
+    with embedded.redis_server(tmp_path, port) as url:
+        redis = connect_impatiently(url, 0.5)
+        claim = take(worker(redis, keys, "first", 1.0), "t")
+        lease = Lease(redis, keys, Messages(redis), list, 1.0)
+        lease.hold(claim, control)
+        lease.start()
+        until(lambda: listening(redis, keys))
+        assert lease.is_well
+    until(lambda: not lease.is_well)
+    assert lease.silent_s >= 1.0
+    assert control.asked() is None
+    with embedded.redis_server(tmp_path, port) as url, GenerationClient(url, keys.namespace) as far:
+        until(lambda: lease.is_well)
+        until(lambda: until_s(connect(url), keys, "t") > now_s(far.redis))
+        until(lambda: listening(far.redis, keys))
+        far.handle("t").cancel()
+        until(lambda: control.asked() is Stop.CANCELLED)
+        lease.close()
+
+
+@pytest.mark.parametrize("wrong_s", [-1e6, 1e6])
+def test_a_wrong_clock_of_the_worker_changes_nothing(
+    redis: Redis, keys: Keys, task_id: str, monkeypatch: pytest.MonkeyPatch, wrong_s: float
+) -> None:
+    """Leases run by Redis's clock alone: whatever a machine's own says."""
+    right, redis_s = time.time, now_s(redis)
+    monkeypatch.setattr(time, "time", lambda: right() + wrong_s)
+    messages = Messages(redis)
+    redis.delete(UNACKED, UNACKED_INDEX)
+    status, other = worker(redis, keys, "first", 20.0), worker(redis, keys, "other")
+    post(redis, keys.namespace, task_id)
+    tag = taken(redis, "first", keys.namespace, lease_s=20.0)
+    claim = take(status, task_id)
+    assert abs(claim.claimed_at_s - redis_s) < 10
+    lease = Lease(redis, keys, messages, lambda: [tag], 20.0)
+    lease.hold(claim, Control())
+    lease.renew()
+    assert messages.overdue() == []
+    assert isinstance(ask(other, task_id), Held)
+    assert 0 < until_s(redis, keys, task_id) - redis_s < 60
+    lapse(redis, keys, task_id)
+    lapse_all(redis, "first")
+    assert messages.overdue() == [tag]
+    assert take(other, task_id).attempt == 2

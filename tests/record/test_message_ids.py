@@ -1,0 +1,112 @@
+"""Which tasks have a message: every list and every holder, while both change."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from api_contracts import names
+from tests.record.box import letter, post, taken
+from worker import messages as module
+from worker.messages import UNACKED, UNACKED_INDEX, Messages
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+
+@pytest.fixture
+def messages(redis: Redis) -> Messages:
+    """Over a book in which nothing stands yet."""
+    redis.delete(UNACKED, UNACKED_INDEX)
+    return Messages(redis)
+
+
+def flood(redis: Redis, model: str, *task_ids: str) -> None:
+    """Send many at once."""
+    entries = [json.dumps(letter(task_id)) for task_id in task_ids]
+    redis.lpush(names.queue_list(names.queue_name(model), 5), *entries)
+
+
+def test_each_list_and_each_holder_is_looked_at(
+    messages: Messages, redis: Redis, namespace: str
+) -> None:
+    """A message of any priority, waiting or held, is found; those of other queues are not."""
+    for priority in names.PRIORITIES:
+        post(redis, namespace, f"waits{priority}", priority=priority)
+    post(redis, "other", "elsewhere")
+    for number in range(3):
+        post(redis, "another", f"held{number}")
+        taken(redis, f"owner{number}", "another")
+    found = list(messages.ids([names.queue_name(namespace)]))
+    assert sorted(found) == sorted(
+        [f"waits{each}" for each in names.PRIORITIES] + [f"held{each}" for each in range(3)]
+    )
+    redis.delete(*names.queue_lists("other"))
+
+
+@pytest.mark.parametrize("number", [module.SLICE - 1, module.SLICE, module.SLICE + 1, 1700])
+def test_no_slice_is_forgotten(
+    messages: Messages, redis: Redis, namespace: str, number: int
+) -> None:
+    """Each of many is found once, where one slice ends and the next begins too."""
+    ids = [f"t{each}" for each in range(number)]
+    flood(redis, namespace, *ids)
+    assert sorted(messages.ids([names.queue_name(namespace)])) == sorted(ids)
+
+
+def test_what_is_no_message_hides_no_other(
+    messages: Messages, redis: Redis, namespace: str
+) -> None:
+    """Whatever else lies in a list is passed over."""
+    odd = [b"", b"{", b"\xff", b"5", b"null", b"[]", b'"x"', b"[" * 5000, b'{"headers": null}']
+    odd += [b'{"headers": {"id": 5}}', b'{"headers": {"id": null}}', b'{"headers": {"id": ["t"]}}']
+    for each in odd:
+        post(redis, namespace, "good")
+        redis.lpush(names.queue_list(names.queue_name(namespace), 5), each)
+    assert list(messages.ids([names.queue_name(namespace)])) == ["good"] * len(odd)
+
+
+def test_what_moves_meanwhile_is_found(
+    messages: Messages, redis: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While messages come and are taken, none that was there all the time is missed."""
+    monkeypatch.setattr(module, "SLICE", 20)
+    ids = {f"t{each}" for each in range(400)}
+    flood(redis, namespace, *sorted(ids))
+    stop = threading.Event()
+
+    def traffic() -> None:
+        number = 0
+        while not stop.is_set():
+            flood(redis, namespace, f"new{number}")
+            taken(redis, f"owner{number % 5}", namespace)
+            number += 1
+
+    thread = threading.Thread(target=traffic)
+    thread.start()
+    try:
+        rounds = [set(messages.ids([names.queue_name(namespace)])) for _ in range(10)]
+    finally:
+        stop.set()
+        thread.join()
+    assert all(ids <= found for found in rounds)
+    assert int(redis.hlen(UNACKED)) > 0
+
+
+def test_one_that_is_taken_between_two_slices_is_found(
+    messages: Messages, redis: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the look has come to: what leaves a list for a holder is found with the holder."""
+    monkeypatch.setattr(module, "SLICE", 4)
+    ids = [f"t{each}" for each in range(30)]
+    flood(redis, namespace, *ids)
+    found: list[str] = []
+    for task_id in messages.ids([names.queue_name(namespace)]):
+        found.append(task_id)
+        if len(found) % 2 and len(found) < 25:
+            taken(redis, namespace, namespace)
+            flood(redis, namespace, f"new{len(found)}")
+    assert set(ids) <= set(found)

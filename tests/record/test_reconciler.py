@@ -1,0 +1,226 @@
+"""The reconciler: which tasks have lost their message, and which only look so."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from celery import Celery
+from kombu import Exchange, Queue
+
+from api_contracts import GenerationClient, TaskStatus, names
+from tests.record.box import post, taken, waiting
+from tests.record.owners import kinds, lapse, opened, record, take, take_over, told
+from tests.record.rescue import Sent, age, elected
+from worker.app import _configuration, _send
+from worker.messages import UNACKED, UNACKED_INDEX, Messages
+from worker.reconciler import SLICE, priority_of
+from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from redis import Redis
+
+    from api_contracts.names import Keys
+    from worker.status import Status
+
+
+@pytest.fixture(autouse=True)
+def _empty_book(redis: Redis) -> None:
+    """Nothing is held yet."""
+    redis.delete(UNACKED, UNACKED_INDEX)
+
+
+@pytest.fixture
+def sent() -> Sent:
+    """What was sent again."""
+    return Sent()
+
+
+def lose(redis: Redis, model: str) -> None:
+    """Empty a model's queue by hand."""
+    redis.delete(*names.queue_lists(model))
+
+
+def test_a_waiting_task_without_a_message_is_sent_again(
+    redis: Redis, keys: Keys, task_id: str, sent: Sent
+) -> None:
+    """Once, with its own request, to the queue of its record; then it has time to arrive."""
+    lose(redis, keys.namespace)
+    made = elected(redis, keys, sent)
+    made.walk()
+    assert sent.letters == []  # it was touched a moment ago
+    age(redis, keys, task_id)
+    made.walk()
+    request = json.loads(record(redis, keys, task_id)["request"])
+    assert sent.letters == [(task_id, request, f"generate.{keys.namespace}")]
+    made.walk()
+    assert len(sent.letters) == 1
+    age(redis, keys, task_id)
+    made.walk()
+    assert len(sent.letters) == 2
+    assert kinds(redis, keys, task_id) == ["queued"]
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_running_task_is_sent_again_when_its_owner_is_dead(
+    status: Status, redis: Redis, task_id: str, sent: Sent, lost: bool
+) -> None:
+    """Its lease says which: while it lasts the task is somebody's, message or none."""
+    take(status, task_id)
+    lose(redis, status.keys.namespace)
+    age(redis, status.keys, task_id)
+    if lost:
+        lapse(redis, status.keys, task_id)
+    elected(redis, status.keys, sent).walk()
+    assert sent.ids == ([task_id] if lost else [])
+
+
+@pytest.mark.parametrize("place", ["its list", "another priority", "held", "held by the dead"])
+def test_a_task_that_has_a_message_is_not_sent_again(
+    status: Status, redis: Redis, task_id: str, sent: Sent, place: str
+) -> None:
+    """Wherever the message is: a second one would be noise."""
+    model = status.keys.namespace
+    if place == "another priority":
+        lose(redis, model)
+        post(redis, model, task_id, priority=0)
+    elif place != "its list":
+        taken(redis, "first", model)
+    if place == "held by the dead":
+        take(status, task_id)
+        lapse(redis, status.keys, task_id)
+    age(redis, status.keys, task_id)
+    elected(redis, status.keys, sent).walk()
+    assert sent.letters == []
+
+
+@pytest.mark.parametrize("priority", [0, 5, 9])
+def test_what_is_sent_is_what_a_client_sends(
+    client: GenerationClient, redis: Redis, redis_url: str, keys: Keys, priority: int
+) -> None:
+    """The message lies in its model's queue, that no worker here serves, by its priority."""
+    model = f"{keys.namespace}.rare"
+    client.submit({"prompt": "x", "model": model, "priority": priority}, "t")
+    (first,) = waiting(redis, model)
+    lose(redis, model)
+    age(redis, keys, "t")
+    app = Celery("sender", broker=redis_url, set_as_current=False)
+    app.conf.update(_configuration(Settings(broker_url=redis_url)))
+    elected(redis, keys, lambda *task: _send(app, *task)).walk()
+    (again,) = waiting(redis, model)
+    app.close()
+    assert redis.llen(names.queue_lists(model)[priority]) == 1
+    assert again["body"] == first["body"]
+    differ = {"origin", "argsrepr", "stamps", "stamped_headers"}
+    for message in (first, again):
+        for name in differ:
+            message["headers"].pop(name, None)
+    assert again["headers"] == first["headers"]
+
+
+@pytest.mark.parametrize("request_", ["[1, 2", "null", "5", '{"prompt": 5}', '{"priority": "x"}'])
+def test_a_request_that_nobody_can_read_goes_back_too(
+    status: Status, redis: Redis, sent: Sent, request_: str
+) -> None:
+    """Who claims it refuses it by name; without a message it would stay open for ever."""
+    take(status, "odd", request=request_, queue="generate.q")
+    lapse(redis, status.keys, "odd")
+    age(redis, status.keys, "odd")
+    elected(redis, status.keys, sent).walk()
+    ((_, request, queue),) = sent.letters
+    assert queue == "generate.q"
+    assert priority_of(request) == 5
+
+
+def purge(client: GenerationClient, url: str) -> int:
+    """Do what `celery purge` does; gives how many messages are gone."""
+    queue = names.queue_name(client.keys.namespace)
+    app = Celery("purger", broker=url, set_as_current=False)
+    app.conf.update(
+        broker_transport_options=names.TRANSPORT_OPTIONS,
+        task_queues=[Queue(queue, Exchange(queue), routing_key=queue)],
+    )
+    number = int(app.control.purge())
+    app.close()
+    return number
+
+
+def test_a_purge_ends_no_task(
+    client: GenerationClient, redis: Redis, redis_url: str, sent: Sent
+) -> None:
+    """Records are the truth: what was submitted and not cancelled comes back."""
+    ids = [f"t{number}" for number in range(5)]
+    for task_id in ids:
+        client.submit({"prompt": task_id, "model": client.keys.namespace}, task_id)
+    client.handle("t4").cancel()
+    assert purge(client, redis_url) == 5
+    age(redis, client.keys, *ids[:4])
+    elected(redis, client.keys, sent).walk()
+    assert sorted(sent.ids) == ids[:4]
+    assert {str(request["prompt"]) for _, request, _ in sent.letters} == set(ids[:4])
+
+
+def claim_it(status: Status, other: Status) -> Any:
+    return take(status, "task")
+
+
+def give_back(status: Status, other: Status) -> Any:
+    return status.requeue(take(status, "task"), {"reason": "r"}, counts=False)
+
+
+def end_it(status: Status, other: Status) -> Any:
+    return status.finish(take(status, "task"), TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
+
+
+def take_it_over(status: Status, other: Status) -> Any:
+    take(status, "task")
+    return take_over(other, "task")
+
+
+def forget_it(status: Status, other: Status) -> Any:
+    return status.redis.delete(status.keys.task("task"))
+
+
+MEANWHILE = [claim_it, give_back, end_it, take_it_over, forget_it]
+
+
+@pytest.mark.parametrize("meanwhile", MEANWHILE)
+def test_what_was_touched_meanwhile_is_let_be(  # noqa: PLR0913, PLR0917  # fixtures
+    status: Status,
+    other: Status,
+    redis: Redis,
+    task_id: str,
+    sent: Sent,
+    monkeypatch: pytest.MonkeyPatch,
+    meanwhile: Callable[[Status, Status], Any],
+) -> None:
+    """What was true when the task was looked at is asked again in the step that sends it."""
+    lose(redis, status.keys.namespace)
+    age(redis, status.keys, task_id)
+    made = elected(redis, status.keys, sent)
+    monkeypatch.setattr(made._messages, "ids", lambda _: [str(meanwhile(status, other))][:0])
+    made.walk()
+    assert sent.letters == []
+    made.walk()
+    assert sent.letters == []
+    assert opened(redis, status.keys) == (set() if meanwhile in (end_it, forget_it) else {"task"})
+
+
+def test_a_long_queue_is_looked_through(client: GenerationClient, redis: Redis, sent: Sent) -> None:
+    """Of thousands that wait, those without a message are found, and only those."""
+    keys, number, gone = client.keys, 10 * SLICE, {"t7", "t1000", "t1999"}
+    pipeline = redis.pipeline(transaction=False)
+    queue = names.queue_name(keys.namespace)
+    for each in range(number):
+        fields: dict[Any, Any] = {"status": "queued", "request": '{"prompt":"x"}', "queue": queue}
+        pipeline.hset(keys.task(f"t{each}"), mapping=fields)
+    pipeline.execute()
+    age(redis, keys, *(f"t{each}" for each in range(number)))
+    post(redis, keys.namespace, *({f"t{each}" for each in range(number)} - gone))
+    elected(redis, keys, sent).walk()
+    assert sorted(sent.ids) == sorted(gone)
+    assert told(redis, keys, "t7") == []
+    assert Messages(redis).overdue() == []

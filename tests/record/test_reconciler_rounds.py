@@ -1,0 +1,158 @@
+"""The reconciler's rounds: who does them, when none is done, and what else they end."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from redis import Redis
+
+from api_contracts import GenerationClient, GenerationExpired
+from api_contracts.names import Keys, queue_lists
+from tests.record.box import ids_waiting, lapse_all, post, taken
+from tests.record.owners import kinds, opened, take, told, until
+from tests.record.rescue import Sent, age, elected, reconciler
+from worker import embedded
+from worker import reconciler as module
+from worker.messages import UNACKED, UNACKED_INDEX, Messages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from worker.reconciler import Reconciler
+    from worker.status import Status
+
+
+@pytest.fixture
+def rounds(redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Reconciler]]:
+    """Reconcilers that are to be closed; Redis counts as having been there for long."""
+    monkeypatch.setattr(module, "GRACE_S", 0.0)
+    redis.delete(UNACKED, UNACKED_INDEX)
+    made: list[Reconciler] = []
+    yield made
+    for each in made:
+        each.close()
+
+
+def begin(made: Reconciler, rounds: list[Reconciler]) -> Reconciler:
+    rounds.append(made)
+    made.start()
+    made.start()
+    return made
+
+
+def test_what_is_overdue_goes_back(redis: Redis, keys: Keys, rounds: list[Reconciler]) -> None:
+    """A message whose holder says nothing any more is back in its list, a lease later, once."""
+    post(redis, keys.namespace, "lost", "kept")
+    taken(redis, "dead", keys.namespace)
+    kept = taken(redis, "alive", keys.namespace)
+    lapse_all(redis, "dead")
+    begin(reconciler(redis, keys, Sent()), rounds)
+    until(lambda: ids_waiting(redis, keys.namespace) == ["lost"])
+    assert Messages(redis).held_by("alive") == [kept]
+    assert Messages(redis).held_by("dead") == []
+
+
+def test_one_at_a_time_and_another_when_it_leaves(
+    redis: Redis, keys: Keys, rounds: list[Reconciler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two one works; when it ends in order or dies, the other goes on within seconds."""
+    done: list[str] = []
+    made = {name: reconciler(redis, keys, Sent()) for name in ("first", "second", "third")}
+    for name, each in made.items():
+        monkeypatch.setattr(each, "run_once", partial(done.append, name))
+    first = begin(made["first"], rounds)
+    until(lambda: done)
+    for name in ("second", "third"):
+        begin(made[name], rounds)
+    until(lambda: len(done) > 3)
+    assert set(done) == {"first"}
+    first.close()
+    until(lambda: set(done[-2:]) & {"second", "third"})
+    heir = done[-1]
+    assert set(done) == {"first", heir}
+    # Dead without a word: nobody gives its lock back.
+    monkeypatch.setattr(made[heir]._lock, "release", lambda: None)
+    made[heir].close()
+    until(lambda: done[-1] not in ("first", heir))
+
+
+def test_a_round_that_fails_is_followed_by_another(
+    redis: Redis, keys: Keys, rounds: list[Reconciler], task_id: str
+) -> None:
+    """Whatever goes wrong in one, the next is made: the others wait for this one's lock."""
+    sent, tries = Sent(), []
+
+    def send(*letter: Any) -> None:
+        tries.append(letter)
+        if len(tries) == 1:
+            age(redis, keys, task_id)
+            raise ValueError("no")
+        sent(*letter)
+
+    redis.delete(*queue_lists(keys.namespace))
+    age(redis, keys, task_id)
+    begin(reconciler(redis, keys, send), rounds)
+    until(lambda: sent.ids == [task_id])
+
+
+def test_after_a_restart_everybody_has_time_to_renew(tmp_path: Path, keys: Keys) -> None:
+    """While Redis was away nobody could renew: what ran out meanwhile says nothing, for a while."""
+    with embedded.redis_server(tmp_path) as url, Redis.from_url(url, protocol=2) as redis:
+        post(redis, "m", "t")
+        taken(redis, "alive", "m")
+        lapse_all(redis, "alive")
+        made = reconciler(redis, keys, Sent())
+        made.run_once()
+        assert ids_waiting(redis, "m") == []
+
+        def is_back() -> bool:
+            made.run_once()
+            return ids_waiting(redis, "m") == ["t"]
+
+        until(is_back)
+        uptime: Any = redis.info("server")
+        assert uptime["uptime_in_seconds"] >= module.GRACE_S
+
+
+def test_a_task_that_waits_past_its_deadline_ends(
+    client: GenerationClient, redis: Redis, keys: Keys
+) -> None:
+    """No worker has time for it, and its caller hears of the end all the same, once."""
+    order = {"prompt": "x", "model": keys.namespace, "metadata": {"k": "v"}}
+    late = client.submit({**order, "deadline_s": 0.001}, "late")
+    client.submit({**order, "deadline_s": 1000.0}, "early")
+    client.submit(order, "patient")
+    redis.set(keys.checkpoint("late"), b"state")
+    age(redis, keys, "late", "early", "patient")
+    until(lambda: redis.time()[0] > float(redis.hget(keys.task("late"), "deadline_at") or 0))
+    sent = Sent()
+    elected(redis, keys, sent).walk()
+    assert sent.letters == []
+    last = told(redis, keys, "late")[-1]
+    assert (last["type"], last["step"], last["metadata"]) == ("expired", 0, {"k": "v"})
+    assert kinds(redis, keys, "late") == ["queued", "expired"]
+    assert opened(redis, keys) == {"early", "patient"}
+    assert not redis.exists(keys.checkpoint("late"))
+    assert 0 < int(redis.ttl(keys.task("late"))) <= 1000
+    with pytest.raises(GenerationExpired):
+        late.result(timeout=5)
+
+
+def test_a_running_task_is_not_ended_by_its_deadline_here(
+    client: GenerationClient, status: Status, redis: Redis, keys: Keys
+) -> None:
+    """Its owner looks after its deadline; one that was given back waits for it again."""
+    client.submit({"prompt": "x", "model": keys.namespace, "deadline_s": 0.001}, "t")
+    claim = take(status, "t")
+    made = elected(redis, keys, Sent())
+    redis.hset(keys.task("t"), "deadline_at", "1.0")
+    age(redis, keys, "t")
+    made.walk()
+    assert kinds(redis, keys, "t") == ["queued", "started"]
+    status.requeue(claim, {"reason": "drained"}, counts=False)
+    age(redis, keys, "t")
+    made.walk()
+    assert kinds(redis, keys, "t")[-2:] == ["requeued", "expired"]

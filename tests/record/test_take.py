@@ -1,0 +1,183 @@
+"""Taking a message: in one step, in the right order, under a tag that is this delivery's alone."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client import REGISTRY
+
+from api_contracts import names
+from tests.record.box import GOOD, Box, ids_waiting, letter, post, waiting
+from tests.record.owners import until
+from worker.messages import UNACKED, UNACKED_INDEX, Messages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from kombu.message import Message
+    from redis import Redis
+
+
+@pytest.fixture
+def boxes(redis_url: str) -> Iterator[Callable[..., Box]]:
+    """Processes that take messages; their connections end with the test."""
+    made: list[Box] = []
+
+    def make(owner: str, *models: str, **options: Any) -> Box:
+        made.append(Box(redis_url, owner, *models, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def rejected(reason: str) -> float:
+    return REGISTRY.get_sample_value("sag_messages_rejected_total", {"reason": reason}) or 0.0
+
+
+def one(messages: list[Message]) -> Message:
+    (message,) = messages
+    return message
+
+
+def test_the_order_is_by_priority_over_all_queues(
+    boxes: Callable[..., Box], redis: Redis, namespace: str
+) -> None:
+    """0 goes first, whatever queue it lies in; one that came earlier goes before a later one."""
+    models = [f"{namespace}.{name}" for name in "ab"]
+    box = boxes(namespace, *models)
+    post(redis, models[0], "a9", priority=9)
+    post(redis, models[0], "a5", "a5-later", priority=5)
+    post(redis, models[1], "b0", "b0-later", priority=0)
+    post(redis, models[1], "b7", priority=7)
+    got = [one(box.drain()) for _ in range(6)]
+    assert [each.headers["id"] for each in got] == [
+        "b0", "b0-later", "a5", "a5-later", "b7", "a9",
+    ]  # fmt: skip
+    assert [each.delivery_info["routing_key"][-1] for each in got] == list("bbaaba")
+    held = [Messages(redis).held(tag) for tag in Messages(redis).held_by(namespace)]
+    assert sorted(each[1] for each in held if each) == sorted(
+        names.queue_name(models[number]) for number in (1, 1, 0, 0, 1, 0)
+    )
+
+
+def test_a_death_before_the_answer_loses_nothing(
+    boxes: Callable[..., Box], redis: Redis, namespace: str
+) -> None:
+    """A message has left its list only when the book says who has it, and until when."""
+    box = boxes(namespace, lease_s=77.0)
+    one(box.take(redis, GOOD)).ack()
+    post(redis, namespace, "lost")
+    box.ask()
+    box.channel.client.connection.disconnect()
+    until(lambda: Messages(redis).held_by(namespace))
+    assert waiting(redis, namespace) == []
+    (tag,) = Messages(redis).held_by(namespace)
+    held = Messages(redis).held(tag)
+    assert held == (letter("lost"), names.queue_name(namespace))
+    seconds, _ = redis.time()
+    left_s = float(redis.zscore(UNACKED_INDEX, tag) or 0) - seconds
+    assert 60 < left_s <= 78
+
+
+def test_one_that_would_claim_nothing_takes_nothing(
+    boxes: Callable[..., Box], redis: Redis, namespace: str
+) -> None:
+    """While a process is not well its messages are left to the others."""
+    well = False
+    box = boxes(namespace, may_take=lambda: well)
+    post(redis, namespace, "t")
+    with pytest.raises(TimeoutError):
+        box.connection.drain_events(timeout=0.2)
+    assert ids_waiting(redis, namespace) == ["t"]
+    well = True
+    assert one(box.drain()).headers["id"] == "t"
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        (json.dumps(GOOD).encode() + b" " * 2000, "too_large"),
+        (b"garbage", "no_message"),
+        (b"{", "no_message"),
+        (b"", "no_message"),
+        (b"\xff\xfe\x00", "no_message"),
+        (b"[" * 1500, "no_message"),
+        (b"[]", "no_message"),
+        (b"null", "no_message"),
+        (b'{"headers": 5}', "no_message"),
+    ],
+)
+def test_what_is_no_message_is_dropped_and_counted(  # fixtures
+    boxes: Callable[..., Box],
+    redis: Redis,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
+    entry: bytes,
+    reason: str,
+) -> None:
+    """It leaves its list, is held by nobody, and the next message is read."""
+    monkeypatch.setattr("worker.transport.MAX_MESSAGE_BYTES", 1600)
+    box, before = boxes(namespace), rejected(reason)
+    assert box.take(redis, entry) == []
+    assert rejected(reason) == before + 1
+    assert waiting(redis, namespace) == []
+    assert Messages(redis).held_by(namespace) == []
+    assert one(box.take(redis, GOOD)).headers["id"] == "t"
+
+
+def ack(message: Message) -> None:
+    message.ack()
+
+
+def drop(message: Message) -> None:
+    message.reject()
+
+
+def give_back(message: Message) -> None:
+    message.reject(requeue=True)
+
+
+@pytest.mark.parametrize("late", [ack, drop, give_back])
+def test_a_former_holder_touches_nothing(
+    boxes: Callable[..., Box],
+    redis: Redis,
+    namespace: str,
+    late: Callable[[Message], None],
+) -> None:
+    """Whatever a worker says about a message that it lost, its new holder keeps it, once."""
+    first, second = boxes(f"{namespace}-1", namespace), boxes(f"{namespace}-2", namespace)
+    post(redis, namespace, "t")
+    lost = one(first.drain())
+    assert Messages(redis).put_back(lost.delivery_tag)
+    kept = one(second.drain())
+    assert kept.delivery_tag != lost.delivery_tag
+    assert kept.delivery_info["redelivered"] is True
+    late(lost)
+    assert Messages(redis).held_by(second.owner) == [kept.delivery_tag]
+    assert Messages(redis).held(kept.delivery_tag) is not None
+    assert waiting(redis, namespace) == []
+    kept.ack()
+    assert Messages(redis).held_by(second.owner) == []
+    assert not redis.hexists(UNACKED, kept.delivery_tag)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_one_that_is_done_or_given_back_is_held_no_more(
+    boxes: Callable[..., Box], redis: Redis, namespace: str, given: bool
+) -> None:
+    """What is given back waits behind the others of its priority, marked; what is done is gone."""
+    box = boxes(namespace)
+    post(redis, namespace, "t", "next")
+    post(redis, namespace, "last", priority=9)
+    message = one(box.drain())
+    message.reject(requeue=True) if given else message.ack()
+    assert Messages(redis).held_by(namespace) == []
+    assert ids_waiting(redis, namespace) == ["next", *(["t"] if given else []), "last"]
+    marks = [
+        each["properties"]["delivery_info"].get("redelivered") for each in waiting(redis, namespace)
+    ]
+    assert marks == ([None, True, None] if given else [None, None])
