@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -43,6 +44,10 @@ class Room:
     def waits(self, alone: int = 1) -> bool:
         """Whether so many that want to be alone stand at the door."""
         return self._company._waiting_alone == alone
+
+    def has_lost(self, name: str) -> bool:
+        """Whether a task is not in there."""
+        return name not in self.inside
 
     def close(self) -> None:
         """Let all go."""
@@ -125,7 +130,7 @@ def test_two_that_are_to_be_alone_take_turns(room: Room) -> None:
         (one,) = room.inside
         assert one.startswith("last")
         room.leave(one)
-        until(lambda one=one: one not in room.inside)
+        until(partial(room.has_lost, one))
     until(lambda: room.inside == set("ab"))
 
 

@@ -82,7 +82,11 @@ def test_the_end_waits_only_so_long_for_redis(monkeypatch: pytest.MonkeyPatch) -
     """A device that hangs is freed, though nothing can be given back."""
     monkeypatch.setattr(module, "GIVE_BACK_S", 0.2)
     device, go_on = Device(), threading.Event()
-    device.watchdog._give_back = go_on.wait
+
+    def hang() -> None:
+        go_on.wait()
+
+    device.watchdog._give_back = hang
     device.step_s, began_s = 6.0, time.monotonic()
     assert device.watchdog.look()
     assert 0.2 <= time.monotonic() - began_s < 10
