@@ -84,7 +84,10 @@ class Storage:
             condition = {"IfMatch": found["ETag"]}
         if not is_ours():
             raise Superseded
-        self._once("put_object", place | content | condition)
+        try:
+            self._once("put_object", place | content | condition)
+        except _NotThere as error:  # what was to be replaced was removed meanwhile
+            raise _Outage(str(error)) from error
 
     def get_input(self, reference: str, where: str) -> bytes:
         """The object that field `where` of a request refers to, from below the input prefix."""
@@ -154,7 +157,7 @@ class Storage:
             http = error.response["ResponseMetadata"].get("HTTPStatusCode", 500)
             if http in _PASSING or error.response["Error"].get("Code") in _PASSING_CODES:
                 raise _Outage(str(error)) from error
-            if http == 404 and operation != "put_object":  # noqa: PLR2004  # HTTP's not found
+            if _is_missing(http, error.response["Error"].get("Code"), operation):
                 raise _NotThere(str(error)) from error
             message = f"S3 refused {operation} on bucket {arguments['Bucket']!r}: {error}"
             raise StorageUnavailable(message) from error
@@ -187,6 +190,17 @@ class Storage:
 
 class _NotThere(Exception):
     """No such object."""
+
+
+def _is_missing(http: int, code: str | None, operation: str) -> bool:
+    """Whether an answer means that there is no such object.
+
+    Whoever may not list the bucket is told 403 instead of 404; if it is the keys that are wrong,
+    the upload is refused too. Of the bucket itself only an upload is told by name.
+    """
+    if operation == "put_object":
+        return code == "NoSuchKey"
+    return http == 404 or (http == 403 and operation == "head_object")  # noqa: PLR2004  # HTTP's own
 
 
 def _body(reply: dict[str, Any], most_bytes: int) -> bytes:

@@ -118,7 +118,7 @@ def test_wrong_keys_fail_at_once(settings: Settings, monkeypatch: pytest.MonkeyP
     """A refusal is no outage: it is told at once, without using up the retries."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     patient = settings.model_copy(update={"s3_retry_s": 3600})
-    with pytest.raises(StorageUnavailable, match="refused"):
+    with pytest.raises(StorageUnavailable, match="refused put_object"):
         Storage(patient).put("k", b"x", "text/plain")
 
 

@@ -1,0 +1,68 @@
+"""How long a step lasts already, which is what the watchdog asks."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from tests.engine.jobs import SPEC, job
+from tests.record.owners import until
+from worker.engine.engine import Engine, load_model
+from worker.engine.job import Control
+
+if TYPE_CHECKING:
+    from worker.engine.job import Step
+    from worker.engine.models import LoadedModel
+
+
+def test_a_build_is_no_step_and_a_step_that_hangs_is_one() -> None:
+    """A model may take its time; a step's time grows until it is over; without one it is zero."""
+    building, built = threading.Event(), threading.Event()
+    stuck, go_on = threading.Event(), threading.Event()
+
+    def loader(*given: Any, **options: Any) -> LoadedModel:
+        building.set()
+        assert built.wait(60)
+        return load_model(*given, **options)
+
+    def hang(step: Step) -> None:
+        if step.step == 2:
+            stuck.set()
+            assert go_on.wait(60)
+
+    engine = Engine({"default": SPEC}, "cpu", "model", loader=loader)
+    assert engine.step_s == 0.0
+    future = engine.submit(job(), Control(on_step=hang))
+    assert building.wait(60)
+    until(lambda: (engine.loading_s or 0.0) > 0.3)
+    assert engine.step_s == 0.0
+    built.set()
+    assert stuck.wait(120)
+    assert engine.step_s > 0.0
+    until(lambda: engine.step_s > 0.3)
+    # What was built before the step is none of its time.
+    assert engine.step_s < 60
+    go_on.set()
+    assert future.result(timeout=120).pictures
+    until(lambda: engine.step_s == 0.0)
+    engine.close()
+
+
+def test_what_waits_for_the_device_is_watched_too() -> None:
+    """Decoding on the thread beside may hang as a step may."""
+    stuck, go_on = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> None:
+        stuck.set()
+        assert go_on.wait(60)
+
+    engine = Engine({"default": SPEC}, "cpu", "model")
+    thread = threading.Thread(target=engine._timed, args=(hang,))
+    thread.start()
+    assert stuck.wait(60)
+    until(lambda: engine.step_s > 0.1)
+    engine._timed(lambda: None)
+    assert engine.step_s > 0.1
+    go_on.set()
+    thread.join()
+    assert engine.step_s == 0.0

@@ -1,0 +1,74 @@
+"""The breaker: when it is the process that is broken, and when it is the tasks."""
+
+from __future__ import annotations
+
+import pytest
+
+from api_contracts.errors import ErrorCode, TaskError
+from api_contracts.result import GenerationResult
+from tests.record.owners import RESULT
+from worker.breaker import LIMIT, Breaker
+from worker.outcome import Cancelled, Dropped, Expired, Failed, Outcome, Requeued, Succeeded
+
+FAULT = "a fault of the worker (OSError)"
+ERROR = TaskError(code=ErrorCode.INTERNAL, message=FAULT, retryable=True)
+BROKEN: list[Outcome] = [Failed(ERROR), Requeued("internal: a fault", counts=True)]
+
+
+@pytest.fixture
+def reasons() -> list[str]:
+    """Why it tripped."""
+    return []
+
+
+@pytest.fixture
+def breaker(reasons: list[str]) -> Breaker:
+    """One that is closed."""
+    return Breaker(reasons.append)
+
+
+@pytest.mark.parametrize("outcome", BROKEN)
+def test_different_tasks_that_fail_in_a_row_trip_it(
+    breaker: Breaker, reasons: list[str], outcome: Outcome
+) -> None:
+    """The third does, once, and it says why; whoever asks afterwards is told the same."""
+    for number in range(LIMIT - 1):
+        breaker.note(f"t{number}", outcome, FAULT)
+    assert (reasons, breaker.reason) == ([], None)
+    for number in range(LIMIT - 1, LIMIT + 3):
+        breaker.note(f"t{number}", outcome, FAULT)
+    assert LIMIT == 3
+    assert reasons == [breaker.reason]
+    assert FAULT in reasons[0]
+
+
+def test_one_success_and_the_count_begins_anew(breaker: Breaker, reasons: list[str]) -> None:
+    """A process that can make one picture is not broken."""
+    done = Succeeded(GenerationResult.model_validate(RESULT))
+    for number in range(10):
+        breaker.note(f"t{number}", BROKEN[0], FAULT)
+        breaker.note(f"u{number}", BROKEN[1], FAULT)
+        breaker.note("good", done, None)
+    assert (reasons, breaker.reason) == ([], None)
+
+
+def test_one_task_alone_does_not_trip_it(breaker: Breaker, reasons: list[str]) -> None:
+    """A task that fails wherever it goes says nothing of the process, however often it comes."""
+    for _ in range(10):
+        breaker.note("poison", BROKEN[1], FAULT)
+    breaker.note("another", BROKEN[0], FAULT)
+    assert (reasons, breaker.reason) == ([], None)
+
+
+@pytest.mark.parametrize("outcome", [Cancelled(3), Expired(0), Dropped("x"), BROKEN[0], BROKEN[1]])
+def test_what_is_no_fault_of_ours_neither_counts_nor_resets(
+    breaker: Breaker, reasons: list[str], outcome: Outcome
+) -> None:
+    """A refused request, a cancel or a drain between them changes nothing."""
+    for number in range(LIMIT - 1):
+        breaker.note(f"t{number}", BROKEN[0], FAULT)
+        for other in range(5):
+            breaker.note(f"o{other}", outcome, None)
+    assert reasons == []
+    breaker.note("t9", BROKEN[0], FAULT)
+    assert len(reasons) == 1

@@ -1,0 +1,111 @@
+"""What a dead process held, given back at once; nobody else's is touched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client import REGISTRY
+from redis.exceptions import RedisError
+
+from tests.record.box import ids_waiting, post, taken, waiting
+from tests.record.owners import ask, record, take, take_over
+from worker.embedded import free_port
+from worker.messages import UNACKED, UNACKED_INDEX, Messages
+from worker.recovery import give_back
+from worker.settings import Settings
+from worker.status import Claim, Held
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from api_contracts.names import Keys
+    from worker.status import Status
+
+
+@pytest.fixture
+def settings(redis_url: str, redis: Redis, namespace: str) -> Settings:
+    """Of the workers; nothing is held yet."""
+    redis.delete(UNACKED, UNACKED_INDEX)
+    return Settings(broker_url=redis_url, namespace=namespace)
+
+
+def test_everything_of_the_dead_can_be_had_at_once(
+    settings: Settings, status: Status, other: Status, redis: Redis
+) -> None:
+    """Its messages go before the others, marked; its tasks are claimed as the next attempt."""
+    model = settings.namespace
+    post(redis, model, "a", "b", "c")
+    for task_id in ("a", "b"):
+        taken(redis, "first", model)
+        take(status, task_id)
+    assert isinstance(ask(other, "a"), Held)
+    assert give_back(settings, "first") == 2
+    assert sorted(ids_waiting(redis, model)[:2]) == ["a", "b"]
+    assert ids_waiting(redis, model)[2:] == ["c"]
+    for message in waiting(redis, model)[:2]:
+        assert message["properties"]["delivery_info"]["redelivered"] is True
+    for task_id in ("a", "b"):
+        assert take(other, task_id).attempt == 2
+    assert Messages(redis).held_by("first") == []
+    assert give_back(settings, "first") == 0
+
+
+def test_others_keep_what_they_have(
+    settings: Settings, status: Status, other: Status, redis: Redis, keys: Keys
+) -> None:
+    """Another's messages and leases stay, also of a task that the dead one had before."""
+    model = settings.namespace
+    post(redis, model, "mine", "lost", "theirs")
+    for task_id in ("mine", "lost"):
+        taken(redis, "first", model)
+        take(status, task_id)
+    taken(redis, "other", model)
+    take(other, "theirs")
+    take_over(other, "lost")
+    leases = [record(redis, keys, task_id)["lease_until"] for task_id in ("lost", "theirs")]
+    assert give_back(settings, "first") == 2
+    after = [record(redis, keys, task_id)["lease_until"] for task_id in ("lost", "theirs")]
+    assert after == leases
+    assert len(Messages(redis).held_by("other")) == 1
+    assert [isinstance(ask(other, each), Claim) for each in ("mine", "lost")] == [True, False]
+
+
+def test_a_message_that_was_not_claimed_goes_back_too(
+    settings: Settings, status: Status, redis: Redis, keys: Keys
+) -> None:
+    """The process may have died before the claim, or hold what nobody can read."""
+    model = settings.namespace
+    post(redis, model, "unclaimed", "../odd")
+    for _ in range(2):
+        taken(redis, "first", model)
+    redis.hset(UNACKED, "first/odd", b"garbage")
+    redis.zadd(UNACKED_INDEX, {"first/odd": 5.0})
+    assert give_back(settings, "first") == 2
+    assert sorted(ids_waiting(redis, model)) == ["../odd", "unclaimed"]
+    assert take(status, "unclaimed").attempt == 1
+    assert not redis.exists(UNACKED, UNACKED_INDEX)
+    assert record(redis, keys, "../odd") == {}
+
+
+def test_it_is_counted(settings: Settings, redis: Redis) -> None:
+    """How many messages came back by a death is a figure of their own."""
+
+    def counted() -> float:
+        name, labels = "sag_messages_recovered_total", {"reason": "death"}
+        return REGISTRY.get_sample_value(name, labels) or 0.0
+
+    before = counted()
+    post(redis, settings.namespace, "a")
+    taken(redis, "first", settings.namespace)
+    give_back(settings, "first")
+    assert counted() == before + 1
+
+
+def test_without_redis_it_says_so_soon(settings: Settings) -> None:
+    """Whoever calls looks after other processes: an outage is an error within seconds."""
+    away = settings.model_copy(
+        update={"broker_url": Settings(broker_url=f"redis://127.0.0.1:{free_port()}").broker_url}
+    )
+    with pytest.raises(RedisError):
+        give_back(away, "first")
