@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,3 +30,13 @@ def server(executable: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """A Redis behind the ACL file."""
     with guarded(tmp_path_factory.mktemp("guarded"), executable) as started:
         yield started
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """Collect the sockets that kombu leaves lying while no code is being compiled.
+
+    Their warnings are formatted with `ast`, and Python 3.11's can't be entered twice.
+    """
+    yield
+    gc.collect()

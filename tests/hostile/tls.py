@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -75,24 +77,23 @@ class Front:
 def front(context: ssl.SSLContext, target: int) -> Iterator[Front]:
     """A front on a thread of its own, before the Redis on port `target`."""
     made = Front(embedded.free_port(), target)
-    loop, ready = asyncio.new_event_loop(), threading.Event()
+    started = Future[Callable[[], object]]()
 
-    async def listen() -> None:
+    async def serve() -> None:
+        loop, stop = asyncio.get_running_loop(), asyncio.Event()
         loop.set_exception_handler(lambda _loop, _context: None)
-        await asyncio.start_server(made.relay, embedded.LOOPBACK, made.port, ssl=context)
-        ready.set()
+        server = await asyncio.start_server(made.relay, embedded.LOOPBACK, made.port, ssl=context)
+        started.set_result(lambda: loop.call_soon_threadsafe(stop.set))
+        await stop.wait()
+        server.close()
 
-    def serve() -> None:
-        loop.create_task(listen())  # the loop ends with the test
-        loop.run_forever()
-
-    thread = threading.Thread(target=serve, daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
-    assert ready.wait(10)
+    stop = started.result(10)
     try:
         yield made
     finally:
-        loop.call_soon_threadsafe(loop.stop)
+        stop()
         thread.join(10)
 
 
