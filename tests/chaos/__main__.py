@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
+from api_contracts import GenerationError
 from tests.chaos import report
 from tests.chaos.run import Plan, conduct
 from tests.chaos.schedule import Kind
@@ -29,7 +30,8 @@ def main() -> int:
     """Run, report, and give the exit status."""
     console = Console(stderr=True)
     options = _options()
-    signal.signal(signal.SIGTERM, _interrupt)  # so that everything is ended, too
+    for number in (signal.SIGINT, signal.SIGTERM):  # in a background job SIGINT may be ignored
+        signal.signal(number, _interrupt)
     folder = Path(tempfile.mkdtemp(prefix="sag-chaos-"))
 
     def say(line: str) -> None:
@@ -41,6 +43,9 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print(f"interrupted; everything is stopped, the logs are in {folder}")
         return 130
+    except (GenerationError, RuntimeError, TimeoutError) as error:
+        console.print(f"could not begin: {error!r}; the logs are in {folder}", markup=False)
+        return 2
     report.show(findings, Console(width=140))
     if options.out:
         report.save(findings, options.out)
@@ -108,6 +113,8 @@ def _kinds(text: str) -> frozenset[Kind]:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    for number in (signal.SIGINT, signal.SIGTERM):  # what was started is ended undisturbed
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

@@ -6,10 +6,13 @@ import random
 import signal
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.chaos import processes
+from redis.exceptions import RedisError
+
+from tests.chaos import messages, processes
 from tests.chaos.disturbance import Disturbance, Mode
 from tests.chaos.schedule import KILLS, ON_ALL, ON_LINK, ON_MACHINE, Fault, Kind
 
@@ -26,7 +29,8 @@ if TYPE_CHECKING:
 ELIGIBLE_S = 60.0
 #: Delays of a link, and of S3 for each piece, in seconds, by a fault's strength.
 DELAY_S, SLOW_S = (0.02, 0.4), (0.2, 2.0)
-#: Share of the open tasks that a storm cancels, or that are submitted again.
+#: Share of the open tasks that a storm cancels or that are submitted again, and of the messages
+#: that are lost.
 SHARE = (0.1, 0.5)
 _LOOK_S = 0.05
 
@@ -40,6 +44,8 @@ class Struck:
     moment_s: float
     #: Whose running tasks it concerned; empty where it was nobody's in particular.
     children: frozenset[Child] = frozenset()
+    #: Waiting tasks that it concerned.
+    tasks: frozenset[str] = frozenset()
     #: Since the first claim of the process that was killed.
     after_first_claim_s: float | None = None
     machine: int | None = None
@@ -66,6 +72,8 @@ class Hand:
             struck = self._on_link(fault)
         elif fault.kind in ON_ALL:
             struck = self._on_all(fault)
+        elif fault.kind is Kind.MESSAGES_LOST:
+            struck = self._on_messages(fault)
         else:
             struck = self._on_tasks(fault)
         if struck is None:
@@ -105,7 +113,9 @@ class Hand:
             kill = fault.kind is Kind.KILL_SUPERVISOR
             machine.supervisor.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
         since_s = now_s - first_s if fault.kind in KILLS else None
-        return Struck(fault, now_s, frozenset({child}), since_s, machine.number)
+        return Struck(
+            fault, now_s, frozenset({child}), after_first_claim_s=since_s, machine=machine.number
+        )
 
     def _freeze(self, fault: Fault, machine: Machine, working: processes.Process) -> None:
         working.send(signal.SIGSTOP)
@@ -166,6 +176,14 @@ class Hand:
                 link.calm(token)
 
         self._later(fault, calm)
+
+    def _on_messages(self, fault: Fault) -> Struck:
+        rng = random.Random(f"{self.seed} {fault.number}")
+        now_s, share = time.monotonic(), _between(SHARE, fault.strength)
+        waited: frozenset[str] = frozenset()
+        with suppress(RedisError):  # it is away: nothing is lost this time
+            waited = messages.lose(self.stage.redis.url, share, rng)
+        return Struck(fault, now_s, tasks=waited)
 
     def _on_tasks(self, fault: Fault) -> Struck:
         """Cancel or submit again a share of the open tasks, from a thread: Redis may be away."""

@@ -42,8 +42,11 @@ def recoveries(
     """
     found: dict[Kind, list[float | None]] = {}
     for fault in struck:
-        for stream in timeline.values():
-            if (hit := _held(fault, stream, owner)) is not None:
+        for task_id, stream in timeline.items():
+            hit = _held(fault, stream, owner)
+            if task_id in fault.tasks:
+                hit = _after(fault, stream)
+            if hit is not None:
                 found.setdefault(fault.fault.kind, []).append(hit.after_s)
     return {
         kind: Recovery(tuple(t for t in times if t is not None), times.count(None))
@@ -67,13 +70,17 @@ def _held(
     started = decisive[-1].event
     if owner(started.task_id, started.attempt) not in fault.children:
         return None
-    for told in stream[len(before) :]:
-        if not _decides(told) or told.event is None:
-            continue
-        if fault.fault.kind in SILENCING and told.event.worker == started.worker:
-            return None  # it had written this before it was killed, and only we saw it late
-        return _Hit(told.moment_s - fault.moment_s)
-    return _Hit(None)
+    late = next((told.event for told in stream[len(before) :] if _decides(told)), None)
+    if late is not None and fault.fault.kind in SILENCING and late.worker == started.worker:
+        return None  # it had written this before it was killed, and only we saw it late
+    return _after(fault, stream)
+
+
+def _after(fault: Struck, stream: Sequence[Told]) -> _Hit:
+    """When the task went on after the fault."""
+    later = (told for told in stream if told.moment_s > fault.moment_s and _decides(told))
+    told = next(later, None)
+    return _Hit(None if told is None else told.moment_s - fault.moment_s)
 
 
 def _decides(told: Told) -> bool:

@@ -36,6 +36,9 @@ class Kind(StrEnum):
     S3_ERROR = "s3-error"
     S3_SLOW = "s3-slow"
     S3_STALL = "s3-stall"
+    #: Messages of tasks that have a record vanish, waiting or held: what a Redis that loses its
+    #: last second does, and a worker that dies before it notes what it took.
+    MESSAGES_LOST = "messages-lost"
     #: What callers do.
     CANCEL_STORM = "cancel-storm"
     DUPLICATES = "duplicates"
@@ -72,13 +75,14 @@ WEIGHTS: dict[Kind, tuple[int, tuple[float, float]]] = {
     Kind.REDIS_RESTART: (1, (0.1, 3.0)),
     Kind.REDIS_KILL: (1, (0.1, 8.0)),
     Kind.HALF_OPEN: (2, (4.0, 25.0)),
-    Kind.DEAF: (1, (1.0, 12.0)),
+    Kind.DEAF: (1, (3.0, 12.0)),
     Kind.DELAY: (1, (2.0, 6.0)),
     Kind.RESET: (1, (0.0, 0.0)),
     Kind.S3_REFUSE: (1, (1.0, 6.0)),
     Kind.S3_ERROR: (1, (1.0, 6.0)),
     Kind.S3_SLOW: (1, (1.0, 6.0)),
     Kind.S3_STALL: (1, (1.0, 8.0)),
+    Kind.MESSAGES_LOST: (1, (0.0, 0.0)),
     Kind.CANCEL_STORM: (1, (0.0, 0.0)),
     Kind.DUPLICATES: (1, (0.0, 0.0)),
 }

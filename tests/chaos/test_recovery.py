@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -95,6 +96,13 @@ def test_a_task_that_had_ended_was_not_hit() -> None:
     ended = stream(*RUNNING, (7.0, "cancelled", 1, "a"))
     back = stream(*RUNNING, (7.0, "requeued", 1, "a"))
     assert recoveries([struck(Kind.FREEZE, A)], {"t": ended, "u": back}, owner) == {}
+
+
+def test_a_waiting_task_whose_message_is_lost_is_hit() -> None:
+    """It recovers by its next start, whoever has it."""
+    lost = replace(struck(Kind.MESSAGES_LOST), tasks=frozenset({"t"}))
+    late = {"t": stream((12.0, "started", 1, "b")), "u": stream((12.0, "started", 1, "b"))}
+    assert recoveries([lost], late, owner)[Kind.MESSAGES_LOST].times_s == pytest.approx((2.0,))
 
 
 def test_percentiles() -> None:
