@@ -18,7 +18,7 @@ from api_contracts import (
     InvalidRequest,
     TaskHandle,
 )
-from worker import log, progress, supervisor
+from worker import child, log, progress, supervisor
 from worker.dead import DeadLetters
 from worker.settings import Settings
 
@@ -42,6 +42,7 @@ def run(
         list[int] | None, typer.Option(help="Index of a GPU; again for more. All unless given.")
     ] = None,
     device: Annotated[str, typer.Option(help="`cpu`, `cuda:1`, or `auto` for all GPUs.")] = "auto",
+    workers: Annotated[int, typer.Option(min=1, help="Processes for each device.")] = 1,
 ) -> None:
     """Start the worker: one process for each GPU, or one on the CPU."""
     settings = _settings()
@@ -50,20 +51,20 @@ def run(
         _fail("give --gpu or --device, not both", INVALID)
     chosen = settings.device if device == "auto" else device
     try:
-        children = supervisor.environments(chosen, gpu or [])
+        children = supervisor.environments(chosen, gpu or [], workers)
     except (ValueError, RuntimeError) as error:
         _fail(str(error), INVALID)
-    sys.exit(supervisor.run(children))
+    sys.exit(supervisor.run(settings, children, work))
 
 
 @app.command(hidden=True)
-def work(name: str = "worker", parent: int | None = None) -> None:
-    """Be one worker process, as `run` starts them; end when process `parent` does."""
+def work(name: str = "worker", owner: str | None = None, parent: int | None = None) -> None:
+    """Be one worker process, as `run` forks them; end when process `parent` does."""
     from worker.app import work as be_worker  # noqa: PLC0415  # Celery's worker side
 
     if parent is not None:
-        supervisor.end_with_parent(parent)
-    sys.exit(be_worker(_settings(), name))
+        child.end_with_parent(parent)
+    sys.exit(be_worker(_settings(), name, owner))
 
 
 @app.command()

@@ -22,8 +22,9 @@ from redis.exceptions import RedisError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: Longest wait for a server to answer after its start, and to end after its signal, in seconds.
-START_S, STOP_S = 30.0, 10.0
+#: Longest wait for a process to answer after its start, and to end after its signal, in seconds. A
+#: supervisor imports torch before its first worker answers.
+START_S, STOP_S = 120.0, 10.0
 #: Pause between two looks at a server that is starting, in seconds.
 LOOK_S = 0.05
 LOOPBACK = "127.0.0.1"

@@ -8,6 +8,9 @@ import sys
 import time
 from typing import Literal
 
+#: For people or for machines.
+Form = Literal["text", "json"]
+
 
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: at, pid, level, logger, message, traceback where there is one."""
@@ -27,7 +30,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
-def configure(form: Literal["text", "json"]) -> None:
+def configure(form: Form) -> None:
     """Send every log of this process to standard error in `form`."""
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from celery.worker import state
@@ -27,12 +28,15 @@ from worker.storage import Storage
 from worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+#: A signal that follows another within this time, in seconds, is its echo: systemd may send one to
+#: each process beside the supervisor's.
+ECHO_S = 1.0
 #: How long a process that has failed says so before it ends, in seconds.
 REST_S = 5.0
 
@@ -49,6 +53,7 @@ class Process:
     ) -> None:
         """`store` writes Celery's progress; `send` a task's message: id, request, queue."""
         self._settings, self._owner = settings, owner
+        self._asked_s: list[float] = []
         broker_url = settings.broker_url.get_secret_value()
         events_url = settings.events.get_secret_value()
         keys, lease_s = settings.keys, settings.lease_s
@@ -95,9 +100,11 @@ class Process:
         self._watchdog.start()
 
     def drain(self) -> None:
-        """Give back what is not done `SAG_DRAIN_TIMEOUT_S` from now."""
-        logger.info("leaving: tasks may end within %g s", self._settings.drain_timeout_s)
-        self._later(self._settings.drain_timeout_s, self.executor.drain)
+        """Give back what is not done `SAG_DRAIN_TIMEOUT_S` from now; asked again, at once."""
+        self._asked_s.append(time.monotonic())
+        wait_s = drain_s(self._asked_s, self._settings.drain_timeout_s)
+        logger.info("leaving: tasks may end within %g s", wait_s)
+        self._later(wait_s, self.executor.drain)
 
     def close(self) -> None:
         """End the threads, when no delivery is left; the lease last, as it keeps the rest ours."""
@@ -134,6 +141,11 @@ class Process:
             kept = error.model_dump(mode="json")
             self._status.finish(claim, TaskStatus.FAILED, kept, {"error": kept}, message)
         recovery.give_back(self._settings, self._owner)
+
+
+def drain_s(asked_s: Sequence[float], timeout_s: float) -> float:
+    """How long tasks may still take after signals to stop at these times, the newest just now."""
+    return 0.0 if asked_s[-1] - asked_s[0] > ECHO_S else timeout_s
 
 
 def held_tags() -> list[str]:

@@ -1,35 +1,50 @@
-"""One worker process for each device; signals go to all of them, and it ends when they have."""
+"""Worker processes for each device: started, started again, told to end; it ends when they have."""
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
 import signal
-import subprocess
-import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 from worker import gpu
+from worker.child import Child
+from worker.crew import Crew
+from worker.orphans import Orphans
+from worker.recovery import give_back
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 #: How often the children are looked at, in seconds.
 LOOK_S = 0.1
-#: `prctl`'s request for a signal at the parent's death, from `linux/prctl.h`.
-_PR_SET_PDEATHSIG = 1
+#: How long after the drain a child may still write ends and upload before it is killed, in seconds.
+GRACE_S = 90.0
 
 
-def environments(device: str, gpus: Sequence[int]) -> dict[str, dict[str, str]]:
-    """What each child's environment adds, by the child's name.
+def environments(device: str, gpus: Sequence[int], workers: int = 1) -> dict[str, dict[str, str]]:
+    """What each child's environment adds, by the child's name; `workers` children a device.
 
-    A GPU is pinned by its UUID, so that renumbering can't swap two children, and before torch is
-    imported, so that it sees no other. `gpus` are indices as `nvidia-smi` numbers them.
+    A GPU is pinned by its UUID, so that renumbering can't swap two children, and before CUDA is
+    touched, so that it sees no other. `gpus` are indices as `nvidia-smi` numbers them.
     """
+    devices = _devices(device, gpus)
+    if workers == 1:
+        return devices
+    return {
+        f"{name}-{number}": extra
+        for name, extra in devices.items()
+        for number in range(1, workers + 1)
+    }
+
+
+def _devices(device: str, gpus: Sequence[int]) -> dict[str, dict[str, str]]:
     if not gpus and device != "auto":
         return {device.replace(":", ""): {"SAG_DEVICE": device}}
     present = {each.index: each for each in gpu.list_gpus()}
@@ -44,47 +59,36 @@ def environments(device: str, gpus: Sequence[int]) -> dict[str, dict[str, str]]:
     }
 
 
-def run(children: Mapping[str, Mapping[str, str]]) -> int:
-    """Start a child for each entry and wait. A child that ends by itself ends the others.
+def run(
+    settings: Settings,
+    children: Mapping[str, Mapping[str, str]],
+    work: Callable[[str, str], object],
+) -> int:
+    """Keep a child for each entry until a signal; each calls `work(name, owner)`.
 
-    Gives 0 when all ended after a signal, otherwise the status of the first that fell.
+    Gives 0 when all ended after a signal, 2 when one's settings were refused.
     """
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _frame: signals.append(number))
-    waiting = {name: _start(name, extra) for name, extra in children.items()}
-    status, leaving = 0, False
-    while waiting:
-        while signals:
-            logger.info("got %s, letting tasks end", signal.Signals(signals.pop(0)).name)
-            leaving = True
-            _terminate(waiting)
-        for name in [name for name, child in waiting.items() if child.poll() is not None]:
-            code = waiting.pop(name).returncode
-            if not leaving:
-                logger.error("worker %s ended with status %d; ending the others", name, code)
-                status, leaving = code or 1, True
-                _terminate(waiting)
-        time.sleep(LOOK_S)
-    return status
-
-
-def _terminate(children: Mapping[str, subprocess.Popen[bytes]]) -> None:
-    for child in children.values():
-        if child.poll() is None:
-            child.send_signal(signal.SIGTERM)
-
-
-def end_with_parent(parent: int) -> None:
-    """Have this child told to end when process `parent` dies, however that dies (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-    if os.getppid() != parent:
-        sys.exit(f"the parent process {parent} is gone already")
-
-
-def _start(name: str, extra: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "worker", "work", "--name", name]
-    command += ["--parent", str(os.getpid())]
-    # A session of its own: Ctrl-C reaches the children through us alone, once.
-    return subprocess.Popen(command, env={**os.environ, **extra}, start_new_session=True)  # noqa: S603  # ourselves
+    with ThreadPoolExecutor(1, "give-back") as beside:
+        orphans = Orphans(partial(give_back, settings), beside.submit)
+        grace_s = settings.drain_timeout_s + GRACE_S
+        crew = Crew(
+            children,
+            lambda name, extra: Child(name, extra, work, settings.log_format),
+            orphans.add,
+            grace_s,
+        )
+        try:
+            while not crew.is_gone or orphans.are_left:
+                now_s = time.monotonic()
+                while signals:
+                    logger.info("got %s, letting tasks end", signal.Signals(signals.pop(0)).name)
+                    crew.leave(now_s)
+                crew.step(now_s)
+                orphans.step(now_s, patient=not crew.is_leaving)
+                time.sleep(LOOK_S)
+        finally:
+            crew.leave(time.monotonic())  # whatever happened here, nobody serves unwatched
+    return crew.status

@@ -9,7 +9,6 @@ import sys
 import time
 import uuid
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,20 +23,13 @@ from worker.messages import UNACKED
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from celery import Celery
 
     from tests.conftest import Service
 
 LONG = {"prompt": "a large red circle on a white background", "num_inference_steps": 150}
-
-
-def child_of(service: Service) -> int:
-    """The process id of the worker that `run` started."""
-    listed = subprocess.run(
-        ["pgrep", "-P", str(service.process.pid)], capture_output=True, text=True, check=True
-    )
-    return int(listed.stdout.split()[0])
 
 
 def test_a_running_task_is_cancelled_at_a_step(service: Service, stranger: Celery) -> None:
@@ -178,25 +170,6 @@ def test_celerys_own_command_starts_a_worker(
     with embedded.redis_server(tmp_path) as url, start_service(url, command) as worker:
         result = worker.client.submit(LONG | {"num_inference_steps": 1}).result(END_S)
         assert result.images
-
-
-def test_a_dead_child_ends_the_supervisor(
-    start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
-) -> None:
-    """A worker process that dies is not hidden: `run` ends with a failure."""
-    with embedded.redis_server(tmp_path) as url, start_service(url) as worker:
-        os.kill(child_of(worker), signal.SIGKILL)
-        assert worker.process.wait(30) != 0
-
-
-def test_a_dead_supervisor_ends_its_child(
-    start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
-) -> None:
-    """`kill -9` of `run` leaves no worker behind that nobody looks after."""
-    with embedded.redis_server(tmp_path) as url, start_service(url) as worker:
-        child = child_of(worker)
-        worker.process.kill()
-        wait_until(lambda: not Path(f"/proc/{child}").exists())
 
 
 def test_health_tells_a_worker_from_none(service: Service, tmp_path: Path) -> None:

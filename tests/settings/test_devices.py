@@ -41,6 +41,16 @@ def test_each_gpu_gets_a_worker_of_its_own(driver: Callable[..., None]) -> None:
     assert gpu.list_gpus()[1] == gpu.Gpu(1, "GPU-bbbb", "NVIDIA H100 80GB HBM3", 81559)
 
 
+def test_a_device_may_have_several_workers(driver: Callable[..., None]) -> None:
+    """`--workers 2` is two workers with names of their own on each device."""
+    driver(TWO)
+    assert environments("auto", [1], workers=2) == {"gpu1-1": SECOND, "gpu1-2": SECOND}
+    assert sorted(environments("auto", [], workers=2)) == ["gpu0-1", "gpu0-2", "gpu1-1", "gpu1-2"]
+    cpu = {"SAG_DEVICE": "cpu"}
+    assert environments("cpu", [], workers=3) == {"cpu-1": cpu, "cpu-2": cpu, "cpu-3": cpu}
+    assert environments("cpu", [], workers=1) == {"cpu": cpu}
+
+
 def test_chosen_gpus_are_the_ones_that_work(driver: Callable[..., None]) -> None:
     """`--gpu 1` starts a worker on that GPU alone, whatever `SAG_DEVICE` says."""
     driver(TWO)
