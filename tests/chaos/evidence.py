@@ -113,8 +113,8 @@ def left(redis: Redis, keys: Keys) -> dict[str, int]:
     """How many entries there are where none are left when all tasks have ended."""
     lists = {name: redis.llen(name) for name in queue_lists(DEFAULT_MODEL)}
     return lists | {
-        "unacked": redis.hlen("unacked"),
-        "unacked_index": redis.zcard("unacked_index"),
+        "sag.unacked": redis.hlen("sag.unacked"),
+        "sag.unacked_index": redis.zcard("sag.unacked_index"),
         keys.open: redis.zcard(keys.open),
     }
 

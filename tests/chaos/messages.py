@@ -26,11 +26,11 @@ def lose(url: str, share: float, rng: random.Random) -> frozenset[str]:
                 task_id = _recorded(redis, entry, held=False)
                 if rng.random() < share and task_id is not None and redis.lrem(name, 1, entry):
                     waited.add(task_id)
-        held = cast("dict[bytes, bytes]", redis.hgetall("unacked"))
+        held = cast("dict[bytes, bytes]", redis.hgetall("sag.unacked"))
         for tag, entry in held.items():
             if rng.random() < share and _recorded(redis, entry, held=True) is not None:
-                redis.zrem("unacked_index", tag)
-                redis.hdel("unacked", tag)
+                redis.zrem("sag.unacked_index", tag)
+                redis.hdel("sag.unacked", tag)
     return frozenset(waited)
 
 

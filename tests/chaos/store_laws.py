@@ -19,9 +19,9 @@ _KEYS = tuple(
     re.compile(pattern, re.DOTALL)
     for pattern in (
         r"sag:\{(?P<id>[^{}]+)\}:(task|events|checkpoint)",
-        r"sag:(open|dead)",
+        r"sag:(open|dead|reconciler)",
         r"generate\.default(\x06\x16[1-9])?",
-        r"unacked(_index|_mutex)?",
+        r"sag\.unacked(_index)?",
         r"_kombu\.binding(_permanent)?\.generate\.default",
         r"_kombu\.binding_deadlines",
         r"_kombu\.binding(_permanent)?\.celery\.pidbox",

@@ -87,7 +87,7 @@ def sound() -> Evidence:
     streams = {task_id: events(task_id, rows) for task_id, rows in SOUND.items()}
     manifest = {k: v for k, v in RESULT.items() if k not in ("timings", "batch")}
     image = {k: v for k, v in RESULT["images"][0].items() if k != "url"}  # type: ignore[index]  # the dict above
-    keys = {"sag:open", "sag:dead", "unacked_mutex", "_kombu.binding.generate.default"}
+    keys = {"sag:open", "sag:dead", "sag.unacked", "_kombu.binding.generate.default"}
     return Evidence(
         orders=orders,
         cancels=frozenset({"left"}),
@@ -113,7 +113,7 @@ def sound() -> Evidence:
         objects={"outputs/done/0.png": "aa", "outputs/done/manifest.json": "bb"},
         manifests={"outputs/done/manifest.json": manifest | {"task_id": "done", "images": [image]}},
         keys=frozenset(keys | {Keys().task("done"), "celery-task-meta-done"}),
-        left={"unacked": 0},
+        left={"sag.unacked": 0},
     )
 
 
@@ -283,7 +283,7 @@ WRONG: list[tuple[Callable[..., Broken], str, Callable[[Evidence], Evidence]]] =
         store_laws.nothing_else_in_redis, "a stranger's",
         lambda found: replace(found, keys=found.keys | {Keys().task("../../etc/passwd")}),
     ),
-    (store_laws.nothing_is_left, "a message", with_of("left", "unacked", 1)),
+    (store_laws.nothing_is_left, "a message", with_of("left", "sag.unacked", 1)),
     (
         store_laws.nothing_is_left, "a checkpoint",
         lambda found: replace(found, keys=found.keys | {Keys().checkpoint("done")}),

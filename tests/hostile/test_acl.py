@@ -140,8 +140,8 @@ def test_what_is_lost_is_found(server: Guarded, producer: GenerationClient) -> N
         producer.submit(SMALL | {"model": "nobodys", "deadline_s": 0.001}, "late-too")
         for owner in ("host:1", "host:2"):
             held = json.dumps([{"headers": {"id": "lost"}}, "", "generate.nobodys"])
-            operator.hset("unacked", f"{owner}/x", held)
-            operator.zadd("unacked_index", {f"{owner}/x": 0})
+            operator.hset("sag.unacked", f"{owner}/x", held)
+            operator.zadd("sag.unacked_index", {f"{owner}/x": 0})
         assert recovery.give_back(settings, "host:2") == 1
         reconciler.start()
         try:
@@ -177,8 +177,8 @@ NOBODY: list[list[Any]] = [
     ["SORT", "sag:open", "BY", "x*", "GET", "y*"], ["OBJECT", "ENCODING", "sag:open"],
 ]  # fmt: skip
 NO_PRODUCER: list[list[Any]] = [
-    ["DEL", "sag:{t}:task"], ["UNLINK", "sag:{t}:task"], ["HGETALL", "unacked"],
-    ["HGET", "unacked", "tag"], ["HSET", "unacked", "tag", "x"], ["ZADD", "unacked_index", 1, "x"],
+    ["DEL", "sag:{t}:task"], ["UNLINK", "sag:{t}:task"], ["HGETALL", "sag.unacked"],
+    ["HGET", "sag.unacked", "tag"], ["HSET", "sag.unacked", "tag", "x"], ["ZADD", "sag.unacked_index", 1, "x"],
     ["RPOP", "generate.default"], ["LRANGE", "generate.default", 0, -1],
     ["BRPOP", "generate.default", 1], ["XADD", "sag:dead", "*", "a", "b"], ["INFO"],
     ["GET", "sag:reconciler"], ["HGET", "sag:dead", "x"], ["PUBLISH", "/0.celery.pidbox", "x"],
@@ -192,7 +192,7 @@ NO_WATCHER: list[list[Any]] = [
     ["EXPIRE", "sag:{t}:task", 0], ["ZREM", "sag:open", "t"], ["GET", "sag:{t}:checkpoint"],
 ]  # fmt: skip
 NO_WORKER: list[list[Any]] = [
-    ["GET", "sagacity"], ["LPUSH", "generated", "x"], ["GET", "unacked_other"],
+    ["GET", "sagacity"], ["LPUSH", "generated", "x"], ["GET", "sag.unacked_other"],
     ["PUBLISH", "celery", "x"], ["SUBSCRIBE", "sag:other"],
 ]  # fmt: skip
 

@@ -118,7 +118,7 @@ def _without_lease(lease: ModuleType) -> None:
 
 def _without_fence(scripts: ModuleType) -> None:
     """The scripts take every fence for the current one."""
-    usual = scripts._text
+    usual = scripts.text
 
     def text(package: str, name: str) -> str:
         changed, places = _FENCE.subn("false", usual(package, name))
@@ -126,7 +126,7 @@ def _without_fence(scripts: ModuleType) -> None:
             _say("fence")
         return changed
 
-    scripts._text = text  # type: ignore[attr-defined]  # private, and the one place of all scripts
+    scripts.text = text  # the one place of all scripts
 
 
 def _without_reconciler(reconciler: ModuleType) -> None:
