@@ -19,10 +19,15 @@ from redis import Redis
 from api_contracts.names import Keys
 from worker.status import Status
 redis = Redis.from_url(sys.argv[1], protocol=2)
-old, new = (Status(redis, Keys(sys.argv[2]), name, 60) for name in ("old", "new"))
-ask = dict(started={"model": "m"}, request="{}", deadline_s=None, max_attempts=9, message="m")
-claim = old.claim("t", redelivered=False, **ask)
-assert new.claim("t", redelivered=True, **ask).fence == 2
+keys = Keys(sys.argv[2])
+old, new = (Status(redis, keys, name, record_ttl_s=60, lease_s=9) for name in ("old", "new"))
+ask = dict(
+    started={"model": "m"}, request="{}", queue="q", deadline_s=None, expires_at_s=None,
+    max_attempts=9,
+)
+claim = old.claim("t", **ask)
+redis.hset(keys.task("t"), "lease_until", 0)
+assert new.claim("t", **ask).fence == 2
 print(old.append(claim, "progress", {}))
 """
 POISONED = """

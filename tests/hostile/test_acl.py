@@ -178,7 +178,8 @@ NOBODY: list[list[Any]] = [
 ]  # fmt: skip
 NO_PRODUCER: list[list[Any]] = [
     ["DEL", "sag:{t}:task"], ["UNLINK", "sag:{t}:task"], ["HGETALL", "sag.unacked"],
-    ["HGET", "sag.unacked", "tag"], ["HSET", "sag.unacked", "tag", "x"], ["ZADD", "sag.unacked_index", 1, "x"],
+    ["HGET", "sag.unacked", "tag"],
+    ["HSET", "sag.unacked", "tag", "x"], ["ZADD", "sag.unacked_index", 1, "x"],
     ["RPOP", "generate.default"], ["LRANGE", "generate.default", 0, -1],
     ["BRPOP", "generate.default", 1], ["XADD", "sag:dead", "*", "a", "b"], ["INFO"],
     ["GET", "sag:reconciler"], ["HGET", "sag:dead", "x"], ["PUBLISH", "/0.celery.pidbox", "x"],

@@ -126,7 +126,7 @@ def _without_fence(scripts: ModuleType) -> None:
             _say("fence")
         return changed
 
-    scripts.text = text  # the one place of all scripts
+    scripts.text = text  # type: ignore[attr-defined]  # the one place of all scripts
 
 
 def _without_reconciler(reconciler: ModuleType) -> None:
