@@ -47,7 +47,7 @@ class Struck:
     #: Waiting tasks that it concerned.
     tasks: frozenset[str] = frozenset()
     #: Since the first claim of the process that was killed.
-    after_first_claim_s: float | None = None
+    after_loading_s: float | None = None
     machine: int | None = None
 
 
@@ -98,7 +98,7 @@ class Hand:
         if found is None:
             return None
         machine, child = found
-        first_s, now_s = self.stage.journal.first_claim_s(child), time.monotonic()
+        first_s, now_s = self.stage.journal.loaded_s(child), time.monotonic()
         working = processes.of(child.pid, machine.name)
         if working is None or first_s is None or machine.supervisor is None:
             return None
@@ -114,7 +114,7 @@ class Hand:
             machine.supervisor.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
         since_s = now_s - first_s if fault.kind in KILLS else None
         return Struck(
-            fault, now_s, frozenset({child}), after_first_claim_s=since_s, machine=machine.number
+            fault, now_s, frozenset({child}), after_loading_s=since_s, machine=machine.number
         )
 
     def _freeze(self, fault: Fault, machine: Machine, working: processes.Process) -> None:

@@ -15,6 +15,7 @@ from tests.chaos.site.patches import SAID
 if TYPE_CHECKING:
     from pathlib import Path
 
+_BUILT = re.compile(r"built .+ on \S+ in ")
 _CLAIMED = re.compile(r"task (\S+) attempt (\d+): claimed \(fence (\d+)\)")
 _READY = re.compile(r" ready\.$")
 _SAID = re.compile(re.escape(SAID).replace("%s", r"(\w+)"))
@@ -61,7 +62,7 @@ class Journal:
     #: Mechanisms that some process said to have turned off.
     off: set[str] = field(default_factory=set)
     _logs: dict[str, _Log] = field(default_factory=dict)
-    _first_claims: dict[Child, float] = field(default_factory=dict)
+    _loads: dict[Child, float] = field(default_factory=dict)
     _owners: dict[tuple[str, int], Claim] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -88,10 +89,13 @@ class Journal:
         with self._lock:
             return self._logs[path.stem].ready
 
-    def first_claim_s(self, child: Child) -> float | None:
-        """When a process claimed its first task (monotonic seconds), None if it has not yet."""
+    def loaded_s(self, child: Child) -> float | None:
+        """When a process had its model (monotonic seconds), None if it has none yet.
+
+        It builds one for the first task that it claims.
+        """
         with self._lock:
-            return self._first_claims.get(child)
+            return self._loads.get(child)
 
     def owner(self, task_id: str, attempt: int) -> Child | None:
         """Who claimed an attempt of a task; of an attempt that was given back, the last who did."""
@@ -113,11 +117,12 @@ class Journal:
             self.tracebacks[f"{entry.get('logger')}: {last[:160]}"] += 1
         if _READY.search(message):
             log.ready = child
+        elif _BUILT.match(message):
+            self._loads.setdefault(child, time.monotonic())
         elif claimed := _CLAIMED.match(message):
             now_s = time.monotonic()
             claim = Claim(claimed[1], int(claimed[2]), int(claimed[3]), child, now_s)
             self.claims.append(claim)
-            self._first_claims.setdefault(child, now_s)
             known = self._owners.get((claim.task_id, claim.attempt))
             if known is None or known.fence < claim.fence:
                 self._owners[claim.task_id, claim.attempt] = claim

@@ -87,9 +87,9 @@ class Machine:
         return self.supervisor is not None and self.supervisor.poll() is None
 
     def child(self) -> Child | None:
-        """The process that was the last to get ready, when it lives and has claimed a task."""
+        """The process that was the last to get ready, when it lives and has built its model."""
         child = self.journal.ready(self.log) if self.log is not None else None
-        if child is None or self.journal.first_claim_s(child) is None or not self.is_up():
+        if child is None or self.journal.loaded_s(child) is None or not self.is_up():
             return None
         return child if processes.of(child.pid, self.name) else None
 

@@ -92,7 +92,7 @@ def data(findings: Findings) -> dict[str, Any]:
             for kind, each in findings.recoveries.items()
         },
         "kills": len(_spacing(findings)),
-        "first_claim_to_kill_s": sorted(round(each, 2) for each in _spacing(findings)),
+        "loading_to_kill_s": sorted(round(each, 2) for each in _spacing(findings)),
         "taken_from_living_workers": dict(findings.evidence.robbed),
         "supervisors_that_fell": findings.fallen,
         "machines_that_did_not_end": list(findings.stuck),
@@ -114,7 +114,7 @@ def _verdict(findings: Findings) -> Page:
         ("doubled", str(len(findings.breaches(*invariants.DOUBLING)))),
         ("violations", str(len(findings.violations))),
         ("faults", f"{len(findings.struck)}, {findings.missed} more found nobody at work"),
-        ("kills after the first claim", spaced),
+        ("kills after the model was loaded", spaced),
         ("tasks taken from living workers", str(len(findings.evidence.robbed))),
         ("supervisors that fell by themselves", str(findings.fallen)),
         ("machines that did not end", str(len(findings.stuck))),
@@ -170,9 +170,9 @@ def _struck(findings: Findings) -> dict[Kind, int]:
 def _spacing(findings: Findings) -> list[float]:
     """Since the first claim of each process that was killed, in seconds."""
     return [
-        each.after_first_claim_s
+        each.after_loading_s
         for each in findings.struck
-        if each.fault.kind in KILLS and each.after_first_claim_s is not None
+        if each.fault.kind in KILLS and each.after_loading_s is not None
     ]
 
 

@@ -35,16 +35,17 @@ def test_a_log_tells_who_is_ready_and_who_claimed_what(tmp_path: Path) -> None:
     journal.read()
     child = Child("machine-0-1", 5)
     assert journal.ready(log) == child
-    assert journal.first_claim_s(child) is None
+    assert journal.loaded_s(child) is None
     log.write_text(
         " -------------- celery@x\n" + line(5, "cpu@x ready.")
         + line(5, "task t attempt 1: claimed (fence 1)")
+        + line(5, "built models/x on cpu in 0.2 s")
         + line(9, "cpu@x ready.") + line(9, "task t attempt 1: claimed (fence 2)")
         + line(9, "broken", traceback="Traceback\nValueError: x")
         + SAID % "fence" + "\n"
     )  # fmt: skip
     journal.read()
-    assert journal.first_claim_s(child) is not None
+    assert journal.loaded_s(child) is not None
     assert journal.owner("t", 1) == journal.ready(log) == Child("machine-0-1", 9)
     assert [(claim.fence, claim.child.pid) for claim in journal.claims] == [(1, 5), (2, 9)]
     assert dict(journal.tracebacks) == {"worker: ValueError: x": 1}
