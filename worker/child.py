@@ -17,7 +17,7 @@ from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
-from worker import log
+from worker import log, metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -91,6 +91,7 @@ class Child:
         if self._life is not None:
             os.close(self._life)
             self._life = None
+        metrics.forget(self.pid)
         self._process.close()
 
 

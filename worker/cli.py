@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -18,7 +22,7 @@ from api_contracts import (
     InvalidRequest,
     TaskHandle,
 )
-from worker import child, log, progress, supervisor
+from worker import log, progress
 from worker.dead import DeadLetters
 from worker.settings import Settings
 
@@ -47,6 +51,13 @@ def run(
     """Start the worker: one process for each GPU, or one on the CPU."""
     settings = _settings()
     log.configure(settings.log_format)
+    if settings.metrics_port is not None:
+        # Before prometheus_client is imported, here and in the processes that this one starts.
+        folder = tempfile.mkdtemp(prefix="sag-metrics-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    from worker import supervisor  # noqa: PLC0415  # see above
+
     if gpu and device != "auto":
         _fail("give --gpu or --device, not both", INVALID)
     chosen = settings.device if device == "auto" else device
@@ -63,7 +74,9 @@ def work(name: str = "worker", owner: str | None = None, parent: int | None = No
     from worker.app import work as be_worker  # noqa: PLC0415  # Celery's worker side
 
     if parent is not None:
-        child.end_with_parent(parent)
+        from worker.child import end_with_parent  # noqa: PLC0415  # as above
+
+        end_with_parent(parent)
     sys.exit(be_worker(_settings(), name, owner))
 
 

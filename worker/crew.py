@@ -11,7 +11,7 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from worker import restarts
+from worker import metrics, restarts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -129,4 +129,5 @@ class Crew:
         else:
             post.pause_s = restarts.pause_s(status, now_s - post.started_s, post.pause_s)
             post.due_s = now_s + post.pause_s
+            metrics.RESTARTS.labels(name).inc()
             logger.error("worker %s ended (%s); starts again in %g s", name, why, post.pause_s)

@@ -17,7 +17,6 @@ from redis.exceptions import RedisError
 
 from api_contracts.connection import is_away
 from api_contracts.scripts import load
-from worker import metrics
 from worker.engine.job import Control, Stop
 
 if TYPE_CHECKING:
@@ -115,7 +114,6 @@ class Lease:
                 self.let_go(claim)
         self._messages.renew(self._tags(), self.lease_s)
         self._renewed_s = began_s
-        metrics.RENEWED.set_to_current_time()
 
     def _serve(self) -> None:
         period_s = min(self.lease_s / RENEWALS, MOST_S)

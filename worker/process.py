@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -98,6 +99,8 @@ class Process:
         self.lease.start()
         self._reconciler.start()
         self._watchdog.start()
+        if self._settings.metrics_port is not None and metrics.FOLDER not in os.environ:
+            metrics.serve(self._settings.metrics_port)
 
     def drain(self) -> None:
         """Give back what is not done `SAG_DRAIN_TIMEOUT_S` from now; asked again, at once."""
@@ -117,6 +120,8 @@ class Process:
     def _look(self) -> float:
         """How long the step at hand lasts; asked each second, so the metrics are told here."""
         metrics.WELL.set(self.executor.refusal is None)
+        name = self._owner.split(":")[1]  # host:name:token
+        metrics.RENEWED.labels(name).set(time.time() - self.lease.silent_s)
         return self._engine.step_s
 
     def _leave_broken(self, reason: str) -> None:
