@@ -55,10 +55,6 @@ class QoS(kombu_redis.QoS):
             persist(lambda: Messages(client).put_back(delivery_tag, first=False))
         virtual.QoS.ack(self, delivery_tag)
 
-    def can_consume(self) -> bool:
-        """Whether to take a message: not when this process would claim no task."""
-        return self.channel.may_take() and bool(super().can_consume())
-
     def forget(self, delivery_tag: str) -> None:
         """Drop what was taken and is no message."""
         persist(lambda: self._remove_from_indices(delivery_tag).execute())
@@ -115,10 +111,14 @@ class Channel(kombu_redis.Channel):
             connection.disconnect()
 
     def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002  # kombu's signature
-        """Ask for the next message; its answer is read by `_brpop_read`."""
+        """Ask for the next message; its answer is read by `_brpop_read`.
+
+        Not when this process would claim no task. (Nor by kombu's own way to say so, with which
+        commands would go unheard too.)
+        """
         queues = self._queue_cycle.consume(len(self.active_queues))
         now_s = time.monotonic()
-        if not queues or now_s - self._looked_s < LOOK_S:
+        if not queues or now_s - self._looked_s < LOOK_S or not self.may_take():
             return
         pairs = [
             (self._q_for_pri(queue, each), queue)
