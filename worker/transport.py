@@ -12,6 +12,7 @@ import time
 from contextlib import contextmanager
 from queue import Empty
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
@@ -37,6 +38,10 @@ COMPRESSED = "was-compressed"
 LOOK_S = 0.025
 #: Longest wait for the answer to such a look, in seconds.
 SILENCE_S = 5.0
+
+
+#: What turns an event loop, one connection after the other.
+_TURNS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 class QoS(kombu_redis.QoS):
@@ -169,14 +174,13 @@ class Transport(kombu_redis.Transport):
     """kombu's Redis transport with the channel above."""
 
     Channel = Channel
-    _turning: Any = None
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:  # noqa: ANN401  # kombu's signature
         """Let the event loop turn often enough to look for messages."""
         super().register_with_event_loop(connection, loop)
-        if self._turning is not None:
-            self._turning.cancel()
-        self._turning = loop.call_repeatedly(LOOK_S, self._turn)
+        if (former := _TURNS.pop(loop, None)) is not None:
+            former.cancel()  # of a connection that is gone: it would turn the loop for ever
+        _TURNS[loop] = loop.call_repeatedly(LOOK_S, self._turn)
 
     def _turn(self) -> None:
         """Make the loop turn, as it looks for messages at each turn; leave a dead connection."""
