@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | format | docs | benchmark | train | lock | clean
+# make setup | demo | test | chaos | lint | format | docs | benchmark | train | lock | clean
 # Everything runs in .venv, which `setup` makes and renews only when its inputs change.
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test lint format docs benchmark train lock clean
+.PHONY: setup demo test chaos lint format docs benchmark train lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -25,6 +25,9 @@ test: setup
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest $(ARGS)
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
+
+chaos: setup
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

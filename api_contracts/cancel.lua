@@ -7,6 +7,8 @@
 -- KEYS[4]  ns:{id}:checkpoint  string  removed when it ends here
 -- ARGV     id, event tail, seconds that an ended record lives, control channel
 -- gives    the status that the task had, or 'unknown'
+--
+-- A time to live of 0 removes at once; DEL is a command that producers are not given.
 local status = redis.call('HGET', KEYS[1], 'status') or 'unknown'
 if status == 'queued' then
   redis.call('HSET', KEYS[1], 'cancel_requested', 1, 'status', 'cancelled',
@@ -15,7 +17,7 @@ if status == 'queued' then
   redis.call('EXPIRE', KEYS[1], ARGV[3])
   redis.call('EXPIRE', KEYS[2], ARGV[3])
   redis.call('ZREM', KEYS[3], ARGV[1])
-  redis.call('DEL', KEYS[4])
+  redis.call('EXPIRE', KEYS[4], 0)
 elseif status == 'running' then
   redis.call('HSET', KEYS[1], 'cancel_requested', 1)
   redis.call('PUBLISH', ARGV[4], ARGV[1])

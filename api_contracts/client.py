@@ -9,7 +9,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from api_contracts import names
-from api_contracts.connection import CONNECT_S, celery_tls, connect, is_away
+from api_contracts.connection import CONNECT_S, celery_tls, connect, unavailable
 from api_contracts.errors import Fault, InvalidRequest, ServiceUnavailable
 from api_contracts.handle import TaskHandle
 from api_contracts.parse import parse_request
@@ -109,7 +109,7 @@ class GenerationClient:
                 retry_policy={"max_retries": 5, "interval_max": 1.0},
             )
         except (OperationalError, RedisError) as error:
-            if isinstance(error, RedisError) and not is_away(error):
+            if isinstance(error, RedisError) and unavailable(error) is None:
                 raise
             message = f"could not enqueue task {task_id}: {error}"
             raise ServiceUnavailable(message) from error

@@ -10,13 +10,17 @@ from redis.backoff import NoBackoff
 from redis.exceptions import (
     ClusterDownError,
     MasterDownError,
+    NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
+    RedisError,
     ResponseError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
+
+from api_contracts.errors import ServiceUnavailable
 
 #: What redis-py raises while Redis can't be reached.
 REDIS_AWAY = (RedisConnectionError, RedisTimeoutError)
@@ -58,3 +62,12 @@ def is_away(error: BaseException) -> bool:
     if isinstance(error, (*REDIS_AWAY, *_PASSING)):
         return True
     return isinstance(error, ResponseError) and any(word in str(error) for word in _PASSING_WORDS)
+
+
+def unavailable(error: RedisError) -> ServiceUnavailable | None:
+    """What a caller is told when Redis is away or refuses this user; None for any other error."""
+    if is_away(error):
+        return ServiceUnavailable(f"Redis does not answer: {error}")
+    if isinstance(error, NoPermissionError):
+        return ServiceUnavailable(f"Redis refuses this user: {error}")
+    return None

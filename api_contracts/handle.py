@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from api_contracts.connection import REDIS_AWAY
+from redis.exceptions import NoPermissionError
+
+from api_contracts.connection import REDIS_AWAY, unavailable
 from api_contracts.errors import (
     GenerationCancelled,
     GenerationError,
@@ -85,6 +87,8 @@ class TaskHandle:
                 time.sleep(min(pause_s, max(left_s, 0)))
                 pause_s = min(pause_s * 2, _RECONNECT_S[1])
                 entries = []
+            except NoPermissionError as error:
+                raise unavailable(error) or error from error
             for seq, event in entries:
                 last = seq
                 if event is not None:

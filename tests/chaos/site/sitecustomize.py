@@ -1,0 +1,7 @@
+"""Python runs this in each worker under test, whose `PYTHONPATH` names this folder."""
+
+import os
+
+from tests.chaos.site.patches import install
+
+install(os.environ)

@@ -1,0 +1,156 @@
+"""Where it happens: Redis, S3, and machines with a supervisor each, behind a proxy.
+
+The stage starts again what has ended, as an init system does. It knows no faults.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from tests.chaos import processes
+from tests.chaos.journal import Journal
+from tests.chaos.machine import LEASE_S, ROOT, Machine
+from tests.chaos.orders import POISON_MARK
+from tests.chaos.proxy import Proxy
+from tests.chaos.servers import RedisServer
+from tests.chaos.site import patches
+from worker import embedded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+
+SITE = Path(__file__).resolve().parent / "site"
+BUCKET, PREFIX = "chaos", "outputs"
+#: Rows of one UNet call: a picture's bytes are the same in any company.
+MAX_BATCH_ROWS = 1
+SETTINGS = {
+    "SAG_DEVICE": "cpu",
+    "SAG_LOG_FORMAT": "json",
+    "SAG_S3_BUCKET": BUCKET,
+    "SAG_S3_PREFIX": PREFIX,
+    "SAG_LEASE_S": str(LEASE_S),
+    "SAG_CHECKPOINT_EVERY": "2",
+    "SAG_SLOTS": "4",
+    "SAG_MAX_BATCH_ROWS": str(MAX_BATCH_ROWS),
+    "SAG_MAX_ATTEMPTS": "25",
+    "SAG_DRAIN_TIMEOUT_S": "1",
+    "SAG_S3_RETRY_S": "120",
+    "SAG_STEP_TIMEOUT_S": "60",
+    "OMP_NUM_THREADS": "1",
+}
+#: How often machines and logs are looked at, in seconds.
+LOOK_S = 0.1
+#: Longest wait for a worker to be ready, and for one to end after SIGTERM, in seconds.
+READY_S, END_S = 180.0, 60.0
+
+
+class Stage:
+    """Everything that runs. `with Stage(…) as stage`; what it started is gone afterwards."""
+
+    def __init__(
+        self, folder: Path, machines: int, extra: Mapping[str, str], clock_off_s: float
+    ) -> None:
+        """`extra` goes into the workers' environment; the last machine's clock is off."""
+        self.folder, self.journal = folder, Journal()
+        self._count, self._extra, self._clock_off_s = machines, extra, clock_off_s
+        self._stack, self._done = ExitStack(), threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        self.machines: list[Machine] = []
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            for name in ("redis", "s3", "logs"):
+                (self.folder / name).mkdir(parents=True)
+            self.redis = stack.enter_context(RedisServer(self.folder / "redis"))
+            self.s3 = stack.enter_context(embedded.s3_server(self.folder / "s3", BUCKET))
+            self.proxy = stack.enter_context(Proxy())
+            self.clients = self.proxy.link(self.redis.port)
+            for number in range(self._count):
+                self.machines.append(self._machine(number))
+                stack.callback(processes.kill_all, self.machines[-1].name)
+            stack.callback(self._stop_keeping)
+            self._keeper.start()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def clients_url(self) -> str:
+        """Redis as the clients reach it."""
+        return f"redis://{embedded.LOOPBACK}:{self.clients.port}/0"
+
+    def start(self, numbers: range) -> None:
+        """Start machines and wait until each has a worker that is ready; they are kept up."""
+        for number in numbers:
+            machine = self.machines[number]
+            machine.leave(0.0)
+            machine.start()
+        wait_until(lambda: all(self._is_ready(number) for number in numbers), READY_S)
+
+    def drain(self) -> list[int]:
+        """SIGTERM for all, for good; gives the machines that had to be killed."""
+        for machine in self.machines:
+            machine.meant, machine.back_at_s = True, None
+            if machine.supervisor is not None and machine.is_up():
+                machine.supervisor.send_signal(signal.SIGTERM)
+        deadline_s = time.monotonic() + END_S
+        while any(processes.marked(each.name) for each in self.machines):
+            if time.monotonic() > deadline_s:
+                break
+            time.sleep(LOOK_S)
+        self.journal.read()
+        return [each.number for each in self.machines if processes.kill_all(each.name)]
+
+    def _machine(self, number: int) -> Machine:
+        redis = self.proxy.link(self.redis.port)
+        s3 = self.proxy.link(int(self.s3.endpoint_url.rpartition(":")[2]))
+        mine = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("SAG_", "AWS_"))
+        }
+        environment = {
+            **mine,
+            **self.s3.environment,
+            **SETTINGS,
+            "SAG_BROKER_URL": f"redis://{embedded.LOOPBACK}:{redis.port}/0",
+            "SAG_S3_ENDPOINT_URL": f"http://{embedded.LOOPBACK}:{s3.port}",
+            "PYTHONPATH": f"{SITE}{os.pathsep}{ROOT}",
+            patches.POISON: POISON_MARK,
+            **self._extra,
+        }
+        if self._clock_off_s and number == self._count - 1:
+            environment[patches.CLOCK] = str(self._clock_off_s)
+        return Machine(number, redis, s3, environment, self.folder / "logs", self.journal)
+
+    def _is_ready(self, number: int) -> bool:
+        log = self.machines[number].log
+        return log is not None and self.journal.ready(log) is not None
+
+    def _keep(self) -> None:
+        while not self._done.wait(LOOK_S):
+            self.journal.read()
+            for machine in self.machines:
+                machine.keep()
+
+    def _stop_keeping(self) -> None:
+        self._done.set()
+        self._keeper.join()
+
+
+def wait_until(holds: Callable[[], bool], within_s: float) -> None:
+    """Return when `holds` does; TimeoutError when it takes too long."""
+    deadline_s = time.monotonic() + within_s
+    while not holds():
+        if time.monotonic() > deadline_s:
+            raise TimeoutError
+        time.sleep(LOOK_S)

