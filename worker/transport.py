@@ -12,6 +12,7 @@ import time
 from contextlib import contextmanager
 from queue import Empty
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
@@ -39,6 +40,10 @@ LOOK_S = 0.025
 SILENCE_S = 5.0
 
 
+#: What turns an event loop, one connection after the other.
+_TURNS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
 class QoS(kombu_redis.QoS):
     """kombu's book of the messages that are held; what was begun is finished when Redis is back."""
 
@@ -54,10 +59,6 @@ class QoS(kombu_redis.QoS):
         with self.channel.conn_or_acquire() as client:
             persist(lambda: Messages(client).put_back(delivery_tag, first=False))
         virtual.QoS.ack(self, delivery_tag)
-
-    def can_consume(self) -> bool:
-        """Whether to take a message: not when this process would claim no task."""
-        return self.channel.may_take() and bool(super().can_consume())
 
     def forget(self, delivery_tag: str) -> None:
         """Drop what was taken and is no message."""
@@ -115,10 +116,14 @@ class Channel(kombu_redis.Channel):
             connection.disconnect()
 
     def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002  # kombu's signature
-        """Ask for the next message; its answer is read by `_brpop_read`."""
+        """Ask for the next message; its answer is read by `_brpop_read`.
+
+        Not when this process would claim no task. (Nor by kombu's own way to say so, with which
+        commands would go unheard too.)
+        """
         queues = self._queue_cycle.consume(len(self.active_queues))
         now_s = time.monotonic()
-        if not queues or now_s - self._looked_s < LOOK_S:
+        if not queues or now_s - self._looked_s < LOOK_S or not self.may_take():
             return
         pairs = [
             (self._q_for_pri(queue, each), queue)
@@ -170,14 +175,13 @@ class Transport(kombu_redis.Transport):
     """kombu's Redis transport with the channel above."""
 
     Channel = Channel
-    _turning: Any = None
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:  # noqa: ANN401  # kombu's signature
         """Let the event loop turn often enough to look for messages."""
         super().register_with_event_loop(connection, loop)
-        if self._turning is not None:
-            self._turning.cancel()
-        self._turning = loop.call_repeatedly(LOOK_S, self._turn)
+        if (former := _TURNS.pop(loop, None)) is not None:
+            former.cancel()  # of a connection that is gone: it would turn the loop for ever
+        _TURNS[loop] = loop.call_repeatedly(LOOK_S, self._turn)
 
     def _turn(self) -> None:
         """Make the loop turn, as it looks for messages at each turn; leave a dead connection."""

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.record.owners import LEASE_S, kinds, record
-from worker.attempt import Attempts
-from worker.celery_state import CeleryState
-from worker.engine.engine import Engine
-from worker.errors import ModelLoadFailed
-from worker.execute import Delivery, Executor
+from tests.record.busy import WAIT_S, Busy
+from tests.record.owners import kinds, record, take, take_over
+from worker.execute import Delivery
 from worker.lease import Lease
-from worker.messages import Messages
-from worker.model_spec import ModelSpec
-from worker.outcome import Cancelled, Dropped, Failed, Outcome, Requeued
-from worker.publisher import Publisher
-from worker.settings import Settings
-from worker.shelf import Shelf
-from worker.storage import Storage
+from worker.outcome import Cancelled, Dropped, Expired, Failed, Requeued
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,47 +21,7 @@ if TYPE_CHECKING:
     from api_contracts.names import Keys
     from worker.status import Status
 
-WAIT_S = 30
 BROKEN = "model_load_failed: told to"
-
-
-class Busy:
-    """An executor whose engine builds its model until it is told to fail, for task `first`."""
-
-    first: Future[Outcome]
-
-    def __init__(self, status: Status, alias: str) -> None:
-        self.building, self.go_on = threading.Event(), threading.Event()
-        models = {alias: ModelSpec(path="/nowhere", safety_checker=False)}
-        settings = Settings(models=models, max_attempts=2)
-        self._engine = Engine(models, "cpu", "none", loader=self._load)
-        self._publisher = Publisher(status, CeleryState(lambda *_: None))
-        shelf = Shelf(Storage(settings))
-        attempts = Attempts(settings, status, self._publisher, self._engine, shelf)
-        self.lease = Lease(status.redis, status.keys, Messages(status.redis), list, LEASE_S)
-        self.lease.start()
-        self.broken: list[str] = []
-        self.executor = Executor(settings, status, self.lease, attempts, "cpu", self.broken.append)
-        self._alias = alias
-        self._threads = ThreadPoolExecutor(4)
-
-    def deliver(self, task_id: str) -> Future[Outcome]:
-        """Have a slot's thread do a delivery."""
-        request = {"prompt": "x", "model": self._alias}
-        return self._threads.submit(self.executor.execute, Delivery(task_id, request))
-
-    def close(self) -> None:
-        """Let the build fail, and wait for the rest."""
-        self.go_on.set()
-        self._threads.shutdown()
-        self._engine.close()
-        self._publisher.close()
-        self.lease.close()
-
-    def _load(self, *_: Any, **__: Any) -> NoReturn:
-        self.building.set()
-        assert self.go_on.wait(WAIT_S)
-        raise ModelLoadFailed("told to")
 
 
 @pytest.fixture
@@ -149,3 +98,66 @@ def test_the_log_tells_what_became_of_a_task(busy: Busy, caplog: pytest.LogCaptu
         "task bad attempt 1: claimed (fence 1)",
         "task bad attempt 1: failed (invalid_request: prompt, secret words)",
     ]
+
+
+def test_a_process_that_fails_them_all_takes_no_more(busy: Busy) -> None:
+    """After three tasks it says why, once, gives back what it has, and nothing more is an attempt.
+
+    The three have one attempt less each; the fourth has none less.
+    """
+    busy.go_on.set()
+    assert busy.executor.refusal is None
+    assert busy.first.result(WAIT_S) == Requeued(BROKEN, counts=True)
+    for name in ("second", "third"):
+        assert busy.broken == []
+        assert busy.deliver(name).result(WAIT_S) == Requeued(BROKEN, counts=True)
+    (reason,) = busy.broken
+    assert busy.executor.refusal == reason
+    assert "told to" in reason
+    fourth = busy.deliver("fourth").result(WAIT_S)
+    assert fourth == Requeued("worker drained at step 0", counts=False)
+    assert len(busy.broken) == 1
+
+
+def test_a_process_without_a_lease_says_so(busy: Busy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it runs goes on; it would claim nothing more."""
+    monkeypatch.setattr(Lease, "is_well", property(lambda _: False))
+    assert "no lease could be renewed" in str(busy.executor.refusal)
+    assert not busy.first.done()
+    monkeypatch.undo()
+    assert busy.executor.refusal is None
+
+
+def test_one_that_is_overtaken_in_line_writes_nothing(
+    busy: Busy, other: Status, redis: Redis, keys: Keys
+) -> None:
+    """It stops when it hears that the task is another's, and leaves the record to that."""
+    second = busy.deliver("second")
+    while len(busy.lease.held()) < 2:
+        pass
+    take_over(other, "second")
+    before = record(redis, keys, "second"), kinds(redis, keys, "second")
+    assert second.result(WAIT_S) == Dropped("another worker has claimed it")
+    assert (record(redis, keys, "second"), kinds(redis, keys, "second")) == before
+
+
+def test_a_message_that_came_too_late_is_not_begun(busy: Busy, redis: Redis, keys: Keys) -> None:
+    """Its record says `expired`, in one event, and how it ended is told apart for Celery."""
+    late = Delivery("late", {"prompt": "x", "model": keys.namespace}, expires_at_s=1000.0)
+    assert busy.executor.execute(late) == Expired(0, by_message=True)
+    assert record(redis, keys, "late")["status"] == "expired"
+    assert kinds(redis, keys, "late") == ["expired"]
+
+
+def test_one_that_took_too_many_workers_is_dead(
+    busy: Busy, other: Status, redis: Redis, keys: Keys
+) -> None:
+    """With its last attempt gone it ends, and goes to the dead letters."""
+    take(other, "poison", max_attempts=2)
+    take_over(other, "poison", max_attempts=2)
+    redis.hset(keys.task("poison"), "lease_until", "1.0")
+    outcome = busy.deliver("poison").result(WAIT_S)
+    assert isinstance(outcome, Failed)
+    assert outcome.error.code == "attempts_exhausted"
+    assert kinds(redis, keys, "poison") == ["started", "started", "failed"]
+    assert redis.xlen(keys.dead) == 1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from kombu import Exchange, Queue
 from prometheus_client import REGISTRY
 
 from api_contracts import names
@@ -95,6 +97,26 @@ def test_one_that_would_claim_nothing_takes_nothing(
     assert ids_waiting(redis, namespace) == ["t"]
     well = True
     assert one(box.drain()).headers["id"] == "t"
+
+
+def test_one_that_takes_nothing_hears_commands(
+    boxes: Callable[..., Box], redis: Redis, namespace: str
+) -> None:
+    """`health` asks a process that is not well, too, and is told why."""
+    box, heard = boxes(namespace, may_take=lambda: False), list[str]()
+    exchange = Exchange(f"{namespace}.ask", type="fanout")
+    ask = Queue(f"{namespace}.ask", exchange, auto_delete=True)
+
+    def is_heard() -> bool:
+        with suppress(TimeoutError):
+            box.connection.drain_events(timeout=0.05)
+        return bool(heard)
+
+    with box.connection.Consumer(ask, callbacks=[lambda body, _: heard.append(body)], no_ack=True):
+        until(lambda: not is_heard() and redis.pubsub_numpat())
+        box.connection.Producer().publish("well?", exchange=exchange)
+        until(is_heard)
+    assert heard == ["well?"]
 
 
 @pytest.mark.parametrize(

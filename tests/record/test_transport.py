@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kombu.asynchronous import Hub
 from redis import Redis
 
 from tests.record.box import GOOD, Box, waiting, with_properties
@@ -105,6 +106,19 @@ def test_no_entry_is_too_odd(entry: object) -> None:
     else:
         assert made["properties"]["delivery_tag"] == "tag"
         assert made["properties"]["delivery_info"]["routing_key"] == "q"
+
+
+def test_a_loop_that_connects_anew_turns_as_often_as_before(redis_url: str, namespace: str) -> None:
+    """After any number of outages the event loop looks for messages at the same rate, not more."""
+    hub, boxes = Hub(), list[Box]()
+    for _ in range(5):
+        boxes.append(Box(redis_url, namespace))
+        connection = boxes[-1].connection
+        connection.transport.register_with_event_loop(connection.connection, hub)
+        connection.collect()
+        hub.reset()
+    live = [each.entry for each in hub.timer.queue if not each.entry.cancelled]
+    assert sum(each.fun.__name__ == "_turn" for each in live) == 1
 
 
 def test_a_full_redis_loses_no_message(tmp_path: Path, namespace: str) -> None:

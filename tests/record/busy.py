@@ -1,0 +1,66 @@
+"""An executor over real parts, whose engine is busy until a test lets it go on."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tests.record.owners import LEASE_S
+from worker.attempt import Attempts
+from worker.celery_state import CeleryState
+from worker.engine.engine import Engine
+from worker.errors import ModelLoadFailed
+from worker.execute import Delivery, Executor
+from worker.lease import Lease
+from worker.messages import Messages
+from worker.model_spec import ModelSpec
+from worker.publisher import Publisher
+from worker.settings import Settings
+from worker.shelf import Shelf
+from worker.storage import Storage
+
+if TYPE_CHECKING:
+    from worker.outcome import Outcome
+    from worker.status import Status
+
+WAIT_S = 30
+
+
+class Busy:
+    """An executor whose engine builds its model until it is told to fail, for task `first`."""
+
+    first: Future[Outcome]
+
+    def __init__(self, status: Status, alias: str) -> None:
+        self.building, self.go_on = threading.Event(), threading.Event()
+        models = {alias: ModelSpec(path="/nowhere", safety_checker=False)}
+        settings = Settings(models=models, max_attempts=2)
+        self._engine = Engine(models, "cpu", "none", loader=self._load)
+        self._publisher = Publisher(status, CeleryState(lambda *_: None))
+        shelf = Shelf(Storage(settings))
+        attempts = Attempts(settings, status, self._publisher, self._engine, shelf)
+        self.lease = Lease(status.redis, status.keys, Messages(status.redis), list, LEASE_S)
+        self.lease.start()
+        self.broken: list[str] = []
+        self.executor = Executor(settings, status, self.lease, attempts, "cpu", self.broken.append)
+        self._alias = alias
+        self._threads = ThreadPoolExecutor(4)
+
+    def deliver(self, task_id: str) -> Future[Outcome]:
+        """Have a slot's thread do a delivery."""
+        request = {"prompt": "x", "model": self._alias}
+        return self._threads.submit(self.executor.execute, Delivery(task_id, request))
+
+    def close(self) -> None:
+        """Let the build fail, and wait for the rest."""
+        self.go_on.set()
+        self._threads.shutdown()
+        self._engine.close()
+        self._publisher.close()
+        self.lease.close()
+
+    def _load(self, *_: Any, **__: Any) -> NoReturn:
+        self.building.set()
+        assert self.go_on.wait(WAIT_S)
+        raise ModelLoadFailed("told to")
