@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,9 @@ from tests.engine.attempts import (
     small,
     stop,
 )
-from tests.engine.jobs import Rounds
+from tests.engine.jobs import SPEC, Rounds
 from worker.engine import checkpoint, scheduler, tensors
+from worker.engine.engine import Engine
 from worker.engine.job import Control, JobStopped, Stop
 
 if TYPE_CHECKING:
@@ -120,6 +122,27 @@ def test_a_drain_is_told_before_its_end(rounds: Rounds) -> None:
         call()
     assert done == [False]
     assert isinstance(futures[0].exception(timeout=0), JobStopped)
+
+
+def test_in_the_engine_itself(rounds: Rounds) -> None:
+    """With its two threads: what a drain leaves is written beside, and there when the future is."""
+    engine = Engine(
+        {"default": SPEC},
+        "cpu",
+        "none",
+        max_batch_rows=64,
+        loader=lambda *_, **__: rounds.runner.model,
+    )
+    wrote: list[tuple[int, str]] = []
+    control = Control(
+        on_step=lambda step: control.request(Stop.DRAINED) if step.step == 2 else None,
+        on_checkpoint=lambda step, _: wrote.append((step, threading.current_thread().name)),
+    )
+    future = engine.submit(small(num_inference_steps=50, checkpoint_every=1000), control)
+    stopped = future.exception(timeout=60)
+    assert isinstance(stopped, JobStopped)
+    assert wrote == [(stopped.step, "engine-beside_0")]
+    engine.close()
 
 
 @pytest.mark.parametrize("broken", ["on_checkpoint", "pack", "capture"])

@@ -186,6 +186,7 @@ def test_who_does_not_leave_is_killed() -> None:
     assert signal.SIGKILL not in yard.started[1].signals
     for more_s in (0.0, 0.1, 100.0):
         yard.crew.step(10.0 + GRACE_S + more_s)
+        assert yard.started[1].signals.count(signal.SIGKILL) == 1
     assert yard.started[1].signals == [signal.SIGTERM, signal.SIGTERM, signal.SIGKILL]
     assert yard.started[0].signals == [signal.SIGTERM] * 2
     yard.started[1].ended = -signal.SIGKILL

@@ -193,20 +193,20 @@ def _identity(lanes: Sequence[Lane]) -> dict[str, Any]:
         "seeds": [lane.seed for lane in lanes],
         "dtype": str(latents.dtype),
         "shape": list(latents.shape),
-        "noise levels": _noise(sampling),
+        "sampler's settings": _settings(sampling),
         "request": _request(job),
     }
 
 
-def _noise(sampling: Sampling) -> str:
-    """Digest of what the model's own scheduler has to do with it."""
+def _settings(sampling: Sampling) -> str:
+    """Digest of what the sampler was made with, the model's own noise schedule among it."""
     # Names with an underscore are diffusers' notes, some of them in the order of a set.
     config = sorted(
         (name, repr(value))
         for name, value in sampling.scheduler.config.items()
         if not name.startswith("_")
     )
-    return _hash(repr((sampling.levels, sampling.kinds, config)).encode())
+    return _hash(repr((sampling.kinds, config)).encode())
 
 
 def _request(job: Job) -> str:

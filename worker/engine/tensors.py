@@ -59,7 +59,7 @@ def write(tensor: torch.Tensor) -> bytes:
 def pack(header: Mapping[str, Any], named: Mapping[str, torch.Tensor]) -> bytes:
     """A file that `unpack` takes back: tensors, and a header of JSON. Waits for the device."""
     held = {
-        # Each in memory of its own: safetensors refuses rows of one call's output.
+        # Each in memory of its own, without gaps: safetensors refuses anything else.
         name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in named.items()
     }
