@@ -63,6 +63,8 @@ class Hand:
     missed: list[Fault] = field(default_factory=list)
     _undo: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
     _frozen: set[int] = field(default_factory=set)
+    #: Processes that were told to end, or whose machine was: the kernel may take its time.
+    _spent: set[Child] = field(default_factory=set)
 
     def strike(self, fault: Fault) -> Struck | None:
         """Apply a fault, to its target or the next machine that may be hit; waits for one."""
@@ -102,6 +104,8 @@ class Hand:
         working = processes.of(child.pid, machine.name)
         if working is None or first_s is None or machine.supervisor is None:
             return None
+        if fault.kind is not Kind.FREEZE:
+            self._spent.add(child)
         if fault.kind is Kind.KILL_CHILD:
             working.send(signal.SIGKILL)
         elif fault.kind is Kind.FREEZE:
@@ -209,7 +213,8 @@ class Hand:
                 machine = machines[(target + step) % len(machines)]
                 if machine.number in self._frozen or machine.meant:
                     continue
-                if (child := machine.child()) is not None:
+                child = machine.child()
+                if child is not None and child not in self._spent:
                     return machine, child
             self.lift()
             pause.wait(_LOOK_S)

@@ -190,7 +190,7 @@ def _disturb(
                 break
             struck = hand.strike(fault)
             say(_line(time.monotonic() - began_s, struck, fault.kind, len(history.open())))
-            due_s = max(due_s, time.monotonic() - plan.every_s)  # no burst after a long wait
+            due_s = max(due_s, time.monotonic() - _LOOK_S)  # no burst after a long wait
         while time.monotonic() < until_s and not load.is_done:  # there are no faults
             time.sleep(_LOOK_S)
     finally:

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from tests.chaos.run import Findings
     from tests.chaos.stream_laws import Broken
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(420)]
+#: So that tasks that are taken again and again end.
+SOON_OVER = {"SAG_MAX_ATTEMPTS": "4"}
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 
 def told(findings: Findings, tmp_path: Path) -> str:
@@ -49,7 +52,7 @@ def test_without_the_fence_two_tell_of_one_task(tmp_path: Path) -> None:
     """A frozen worker that was overtaken, and whose writes are let in, is seen."""
     plan = Plan(
         tasks=60, machines=2, off="fence", requests=8, poison_in=None, patience_s=30, backlog=12,
-        kinds=frozenset({Kind.FREEZE}), every_s=6,
+        kinds=frozenset({Kind.FREEZE}), every_s=6, settings=SOON_OVER,
     )  # fmt: skip
     findings = conduct(plan, tmp_path / "run", print)
     assert findings.switched

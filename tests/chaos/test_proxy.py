@@ -90,6 +90,14 @@ def is_reset(connection: socket.socket) -> bool:
         return True
 
 
+def wait_for_none(link: Link) -> None:
+    """Return when the link has no connection; fail after five seconds."""
+    deadline_s = time.monotonic() + 5
+    while link.connections:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
 def is_refused(link: Link) -> bool:
     """Whether a new connection is reset, be it while it is made."""
     try:
@@ -104,26 +112,23 @@ def test_a_calm_link_carries(link: Link) -> None:
     with closing(connect(link)) as connection:
         assert ask(connection, b"hello") == b"hello"
         assert link.connections == 1
-    deadline_s = time.monotonic() + 5
-    while link.connections and time.monotonic() < deadline_s:
-        time.sleep(0.01)
-    assert link.connections == 0
+    wait_for_none(link)
 
 
 def test_a_delay_is_for_all_until_it_is_calm(link: Link) -> None:
     """Each piece waits both ways, on old and new connections; then no longer."""
     with closing(connect(link)) as old:
         ask(old)
-        token = link.disturb(Disturbance(Mode.DELAY, delay_s=0.1))
+        token = link.disturb(Disturbance(Mode.DELAY, delay_s=0.25))
         with closing(connect(link)) as new:
             for connection in (old, new):
                 began_s = time.monotonic()
                 assert ask(connection) == b"x"
-                assert time.monotonic() - began_s >= 0.2
+                assert time.monotonic() - began_s >= 0.5
             link.calm(token)
             began_s = time.monotonic()
             assert ask(new) == b"x"
-            assert time.monotonic() - began_s < 0.1
+            assert time.monotonic() - began_s < 0.45
 
 
 def test_half_open_connections_swallow_and_stay(link: Link, echo: tuple[int, list[bytes]]) -> None:
@@ -148,8 +153,7 @@ def test_the_server_never_hears_that_a_half_open_peer_left(link: Link) -> None:
     time.sleep(SILENCE_S)
     assert link.connections == 1
     link.calm(token)
-    time.sleep(SILENCE_S)
-    assert link.connections == 0
+    wait_for_none(link)
 
 
 def test_deaf_connections_bring_requests_and_no_answers(
