@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +13,7 @@ import pytest
 from redis import Redis
 
 from api_contracts import GenerationClient, GenerationExpired
+from api_contracts.connection import connect
 from api_contracts.names import Keys, queue_lists
 from tests.record.box import ids_waiting, lapse_all, post, taken
 from tests.record.owners import kinds, opened, take, told, until
@@ -115,6 +120,29 @@ def test_after_a_restart_everybody_has_time_to_renew(tmp_path: Path, keys: Keys)
         until(is_back)
         uptime: Any = redis.info("server")
         assert uptime["uptime_in_seconds"] >= module.GRACE_S
+
+
+def test_after_a_silence_everybody_has_time_to_renew(
+    tmp_path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Redis that hangs and then answers everything at once has kept all from renewing, too."""
+    monkeypatch.setattr(module, "ELECTED_S", 0.5)
+    monkeypatch.setattr(module, "GRACE_S", 2.0)
+    with embedded.redis_server(tmp_path) as url, connect(url) as redis:
+        until(lambda: redis.info("server")["uptime_in_seconds"] >= module.GRACE_S)
+        post(redis, "m", "t")
+        made, pause = reconciler(redis, keys, Sent()), threading.Event()
+        made.start()
+        until(lambda: redis.exists(keys.reconciler))
+        taken(redis, "alive", "m", lease_s=0.3)
+        process = int(redis.info("server")["process_id"])
+        os.kill(process, signal.SIGSTOP)
+        pause.wait(0.9)
+        os.kill(process, signal.SIGCONT)
+        began_s = time.monotonic()
+        until(lambda: ids_waiting(redis, "m") == ["t"])
+        assert time.monotonic() - began_s > 1.5
+        made.close()
 
 
 def test_a_task_that_waits_past_its_deadline_ends(
