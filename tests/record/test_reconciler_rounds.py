@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis import Redis
+from redis.exceptions import RedisError
 
 from api_contracts import GenerationClient, GenerationExpired
 from api_contracts.connection import connect
@@ -122,12 +123,25 @@ def test_after_a_restart_everybody_has_time_to_renew(tmp_path: Path, keys: Keys)
         assert uptime["uptime_in_seconds"] >= module.GRACE_S
 
 
-def test_after_a_silence_everybody_has_time_to_renew(
-    tmp_path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_while_redis_is_full_nobody_is_taken_for_dead(tmp_path: Path, keys: Keys) -> None:
+    """A full Redis lets nobody renew: what runs out then goes back only when it is full no more."""
+    with embedded.redis_server(tmp_path) as url, connect(url) as redis:
+        until(lambda: redis.info("server")["uptime_in_seconds"] >= module.GRACE_S)
+        post(redis, "m", "t")
+        tag = taken(redis, "alive", "m")
+        lapse_all(redis, "alive")
+        redis.config_set("maxmemory", 1)
+        made = reconciler(redis, keys, Sent())
+        with pytest.raises(RedisError, match="OOM"):
+            made.run_once()
+        assert Messages(redis).held_by("alive") == [tag]
+        redis.config_set("maxmemory", 0)
+        made.run_once()
+        assert ids_waiting(redis, "m") == ["t"]
+
+
+def test_after_a_silence_everybody_has_time_to_renew(tmp_path: Path, keys: Keys) -> None:
     """A Redis that hangs and then answers everything at once has kept all from renewing, too."""
-    monkeypatch.setattr(module, "ELECTED_S", 0.5)
-    monkeypatch.setattr(module, "GRACE_S", 2.0)
     with embedded.redis_server(tmp_path) as url, connect(url) as redis:
         until(lambda: redis.info("server")["uptime_in_seconds"] >= module.GRACE_S)
         post(redis, "m", "t")
@@ -137,11 +151,11 @@ def test_after_a_silence_everybody_has_time_to_renew(
         taken(redis, "alive", "m", lease_s=0.3)
         process = int(redis.info("server")["process_id"])
         os.kill(process, signal.SIGSTOP)
-        pause.wait(0.9)
+        pause.wait(module.ELECTED_S + 0.7)
         os.kill(process, signal.SIGCONT)
         began_s = time.monotonic()
         until(lambda: ids_waiting(redis, "m") == ["t"])
-        assert time.monotonic() - began_s > 1.5
+        assert time.monotonic() - began_s > module.GRACE_S - 0.5
         made.close()
 
 
