@@ -11,8 +11,10 @@ if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then
   return 0
 end
 if ARGV[4] == '1' then
-    local untils = redis.call('ZSCORE', KEYS[2], ARGV[1])
+  local untils = redis.call('ZSCORE', KEYS[2], ARGV[1])
   if untils and tonumber(untils) > now_s() then return 0 end
+  -- Changes nothing, but is refused while there is no memory: then no lease can be renewed either.
+  redis.call('ZADD', KEYS[2], 'XX', untils or 0, ARGV[1])
 end
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])

@@ -95,9 +95,13 @@ class Reconciler:
 
     def run_once(self) -> None:
         """One round of the elected worker; raises what redis-py raises."""
+        began_s = time.monotonic()
         if self._is_just_back():
             return
-        for tag in self._messages.overdue():
+        overdue = self._messages.overdue()
+        if self._was_silent(began_s):
+            return
+        for tag in overdue:
             if self._messages.put_back(tag, only_overdue=True):
                 metrics.RECOVERED.labels("lease").inc()
                 logger.warning("message %s put back: its holder's lease has run out", tag)
@@ -111,6 +115,13 @@ class Reconciler:
             return True
         servers = self._redis, self._messages.redis
         return any(server.info("server")["uptime_in_seconds"] < GRACE_S for server in servers)
+
+    def _was_silent(self, since_s: float) -> bool:
+        """Whether Redis took so long to answer that the others, too, could not renew meanwhile."""
+        if time.monotonic() - since_s < ELECTED_S:
+            return False
+        self._failed_s = time.monotonic()
+        return True
 
     def walk(self) -> None:
         """Look at every open task that nobody touched for the time of a lease."""
@@ -179,8 +190,10 @@ class Reconciler:
 
     def _serve(self) -> None:
         while not self._closed.wait(LOOK_S):
+            began_s = time.monotonic()
             try:
-                if (self._lock.owned() or self._lock.acquire()) and self._stays_elected():
+                elected = (self._lock.owned() or self._lock.acquire()) and self._stays_elected()
+                if not self._was_silent(began_s) and elected:
                     self.run_once()
             except Exception as error:  # the others wait for the lock that this thread has
                 away, self._failed_s = is_away(error), time.monotonic()

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis import Redis
+from redis.exceptions import RedisError
 
 from api_contracts import GenerationClient, GenerationExpired
+from api_contracts.connection import connect
 from api_contracts.names import Keys, queue_lists
 from tests.record.box import ids_waiting, lapse_all, post, taken
 from tests.record.owners import kinds, opened, take, told, until
@@ -115,6 +121,42 @@ def test_after_a_restart_everybody_has_time_to_renew(tmp_path: Path, keys: Keys)
         until(is_back)
         uptime: Any = redis.info("server")
         assert uptime["uptime_in_seconds"] >= module.GRACE_S
+
+
+def test_while_redis_is_full_nobody_is_taken_for_dead(tmp_path: Path, keys: Keys) -> None:
+    """A full Redis lets nobody renew: what runs out then goes back only when it is full no more."""
+    with embedded.redis_server(tmp_path) as url, connect(url) as redis:
+        until(lambda: redis.info("server")["uptime_in_seconds"] >= module.GRACE_S)
+        post(redis, "m", "t")
+        tag = taken(redis, "alive", "m")
+        lapse_all(redis, "alive")
+        redis.config_set("maxmemory", 1)
+        made = reconciler(redis, keys, Sent())
+        with pytest.raises(RedisError, match="OOM"):
+            made.run_once()
+        assert Messages(redis).held_by("alive") == [tag]
+        redis.config_set("maxmemory", 0)
+        made.run_once()
+        assert ids_waiting(redis, "m") == ["t"]
+
+
+def test_after_a_silence_everybody_has_time_to_renew(tmp_path: Path, keys: Keys) -> None:
+    """A Redis that hangs and then answers everything at once has kept all from renewing, too."""
+    with embedded.redis_server(tmp_path) as url, connect(url) as redis:
+        until(lambda: redis.info("server")["uptime_in_seconds"] >= module.GRACE_S)
+        post(redis, "m", "t")
+        made, pause = reconciler(redis, keys, Sent()), threading.Event()
+        made.start()
+        until(lambda: redis.exists(keys.reconciler))
+        taken(redis, "alive", "m", lease_s=0.3)
+        process = int(redis.info("server")["process_id"])
+        os.kill(process, signal.SIGSTOP)
+        pause.wait(module.ELECTED_S + 0.7)
+        os.kill(process, signal.SIGCONT)
+        began_s = time.monotonic()
+        until(lambda: ids_waiting(redis, "m") == ["t"])
+        assert time.monotonic() - began_s > module.GRACE_S - 0.5
+        made.close()
 
 
 def test_a_task_that_waits_past_its_deadline_ends(
