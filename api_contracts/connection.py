@@ -39,7 +39,7 @@ _OPTIONS: dict[str, Any] = {
 
 
 def connect(url: str) -> Redis:
-    """A client whose calls end in seconds when Redis is away; raises ValueError for no Redis URL."""
+    """A client whose calls end in seconds when Redis is away; raises ValueError for no URL."""
     return _client(url, _OPTIONS)
 
 

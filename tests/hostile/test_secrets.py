@@ -16,7 +16,7 @@ from tests.fuzz.mail import calls, message
 from tests.hostile.guarded import guarded, running, until, wheel_redis
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -39,7 +39,7 @@ def told(
     folder: Path,
     s3: S3Server,
     start_service: Callable[..., AbstractContextManager[Service]],
-) -> Iterator[tuple[str, list[str]]]:
+) -> tuple[str, list[str]]:
     """All that a worker and the commands said on a bad day, and what is secret there."""
     said: list[str] = []
     with guarded(folder, wheel_redis()) as server:
@@ -54,7 +54,7 @@ def told(
             said += [_command(service, name) for name in ("doctor", "health")]
         said.append(service.log.read_text())
     secret = [*server.passwords.values(), s3.secret_key, "X-Amz-Signature", "wrongwrong"]
-    yield "\n".join(said), secret
+    return "\n".join(said), secret
 
 
 def _good_and_bad(server: Guarded, service: Service) -> None:
