@@ -39,14 +39,23 @@ _OPTIONS: dict[str, Any] = {
 
 
 def connect(url: str) -> Redis:
-    """A client whose calls end in seconds when Redis is away."""
-    return Redis.from_url(url, **_OPTIONS)
+    """A client whose calls end in seconds when Redis is away; raises ValueError for no URL."""
+    return _client(url, _OPTIONS)
 
 
 def connect_impatiently(url: str, answer_s: float) -> Redis:
     """A client that waits at most `answer_s` for an answer, and asks once more at once."""
     limits = {"socket_timeout": answer_s, "socket_connect_timeout": answer_s}
-    return Redis.from_url(url, **_OPTIONS | limits, retry=Retry(NoBackoff(), 1))
+    return _client(url, {**_OPTIONS, **limits, "retry": Retry(NoBackoff(), 1)})
+
+
+def _client(url: str, options: dict[str, Any]) -> Redis:
+    try:
+        return Redis.from_url(url, **options)
+    except ValueError:
+        # Its own message repeats what stands where the port should be: it may be a password.
+        message = "is no Redis URL; in user and password write / as %2F, @ as %40, : as %3A"
+        raise ValueError(message) from None
 
 
 def celery_tls(setting: str, url: str) -> dict[str, dict[str, ssl.VerifyMode]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,14 +27,23 @@ class ErrorCode(StrEnum):
     INTERNAL = "internal"
 
 
+def _encodable(text: str) -> str:
+    """Half a surrogate pair as `?`: it may stand in JSON, but no strict reader takes it."""
+    return text.encode(errors="replace").decode()
+
+
+#: Text that may repeat what somebody sent.
+Told = Annotated[str, AfterValidator(_encodable)]
+
+
 class Fault(BaseModel):
     """One thing wrong with a request."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    where: str = Field(description="The field, as `prompt` or `seed[2]`.")
-    what: str = Field(description="What is wrong with it.")
-    limit: str | None = Field(default=None, description="The limit that it breaks.")
+    where: Told = Field(description="The field, as `prompt` or `seed[2]`.")
+    what: Told = Field(description="What is wrong with it.")
+    limit: Told | None = Field(default=None, description="The limit that it breaks.")
 
 
 class TaskError(BaseModel):
@@ -44,7 +53,7 @@ class TaskError(BaseModel):
 
     #: A code of a later version is kept as it came.
     code: ErrorCode | str
-    message: str = Field(description="For a person: what happened and what to do.")
+    message: Told = Field(description="For a person: what happened and what to do.")
     retryable: bool = Field(description="Whether it may succeed under a new id.")
     details: dict[str, Any] = Field(default_factory=dict)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Longest piece of a refused value that is repeated to the caller.
 _ECHO_CHARS = 80
+#: More entries than any object of a request can have: metadata of so many is too long already.
+_MOST_ENTRIES = 600
 #: Names that pydantic puts into an error's place for the branch of a union.
 _TAGS = frozenset({"one", "many"})
 _UNIONS = frozenset({"prompt", "negative_prompt", "seed"})
@@ -30,6 +33,8 @@ def parse_request(data: Mapping[str, Any], limits: Limits | None = None) -> Gene
     """
     if not isinstance(data, dict):
         raise InvalidRequest([Fault(where="request", what="is not an object", limit="object")])
+    if crowded := [*_crowded(data)]:
+        raise InvalidRequest(crowded[:20])
     try:
         request = GenerationRequest.model_validate(data)
     except ValidationError as error:
@@ -38,6 +43,14 @@ def parse_request(data: Mapping[str, Any], limits: Limits | None = None) -> Gene
     if faults := [*_contradictions(request), *(_beyond(request, limits) if limits else ())]:
         raise InvalidRequest(faults)
     return request
+
+
+def _crowded(data: dict[str, Any]) -> Iterator[Fault]:
+    """Objects of so many entries that their faults alone would fill the memory."""
+    for where, value in (("request", data), *itertools.islice(data.items(), _MOST_ENTRIES)):
+        if isinstance(value, dict) and len(value) > _MOST_ENTRIES:
+            what = f"has {len(value)} entries"
+            yield Fault(where=where[:200], what=what, limit=f"<= {_MOST_ENTRIES} entries")
 
 
 def _fault(detail: ErrorDetails) -> Fault:

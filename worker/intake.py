@@ -16,7 +16,9 @@ from celery.worker.consumer import Consumer
 from kombu.exceptions import KombuError
 from kombu.serialization import loads
 
+from api_contracts.errors import InvalidRequest
 from api_contracts.names import TASK_NAME, is_task_id
+from api_contracts.parse import parse_request
 from worker import metrics
 from worker.transport import COMPRESSED
 
@@ -36,6 +38,11 @@ _ACCEPTED = {"application/json"}
 _FOLLOW_UPS = ("callbacks", "errbacks", "chain", "chord")
 #: What kombu and its codecs raise over a body or its content type.
 _UNREADABLE = (KombuError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+#: Longest body that goes to a slot unread, in bytes. JSON takes fifty times its length in memory:
+#: what is refused anyway must not do so in all slots at once, which nobody would outlive.
+LARGE_BYTES = 64 * 2**10
+#: Longest account of what is wrong with one that does not, in characters.
+_REFUSAL_CHARS = 500
 #: Longest piece of a broken message that is logged, in characters.
 _ECHO_CHARS = 200
 
@@ -80,6 +87,8 @@ def put_in_order(message: Message) -> str | None:
         return f"id {_echo(headers.get('id'))} is not a task id"
     fault = fault or _headers_fault(headers)
     fault = fault or _body_fault(body)
+    if fault is None and len(message.body) > LARGE_BYTES:
+        fault = _request_fault(body)
     message.headers = _clean(headers)
     if fault is not None:
         message.body = json.dumps([[], {UNREADABLE: fault}, {}])
@@ -101,10 +110,21 @@ def _body(message: Message) -> tuple[Any, str | None]:
 def _body_fault(body: object) -> str | None:
     match body:
         case [list() | tuple(), dict(), dict() | None as embed]:
-            given = [name for name in _FOLLOW_UPS if (embed or {}).get(name)]
-            return f"{', '.join(given)}: not served; wait for the result" if given else None
+            # Celery would write whatever else is there over its own request: its id, for one.
+            given = [
+                name for name, value in (embed or {}).items() if value or name not in _FOLLOW_UPS
+            ]
+            return f"{_echo(given)}: not served; wait for the result" if given else None
         case _:
             return "the body is not [args, kwargs, embed]"
+
+
+def _request_fault(body: Any) -> str | None:  # noqa: ANN401  # args, kwargs, embed
+    try:
+        parse_request(body[1].get("request"))
+    except InvalidRequest as error:
+        return f"the request is refused: {error}"[:_REFUSAL_CHARS]
+    return None
 
 
 def _headers_fault(headers: dict[str, Any]) -> str | None:

@@ -37,7 +37,7 @@ class Generate(Task):
         """`executor` does the work."""
         self.executor = executor
 
-    def run(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401, RET503  # whatever came; `_revoked` never returns
+    def run(self, /, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401, RET503  # whatever came, `self` too; `_revoked` never returns
         """The result as `GenerationResult`, or Celery's own way to say what else happened."""
         delivery = Delivery(
             self.request.id,

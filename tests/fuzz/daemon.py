@@ -1,0 +1,165 @@
+"""Hostile messages through a real worker process, over a real Redis and a real S3."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from redis import Redis
+
+from api_contracts import GenerationClient
+from api_contracts.events import EVENT, Failed
+from api_contracts.names import queue_lists
+from tests.fuzz import mail
+from tests.fuzz.campaign import resident_mib
+from tests.fuzz.desk import Desk, can_be_answered
+from worker import embedded
+from worker.model_spec import SHIPPED_MODEL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Messages that wait at once.
+BATCH = 500
+#: Longest wait for a batch, and for a picture, in seconds.
+BATCH_S, PICTURE_S = 600.0, 300.0
+GOOD = {"prompt": "a large red circle on a white background", "seed": 7}
+#: Every key that the service may make, with namespace `sag`.
+KEYS = re.compile(
+    r"sag:\{[A-Za-z0-9._-]{1,128}\}:(task|events)|sag:(open|reconciler)|unacked(_index)?"
+    r"|celery-task-meta-[A-Za-z0-9._-]{1,128}|generate\.default(\x06\x16[1-9])?"
+    r"|_kombu\.binding(_permanent|_deadlines)?(\.generate\.default|\.(reply\.)?celery\.pidbox)?"
+    r"|[\w.@-]+\.celery\.pidbox(\x06\x16[1-9])?"
+)
+#: One step for each picture, so that what is accepted by luck costs next to nothing.
+MODELS = json.dumps({
+    "default": {"path": str(SHIPPED_MODEL), "safety_checker": False,
+                "defaults": {"num_inference_steps": 1, "guidance_scale": 3.0}},
+})  # fmt: skip
+
+
+@dataclass
+class Report:
+    """What a worker went through."""
+
+    messages: int = 0
+    rejected: int = 0
+    ended: dict[str, int] = field(default_factory=dict)
+    #: Messages done, seconds and the worker's resident memory in MiB.
+    marks: list[tuple[int, float, float]] = field(default_factory=list)
+
+
+@dataclass
+class Daemon:
+    """A worker, and what it stands on."""
+
+    redis: Redis
+    client: GenerationClient
+    log: Path
+    process: int
+
+    def picture(self) -> str:
+        """The checksum of the picture that is always the same."""
+        return self.client.submit(GOOD).result(PICTURE_S).images[0].sha256
+
+    def rejections(self) -> int:
+        """Messages that became no task, as the log counts them."""
+        return self.log.read_text(errors="replace").count("rejected a message (")
+
+
+@contextmanager
+def daemon() -> Iterator[Daemon]:
+    """A worker over servers of its own."""
+    with embedded.scratch() as folder:
+        for name in ("redis", "s3"):
+            (folder / name).mkdir()
+        log = folder / "worker.log"
+        with (
+            embedded.redis_server(folder / "redis") as url,
+            embedded.s3_server(folder / "s3", "sag") as s3,
+            embedded.running(
+                [sys.executable, "-m", "worker", "run"],
+                log,
+                lambda: "ready." in log.read_text(),
+                {
+                    **s3.environment,
+                    "SAG_BROKER_URL": url,
+                    "SAG_DEVICE": "cpu",
+                    "SAG_S3_ENDPOINT_URL": s3.endpoint_url,
+                    "SAG_MODELS": MODELS,
+                    "SAG_MAX_STEPS": "2",
+                    "SAG_MAX_SIDE_PX": "64",
+                    "SAG_MAX_IMAGES": "1",
+                },
+                stop_s=60,
+            ) as supervisor,
+            GenerationClient(url) as client,
+            Redis.from_url(url, protocol=2) as redis,
+        ):
+            of = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children")
+            yield Daemon(redis, client, log, int(of.read_text().split()[0]))
+
+
+def bombard(to: Daemon, seed: int, count: int) -> Iterator[Report]:
+    """Push `count` entries, a batch at a time; gives the report after each and judges at the end.
+
+    Raises AssertionError where the law is broken.
+    """
+    before, report, began_s = to.picture(), Report(), time.monotonic()
+    desk, rejected = Desk(), to.rejections()
+    expected: dict[str, str] = {}
+    report.marks.append((0, 0.0, resident_mib(to.process)))
+    while report.messages < count:
+        numbers = range(report.messages, min(report.messages + BATCH, count))
+        entries = {number: mail.entry(seed, number, f"fuzz-{seed}-{number}") for number in numbers}
+        for entry in entries.values():
+            kind = desk.take(entry, whole=False).kind
+            report.rejected += kind == "rejected"
+            if can_be_answered(entry):
+                expected[json.loads(entry)["headers"]["id"]] = kind
+        for entry in entries.values():
+            to.redis.lpush("generate.default", entry)
+        _drained(to)
+        report.messages += len(entries)
+        seconds = time.monotonic() - began_s
+        report.marks.append((report.messages, seconds, resident_mib(to.process)))
+        yield report
+    report.ended = _judge(to, expected)
+    assert to.rejections() - rejected == report.rejected
+    assert to.picture() == before
+    _drained(to)
+    yield report
+
+
+def _drained(to: Daemon) -> None:
+    """Wait until nothing waits and nothing is held."""
+    until_s = time.monotonic() + BATCH_S
+    while any(to.redis.llen(name) for name in queue_lists("default")) or to.redis.hlen("unacked"):
+        assert time.monotonic() < until_s, "messages are left"
+        time.sleep(0.1)
+
+
+def _judge(to: Daemon, expected: dict[str, str]) -> dict[str, int]:
+    """Every task has ended as it should, in a way that a client can read, and nothing is left."""
+    ended: dict[str, int] = {}
+    for task_id, kind in expected.items():
+        last: Any = to.redis.xrevrange(to.client.keys.events(task_id), count=1)
+        ((_, fields),) = last
+        event = EVENT.validate_json(fields[b"event"])
+        assert event.is_terminal, task_id
+        code = str(event.error.code) if isinstance(event, Failed) else event.type
+        assert code != "internal", task_id
+        if kind == "refused":
+            assert code in ("invalid_request", "unknown_model", "unsupported_scheduler"), task_id
+        ended[code] = ended.get(code, 0) + 1
+    strange = [key for key in to.redis.scan_iter(count=1000) if not KEYS.fullmatch(key.decode())]
+    assert not strange, strange[:10]
+    assert not to.redis.zcard("sag:open")
+    assert not to.redis.zcard("unacked_index")
+    return ended

@@ -1,0 +1,206 @@
+"""The way of a message through the worker's own code, in one process and without Redis.
+
+All of it is the real code, from the bytes that a list held to the events and Celery's result: the
+transport's hand-over, kombu's message, intake, Celery's request and tracer, the task, the executor,
+its record. Only Redis's scripts are stood in for, and no engine runs: what is accepted ends there.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
+
+from celery import Celery
+from celery.app.task import Context
+from celery.app.trace import build_tracer
+from celery.exceptions import Ignore
+from celery.worker.request import Request
+from kombu import Connection
+from kombu.serialization import loads
+from kombu.transport.virtual import Message
+
+from api_contracts.connection import connect
+from api_contracts.errors import GenerationFailed
+from api_contracts.events import EVENT, Failed
+from api_contracts.names import TASK_NAME, is_task_id, queue_name
+from worker.execute import Executor
+from worker.intake import put_in_order
+from worker.metrics import REJECTED
+from worker.outcome import Cancelled
+from worker.settings import Settings
+from worker.status import Status
+from worker.tasks import Generate
+from worker.transport import Channel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from api_contracts.events import Event
+    from worker.orders import Order
+
+QUEUE = queue_name("default")
+#: Largest event that answers a refused message, in bytes.
+ANSWER_BYTES = 20_000
+
+
+@dataclass
+class Verdict:
+    """What became of one entry."""
+
+    kind: Literal["rejected", "refused", "accepted"]
+    #: The task's last event; None when it was rejected.
+    event: Event | None = None
+    #: Time of all of it, in seconds.
+    took_s: float = 0.0
+
+
+@dataclass
+class _Attempts:
+    """Stands where the engine would begin."""
+
+    orders: list[Order] = field(default_factory=list)
+
+    def work(self, _claim: object, order: Order, _control: object) -> Cancelled:
+        """Note what was accepted, and end it."""
+        order.job({})
+        self.orders.append(order)
+        return Cancelled(0)
+
+
+class Desk:
+    """Takes entries, one after the other."""
+
+    def __init__(self) -> None:
+        """Connects to nothing."""
+        settings = Settings(device="cpu")
+        self._app = Celery("desk", backend="cache+memory://", set_as_current=False)
+        self._app.conf.update(accept_content=["json"], task_track_started=True)
+        redis = connect("redis://127.0.0.1:1/0")
+        self._encoder: Any = redis.connection_pool.get_encoder()
+        self._status = Status(redis, settings.keys, "host:1", record_ttl_s=60, lease_s=15)
+        self._attempts = _Attempts()
+        lease = SimpleNamespace(hold=lambda *_: None, let_go=lambda *_: None, is_well=True)
+        parts: dict[str, Any] = {"lease": lease, "attempts": self._attempts}
+        executor = Executor(
+            settings, self._status, **parts, device="cpu", on_broken=lambda _reason: None
+        )
+        self._app.register_task(Generate(executor))
+        self._trace = build_tracer(TASK_NAME, self._app.tasks[TASK_NAME], app=self._app)
+        self._channel = Connection("memory://").channel()
+        self._events: list[Event] = []
+        #: The largest body that went to a slot.
+        self.largest_body_bytes = 0
+        self._stand_in("claim", self._claimed)
+        self._stand_in("finish", self._finished)
+
+    def take(self, entry: bytes, *, whole: bool = True) -> Verdict:
+        """All that happens to an entry; raises what the worker's consumer would not expect.
+
+        Unless `whole`, the task is called as Celery's tracer calls it, but without the tracer,
+        which takes most of the time to write tracebacks.
+        """
+        began_s = time.perf_counter()
+        rejected = _rejections()
+        self._events.clear()
+        self._attempts.orders.clear()
+        forgotten: list[str] = []
+        delivered: list[dict[str, Any]] = []
+        channel: Any = SimpleNamespace(
+            qos=SimpleNamespace(forget=forgotten.append),
+            connection=SimpleNamespace(_deliver=lambda whole, _queue: delivered.append(whole)),
+        )
+        Channel._taken(channel, "host:1/tag", QUEUE, entry)
+        assert len(forgotten) + len(delivered) == 1
+        is_rejected = not (delivered and self._consume(delivered[0], whole=whole))
+        took_s = time.perf_counter() - began_s
+        if is_rejected:
+            assert not self._events
+            assert len(delivered) == 1 or _rejections() == rejected + 1
+            return Verdict("rejected", took_s=took_s)
+        (event,) = self._events
+        return Verdict("accepted" if self._attempts.orders else "refused", event, took_s)
+
+    def _consume(self, raw: dict[str, Any], *, whole: bool) -> bool:
+        """As Celery's consumer and one of its slots do; False when nobody can be answered."""
+        message = Message(raw, channel=self._channel)
+        if put_in_order(message) is not None:
+            return False
+        task = self._app.tasks[TASK_NAME]
+        request = Request(message, app=self._app, task=task, decoded=False)
+        assert not request.revoked()
+        self.largest_body_bytes = max(self.largest_body_bytes, len(message.body))
+        args, kwargs, embed = loads(
+            message.body, message.content_type, message.content_encoding, {"application/json"}
+        )
+        # As Celery's own `fast_trace_task`: what is embedded in the body wins.
+        context = {**request.request_dict, "args": args, "kwargs": kwargs} | (embed or {})
+        if whole:
+            self._trace(request.id, args, kwargs, context)
+            kept = task.backend.get_state(request.id)
+            assert kept in ("FAILURE", "REVOKED"), kept
+        else:
+            task.request_stack.push(Context(context))
+            try:
+                task.run(*args, **kwargs)
+            except (GenerationFailed, Ignore) as end:
+                task.backend.encode(task.backend.prepare_exception(end))
+            finally:
+                task.pop_request()
+        assert [event.task_id for event in self._events] == [message.headers["id"]]
+        task.backend.client.cache.clear()
+        return True
+
+    def _stand_in(self, script: str, answer: Callable[[list[Any]], Any]) -> None:
+        """Have a script of the record answered here, with arguments as they go to Redis."""
+
+        def call(*, keys: list[str], args: list[Any]) -> Any:
+            for each in (*keys, *args):
+                self._encoder.encode(each)
+            return answer(args)
+
+        setattr(self._status, f"_{script}", call)
+
+    def _claimed(self, args: list[Any]) -> list[Any]:
+        if args[2]:
+            EVENT.validate_json(_numbered(args[2], '"resumed_from_step":null,'))
+            json.loads(args[3])
+        return [b"run", 1, 1, b"0", b"0", 0]
+
+    def _finished(self, args: list[Any]) -> int:
+        json.loads(args[3])
+        event = EVENT.validate_json(_numbered(args[4]))
+        assert event.task_id == args[0]
+        assert not isinstance(event, Failed) or len(args[4]) < ANSWER_BYTES
+        self._events.append(event)
+        return 1
+
+
+def can_be_answered(entry: bytes) -> bool:
+    """Whether an entry names our task and a task id where Celery's protocol 2 has them."""
+    try:
+        whole = json.loads(entry)
+    except (ValueError, RecursionError):
+        return False
+    headers = whole.get("headers") if isinstance(whole, dict) else None
+    return (
+        isinstance(headers, dict)
+        and headers.get("task") == TASK_NAME
+        and is_task_id(headers.get("id"))
+    )
+
+
+def _rejections() -> float:
+    return sum(
+        sample.value
+        for metric in REJECTED.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_total")
+    )
+
+
+def _numbered(tail: str, more: str = "") -> str:
+    """An event as the scripts write it."""
+    return '{"seq":1,"attempt":1,' + more + tail

@@ -1,0 +1,128 @@
+"""The largest message that is taken, and what lies beyond it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from kombu import Connection
+
+from api_contracts import GenerationClient, names
+from api_contracts.parse import parse_request
+from api_contracts.request import MAX_METADATA_BYTES, MAX_PROMPT_CHARS
+from tests.fuzz.campaign import resident_mib
+from tests.fuzz.mail import calls, message
+from worker.intake import put_in_order
+from worker.messages import MAX_MESSAGE_BYTES
+from worker.metrics import REJECTED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kombu.message import Message
+    from redis import Redis
+
+#: The character that takes most bytes as JSON: two escapes.
+WIDE = "\U0001f680"
+
+
+class Taker:
+    """The worker's transport on the lists of one model."""
+
+    def __init__(self, url: str, model: str) -> None:
+        self.got: list[Message] = []
+        self.connection = Connection(
+            url, transport="worker.transport:Transport", transport_options=names.TRANSPORT_OPTIONS
+        )
+        self.channel = self.connection.channel()
+        self.channel.basic_consume(
+            names.queue_name(model), no_ack=False, callback=self.got.append, consumer_tag="c"
+        )
+
+    def take(self) -> None:
+        """Look once; what is dropped is nobody's event."""
+        self.connection.drain_events(timeout=10)
+
+
+@pytest.fixture
+def taker(redis_url: str, namespace: str) -> Iterator[Taker]:
+    """One on a queue of the test's own."""
+    made = Taker(redis_url, namespace)
+    yield made
+    for each in made.got:
+        each.ack()
+    made.connection.close()
+
+
+def too_large() -> float:
+    """How many were counted."""
+    return float(REJECTED.labels("too_large")._value.get())
+
+
+def largest(model: str) -> dict[str, Any]:
+    """A request with everything that the contract allows, as wide as it can be written."""
+    room = MAX_METADATA_BYTES - len(json.dumps({"": ""}))
+    prompts = [WIDE * MAX_PROMPT_CHARS] * 64
+    return {
+        "schema_version": 1, "model": model, "prompt": prompts, "negative_prompt": prompts,
+        "height": 16_384, "width": 16_384, "num_inference_steps": 10_000, "guidance_scale": 1 / 3,
+        "sag_scale": 1 / 3, "num_images_per_prompt": 1, "eta": 0.0, "seed": [2**63 - 1] * 64,
+        "latents": {"s3": "a" * 500 + ".safetensors"}, "scheduler": "a" * 32, "clip_skip": 32,
+        "cross_attention_kwargs": {"scale": 1 / 3}, "output_type": "latent", "priority": 9,
+        "callback_steps": 10_000, "preview_every": 10_000, "deadline_s": 1e308 / 3,
+        "metadata": {"": WIDE * (room // 4)}, "traceparent": f"00-{'a' * 32}-{'b' * 16}-01",
+    }  # fmt: skip
+
+
+def test_the_largest_request_is_taken_twice_over(
+    redis: Redis, redis_url: str, namespace: str, taker: Taker
+) -> None:
+    """The longest message of our client is half of what is taken, and it is served."""
+    request = largest(namespace)
+    assert parse_request(request).to_wire() == request
+    with GenerationClient(redis_url, namespace) as client:
+        client.submit(request, "largest")
+    (entry,) = redis.lrange(names.queue_list(names.queue_name(namespace), 9), 0, -1)
+    assert MAX_MESSAGE_BYTES / 2.1 < len(entry) < MAX_MESSAGE_BYTES / 2
+    taker.take()
+    (got,) = taker.got
+    assert put_in_order(got) is None
+    assert json.loads(base64.b64decode(json.loads(entry)["body"])) == json.loads(got.body)
+    assert json.loads(got.body)[1]["request"] == request
+
+
+def test_one_byte_more_is_dropped_and_counted(redis: Redis, namespace: str, taker: Taker) -> None:
+    """As many bytes as may be are taken; one more leaves neither message nor trace in Redis."""
+    whole = json.dumps(message("t", calls({"prompt": "x"}))).encode()
+    before = too_large()
+    for extra in (0, 1):
+        redis.lpush(names.queue_name(namespace), whole.ljust(MAX_MESSAGE_BYTES + extra))
+        taker.take()
+    assert len(taker.got) == 1
+    assert too_large() == before + 1
+    assert redis.llen(names.queue_name(namespace)) == 0
+    held: Any = redis.hkeys("unacked")
+    tag = str(taker.got[0].delivery_tag).encode()
+    assert [each for each in held if each.startswith(b"unnamed/")] == [tag]
+
+
+def test_they_take_no_memory(redis: Redis, namespace: str, taker: Taker) -> None:
+    """Those beyond it stay in Redis until they are dropped: the worker is told only their size."""
+    entry = b"[" * (2 * MAX_MESSAGE_BYTES)
+    before = too_large()
+    Path("/proc/self/clear_refs").write_text("5")  # from now on the peak counts
+    resident = resident_mib()
+    for _ in range(4):
+        redis.lpush(names.queue_name(namespace), entry)
+        taker.take()
+    assert too_large() == before + 4
+    assert not taker.got
+    (peak,) = [
+        int(line.split()[1]) / 1024
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    ]
+    assert peak - resident < 5 * MAX_MESSAGE_BYTES / 2**20  # this test's own, as it sends
