@@ -9,11 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
-from worker import gpu, metrics
+from worker import gpu, metrics, recovery
 from worker.child import Child
 from worker.crew import Crew
 from worker.orphans import Orphans
-from worker.recovery import give_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -74,7 +73,7 @@ def run(
     if settings.metrics_port is not None:
         metrics.serve(settings.metrics_port)
     with ThreadPoolExecutor(1, "give-back") as beside:
-        orphans = Orphans(partial(give_back, settings), beside.submit)
+        orphans = Orphans(partial(recovery.give_back, settings), beside.submit)
         grace_s = settings.drain_timeout_s + GRACE_S
         crew = Crew(
             children,

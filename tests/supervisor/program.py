@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from worker import child, supervisor
+from worker import child, recovery, supervisor
 from worker.settings import Settings
 
 KIND, FOLDER, GRACE_S = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
@@ -92,7 +92,7 @@ if __name__ == "__main__":
     if (FOLDER / "blind").exists():
         os.pidfd_open = unwatched
     supervisor.GRACE_S = GRACE_S
-    supervisor.give_back = lambda *_: 0  # there is no Redis
+    recovery.give_back = lambda *_: 0  # there is no Redis
     posts = {
         f"gpu{n}": {"CUDA_VISIBLE_DEVICES": f"GPU-{n}", "SAG_DEVICE": "cuda:0"} for n in (1, 2)
     }
