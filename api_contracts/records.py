@@ -115,6 +115,6 @@ def reach(call: Callable[[], Any]) -> Any:  # noqa: ANN401  # redis-py's own rep
 
 def _event(fields: dict[bytes, bytes]) -> Event | None:
     try:
-        return EVENT.validate_json(fields[b"event"])
+        return EVENT.validate_json(fields.get(b"event", b""))
     except ValidationError:
         return None

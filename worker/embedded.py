@@ -20,7 +20,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 #: Longest wait for a process to answer after its start, and to end after its signal, in seconds. A
 #: supervisor imports torch before its first worker answers.
@@ -79,8 +79,13 @@ def redis_server(folder: Path, port: int | None = None) -> Iterator[str]:
 
 
 @contextmanager
-def s3_server(folder: Path, bucket: str, port: int | None = None) -> Iterator[S3Server]:
-    """A SeaweedFS with one bucket and one pair of keys, its files in `folder`."""
+def s3_server(
+    folder: Path, bucket: str, port: int | None = None, others: Sequence[dict[str, Any]] = ()
+) -> Iterator[S3Server]:
+    """A SeaweedFS with one bucket and one pair of keys, its files in `folder`.
+
+    `others` are further identities, as SeaweedFS writes them.
+    """
     import boto3  # noqa: PLC0415  # the worker extra
 
     port = port or free_port()
@@ -92,7 +97,7 @@ def s3_server(folder: Path, bucket: str, port: int | None = None) -> Iterator[S3
         "credentials": [keys],
         "actions": ["Admin", "Read", "Write", "List"],
     }
-    config.write_text(json.dumps({"identities": [identity]}))
+    config.write_text(json.dumps({"identities": [identity, *others]}))
     names = [f"-{name}.port" for name in ("master", "volume", "filer")]
     names += [f"-{name}.port.grpc" for name in ("master", "volume", "filer", "s3")]
     options = [f"{name}={each}" for name, each in zip(names, free_ports(len(names)), strict=True)]

@@ -29,6 +29,9 @@ def _url_is_http(url: str | None) -> str | None:
     if url is not None and not re.match(r"https?://[^/\s]+", url):
         message = "must start with http:// or https:// and name a host"
         raise ValueError(message)
+    if url is not None and "@" in url.split("/")[2]:
+        message = "must hold no key: it is logged; use AWS_ACCESS_KEY_ID"
+        raise ValueError(message)
     return url
 
 

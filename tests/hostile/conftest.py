@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from api_contracts import GenerationClient
 from tests.hostile.guarded import SYSTEM_REDIS, guarded, wheel_redis
 
 if TYPE_CHECKING:
@@ -40,3 +41,10 @@ def _collected() -> Iterator[None]:
     """
     yield
     gc.collect()
+
+
+@pytest.fixture
+def client(redis_url: str, namespace: str) -> Iterator[GenerationClient]:
+    """A client in the test's namespace, over the Redis of the session."""
+    with GenerationClient(redis_url, namespace) as made:
+        yield made

@@ -17,6 +17,7 @@ from api_contracts import GenerationClient, GenerationFailed, ServiceUnavailable
 from api_contracts.connection import connect
 from tests.hostile.guarded import ACL, USERS, filled_in, introduced, until
 from worker import embedded, recovery
+from worker.dead import DeadLetters
 from worker.messages import Messages
 from worker.reconciler import Reconciler
 from worker.settings import Settings
@@ -150,6 +151,20 @@ def test_what_is_lost_is_found(server: Guarded, producer: GenerationClient) -> N
             reconciler.close()
         until(lambda: operator.llen("generate.nobodys") == 2)
         assert producer.handle("late-too").status() is TaskStatus.EXPIRED
+        operator.delete(*operator.keys("generate.nobodys*"), "sag:open")
+    assert server.denials() == []
+
+
+def test_the_dead_are_replayed(server: Guarded) -> None:
+    """What `sag-worker dead` asks for is the worker's own right."""
+    with (
+        GenerationClient(server.url("worker")) as client,
+        server.connect("operator") as operator,
+    ):
+        request = json.dumps(SMALL | {"model": "nobodys"})
+        operator.xadd("sag:dead", {"task_id": "dead-1", "request": request, "reason": "internal"})
+        assert [letter.task_id for letter in DeadLetters(client)] == ["dead-1"]
+        assert DeadLetters(client).replay("dead-1") == "dead-1.replay"
         operator.delete(*operator.keys("generate.nobodys*"), "sag:open")
     assert server.denials() == []
 
