@@ -1,4 +1,4 @@
-# make setup | demo | test | chaos | lint | format | docs | benchmark | train | lock | clean
+# make setup | demo | test | fuzz | chaos | lint | format | docs | benchmark | train | lock | clean
 # Everything runs in .venv, which `setup` makes and renews only when its inputs change.
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test chaos lint format docs benchmark train lock clean
+.PHONY: setup demo test fuzz chaos lint format docs benchmark train lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -28,6 +28,9 @@ test: setup
 
 chaos: setup
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+fuzz: setup
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

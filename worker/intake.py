@@ -109,7 +109,10 @@ def _body(message: Message) -> tuple[Any, str | None]:
 
 def _body_fault(body: object) -> str | None:
     match body:
-        case [list() | tuple(), dict(), dict() | None as embed]:
+        case [list() | tuple() as args, dict() as kwargs, dict() | None as embed]:
+            if args or set(kwargs) != {"request"}:  # Celery's own code falls over a `self`
+                given = [*(f"argument {number}" for number in range(len(args))), *kwargs]
+                return f"was called with {_echo(given[:10])}; one keyword argument, request"
             # Celery would write whatever else is there over its own request: its id, for one.
             given = [
                 name for name, value in (embed or {}).items() if value or name not in _FOLLOW_UPS

@@ -100,14 +100,15 @@ class Lease:
             self._thread.join(timeout=self.lease_s)
 
     def renew(self) -> None:
-        """One round; raises what redis-py raises."""
+        """One round, which asks both servers, holding nothing too; raises what redis-py raises."""
         began_s = time.monotonic()
         held = self.held()
         pipeline = self._redis.pipeline(transaction=False)
         for claim, _ in held:
             keys, args = [self._keys.task(claim.task_id)], [claim.fence, self.lease_s]
             self._heartbeat(keys=keys, args=args, client=pipeline)
-        for (claim, control), answer in zip(held, pipeline.execute(), strict=True):
+        pipeline.ping()
+        for (claim, control), answer in zip(held, pipeline.execute()[:-1], strict=True):
             if answer:
                 control.request(Stop.CANCELLED if answer > 0 else Stop.SUPERSEDED)
             if answer < 0:

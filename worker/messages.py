@@ -47,9 +47,8 @@ class Messages:
         )
 
     def renew(self, tags: Sequence[str], lease_s: float) -> None:
-        """Hold messages for `lease_s` from now."""
-        if tags:
-            self._renew(keys=[UNACKED_INDEX], args=[lease_s + MARGIN_S, *tags])
+        """Hold messages for `lease_s` from now; asks the server also when there are none."""
+        self._renew(keys=[UNACKED_INDEX], args=[lease_s + MARGIN_S, *tags])
 
     def overdue(self, most: int = 100) -> list[str]:
         """Tags of messages whose lease has run out, the longest overdue first."""

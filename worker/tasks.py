@@ -37,14 +37,14 @@ class Generate(Task):
         """`executor` does the work."""
         self.executor = executor
 
-    def run(self, /, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401, RET503  # whatever came, `self` too; `_revoked` never returns
+    def run(self, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401, RET503  # `request`, or what intake put in its place; `_revoked` never returns
         """The result as `GenerationResult`, or Celery's own way to say what else happened."""
         delivery = Delivery(
             self.request.id,
             kwargs.get("request"),
             queue=str(self.request.delivery_info.get("routing_key") or ""),
             expires_at_s=self.request.get(NOT_AFTER),
-            fault=_fault(args, kwargs),
+            fault=_fault(kwargs),
         )
         try:
             outcome = self.executor.execute(delivery)
@@ -76,14 +76,9 @@ class Generate(Task):
         raise Ignore(reason)
 
 
-def _fault(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Fault | None:
-    """What is wrong with the call itself."""
-    if UNREADABLE in kwargs:
-        return Fault(
-            where="message", what=str(kwargs[UNREADABLE])[:500], limit="Celery protocol 2, JSON"
-        )
-    if args or set(kwargs) != {"request"}:
-        given = [*(f"argument {number}" for number in range(len(args))), *map(str, kwargs)]
-        what = f"was called with {', '.join(given[:10])[:200] or 'nothing'}"
-        return Fault(where="message", what=what, limit="one keyword argument, request")
-    return None
+def _fault(kwargs: dict[str, Any]) -> Fault | None:
+    """What is wrong with the message, as intake found it."""
+    if UNREADABLE not in kwargs:
+        return None
+    what = str(kwargs[UNREADABLE])[:500]
+    return Fault(where="message", what=what, limit="Celery protocol 2, JSON")

@@ -150,8 +150,8 @@ def _judge(to: Daemon, expected: dict[str, str]) -> dict[str, int]:
     ended: dict[str, int] = {}
     for task_id, kind in expected.items():
         last: Any = to.redis.xrevrange(to.client.keys.events(task_id), count=1)
-        ((_, fields),) = last
-        event = EVENT.validate_json(fields[b"event"])
+        assert last, f"{task_id} was told nothing"
+        event = EVENT.validate_json(last[0][1][b"event"])
         assert event.is_terminal, task_id
         code = str(event.error.code) if isinstance(event, Failed) else event.type
         assert code != "internal", task_id

@@ -28,6 +28,7 @@ from api_contracts.events import EVENT, Failed
 from api_contracts.names import TASK_NAME, is_task_id, queue_name
 from worker.execute import Executor
 from worker.intake import put_in_order
+from worker.messages import MAX_MESSAGE_BYTES
 from worker.metrics import REJECTED
 from worker.outcome import Cancelled
 from worker.settings import Settings
@@ -112,7 +113,8 @@ class Desk:
             qos=SimpleNamespace(forget=forgotten.append),
             connection=SimpleNamespace(_deliver=lambda whole, _queue: delivered.append(whole)),
         )
-        Channel._taken(channel, "host:1/tag", QUEUE, entry)
+        too_large = len(entry) if len(entry) > MAX_MESSAGE_BYTES else 0  # as `take.lua` has it
+        Channel._taken(channel, "host:1/tag", QUEUE, b"" if too_large else entry, too_large)
         assert len(forgotten) + len(delivered) == 1
         is_rejected = not (delivered and self._consume(delivered[0], whole=whole))
         took_s = time.perf_counter() - began_s
@@ -140,11 +142,11 @@ class Desk:
         if whole:
             self._trace(request.id, args, kwargs, context)
             kept = task.backend.get_state(request.id)
-            assert kept in ("FAILURE", "REVOKED"), kept
+            assert request.ignore_result or kept in ("FAILURE", "REVOKED"), kept
         else:
             task.request_stack.push(Context(context))
             try:
-                task.run(*args, **kwargs)
+                _protected_call(task, *args, **kwargs)
             except (GenerationFailed, Ignore) as end:
                 task.backend.encode(task.backend.prepare_exception(end))
             finally:
@@ -178,8 +180,15 @@ class Desk:
         return 1
 
 
+def _protected_call(self: Any, *args: Any, **kwargs: Any) -> None:
+    """Celery wraps a worker's tasks into a function with a first argument of this name."""
+    self.run(*args, **kwargs)
+
+
 def can_be_answered(entry: bytes) -> bool:
     """Whether an entry names our task and a task id where Celery's protocol 2 has them."""
+    if len(entry) > MAX_MESSAGE_BYTES:
+        return False
     try:
         whole = json.loads(entry)
     except (ValueError, RecursionError):

@@ -61,6 +61,18 @@ def test_a_body_does_not_name_the_task(desk: Desk, embedded: dict[str, Any]) -> 
     assert name in refusal(desk, sent([[], {"request": GOOD}, embedded]))
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        b"", b"\xff", b"[" * 100_000, b'{"headers":' * 100_000, b'{"headers": {"id": "t"}', b"5",
+        b"9" * 5_000, b"NaN", b'"' + b"\\u0000" * 1_000, b'{"headers": []}', b"\x80\x04N.",
+    ],
+)  # fmt: skip
+def test_what_is_no_message_is_rejected(desk: Desk, entry: bytes) -> None:
+    """However it is broken, and however deep: it is dropped, and the next one is read."""
+    assert desk.take(entry).kind == "rejected"
+
+
 @pytest.mark.parametrize("name", ["self", "cls", "__unreadable__", "\ud800", "\x00", "a" * 9000])
 def test_no_argument_is_too_odd(desk: Desk, name: str) -> None:
     """A keyword that Python itself uses, or that no reader of JSON takes, is answered."""

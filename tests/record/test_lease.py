@@ -192,6 +192,22 @@ def test_an_outage_ends_its_wellness_and_nothing_else(tmp_path: Path, keys: Keys
         lease.close()
 
 
+@pytest.mark.parametrize("gone", ["records", "messages"])
+def test_one_with_nothing_to_renew_is_not_well_either(
+    redis: Redis, keys: Keys, tmp_path: Path, gone: str
+) -> None:
+    """Without a task it knows all the same that a server is away; it would take in vain."""
+    with embedded.redis_server(tmp_path) as url:
+        away = connect_impatiently(url, 0.5)
+        records, book = (away, redis) if gone == "records" else (redis, away)
+        lease = Lease(records, keys, Messages(book), list, 1.0)
+        lease.start()
+        until(lambda: listening(records, keys))
+        assert lease.is_well
+    until(lambda: not lease.is_well)
+    lease.close()
+
+
 @pytest.mark.parametrize("wrong_s", [-1e6, 1e6])
 def test_a_wrong_clock_of_the_worker_changes_nothing(
     redis: Redis, keys: Keys, task_id: str, monkeypatch: pytest.MonkeyPatch, wrong_s: float
