@@ -34,7 +34,7 @@ RESULT: dict[str, Any] = {
 }
 TERMINAL = {"succeeded", "failed", "cancelled", "expired"}
 #: Longest wait for a condition, in seconds.
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 #: How long records live after their end, and leases without a renewal, in seconds.
 TTL_S, LEASE_S = 1000, 30.0
 
@@ -107,6 +107,22 @@ def opened(redis: Redis, keys: Keys) -> set[str]:
     """The ids that have not ended."""
     found: Any = redis.zrange(keys.open, 0, -1)
     return {name.decode() for name in found}
+
+
+def ends_s(redis: Redis, keys: Keys, task_id: str) -> float:
+    """When a task's lease runs out, in Unix seconds."""
+    return float(record(redis, keys, task_id)["lease_until"])
+
+
+def now_s(redis: Redis) -> float:
+    """Redis's clock, in Unix seconds."""
+    seconds, microseconds = redis.time()
+    return float(seconds) + float(microseconds) / 1e6
+
+
+def listening(redis: Redis, keys: Keys) -> bool:
+    """Whether somebody hears of cancels."""
+    return bool(dict(redis.pubsub_numsub(keys.control))[keys.control.encode()])
 
 
 def until(condition: Callable[[], object]) -> None:

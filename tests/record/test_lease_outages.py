@@ -1,0 +1,97 @@
+"""The lease thread when something around it is wrong: a server, or the clock."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from api_contracts import GenerationClient
+from api_contracts.connection import connect, connect_impatiently
+from tests.record.box import lapse_all, post, taken
+from tests.record.owners import (
+    ask,
+    ends_s,
+    lapse,
+    listening,
+    now_s,
+    take,
+    until,
+    worker,
+)
+from worker import embedded
+from worker.engine.job import Control, Stop
+from worker.lease import Lease
+from worker.messages import UNACKED, UNACKED_INDEX, Messages
+from worker.status import Held
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from redis import Redis
+
+    from api_contracts.names import Keys
+
+
+def test_an_outage_ends_its_wellness_and_nothing_else(tmp_path: Path, keys: Keys) -> None:
+    """A lease without Redis and it is not well; back again it renews, hears cancels, is well."""
+    port, control = embedded.free_port(), Control()
+    with embedded.redis_server(tmp_path, port) as url:
+        redis = connect_impatiently(url, 0.5)
+        claim = take(worker(redis, keys, "first", 1.0), "t")
+        lease = Lease(redis, keys, Messages(redis), list, 1.0)
+        lease.hold(claim, control)
+        lease.start()
+        until(lambda: listening(redis, keys) and lease.is_well)
+    until(lambda: not lease.is_well)
+    assert lease.silent_s >= 1.0
+    assert control.asked() is None
+    with embedded.redis_server(tmp_path, port) as url, GenerationClient(url, keys.namespace) as far:
+        until(lambda: lease.is_well)
+        until(lambda: ends_s(connect(url), keys, "t") > now_s(far.redis))
+        until(lambda: listening(far.redis, keys))
+        far.handle("t").cancel()
+        until(lambda: control.asked() is Stop.CANCELLED)
+        lease.close()
+
+
+@pytest.mark.parametrize("gone", ["records", "messages"])
+def test_one_with_nothing_to_renew_is_not_well_either(
+    redis: Redis, keys: Keys, tmp_path: Path, gone: str
+) -> None:
+    """Without a task it knows all the same that a server is away; it would take in vain."""
+    with embedded.redis_server(tmp_path) as url:
+        away = connect_impatiently(url, 0.5)
+        records, book = (away, redis) if gone == "records" else (redis, away)
+        lease = Lease(records, keys, Messages(book), list, 1.0)
+        lease.start()
+        until(lambda: listening(records, keys) and lease.is_well)
+    until(lambda: not lease.is_well)
+    lease.close()
+
+
+@pytest.mark.parametrize("wrong_s", [-1e6, 1e6])
+def test_a_wrong_clock_of_the_worker_changes_nothing(
+    redis: Redis, keys: Keys, task_id: str, monkeypatch: pytest.MonkeyPatch, wrong_s: float
+) -> None:
+    """Leases run by Redis's clock alone: whatever a machine's own says."""
+    right, redis_s = time.time, now_s(redis)
+    monkeypatch.setattr(time, "time", lambda: right() + wrong_s)
+    messages = Messages(redis)
+    redis.delete(UNACKED, UNACKED_INDEX)
+    status, other = worker(redis, keys, "first", 20.0), worker(redis, keys, "other")
+    post(redis, keys.namespace, task_id)
+    tag = taken(redis, "first", keys.namespace, lease_s=20.0)
+    claim = take(status, task_id)
+    assert abs(claim.claimed_at_s - redis_s) < 10
+    lease = Lease(redis, keys, messages, lambda: [tag], 20.0)
+    lease.hold(claim, Control())
+    lease.renew()
+    assert messages.overdue() == []
+    assert isinstance(ask(other, task_id), Held)
+    assert 0 < ends_s(redis, keys, task_id) - redis_s < 60
+    lapse(redis, keys, task_id)
+    lapse_all(redis, "first")
+    assert messages.overdue() == [tag]
+    assert take(other, task_id).attempt == 2
