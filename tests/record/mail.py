@@ -18,7 +18,7 @@ BODY = json.dumps([[], {"request": {"prompt": "x"}}, {"callbacks": None}])
 app = Celery("judge", set_as_current=False)
 
 
-@app.task(name=names.TASK_NAME)
+@app.task(name=names.TASK_NAME, shared=False)
 def judge() -> None:
     """Stand for the task that Celery looks up."""
 
