@@ -104,7 +104,7 @@ def test_one_byte_more_is_dropped_and_counted(redis: Redis, namespace: str, take
     assert len(taker.got) == 1
     assert too_large() == before + 1
     assert redis.llen(names.queue_name(namespace)) == 0
-    held: Any = redis.hkeys("unacked")
+    held: Any = redis.hkeys(UNACKED)
     tag = str(taker.got[0].delivery_tag).encode()
     assert [each for each in held if each.startswith(b"unnamed/")] == [tag]
 
