@@ -16,7 +16,7 @@ from api_contracts.request import MAX_METADATA_BYTES, MAX_PROMPT_CHARS
 from tests.fuzz.campaign import resident_mib
 from tests.fuzz.mail import calls, message
 from worker.intake import put_in_order
-from worker.messages import MAX_MESSAGE_BYTES
+from worker.messages import MAX_MESSAGE_BYTES, UNACKED
 from worker.metrics import REJECTED
 
 if TYPE_CHECKING:
