@@ -140,7 +140,9 @@ def bombard(to: Daemon, seed: int, count: int) -> Iterator[Report]:
 def _drained(to: Daemon) -> None:
     """Wait until nothing waits and nothing is held."""
     until_s = time.monotonic() + BATCH_S
-    while any(to.redis.llen(name) for name in queue_lists("default")) or to.redis.hlen("sag.unacked"):
+    while any(to.redis.llen(name) for name in queue_lists("default")) or to.redis.hlen(
+        "sag.unacked"
+    ):
         assert time.monotonic() < until_s, "messages are left"
         time.sleep(0.1)
 

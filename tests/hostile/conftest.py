@@ -12,6 +12,7 @@ from tests.hostile.guarded import SYSTEM_REDIS, guarded, wheel_redis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.hostile.guarded import Guarded
 
@@ -30,6 +31,13 @@ def executable(request: pytest.FixtureRequest) -> str:
 def server(executable: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     """A Redis behind the ACL file."""
     with guarded(tmp_path_factory.mktemp("guarded"), executable) as started:
+        yield started
+
+
+@pytest.fixture
+def quiet(executable: str, tmp_path: Path) -> Iterator[Guarded]:
+    """Such a Redis with no worker, whose reconciler would be at work in it."""
+    with guarded(tmp_path, executable) as started:
         yield started
 
 

@@ -125,11 +125,15 @@ def test_doctor_asks_for_what_it_may_not_know(server: Guarded, worker: Service) 
     server.forget_denials()
 
 
-def test_what_is_lost_is_found(server: Guarded, producer: GenerationClient) -> None:
+def test_what_is_lost_is_found(quiet: Guarded) -> None:
     """What only happens after a death is given too: leases, lists, a message sent again."""
-    settings = Settings(broker_url=SecretStr(server.url("worker")))
+    settings = Settings(broker_url=SecretStr(quiet.url("worker")))
     sent: list[str] = []
-    with connect(server.url("worker")) as redis, server.connect("operator") as operator:
+    with (
+        connect(quiet.url("worker")) as redis,
+        quiet.connect("operator") as operator,
+        GenerationClient(quiet.url("producer")) as producer,
+    ):
         messages = Messages(redis)
         reconciler = Reconciler(
             redis, settings.keys, messages, lambda *task: sent.append(task[0]), lease_s=0,
@@ -152,21 +156,21 @@ def test_what_is_lost_is_found(server: Guarded, producer: GenerationClient) -> N
         until(lambda: operator.llen("generate.nobodys") == 2)
         assert producer.handle("late-too").status() is TaskStatus.EXPIRED
         operator.delete(*operator.keys("generate.nobodys*"), "sag:open")
-    assert server.denials() == []
+    assert quiet.denials() == []
 
 
 def test_the_dead_are_replayed(server: Guarded) -> None:
     """What `sag-worker dead` asks for is the worker's own right."""
     with (
-        GenerationClient(server.url("worker")) as client,
-        server.connect("operator") as operator,
+        GenerationClient(quiet.url("worker")) as client,
+        quiet.connect("operator") as operator,
     ):
         request = json.dumps(SMALL | {"model": "nobodys"})
         operator.xadd("sag:dead", {"task_id": "dead-1", "request": request, "reason": "internal"})
         assert [letter.task_id for letter in DeadLetters(client)] == ["dead-1"]
         assert DeadLetters(client).replay("dead-1") == "dead-1.replay"
         operator.delete(*operator.keys("generate.nobodys*"), "sag:open")
-    assert server.denials() == []
+    assert quiet.denials() == []
 
 
 def test_every_command_of_a_script_is_given() -> None:
