@@ -162,15 +162,15 @@ def test_what_is_lost_is_found(quiet: Guarded) -> None:
 def test_the_dead_are_replayed(server: Guarded) -> None:
     """What `sag-worker dead` asks for is the worker's own right."""
     with (
-        GenerationClient(quiet.url("worker")) as client,
-        quiet.connect("operator") as operator,
+        GenerationClient(server.url("worker")) as client,
+        server.connect("operator") as operator,
     ):
         request = json.dumps(SMALL | {"model": "nobodys"})
         operator.xadd("sag:dead", {"task_id": "dead-1", "request": request, "reason": "internal"})
         assert [letter.task_id for letter in DeadLetters(client)] == ["dead-1"]
         assert DeadLetters(client).replay("dead-1") == "dead-1.replay"
         operator.delete(*operator.keys("generate.nobodys*"), "sag:open")
-    assert quiet.denials() == []
+    assert server.denials() == []
 
 
 def test_every_command_of_a_script_is_given() -> None:
