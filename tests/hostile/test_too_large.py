@@ -16,7 +16,7 @@ from api_contracts.request import MAX_METADATA_BYTES, MAX_PROMPT_CHARS
 from tests.fuzz.campaign import resident_mib
 from tests.fuzz.mail import calls, message
 from worker.intake import put_in_order
-from worker.messages import MAX_MESSAGE_BYTES
+from worker.messages import MAX_MESSAGE_BYTES, UNACKED
 from worker.metrics import REJECTED
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def test_one_byte_more_is_dropped_and_counted(redis: Redis, namespace: str, take
     assert len(taker.got) == 1
     assert too_large() == before + 1
     assert redis.llen(names.queue_name(namespace)) == 0
-    held: Any = redis.hkeys("unacked")
+    held: Any = redis.hkeys(UNACKED)
     tag = str(taker.got[0].delivery_tag).encode()
     assert [each for each in held if each.startswith(b"unnamed/")] == [tag]
 
