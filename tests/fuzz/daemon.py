@@ -20,6 +20,7 @@ from tests.fuzz import mail
 from tests.fuzz.campaign import resident_mib
 from tests.fuzz.desk import Desk, can_be_answered
 from worker import embedded
+from worker.messages import UNACKED, UNACKED_INDEX
 from worker.model_spec import SHIPPED_MODEL
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ BATCH_S, PICTURE_S = 600.0, 300.0
 GOOD = {"prompt": "a large red circle on a white background", "seed": 7}
 #: Every key that the service may make, with namespace `sag`.
 KEYS = re.compile(
-    r"sag:\{[A-Za-z0-9._-]{1,128}\}:(task|events)|sag:(open|reconciler)|unacked(_index)?"
+    r"sag:\{[A-Za-z0-9._-]{1,128}\}:(task|events)|sag:(open|reconciler)|sag\.unacked(_index)?"
     r"|celery-task-meta-[A-Za-z0-9._-]{1,128}|generate\.default(\x06\x16[1-9])?"
     r"|_kombu\.binding(_permanent|_deadlines)?(\.generate\.default|\.(reply\.)?celery\.pidbox)?"
     r"|[\w.@-]+\.celery\.pidbox(\x06\x16[1-9])?"
@@ -140,9 +141,7 @@ def bombard(to: Daemon, seed: int, count: int) -> Iterator[Report]:
 def _drained(to: Daemon) -> None:
     """Wait until nothing waits and nothing is held."""
     until_s = time.monotonic() + BATCH_S
-    while any(to.redis.llen(name) for name in queue_lists("default")) or to.redis.hlen(
-        "sag.unacked"
-    ):
+    while any(to.redis.llen(name) for name in queue_lists("default")) or to.redis.hlen(UNACKED):
         assert time.monotonic() < until_s, "messages are left"
         time.sleep(0.1)
 
@@ -163,5 +162,5 @@ def _judge(to: Daemon, expected: dict[str, str]) -> dict[str, int]:
     strange = [key for key in to.redis.scan_iter(count=1000) if not KEYS.fullmatch(key.decode())]
     assert not strange, strange[:10]
     assert not to.redis.zcard("sag:open")
-    assert not to.redis.zcard("unacked_index")
+    assert not to.redis.zcard(UNACKED_INDEX)
     return ended

@@ -236,7 +236,7 @@ def test_what_is_not_theirs_is_refused(server: Guarded, user: str, command: list
 
 def test_a_script_may_do_no_more_than_its_user(server: Guarded) -> None:
     """A producer's own script reaches no key and no command that the producer doesn't."""
-    lines = ["return redis.call('HGETALL', 'unacked')", "return redis.call('FLUSHALL')"]
+    lines = ["return redis.call('HGETALL', 'sag.unacked')", "return redis.call('FLUSHALL')"]
     with server.connect("producer") as redis:
         for line in lines:
             with pytest.raises(RedisError, match=r"(?i)(can't run|permission|not allowed)"):
