@@ -199,7 +199,7 @@ def test_in_company_of_others(rounds: Rounds) -> None:
     batch.run()
     for each, future in zip(wanted, futures, strict=True):
         difference = latents_of(future.result(timeout=0)) - latents_of(rounds.result(each))
-        assert difference.abs().max() < 2e-4
+        assert difference.abs().max() < 1e-3
 
 
 def test_in_another_process(rounds: Rounds) -> None:
