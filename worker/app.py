@@ -9,6 +9,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, signals
+from celery.worker import state
 from kombu import Exchange, Queue
 
 from api_contracts.connection import celery_tls
@@ -162,10 +163,13 @@ def _follow_signals(process: Process, settings: Settings) -> None:
 
 
 def work(settings: Settings, name: str, owner: str | None = None) -> int:
-    """Be a worker, until a signal; `name` is the part of its node name before the host."""
+    """Be a worker, until a signal; `name` is the part of its node name before the host.
+
+    Gives the exit status: Celery's own command would, but what it is called by here drops it.
+    """
     options = ["--without-gossip", "--without-mingle", "--loglevel=INFO"]
     status = create_app(settings, owner).worker_main(["worker", f"--hostname={name}@%h", *options])
-    return int(status or 0)
+    return int(status or state.should_stop or 0)
 
 
 def __getattr__(name: str) -> Celery:

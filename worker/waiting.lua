@@ -1,15 +1,21 @@
 -- The ids of a slice of a list of messages. Parsing stays here, so that no message travels.
 --
 -- KEYS[1]  the list  list  read
--- ARGV     first and last index
--- gives    {number of messages in the slice, ids…}
-local messages = redis.call('LRANGE', KEYS[1], ARGV[1], ARGV[2])
-local found = {#messages}
-for _, message in ipairs(messages) do
-  local ok, entry = pcall(cjson.decode, message)
-  if ok and type(entry) == 'table' and type(entry.headers) == 'table'
-    and type(entry.headers.id) == 'string' then
-    found[#found + 1] = entry.headers.id
+-- ARGV     first and last index, bytes after which it stops: nobody else is served meanwhile
+-- gives    {number of messages looked at, ids…}
+local at, last, found, bytes = tonumber(ARGV[1]), tonumber(ARGV[2]), {0}, 0
+while at <= last and bytes < tonumber(ARGV[3]) do
+  local messages = redis.call('LRANGE', KEYS[1], at, math.min(at + 9, last))
+  if #messages == 0 then break end
+  at = at + #messages
+  for _, message in ipairs(messages) do
+    bytes = bytes + #message
+    local ok, entry = pcall(cjson.decode, message)
+    if ok and type(entry) == 'table' and type(entry.headers) == 'table'
+      and type(entry.headers.id) == 'string' then
+      found[#found + 1] = entry.headers.id
+    end
   end
 end
+found[1] = at - ARGV[1]
 return found

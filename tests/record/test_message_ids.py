@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -55,6 +55,29 @@ def test_no_slice_is_forgotten(
     ids = [f"t{each}" for each in range(number)]
     flood(redis, namespace, *ids)
     assert sorted(messages.ids([names.queue_name(namespace)])) == sorted(ids)
+
+
+def test_a_look_is_short_however_large_the_messages(
+    messages: Messages, redis: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis serves nobody else while it looks: after so many bytes it stops, and is asked again."""
+    looked: list[int] = []
+    script = messages._waiting
+
+    def watched(**arguments: Any) -> Any:
+        answer = script(**arguments)
+        looked.append(answer[0])
+        return answer
+
+    monkeypatch.setattr(messages, "_waiting", watched)
+    monkeypatch.setattr(module, "SLICE_BYTES", 100_000)
+    for number in range(60):
+        entry = letter(f"t{number}") | {"body": "x" * 10_000}
+        redis.lpush(names.queue_list(names.queue_name(namespace), 5), json.dumps(entry))
+    found = list(messages.ids([names.queue_name(namespace)]))
+    assert sorted(found) == sorted(f"t{number}" for number in range(60))
+    assert max(looked) <= 20
+    assert sum(looked) == 60
 
 
 def test_what_is_no_message_hides_no_other(
