@@ -104,3 +104,14 @@ def test_what_is_packed_comes_back(dtype: torch.dtype) -> None:
     for name, tensor in named.items():
         assert back[name].dtype == dtype
         assert torch.equal(back[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b'"e"', b'"f"'), (b"[1, ", b"[2, "), (b"\7" * 8, b"\7" * 7 + b"\6")]
+)
+def test_what_was_changed_does_not(old: bytes, new: bytes) -> None:
+    """A changed name, header or value is an error."""
+    data = tensors.pack({"n": [1, "x"]}, {"e": torch.full((8,), 7, dtype=torch.uint8)})
+    assert data.count(old) == 1
+    with pytest.raises(ValueError, match="digest"):
+        tensors.unpack(data.replace(old, new))
