@@ -115,7 +115,7 @@ def be_the_server() -> None:
     # The children hold its alive pipe open, too, so that alone would not end it. If the supervisor
     # is gone already there are no children, and the pipe does.
     end_with_parent(None)
-    # A pool of OpenBLAS starts with numpy. Nothing that takes long is done by it.
+    # OpenBLAS starts a pool when numpy is loaded. Nothing that takes long is done by it.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     # Whether there is a GPU is asked of the driver's library: CUDA itself can't be forked.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
@@ -149,7 +149,7 @@ def _cuda_was_touched() -> bool:
 
 
 def _start_anew() -> NoReturn:
-    """Be the same worker as a fresh interpreter, under the same process id."""
-    command = [sys.executable, "-m", "worker", *sys.argv[1:], "--parent", str(os.getppid())]
+    """Be the same worker as a fresh interpreter; process id, parent and its death's signal stay."""
+    command = [sys.executable, "-m", "worker", *sys.argv[1:]]
     sys.stderr.flush()
     os.execve(command[0], command, os.environ)  # noqa: S606  # ourselves
