@@ -203,3 +203,23 @@ def test_one_that_is_done_or_given_back_is_held_no_more(
         each["properties"]["delivery_info"].get("redelivered") for each in waiting(redis, namespace)
     ]
     assert marks == ([None, True, None] if given else [None, None])
+
+
+@pytest.mark.parametrize(("late", "left"), [(ack, []), (drop, []), (give_back, ["t"])])
+def test_what_was_taken_over_a_lost_connection_can_be_ended(
+    boxes: Callable[..., Box],
+    redis: Redis,
+    namespace: str,
+    late: Callable[[Message], None],
+    left: list[str],
+) -> None:
+    """The task ran on while its connection was closed: its message is ended over another one."""
+    box = boxes(namespace)
+    post(redis, namespace, "t")
+    message = one(box.drain())
+    box.channel.close()
+    assert ids_waiting(redis, namespace) == []
+    assert Messages(redis).held_by(namespace) == [message.delivery_tag]
+    late(message)
+    assert Messages(redis).held_by(namespace) == []
+    assert ids_waiting(redis, namespace) == left
