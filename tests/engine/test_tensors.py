@@ -91,3 +91,27 @@ def test_latents_come_in_any_precision(dtype: Any, given: torch.dtype) -> None:
     data = packed(x=torch.zeros(1, 4, 16, 16, dtype=given))
     made = Rounds(spec).result(job(latents=data))
     assert torch.isfinite(latents_of(made)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.uint8])
+def test_what_is_packed_comes_back(dtype: torch.dtype) -> None:
+    """Tensors of any type come back as they were, also a number, and parts of each other."""
+    whole = torch.arange(24).reshape(2, 3, 4).to(dtype)
+    named = {"a": whole, "b": whole[1], "c": whole[0, 0, 0], "d": whole.movedim(0, 2), "e": whole}
+    header, back = tensors.unpack(tensors.pack({"n": [1, "x"]}, named))
+    assert header == {"n": [1, "x"]}
+    assert back.keys() == named.keys()
+    for name, tensor in named.items():
+        assert back[name].dtype == dtype
+        assert torch.equal(back[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(b'"e"', b'"f"'), (b"[1, ", b"[2, "), (b"\7" * 8, b"\7" * 7 + b"\6")]
+)
+def test_what_was_changed_does_not(old: bytes, new: bytes) -> None:
+    """A changed name, header or value is an error."""
+    data = tensors.pack({"n": [1, "x"]}, {"e": torch.full((8,), 7, dtype=torch.uint8)})
+    assert data.count(old) == 1
+    with pytest.raises(ValueError, match="digest"):
+        tensors.unpack(data.replace(old, new))

@@ -74,8 +74,13 @@ class Batch:
         """Take out the jobs that were stopped, or whose own callback broke."""
         self._waiting = [each for each in self._waiting if not each.future.cancelled()]
         for running in (*self._waiting, *self._active, *self._denoised):
-            if (reason := running.must_end()) is not None:
+            if (reason := running.must_end()) is None:
+                continue
+            if (last_words := running.last_words(reason)) is None:
                 self._fail(running, reason)
+            else:
+                self._take_out(running)
+                self._beside(self._part, running, last_words, reason)
 
     def _admit(self) -> None:
         """Let jobs in, in their order; their texts are encoded together."""
@@ -105,7 +110,7 @@ class Batch:
     def _encode(self, some: Sequence[tuple[Running, Draft]]) -> None:
         together = self._runners.get(some[0][0].job.model).encode([draft for _, draft in some])
         for (running, _), lanes in zip(some, together, strict=True):
-            running.lanes, running.encoded_s = lanes, time.perf_counter()
+            running.begin(lanes)
             self._active.append(running)
 
     def _tick(self) -> bool:
@@ -210,12 +215,28 @@ class Batch:
         self._together(some[:half], call)
         self._together(some[half:], call)
 
-    def _fail(self, running: Running, error: BaseException) -> None:
+    def _part(
+        self, running: Running, last_words: Callable[[], None], reason: BaseException
+    ) -> None:
+        """End a job that was stopped, after what it leaves. Runs beside the engine."""
+        try:
+            last_words()
+        finally:  # without its future the job never ends
+            _set_exception(running, reason)
+
+    def _take_out(self, running: Running) -> None:
         for jobs in (self._waiting, self._active, self._denoised):
             if running in jobs:
                 jobs.remove(running)
         self._begun.discard(running)
-        fault = ends.fault_of(error)
         running.lanes.clear()
-        with suppress(InvalidStateError):  # it was cancelled: nobody waits for it
-            running.future.set_exception(fault)
+
+    def _fail(self, running: Running, error: BaseException) -> None:
+        self._take_out(running)
+        _set_exception(running, error)
+
+
+def _set_exception(running: Running, error: BaseException) -> None:
+    fault = ends.fault_of(error)
+    with suppress(InvalidStateError):  # it was cancelled: nobody waits for it
+        running.future.set_exception(fault)

@@ -59,6 +59,10 @@ class Job:
     latents: bytes | None = None
     prompt_embeds: bytes | None = None
     negative_prompt_embeds: bytes | None = None
+    #: Steps between two checkpoints; 0 is none.
+    checkpoint_every: int = 0
+    #: What an earlier attempt left. One that is of no use costs a warning.
+    checkpoint: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class Control:
     on_step: Callable[[Step], None] = field(default=lambda _: None)
     #: On the monotonic clock.
     deadline_s: float | None = None
+    #: Gets a step, and what another attempt goes on from. The pictures of all jobs wait for it.
+    on_checkpoint: Callable[[int, bytes], None] = field(default=lambda _step, _state: None)
     _reason: Stop | None = None
 
     def request(self, reason: Stop) -> None:
@@ -132,3 +138,5 @@ class JobResult:
     versions: dict[str, str]
     #: What of the prompts was beyond the text encoder's length and had no effect.
     truncated: tuple[str, ...] = ()
+    #: Step of the checkpoint that it went on from.
+    resumed_from_step: int | None = None

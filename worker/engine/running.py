@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from worker.engine.job import JobResult, JobStopped, Step, Timing
+from worker.engine.job import JobResult, JobStopped, Step, Stop, Timing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from worker.engine.job import Control, Job, Picture
     from worker.engine.lane import Lane
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -33,6 +36,9 @@ class Running:
     truncated: tuple[str, ...] = ()
     #: Steps that every picture has done, and of them those that were told.
     told: int = 0
+    #: Step of the checkpoint that it went on from, and of the newest that its caller has.
+    resumed_from_step: int | None = None
+    kept: int = 0
     #: UNet calls that it took part in, and the sum of the jobs in them.
     ticks: int = 0
     companions: int = 0
@@ -49,6 +55,17 @@ class Running:
         """Whether nothing is left to denoise."""
         return all(lane.is_done for lane in self.lanes)
 
+    def begin(self, lanes: list[Lane]) -> None:
+        """Take its new lanes, or those that its checkpoint makes of them."""
+        self.lanes = lanes
+        if self.job.checkpoint is not None:
+            from worker.engine import checkpoint  # noqa: PLC0415  # torch, with the first task only
+
+            if (resumed := checkpoint.resume(self.job.checkpoint, lanes)) is not None:
+                self.lanes = resumed
+                self.resumed_from_step = self.told = self.kept = self.steps
+        self.encoded_s = time.perf_counter()
+
     def must_end(self) -> BaseException | None:
         """Why it must end before it is done, if it must."""
         if self.broken is not None:
@@ -57,15 +74,53 @@ class Running:
         return None if reason is None else JobStopped(reason, self.steps)
 
     def news(self) -> list[Callable[[Callable[[Any, float], str]], None]]:
-        """A call for each step that is done and not told yet; it is given what makes previews."""
+        """A call for each step that is done and not told yet; it is given what makes previews.
+
+        One more keeps a checkpoint, where it is time for one.
+        """
         steps, total = self.steps, self.job.num_inference_steps
-        mean_s = (time.perf_counter() - self.encoded_s) / max(1, steps)
+        own_steps = steps - (self.resumed_from_step or 0)
+        mean_s = (time.perf_counter() - self.encoded_s) / max(1, own_steps)
         calls = []
         for step in range(self.told + 1, steps + 1):
             eta_s = round(mean_s * max(0, total - step), 3)
             calls.append(self._teller(step, total, eta_s))
+        every = self.job.checkpoint_every
+        if every and steps // every > self.told // every and not self.is_done:
+            calls.append(self._keeper())
         self.told = steps
         return calls
+
+    def last_words(self, reason: BaseException) -> Callable[..., None] | None:
+        """A call that keeps a checkpoint, where a job that ends so leaves one."""
+        drained = isinstance(reason, JobStopped) and reason.reason is Stop.DRAINED
+        if not (drained and self.job.checkpoint_every and self.lanes):
+            return None
+        return self._keeper()
+
+    def _keeper(self) -> Callable[..., None]:
+        """Capture where it stands; the call, beside the engine, makes a file of that.
+
+        Neither raises: a job without its checkpoint is still a job.
+        """
+        from worker.engine import checkpoint  # noqa: PLC0415  # torch, with the first task only
+
+        try:
+            snapshot = checkpoint.capture(self.lanes)
+        except Exception as error:  # noqa: BLE001  # see above
+            logger.warning("job %s: no checkpoint: %r", self.job.id, error)
+            return lambda *_: None
+
+        def keep(*_: object) -> None:
+            if self.broken is not None or snapshot.step <= self.kept:
+                return
+            try:
+                self.control.on_checkpoint(snapshot.step, snapshot.serialised())
+                self.kept = snapshot.step
+            except Exception as error:  # noqa: BLE001  # see above
+                logger.warning("job %s: no checkpoint: %r", self.job.id, error)
+
+        return keep
 
     def _teller(
         self, step: int, total: int, eta_s: float
@@ -96,4 +151,6 @@ class Running:
         )
         name = self.lanes[0].sampling.name
         batch = round(self.companions / max(1, self.ticks), 2)
-        return JobResult(tuple(pictures), timing, name, batch, versions, self.truncated)
+        return JobResult(
+            tuple(pictures), timing, name, batch, versions, self.truncated, self.resumed_from_step
+        )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 import numpy as np
+import torch
 
 from api_contracts.errors import Fault
 from worker.errors import BadRequest, UnsupportedScheduler
@@ -41,6 +42,8 @@ class Sampling:
     kinds: tuple[str, str]
     #: Parameters of the scheduler's `step`.
     takes: frozenset[str]
+    #: Tensors of the scheduler that no step changes.
+    constants: frozenset[str]
 
     def is_step(self, done: int) -> bool:
         """Whether after `done` evaluations a step is complete, as diffusers counts them."""
@@ -192,7 +195,10 @@ def make(name: str | None, own: Any, num_inference_steps: int) -> Sampling:  # n
         scheduler.set_begin_index(0)
     levels = tuple(sampler.levels(scheduler, own))
     takes = frozenset(inspect.signature(scheduler.step).parameters)
-    return Sampling(name, scheduler, levels, (kind, taken), takes)
+    constants = frozenset(
+        n for n, each in vars(scheduler).items() if isinstance(each, torch.Tensor)
+    )
+    return Sampling(name, scheduler, levels, (kind, taken), takes, constants)
 
 
 def _set_timesteps(scheduler: Any, name: str, number: int, least: int) -> None:  # noqa: ANN401  # diffusers has no base

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -12,7 +14,7 @@ from api_contracts.errors import Fault
 from worker.errors import BadRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 _DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
@@ -52,3 +54,36 @@ def read(data: bytes | None, where: str, shape: Sequence[int | str]) -> torch.Te
 def write(tensor: torch.Tensor) -> bytes:
     """A file that `read` takes back: the tensor, with a leading axis of one, as `latents`."""
     return safetensors.torch.save({"latents": tensor.unsqueeze(0).contiguous()})
+
+
+def pack(header: Mapping[str, Any], named: Mapping[str, torch.Tensor]) -> bytes:
+    """A file that `unpack` takes back: tensors, and a header of JSON. Waits for the device."""
+    held = {
+        # Each in memory of its own, without gaps: safetensors refuses anything else.
+        name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in named.items()
+    }
+    text = json.dumps(header)
+    return safetensors.torch.save(held, {"header": text, "digest": _digest(text, held)})
+
+
+def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Header and tensors, on the host.
+
+    Raises ValueError where a bit was lost or turned, and whatever else broken files make raise.
+    """
+    named = safetensors.torch.load(data)
+    size_bytes = int.from_bytes(data[:8], "little")
+    metadata = json.loads(data[8 : 8 + size_bytes])["__metadata__"]
+    if _digest(metadata["header"], named) != metadata["digest"]:
+        raise ValueError("its digest is that of another file")
+    header: dict[str, Any] = json.loads(metadata["header"])
+    return header, named
+
+
+def _digest(text: str, named: Mapping[str, torch.Tensor]) -> str:
+    total = hashlib.blake2b(text.encode(), digest_size=16)
+    for name, tensor in sorted(named.items()):
+        total.update(name.encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()

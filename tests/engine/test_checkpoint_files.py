@@ -1,0 +1,328 @@
+"""Files that are no checkpoint of the job: ignored with a warning, whatever is in them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import pickle
+import random
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.engine.attempts import assert_same, checkpoints, company, resumed, small
+from tests.engine.jobs import SPEC, Rounds
+from worker.engine import checkpoint, tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from worker.engine.job import Job, JobResult
+    from worker.engine.lane import Lane
+
+#: Keeps a list of outputs, a sample, and numbers; two pictures.
+WANTED = small(num_inference_steps=3, scheduler="unipc", num_images_per_prompt=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A job, what its checkpoint of step 2 is, and its undisturbed result."""
+
+    rounds: Rounds
+    left: bytes
+    whole: JobResult
+    #: New lanes, that nothing may change.
+    fresh: list[Lane]
+
+
+@pytest.fixture(scope="module")
+def case(rounds: Rounds) -> Case:
+    """A job whose checkpoints are spoilt here."""
+    whole, left = checkpoints(rounds, WANTED)
+    runner = rounds.runner
+    return Case(rounds, left[2], whole, runner.encode([runner.draft(WANTED)])[0])
+
+
+def assert_ignored(
+    rounds: Rounds, wanted: Job, left: bytes, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One warning that says why, and the picture of a job that was never disturbed."""
+    caplog.clear()
+    result = resumed(company(rounds), wanted, left)
+    warned = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+    assert len(warned) == 1
+    assert why in warned[0]
+    assert "\n" not in warned[0]
+    assert len(warned[0]) < 400
+    assert result.resumed_from_step is None
+    assert_same(result, rounds.result(wanted))
+
+
+def forged(
+    left: bytes, header: dict[str, Any] | None = None, **named: torch.Tensor | None
+) -> bytes:
+    """A file whose digest is right, by somebody who knows how: with other entries, None for out."""
+    told, held = tensors.unpack(left)
+    for name, tensor in named.items():
+        held.pop(name, None)
+        if tensor is not None:
+            held[name] = tensor
+    return tensors.pack(told | (header or {}), held)
+
+
+@pytest.mark.parametrize(
+    ("left", "why"),
+    [
+        (b"", "can't be read"),
+        (b"\0" * 64, "can't be read"),
+        (b"\xff" * 64, "can't be read"),
+        (b"PK\3\4" * 64, "can't be read"),
+        (tensors.write(torch.zeros(4, 8, 8)), "can't be read"),
+        (safetensors.torch.save({}, {"header": "{}", "digest": "0"}), "another file"),
+        (tensors.pack([], {}), "can't be read"),  # type: ignore[arg-type]  # as another would
+        (tensors.pack({}, {}), "its format is None, here it is 1"),
+        (tensors.pack({"format": 2}, {}), "its format is 2, here it is 1"),
+    ],
+    ids=range(9),
+)
+def test_what_is_no_checkpoint(
+    case: Case, caplog: pytest.LogCaptureFixture, left: bytes, why: str
+) -> None:
+    """Bytes of any other kind cost a warning."""
+    assert_ignored(case.rounds, WANTED, left, why, caplog)
+
+
+def test_nothing_is_unpickled(case: Case, tmp_path: Path) -> None:
+    """Reading a file runs nothing that is in it."""
+    mark = tmp_path / "ran"
+
+    class Cruel:
+        def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+            return os.mkdir, (mark,)
+
+    data = pickle.dumps(Cruel())
+    assert checkpoint.resume(data, case.fresh) is None
+    assert not mark.exists()
+    pickle.loads(data)
+    assert mark.exists()
+
+
+def test_a_header_that_was_changed(case: Case, caplog: pytest.LogCaptureFixture) -> None:
+    """The place that a file names is as well guarded as its tensors."""
+    left = case.left.replace(b"[2, 2]", b"[3, 3]")
+    assert left != case.left
+    assert_ignored(case.rounds, WANTED, left, "another file", caplog)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"scheduler": "ddim"}, "its scheduler is 'unipc', here it is 'ddim'"),
+        ({"num_inference_steps": 5}, "its steps is 3, here it is 5"),
+        ({"seeds": (6,)}, "its seeds is [5, 6], here it is [6, 7]"),
+        ({"num_images_per_prompt": 1}, "its seeds is [5, 6], here it is [5]"),
+        ({"width": 48}, "its shape is [1, 4, 8, 8], here it is [1, 4, 8, 12]"),
+        ({"prompts": ("a blue circle",)}, "its request is"),
+        ({"negative_prompts": ("a blue circle",)}, "its request is"),
+        ({"sag_scale": 0.5}, "its request is"),
+    ],
+)
+def test_of_another_job(
+    case: Case, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], why: str
+) -> None:
+    """A job that asks for another picture does not go on from this one's."""
+    wanted = dataclasses.replace(WANTED, **changes)
+    assert_ignored(case.rounds, wanted, case.left, why, caplog)
+
+
+def test_what_does_not_change_the_latents(case: Case) -> None:
+    """A second attempt may be told and encoded otherwise."""
+    wanted = dataclasses.replace(WANTED, id="b", checkpoint_every=3, preview_every=1, max_images=2)
+    again = resumed(company(case.rounds), wanted, case.left)
+    assert again.resumed_from_step == 2
+    assert_same(again, case.whole)
+
+
+@pytest.mark.parametrize("module", [torch, diffusers])
+def test_of_another_version(
+    case: Case, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, module: Any
+) -> None:
+    """Another version of torch or diffusers may compute, or remember, something else."""
+    name, here = module.__name__, str(module.__version__)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "__version__", "1.2.3")
+        _, left = checkpoints(case.rounds, WANTED)
+    assert_ignored(
+        case.rounds, WANTED, left[2], f"its {name} is '1.2.3', here it is {here!r}", caplog
+    )
+
+
+def test_of_another_precision(case: Case, caplog: pytest.LogCaptureFixture) -> None:
+    """A model that was loaded in another precision starts anew."""
+    half = Rounds(SPEC.model_copy(update={"dtype": "bfloat16"}))
+    _, left = checkpoints(half, WANTED)
+    assert_ignored(case.rounds, WANTED, left[2], "its dtype is 'torch.bfloat16'", caplog)
+
+
+def test_of_other_noise_levels(
+    case: Case, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So does one whose own scheduler was made otherwise."""
+    own = case.rounds.pipe.scheduler
+    other = type(own).from_config(own.config, beta_end=0.012)
+    with monkeypatch.context() as patched:
+        patched.setattr(case.rounds.pipe, "scheduler", other)
+        _, left = checkpoints(case.rounds, WANTED)
+    assert_ignored(case.rounds, WANTED, left[2], "its sampler's settings is", caplog)
+
+
+LATENTS = torch.zeros(1, 4, 8, 8)
+NAME = "0.scheduler.last_sample"
+
+
+@pytest.mark.parametrize(
+    ("header", "named", "why"),
+    [
+        ({"evaluations": None}, {}, "evaluations"),
+        ({"evaluations": "22"}, {}, "evaluations"),
+        ({"evaluations": [2]}, {}, "evaluations"),
+        ({"evaluations": [2, 2, 2]}, {}, "evaluations"),
+        ({"evaluations": [2, -1]}, {}, "evaluations"),
+        ({"evaluations": [2, 5]}, {}, "evaluations"),
+        ({"evaluations": [2, 10**30]}, {}, "evaluations"),
+        ({"evaluations": [2, True]}, {}, "evaluations"),
+        ({"evaluations": [2, 2.0]}, {}, "evaluations"),
+        ({"evaluations": [2, [2]]}, {}, "evaluations"),
+        ({"evaluations": [2, 1]}, {}, "lacks tensors"),
+        ({"evaluations": [0, 0]}, {}, "lacks tensors"),
+        ({}, {NAME: None}, "lacks tensors"),
+        ({}, {"0.generator": None}, "lacks tensors"),
+        ({}, {"2.latents": LATENTS}, "lacks tensors"),
+        ({}, {"0.scheduler.sigmas": LATENTS}, "lacks tensors"),
+        ({}, {"0.scheduler.step": LATENTS}, "lacks tensors"),
+        ({}, {"0.scheduler.__class__": LATENTS}, "lacks tensors"),
+        ({}, {"0.scheduler.model_outputs.2": LATENTS}, "lacks tensors"),
+        ({}, {"0.scheduler.model_outputs.-1": LATENTS}, "lacks tensors"),
+        ({}, {"0.latents": LATENTS.double()}, "its 0.latents is torch.float64"),
+        ({}, {"0.latents": LATENTS[:, :3]}, "its 0.latents is torch.float32 (1, 3, 8, 8)"),
+        ({}, {"1.latents": LATENTS[:0]}, "its 1.latents is torch.float32 (0, 4, 8, 8)"),
+        ({}, {NAME: torch.tensor(1.0)}, f"its {NAME} is torch.float32 ()"),
+        ({}, {NAME: LATENTS.to(torch.float8_e4m3fn)}, f"its {NAME} is torch.float8_e4m3fn"),
+        ({}, {"1.generator": torch.zeros(5056, dtype=torch.uint8)}, "can't be read"),
+        ({}, {"1.generator": torch.full((5056,), 255, dtype=torch.uint8)}, "can't be read"),
+        ({}, {"1.generator": torch.zeros(8, dtype=torch.uint8)}, "its 1.generator is"),
+    ],
+)
+def test_forged(
+    case: Case,
+    caplog: pytest.LogCaptureFixture,
+    header: dict[str, Any],
+    named: dict[str, torch.Tensor | None],
+    why: str,
+) -> None:
+    """A file that says it is right gives a sampler no tensor that it would not have itself.
+
+    Neither are the job's new lanes changed by what was found out late.
+    """
+    assert checkpoint.resume(forged(case.left, header, **named), case.fresh) is None
+    assert why in caplog.records[-1].getMessage()
+    for lane in case.fresh:
+        assert (lane.evaluations, lane.sampling.scheduler.step_index) == (0, None)
+
+
+def test_found_out_late(rounds: Rounds, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither has a sampler that draws noise drawn any for a file that is then of no use."""
+    wanted = small(num_inference_steps=3, scheduler="euler_a")
+    _, left = checkpoints(rounds, wanted)
+    spoilt = forged(left[2], {}, **{"0.latents": LATENTS.double()})
+    assert_ignored(rounds, wanted, spoilt, "its 0.latents is torch.float64", caplog)
+
+
+@pytest.mark.parametrize("header", ["[" * 100_000, "1" * 100_000, "{}" * 2, '{"format":', "\0"])
+def test_a_header_to_choke_on(case: Case, caplog: pytest.LogCaptureFixture, header: str) -> None:
+    """Whatever JSON does not read is a warning too."""
+    metadata = {"header": header, "digest": tensors._digest(header, {})}
+    left = safetensors.torch.save({}, metadata)
+    assert checkpoint.resume(left, case.fresh) is None
+    assert "can't be read" in caplog.records[-1].getMessage()
+
+
+def _mutated(data: bytes, dice: random.Random) -> bytes:
+    """Some of the file lost, doubled, turned or overwritten."""
+    spoilt = bytearray(data)
+    # Half of it in the first 3 KB, where the file says what it holds.
+    most = dice.choice([16, 3000, len(data), len(data)])
+    for _ in range(dice.choice([1, 1, 2, 20])):
+        at = dice.randrange(most) % max(1, len(spoilt))
+        match dice.randrange(5):
+            case 0:
+                spoilt[at] ^= 1 << dice.randrange(8)
+            case 1:
+                spoilt[at] = dice.randrange(256)
+            case 2:
+                del spoilt[at : at + dice.choice([1, 8, len(data)])]
+                spoilt += b"\0" * (not spoilt)
+            case 3:
+                spoilt[at:at] = spoilt[: dice.choice([1, 8, 1000])]
+            case _:
+                spoilt[at : at + 8] = dice.randbytes(8)
+    return bytes(spoilt)
+
+
+def test_bits_that_are_lost(case: Case) -> None:
+    """500 spoilt files: each is ignored, or what it gives is what was written."""
+    lanes, dice = case.fresh, random.Random(1)
+    whole = checkpoint.resume(case.left, lanes)
+    assert whole is not None
+    expected, gone_on = [checkpoint._state(lane) for lane in whole], 0
+    for _ in range(500):
+        again = checkpoint.resume(_mutated(case.left, dice), lanes)
+        if again is None:
+            continue
+        gone_on += 1
+        for lane, state in zip(again, expected, strict=True):
+            found = checkpoint._state(lane)
+            assert found.keys() == state.keys()
+            assert all(torch.equal(found[name], state[name]) for name in state)
+    assert gone_on < 50
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 2**70) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+_TENSORS = st.builds(
+    lambda shape, dtype, fill: torch.full(shape, fill).to(dtype),
+    st.sampled_from([(), (0,), (1,), (5056,), (1, 4, 8, 8), (1, 4, 8, 9), (2, 4, 8, 8)]),
+    st.sampled_from([torch.float32, torch.float16, torch.int64, torch.uint8, torch.bool]),
+    st.sampled_from([0.0, 1.0, 3e38, -1.0, float("nan"), float("inf")]),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_forged_at_random(case: Case, data: st.DataObject) -> None:
+    """Right by its digest and wrong in anything else: it is ignored, or the job comes to an end."""
+    told, held = tensors.unpack(case.left)
+    names = st.sampled_from(
+        [*sorted(held), "0.scheduler.timesteps", "0.scheduler.config", "9.latents", ""]
+    )
+    header = data.draw(
+        st.dictionaries(
+            st.sampled_from([*told]), _JSON | st.just([2, 2]) | st.just([1, 2]), max_size=1
+        )
+    )
+    named = data.draw(st.dictionaries(names, st.none() | _TENSORS, max_size=2))
+    again = checkpoint.resume(forged(case.left, header, **named), case.fresh)
+    for lane in again or ():
+        while not lane.is_done:
+            lane.advance(LATENTS, lane.noisy())
+        assert lane.latents.shape == LATENTS.shape
