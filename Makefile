@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 VENV   := .venv
+# Most of a test is waiting for a process: one more of them than cores.
+PROCESSES ?= 3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
@@ -23,7 +25,7 @@ demo: setup
 
 test: setup
 	rm -f .coverage .coverage.*
-	$(BIN)/coverage run -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest --numprocesses $(PROCESSES) --dist loadscope --no-loadscope-reorder $(ARGS)
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 chaos: setup

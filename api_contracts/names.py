@@ -72,7 +72,10 @@ class Keys:
 
     @property
     def open(self) -> str:
-        """Sorted set: ids that have not ended, by when they were last touched (Unix seconds)."""
+        """Sorted set: ids by when they were last touched (Unix seconds), until all is told.
+
+        That is until the task has ended and Celery's result says so, too.
+        """
         return f"{self.namespace}:open"
 
     @property

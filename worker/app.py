@@ -52,7 +52,7 @@ def create_app(settings: Settings, owner: str | None = None) -> Celery:
     app = Celery("sag-worker", set_as_current=False)
     app.conf.update(_configuration(settings))
     process = Process(settings, owner, _store(settings), lambda *task: _send(app, *task))
-    app.conf.broker_transport_options |= {
+    app.conf.broker_transport_options = TRANSPORT_OPTIONS | {
         "owner": owner,
         "lease_s": settings.lease_s + MARGIN_S,
         "may_take": lambda: process.executor.refusal is None,
@@ -89,7 +89,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        "broker_transport_options": TRANSPORT_OPTIONS,
+        "broker_transport_options": dict(TRANSPORT_OPTIONS),
         **celery_tls("broker_use_ssl", settings.broker_url.get_secret_value()),
         **celery_tls("redis_backend_use_ssl", settings.results.get_secret_value()),
         "redis_socket_timeout": 30,

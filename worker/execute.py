@@ -99,6 +99,10 @@ class Executor:
         metrics.DELIVERIES.labels(type(outcome).__name__.lower()).inc()
         return outcome
 
+    def told(self, task_id: str) -> None:
+        """Celery's result of an ended task is written: nothing is left to do."""
+        self._status.close(task_id)
+
     def drain(self) -> None:
         """Give back every task that is not done, at its next step, and claim no more."""
         with self._lock:

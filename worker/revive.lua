@@ -3,7 +3,7 @@
 -- KEYS[1]  ns:{id}:task  hash        read
 -- KEYS[2]  ns:open       sorted set  id touched, so that the message has time to arrive
 -- ARGV     id, the score in ns:open that was seen
--- gives    the request's JSON, or nothing when the task has ended or was touched meanwhile
+-- gives    the request's JSON, or nothing when the task is held or was touched meanwhile
 local touched = redis.call('ZSCORE', KEYS[2], ARGV[1])
 if not touched or tonumber(touched) ~= tonumber(ARGV[2]) then return false end
 local of = redis.call('HMGET', KEYS[1], 'status', 'lease_until', 'request')
@@ -11,8 +11,6 @@ if not of[1] then
   redis.call('ZREM', KEYS[2], ARGV[1])
   return false
 end
-if of[1] ~= 'queued' and (of[1] ~= 'running' or tonumber(of[2] or '0') > now_s()) then
-  return false
-end
+if of[1] == 'running' and tonumber(of[2] or '0') > now_s() then return false end
 redis.call('ZADD', KEYS[2], string.format('%.6f', now_s()), ARGV[1])
 return of[3] or 'null'

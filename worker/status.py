@@ -151,6 +151,10 @@ class Status:
         args: Sequence[str | int] = [claim.task_id, claim.fence, tail, int(counts)]
         return bool(persist(lambda: self._requeue(keys=self._three(claim.task_id), args=args)))
 
+    def close(self, task_id: str) -> None:
+        """Strike an ended task off the open ones: Celery's result, too, says so."""
+        persist(lambda: self.redis.zrem(self.keys.open, task_id))
+
     def _three(self, task_id: str) -> list[str]:
         return [self.keys.task(task_id), self.keys.events(task_id), self.keys.open]
 

@@ -70,9 +70,22 @@ class Generate(Task):
             case _:
                 assert_never(outcome)
 
+    def after_return(
+        self,
+        status: str,  # noqa: ARG002  # Celery's signature
+        retval: Any,  # noqa: ANN401, ARG002  # as above
+        task_id: str,
+        args: tuple[Any, ...],  # noqa: ARG002  # as above
+        kwargs: dict[str, Any],  # noqa: ARG002  # as above
+        einfo: Any,  # noqa: ANN401, ARG002  # as above
+    ) -> None:
+        """Celery's result is written; it is not when the process dies before, or Redis is away."""
+        self.executor.told(task_id)
+
     def _revoked(self, reason: str) -> NoReturn:
         """Celery's state for a cancelled task; `AsyncResult.get()` raises `TaskRevokedError`."""
         self.backend.mark_as_revoked(self.request.id, reason, self.request, store_result=True)
+        self.executor.told(self.request.id)
         raise Ignore(reason)
 
 

@@ -104,7 +104,7 @@ def record(redis: Redis, keys: Keys, task_id: str) -> dict[str, str]:
 
 
 def opened(redis: Redis, keys: Keys) -> set[str]:
-    """The ids that have not ended."""
+    """The ids of which not all is told."""
     found: Any = redis.zrange(keys.open, 0, -1)
     return {name.decode() for name in found}
 

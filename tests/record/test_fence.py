@@ -184,6 +184,8 @@ def test_records_live_until_their_end_and_then_so_long(
     assert status.finish(claim, TaskStatus.CANCELLED, {"step": 1}, {"step": 1})
     assert all(0 < left <= TTL_S for left in lives())
     assert not redis.exists(keys.checkpoint(task_id))
+    assert opened(redis, keys) == {task_id}  # until Celery's result says so, too
+    status.close(task_id)
     assert opened(redis, keys) == set()
 
 

@@ -11,12 +11,13 @@ from kombu import Exchange, Queue
 
 from api_contracts import GenerationClient, TaskStatus, names
 from tests.record.box import post, taken, waiting
-from tests.record.owners import kinds, lapse, opened, record, take, take_over, told
+from tests.record.owners import ask, kinds, lapse, opened, record, take, take_over, told
 from tests.record.rescue import Sent, age, elected
 from worker.app import _configuration, _send
 from worker.messages import UNACKED, UNACKED_INDEX, Messages
 from worker.reconciler import SLICE, priority_of
 from worker.settings import Settings
+from worker.status import Ended
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,6 +96,25 @@ def test_a_task_that_has_a_message_is_not_sent_again(
     age(redis, status.keys, task_id)
     elected(redis, status.keys, sent).walk()
     assert sent.letters == []
+
+
+def test_an_end_of_which_celery_was_not_told_is_sent_again(
+    client: GenerationClient, status: Status, redis: Redis, task_id: str, sent: Sent
+) -> None:
+    """Whoever claims it repeats the end, until Celery's result is written; then no more."""
+    assert client.handle(task_id).cancel() is TaskStatus.QUEUED
+    lose(redis, status.keys.namespace)
+    made = elected(redis, status.keys, sent)
+    made.walk()
+    assert sent.ids == []  # its message may be on the way
+    age(redis, status.keys, task_id)
+    made.walk()
+    assert sent.ids == [task_id]
+    assert ask(status, task_id) == Ended("cancelled", {"step": 0})
+    status.close(task_id)
+    made.walk()
+    assert (sent.ids, opened(redis, status.keys)) == ([task_id], set())
+    assert kinds(redis, status.keys, task_id) == ["queued", "cancelled"]
 
 
 @pytest.mark.parametrize("priority", [0, 5, 9])
@@ -206,7 +226,7 @@ def test_what_was_touched_meanwhile_is_let_be(  # noqa: PLR0913, PLR0917  # fixt
     assert sent.letters == []
     made.walk()
     assert sent.letters == []
-    assert opened(redis, status.keys) == (set() if meanwhile in (end_it, forget_it) else {"task"})
+    assert opened(redis, status.keys) == (set() if meanwhile is forget_it else {"task"})
 
 
 def test_a_long_queue_is_looked_through(client: GenerationClient, redis: Redis, sent: Sent) -> None:

@@ -11,7 +11,7 @@ from celery import Celery
 from celery.exceptions import TaskRevokedError
 from redis import Redis
 
-from api_contracts import TaskStatus
+from api_contracts import TaskStatus, names
 from tests.service.conftest import END_S, check_events, wait_for, wait_until
 from worker import embedded
 from worker.messages import UNACKED
@@ -163,6 +163,28 @@ def test_a_task_whose_message_has_expired_is_not_begun(
         assert [event.type for event in handle.events(timeout=END_S)] == ["expired"]
     assert early.get(timeout=END_S)["images"]
     check_events(list(one_slot.client.handle(early.id).events(timeout=END_S)))
+
+
+def test_an_end_whose_message_is_lost_is_told_all_the_same(
+    start_service: Callable[..., AbstractContextManager[Service]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """The record's end stands at once; whoever waits for Celery's result hears of it, too."""
+    with (
+        embedded.redis_server(tmp_path_factory.mktemp("redis")) as url,
+        start_service(url, lease_s="2") as worker,
+        Celery("stranger", broker=url, backend=url) as app,
+        Redis.from_url(url) as redis,
+    ):
+        waiting = worker.client.submit(SHORT | {"model": "nobodys"}, "t")
+        assert waiting.cancel() == "queued"
+        redis.delete(*names.queue_lists("nobodys"))
+        # Its queue is one that a worker serves, so that the next message finds one.
+        redis.hset(worker.client.keys.task("t"), "queue", QUEUE)
+        with pytest.raises(TaskRevokedError):
+            app.AsyncResult("t").get(timeout=END_S)
+        wait_until(lambda: redis.zcard(worker.client.keys.open) == 0)
+        assert [event.type for event in waiting.events(timeout=END_S)] == ["queued", "cancelled"]
 
 
 def test_what_is_revoked_after_its_end_stays(one_slot: Service, stranger: Celery) -> None:
