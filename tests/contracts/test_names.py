@@ -55,3 +55,14 @@ def test_published_names() -> None:
     """The names that other code was written against stay."""
     assert names.TASK_NAME == "sag.generate"
     assert names.queue_name("default") == "generate.default"
+
+
+def test_an_application_keeps_its_options_to_itself() -> None:
+    """What a worker adds to the options of its broker is nobody else's."""
+    from worker.app import create_app
+    from worker.settings import Settings
+
+    before = dict(names.TRANSPORT_OPTIONS)
+    app = create_app(Settings(device="cpu"))
+    assert app.conf.broker_transport_options["owner"]
+    assert before == names.TRANSPORT_OPTIONS
