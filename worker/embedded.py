@@ -6,10 +6,12 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -168,15 +170,16 @@ def running(
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("SAG_", "AWS_"))
     }
-    with log.open("ab") as output:
-        process = subprocess.Popen(  # noqa: S603  # a fixed command
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=inherited | (environment or {}),
-            start_new_session=True,
-        )
-    try:
+    with ExitStack() as stack:
+        with log.open("ab") as output, _signals_held_back():
+            process = subprocess.Popen(  # noqa: S603  # a fixed command
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=inherited | (environment or {}),
+                start_new_session=True,
+            )
+            stack.callback(_stop, process, stop_s)
         deadline_s = time.monotonic() + START_S
         while not ready():
             if process.poll() is not None or time.monotonic() > deadline_s:
@@ -187,13 +190,35 @@ def running(
                 raise RuntimeError(message)
             time.sleep(LOOK_S)
         yield process
+
+
+def _stop(process: subprocess.Popen[bytes], patience_s: float) -> None:
+    process.terminate()
+    try:
+        process.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Ctrl-C between a process's start and our knowing of it would leave it running."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no signal is handled here
+        return
+    came: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _frame: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
     finally:
-        process.terminate()
-        try:
-            process.wait(stop_s)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for each in came:
+            signal.raise_signal(each)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.conftest import Service
 
 REQUEST = {
-    "prompt": "a large red star on a blue background", "num_inference_steps": 20, "sag_scale": 0.75,
+    "prompt": "a large red star on a blue background", "num_inference_steps": 60, "sag_scale": 0.75,
 }  # fmt: skip
 
 
