@@ -42,7 +42,7 @@ class GenerationClient:
         self._celery = Celery("sag-client", broker=broker_url, set_as_current=False)
         self._celery.conf.update(
             task_serializer="json",
-            broker_transport_options=names.TRANSPORT_OPTIONS,
+            broker_transport_options=dict(names.TRANSPORT_OPTIONS),
             broker_connection_timeout=CONNECT_S,
             **celery_tls("broker_use_ssl", broker_url),
         )

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from api_contracts.errors import Fault, InvalidRequest
-from api_contracts.request import MAX_METADATA_BYTES, MAX_SEED, GenerationRequest, Limits
+from api_contracts.request import (
+    ETA_SCHEDULERS,
+    MAX_METADATA_BYTES,
+    MAX_SEED,
+    GenerationRequest,
+    Limits,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -101,9 +107,11 @@ def _contradictions(request: GenerationRequest) -> Iterator[Fault]:
         )
     if isinstance(request.seed, int) and request.seed + images - 1 > MAX_SEED:
         yield Fault(where="seed", what="the last image's seed is too large", limit=f"<= {MAX_SEED}")
-    if request.eta > 0 and request.scheduler not in (None, "ddim"):
+    if request.eta > 0 and request.scheduler not in (None, *ETA_SCHEDULERS):
         yield Fault(
-            where="eta", what=f"has no meaning for scheduler {request.scheduler}", limit="ddim only"
+            where="eta",
+            what=f"has no meaning for scheduler {request.scheduler}",
+            limit=f"{' and '.join(ETA_SCHEDULERS)} only",
         )
     size_bytes = len(json.dumps(request.metadata, ensure_ascii=False).encode())
     if size_bytes > MAX_METADATA_BYTES:

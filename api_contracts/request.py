@@ -12,6 +12,8 @@ from api_contracts.names import DEFAULT_MODEL, MODEL_PATTERN
 MAX_PROMPT_CHARS = 2_000
 MAX_METADATA_BYTES = 4_096
 MAX_SEED = 2**63 - 1
+#: Those that use `eta`.
+ETA_SCHEDULERS = ("ddim", "tcd")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,9 @@ class GenerationRequest(_Strict):
     guidance_scale: float = Field(default=7.5, ge=0, le=50, description="On when above 1.")
     sag_scale: float = Field(default=0.75, ge=0, le=10, description="On when above 0.")
     num_images_per_prompt: int = Field(default=1, ge=1, le=64)
-    eta: float = Field(default=0.0, ge=0, le=1, description="For the `ddim` and `tcd` schedulers.")
+    eta: float = Field(
+        default=0.0, ge=0, le=1, description=f"For the schedulers {' and '.join(ETA_SCHEDULERS)}."
+    )
     seed: Seeds | None = Field(
         default=None,
         description="One gives seed, seed+1, … for the images; null takes one from the task id.",

@@ -56,15 +56,19 @@ def run(
         folder = tempfile.mkdtemp(prefix="sag-metrics-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-    from worker import supervisor  # noqa: PLC0415  # see above
+    from worker import metrics, supervisor  # noqa: PLC0415  # see above
 
     if gpu and device != "auto":
         _fail("give --gpu or --device, not both", INVALID)
     chosen = settings.device if device == "auto" else device
     try:
         children = supervisor.environments(chosen, gpu or [], workers)
+        if settings.metrics_port is not None:
+            metrics.serve(settings.metrics_port)
     except (ValueError, RuntimeError) as error:
         _fail(str(error), INVALID)
+    except OSError as error:
+        _fail(f"SAG_METRICS_PORT={settings.metrics_port}: {error}", INVALID)
     sys.exit(supervisor.run(settings, children, work))
 
 

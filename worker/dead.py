@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from api_contracts.errors import Fault, InvalidRequest
 from api_contracts.names import is_task_id
 from api_contracts.records import reach
 
@@ -68,9 +69,17 @@ class DeadLetters:
             return None
         longer = task_id + REPLAY
         new_id = longer if is_task_id(longer) else None
-        handle = self._client.submit(json.loads(letters[-1].request), new_id)
+        handle = self._client.submit(_request(letters[-1]), new_id)
         reach(lambda: self._client.redis.xdel(self._client.keys.dead, *(e.entry for e in letters)))
         return handle.task_id
+
+
+def _request(letter: DeadLetter) -> Any:  # noqa: ANN401  # whatever was sent
+    try:
+        return json.loads(letter.request)
+    except ValueError as error:
+        what = "was cut when it was refused, or was never JSON"
+        raise InvalidRequest([Fault(where="request", what=what, limit="JSON")]) from error
 
 
 def _letter(entry: bytes, fields: dict[bytes, bytes]) -> DeadLetter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from api_contracts.errors import ErrorCode, TaskError
@@ -39,6 +40,17 @@ def terminal(
             return TaskStatus.EXPIRED, {"step": step}
 
 
+def kept(outcome: Succeeded | Failed | Cancelled | Expired) -> dict[str, Any]:
+    """What the record keeps of an outcome, for `earlier`."""
+    match outcome:
+        case Succeeded(result=result):
+            return result.model_dump(mode="json")
+        case Failed(error=error):
+            return error.model_dump(mode="json")
+        case Cancelled() | Expired():
+            return asdict(outcome)
+
+
 def earlier(ended: Ended) -> Outcome:
     """The outcome that an ended task had, so that a repeated message is answered alike."""
     match TaskStatus(ended.status):
@@ -47,9 +59,9 @@ def earlier(ended: Ended) -> Outcome:
         case TaskStatus.FAILED:
             return Failed(TaskError.model_validate(ended.outcome))
         case TaskStatus.CANCELLED:
-            return Cancelled(int(ended.outcome.get("step", 0)))
+            return Cancelled(**ended.outcome)
         case TaskStatus.EXPIRED:
-            return Expired(int(ended.outcome.get("step", 0)))
+            return Expired(**ended.outcome)
         case _:
             return Dropped(f"record says {ended.status}")
 

@@ -205,7 +205,7 @@ class Executor:
             ours = self._status.requeue(claim, fields, counts=outcome.counts)
         else:
             status, fields = endings.terminal(outcome)
-            kept: Any = fields.get("result") or fields.get("error") or fields
+            kept = endings.kept(outcome)
             dead = endings.why_dead(outcome)
             ours = self._status.finish(claim, status, kept, {**fields, **metadata}, dead)
         if not ours:

@@ -52,7 +52,7 @@ def answering(settings: Settings) -> dict[str, str | None]:
     url = settings.broker_url.get_secret_value()
     app = Celery("sag-health", broker=url, set_as_current=False)
     app.conf.update(
-        broker_transport_options=TRANSPORT_OPTIONS,
+        broker_transport_options=dict(TRANSPORT_OPTIONS),
         broker_connection_timeout=CONNECT_S,
         **celery_tls("broker_use_ssl", url),
     )
@@ -81,6 +81,8 @@ def _redis(settings: Settings) -> Iterator[Finding]:
     servers = {"broker": settings.broker_url}
     if settings.events_url is not None:
         servers["events"] = settings.events_url
+    if settings.result_url is not None:
+        servers["result"] = settings.result_url
     for what, url in servers.items():
         redis = connect(url.get_secret_value())
         try:

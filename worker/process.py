@@ -138,14 +138,16 @@ class Process:
         """Give back all tasks of a process that hangs, and their messages; each is an attempt."""
         for claim, _ in self.lease.held():
             reason = f"a step lasted longer than {self._settings.step_timeout_s:g} s"
+            fields: dict[str, Any] = {"metadata": self._status.metadata(claim.task_id)}
             if claim.attempt < self._settings.max_attempts:
-                self._status.requeue(claim, {"reason": f"worker stalled: {reason}"}, counts=True)
+                fields["reason"] = f"worker stalled: {reason}"
+                self._status.requeue(claim, fields, counts=True)
                 continue
             message = f"{reason}, in the last of {claim.attempt} attempts"
             error = TaskError(code=ErrorCode.WORKER_STALLED, message=message, retryable=True)
             kept = error.model_dump(mode="json")
-            self._status.finish(claim, TaskStatus.FAILED, kept, {"error": kept}, message)
-        recovery.give_back(self._settings, self._owner)
+            self._status.finish(claim, TaskStatus.FAILED, kept, fields | {"error": kept}, message)
+        recovery.give_back(self._settings, self._owner, "stall")
 
 
 def drain_s(asked_s: Sequence[float], timeout_s: float) -> float:

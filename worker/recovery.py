@@ -20,10 +20,11 @@ logger = logging.getLogger(__name__)
 ANSWER_S = 2.0
 
 
-def give_back(settings: Settings, owner: str) -> int:
+def give_back(settings: Settings, owner: str, reason: str = "death") -> int:
     """Put the messages of process `owner` back and end its leases; gives how many there were.
 
-    The owner must be dead. Raises what redis-py raises.
+    The owner must be dead, or about to end; `reason` says which to the metrics. Raises what
+    redis-py raises.
     """
     broker = connect_impatiently(settings.broker_url.get_secret_value(), ANSWER_S)
     events = connect_impatiently(settings.events.get_secret_value(), ANSWER_S)
@@ -38,6 +39,6 @@ def give_back(settings: Settings, owner: str) -> int:
                 release(keys=[settings.keys.task(str(task_id))], args=[owner])
             number += messages.put_back(tag)
     if number:
-        metrics.RECOVERED.labels("death").inc(number)
-        logger.warning("%d messages of %s put back: it is dead", number, owner)
+        metrics.RECOVERED.labels(reason).inc(number)
+        logger.warning("%d messages of %s put back (%s)", number, owner, reason)
     return number

@@ -7,6 +7,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from api_contracts.records import metadata_of
 from api_contracts.scripts import event_tail, load
 from worker.patience import persist
 
@@ -114,6 +115,11 @@ class Status:
         """The checkpoint that an earlier attempt left."""
         state: Any = persist(lambda: self.redis.get(self.keys.checkpoint(task_id)))
         return state if isinstance(state, bytes) else None
+
+    def metadata(self, task_id: str) -> dict[str, str]:
+        """The metadata of the record's request."""
+        request: Any = persist(lambda: self.redis.hget(self.keys.task(task_id), "request"))
+        return metadata_of(request)
 
     def is_ours(self, claim: Claim) -> bool:
         """Whether nobody has claimed the task since, nor ended it."""

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
-from worker import gpu, metrics, recovery
+from worker import gpu, recovery
 from worker.child import Child
 from worker.crew import Crew
 from worker.orphans import Orphans
@@ -70,8 +70,6 @@ def run(
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _frame: signals.append(number))
-    if settings.metrics_port is not None:
-        metrics.serve(settings.metrics_port)
     with ThreadPoolExecutor(1, "give-back") as beside:
         orphans = Orphans(partial(recovery.give_back, settings), beside.submit)
         grace_s = settings.drain_timeout_s + GRACE_S

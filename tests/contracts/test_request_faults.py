@@ -57,6 +57,7 @@ def test_fields_that_contradict_each_other(data: dict[str, object], where: str) 
         {"prompt": ["x", "y"], "num_images_per_prompt": 2, "seed": [1, 2, 3, 4]},
         {"prompt": ["x", "y"], "seed": MAX_SEED - 1},
         {"prompt": "x", "eta": 1.0, "scheduler": "ddim"},
+        {"prompt": "x", "eta": 1.0, "scheduler": "tcd"},
         {"prompt": "x", "eta": 1.0},
         {"prompt": "x", "eta": 0.0, "scheduler": "euler"},
         {"prompt": "x", "negative_prompt_embeds": EMBEDS},

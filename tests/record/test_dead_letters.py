@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from api_contracts import GenerationClient, TaskStatus
+from api_contracts import GenerationClient, InvalidRequest, TaskStatus
 from api_contracts.errors import ErrorCode, TaskError
 from api_contracts.result import GenerationResult
 from tests.record.owners import RESULT, ask, take, take_over, worker
@@ -112,3 +112,14 @@ def test_a_letter_can_be_sent_again(
     assert letters(client) == []
     assert client.handle(new_id).status() is TaskStatus.QUEUED
     assert isinstance(ask(worker(client.redis, keys, "other"), task_id), Ended)
+
+
+@pytest.mark.parametrize("request_", ['{"prompt": "' + "x" * 5000, ""])
+def test_a_letter_whose_request_was_cut_is_not_sent_again(
+    client: GenerationClient, redis: Redis, keys: Keys, request_: str
+) -> None:
+    """It is refused by name, and stays to be looked at."""
+    redis.xadd(keys.dead, {"task_id": "cut", "request": request_[:4000], "reason": "r"})
+    with pytest.raises(InvalidRequest, match="request"):
+        DeadLetters(client).replay("cut")
+    assert len(letters(client)) == 1

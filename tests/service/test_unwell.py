@@ -100,7 +100,7 @@ def test_a_worker_that_stalls_ends_and_says_so(
     """A step beyond its time: status 75, the task goes back; with its last attempt it fails."""
     name = f"stalls{uuid.uuid4().hex[:8]}"
     options = {"namespace": name, "step_timeout_s": "1", "max_attempts": "2", "lease_s": "60"}
-    large = SHORT | {"height": 1024, "width": 1024}
+    large = SHORT | {"height": 1024, "width": 1024, "metadata": {"k": "v"}}
     with embedded.redis_server(tmp_path) as url, Redis.from_url(url) as redis:
         for attempt in (1, 2):
             with start_service(url, WORK, **options) as worker:
@@ -114,6 +114,7 @@ def test_a_worker_that_stalls_ends_and_says_so(
         check_events(events)
         kinds = [event.type for event in events if event.type not in ("loading", "progress")]
         assert kinds == ["queued", "started", "requeued", "started", "failed"]
+        assert all(event.metadata == {"k": "v"} for event in events)
         assert redis.xlen(worker.client.keys.dead) == 1
         with pytest.raises(GenerationFailed) as failed:
             handle.result(END_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -53,3 +54,15 @@ def test_the_client_verifies_the_certificate_of_the_broker() -> None:
     with GenerationClient("rediss://127.0.0.1:1/0") as client:
         assert client._celery.connection_for_write().ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
         assert client.redis.connection_pool.connection_kwargs.get("ssl_cert_reqs") != "none"
+
+
+def test_a_port_for_metrics_that_is_taken_is_named() -> None:
+    """Before a process is started, in a line."""
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = command("run", "--device", "cpu", SAG_METRICS_PORT=port)
+    assert done.returncode == 2
+    assert f"SAG_METRICS_PORT={port}" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -11,13 +11,11 @@ import numpy as np
 import torch
 
 from api_contracts.errors import Fault
+from api_contracts.request import ETA_SCHEDULERS
 from worker.errors import BadRequest, UnsupportedScheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-
-#: Those that use `eta`.
-WITH_ETA = ("ddim", "tcd")
 
 
 @dataclass(frozen=True)
@@ -229,9 +227,11 @@ def is_served(own: Any) -> bool:  # noqa: ANN401  # diffusers has no base
 
 def check_eta(eta: float, scheduler: str) -> None:
     """Refuse an `eta` that the scheduler would not use."""
-    if eta > 0 and scheduler not in WITH_ETA:
+    if eta > 0 and scheduler not in ETA_SCHEDULERS:
         what = f"has no meaning for scheduler {scheduler}"
-        raise BadRequest(Fault(where="eta", what=what, limit=f"{' and '.join(WITH_ETA)} only"))
+        raise BadRequest(
+            Fault(where="eta", what=what, limit=f"{' and '.join(ETA_SCHEDULERS)} only")
+        )
 
 
 def _kind_of(own: Any) -> _Sampler:  # noqa: ANN401  # diffusers has no base
