@@ -31,10 +31,9 @@ class GenerationClient:
         namespace: str = names.DEFAULT_NAMESPACE,
         *,
         events_url: str | None = None,
-        record_ttl_s: int = 86_400,
     ) -> None:
         """Connect to nothing yet; `events_url` is the broker's unless the workers differ."""
-        self._records = Records(events_url or broker_url, namespace, record_ttl_s)
+        self._records = Records(events_url or broker_url, namespace)
         self.keys, self.redis = self._records.keys, self._records.redis
         self._broker = connect(broker_url)
         from celery import Celery  # noqa: PLC0415  # a third of this package's import time

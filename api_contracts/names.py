@@ -79,6 +79,11 @@ class Keys:
         return f"{self.namespace}:open"
 
     @property
+    def wishes(self) -> str:
+        """Sorted set: ids without a record whose cancel was requested, by when (Unix seconds)."""
+        return f"{self.namespace}:wishes"
+
+    @property
     def dead(self) -> str:
         """Stream: tasks that no worker could finish, with request and reason."""
         return f"{self.namespace}:dead"

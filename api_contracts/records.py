@@ -24,11 +24,10 @@ class Records:
     those two let redis-py's own errors through, for whoever wants to wait and ask again.
     """
 
-    def __init__(self, url: str, namespace: str, record_ttl_s: int) -> None:
-        """`record_ttl_s` is how long a task that ends here is remembered."""
+    def __init__(self, url: str, namespace: str) -> None:
+        """Raises ValueError for what is no URL."""
         self.redis = connect(url)
         self.keys = Keys(namespace)
-        self.record_ttl_s = record_ttl_s
         self._submit = load(self.redis, "api_contracts", "submit")
         self._cancel = load(self.redis, "api_contracts", "cancel")
 
@@ -51,8 +50,8 @@ class Records:
         """Ask for a task to end; gives the status that it had, None without a record."""
         fields = {"step": 0, "metadata": self._metadata(task_id)}
         tail = event_tail(task_id, "cancelled", fields)
-        args: list[str | int] = [task_id, tail, self.record_ttl_s, self.keys.control]
-        keys = [*self._three(task_id), self.keys.checkpoint(task_id)]
+        args = [task_id, tail, self.keys.control]
+        keys = [*self._three(task_id), self.keys.wishes]
         status = reach(lambda: self._cancel(keys=keys, args=args)).decode()
         return None if status == "unknown" else TaskStatus(status)
 

@@ -12,7 +12,6 @@ redis.call('HSET', KEYS[1], 'status', 'queued', 'attempt', 0, 'fence', 0, 'reque
 if ARGV[5] ~= '' then
   redis.call('HSET', KEYS[1], 'deadline_at', string.format('%.6f', now + ARGV[5]))
 end
-redis.call('PERSIST', KEYS[1])
 redis.call('ZADD', KEYS[3], string.format('%.6f', now), ARGV[1])
 append_event(KEYS[1], KEYS[2], ARGV[3])
 return {'queued', ARGV[2]}

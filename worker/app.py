@@ -98,7 +98,9 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "result_backend_always_retry": True,
         "result_backend_max_retries": 60,
         "result_expires": settings.record_ttl_s,
-        "task_track_started": True,
+        # Celery would write this state before the task's body, and fail the task when it can't;
+        # and where it can't write an end, it would write another. See tasks.
+        "task_track_started": False,
         "task_queue_max_priority": len(PRIORITIES),
         # What `sag-worker health` asks over: a worker that answers has a consumer that works.
         "worker_enable_remote_control": True,
@@ -107,11 +109,15 @@ def _configuration(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _store(settings: Settings) -> Callable[[str, dict[str, int]], None]:
-    """What writes Celery's `PROGRESS` of a task, or gives up soon."""
+def _store(settings: Settings) -> Callable[[str, dict[str, Any], str], None]:
+    """What writes Celery's state of a task that runs, or gives up soon."""
     progress = Celery("sag-progress", set_as_current=False)
     progress.conf.update(_configuration(settings) | _IMPATIENT)
-    return lambda task_id, meta: progress.backend.store_result(task_id, meta, "PROGRESS")
+
+    def store(task_id: str, meta: dict[str, Any], state: str) -> None:
+        progress.backend.store_result(task_id, meta, state)
+
+    return store
 
 
 def _send(app: Celery, task_id: str, request: Any, queue: str) -> None:  # noqa: ANN401  # any JSON
@@ -145,7 +151,7 @@ def _follow_signals(process: Process, settings: Settings) -> None:
 
     def start(**_: object) -> None:
         events = settings.events.get_secret_value()
-        records = Records(events, settings.namespace, settings.record_ttl_s)
+        records = Records(events, settings.namespace)
         control.install(records, lambda: process.executor.refusal)
         process.start()
 

@@ -8,6 +8,8 @@ import time
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TYPE_CHECKING
 
+from redis.exceptions import RedisError
+
 from worker import endings
 from worker.company import Company
 from worker.engine.job import JobStopped, Stop
@@ -47,15 +49,18 @@ class Attempts:
         self._company = Company()
 
     def work(self, claim: Claim, order: Order, control: Control) -> Outcome:
-        """Denoise and store; what nobody foresaw becomes `internal`."""
+        """Denoise and store; what nobody foresaw becomes `internal`.
+
+        Raises only what redis-py raises, when Redis stays away: no fault of the task, nor of ours.
+        """
         if order.request.deadline_s is not None:
             left_s = claim.submitted_at_s + order.request.deadline_s - claim.claimed_at_s
             control.deadline_s = time.monotonic() + left_s
         control.on_step = lambda step: self._tell_step(claim, order, step)
         control.on_checkpoint = lambda step, state: self._publisher.keep(claim, step, state)
-        self._publisher.watch(claim, control)
         begun_s = time.monotonic()
         try:
+            self._publisher.watch(claim, control)
             made = self._denoise(claim, order, control)
             fields = {"images": len(made.pictures), "metadata": order.request.metadata}
             self._publisher.post(claim, "uploading", fields)
@@ -68,6 +73,8 @@ class Attempts:
             return endings.stopped(JobStopped(Stop.SUPERSEDED, 0))
         except TaskFault as fault:
             return Failed(fault.error)
+        except RedisError:
+            raise
         except Exception as error:
             logger.exception("task %s failed for a reason that is ours", claim.task_id)
             return Failed(endings.internal(error))

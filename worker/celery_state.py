@@ -1,11 +1,13 @@
-"""Celery's `PROGRESS` state, written beside the events, so that its Redis can't hold them up."""
+"""Celery's states of a running task, written beside the events: its Redis holds nobody up."""
 
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,28 +23,38 @@ FLUSH_S = 5.0
 class CeleryState:
     """One daemon thread, which writes the newest state of each task and skips the others."""
 
-    def __init__(self, store: Callable[[str, dict[str, int]], None]) -> None:
-        """`store` gets a task id and `{"step", "total_steps"}`; it should give up in seconds."""
+    def __init__(self, store: Callable[[str, dict[str, Any], str], None]) -> None:
+        """`store` gets a task id, what Celery keeps and the state; it should give up in seconds."""
         self._store = store
-        self._newest: dict[str, dict[str, int]] = {}
+        self._newest: dict[str, tuple[dict[str, Any], str]] = {}
         self._told_s: dict[str, float] = {}
         self._busy: str | None = None
         self._closed = False
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
 
+    def begin(self, task_id: str) -> None:
+        """Hand `STARTED` over, with what Celery itself would write, and return at once."""
+        meta = {"pid": os.getpid(), "hostname": socket.gethostname()}
+        with self._wake:
+            self._hand_over(task_id, meta, "STARTED")
+
     def tell(self, task_id: str, meta: dict[str, int]) -> None:
-        """Hand a state over and return at once; one that comes too soon is skipped."""
+        """Hand `PROGRESS` over: `{"step", "total_steps"}`. What comes too soon is skipped."""
         now_s = time.monotonic()
         with self._wake:
             if now_s - self._told_s.get(task_id, -EVERY_S) < EVERY_S:
                 return
             self._told_s[task_id] = now_s
-            self._newest[task_id] = meta
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="celery", daemon=True)
-                self._thread.start()
-            self._wake.notify_all()
+            self._hand_over(task_id, meta, "PROGRESS")
+
+    def _hand_over(self, task_id: str, meta: dict[str, Any], state: str) -> None:
+        self._newest[task_id] = meta, state
+        if self._thread is None:
+            thread = threading.Thread(target=self._serve, name="celery", daemon=True)
+            thread.start()
+            self._thread = thread
+        self._wake.notify_all()
 
     def forget(self, task_id: str) -> None:
         """Write nothing more about a task: what comes next is its end, which must stay."""
@@ -71,8 +83,8 @@ class CeleryState:
                 if self._closed:
                     return
                 self._busy = task_id = next(iter(self._newest))
-                meta = self._newest.pop(task_id)
+                newest = self._newest.pop(task_id)
             try:
-                self._store(task_id, meta)
+                self._store(task_id, *newest)
             except Exception as error:  # noqa: BLE001  # Celery's backends raise what they like
                 logger.warning("Celery's state of task %s not told: %r", task_id, error)

@@ -32,15 +32,17 @@ if status == 'running' and tonumber(redis.call('HGET', task, 'lease_until') or '
 end
 if not status then
   redis.call('HSET', task, 'request', request, 'submitted_at', stamp, 'queue', ARGV[10])
+  if deadline_s ~= '' then
+    redis.call('HSET', task, 'deadline_at', string.format('%.6f', now + deadline_s))
+  end
 end
-redis.call('PERSIST', task)
 local submitted = redis.call('HGET', task, 'submitted_at')
 local answer = 'run'
 if redis.call('HGET', task, 'cancel_requested') then
   answer = 'cancelled'
 elseif deadline_s ~= '' and now > tonumber(submitted) + tonumber(deadline_s) then
   answer = 'expired'
-elseif ARGV[9] ~= '' and now > tonumber(ARGV[9]) then
+elseif ARGV[9] ~= '' and now > tonumber(ARGV[9]) and not redis.call('HGET', task, 'begun') then
   answer = 'overdue'
 elseif attempt >= tonumber(ARGV[6]) then
   answer = 'exhausted'
@@ -51,6 +53,7 @@ local fence = redis.call('HINCRBY', task, 'fence', 1)
 local step = tonumber(redis.call('HGET', task, 'checkpoint_step') or '0')
 redis.call('HSET', task, 'status', 'running', 'owner', owner, 'started_at', stamp,
   'lease_until', untils, 'token', ARGV[7], 'answer', answer, 'resumed', step)
+if answer == 'run' then redis.call('HSET', task, 'begun', 1) end
 redis.call('ZADD', open, stamp, id)
 if answer == 'run' and tail ~= '' then
   local resumed = '"resumed_from_step":' .. (step > 0 and step or 'null') .. ','

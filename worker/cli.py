@@ -249,7 +249,6 @@ def _client() -> GenerationClient:
         settings.broker_url.get_secret_value(),
         settings.namespace,
         events_url=settings.events.get_secret_value(),
-        record_ttl_s=settings.record_ttl_s,
     )
 
 

@@ -74,7 +74,7 @@ def stopped(stop: JobStopped) -> Outcome:
         case Stop.EXPIRED:
             return Expired(stop.step)
         case Stop.DRAINED:
-            return Requeued(f"worker drained at step {stop.step}", counts=False)
+            return Requeued(f"worker drained at step {stop.step}", counts=False, step=stop.step)
         case Stop.SUPERSEDED:
             return Dropped("another worker has claimed it")
 
@@ -83,6 +83,12 @@ def exhausted(claim: Claim) -> TaskError:
     """The error of a task that took too many workers."""
     message = f"{claim.attempt} workers took this task and none of them finished it"
     return TaskError(code=ErrorCode.ATTEMPTS_EXHAUSTED, message=message, retryable=False)
+
+
+def stalled(claim: Claim, reason: str) -> TaskError:
+    """The error of a task whose last attempt hung."""
+    message = f"{reason}, in the last of {claim.attempt} attempts"
+    return TaskError(code=ErrorCode.WORKER_STALLED, message=message, retryable=True)
 
 
 def why_dead(outcome: Outcome) -> str:

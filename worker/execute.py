@@ -19,7 +19,7 @@ from worker.outcome import Cancelled, Dropped, Expired, Failed, Outcome, Requeue
 from worker.status import Claim, Ended, Held
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from worker.attempt import Attempts
     from worker.lease import Lease
@@ -67,6 +67,7 @@ class Executor:
         self._lock = threading.Lock()
         self._running: dict[str, Control] = {}
         self._draining = False
+        self._stalled = False
         self._on_broken = on_broken
         self._breaker = Breaker(self._break)
 
@@ -75,6 +76,8 @@ class Executor:
         """Why no task would be claimed now; None when one would be."""
         if self._breaker.reason is not None:
             return self._breaker.reason
+        if self._stalled:
+            return "a step does not end"
         if self._draining:
             return "leaving"
         if not self._lease.is_well:
@@ -99,9 +102,18 @@ class Executor:
         metrics.DELIVERIES.labels(type(outcome).__name__.lower()).inc()
         return outcome
 
-    def told(self, task_id: str) -> None:
-        """Celery's result of an ended task is written: nothing is left to do."""
+    def close(self, task_id: str) -> None:
+        """Celery's result says how a task ended: nothing is left to do for it."""
         self._status.close(task_id)
+
+    def give_back(self, reason: str) -> None:
+        """Give back all tasks of a process that hangs, and claim no more; each is an attempt."""
+        self._stalled = True
+        for claim, _ in self._lease.held():
+            outcome: Outcome = Requeued(f"worker stalled: {reason}", counts=True)
+            if claim.attempt >= self._settings.max_attempts:
+                outcome = Failed(endings.stalled(claim, reason))
+            self._finish(claim, self._status.metadata(claim.task_id), outcome)
 
     def drain(self) -> None:
         """Give back every task that is not done, at its next step, and claim no more."""
@@ -132,7 +144,8 @@ class Executor:
         self._lease.hold(claim, control)
         with metrics.RUNNING.track_inprogress():
             try:
-                return self._finish(claim, order, self._outcome(claim, checked, control))
+                metadata = order.request.metadata if order else {}
+                return self._finish(claim, metadata, self._outcome(claim, checked, control))
             finally:
                 self._lease.let_go(claim)
 
@@ -193,21 +206,23 @@ class Executor:
             max_attempts=self._settings.max_attempts,
         )
 
-    def _finish(self, claim: Claim, order: Order | None, outcome: Outcome) -> Outcome:
+    def _finish(self, claim: Claim, metadata: Mapping[str, str], outcome: Outcome) -> Outcome:
         """Write the end behind the fence; a claim that was overtaken ends as `Dropped`."""
         who = f"task {claim.task_id} attempt {claim.attempt}"
-        metadata = {"metadata": order.request.metadata} if order else {}
         if isinstance(outcome, Dropped):
             logger.warning("%s: stopped, %s", who, outcome)
             return outcome
         if isinstance(outcome, Requeued):
-            fields = {"reason": outcome.reason, **metadata}
+            fields = {"reason": outcome.reason, "metadata": metadata}
             ours = self._status.requeue(claim, fields, counts=outcome.counts)
+            if ours is None:
+                return self._finish(claim, metadata, Cancelled(outcome.step))
         else:
             status, fields = endings.terminal(outcome)
             kept = endings.kept(outcome)
             dead = endings.why_dead(outcome)
-            ours = self._status.finish(claim, status, kept, {**fields, **metadata}, dead)
+            fields["metadata"] = metadata
+            ours = self._status.finish(claim, status, kept, fields, dead)
         if not ours:
             logger.warning("%s: %s, discarded: another worker has claimed it", who, outcome)
             return Dropped("another worker has claimed it")

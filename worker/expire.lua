@@ -1,10 +1,9 @@
 -- Ends a task that has waited past its deadline, though no worker had time for it.
 --
--- KEYS[1]  ns:{id}:task        hash        terminal status and outcome written, TTL set
--- KEYS[2]  ns:{id}:events      stream      event `expired` appended, TTL set
--- KEYS[3]  ns:open             sorted set  id touched: it stays until Celery's result is written
--- KEYS[4]  ns:{id}:checkpoint  string      removed
--- ARGV     id, event tail, seconds that an ended record lives
+-- KEYS[1]  ns:{id}:task    hash        terminal status and outcome written
+-- KEYS[2]  ns:{id}:events  stream      event `expired` appended
+-- KEYS[3]  ns:open         sorted set  id touched: it stays until all is told (close.lua)
+-- ARGV     id, event tail
 -- gives    1, or 0 when it waits no more or its deadline has not passed
 local of = redis.call('HMGET', KEYS[1], 'status', 'deadline_at')
 if of[1] ~= 'queued' or not of[2] or tonumber(of[2]) > now_s() then return 0 end
@@ -12,7 +11,4 @@ local stamp = string.format('%.6f', now_s())
 redis.call('HSET', KEYS[1], 'status', 'expired', 'outcome', '{"step":0}', 'ended_at', stamp)
 redis.call('ZADD', KEYS[3], stamp, ARGV[1])
 append_event(KEYS[1], KEYS[2], ARGV[2])
-redis.call('DEL', KEYS[4])
-redis.call('EXPIRE', KEYS[1], ARGV[3])
-redis.call('EXPIRE', KEYS[2], ARGV[3])
 return 1

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 UNREADABLE = "__unreadable__"
 #: Header of the Unix time after which a message is not to be begun, from Celery's `expires`.
 NOT_AFTER = "not_after_s"
+#: Header that says whether Celery is to keep a result, from its `ignore_result`.
+WANTS_RESULT = "wants_result"
 _ACCEPTED = {"application/json"}
 #: What Celery would send when the task has ended; what goes wrong there would hold up a slot.
 _FOLLOW_UPS = ("callbacks", "errbacks", "chain", "chord")
@@ -166,7 +168,7 @@ def _clean(headers: dict[str, Any]) -> dict[str, Any]:
         "argsrepr": "",
         "kwargsrepr": "<request>",
         NOT_AFTER: _not_after_s(headers),
-        "ignore_result": headers.get("ignore_result") is True,
+        WANTS_RESULT: headers.get("ignore_result") is not True,
     }
 
 

@@ -55,6 +55,8 @@ class Lease:
         self._heartbeat = load(redis, "worker", "heartbeat")
         self._held: dict[str, tuple[Claim, Control]] = {}
         self._lock, self._closed = threading.Lock(), threading.Event()
+        #: A task was claimed: its message's lease is to outlast its own from now on.
+        self._news = threading.Event()
         self._renewed_s = time.monotonic()
         self._pubsub: Any = None
         self._thread: threading.Thread | None = None
@@ -64,13 +66,15 @@ class Lease:
         with self._lock:
             if self._thread is None:
                 self._renewed_s = time.monotonic()
-                self._thread = threading.Thread(target=self._serve, name="lease", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._serve, name="lease", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def hold(self, claim: Claim, control: Control) -> None:
         """Keep a claimed task from now until `let_go`; `control` is asked to stop it."""
         with self._lock:
             self._held[claim.task_id] = claim, control
+        self._news.set()
 
     def let_go(self, claim: Claim) -> None:
         """The task has ended, or is another's; a later claim of it stays."""
@@ -102,6 +106,9 @@ class Lease:
     def renew(self) -> None:
         """One round, which asks both servers, holding nothing too; raises what redis-py raises."""
         began_s = time.monotonic()
+        # First the messages: one that came back before its task's lease has run out would be
+        # taken for a duplicate.
+        self._messages.renew(self._tags(), self.lease_s)
         held = self.held()
         pipeline = self._redis.pipeline(transaction=False)
         for claim, _ in held:
@@ -113,7 +120,6 @@ class Lease:
                 control.request(Stop.CANCELLED if answer > 0 else Stop.SUPERSEDED)
             if answer < 0:
                 self.let_go(claim)
-        self._messages.renew(self._tags(), self.lease_s)
         self._renewed_s = began_s
 
     def _serve(self) -> None:
@@ -143,6 +149,9 @@ class Lease:
             with self._lock:
                 if message and message["data"].decode(errors="replace") in self._held:
                     return
+            if self._news.is_set():
+                self._news.clear()
+                return
 
     def _deafen(self) -> None:
         if self._pubsub is not None:

@@ -25,7 +25,7 @@ UNACKED, UNACKED_INDEX = "sag.unacked", "sag.unacked_index"
 #: Largest message that is taken, in bytes: twice the largest request that the contract allows.
 MAX_MESSAGE_BYTES = 8 * 2**20
 #: How long after its lease a message is put back, in seconds: the task's own lease, renewed just
-#: before it, must have run out, or its next claim is told that the task is held.
+#: after it, must have run out, or its next claim is told that the task is held.
 MARGIN_S = 0.5
 #: Messages looked at by one call, and bytes after which it looks at no further ones: Redis serves
 #: nobody else meanwhile, and reads some 50 MB of JSON in a second.

@@ -61,6 +61,8 @@ class Requeued:
     reason: str
     #: Whether this attempt is one of those that a task has.
     counts: bool
+    #: Reached in this attempt.
+    step: int = 0
 
     def __str__(self) -> str:
         return f"requeued ({self.reason})"

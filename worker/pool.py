@@ -46,5 +46,7 @@ def _settle(request: Request | None, future: Future[Any]) -> None:
         return
     logger.error("task %s goes back, Celery could not write its end: %r", request.id, error)
     time.sleep(PAUSE_S)
-    request.reject(requeue=True)
-    state.task_ready(request)
+    try:
+        request.reject(requeue=True)
+    finally:
+        state.task_ready(request)

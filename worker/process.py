@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 from celery.worker import state
 
 from api_contracts.connection import connect, connect_impatiently
-from api_contracts.errors import ErrorCode, TaskError
-from api_contracts.events import TaskStatus
 from worker import gpu, metrics, recovery
 from worker.attempt import Attempts
 from worker.celery_state import CeleryState
@@ -49,10 +47,13 @@ class Process:
         self,
         settings: Settings,
         owner: str,
-        store: Callable[[str, dict[str, int]], None],
+        store: Callable[[str, dict[str, Any], str], None],
         send: Callable[[str, Any, str], None],
     ) -> None:
-        """`store` writes Celery's progress; `send` a task's message: id, request, queue."""
+        """`store` writes Celery's state: id, what is kept, state.
+
+        `send` sends a task's message: id, request, queue.
+        """
         self._settings, self._owner = settings, owner
         self._asked_s: list[float] = []
         broker_url = settings.broker_url.get_secret_value()
@@ -135,18 +136,8 @@ class Process:
         timer.start()
 
     def _give_back(self) -> None:
-        """Give back all tasks of a process that hangs, and their messages; each is an attempt."""
-        for claim, _ in self.lease.held():
-            reason = f"a step lasted longer than {self._settings.step_timeout_s:g} s"
-            fields: dict[str, Any] = {"metadata": self._status.metadata(claim.task_id)}
-            if claim.attempt < self._settings.max_attempts:
-                fields["reason"] = f"worker stalled: {reason}"
-                self._status.requeue(claim, fields, counts=True)
-                continue
-            message = f"{reason}, in the last of {claim.attempt} attempts"
-            error = TaskError(code=ErrorCode.WORKER_STALLED, message=message, retryable=True)
-            kept = error.model_dump(mode="json")
-            self._status.finish(claim, TaskStatus.FAILED, kept, fields | {"error": kept}, message)
+        """Give back all tasks of a process that hangs, and their messages."""
+        self.executor.give_back(f"a step lasted longer than {self._settings.step_timeout_s:g} s")
         recovery.give_back(self._settings, self._owner, "stall")
 
 

@@ -59,8 +59,10 @@ class Publisher:
         with self._wake:
             self._watched[claim.task_id] = _Watched(claim, control)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="publisher", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._serve, name="publisher", daemon=True)
+                thread.start()
+                self._thread = thread
+        self._celery.begin(claim.task_id)
 
     def post(self, claim: Claim, kind: str, fields: Mapping[str, Any]) -> None:
         """Hand an event over and return at once."""

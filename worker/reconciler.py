@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import LockError, RedisError
+from redis.exceptions import LockError, RedisError, ResponseError
 
 from api_contracts.connection import is_away
-from api_contracts.names import DEFAULT_MODEL, is_task_id, queue_name
+from api_contracts.names import DEFAULT_MODEL, MODEL_PATTERN, is_task_id, queue_name
 from api_contracts.parse import parse_request
 from api_contracts.records import metadata_of
 from api_contracts.scripts import event_tail, load
@@ -45,6 +46,8 @@ GRACE_S = MOST_S + 1.0
 SLICE = 200
 #: Of an open task's record.
 _FIELDS = ("status", "queue", "lease_until", "deadline_at")
+#: A queue that a task may be sent to: the record is the work of whoever submitted it.
+_QUEUE = re.compile(rf"{re.escape(queue_name(''))}{MODEL_PATTERN[1:-1]}\Z")
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,15 @@ class Reconciler:
         """`redis` has the records; `send` gets a task id, its request and its queue."""
         self._redis, self._keys, self._messages, self._send = redis, keys, messages, send
         self._lease_s, self._ttl_s = lease_s, record_ttl_s
-        self._revive, self._expire = (load(redis, "worker", name) for name in ("revive", "expire"))
+        self._revive, self._expire, self._forget = (
+            load(redis, "worker", name) for name in ("revive", "expire", "forget")
+        )
         self._lock = redis.lock(
             keys.reconciler, timeout=ELECTED_S, blocking=False, thread_local=False
         )
         self._closed = threading.Event()
         self._failed_s = float("-inf")
+        self._awake_s = time.monotonic()
         self._walked_s = float("-inf")
         self._thread: threading.Thread | None = None
 
@@ -95,11 +101,11 @@ class Reconciler:
 
     def run_once(self) -> None:
         """One round of the elected worker; raises what redis-py raises."""
-        began_s = time.monotonic()
+        self._awake_s = time.monotonic()
         if self._is_just_back():
             return
         overdue = self._messages.overdue()
-        if self._was_silent(began_s):
+        if self._was_frozen():
             return
         for tag in overdue:
             if self._messages.put_back(tag, only_overdue=True):
@@ -116,15 +122,20 @@ class Reconciler:
         servers = self._redis, self._messages.redis
         return any(server.info("server")["uptime_in_seconds"] < GRACE_S for server in servers)
 
-    def _was_silent(self, since_s: float) -> bool:
-        """Whether Redis took so long to answer that the others, too, could not renew meanwhile."""
-        if time.monotonic() - since_s < ELECTED_S:
-            return False
-        self._failed_s = time.monotonic()
-        return True
+    def _was_frozen(self) -> bool:
+        """Whether Redis or this process stood still so long that perhaps nobody could renew.
+
+        Asked often: between two answers there is never much to do.
+        """
+        now_s = time.monotonic()
+        was, self._awake_s = now_s - self._awake_s > ELECTED_S, now_s
+        if was:
+            self._failed_s = now_s
+        return was
 
     def walk(self) -> None:
         """Look at every open task that nobody touched for the time of a lease."""
+        self._forget_wishes()
         suspects = dict(self._suspects())
         if not suspects:
             return
@@ -134,6 +145,8 @@ class Reconciler:
             if number % SLICE == 0 and not self._stays_elected():
                 return
         for task_id, suspect in suspects.items():
+            if self._was_frozen():
+                return
             self._send_again(task_id, suspect)
 
     def _suspects(self) -> Iterator[tuple[str, Suspect]]:
@@ -147,14 +160,43 @@ class Reconciler:
             )  # fmt: skip
             pipeline = self._redis.pipeline(transaction=False)
             for task_id, _ in found:
-                pipeline.hmget(self._keys.task(task_id.decode()), _FIELDS)
-            for (task_id, touched), fields in zip(found, pipeline.execute(), strict=True):
-                if self._is_suspect(task_id.decode(), fields, seconds):
+                pipeline.hmget(self._keys.task(task_id.decode(errors="replace")), _FIELDS)
+            answers = pipeline.execute(raise_on_error=False)
+            for (name, touched), fields in zip(found, answers, strict=True):
+                if (task_id := self._id(name, fields)) is None:
+                    continue
+                if self._is_suspect(task_id, fields, seconds):
                     queue = (fields[1] or queue_name(DEFAULT_MODEL).encode()).decode()
-                    yield task_id.decode(), Suspect(queue, touched)
+                    yield task_id, Suspect(queue, touched)
             if len(found) < SLICE or not self._stays_elected():
                 return
             offset += SLICE
+
+    def _id(self, name: bytes, fields: Any) -> str | None:  # noqa: ANN401  # or an error
+        """A member of the open tasks as text; None, and one less, where it or its record is odd."""
+        task_id = name.decode(errors="replace")
+        try:
+            if isinstance(fields, RedisError):
+                raise fields
+            _, queue, *seconds = fields
+            [float(each or 0) for each in seconds]
+            if is_task_id(task_id) and (queue is None or _QUEUE.match(queue.decode())):
+                return task_id
+        except (ResponseError, ValueError):
+            pass
+        logger.error("task %r is nobody's: its record can't be read", task_id)
+        self._redis.zrem(self._keys.open, name)
+        return None
+
+    def _forget_wishes(self) -> None:
+        """Let go of cancels that waited for a task for as long as records are kept."""
+        last = self._redis.time()[0] - self._ttl_s
+        found: Any = self._redis.zrange(
+            self._keys.wishes, "-inf", last, byscore=True, offset=0, num=SLICE
+        )
+        for name in found:
+            keys = [self._keys.task(name.decode(errors="replace")), self._keys.wishes]
+            self._forget(keys=keys, args=[name])
 
     def _is_suspect(self, task_id: str, fields: Sequence[bytes | None], now_s: int) -> bool:
         status, _, lease_until, deadline_at = fields
@@ -176,7 +218,7 @@ class Reconciler:
     def _send_again(self, task_id: str, suspect: Suspect) -> None:
         keys = [self._keys.task(task_id), self._keys.open]
         request = self._revive(keys=keys, args=[task_id, repr(suspect.touched)])
-        if request is None or not is_task_id(task_id):
+        if request is None:
             return
         self._send(task_id, _readable(request), suspect.queue)
         metrics.RECOVERED.labels("lost").inc()
@@ -184,16 +226,16 @@ class Reconciler:
 
     def _stays_elected(self) -> bool:
         try:
-            return bool(self._lock.extend(ELECTED_S, replace_ttl=True))
+            return bool(self._lock.extend(ELECTED_S, replace_ttl=True)) and not self._was_frozen()
         except LockError:
             return False
 
     def _serve(self) -> None:
+        self._awake_s = time.monotonic()
         while not self._closed.wait(LOOK_S):
-            began_s = time.monotonic()
             try:
                 elected = (self._lock.owned() or self._lock.acquire()) and self._stays_elected()
-                if not self._was_silent(began_s) and elected:
+                if not self._was_frozen() and elected:
                     self.run_once()
             except Exception as error:  # the others wait for the lock that this thread has
                 away, self._failed_s = is_away(error), time.monotonic()

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from api_contracts.names import Keys
 
 
+#: What `requeue.lua` gives for a task that somebody wants to end.
+CANCEL_WAITS = 2
+
+
 @dataclass(frozen=True)
 class Claim:
     """The right to write to a task until somebody else claims it."""
@@ -61,9 +65,9 @@ class Status:
         """`owner` names this process in records and events."""
         self.redis, self.owner, self.keys = redis, owner, keys
         self._ttl_s, self._lease_s = record_ttl_s, lease_s
-        self._claim, self._append, self._finish, self._requeue, self._checkpoint = (
+        self._claim, self._append, self._finish, self._requeue, self._checkpoint, self._close = (
             load(redis, "worker", name)
-            for name in ("claim", "append", "finish", "requeue", "checkpoint")
+            for name in ("claim", "append", "finish", "requeue", "checkpoint", "close")
         )
 
     def claim(  # noqa: PLR0913  # what a delivery is
@@ -144,22 +148,24 @@ class Status:
         tail = self._tail(claim.task_id, status.value, fields)
         keys = [*self._three(claim.task_id), self.keys.checkpoint(claim.task_id), self.keys.dead]
         args: list[str | int] = [
-            claim.task_id, claim.fence, status.value, json.dumps(outcome), tail, self._ttl_s, dead,
+            claim.task_id, claim.fence, status.value, json.dumps(outcome), tail, dead,
         ]  # fmt: skip
         return bool(persist(lambda: self._finish(keys=keys, args=args)))
 
-    def requeue(self, claim: Claim, fields: Mapping[str, Any], *, counts: bool) -> bool:
-        """Give the task back; False when another owner has it.
+    def requeue(self, claim: Claim, fields: Mapping[str, Any], *, counts: bool) -> bool | None:
+        """Give the task back; False when another owner has it, None when it is to be cancelled.
 
         `counts` says whether this was one of its attempts.
         """
         tail = self._tail(claim.task_id, "requeued", fields)
         args: Sequence[str | int] = [claim.task_id, claim.fence, tail, int(counts)]
-        return bool(persist(lambda: self._requeue(keys=self._three(claim.task_id), args=args)))
+        answer = persist(lambda: self._requeue(keys=self._three(claim.task_id), args=args))
+        return None if answer == CANCEL_WAITS else bool(answer)
 
     def close(self, task_id: str) -> None:
-        """Strike an ended task off the open ones: Celery's result, too, says so."""
-        persist(lambda: self.redis.zrem(self.keys.open, task_id))
+        """Celery's result says how an ended task ended: from now on it may be forgotten."""
+        keys = [*self._three(task_id), self.keys.checkpoint(task_id)]
+        persist(lambda: self._close(keys=keys, args=[task_id, self._ttl_s]))
 
     def _three(self, task_id: str) -> list[str]:
         return [self.keys.task(task_id), self.keys.events(task_id), self.keys.open]

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any, NoReturn, assert_never
+from typing import TYPE_CHECKING, Any, assert_never
 
-from celery import Task
-from celery.exceptions import Ignore, Reject
+from celery import Task, states
+from celery.exceptions import BackendError, Ignore, Reject, TaskRevokedError
 from redis.exceptions import RedisError
 
 from api_contracts.errors import Fault, GenerationExpired, GenerationFailed
 from api_contracts.names import TASK_NAME
 from worker.execute import Delivery
-from worker.intake import NOT_AFTER, UNREADABLE
-from worker.outcome import Cancelled, Dropped, Expired, Failed, Requeued, Succeeded
+from worker.intake import NOT_AFTER, UNREADABLE, WANTS_RESULT
+from worker.outcome import (
+    Cancelled,
+    Dropped,
+    Expired,
+    Failed,
+    Outcome,
+    Requeued,
+    Succeeded,
+)
 from worker.pool import PAUSE_S
 
 if TYPE_CHECKING:
@@ -25,9 +33,15 @@ logger = logging.getLogger(__name__)
 
 
 class Generate(Task):
-    """`sag.generate`: one keyword argument, `request`."""
+    """`sag.generate`: one keyword argument, `request`.
+
+    What Celery keeps of the end is written here, inside the task's body. Celery itself would write
+    it later; and when it can't, it would write a failure instead, and acknowledge the message.
+    """
 
     name = TASK_NAME
+    #: Written here; see above.
+    ignore_result = True
     #: Answers to the caller, not faults of ours: logged without a traceback.
     throws = (GenerationFailed,)
     #: The broken call is to reach `run`, which answers it.
@@ -37,8 +51,12 @@ class Generate(Task):
         """`executor` does the work."""
         self.executor = executor
 
-    def run(self, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401, RET503  # `request`, or what intake put in its place; `_revoked` never returns
-        """The result as `GenerationResult`, or Celery's own way to say what else happened."""
+    def run(self, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401  # `request`, or what intake put in its place
+        """The result as `GenerationResult`, or Celery's own way to say what else happened.
+
+        Whatever goes wrong around the task, its message goes back: its record, or the next
+        delivery, knows what is left to do.
+        """
         delivery = Delivery(
             self.request.id,
             kwargs.get("request"),
@@ -48,45 +66,54 @@ class Generate(Task):
         )
         try:
             outcome = self.executor.execute(delivery)
-        except RedisError as away:
-            logger.error("task %s goes back, its record is out of reach: %s", self.request.id, away)  # noqa: TRY400  # no fault of ours to trace
+            self._tell(outcome)
+        except Exception as error:
+            away = isinstance(error, (RedisError, BackendError))
+            logger.error(  # noqa: TRY400  # with a traceback where the fault is ours
+                "task %s goes back: %r", self.request.id, error, exc_info=None if away else error
+            )
             time.sleep(PAUSE_S)
-            raise Reject(str(away), requeue=True) from away
+            raise Reject(str(error), requeue=True) from error
+        return _answer(outcome)
+
+    def _tell(self, outcome: Outcome) -> None:
+        """Write Celery's state of an end. `AsyncResult.get()` gives or raises accordingly."""
+        kept: Any
         match outcome:
+            case Requeued() | Dropped():
+                return
             case Succeeded(result=result):
-                return result.model_dump(mode="json")
-            case Failed(error=error):
-                raise GenerationFailed.of(error)
-            case Expired(by_message=True):
-                self._revoked("expired")
-            case Expired(step=step):
-                raise GenerationExpired.at(step)
-            case Cancelled(step=step):
-                self._revoked(f"cancelled at step {step}")
-            case Requeued(reason=reason):
-                raise Reject(reason, requeue=True)
-            case Dropped(reason=reason):
-                raise Ignore(reason)
+                state, kept = states.SUCCESS, result.model_dump(mode="json")
+            case Cancelled() | Expired(by_message=True):
+                state, kept = states.REVOKED, TaskRevokedError(str(outcome))
+            case Failed() | Expired():
+                state, kept = states.FAILURE, _error(outcome)
             case _:
                 assert_never(outcome)
+        if self.request.get(WANTS_RESULT, True):
+            self.backend.store_result(self.request.id, kept, state, request=self.request)
+        self.executor.close(self.request.id)
 
-    def after_return(
-        self,
-        status: str,  # noqa: ARG002  # Celery's signature
-        retval: Any,  # noqa: ANN401, ARG002  # as above
-        task_id: str,
-        args: tuple[Any, ...],  # noqa: ARG002  # as above
-        kwargs: dict[str, Any],  # noqa: ARG002  # as above
-        einfo: Any,  # noqa: ANN401, ARG002  # as above
-    ) -> None:
-        """Celery's result is written; it is not when the process dies before, or Redis is away."""
-        self.executor.told(task_id)
 
-    def _revoked(self, reason: str) -> NoReturn:
-        """Celery's state for a cancelled task; `AsyncResult.get()` raises `TaskRevokedError`."""
-        self.backend.mark_as_revoked(self.request.id, reason, self.request, store_result=True)
-        self.executor.told(self.request.id)
-        raise Ignore(reason)
+def _answer(outcome: Outcome) -> dict[str, Any]:
+    """What Celery logs, and does with the message."""
+    match outcome:
+        case Succeeded(result=result):
+            return result.model_dump(mode="json")
+        case Failed() | Expired(by_message=False):
+            raise _error(outcome)
+        case Requeued(reason=reason):
+            raise Reject(reason, requeue=True)
+        case Cancelled() | Expired() | Dropped():
+            raise Ignore(str(outcome))
+        case _:
+            assert_never(outcome)
+
+
+def _error(outcome: Failed | Expired) -> GenerationFailed:
+    if isinstance(outcome, Failed):
+        return GenerationFailed.of(outcome.error)
+    return GenerationExpired.at(outcome.step)
 
 
 def _fault(kwargs: dict[str, Any]) -> Fault | None:

@@ -51,14 +51,23 @@ class QoS(kombu_redis.QoS):
         """Remember a message; `take.lua` has written it down already."""
         virtual.QoS.append(self, message, delivery_tag)
 
+    def ack(self, delivery_tag: str) -> None:
+        """Drop a message. Whether or not Redis hears of it, it takes no slot any more."""
+        try:
+            self.forget(delivery_tag)
+        finally:
+            virtual.QoS.ack(self, delivery_tag)
+
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  # kombu's signature
         """Give a message back, behind those that wait, or drop it."""
         if not requeue:
-            persist(lambda: super(QoS, self).reject(delivery_tag))
+            self.ack(delivery_tag)
             return
-        with self.channel.conn_or_acquire() as client:
-            persist(lambda: Messages(client).put_back(delivery_tag, first=False))
-        virtual.QoS.ack(self, delivery_tag)
+        try:
+            with self.channel.conn_or_acquire() as client:
+                persist(lambda: Messages(client).put_back(delivery_tag, first=False))
+        finally:
+            virtual.QoS.ack(self, delivery_tag)
 
     def forget(self, delivery_tag: str) -> None:
         """Drop what was taken and is no message."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def client(redis_url: str, namespace: str) -> Iterator[GenerationClient]:
     """A client in the test's namespace, its connections named after it."""
     named = f"{redis_url}?client_name={namespace}"
-    with GenerationClient(redis_url, namespace, events_url=named, record_ttl_s=1000) as made:
+    with GenerationClient(redis_url, namespace, events_url=named) as made:
         yield made
 
 

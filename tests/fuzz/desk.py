@@ -27,7 +27,7 @@ from api_contracts.errors import GenerationFailed
 from api_contracts.events import EVENT, Failed
 from api_contracts.names import TASK_NAME, is_task_id, queue_name
 from worker.execute import Executor
-from worker.intake import put_in_order
+from worker.intake import WANTS_RESULT, put_in_order
 from worker.messages import MAX_MESSAGE_BYTES
 from worker.metrics import REJECTED
 from worker.outcome import Cancelled
@@ -78,7 +78,7 @@ class Desk:
         """Connects to nothing."""
         settings = Settings(device="cpu")
         self._app = Celery("desk", backend="cache+memory://", set_as_current=False)
-        self._app.conf.update(accept_content=["json"], task_track_started=True)
+        self._app.conf.update(accept_content=["json"])
         redis = connect("redis://127.0.0.1:1/0")
         self._encoder: Any = redis.connection_pool.get_encoder()
         self._status = Status(redis, settings.keys, "host:1", record_ttl_s=60, lease_s=15)
@@ -96,6 +96,7 @@ class Desk:
         self.largest_body_bytes = 0
         self._stand_in("claim", self._claimed)
         self._stand_in("finish", self._finished)
+        self._stand_in("close", lambda _: 1)
 
     def take(self, entry: bytes, *, whole: bool = True) -> Verdict:
         """All that happens to an entry; raises what the worker's consumer would not expect.
@@ -142,7 +143,7 @@ class Desk:
         if whole:
             self._trace(request.id, args, kwargs, context)
             kept = task.backend.get_state(request.id)
-            assert request.ignore_result or kept in ("FAILURE", "REVOKED"), kept
+            assert not message.headers[WANTS_RESULT] or kept in ("FAILURE", "REVOKED"), kept
         else:
             task.request_stack.push(Context(context))
             try:

@@ -82,8 +82,7 @@ def test_nothing_that_is_needed_is_refused(
     next(event for event in running.events(timeout=END_S) if event.type == "progress")
     assert running.cancel() is TaskStatus.RUNNING
     assert list(running.events(timeout=END_S))[-1].type == "cancelled"
-    url = server.url("producer")
-    stranger = Celery("stranger", broker=url, backend=url)
+    stranger = Celery("stranger", broker=server.url("producer"), backend=server.url("watcher"))
     answer = stranger.send_task(
         "sag.generate", kwargs={"request": SMALL}, queue="generate.default", priority=5
     )
@@ -93,13 +92,12 @@ def test_nothing_that_is_needed_is_refused(
 
 
 def test_a_waiting_task_is_cancelled(server: Guarded, producer: GenerationClient) -> None:
-    """What the client's script removes, a producer may remove."""
+    """A producer ends it, with nothing but what it may write."""
     task = producer.submit(SMALL | {"model": "nobodys"}, "waiting")
+    assert task.cancel() is TaskStatus.QUEUED
+    assert task.status() is TaskStatus.CANCELLED
     with server.connect("operator") as operator:
-        operator.set(producer.keys.checkpoint("waiting"), "state")
-        assert task.cancel() is TaskStatus.QUEUED
-        assert not operator.exists(producer.keys.checkpoint("waiting"))
-        operator.delete(*operator.keys("generate.nobodys*"))
+        operator.delete(*operator.keys("generate.nobodys*"), "sag:open")
     assert server.denials() == []
 
 
@@ -139,6 +137,7 @@ def test_what_is_lost_is_found(quiet: Guarded) -> None:
             redis, settings.keys, messages, lambda *task: sent.append(task[0]), lease_s=0,
             record_ttl_s=60,
         )  # fmt: skip
+        operator.zadd("sag:wishes", {"nobody": 0})
         for task_id in ("lost", "late"):
             producer.submit(SMALL | {"model": "nobodys"}, task_id)
         operator.delete(*operator.keys("generate.nobodys*"))
@@ -155,6 +154,7 @@ def test_what_is_lost_is_found(quiet: Guarded) -> None:
             reconciler.close()
         until(lambda: operator.llen("generate.nobodys") == 2)
         assert producer.handle("late-too").status() is TaskStatus.EXPIRED
+        assert not operator.exists("sag:wishes")
         operator.delete(*operator.keys("generate.nobodys*"), "sag:open")
     assert quiet.denials() == []
 
@@ -204,12 +204,16 @@ NO_PRODUCER: list[list[Any]] = [
     ["GET", "sag:reconciler"], ["HGET", "sag:dead", "x"], ["PUBLISH", "/0.celery.pidbox", "x"],
     ["SADD", "_kombu.binding.celery.pidbox", "x"], ["LPUSH", "a.reply.celery.pidbox", "x"],
     ["SETEX", "celery-task-meta-t", 1, "x"], ["SET", "celery-task-meta-t", "x"],
+    ["LPUSH", "celery-task-meta-t", "x"], ["PUBLISH", "celery-task-meta-t", "x"],
+    ["EXPIRE", "generate.default", 0], ["EXPIRE", "sag:open", 0], ["PERSIST", "sag:{t}:task"],
+    ["EXPIRE", "sag:{t}:task", 0], ["ZREM", "sag:open", "t"], ["GET", "sag:{t}:checkpoint"],
 ]  # fmt: skip
+#: What a watcher may.
+READS: list[list[Any]] = [["GET", "celery-task-meta-t"], ["SUBSCRIBE", "celery-task-meta-t"]]
 NO_WATCHER: list[list[Any]] = [
     ["LPUSH", "generate.default", "x"], ["HSET", "sag:{t}:task", "status", "x"],
     ["XADD", "sag:{t}:events", "*", "a", "b"], ["EVALSHA", "0" * 40, 0],
-    ["SCRIPT", "LOAD", "return 1"], ["PUBLISH", "celery-task-meta-t", "x"],
-    ["EXPIRE", "sag:{t}:task", 0], ["ZREM", "sag:open", "t"], ["GET", "sag:{t}:checkpoint"],
+    ["SCRIPT", "LOAD", "return 1"], ["ZADD", "sag:open", 1, "x"], ["ZADD", "sag:wishes", 1, "x"],
 ]  # fmt: skip
 NO_WORKER: list[list[Any]] = [
     ["GET", "sagacity"], ["LPUSH", "generated", "x"], ["GET", "sag.unacked_other"],
@@ -222,7 +226,7 @@ NO_WORKER: list[list[Any]] = [
     [
         *((user, command) for user in USERS[1:] for command in NOBODY),
         *(("worker", command) for command in NO_WORKER),
-        *(("producer", command) for command in NO_PRODUCER),
+        *(("producer", command) for command in NO_PRODUCER + READS),
         *(("watcher", command) for command in NO_PRODUCER + NO_WATCHER),
     ],
     ids=lambda value: " ".join(map(str, value))[:40] if isinstance(value, list) else value,

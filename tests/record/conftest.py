@@ -10,7 +10,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from api_contracts import GenerationClient
 from api_contracts.names import Keys
-from tests.record.owners import TTL_S, worker
+from tests.record.owners import worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ def other(redis: Redis, keys: Keys) -> Status:
 @pytest.fixture
 def client(redis_url: str, namespace: str) -> Iterator[GenerationClient]:
     """A client that submits and cancels."""
-    with GenerationClient(redis_url, namespace, record_ttl_s=TTL_S) as made:
+    with GenerationClient(redis_url, namespace) as made:
         yield made
 
 

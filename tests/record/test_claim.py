@@ -127,7 +127,10 @@ REFUSALS: dict[str, tuple[Callable[[Redis, Keys, GenerationClient], Any], dict[s
         lambda redis, keys, _: submitted_long_ago(redis, keys, "task"),
         {"deadline_s": 1000.0},
     ),
-    "overdue": (lambda *_: None, {"expires_at_s": 1000.0}),
+    "overdue": (
+        lambda redis, keys, _: redis.hdel(keys.task("task"), "begun"),
+        {"expires_at_s": 1000.0},
+    ),
     "exhausted": (lambda *_: None, {"max_attempts": 1}),
 }
 
@@ -195,3 +198,37 @@ def test_attempts_are_bounded(status: Status, redis: Redis, keys: Keys, task_id:
     assert [claim.answer for claim in claims] == ["run"] * 3 + ["exhausted"] * 2
     assert [claim.fence for claim in claims] == [1, 2, 3, 4, 5]
     assert json.loads(record(redis, keys, task_id)["attempt"]) == 3
+
+
+def test_a_task_that_has_begun_is_not_overdue(
+    status: Status, other: Status, redis: Redis, keys: Keys, task_id: str
+) -> None:
+    """Its message's time was for the beginning; its next worker goes on from its checkpoint."""
+    claim = take(status, task_id, expires_at_s=redis.time()[0] + 60)
+    assert status.keep(claim, 7, b"state") == 1
+    assert status.requeue(claim, {"reason": "r"}, counts=False)
+    again = take(other, task_id, expires_at_s=1000.0)
+    assert (again.answer, again.attempt, again.checkpoint_step) == ("run", 1, 7)
+
+
+@pytest.mark.parametrize("deadline_s", [None, 5.0])
+def test_the_deadline_of_a_task_without_a_record_is_kept(
+    status: Status, redis: Redis, keys: Keys, deadline_s: float | None
+) -> None:
+    """So that it ends in time also when it waits again."""
+    take(status, "raw", deadline_s=deadline_s)
+    kept = record(redis, keys, "raw")
+    assert ("deadline_at" in kept) == (deadline_s is not None)
+    if deadline_s is not None:
+        assert float(kept["deadline_at"]) == pytest.approx(float(kept["submitted_at"]) + deadline_s)
+
+
+def test_a_task_that_is_to_be_cancelled_is_not_given_back(
+    status: Status, redis: Redis, client: GenerationClient, task_id: str
+) -> None:
+    """It would wait for a worker to be told so; whoever gives it back ends it instead."""
+    claim = take(status, task_id)
+    client.handle(task_id).cancel()
+    assert status.requeue(claim, {"reason": "r"}, counts=False) is None
+    assert kinds(redis, client.keys, task_id) == ["queued", "started"]
+    assert status.finish(claim, TaskStatus.CANCELLED, {"step": 3}, {"step": 3})

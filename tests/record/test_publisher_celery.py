@@ -31,30 +31,45 @@ def step(number: int) -> dict[str, Any]:
 
 
 def test_celery_is_told_at_most_once_a_second(status: Status, task_id: str) -> None:
-    """A burst of steps is one `PROGRESS` state of step and total, for each task by itself."""
-    calls: list[tuple[str, dict[str, int]]] = []
-    made = Publisher(status, CeleryState(lambda name, meta: calls.append((name, meta))))
+    """A burst of steps is one `PROGRESS` state of step and total, for each task by itself.
+
+    Before it comes `STARTED`, unless the first step is faster.
+    """
+    calls: list[tuple[str, str, dict[str, int]]] = []
+    made = Publisher(status, CeleryState(lambda *call: calls.append((call[2], call[0], call[1]))))
     claims = [take(status, task_id), take(status, "another")]
     for claim in claims:
         made.watch(claim, Control())
         made.post(claim, "uploading", {"images": 1})
         for number in range(1, 6):
             made.post(claim, "progress", step(number))
-    until(lambda: len(calls) == 2)
+    until(lambda: [call[0] for call in calls].count("PROGRESS") == 2)
     for claim in claims:
         made.release(claim)
     made.close()
-    assert sorted(calls) == [
-        ("another", {"step": 1, "total_steps": 9}),
-        (task_id, {"step": 1, "total_steps": 9}),
+    assert sorted(call for call in calls if call[0] != "STARTED") == [
+        ("PROGRESS", "another", {"step": 1, "total_steps": 9}),
+        ("PROGRESS", task_id, {"step": 1, "total_steps": 9}),
     ]
+
+
+def test_celery_is_told_that_a_task_has_begun(status: Status, task_id: str) -> None:
+    """`STARTED`, with what Celery's own worker keeps there."""
+    calls: list[tuple[str, dict[str, Any], str]] = []
+    made = Publisher(status, CeleryState(lambda *call: calls.append(call)))
+    made.watch(claim := take(status, task_id), Control())
+    until(lambda: calls)
+    made.release(claim)
+    made.close()
+    ((name, meta, state),) = calls
+    assert (name, state, set(meta)) == (task_id, "STARTED", {"pid", "hostname"})
 
 
 def test_celery_is_told_again_when_it_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once the pause is over the next step is told."""
     monkeypatch.setattr(celery_state, "EVERY_S", 0.0)
     steps: list[int] = []
-    made = CeleryState(lambda _, meta: steps.append(meta["step"]))
+    made = CeleryState(lambda _, meta, _state: steps.append(meta["step"]))
     for number in range(1, 4):
         made.tell("t", {"step": number, "total_steps": 9})
         until(partial(steps.__contains__, number))
@@ -67,7 +82,7 @@ def test_a_result_redis_that_hangs_holds_up_nothing(
     """While Celery's Redis is away, events are told and their answers are heard."""
     stuck, go_on = threading.Event(), threading.Event()
 
-    def hang(_task_id: str, _meta: dict[str, int]) -> None:
+    def hang(_task_id: str, _meta: dict[str, Any], _state: str) -> None:
         stuck.set()
         assert go_on.wait(30)
 
@@ -90,7 +105,7 @@ def test_nothing_is_told_after_the_end(status: Status, task_id: str) -> None:
     stuck, go_on = threading.Event(), threading.Event()
     calls: list[str] = []
 
-    def store(name: str, _meta: dict[str, int]) -> None:
+    def store(name: str, _meta: dict[str, Any], _state: str) -> None:
         stuck.set()
         assert go_on.wait(30)
         calls.append(name)
@@ -109,14 +124,14 @@ def test_nothing_is_told_after_the_end(status: Status, task_id: str) -> None:
 def test_a_lost_task_is_not_told_to_celery(status: Status, other: Status, task_id: str) -> None:
     """One whose task is another's writes nothing into Celery's state either."""
     calls: list[str] = []
-    made = Publisher(status, CeleryState(lambda name, _: calls.append(name)))
+    made = Publisher(status, CeleryState(lambda *call: calls.append(call[2])))
     claim = take(status, task_id)
     take_over(other, task_id)
     made.watch(claim, Control())
     made.post(claim, "progress", step(1))
     made.release(claim)
     made.close()
-    assert calls == []
+    assert "PROGRESS" not in calls
 
 
 @pytest.mark.parametrize("fault", [BackendStoreError("result Redis is away"), RuntimeError("x")])
@@ -125,7 +140,7 @@ def test_a_broken_result_backend_does_not_end_the_publisher(
 ) -> None:
     """Celery's backend raises errors of its own; the events go on, and cancels are heard."""
 
-    def fail(_task_id: str, _meta: dict[str, int]) -> None:
+    def fail(_task_id: str, _meta: dict[str, Any], _state: str) -> None:
         raise fault
 
     made, claim = Publisher(status, CeleryState(fail)), take(status, task_id)

@@ -117,6 +117,51 @@ def test_an_end_of_which_celery_was_not_told_is_sent_again(
     assert kinds(redis, status.keys, task_id) == ["queued", "cancelled"]
 
 
+ODD: dict[str, Callable[[Redis, Keys], Any]] = {
+    "bytes": lambda redis, keys: redis.zadd(keys.open, {b"\xff": 1.0}),
+    "an id": lambda redis, keys: redis.zadd(keys.open, {"a/b": 1.0}),
+    "a string": lambda redis, keys: redis.set(keys.task("odd"), "x"),
+    "a deadline": lambda redis, keys: redis.hset(keys.task("odd"), "deadline_at", "soon"),
+    "a lease": lambda redis, keys: redis.hset(keys.task("odd"), "lease_until", "?"),
+    "a queue": lambda redis, keys: redis.hset(keys.task("odd"), "queue", "sag.unacked"),
+    "a queue's bytes": lambda redis, keys: redis.hset(keys.task("odd"), "queue", b"\xff"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_an_odd_record_stops_nobody(
+    redis: Redis, keys: Keys, task_id: str, sent: Sent, odd: str
+) -> None:
+    """It is named in the log and let go; the others are looked after as ever."""
+    if odd != "a string":
+        redis.hset(keys.task("odd"), "status", "queued")
+    ODD[odd](redis, keys)
+    if odd not in ("bytes", "an id"):
+        redis.zadd(keys.open, {"odd": 1.0})
+    lose(redis, keys.namespace)
+    age(redis, keys, task_id)
+    made = elected(redis, keys, sent)
+    made.walk()
+    assert sent.ids == [task_id]
+    assert opened(redis, keys) == {task_id}
+
+
+def test_wishes_that_nothing_came_of_are_forgotten(
+    client: GenerationClient, redis: Redis, keys: Keys, sent: Sent
+) -> None:
+    """As long as records are kept so are they; a task that has turned up keeps its record."""
+    order = {"prompt": "x", "model": keys.namespace}
+    for name in ("old", "new", "came"):
+        client.handle(name).cancel()
+    client.submit(order, "came")
+    redis.zadd(keys.wishes, {"old": 1.0, "came": 1.0, "a/b": 1.0})
+    elected(redis, keys, sent).walk()
+    assert redis.zrange(keys.wishes, 0, -1) == [b"new"]
+    assert not redis.exists(keys.task("old"))
+    assert redis.hget(keys.task("new"), "cancel_requested")
+    assert redis.hget(keys.task("came"), "cancel_requested")
+
+
 @pytest.mark.parametrize("priority", [0, 5, 9])
 def test_what_is_sent_is_what_a_client_sends(
     client: GenerationClient, redis: Redis, redis_url: str, keys: Keys, priority: int

@@ -17,7 +17,7 @@ from api_contracts import GenerationClient, GenerationExpired
 from api_contracts.connection import connect
 from api_contracts.names import Keys, queue_lists
 from tests.record.box import ids_waiting, lapse_all, post, taken
-from tests.record.owners import kinds, opened, take, told, until
+from tests.record.owners import kinds, lapse, opened, take, told, until
 from tests.record.rescue import Sent, age, elected, reconciler
 from worker import embedded
 from worker import reconciler as module
@@ -159,6 +159,42 @@ def test_after_a_silence_everybody_has_time_to_renew(tmp_path: Path, keys: Keys)
         made.close()
 
 
+@pytest.mark.parametrize("where", ["its pause", "a look at the messages", "a walk"])
+def test_whatever_froze_this_process_may_have_frozen_all(
+    status: Status, task_id: str, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """After it nothing is taken from anybody until everybody has had time to renew."""
+    redis, keys, sent = status.redis, status.keys, Sent()
+    take(status, task_id)
+    tag = taken(redis, "alive", keys.namespace)
+    lapse_all(redis, "alive")
+    lapse(redis, keys, task_id)
+    age(redis, keys, task_id)
+    made = elected(redis, keys, sent)
+    clock_s = [time.monotonic()]
+    monkeypatch.setattr("worker.reconciler.time.monotonic", lambda: clock_s[0])
+    made._awake_s = made._walked_s = clock_s[0]
+
+    def freeze(result: list[str]) -> list[str]:
+        clock_s[0] += module.ELECTED_S + 1
+        return result
+
+    if where == "its pause":
+        made._was_frozen()
+        freeze([])
+        assert made._was_frozen()
+        made.run_once()
+    elif where == "a look at the messages":
+        monkeypatch.setattr(made._messages, "overdue", lambda: freeze([tag]))
+        made.run_once()
+    else:
+        monkeypatch.setattr(made._messages, "ids", lambda _: freeze([]))
+        made.walk()
+    assert sent.ids == []
+    assert redis.zscore(UNACKED_INDEX, tag) == 1.0
+    assert made._is_just_back()
+
+
 def test_a_task_that_waits_past_its_deadline_ends(
     client: GenerationClient, redis: Redis, keys: Keys
 ) -> None:
@@ -167,7 +203,6 @@ def test_a_task_that_waits_past_its_deadline_ends(
     late = client.submit({**order, "deadline_s": 0.001}, "late")
     client.submit({**order, "deadline_s": 1000.0}, "early")
     client.submit(order, "patient")
-    redis.set(keys.checkpoint("late"), b"state")
     age(redis, keys, "late", "early", "patient")
     until(lambda: redis.time()[0] > float(redis.hget(keys.task("late"), "deadline_at") or 0))
     sent = Sent()
@@ -177,8 +212,6 @@ def test_a_task_that_waits_past_its_deadline_ends(
     assert (last["type"], last["step"], last["metadata"]) == ("expired", 0, {"k": "v"})
     assert kinds(redis, keys, "late") == ["queued", "expired"]
     assert opened(redis, keys) == {"early", "late", "patient"}
-    assert not redis.exists(keys.checkpoint("late"))
-    assert 0 < int(redis.ttl(keys.task("late"))) <= 1000
     with pytest.raises(GenerationExpired):
         late.result(timeout=5)
 

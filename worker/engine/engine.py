@@ -87,10 +87,11 @@ class Engine:
             return future
         with self._start:
             self._number += 1
-            self._inbox.put(Running(self._number, job, control, future))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._serve, name="engine", daemon=True)
+                thread.start()
+                self._thread = thread
+            self._inbox.put(Running(self._number, job, control, future))
         return future
 
     def close(self) -> None:

@@ -1,0 +1,149 @@
+"""The task as Celery calls it: what Celery keeps of an end, and what happens when it can't."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from celery import Celery
+from celery.app.task import Context
+from celery.app.trace import build_tracer
+from celery.exceptions import BackendStoreError, Ignore, Reject
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from api_contracts.errors import GenerationExpired, GenerationFailed, TaskError
+from api_contracts.names import TASK_NAME
+from api_contracts.result import GenerationResult
+from tests.record.owners import ERROR, RESULT
+from worker import tasks
+from worker.intake import WANTS_RESULT
+from worker.outcome import Cancelled, Dropped, Expired, Failed, Requeued, Succeeded
+from worker.tasks import Generate
+
+if TYPE_CHECKING:
+    from worker.execute import Delivery
+    from worker.outcome import Outcome
+
+SUCCEEDED = Succeeded(GenerationResult.model_validate(RESULT))
+FAILED = Failed(TaskError.model_validate(ERROR))
+
+
+@dataclass
+class Desk:
+    """Stands where the executor is."""
+
+    outcome: Outcome | Exception
+    closed: list[str] = field(default_factory=list)
+
+    def execute(self, _delivery: Delivery) -> Outcome:
+        """End as told."""
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+    def close(self, task_id: str) -> None:
+        """Note that everybody was told."""
+        self.closed.append(task_id)
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pause before a message goes back."""
+    monkeypatch.setattr(tasks, "PAUSE_S", 0.0)
+
+
+def task(desk: Any) -> Generate:
+    """The task over a backend that keeps things in memory."""
+    app = Celery("judge", backend="cache+memory://", set_as_current=False)
+    made = app.register_task(Generate(desk))
+    assert isinstance(made, Generate)
+    made.backend.client.cache.clear()
+    return made
+
+
+def call(made: Generate, task_id: str, **headers: Any) -> Any:
+    """What Celery's tracer sees."""
+    context = Context({"id": task_id, "delivery_info": {"routing_key": "q"}, **headers})
+    made.request_stack.push(context)
+    try:
+        return made.run(request={"prompt": "x"})
+    finally:
+        made.request_stack.pop()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "raises", "state"),
+    [
+        (SUCCEEDED, None, "SUCCESS"),
+        (FAILED, GenerationFailed, "FAILURE"),
+        (Expired(3), GenerationExpired, "FAILURE"),
+        (Expired(0, by_message=True), Ignore, "REVOKED"),
+        (Cancelled(3), Ignore, "REVOKED"),
+    ],
+)
+@pytest.mark.parametrize("wanted", [True, False])
+def test_an_end_is_kept_and_the_task_closed(
+    outcome: Outcome, raises: type[Exception] | None, state: str, wanted: bool
+) -> None:
+    """Celery's state says how it ended, unless the caller wants none; then nothing is left."""
+    made = task(desk := Desk(outcome))
+    if raises is None:
+        assert call(made, "t", **{WANTS_RESULT: wanted}) == RESULT
+    else:
+        with pytest.raises(raises):
+            call(made, "t", **{WANTS_RESULT: wanted})
+    assert made.backend.get_state("t") == (state if wanted else "PENDING")
+    assert desk.closed == ["t"]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "raises"), [(Requeued("r", counts=True), Reject), (Dropped("d"), Ignore)]
+)
+def test_what_is_no_end_is_not_kept(outcome: Outcome, raises: type[Exception]) -> None:
+    """Celery's state stays as it is, and the task open."""
+    made = task(desk := Desk(outcome))
+    with pytest.raises(raises):
+        call(made, "t")
+    assert (made.backend.get_state("t"), desk.closed) == ("PENDING", [])
+
+
+@pytest.mark.parametrize(
+    "fault", [RuntimeError("can't start new thread"), RedisConnectionError("away"), KeyError("x")]
+)
+def test_what_nobody_foresaw_sends_the_message_back(fault: Exception) -> None:
+    """No failure is kept, nothing is acknowledged, and the task stays open."""
+    made = task(desk := Desk(fault))
+    with pytest.raises(Reject) as sent:
+        call(made, "t")
+    assert sent.value.requeue
+    assert (made.backend.get_state("t"), desk.closed) == ("PENDING", [])
+
+
+@pytest.mark.parametrize("outcome", [SUCCEEDED, FAILED, Cancelled(1)])
+def test_an_end_that_can_not_be_kept_sends_the_message_back(
+    outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Celery's own tracer would keep a failure instead once its Redis is back; here none is.
+
+    The next delivery, of a task that has ended, tries again.
+    """
+    made = task(desk := Desk(outcome))
+    trace = build_tracer(TASK_NAME, made, app=made.app)
+    kept, away = made.backend.store_result, [True]
+
+    def store(*args: Any, **options: Any) -> Any:
+        if away.pop():
+            away.append(False)
+            raise BackendStoreError("away")
+        away.append(False)
+        return kept(*args, **options)
+
+    monkeypatch.setattr(made.backend, "store_result", store)
+    request = {"id": "t", "delivery_info": {"routing_key": "q"}}
+    first = trace("t", [], {"request": {"prompt": "x"}}, request)
+    assert isinstance(first.info.retval, Reject)
+    assert (made.backend.get_state("t"), desk.closed) == ("PENDING", [])
+    trace("t", [], {"request": {"prompt": "x"}}, request)
+    assert made.backend.get_state("t") in ("SUCCESS", "FAILURE", "REVOKED")
+    assert desk.closed == ["t"]
