@@ -68,8 +68,8 @@ class TaskHandle:
     def cancel(self) -> TaskStatus | None:
         """Ask for the task to end, and give the status that it had.
 
-        A waiting task ends at once, a running one at its next step; one that has ended stays as
-        it is. For an id without a record (None) the wish is kept for when it turns up.
+        A waiting task ends at once, a running one before its next UNet call; one that has ended
+        stays as it is. For an id without a record (None) the wish is kept for when it turns up.
         """
         return self._records.cancel(self.task_id)
 

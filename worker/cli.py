@@ -45,7 +45,9 @@ def run(
     gpu: Annotated[
         list[int] | None, typer.Option(help="Index of a GPU; again for more. All unless given.")
     ] = None,
-    device: Annotated[str, typer.Option(help="`cpu`, `cuda:1`, or `auto` for all GPUs.")] = "auto",
+    device: Annotated[
+        str | None, typer.Option(help="`cpu`, `cuda:1` or `auto`; `SAG_DEVICE` unless given.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes for each device.")] = 1,
 ) -> None:
     """Start the worker: one process for each GPU, or one on the CPU."""
@@ -58,9 +60,9 @@ def run(
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
     from worker import metrics, supervisor  # noqa: PLC0415  # see above
 
-    if gpu and device != "auto":
+    if gpu and device not in (None, "auto"):
         _fail("give --gpu or --device, not both", INVALID)
-    chosen = settings.device if device == "auto" else device
+    chosen = device or settings.device
     try:
         children = supervisor.environments(chosen, gpu or [], workers)
         if settings.metrics_port is not None:

@@ -26,8 +26,8 @@ def install(records: Records, refusal: Callable[[], str | None]) -> None:
     """Register the commands with Celery, in place of its own of the same names.
 
     Celery would drop a revoked message before its task begins, and the record would never hear of
-    it. Here the record is asked to end the task: a waiting one ends at once, a running one at its
-    next step. `refusal` says why this worker would claim no task.
+    it. Here the record is asked to end the task: a waiting one ends at once, a running one before
+    its next UNet call. `refusal` says why this worker would claim no task.
     """
 
     def revoke(_state: Any, task_id: Any, **_: Any) -> dict[str, str]:  # noqa: ANN401  # Celery's signature

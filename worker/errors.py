@@ -59,7 +59,7 @@ class OutOfMemory(TaskFault):
 
 
 class UnsupportedScheduler(TaskFault):
-    """The scheduler is unknown, or not served with guidance of this kind."""
+    """No scheduler of that name is served."""
 
     code = ErrorCode.UNSUPPORTED_SCHEDULER
 

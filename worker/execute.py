@@ -116,7 +116,7 @@ class Executor:
             self._finish(claim, self._status.metadata(claim.task_id), outcome)
 
     def drain(self) -> None:
-        """Give back every task that is not done, at its next step, and claim no more."""
+        """Give back every task that is not done, before its next UNet call; claim no more."""
         with self._lock:
             self._draining = True
             controls = list(self._running.values())

@@ -41,7 +41,10 @@ REST_S = 5.0
 
 
 class Process:
-    """Everything but Celery. Connects to nothing and loads no torch until it starts."""
+    """All parts but the Celery application. Connects to nothing and loads no torch until it starts.
+
+    Of Celery it knows what the consumer holds, and how to end it.
+    """
 
     def __init__(
         self,

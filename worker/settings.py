@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -15,6 +15,9 @@ from api_contracts.names import MODEL_PATTERN, Keys
 from api_contracts.parse import parse_request
 from api_contracts.request import Limits
 from worker.model_spec import SHIPPED_MODEL, Dtype, ModelDefaults, ModelSpec
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
 
 
 def _url_is_redis(url: SecretStr) -> SecretStr:
@@ -224,8 +227,8 @@ def unknown_variables(environment: dict[str, str] | None = None) -> list[str]:
 
 
 def markdown_table() -> str:
-    """The settings as a table for the README."""
-    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    """The settings as a table for `docs/settings.md`."""
+    rows = ["| variable | default | range | meaning |", "|---|---|---|---|"]
     for name, field in Settings.model_fields.items():
         default = field.get_default(call_default_factory=True, validated_data={})
         if isinstance(default, SecretStr):
@@ -233,5 +236,12 @@ def markdown_table() -> str:
         if name == "models":
             default = "the bundled model"
         shown = "" if default in (None, "") else f"`{default}`" if name != "models" else default
-        rows.append(f"| `SAG_{name.upper()}` | {shown} | {field.description} |")
+        rows.append(f"| `SAG_{name.upper()}` | {shown} | {_range(field)} | {field.description} |")
     return "\n".join(rows)
+
+
+def _range(field: FieldInfo) -> str:
+    """What a number may be; nothing of what is none."""
+    least = [str(each.ge) for each in field.metadata if hasattr(each, "ge")]
+    most = [str(each.le) for each in field.metadata if hasattr(each, "le")]
+    return " to ".join(least + most) if most else "".join(f"{each} or more" for each in least)

@@ -43,7 +43,7 @@ class Way(StrEnum):
     CLIENT = "client"
     #: `send_task` of a Celery that has nothing of ours.
     CELERY = "celery"
-    #: LPUSH of a message as the README shows it.
+    #: LPUSH of a message as `docs/calling.md` shows it.
     RAW = "raw"
 
 

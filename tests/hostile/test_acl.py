@@ -101,10 +101,10 @@ def test_a_waiting_task_is_cancelled(server: Guarded, producer: GenerationClient
     assert server.denials() == []
 
 
-def test_the_readmes_raw_message_is_served(server: Guarded, worker: Service) -> None:
-    """The script of the README for any language runs as it stands, with the producer's URL."""
-    readme = (ACL.parents[2] / "README.md").read_text()
-    (script,) = re.findall(r"```python\n(import base64, json, uuid\n.*?)```", readme, re.DOTALL)
+def test_the_documented_raw_message_is_served(server: Guarded, worker: Service) -> None:
+    """The script of `docs/calling.md` runs as it stands, with the producer's URL."""
+    page = (ACL.parents[2] / "docs" / "calling.md").read_text()
+    (script,) = re.findall(r"```python\n(import base64, json, uuid\n.*?)```", page, re.DOTALL)
     url = server.url("producer")
     told = subprocess.run(
         [sys.executable, "-c", script.replace("redis://127.0.0.1:6379/0", url)],

@@ -9,8 +9,10 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 from api_contracts import GenerationClient
+from worker import cli, log, supervisor
 from worker.embedded import free_ports
 
 
@@ -47,6 +49,28 @@ def test_two_ways_to_name_a_device_are_refused_together() -> None:
     done = command("run", "--gpu", "0", "--device", "cpu")
     assert done.returncode == 2
     assert "--gpu or --device" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [((), "cuda:1"), (("--device", "auto"), "auto"), (("--device", "cpu"), "cpu")],
+)
+def test_the_option_goes_before_the_setting(
+    monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], chosen: str
+) -> None:
+    """`--device`, `auto` too, counts more than `SAG_DEVICE`."""
+    asked: list[str] = []
+
+    def environments(device: str, *_: object) -> dict[str, dict[str, str]]:
+        asked.append(device)
+        return {}
+
+    monkeypatch.setenv("SAG_DEVICE", "cuda:1")
+    monkeypatch.setattr(log, "configure", lambda _: None)
+    monkeypatch.setattr(supervisor, "environments", environments)
+    monkeypatch.setattr(supervisor, "run", lambda *_: 0)
+    assert CliRunner().invoke(cli.app, ["run", *given]).exit_code == 0
+    assert asked == [chosen]
 
 
 def test_the_client_verifies_the_certificate_of_the_broker() -> None:

@@ -207,9 +207,18 @@ def test_the_table_names_every_setting() -> None:
     assert not any(str(Path.home()) in row for row in rows)
 
 
-def test_the_readme_has_the_table_of_today() -> None:
-    """The README's table of settings is the one that `make docs` writes."""
-    text = settings_table.README.read_text()
+def test_the_table_says_what_a_number_may_be() -> None:
+    """From the least to the most, or the least alone; of what is no number nothing."""
+    rows = {row.split("`")[1]: row.split(" | ")[2] for row in markdown_table().splitlines()[2:]}
+    assert rows["SAG_SLOTS"] == "1 to 64"
+    assert rows["SAG_MAX_BATCH_ROWS"] == "1 to 1024"
+    assert rows["SAG_MAX_MODELS"] == "1 or more"
+    assert rows["SAG_S3_BUCKET"] == rows["SAG_COMPILE"] == ""
+
+
+def test_the_page_has_the_table_of_today() -> None:
+    """The table of settings in `docs/settings.md` is the one that `make docs` writes."""
+    text = settings_table.PAGE.read_text()
     assert text.count(settings_table.BEGIN) == text.count(settings_table.END) == 1
     assert settings_table.renewed(text) == text
 

@@ -79,7 +79,7 @@ class Step:
 
 @dataclass
 class Control:
-    """The other threads' hold on a job: what they ask takes effect after the next step."""
+    """The other threads' hold on a job: what they ask takes effect before its next UNet call."""
 
     on_step: Callable[[Step], None] = field(default=lambda _: None)
     #: On the monotonic clock.
@@ -89,7 +89,7 @@ class Control:
     _reason: Stop | None = None
 
     def request(self, reason: Stop) -> None:
-        """Stop at the next step; the first reason given stays."""
+        """Stop before the next UNet call; the first reason given stays."""
         self._reason = self._reason or reason
 
     def asked(self) -> Stop | None:

@@ -26,7 +26,7 @@ CLOCK = "CHAOS_CLOCK_OFF_S"
 #: A job whose prompt has this text in it kills its process at step `POISON_STEP`.
 POISON = "CHAOS_POISON"
 POISON_STEP = 2
-#: Name of a mechanism, one of `OFF`, that is turned off.
+#: Name of a mechanism, one of `SWITCHES`, that is turned off.
 OFF = "CHAOS_OFF"
 #: What a process says when it has turned a mechanism off; without it the run proves nothing.
 SAID = "chaos: %s is off"
