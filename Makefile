@@ -58,5 +58,5 @@ lock: setup
 	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//; s/+cu[0-9]*$$//' > constraints.txt
 
 clean:
-	rm -rf $(VENV) demo-output .training .coverage .coverage.* .hypothesis
+	rm -rf $(VENV) demo-output .coverage .coverage.* .hypothesis
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

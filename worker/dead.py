@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -68,8 +69,9 @@ class DeadLetters:
         if not letters:
             return None
         longer = task_id + REPLAY
-        new_id = longer if is_task_id(longer) else None
-        handle = self._client.submit(_request(letters[-1]), new_id)
+        if not is_task_id(longer):  # too long: as unlikely to be another's as a random one
+            longer = hashlib.sha256(task_id.encode()).hexdigest() + REPLAY
+        handle = self._client.submit(_request(letters[-1]), longer)
         reach(lambda: self._client.redis.xdel(self._client.keys.dead, *(e.entry for e in letters)))
         return handle.task_id
 

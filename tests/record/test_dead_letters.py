@@ -10,7 +10,8 @@ import pytest
 from api_contracts import GenerationClient, InvalidRequest, TaskStatus
 from api_contracts.errors import ErrorCode, TaskError
 from api_contracts.result import GenerationResult
-from tests.record.owners import RESULT, ask, take, take_over, worker
+from tests.record.box import waiting
+from tests.record.owners import RESULT, ask, opened, take, take_over, worker
 from worker import endings
 from worker.dead import DeadLetters
 from worker.outcome import Cancelled, Dropped, Expired, Failed, Outcome, Requeued, Succeeded
@@ -123,3 +124,15 @@ def test_a_letter_whose_request_was_cut_is_not_sent_again(
     with pytest.raises(InvalidRequest, match="request"):
         DeadLetters(client).replay("cut")
     assert len(letters(client)) == 1
+
+
+def test_a_long_id_is_sent_again_once_too(client: GenerationClient, redis: Redis) -> None:
+    """Two operators at once make one task, whose id is made of the old one."""
+    long, request = "x" * 128, json.dumps({"prompt": "x", "model": client.keys.namespace})
+    ids = []
+    for _ in range(2):
+        redis.xadd(client.keys.dead, {"task_id": long, "request": request, "reason": "r"})
+        ids.append(DeadLetters(client).replay(long))
+    assert ids[0] == ids[1]
+    assert len(waiting(redis, client.keys.namespace)) == 2  # the second is a duplicate
+    assert opened(redis, client.keys) == {ids[0]}

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.record.busy import WAIT_S, Busy
 from tests.record.owners import kinds, record, take, take_over
+from worker.breaker import LIMIT
 from worker.execute import Delivery
 from worker.lease import Lease
 from worker.outcome import Cancelled, Dropped, Expired, Failed, Requeued
@@ -162,3 +164,54 @@ def test_one_that_took_too_many_workers_is_dead(
     assert outcome.error.code == "attempts_exhausted"
     assert kinds(redis, keys, "poison") == ["started", "started", "failed"]
     assert redis.xlen(keys.dead) == 1
+
+
+def test_a_redis_that_stays_away_is_nobodys_fault(
+    busy: Busy, status: Status, redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message goes back; no dead letter, nothing that ends the process, as no task failed."""
+
+    def stay_away(_task_id: str) -> bytes | None:
+        raise RedisConnectionError("away")
+
+    monkeypatch.setattr(status, "kept", stay_away)
+    names = [f"t{number}" for number in range(LIMIT + 1)]
+    for name in names:
+        claim = take(status, name)
+        assert status.keep(claim, 1, b"state") == 1
+        redis.hset(keys.task(name), "lease_until", "1.0")
+        with pytest.raises(RedisConnectionError):
+            busy.deliver(name).result(WAIT_S)
+        assert record(redis, keys, name)["status"] == "running"
+    assert (busy.broken, redis.xlen(keys.dead)) == ([], 0)
+    assert [claim.task_id for claim, _ in busy.lease.held()] == ["first"]
+
+
+def test_a_process_that_hangs_gives_back_and_claims_nothing(
+    busy: Busy, client: GenerationClient, redis: Redis, keys: Keys
+) -> None:
+    """What it gives back is another's to take; what somebody wants to end, ends."""
+    second, third = busy.deliver("second"), busy.deliver("third")
+    while len(busy.lease.held()) < 3:
+        pass
+    redis.hset(keys.task("third"), "cancel_requested", 1)
+    busy.executor.give_back("it hangs")
+    assert busy.executor.refusal == "a step does not end"
+    kept = {name: record(redis, keys, name)["status"] for name in ("first", "second", "third")}
+    assert kept == {"first": "queued", "second": "queued", "third": "cancelled"}
+    assert kinds(redis, keys, "third")[-1] == "cancelled"
+    for each in (second, third):
+        assert not isinstance(each.result(WAIT_S), Failed)
+
+
+def test_a_cancel_that_meets_a_drain_ends_the_task(
+    busy: Busy, client: GenerationClient, redis: Redis, keys: Keys
+) -> None:
+    """It would wait for another worker only to hear of it, and perhaps none comes."""
+    second = busy.deliver("second")
+    while len(busy.lease.held()) < 2:
+        pass
+    redis.hset(keys.task("second"), "cancel_requested", 1)
+    busy.executor.drain()
+    assert second.result(WAIT_S) == Cancelled(0)
+    assert kinds(redis, keys, "second")[-1] == "cancelled"

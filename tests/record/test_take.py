@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kombu import Exchange, Queue
 from prometheus_client import REGISTRY
+from redis.connection import Connection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from api_contracts import names
 from tests.record.box import GOOD, Box, ids_waiting, letter, post, waiting
@@ -97,6 +100,40 @@ def test_one_that_would_claim_nothing_takes_nothing(
     assert ids_waiting(redis, namespace) == ["t"]
     well = True
     assert one(box.drain()).headers["id"] == "t"
+
+
+@pytest.mark.parametrize("fault", [RedisConnectionError("reset"), ResponseError("wrong type")])
+@pytest.mark.parametrize("end", ["ack", "drop", "give_back"])
+def test_one_that_can_not_be_ended_takes_no_slot(  # fixtures
+    boxes: Callable[..., Box],
+    redis: Redis,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
+    end: str,
+    fault: Exception,
+) -> None:
+    """A lost connection is tried again; whatever comes of it, another message may be taken."""
+    box = boxes(namespace)
+    box.channel.basic_qos(prefetch_count=1)
+    message = one(box.take(redis, GOOD))
+    assert not box.channel.qos.can_consume()
+    faults, send = [fault], Connection.send_packed_command
+
+    def fail_once(*args: Any, **options: Any) -> Any:
+        if faults:
+            raise faults.pop()
+        return send(*args, **options)
+
+    monkeypatch.setattr(Connection, "send_packed_command", fail_once)
+    ways = {
+        "ack": message.ack, "drop": message.reject, "give_back": lambda: message.reject(True),
+    }  # fmt: skip
+    with suppress(ResponseError):
+        ways[end]()
+    assert box.channel.qos.can_consume()
+    if isinstance(fault, RedisConnectionError):
+        assert Messages(redis).held_by(namespace) == []
+        assert len(waiting(redis, namespace)) == (end == "give_back")
 
 
 def test_one_that_takes_nothing_hears_commands(

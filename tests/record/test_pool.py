@@ -1,0 +1,42 @@
+"""Celery's thread pool: a slot is free again whatever becomes of its message."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from celery.worker import state
+from redis.exceptions import ReadOnlyError
+
+from worker import pool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@pytest.mark.parametrize("fault", [None, ReadOnlyError("a replica")])
+def test_a_message_that_can_not_go_back_keeps_no_slot(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception | None
+) -> None:
+    """Nor its lease, which would be renewed for ever: after it somebody else gets the message."""
+    monkeypatch.setattr(pool, "PAUSE_S", 0.0)
+    ready: list[Any] = []
+    monkeypatch.setattr(state, "task_ready", ready.append)
+
+    def reject(*, requeue: bool) -> None:
+        assert requeue
+        if fault is not None:
+            raise fault
+
+    request: Any = SimpleNamespace(id="t", reject=reject)
+    future: Future[Any] = Future()
+    future.set_exception(MemoryError())
+    settle: Callable[..., None] = pool._settle
+    if fault is None:
+        settle(request, future)
+    else:
+        with pytest.raises(type(fault)):
+            settle(request, future)
+    assert ready == [request]
