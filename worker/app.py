@@ -36,8 +36,6 @@ logger = logging.getLogger(__name__)
 
 #: A step that can't be told in seconds is not worth telling.
 _IMPATIENT = {
-    "result_backend_always_retry": False,
-    "result_backend_transport_options": {"retry_policy": {"max_retries": 0}},
     "redis_socket_timeout": 2,
     "redis_socket_connect_timeout": 2,
 }
@@ -95,8 +93,8 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "redis_socket_timeout": 30,
         "redis_socket_keepalive": True,
         "redis_backend_health_check_interval": 10,
-        "result_backend_always_retry": True,
-        "result_backend_max_retries": 60,
+        # Whoever calls tries again, if it is worth it.
+        "result_backend_transport_options": {"retry_policy": {"max_retries": 0}},
         "result_expires": settings.record_ttl_s,
         # Celery would write this state before the task's body, and fail the task when it can't;
         # and where it can't write an end, it would write another. See tasks.

@@ -17,9 +17,10 @@ T = TypeVar("T")
 PATIENCE_S = 300.0
 
 
-def persist(call: Callable[[], T]) -> T:
+def persist(call: Callable[[], T], patience_s: float | None = None) -> T:
     """What `call` gives, as often as it takes within `PATIENCE_S`; it must bear being repeated."""
-    for attempt in stamina.retry_context(on=is_away, attempts=None, timeout=PATIENCE_S):
+    timeout = PATIENCE_S if patience_s is None else patience_s
+    for attempt in stamina.retry_context(on=is_away, attempts=None, timeout=timeout):
         with attempt:
             return call()
     raise AssertionError  # the context ends by a return or by the last error

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, assert_never
 
 from celery import Task, states
-from celery.exceptions import BackendError, Ignore, Reject, TaskRevokedError
+from celery.exceptions import Ignore, Reject, TaskRevokedError
 from redis.exceptions import RedisError
 
 from api_contracts.errors import Fault, GenerationExpired, GenerationFailed
@@ -23,6 +23,7 @@ from worker.outcome import (
     Requeued,
     Succeeded,
 )
+from worker.patience import persist
 from worker.pool import PAUSE_S
 
 if TYPE_CHECKING:
@@ -31,12 +32,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: How long an end is tried to be told, in seconds; then the slot is another task's.
+TELL_S = 5.0
+
 
 class Generate(Task):
     """`sag.generate`: one keyword argument, `request`.
 
     What Celery keeps of the end is written here, inside the task's body. Celery itself would write
-    it later; and when it can't, it would write a failure instead, and acknowledge the message.
+    it later; and where it can't, it would write a failure instead once it can.
     """
 
     name = TASK_NAME
@@ -54,8 +58,8 @@ class Generate(Task):
     def run(self, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401  # `request`, or what intake put in its place
         """The result as `GenerationResult`, or Celery's own way to say what else happened.
 
-        Whatever goes wrong around the task, its message goes back: its record, or the next
-        delivery, knows what is left to do.
+        Whatever goes wrong around the task, a message of it comes again: its record knows what is
+        left to do.
         """
         delivery = Delivery(
             self.request.id,
@@ -66,14 +70,20 @@ class Generate(Task):
         )
         try:
             outcome = self.executor.execute(delivery)
-            self._tell(outcome)
         except Exception as error:
-            away = isinstance(error, (RedisError, BackendError))
+            away = isinstance(error, RedisError)
             logger.error(  # noqa: TRY400  # with a traceback where the fault is ours
                 "task %s goes back: %r", self.request.id, error, exc_info=None if away else error
             )
             time.sleep(PAUSE_S)
             raise Reject(str(error), requeue=True) from error
+        try:
+            self._tell(outcome)
+        except Exception as error:
+            # It stays open, and its message will come again a lease later. Given back now, it
+            # would be taken before those of a lower priority, again and again.
+            logger.error("task %s: Celery not told (%s): %r", delivery.task_id, outcome, error)  # noqa: TRY400  # its Redis
+            raise Ignore(str(error)) from error
         return _answer(outcome)
 
     def _tell(self, outcome: Outcome) -> None:
@@ -91,7 +101,10 @@ class Generate(Task):
             case _:
                 assert_never(outcome)
         if self.request.get(WANTS_RESULT, True):
-            self.backend.store_result(self.request.id, kept, state, request=self.request)
+            request = self.request
+            persist(
+                lambda: self.backend.store_result(request.id, kept, state, request=request), TELL_S
+            )
         self.executor.close(self.request.id)
 
 

@@ -107,6 +107,7 @@ def test_an_end_of_which_celery_was_not_told_is_sent_again(
     made = elected(redis, status.keys, sent)
     made.walk()
     assert sent.ids == []  # its message may be on the way
+    assert opened(redis, status.keys) == {task_id}
     age(redis, status.keys, task_id)
     made.walk()
     assert sent.ids == [task_id]

@@ -121,12 +121,13 @@ def test_what_nobody_foresaw_sends_the_message_back(fault: Exception) -> None:
 
 
 @pytest.mark.parametrize("outcome", [SUCCEEDED, FAILED, Cancelled(1)])
-def test_an_end_that_can_not_be_kept_sends_the_message_back(
+def test_an_end_that_can_not_be_kept_stays_open(
     outcome: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Celery's own tracer would keep a failure instead once its Redis is back; here none is.
 
-    The next delivery, of a task that has ended, tries again.
+    The message is not given back, where it would be before those of a lower priority. The next
+    one, that the reconciler sends for an open task, tries again.
     """
     made = task(desk := Desk(outcome))
     trace = build_tracer(TASK_NAME, made, app=made.app)
@@ -142,7 +143,7 @@ def test_an_end_that_can_not_be_kept_sends_the_message_back(
     monkeypatch.setattr(made.backend, "store_result", store)
     request = {"id": "t", "delivery_info": {"routing_key": "q"}}
     first = trace("t", [], {"request": {"prompt": "x"}}, request)
-    assert isinstance(first.info.retval, Reject)
+    assert isinstance(first.info.retval, Ignore)
     assert (made.backend.get_state("t"), desk.closed) == ("PENDING", [])
     trace("t", [], {"request": {"prompt": "x"}}, request)
     assert made.backend.get_state("t") in ("SUCCESS", "FAILURE", "REVOKED")

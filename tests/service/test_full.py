@@ -73,6 +73,42 @@ def test_a_full_result_redis_holds_no_slot(
         wait_until(lambda: redis.hlen(UNACKED) == 0)
 
 
+def test_a_result_redis_that_is_full_from_the_beginning_fails_no_task(
+    start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
+) -> None:
+    """Neither that it began nor how it ended can be told: the task is done all the same, once.
+
+    Also one of plain Celery, which has nothing but its message. Whoever waits hears of the end
+    when there is room again, and of nothing else.
+    """
+    (folder := tmp_path / "results").mkdir()
+    with (
+        embedded.redis_server(tmp_path) as url,
+        embedded.redis_server(folder) as results,
+        Redis.from_url(url) as redis,
+        Redis.from_url(results) as full,
+        Celery("stranger", broker=url, backend=results) as stranger,
+    ):
+        full.config_set("maxmemory", 1)
+        with start_service(url, result_url=results, slots="1", lease_s="2") as worker:
+            handles = [worker.client.submit(SHORT, "ours"), worker.client.handle("raw")]
+            stranger.send_task(
+                "sag.generate", kwargs={"request": SHORT}, queue="generate.default", task_id="raw"
+            )
+            wait_until(lambda: worker.client.status_many(["raw"])["raw"] is not None)
+            for handle in handles:
+                assert handle.result(END_S).images
+            wait_until(lambda: worker.log.read_text().count("Celery not told") > len(handles))
+            assert full.dbsize() == 0
+            full.config_set("maxmemory", 0)
+            for handle in handles:
+                assert stranger.AsyncResult(handle.task_id).get(timeout=END_S)["images"]
+                events = list(handle.events(timeout=END_S))
+                assert [event.type for event in events].count("started") == 1
+            wait_until(lambda: redis.hlen(UNACKED) == 0)
+            wait_until(lambda: redis.zcard(worker.client.keys.open) == 0)
+
+
 def test_an_end_that_celery_cannot_be_told_holds_no_slot(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
