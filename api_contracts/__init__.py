@@ -3,6 +3,7 @@
 Never imports torch, nor anything of `worker`.
 """
 
+from api_contracts.aio import AsyncGenerationClient, AsyncTaskHandle
 from api_contracts.client import GenerationClient
 from api_contracts.errors import (
     ErrorCode,
@@ -23,6 +24,8 @@ from api_contracts.request import GenerationRequest, Limits, Reference
 from api_contracts.result import GenerationResult, ImageResult, Timings
 
 __all__ = [
+    "AsyncGenerationClient",
+    "AsyncTaskHandle",
     "ErrorCode",
     "Event",
     "Fault",

@@ -5,21 +5,22 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any, Self
 
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
-
 from api_contracts import names
-from api_contracts.connection import CONNECT_S, celery_tls, connect, unavailable
-from api_contracts.errors import Fault, InvalidRequest, ServiceUnavailable
+from api_contracts.connection import connect
+from api_contracts.errors import Fault, InvalidRequest
 from api_contracts.handle import TaskHandle
 from api_contracts.parse import parse_request
 from api_contracts.records import Records, reach
 from api_contracts.request import GenerationRequest
+from api_contracts.sender import Sender
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from api_contracts.events import TaskStatus
+
+#: A request as it may be given.
+Request = GenerationRequest | dict[str, Any]
 
 
 class GenerationClient:
@@ -36,59 +37,61 @@ class GenerationClient:
         self._records = Records(events_url or broker_url, namespace)
         self.keys, self.redis = self._records.keys, self._records.redis
         self._broker = connect(broker_url)
-        from celery import Celery  # noqa: PLC0415  # a third of this package's import time
+        self._sender = Sender(broker_url)
 
-        self._celery = Celery("sag-client", broker=broker_url, set_as_current=False)
-        self._celery.conf.update(
-            task_serializer="json",
-            broker_transport_options=dict(names.TRANSPORT_OPTIONS),
-            broker_connection_timeout=CONNECT_S,
-            **celery_tls("broker_use_ssl", broker_url),
-        )
-
-    def submit(
-        self, request: GenerationRequest | dict[str, Any], task_id: str | None = None
-    ) -> TaskHandle:
+    def submit(self, request: Request, task_id: str | None = None) -> TaskHandle:
         """Submit a request; the same `task_id` again is the same task.
 
         Raises `InvalidRequest` with every fault, `ServiceUnavailable` when Redis is away: then
         submit again with the same `task_id`, which can never make a second task.
         """
-        data = request.to_wire() if isinstance(request, GenerationRequest) else request
-        checked = parse_request(data)
-        task_id = _checked_id(str(uuid.uuid4()) if task_id is None else task_id)
-        if (waiting := self._records.submit(task_id, checked)) is not None:
-            self._send(task_id, waiting)
-        return TaskHandle(self._records, task_id)
+        (checked,) = check_all([request])
+        (checked_id,) = check_ids([task_id])
+        return self._submit([checked], [checked_id])[0]
+
+    def submit_many(
+        self, requests: Sequence[Request], task_ids: Sequence[str] | None = None
+    ) -> list[TaskHandle]:
+        """Submit requests, one task each, in their order; `task_ids` are as many.
+
+        All are checked first: `InvalidRequest` says of each fault in which request it is, and
+        nothing was sent. On `ServiceUnavailable` some may have been: submit all again, with the
+        same ids.
+        """
+        checked = check_all(requests, numbered=True)
+        return self._submit(checked, check_ids(task_ids or [None] * len(checked), len(checked)))
+
+    def _submit(
+        self, requests: Sequence[GenerationRequest], task_ids: Sequence[str]
+    ) -> list[TaskHandle]:
+        waiting = self._records.submit(list(zip(task_ids, requests, strict=True)))
+        if waiting:
+            self._sender.send(waiting)
+        return [TaskHandle(self._records, task_id) for task_id in task_ids]
 
     def handle(self, task_id: str) -> TaskHandle:
         """The handle of a task that was submitted before, here or elsewhere."""
-        return TaskHandle(self._records, _checked_id(task_id))
+        (checked_id,) = check_ids([task_id])
+        return TaskHandle(self._records, checked_id)
 
     def status_many(self, task_ids: Iterable[str]) -> dict[str, TaskStatus | None]:
         """The status of each task, None for one without a record; one round trip."""
-        wanted = [_checked_id(task_id) for task_id in task_ids]
+        wanted = check_ids(list(task_ids))
         return dict(zip(wanted, self._records.statuses(wanted), strict=True))
 
     def queue_depths(self, models: Iterable[str] = (names.DEFAULT_MODEL,)) -> dict[str, int]:
         """Messages that wait, by model; those that a worker holds are not among them."""
         wanted = list(models)
         pipeline = self._broker.pipeline(transaction=False)
-        for model in wanted:
-            for key in names.queue_lists(model):
-                pipeline.llen(key)
-        lengths = reach(pipeline.execute)
-        each = len(names.PRIORITIES)
-        return {
-            model: sum(lengths[number * each : (number + 1) * each])
-            for number, model in enumerate(wanted)
-        }
+        for key in lists_of(wanted):
+            pipeline.llen(key)
+        return depths(wanted, reach(pipeline.execute))
 
     def close(self) -> None:
         """Give the connections back."""
         self.redis.close()
         self._broker.close()
-        self._celery.close()
+        self._sender.close()
 
     def __enter__(self) -> Self:
         return self
@@ -96,28 +99,52 @@ class GenerationClient:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _send(self, task_id: str, request: GenerationRequest) -> None:
+
+def check_all(requests: Sequence[Request], *, numbered: bool = False) -> list[GenerationRequest]:
+    """The requests as they would be read by a worker.
+
+    Raises `InvalidRequest` with the faults of all, each with its request's number if `numbered`.
+    """
+    checked, faults = [], []
+    for number, request in enumerate(requests):
+        data = request.to_wire() if isinstance(request, GenerationRequest) else request
         try:
-            self._celery.send_task(
-                names.TASK_NAME,
-                kwargs={"request": request.to_wire()},
-                task_id=task_id,
-                queue=names.queue_name(request.model),
-                priority=request.priority,
-                kwargsrepr="<request>",
-                retry_policy={"max_retries": 5, "interval_max": 1.0},
-            )
-        except (OperationalError, RedisError) as error:
-            if isinstance(error, RedisError) and unavailable(error) is None:
-                raise
-            message = f"could not enqueue task {task_id}: {error}"
-            raise ServiceUnavailable(message) from error
+            checked.append(parse_request(data))
+        except InvalidRequest as error:
+            place = f"[{number}]." if numbered else ""
+            faults += [
+                fault.model_copy(update={"where": f"{place}{fault.where}"})
+                for fault in error.faults
+            ]
+    if faults:
+        raise InvalidRequest(faults)
+    return checked
 
 
-def _checked_id(task_id: str) -> str:
-    if not names.is_task_id(task_id):
-        fault = Fault(
-            where="task_id", what="is not a task id", limit="1 to 128 of A-Z a-z 0-9 . _ -"
-        )
-        raise InvalidRequest([fault])
-    return task_id
+def check_ids(task_ids: Sequence[str | None], count: int | None = None) -> list[str]:
+    """Ids that may be used, made up where there is None; raises `InvalidRequest` for others.
+
+    `count` is how many, different from each other, there must be.
+    """
+    found = [str(uuid.uuid4()) if each is None else each for each in task_ids]
+    if count is not None and (len(found), len(set(found))) != (count, count):
+        what = f"has {len(found)} ids, {len(set(found))} of them different"
+        raise InvalidRequest([Fault(where="task_ids", what=what, limit=f"{count} different ids")])
+    if all(names.is_task_id(each) for each in found):
+        return found
+    fault = Fault(where="task_id", what="is not a task id", limit="1 to 128 of A-Z a-z 0-9 . _ -")
+    raise InvalidRequest([fault])
+
+
+def lists_of(models: Sequence[str]) -> list[str]:
+    """The Redis lists of the models' queues, model by model."""
+    return [key for model in models for key in names.queue_lists(model)]
+
+
+def depths(models: Sequence[str], lengths: Sequence[int]) -> dict[str, int]:
+    """The length of each model's queue, from those of `lists_of`."""
+    each = len(names.PRIORITIES)
+    return {
+        model: sum(lengths[number * each : (number + 1) * each])
+        for number, model in enumerate(models)
+    }

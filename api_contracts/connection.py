@@ -7,6 +7,7 @@ from typing import Any
 
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.connection import parse_url
 from redis.exceptions import (
     ClusterDownError,
     MasterDownError,
@@ -29,7 +30,8 @@ REDIS_AWAY = (RedisConnectionError, RedisTimeoutError)
 _PASSING = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError)
 _PASSING_WORDS = ("OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "MISCONF")
 CONNECT_S, ANSWER_S = 5, 10
-_OPTIONS: dict[str, Any] = {
+#: For every connection of ours.
+OPTIONS: dict[str, Any] = {
     "socket_timeout": ANSWER_S,
     "socket_connect_timeout": CONNECT_S,
     "socket_keepalive": True,
@@ -40,22 +42,28 @@ _OPTIONS: dict[str, Any] = {
 
 def connect(url: str) -> Redis:
     """A client whose calls end in seconds when Redis is away; raises ValueError for no URL."""
-    return _client(url, _OPTIONS)
+    return _client(url, OPTIONS)
 
 
 def connect_impatiently(url: str, answer_s: float) -> Redis:
     """A client that waits at most `answer_s` for an answer, and asks once more at once."""
     limits = {"socket_timeout": answer_s, "socket_connect_timeout": answer_s}
-    return _client(url, {**_OPTIONS, **limits, "retry": Retry(NoBackoff(), 1)})
+    return _client(url, {**OPTIONS, **limits, "retry": Retry(NoBackoff(), 1)})
 
 
 def _client(url: str, options: dict[str, Any]) -> Redis:
+    return Redis.from_url(checked_url(url), **options)
+
+
+def checked_url(url: str) -> str:
+    """The URL itself; raises ValueError for what is none."""
     try:
-        return Redis.from_url(url, **options)
+        parse_url(url)
     except ValueError:
         # Its own message repeats what stands where the port should be: it may be a password.
         message = "is no Redis URL; in user and password write / as %2F, @ as %40, : as %3A"
         raise ValueError(message) from None
+    return url
 
 
 def celery_tls(setting: str, url: str) -> dict[str, dict[str, ssl.VerifyMode]]:

@@ -51,11 +51,12 @@ class TaskError(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    #: A code of a later version is kept as it came.
-    code: ErrorCode | str
+    code: ErrorCode | str = Field(description="One of a later version is kept as it came.")
     message: Told = Field(description="For a person: what happened and what to do.")
     retryable: bool = Field(description="Whether it may succeed under a new id.")
-    details: dict[str, Any] = Field(default_factory=dict)
+    details: dict[str, Any] = Field(
+        default_factory=dict, description="`faults` where the request is refused, each a `Fault`."
+    )
 
 
 class GenerationError(Exception):

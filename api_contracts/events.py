@@ -40,12 +40,12 @@ class TaskStatus(StrEnum):
 class _Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    task_id: str
+    task_id: str = Field(description="As in the message, and in every key.")
     seq: int = Field(ge=1, description="1, 2, 3 … without gaps.")
     attempt: int = Field(ge=0, description="0 before the first claim.")
     at: datetime = Field(description="UTC.")
-    worker: str | None = None
-    metadata: dict[str, str] = Field(default_factory=dict)
+    worker: str | None = Field(default=None, description="`host:name:random`; null without one.")
+    metadata: dict[str, str] = Field(default_factory=dict, description="Of the request.")
 
     @property
     def is_terminal(self) -> bool:
@@ -57,33 +57,35 @@ class Queued(_Event):
     """The task's record was written and its message follows."""
 
     type: Literal["queued"] = "queued"
-    queue: str
-    position: int | None = None
+    queue: str = Field(description="Where the message lies.")
+    position: int | None = Field(default=None, description="In the queue, where it is known.")
 
 
 class Started(_Event):
     """A worker claimed the task."""
 
     type: Literal["started"] = "started"
-    model: str
-    device: str
-    resumed_from_step: int | None = None
+    model: str = Field(description="Alias.")
+    device: str = Field(description="As torch names it.")
+    resumed_from_step: int | None = Field(
+        default=None, description="Of an earlier attempt's checkpoint."
+    )
 
 
 class Loading(_Event):
     """The worker is building its pipeline."""
 
     type: Literal["loading"] = "loading"
-    seconds_so_far: float
+    seconds_so_far: float = Field(ge=0, description="Since it began.")
 
 
 class Progress(_Event):
     """So many denoising steps are done."""
 
     type: Literal["progress"] = "progress"
-    step: int
-    total_steps: int
-    eta_s: float | None = None
+    step: int = Field(ge=0, description="Steps that are done.")
+    total_steps: int = Field(ge=0, description="Of this task.")
+    eta_s: float | None = Field(default=None, description="Seconds to the last step, if known.")
     preview: str | None = Field(default=None, description="A small picture as a data URL.")
 
 
@@ -91,14 +93,14 @@ class Uploading(_Event):
     """The pictures are made and on their way to S3."""
 
     type: Literal["uploading"] = "uploading"
-    images: int
+    images: int = Field(ge=0, description="How many.")
 
 
 class Requeued(_Event):
     """The worker gave the task back; another will take it."""
 
     type: Literal["requeued"] = "requeued"
-    reason: str
+    reason: str = Field(description="For a person.")
 
 
 class Succeeded(_Event):
@@ -119,14 +121,14 @@ class Cancelled(_Event):
     """The end: somebody asked for it."""
 
     type: Literal["cancelled"] = "cancelled"
-    step: int
+    step: int = Field(ge=0, description="Steps that were done.")
 
 
 class Expired(_Event):
     """The end: the deadline passed."""
 
     type: Literal["expired"] = "expired"
-    step: int
+    step: int = Field(ge=0, description="Steps that were done.")
 
 
 Event = Annotated[

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from pydantic import ValidationError
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 
 from api_contracts.connection import connect, unavailable
 from api_contracts.events import EVENT, Event, TaskStatus
 from api_contracts.names import Keys, queue_name
 from api_contracts.request import GenerationRequest
-from api_contracts.scripts import event_tail, load
+from api_contracts.scripts import event_tail, load, sha, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+#: Most events that one read gives.
+MOST = 200
+SUBMIT = text("api_contracts", "submit")
+
+#: An event's number, and the event; None for one of a kind that this version does not know.
+Numbered = tuple[int, "Event | None"]
+
+
+class Call(NamedTuple):
+    """What a script is called with."""
+
+    keys: list[str]
+    args: list[str | int]
 
 
 class Records:
@@ -28,68 +42,104 @@ class Records:
         """Raises ValueError for what is no URL."""
         self.redis = connect(url)
         self.keys = Keys(namespace)
-        self._submit = load(self.redis, "api_contracts", "submit")
         self._cancel = load(self.redis, "api_contracts", "cancel")
 
-    def submit(self, task_id: str, request: GenerationRequest) -> GenerationRequest | None:
-        """Write a record unless there is one; gives the request to send while the task waits.
+    def submit(
+        self, tasks: Sequence[tuple[str, GenerationRequest]]
+    ) -> list[tuple[str, GenerationRequest]]:
+        """Write records of ids that have none, in one round trip; gives what is to be sent.
 
-        That is the one that came first under this id; None when the task waits no longer.
+        Those are the tasks that wait, each with the request that came first under its id.
         """
-        queue = queue_name(request.model)
-        fields: dict[str, Any] = {"queue": queue, "position": None, "metadata": request.metadata}
-        wire = request.model_dump_json(exclude_unset=True)
-        deadline_s = "" if request.deadline_s is None else repr(request.deadline_s)
-        args = [task_id, wire, event_tail(task_id, "queued", fields), queue, deadline_s]
-        status, first = reach(lambda: self._submit(keys=self._three(task_id), args=args))
-        if status.decode() != TaskStatus.QUEUED:
-            return None
-        return GenerationRequest.model_validate_json(first)
+        calls = [submission(self.keys, *task) for task in tasks]
+
+        def ask() -> Any:  # noqa: ANN401  # redis-py's own replies
+            pipeline = self.redis.pipeline(transaction=False)
+            for keys, args in calls:
+                pipeline.evalsha(sha(SUBMIT), len(keys), *keys, *args)
+            try:
+                return pipeline.execute()
+            except NoScriptError:
+                self.redis.script_load(SUBMIT)
+                return ask()
+
+        return waiting([task_id for task_id, _ in tasks], reach(ask))
 
     def cancel(self, task_id: str) -> TaskStatus | None:
         """Ask for a task to end; gives the status that it had, None without a record."""
-        fields = {"step": 0, "metadata": self._metadata(task_id)}
-        tail = event_tail(task_id, "cancelled", fields)
-        args = [task_id, tail, self.keys.control]
-        keys = [*self._three(task_id), self.keys.wishes]
-        status = reach(lambda: self._cancel(keys=keys, args=args)).decode()
-        return None if status == "unknown" else TaskStatus(status)
+        request = reach(lambda: self.redis.hget(self.keys.task(task_id), "request"))
+        call = cancellation(self.keys, task_id, request)
+        return former_status(reach(lambda: self._cancel(*call)))
 
     def statuses(self, task_ids: Sequence[str]) -> list[TaskStatus | None]:
         """The status of each task, None for one without a record; one round trip."""
         pipeline = self.redis.pipeline(transaction=False)
         for task_id in task_ids:
             pipeline.hget(self.keys.task(task_id), "status")
-        found = reach(pipeline.execute)
-        return [TaskStatus(status.decode()) if status else None for status in found]
+        return [status_of(each) for each in reach(pipeline.execute)]
 
-    def read(self, task_id: str, after: int, block_s: float) -> list[tuple[int, Event | None]]:
-        """Events after number `after`, with their numbers; waits up to `block_s` for the first.
-
-        None stands for an event of a kind that this version does not know.
-        """
+    def read(self, task_id: str, after: int, block_s: float) -> list[Numbered]:
+        """Events after number `after`; waits up to `block_s` for the first."""
         stream, block_ms = self.keys.events(task_id), max(1, int(block_s * 1000))
-        reply = self.redis.xread({stream: f"{after}-0"}, count=200, block=block_ms)
-        streams = cast("list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]]", reply)
-        return [
-            (int(number.split(b"-")[0]), _event(fields))
-            for _, entries in streams
-            for number, fields in entries
-        ]
+        reply = self.redis.xread({stream: f"{after}-0"}, count=MOST, block=block_ms)
+        return numbered(reply)
 
     def is_told(self, task_id: str, last: int) -> bool | None:
         """Whether the task has ended and event `last` was its end; None without a record."""
-        reply = self.redis.hmget(self.keys.task(task_id), "status", "seq")
-        status, seq = cast("list[bytes | None]", reply)
-        if status is None:
-            return None
-        return TaskStatus(status.decode()).is_terminal and int(seq or 0) <= last
+        return was_the_end(self.redis.hmget(self.keys.task(task_id), "status", "seq"), last)
 
-    def _three(self, task_id: str) -> list[str]:
-        return [self.keys.task(task_id), self.keys.events(task_id), self.keys.open]
 
-    def _metadata(self, task_id: str) -> dict[str, str]:
-        return metadata_of(reach(lambda: self.redis.hget(self.keys.task(task_id), "request")))
+def submission(keys: Keys, task_id: str, request: GenerationRequest) -> Call:
+    """What `submit.lua` is called with."""
+    queue = queue_name(request.model)
+    fields: dict[str, Any] = {"queue": queue, "position": None, "metadata": request.metadata}
+    wire = request.model_dump_json(exclude_unset=True)
+    deadline_s = "" if request.deadline_s is None else repr(request.deadline_s)
+    tail = event_tail(task_id, "queued", fields)
+    return Call(_three(keys, task_id), [task_id, wire, tail, queue, deadline_s])
+
+
+def waiting(task_ids: Sequence[str], replies: Any) -> list[tuple[str, GenerationRequest]]:  # noqa: ANN401  # redis-py's own replies
+    """The tasks that wait, by what `submit.lua` said of each."""
+    return [
+        (task_id, GenerationRequest.model_validate_json(first))
+        for task_id, (status, first) in zip(task_ids, replies, strict=True)
+        if status.decode() == TaskStatus.QUEUED
+    ]
+
+
+def cancellation(keys: Keys, task_id: str, request: bytes | None) -> Call:
+    """What `cancel.lua` is called with; `request` is the record's."""
+    tail = event_tail(task_id, "cancelled", {"step": 0, "metadata": metadata_of(request)})
+    return Call([*_three(keys, task_id), keys.wishes], [task_id, tail, keys.control])
+
+
+def former_status(reply: bytes) -> TaskStatus | None:
+    """The status that a task had when it was cancelled."""
+    return None if reply == b"unknown" else TaskStatus(reply.decode())
+
+
+def status_of(reply: bytes | None) -> TaskStatus | None:
+    """A record's field as a status."""
+    return TaskStatus(reply.decode()) if reply else None
+
+
+def numbered(reply: Any) -> list[Numbered]:  # noqa: ANN401  # as above
+    """The events in an answer to XREAD of one stream."""
+    streams = cast("list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]]", reply)
+    return [
+        (int(number.split(b"-")[0]), _event(fields))
+        for _, entries in streams
+        for number, fields in entries
+    ]
+
+
+def was_the_end(reply: Any, last: int) -> bool | None:  # noqa: ANN401  # as above
+    """Whether a record's status and last number say that `last` was the end; None without one."""
+    status, seq = reply
+    if status is None:
+        return None
+    return TaskStatus(status.decode()).is_terminal and int(seq or 0) <= last
 
 
 def metadata_of(request: bytes | None) -> dict[str, str]:
@@ -110,6 +160,10 @@ def reach(call: Callable[[], Any]) -> Any:  # noqa: ANN401  # redis-py's own rep
         if (told := unavailable(error)) is None:
             raise
         raise told from error
+
+
+def _three(keys: Keys, task_id: str) -> list[str]:
+    return [keys.task(task_id), keys.events(task_id), keys.open]
 
 
 def _event(fields: dict[bytes, bytes]) -> Event | None:

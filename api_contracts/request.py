@@ -42,7 +42,7 @@ class Reference(_Strict):
 class CrossAttention(_Strict):
     """`cross_attention_kwargs`."""
 
-    scale: Annotated[float, Field(ge=0, le=10)] = 1.0
+    scale: Annotated[float, Field(ge=0, le=10, description="How much the LoRA weighs.")] = 1.0
 
 
 def _one_or_many(value: object) -> str:
@@ -75,7 +75,7 @@ Seeds = Annotated[
 class GenerationRequest(_Strict):
     """One order of pictures. Names and meanings are those of diffusers' SAG pipeline."""
 
-    schema_version: int = Field(default=1, ge=1, le=1)
+    schema_version: int = Field(default=1, ge=1, le=1, description="Of this contract.")
     model: str = Field(
         default=DEFAULT_MODEL, pattern=MODEL_PATTERN, description="Alias from the settings."
     )
@@ -85,10 +85,24 @@ class GenerationRequest(_Strict):
     )
     height: Side | None = Field(default=None, description="Pixels; null is the model's own.")
     width: Side | None = Field(default=None, description="Pixels; null is the model's own.")
-    num_inference_steps: int = Field(default=50, ge=1, le=10_000)
-    guidance_scale: float = Field(default=7.5, ge=0, le=50, description="On when above 1.")
-    sag_scale: float = Field(default=0.75, ge=0, le=10, description="On when above 0.")
-    num_images_per_prompt: int = Field(default=1, ge=1, le=64)
+    num_inference_steps: int = Field(
+        default=50,
+        ge=1,
+        le=10_000,
+        description="At most the worker's `SAG_MAX_STEPS`. Left out, the model's own.",
+    )
+    guidance_scale: float = Field(
+        default=7.5, ge=0, le=50, description="On when above 1. Left out, the model's own."
+    )
+    sag_scale: float = Field(
+        default=0.75, ge=0, le=10, description="On when above 0. Left out, the model's own."
+    )
+    num_images_per_prompt: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Times the prompts at most the worker's `SAG_MAX_IMAGES`.",
+    )
     eta: float = Field(
         default=0.0, ge=0, le=1, description=f"For the schedulers {' and '.join(ETA_SCHEDULERS)}."
     )
@@ -96,15 +110,27 @@ class GenerationRequest(_Strict):
         default=None,
         description="One gives seed, seed+1, … for the images; null takes one from the task id.",
     )
-    latents: Reference | None = None
-    prompt_embeds: Reference | None = None
-    negative_prompt_embeds: Reference | None = None
+    latents: Reference | None = Field(
+        default=None, description="First latents, (images, channels, height / 8, width / 8)."
+    )
+    prompt_embeds: Reference | None = Field(
+        default=None, description="(prompts, tokens, width of the text encoder), not with `prompt`."
+    )
+    negative_prompt_embeds: Reference | None = Field(
+        default=None, description="As `prompt_embeds`, not with `negative_prompt`."
+    )
     scheduler: str | None = Field(
         default=None, pattern=r"^[a-z0-9_]{1,32}$", description="Null is the model's own."
     )
-    clip_skip: int | None = Field(default=None, ge=0, le=32)
-    cross_attention_kwargs: CrossAttention | None = None
-    output_type: Literal["png", "jpeg", "webp", "npy", "latent"] = "png"
+    clip_skip: int | None = Field(
+        default=None, ge=0, le=32, description="Last layers of the text encoder that are left out."
+    )
+    cross_attention_kwargs: CrossAttention | None = Field(
+        default=None, description="Only `scale`, of the model's LoRA."
+    )
+    output_type: Literal["png", "jpeg", "webp", "npy", "latent"] = Field(
+        default="png", description="The files' format; `npy` is float32 pixels, `latent` latents."
+    )
     callback_steps: int = Field(
         default=1, ge=1, le=10_000, description="Steps between progress events."
     )
@@ -119,7 +145,9 @@ class GenerationRequest(_Strict):
         default_factory=dict, description="Comes back in every event, untouched."
     )
     traceparent: str | None = Field(
-        default=None, pattern=r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
+        default=None,
+        pattern=r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$",
+        description="W3C trace context.",
     )
 
     @property

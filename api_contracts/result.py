@@ -14,13 +14,13 @@ class _Frozen(BaseModel):
 class ImageResult(_Frozen):
     """One file in S3."""
 
-    key: str
+    key: str = Field(description="In the bucket: `<prefix>/<task id>/<index>.<extension>`.")
     url: str | None = Field(description="Presigned; null when presigning is off.")
     sha256: str = Field(description="Of the file, in hexadecimal.")
-    bytes: int
+    bytes: int = Field(ge=0, description="Of the file.")
     width: int = Field(description="Pixels.")
     height: int = Field(description="Pixels.")
-    seed: int
+    seed: int = Field(ge=0, description="With which this one picture is made again.")
     nsfw_content_detected: bool | None = Field(description="Null without a safety checker.")
 
 
@@ -30,7 +30,7 @@ class Timings(_Frozen):
     queued_s: float = Field(description="From submission to the device.")
     load_s: float = Field(description="Waiting for the pipeline to be built.")
     encode_s: float = Field(description="Prompt to embeddings.")
-    denoise_s: float
+    denoise_s: float = Field(description="All steps, with those of others in between.")
     decode_s: float = Field(description="Latents to pixels, safety checker included.")
     upload_s: float = Field(description="Encoding the files and storing them.")
     total_s: float = Field(description="From submission to the end.")
@@ -39,12 +39,12 @@ class Timings(_Frozen):
 class GenerationResult(_Frozen):
     """A finished task: its files, and what is needed to make them again."""
 
-    images: list[ImageResult]
-    manifest_key: str
+    images: list[ImageResult] = Field(description="Prompt by prompt, in the request's order.")
+    manifest_key: str = Field(description="Of the JSON file that was stored last.")
     timings: Timings
     batch: float = Field(description="Mean number of jobs that shared this task's steps.")
-    model: str
-    scheduler: str
+    model: str = Field(description="Alias.")
+    scheduler: str = Field(description="That was used.")
     parameters: dict[str, Any] = Field(
         default_factory=dict, description="The request with every default filled in."
     )
@@ -52,4 +52,4 @@ class GenerationResult(_Frozen):
         default_factory=list,
         description="What of the prompts was beyond the text encoder's length and had no effect.",
     )
-    versions: dict[str, str]
+    versions: dict[str, str] = Field(description="Of what made it, by package.")

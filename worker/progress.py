@@ -24,7 +24,7 @@ from api_contracts.events import (
     Succeeded,
 )
 from api_contracts.events import Progress as Step
-from api_contracts.handle import outcome
+from api_contracts.follow import outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

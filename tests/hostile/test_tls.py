@@ -156,7 +156,7 @@ def test_no_client_speaks_to_a_stranger(closed: tuple[Front, str]) -> None:
                 lambda client=client: client.handle("x").status(),
                 lambda client=client: client.handle("x").cancel(),
                 client.queue_depths,
-                lambda client=client: client._send("x", GenerationRequest(prompt="x")),
+                lambda client=client: client._sender.send([("x", GenerationRequest(prompt="x"))]),
             ):
                 with pytest.raises(ServiceUnavailable, match="certificate verify failed"):
                     call()

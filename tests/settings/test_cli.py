@@ -76,7 +76,9 @@ def test_the_option_goes_before_the_setting(
 def test_the_client_verifies_the_certificate_of_the_broker() -> None:
     """On `rediss://` the sending side checks whom it talks to, as the reading side does."""
     with GenerationClient("rediss://127.0.0.1:1/0") as client:
-        assert client._celery.connection_for_write().ssl == {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+        assert client._sender._celery.connection_for_write().ssl == {
+            "ssl_cert_reqs": ssl.CERT_REQUIRED
+        }
         assert client.redis.connection_pool.connection_kwargs.get("ssl_cert_reqs") != "none"
 
 

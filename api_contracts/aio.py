@@ -1,0 +1,261 @@
+"""The asynchronous client: `GenerationClient`'s surface for asyncio.
+
+One task of the event loop waits for news of everything that is followed, over one connection:
+following a thousand tasks takes no more of them than following one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Self
+
+from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError, NoScriptError, RedisError
+
+from api_contracts import names, records
+from api_contracts.client import Request, check_all, check_ids, depths, lists_of
+from api_contracts.connection import OPTIONS, REDIS_AWAY, checked_url, unavailable
+from api_contracts.errors import TaskNotFound
+from api_contracts.follow import Following, outcome, unknown_end
+from api_contracts.scripts import sha, text
+from api_contracts.sender import Sender
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
+
+    from api_contracts.events import Event, TaskStatus
+    from api_contracts.request import GenerationRequest
+    from api_contracts.result import GenerationResult
+
+#: Questions to Redis at once, each over a connection; one more connection waits for news.
+MAX_CONNECTIONS = 16
+#: How long one wait for news lasts, in seconds: so late is heard of a task that was added to those
+#: that are followed.
+_LISTEN_S = 0.1
+
+
+class AsyncGenerationClient:
+    """Submits to the workers that share a broker and a namespace, in one event loop."""
+
+    def __init__(
+        self,
+        broker_url: str,
+        namespace: str = names.DEFAULT_NAMESPACE,
+        *,
+        events_url: str | None = None,
+    ) -> None:
+        """Connect to nothing yet; `events_url` is the broker's unless the workers differ."""
+        self.keys = names.Keys(namespace)
+        self.redis = _connect(events_url or broker_url)
+        self._broker = _connect(broker_url)
+        self._sender = Sender(broker_url)
+        self._ear = Ear(self.redis)
+        # Not redis-py's pool that blocks: a caller that is cancelled may take a connection along.
+        self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._cancel = self.redis.register_script(text("api_contracts", "cancel"))
+
+    async def submit(self, request: Request, task_id: str | None = None) -> AsyncTaskHandle:
+        """As `GenerationClient.submit`."""
+        (checked,) = check_all([request])
+        (checked_id,) = check_ids([task_id])
+        return (await self._submit([checked], [checked_id]))[0]
+
+    async def submit_many(
+        self, requests: Sequence[Request], task_ids: Sequence[str] | None = None
+    ) -> list[AsyncTaskHandle]:
+        """As `GenerationClient.submit_many`."""
+        checked = check_all(requests, numbered=True)
+        ids = check_ids(task_ids or [None] * len(checked), len(checked))
+        return await self._submit(checked, ids)
+
+    async def _submit(
+        self, requests: Sequence[GenerationRequest], task_ids: Sequence[str]
+    ) -> list[AsyncTaskHandle]:
+        tasks = zip(task_ids, requests, strict=True)
+        calls = [records.submission(self.keys, *task) for task in tasks]
+        waiting = records.waiting(task_ids, await self._reach(self._write(calls)))
+        if waiting:
+            await asyncio.to_thread(self._sender.send, waiting)
+        return [AsyncTaskHandle(self, task_id) for task_id in task_ids]
+
+    async def _write(self, calls: Sequence[records.Call]) -> Any:  # noqa: ANN401  # redis-py's own replies
+        pipeline = self.redis.pipeline(transaction=False)
+        for keys, args in calls:
+            pipeline.evalsha(sha(records.SUBMIT), len(keys), *keys, *args)
+        try:
+            return await pipeline.execute()
+        except NoScriptError:
+            await self.redis.script_load(records.SUBMIT)
+            return await self._write(calls)
+
+    def handle(self, task_id: str) -> AsyncTaskHandle:
+        """The handle of a task that was submitted before, here or elsewhere."""
+        (checked_id,) = check_ids([task_id])
+        return AsyncTaskHandle(self, checked_id)
+
+    async def status_many(self, task_ids: Iterable[str]) -> dict[str, TaskStatus | None]:
+        """As `GenerationClient.status_many`."""
+        wanted = check_ids(list(task_ids))
+        pipeline = self.redis.pipeline(transaction=False)
+        for task_id in wanted:
+            pipeline.hget(self.keys.task(task_id), "status")
+        found = await self._reach(pipeline.execute())
+        return dict(zip(wanted, map(records.status_of, found), strict=True))
+
+    async def queue_depths(self, models: Iterable[str] = (names.DEFAULT_MODEL,)) -> dict[str, int]:
+        """As `GenerationClient.queue_depths`."""
+        wanted = list(models)
+        pipeline = self._broker.pipeline(transaction=False)
+        for key in lists_of(wanted):
+            pipeline.llen(key)
+        return depths(wanted, await self._reach(pipeline.execute()))
+
+    async def cancel(self, task_id: str) -> TaskStatus | None:
+        """As `TaskHandle.cancel`."""
+        request: Any = await self._reach(self.redis.hget(self.keys.task(task_id), "request"))
+        call = records.cancellation(self.keys, task_id, request)
+        return records.former_status(await self._reach(self._cancel(*call)))
+
+    async def follow(self, following: Following) -> AsyncGenerator[Event]:
+        """The events of one task; see `AsyncTaskHandle.events`."""
+        stream, was = self.keys.events(following.task_id), _cancelling()
+        while True:
+            try:
+                async with self._turns:
+                    entries = await self._read(following)
+            except REDIS_AWAY:
+                await asyncio.sleep(following.pause_s())
+                following.give_up()
+                continue
+            except NoPermissionError as error:
+                raise unavailable(error) or error from error
+            for event in following.found(entries):
+                yield event
+            if following.is_over:
+                return
+            following.give_up()
+            if _cancelling() > was:  # and something below, asyncio or redis-py, took no notice
+                raise asyncio.CancelledError
+            await self._ear.wait(stream, following.last, following.block_s)
+
+    async def _read(self, following: Following) -> list[records.Numbered]:
+        stream, task = self.keys.events(following.task_id), self.keys.task(following.task_id)
+        reply: Any = await self.redis.xread({stream: f"{following.last}-0"}, count=records.MOST)
+        if not (entries := records.numbered(reply)):
+            told: Any = await self.redis.hmget(task, "status", "seq")
+            following.record_says(told=records.was_the_end(told, following.last))
+        return entries
+
+    async def _reach(self, question: Awaitable[Any]) -> Any:  # noqa: ANN401  # redis-py's own replies
+        async with self._turns:
+            try:
+                return await question
+            except RedisError as error:
+                if (told := unavailable(error)) is None:
+                    raise
+                raise told from error
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self._ear.close()
+        await self.redis.aclose()
+        await self._broker.aclose()
+        await asyncio.to_thread(self._sender.close)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class AsyncTaskHandle:
+    """A task, whether or not it was submitted from here."""
+
+    def __init__(self, client: AsyncGenerationClient, task_id: str) -> None:
+        self.task_id = task_id
+        self._client = client
+
+    def events(self, after: int = 0, timeout: float | None = None) -> AsyncGenerator[Event]:
+        """As `TaskHandle.events`, for `async for`."""
+        return self._client.follow(Following(self.task_id, after, timeout, in_all=False))
+
+    async def result(self, timeout: float | None = None) -> GenerationResult:  # noqa: ASYNC109  # as the other client's; a task goes on when its caller stops waiting
+        """As `TaskHandle.result`."""
+        following = Following(self.task_id, 0, timeout, in_all=True)
+        async for event in self._client.follow(following):
+            if event.is_terminal:
+                return outcome(event)
+        raise unknown_end(self.task_id)
+
+    async def status(self) -> TaskStatus:
+        """As `TaskHandle.status`."""
+        status = (await self._client.status_many([self.task_id]))[self.task_id]
+        if status is None:
+            raise TaskNotFound(self.task_id)
+        return status
+
+    async def cancel(self) -> TaskStatus | None:
+        """As `TaskHandle.cancel`."""
+        return await self._client.cancel(self.task_id)
+
+
+class Ear:
+    """Says when there is news in one of many streams; what it is, whoever asked reads."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._asked: dict[asyncio.Future[None], tuple[str, int]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def wait(self, stream: str, after: int, longest_s: float) -> None:
+        """Return when `stream` has an entry after number `after`, or when it is time."""
+        news = asyncio.get_running_loop().create_future()
+        self._asked[news] = stream, after
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._listen())
+        try:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(news, longest_s)
+        finally:
+            self._asked.pop(news, None)
+
+    async def close(self) -> None:
+        """Listen no more."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _listen(self) -> None:
+        """Wait for all of them at once; end when nobody asks."""
+        while self._asked:
+            last: dict[str, int] = {}
+            for stream, after in self._asked.values():
+                last[stream] = min(after, last.get(stream, after))
+            streams: Any = {stream: f"{after}-0" for stream, after in last.items()}
+            try:
+                reply: Any = await self._redis.xread(streams, 1, block=int(_LISTEN_S * 1000))
+            except RedisError:
+                self._wake(set(last))  # each finds out by itself, and waits by itself
+                await asyncio.sleep(_LISTEN_S)
+            else:
+                self._wake({stream.decode() for stream, _ in reply})
+
+    def _wake(self, streams: set[str]) -> None:
+        for news, (stream, _) in list(self._asked.items()):
+            if stream in streams:
+                del self._asked[news]
+                if not news.done():
+                    news.set_result(None)
+
+
+def _cancelling() -> int:
+    """How often the running task was asked to end."""
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
+
+
+def _connect(url: str) -> Redis:
+    return Redis.from_url(checked_url(url), **OPTIONS)

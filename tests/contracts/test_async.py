@@ -1,0 +1,274 @@
+"""The asynchronous client: the same surface, for many tasks at once over few connections."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from redis import Redis
+from redis.exceptions import RedisError
+
+from api_contracts import (
+    AsyncGenerationClient,
+    AsyncTaskHandle,
+    GenerationCancelled,
+    GenerationClient,
+    GenerationResult,
+    InvalidRequest,
+    ServiceUnavailable,
+    TaskHandle,
+    TaskNotFound,
+    TaskStatus,
+    WaitTimeout,
+)
+from api_contracts.aio import MAX_CONNECTIONS
+from api_contracts.connection import connect
+from api_contracts.names import Keys
+from tests.record.box import ids_waiting
+from tests.record.owners import PROGRESS, RESULT, kinds, take, worker
+from worker import embedded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from pathlib import Path
+
+    from worker.status import Status
+
+TASKS, STEPS = 200, 12
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+def run(redis_url: str, namespace: str) -> Callable[..., Any]:
+    """Run a coroutine function with an asynchronous client in the test's namespace."""
+
+    def call(body: Callable[[AsyncGenerationClient], Coroutine[Any, Any, Any]]) -> Any:
+        async def within() -> Any:
+            named = f"{redis_url}?client_name={namespace}"
+            async with AsyncGenerationClient(redis_url, namespace, events_url=named) as client:
+                return await asyncio.wait_for(body(client), PATIENCE_S)
+
+        return asyncio.run(within())
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(GenerationClient, AsyncGenerationClient), (TaskHandle, AsyncTaskHandle)],
+)
+def test_both_clients_have_the_same_surface(one: type, other: type) -> None:
+    """What is learned of one holds for the other: names, arguments, defaults."""
+
+    def surface(kind: type) -> dict[str, list[str]]:
+        return {
+            name: [
+                str(each).split(":")[0] for each in inspect.signature(member).parameters.values()
+            ]
+            for name, member in inspect.getmembers(kind, inspect.isfunction)
+            if not name.startswith("_")
+        }
+
+    ours = surface(other)
+    for inner in ("cancel", "follow") if one is GenerationClient else ():
+        ours.pop(inner)  # of the handles
+    assert ours == surface(one)
+
+
+def test_many_are_followed_at_once_through_a_restart(tmp_path: Path) -> None:
+    """Each of 200 sees every event once, in order, over the connections of one pool."""
+    port, keys = embedded.free_port(), Keys("many")
+    ids = [f"t{number}" for number in range(TASKS)]
+    restarted = threading.Event()
+
+    with ExitStack() as before:
+        url = before.enter_context(embedded.redis_server(tmp_path, port))
+
+        def write() -> None:
+            """Do what a worker does, step by step for all; Redis restarts in the middle."""
+            with connect(url) as redis:
+                status = worker(redis, keys, "worker")
+                claims = [take(status, each) for each in ids]
+                for step in range(STEPS):
+                    if step == STEPS // 2:
+                        before.close()
+                        before.enter_context(embedded.redis_server(tmp_path, port))
+                        restarted.set()
+                    for claim in claims:
+                        _until_written(status, claim)
+                for claim in claims:
+                    assert status.finish(claim, TaskStatus.SUCCEEDED, RESULT, {"result": RESULT})
+
+        async def follow(client: AsyncGenerationClient) -> tuple[list[list[int]], int]:
+            async def one(task_id: str) -> list[int]:
+                return [event.seq async for event in client.handle(task_id).events(timeout=50)]
+
+            following = [asyncio.create_task(one(each)) for each in ids]
+            await asyncio.to_thread(restarted.wait, PATIENCE_S)
+            seen = await asyncio.gather(*following)
+            with Redis.from_url(url) as redis:
+                named = [each for each in redis.client_list() if each["name"] == "followers"]
+            return seen, len(named)
+
+        async def whole() -> tuple[list[list[int]], int]:
+            with ThreadPoolExecutor(1) as beside:
+                named = f"{url}?client_name=followers"
+                async with AsyncGenerationClient(url, "many", events_url=named) as client:
+                    await client.submit_many([{"prompt": "x"}] * TASKS, ids)
+                    writing = beside.submit(write)
+                    found = await follow(client)
+                    await asyncio.wrap_future(writing)
+                    return found
+
+        seen, connections = asyncio.run(whole())
+    assert seen == [list(range(1, STEPS + 4))] * TASKS
+    assert connections <= MAX_CONNECTIONS + 1
+
+
+def _until_written(status: Status, claim: Any) -> None:
+    """One event, exactly: what was written before the restart is not written again."""
+    with suppress(RedisError):
+        status.append(claim, "progress", PROGRESS)
+
+
+def test_a_task_is_submitted_followed_and_cancelled(
+    run: Callable[..., Any], redis: Redis, namespace: str, status: Status
+) -> None:
+    """The way of one task through every method."""
+
+    async def body(client: AsyncGenerationClient) -> None:
+        order = {"prompt": "x", "model": namespace}
+        handle = await client.submit(order, "one")
+        assert (await client.submit(order, "one")).task_id == "one"
+        assert await client.queue_depths([namespace, "nobodys"]) == {namespace: 2, "nobodys": 0}
+        assert await handle.status() is TaskStatus.QUEUED
+        claim = take(status, "one")
+        assert await client.status_many(["one", "two"]) == {"one": TaskStatus.RUNNING, "two": None}
+        assert status.finish(claim, TaskStatus.SUCCEEDED, RESULT, {"result": RESULT})
+        assert await handle.result(timeout=5) == GenerationResult.model_validate(RESULT)
+        assert await handle.cancel() is TaskStatus.SUCCEEDED
+        assert [event.seq async for event in handle.events(after=1)] == [2, 3]
+        other = await client.submit(order, "other")
+        assert await other.cancel() is TaskStatus.QUEUED
+        with pytest.raises(GenerationCancelled):
+            await other.result(timeout=5)
+        assert await client.handle("never").cancel() is None
+
+    run(body)
+    assert kinds(redis, Keys(namespace), "one") == ["queued", "started", "succeeded"]
+
+
+def test_waiting_ends(run: Callable[..., Any], namespace: str) -> None:
+    """By the time given, or because there is no such task; a caller may also stop by itself."""
+
+    async def body(client: AsyncGenerationClient) -> None:
+        handle = await client.submit({"prompt": "x", "model": namespace})
+        with pytest.raises(WaitTimeout):
+            await handle.result(timeout=0.2)
+        with pytest.raises(WaitTimeout):
+            [event async for event in handle.events(timeout=0.2)]
+        for wait in (client.handle("nobody").result(), client.handle("nobody").status()):
+            with pytest.raises(TaskNotFound):
+                await wait
+        waiting = [asyncio.create_task(handle.result()) for _ in range(2 * MAX_CONNECTIONS)]
+        await asyncio.sleep(0)
+        for each in waiting:
+            each.cancel()
+        assert all(
+            isinstance(each, asyncio.CancelledError)
+            for each in await asyncio.gather(*waiting, return_exceptions=True)
+        )
+        assert await handle.cancel() is TaskStatus.QUEUED
+        with pytest.raises(GenerationCancelled):
+            await handle.result(timeout=5)
+
+    run(body)
+
+
+def test_news_are_heard_at_once(run: Callable[..., Any], namespace: str, status: Status) -> None:
+    """Not when a wait is over: the time given is many waits long, and nothing else ends it."""
+
+    async def body(client: AsyncGenerationClient) -> None:
+        handle = await client.submit({"prompt": "x", "model": namespace}, "t")
+        events = handle.events(timeout=30)
+        assert (await anext(events)).type == "queued"
+        for number in range(5):
+            waiting = asyncio.ensure_future(anext(events))
+            await asyncio.sleep(0.01)
+            assert not waiting.done()
+            if number == 0:
+                claim = take(status, "t")
+            else:
+                status.append(claim, "progress", PROGRESS)
+            event = await asyncio.wait_for(waiting, 2.0)
+            assert event.seq == number + 2
+
+    run(body)
+
+
+def test_a_redis_that_is_away_is_said_to_be() -> None:
+    """Every call raises the error of the contract, in seconds; the iterators wait for it."""
+
+    async def body() -> None:
+        (port,) = embedded.free_ports(1)
+        async with AsyncGenerationClient(f"redis://127.0.0.1:{port}/0") as client:
+            for call in (
+                client.submit({"prompt": "x"}),
+                client.submit_many([{"prompt": "x"}]),
+                client.handle("t").status(),
+                client.handle("t").cancel(),
+                client.queue_depths(),
+            ):
+                with pytest.raises(ServiceUnavailable):
+                    await call
+            with pytest.raises(WaitTimeout):
+                await client.handle("t").result(timeout=0.3)
+
+    asyncio.run(body())
+
+
+def test_many_are_checked_before_any_is_sent(
+    run: Callable[..., Any], client: GenerationClient, redis: Redis, namespace: str
+) -> None:
+    """Each fault says in which request it is; ids must be as many, and different."""
+    good: dict[str, Any] = {"prompt": "x", "model": namespace}
+    wrong: list[dict[str, Any]] = [good, good | {"nope": 1, "steps": 2}, good, {}]
+
+    async def body(other: AsyncGenerationClient) -> None:
+        for call in (other.submit_many(wrong), other.submit_many([good, good], ["a", "a"])):
+            with pytest.raises(InvalidRequest):
+                await call
+
+    run(body)
+    with pytest.raises(InvalidRequest) as refused:
+        client.submit_many(wrong)
+    assert {fault.where for fault in refused.value.faults} == {
+        "[1].nope",
+        "[1].steps",
+        "[3].prompt",
+    }
+    for ids in (["a"], ["a", "a"], ["a", "a/b"]):
+        with pytest.raises(InvalidRequest, match="task_id"):
+            client.submit_many([good, good], ids)
+    assert ids_waiting(redis, namespace) == []
+    assert client.status_many(["a"]) == {"a": None}
+
+
+def test_many_are_sent_in_their_order(
+    client: GenerationClient, redis: Redis, namespace: str
+) -> None:
+    """One message each, and again with the same ids none more than waits."""
+    ids = [f"m{number}" for number in range(50)]
+    handles = client.submit_many([{"prompt": "x", "model": namespace}] * 50, ids)
+    assert [handle.task_id for handle in handles] == ids
+    assert ids_waiting(redis, namespace) == ids
+    redis.script_flush()
+    assert client.submit_many([]) == []
+    take(worker(redis, client.keys, "w"), "m0")
+    client.submit_many([{"prompt": "y", "model": namespace}] * 2, ["m0", "fresh"])
+    assert ids_waiting(redis, namespace) == [*ids, "fresh"]
