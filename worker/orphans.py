@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
+from api_contracts.connection import is_away
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
@@ -73,5 +75,9 @@ class Orphans:
             orphan.due_s = now_s + PAUSE_S
             return
         else:
-            logger.error("messages of %s come back by their leases alone", owner, exc_info=error)
+            away = is_away(error)
+            logger.error(
+                "messages of %s come back by their leases alone: %s",
+                owner, error, exc_info=None if away else error,
+            )  # fmt: skip
         del self._waiting[owner]

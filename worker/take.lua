@@ -7,8 +7,8 @@
 -- ARGV       tag, seconds of lease, largest message in bytes, then each list's queue
 -- gives      {number of the list, message} | {number of the list, '', its bytes} | nothing
 for number = 3, #KEYS do
-  local message = redis.call('RPOP', KEYS[number])
-  if message then
+  local message = redis.pcall('RPOP', KEYS[number])
+  if message and type(message) == 'string' then  -- what is no list stops only who pushes there
     if #message > tonumber(ARGV[3]) then return {number - 3, '', #message} end
     local held = '[' .. message .. ',"",' .. cjson.encode(ARGV[number + 1]) .. ']'
     redis.call('HSET', KEYS[1], ARGV[1], held)

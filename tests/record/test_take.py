@@ -88,6 +88,17 @@ def test_a_death_before_the_answer_loses_nothing(
     assert 60 < left_s <= 78
 
 
+def test_a_queue_that_is_no_list_holds_up_no_other(
+    boxes: Callable[..., Box], redis: Redis, namespace: str
+) -> None:
+    """Whoever may push could also make something else of an empty queue."""
+    models = [f"{namespace}.{name}" for name in "ab"]
+    redis.sadd(names.queue_lists(models[0])[0], "x")
+    box = boxes(namespace, *models)
+    post(redis, models[1], "b5", priority=5)
+    assert one(box.drain()).headers["id"] == "b5"
+
+
 def test_one_that_would_claim_nothing_takes_nothing(
     boxes: Callable[..., Box], redis: Redis, namespace: str
 ) -> None:
