@@ -46,6 +46,7 @@ format: setup
 
 docs: setup
 	$(BIN)/python -m worker.settings_table
+	$(BIN)/python -m api_contracts.schemas
 
 benchmark: setup
 	@for each in throughput latency daemon baseline memory flops; do $(BIN)/python -m benchmarks $$each || exit 1; done

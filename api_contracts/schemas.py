@@ -54,6 +54,9 @@ def documents() -> dict[str, dict[str, Any]]:
 def _document(model: Any, name: str, shown: list[Any]) -> dict[str, Any]:  # noqa: ANN401  # a model or an adapter of a union
     made = TypeAdapter(model) if isinstance(model, type) else model
     schema = made.json_schema(mode="validation")
+    for each in (schema, *schema.get("$defs", {}).values()):
+        for about in each.get("properties", {}).values():
+            about.pop("title", None)  # the field's name again
     return {
         "$schema": DIALECT,
         "$id": f"urn:sag-worker:v{VERSION}:{name}",
@@ -65,10 +68,10 @@ def _document(model: Any, name: str, shown: list[Any]) -> dict[str, Any]:  # noq
 
 def _request() -> dict[str, Any]:
     found = _document(GenerationRequest, "request", examples.REQUESTS)
-    given = {"not": {"type": "null"}}
+    given = {"prompt": {"type": ["string", "array"]}, "prompt_embeds": {"type": "object"}}
     found["oneOf"] = [
-        {"required": [name], "properties": {name: given}, "title": f"by {name}"}
-        for name in ("prompt", "prompt_embeds")
+        {"title": f"by {name}", "required": [name], "properties": {name: about}}
+        for name, about in given.items()
     ]
     return found
 

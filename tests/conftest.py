@@ -144,3 +144,16 @@ def service(
     """One worker for all tests that need nothing special of it."""
     with start_service(own_redis_url) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def standard(
+    start_service: Callable[..., AbstractContextManager[Service]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Service]:
+    """A worker in the namespace `sag`, as the documents and examples expect it."""
+    with (
+        embedded.redis_server(tmp_path_factory.mktemp("redis")) as url,
+        start_service(url, namespace="sag") as running,
+    ):
+        yield running
