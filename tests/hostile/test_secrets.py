@@ -70,8 +70,8 @@ def _good_and_bad(server: Guarded, service: Service) -> None:
         ):
             with pytest.raises(GenerationFailed):
                 client.submit(refused).result(END_S)
-    url = server.url("producer")
-    stranger = Celery("stranger", broker=url, backend=url)
+    broker, backend = server.url("producer"), server.url("watcher")
+    stranger = Celery("stranger", broker=broker, backend=backend)
     for sent in ({"prompt": PROMPT, "num_inference_steps": 1}, {"prompt": [PROMPT, 5]}):
         answer = stranger.send_task(
             "sag.generate", kwargs={"request": sent}, queue="generate.default", priority=5
