@@ -65,7 +65,7 @@ class AsyncGenerationClient:
         self, requests: Sequence[Request], task_ids: Sequence[str] | None = None
     ) -> list[AsyncTaskHandle]:
         """As `GenerationClient.submit_many`."""
-        checked = check_all(requests, numbered=True)
+        checked = check_all(requests, numbered=len(requests) > 1)
         ids = check_ids(task_ids or [None] * len(checked), len(checked))
         return await self._submit(checked, ids)
 

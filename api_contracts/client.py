@@ -58,7 +58,7 @@ class GenerationClient:
         nothing was sent. On `ServiceUnavailable` some may have been: submit all again, with the
         same ids.
         """
-        checked = check_all(requests, numbered=True)
+        checked = check_all(requests, numbered=len(requests) > 1)
         return self._submit(checked, check_ids(task_ids or [None] * len(checked), len(checked)))
 
     def _submit(

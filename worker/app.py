@@ -150,7 +150,7 @@ def _follow_signals(process: Process, settings: Settings) -> None:
     def start(**_: object) -> None:
         events = settings.events.get_secret_value()
         records = Records(events, settings.namespace)
-        control.install(records, lambda: process.executor.refusal)
+        control.install(records, process.state)
         process.start()
 
     def drain(**_: object) -> None:

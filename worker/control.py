@@ -22,12 +22,12 @@ logger = logging.getLogger(__name__)
 WELL = "sag_well"
 
 
-def install(records: Records, refusal: Callable[[], str | None]) -> None:
+def install(records: Records, state: Callable[[], dict[str, Any]]) -> None:
     """Register the commands with Celery, in place of its own of the same names.
 
     Celery would drop a revoked message before its task begins, and the record would never hear of
     it. Here the record is asked to end the task: a waiting one ends at once, a running one before
-    its next UNet call. `refusal` says why this worker would claim no task.
+    its next UNet call. `state` says why this worker would claim no task, and what it is doing.
     """
 
     def revoke(_state: Any, task_id: Any, **_: Any) -> dict[str, str]:  # noqa: ANN401  # Celery's signature
@@ -43,8 +43,8 @@ def install(records: Records, refusal: Callable[[], str | None]) -> None:
     def terminate(state: Any, signal: Any, task_id: Any, **_: Any) -> dict[str, str]:  # noqa: ANN401, ARG001  # Celery's signature
         return revoke(state, task_id)
 
-    def well(_state: Any) -> dict[str, str | None]:  # noqa: ANN401  # Celery's signature
-        return {"refusal": refusal()}
+    def well(_state: Any) -> dict[str, Any]:  # noqa: ANN401  # Celery's signature
+        return state()
 
     Panel.register(name="revoke", help="Cancel tasks.")(revoke)
     Panel.register(name="terminate", help="Cancel tasks.")(terminate)

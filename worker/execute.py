@@ -63,7 +63,7 @@ class Executor:
         `on_broken` is called with the reason when this process is to do nothing more.
         """
         self._settings, self._status, self._lease = settings, status, lease
-        self._attempts, self._device = attempts, device
+        self._attempts, self.device = attempts, device
         self._lock = threading.Lock()
         self._running: dict[str, Control] = {}
         self._draining = False
@@ -83,6 +83,12 @@ class Executor:
         if not self._lease.is_well:
             return f"no lease could be renewed for {self._lease.silent_s:.0f} s"
         return None
+
+    @property
+    def running(self) -> list[str]:
+        """The ids of the deliveries that are being done."""
+        with self._lock:
+            return sorted(self._running)
 
     def execute(self, delivery: Delivery) -> Outcome:
         """Check, claim, denoise, store, finish. Raises only when Redis stays away."""
@@ -191,7 +197,7 @@ class Executor:
         if order is not None:
             started = {
                 "model": order.request.model,
-                "device": self._device,
+                "device": self.device,
                 "metadata": order.request.metadata,
             }
             if self._settings.log_prompts:

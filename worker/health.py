@@ -7,15 +7,17 @@ import shutil
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from api_contracts.client import lists_of
 from api_contracts.connection import CONNECT_S, celery_tls, connect
 from api_contracts.errors import ServiceUnavailable
-from api_contracts.names import TRANSPORT_OPTIONS
+from api_contracts.names import PRIORITIES, TRANSPORT_OPTIONS
+from api_contracts.records import reach
 from worker import gpu
 from worker.control import WELL
 from worker.errors import StorageUnavailable
@@ -49,6 +51,19 @@ def answering(settings: Settings) -> dict[str, str | None]:
     With each goes why it would claim no task now, None when it would.
     Raises `ServiceUnavailable` when Redis does not answer.
     """
+    host = socket.gethostname()
+    return {
+        name: answer.get("refusal", answer.get("error"))
+        for name, answer in everybody(settings).items()
+        if name.partition("@")[2] == host
+    }
+
+
+def everybody(settings: Settings) -> dict[str, dict[str, Any]]:
+    """All workers of the broker, by node name: `refusal`, `device`, `running`.
+
+    Raises `ServiceUnavailable` when Redis does not answer.
+    """
     url = settings.broker_url.get_secret_value()
     app = Celery("sag-health", broker=url, set_as_current=False)
     app.conf.update(
@@ -56,16 +71,23 @@ def answering(settings: Settings) -> dict[str, str | None]:
         broker_connection_timeout=CONNECT_S,
         **celery_tls("broker_use_ssl", url),
     )
-    host = socket.gethostname()
     try:
         replies = app.control.broadcast(WELL, reply=True, timeout=PING_S)
     except (OperationalError, RedisError) as error:
         raise ServiceUnavailable(f"Redis does not answer: {error}") from error
+    return {name: answer for reply in replies for name, answer in sorted(reply.items())}
+
+
+def depths(settings: Settings) -> dict[str, dict[int, int]]:
+    """How many messages wait, by model and priority; raises as `everybody`."""
+    broker = connect(settings.broker_url.get_secret_value())
+    pipeline = broker.pipeline(transaction=False)
+    for key in lists_of(list(settings.models)):
+        pipeline.llen(key)
+    lengths = iter(reach(pipeline.execute))
     return {
-        name: answer.get("refusal", answer.get("error"))
-        for reply in replies
-        for name, answer in sorted(reply.items())
-        if name.partition("@")[2] == host
+        model: {each: count for each, count in zip(PRIORITIES, lengths, strict=False) if count}
+        for model in settings.models
     }
 
 

@@ -106,6 +106,13 @@ class Process:
         if self._settings.metrics_port is not None and metrics.FOLDER not in os.environ:
             metrics.serve(self._settings.metrics_port)
 
+    def state(self) -> dict[str, Any]:
+        """Why no task would be claimed now (None: one would), the device, and what is running."""
+        executor = self.executor
+        return {
+            "refusal": executor.refusal, "device": executor.device, "running": executor.running,
+        }  # fmt: skip
+
     def drain(self) -> None:
         """Give back what is not done `SAG_DRAIN_TIMEOUT_S` from now; asked again, at once."""
         self._asked_s.append(time.monotonic())

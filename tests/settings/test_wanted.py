@@ -1,0 +1,123 @@
+"""What `submit` makes of files, flags and pictures, before anything is sent."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from PIL import Image
+
+from api_contracts import InvalidRequest
+from api_contracts.parse import parse_request
+from worker import wanted
+from worker.engine import image
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PARAMETERS: dict[str, Any] = {
+    "schema_version": 1, "model": "default", "prompt": ["a", "b"], "negative_prompt": ["c", "d"],
+    "height": 64, "width": 64, "num_inference_steps": 5, "guidance_scale": 3.0, "sag_scale": 0.5,
+    "num_images_per_prompt": 2, "eta": 0.0, "seed": [1, 2, 3, 4], "latents": None,
+    "scheduler": "SomeScheduler", "output_type": "png", "callback_steps": 3, "preview_every": 2,
+    "deadline_s": 9.0, "priority": 2, "metadata": {"k": "v"}, "traceparent": None,
+}  # fmt: skip
+
+
+def picture(folder: Path, index: int, seed: int, **parameters: Any) -> Path:
+    """A PNG as the worker writes them."""
+    origin = {
+        "request": {"prompt": ["a", "b"]}, "parameters": PARAMETERS | parameters,
+        "index": index, "seed": seed, "versions": {},
+    }  # fmt: skip
+    made: Any = type("Made", (), {"pixels": Image.new("RGB", (8, 8))})
+    path = folder / "made.png"
+    path.write_bytes(image.encode(made, "png", origin))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "wants"),
+    [
+        ('{"prompt": "a"}', [{"prompt": "a"}]),
+        ('[{"prompt": "a"}, {"prompt": "b"}]', [{"prompt": "a"}, {"prompt": "b"}]),
+        ('{"prompt": "a"}\n\n{"prompt": "b"}\n', [{"prompt": "a"}, {"prompt": "b"}]),
+    ],
+)
+@pytest.mark.parametrize("source", ["a file", "standard input"])
+def test_requests_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, wants: Any, source: str
+) -> None:
+    """One, a list, or one a line; from a file or a pipe."""
+    (tmp_path / "r.json").write_text(text)
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert wanted.from_json(str(tmp_path / "r.json") if source == "a file" else "-") == wants
+
+
+def test_each_line_is_a_prompt(tmp_path: Path) -> None:
+    """Empty lines are none."""
+    (tmp_path / "p.txt").write_text("a red circle\n\n  a green ring \n")
+    found = wanted.from_prompts(str(tmp_path / "p.txt"))
+    assert found == [{"prompt": "a red circle"}, {"prompt": "a green ring"}]
+
+
+@pytest.mark.parametrize("text", ['{"prompt": "a"}\nnope', "[1]", '["x"]', "5"])
+def test_what_is_no_request_is_named(tmp_path: Path, text: str) -> None:
+    """By its line or number, before anything is sent."""
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(InvalidRequest, match=r"line 2|request 0"):
+        wanted.from_json(str(tmp_path / "r.json"))
+
+
+@pytest.mark.parametrize("name", ["missing", "binary"])
+def test_a_file_that_can_not_be_read_is_named(tmp_path: Path, name: str) -> None:
+    """By its path."""
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\xff")
+    for read in (wanted.from_json, wanted.from_prompts):
+        with pytest.raises(InvalidRequest, match=name):
+            read(str(tmp_path / name))
+
+
+def test_flags_stand_above_files() -> None:
+    """Those that were given; `--set` takes any field, as JSON or as plain text."""
+    flags = {"seed": 5, "width": None}
+    found = wanted.with_flags(
+        [{"prompt": "a", "seed": 1}], flags, ['metadata={"k": "v"}', "scheduler=ddim", "eta=0.5"]
+    )
+    assert found == [
+        {"prompt": "a", "seed": 5, "metadata": {"k": "v"}, "scheduler": "ddim", "eta": 0.5}
+    ]
+    for wrong in ("nope=1", "seed", "=1"):
+        with pytest.raises(InvalidRequest, match="--set"):
+            wanted.with_flags([{}], {}, [wrong])
+
+
+@pytest.mark.parametrize("index", [0, 1, 2, 3])
+def test_a_picture_is_asked_for_again(tmp_path: Path, index: int) -> None:
+    """This one of all that were made with it: its prompt, its seed, what was used; no more."""
+    request = wanted.from_picture(picture(tmp_path, index, seed=index + 1))
+    assert request["prompt"] == "aabb"[index]
+    assert request["negative_prompt"] == "ccdd"[index]
+    assert request["seed"] == index + 1
+    assert (request["num_inference_steps"], request["sag_scale"]) == (5, 0.5)
+    assert request["scheduler"] is None
+    parsed = parse_request(request)
+    assert (parsed.num_images_per_prompt, parsed.metadata, parsed.deadline_s) == (1, {}, None)
+
+
+def test_a_picture_out_of_a_file_of_many_is_refused(tmp_path: Path) -> None:
+    """Its latents lie among those of others."""
+    given = {"latents": {"s3": "a.safetensors"}}
+    with pytest.raises(InvalidRequest, match="latents"):
+        wanted.from_picture(picture(tmp_path, 1, seed=2, **given))
+
+
+def test_what_is_no_picture_of_ours_is_named(tmp_path: Path) -> None:
+    """Another's picture has no chunk; a text is no picture."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "other.png")
+    (tmp_path / "text.png").write_text(json.dumps({}))
+    for name in ("other.png", "text.png", "missing.png"):
+        with pytest.raises(InvalidRequest, match=name):
+            wanted.from_picture(tmp_path / name)

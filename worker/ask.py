@@ -1,0 +1,189 @@
+"""The commands of whoever asks for pictures: submit, watch, cancel, queue, and the dead letters."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from api_contracts import GenerationError, TaskHandle
+from worker import progress, wanted
+from worker.dead import DeadLetters
+from worker.terminal import FAILED, INVALID, client, console, fail, or_exit, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+app = typer.Typer()
+dead = typer.Typer(help="Tasks that no worker could finish.", no_args_is_help=True)
+app.add_typer(dead, name="dead")
+
+Machine = Annotated[bool, typer.Option("--json", help="For machines: one JSON object a line.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the pictures; implies --wait.")]
+
+
+@app.command()
+def submit(  # noqa: PLR0913  # a flag for each thing that people set by hand
+    prompt: Annotated[str | None, typer.Argument(help="One of these five says what.")] = None,
+    *,
+    request: Annotated[
+        str | None, typer.Option(help="File of JSON: one request, a list, or one a line.")
+    ] = None,
+    prompts: Annotated[str | None, typer.Option(help="File with a prompt on each line.")] = None,
+    from_image: Annotated[
+        Path | None, typer.Option(help="A PNG of a worker's, to be made again.")
+    ] = None,
+    negative_prompt: str | None = None,
+    seed: int | None = None,
+    steps: Annotated[int | None, typer.Option(help="num_inference_steps")] = None,
+    guidance_scale: float | None = None,
+    sag_scale: float | None = None,
+    scheduler: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    images: Annotated[int | None, typer.Option(help="num_images_per_prompt")] = None,
+    output_type: str | None = None,
+    model: str | None = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any field, as JSON; again for more."),
+    ] = None,
+    task_id: Annotated[str | None, typer.Option(help="Of one task: the same is the same.")] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the tasks to their ends.")] = False,
+    out: Out = None,
+    machine: Machine = False,
+) -> None:
+    """Submit tasks: a PROMPT, --request, --prompts (`-` is standard input) or --from-image.
+
+    Flags and --set stand above what a file says. Prints the ids, then with --wait the pictures'
+    URLs, with --out the files.
+    """
+    sources = [prompt, request, prompts, from_image]
+    if sum(each is not None for each in sources) != 1:
+        fail("say what to make in one way: PROMPT, --request, --prompts or --from-image", INVALID)
+    given = {
+        "negative_prompt": negative_prompt,
+        "seed": seed,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "sag_scale": sag_scale,
+        "scheduler": scheduler,
+        "height": height,
+        "width": width,
+        "num_images_per_prompt": images,
+        "output_type": output_type,
+        "model": model,
+    }
+
+    def requests() -> list[dict[str, Any]]:
+        if request is not None:
+            found = wanted.from_json(request)
+        elif prompts is not None:
+            found = wanted.from_prompts(prompts)
+        elif from_image is not None:
+            found = [wanted.from_picture(from_image)]
+        else:
+            found = [{"prompt": prompt}]
+        return wanted.with_flags(found, given, set_ or [])
+
+    found = or_exit(requests)
+    ids = [task_id] if task_id is not None else None
+    with client() as asked:
+        handles = or_exit(lambda: asked.submit_many(found, ids))
+        for handle in handles:
+            print(json.dumps({"task_id": handle.task_id}) if machine else handle.task_id)
+        sys.stdout.flush()
+        if wait or out:
+            _follow(handles, out, machine=machine)
+
+
+@app.command()
+def watch(task_id: str, *, out: Out = None, machine: Machine = False) -> None:
+    """Follow a task to its end, whoever submitted it."""
+    with client() as asked:
+        handle = or_exit(lambda: asked.handle(task_id))
+        or_exit(handle.status)
+        _follow([handle], out, machine=machine)
+
+
+@app.command()
+def cancel(task_id: str) -> None:
+    """Ask for a task to end; prints the status that it had."""
+    with client() as asked:
+        print(or_exit(lambda: asked.handle(task_id).cancel()) or "unknown")
+
+
+@app.command()
+def queue(*, machine: Machine = False) -> None:
+    """How many messages wait, by model and priority, and what each worker is doing."""
+    from worker import health  # noqa: PLC0415  # Celery's own side
+
+    found = settings()
+    queues = or_exit(lambda: health.depths(found))
+    workers = or_exit(lambda: health.everybody(found))
+    if machine:
+        print(json.dumps({"queues": queues, "workers": workers}))
+        return
+    for model, lengths in queues.items():
+        waiting = ", ".join(f"{count} of priority {each}" for each, count in lengths.items())
+        print(f"{model}: {waiting or 'nothing waits'}")
+    for name, worker in sorted(workers.items()):
+        what = worker.get("refusal") or worker.get("error") or "well"
+        running = " ".join(worker.get("running", [])) or "nothing"
+        print(f"{name} ({worker.get('device', '?')}, {what}): {running}")
+    if not workers:
+        print("no worker answers")
+
+
+@dead.command("list")
+def dead_list() -> None:
+    """Print the dead letters, one a line: when, task, attempts, reason; separated by tabs."""
+    with client() as asked:
+        for each in or_exit(lambda: list(DeadLetters(asked))):
+            at = each.at.isoformat(timespec="seconds").replace("+00:00", "Z")
+            print(at, each.task_id, each.attempt, ascii(each.reason)[1:-1], sep="\t")
+
+
+@dead.command("replay")
+def dead_replay(task_id: str) -> None:
+    """Submit a dead task again, under a new id, which is printed; its letter is removed."""
+    with client() as asked:
+        new_id = or_exit(lambda: DeadLetters(asked).replay(task_id))
+    print(new_id or fail(f"no dead letter of task {task_id}"))
+
+
+def _follow(handles: Sequence[TaskHandle], out: Path | None, *, machine: bool) -> None:
+    """Tell how tasks end; the exit status says whether all succeeded."""
+    if machine:
+        ends = [_told(handle) for handle in handles]
+    else:
+        ends = or_exit(lambda: progress.follow(handles, console))
+    for handle, end in zip(handles, ends, strict=True):
+        if isinstance(end, GenerationError):
+            console.print(f"{handle.task_id}: {end}", style="red", markup=False, soft_wrap=True)
+            continue
+        for image in end.images:
+            if out:
+                path = or_exit(lambda: progress.save(image, handle.task_id, out))  # noqa: B023  # called at once
+                print(json.dumps({"file": str(path)}) if machine else path)
+            elif not machine:
+                print(image.url or image.key)
+    if any(isinstance(end, GenerationError) for end in ends):
+        sys.exit(FAILED)
+
+
+def _told(handle: TaskHandle) -> Any:  # noqa: ANN401  # a result or its error
+    """A task's end, after each of its events was printed as it came."""
+
+    def follow() -> None:
+        for event in handle.events():
+            print(event.model_dump_json(), flush=True)
+
+    or_exit(follow)
+    try:
+        return handle.result()
+    except GenerationError as error:
+        return error

@@ -1,0 +1,67 @@
+"""What all commands share: where they speak, how they fail, and whom they ask."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+from rich.console import Console
+from rich.markup import escape
+
+from api_contracts import GenerationClient, GenerationError, InvalidRequest
+from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+#: For people; results and identifiers go to standard output.
+console = Console(stderr=True)
+
+FAILED, INVALID, UNAVAILABLE = 1, 2, 3
+
+
+def or_exit(call: Callable[[], T]) -> T:
+    """What `call` gives; the client's errors become a message and an exit status."""
+    try:
+        return call()
+    except InvalidRequest as error:
+        for fault in error.faults:
+            told = f"{escape(fault.what)} [dim](limit: {escape(str(fault.limit))})[/]"
+            console.print(f"[red]{escape(fault.where)}[/]: {told}", soft_wrap=True)
+        sys.exit(INVALID)
+    except GenerationError as error:
+        fail(f"{type(error).__name__}: {error}", UNAVAILABLE)
+
+
+def settings() -> Settings:
+    """The settings, or an exit that names what is wrong with them."""
+    try:
+        return Settings()
+    except SettingsError as error:
+        fail(f"{error}; its value is not the JSON that it should be", INVALID)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False, include_input=False):
+            first, *rest = map(str, detail["loc"] or ("models",))
+            name = ".".join(["SAG_" + first.upper(), *rest])
+            console.print(f"[red]{escape(name)}[/]: {escape(detail['msg'])}", soft_wrap=True)
+        sys.exit(INVALID)
+
+
+def client() -> GenerationClient:
+    """A client of the workers that these settings are for."""
+    found = settings()
+    return GenerationClient(
+        found.broker_url.get_secret_value(),
+        found.namespace,
+        events_url=found.events.get_secret_value(),
+    )
+
+
+def fail(message: str, status: int = FAILED) -> NoReturn:
+    """Say why, and end."""
+    console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(status)
