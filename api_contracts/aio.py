@@ -7,8 +7,8 @@ following a thousand tasks takes no more of them than following one.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, NoScriptError, RedisError
@@ -22,7 +22,7 @@ from api_contracts.scripts import sha, text
 from api_contracts.sender import Sender
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 
     from api_contracts.events import Event, TaskStatus
     from api_contracts.request import GenerationRequest
@@ -33,6 +33,10 @@ MAX_CONNECTIONS = 16
 #: How long one wait for news lasts, in seconds: so late is heard of a task that was added to those
 #: that are followed.
 _LISTEN_S = 0.1
+#: Least time for Redis to answer a follower, in seconds, however little it wants to wait.
+_PATIENCE_S = 1.0
+
+T = TypeVar("T")
 
 
 class AsyncGenerationClient:
@@ -66,7 +70,7 @@ class AsyncGenerationClient:
     ) -> list[AsyncTaskHandle]:
         """As `GenerationClient.submit_many`."""
         checked = check_all(requests, numbered=len(requests) > 1)
-        ids = check_ids(task_ids or [None] * len(checked), len(checked))
+        ids = check_ids([None] * len(checked) if task_ids is None else task_ids, len(checked))
         return await self._submit(checked, ids)
 
     async def _submit(
@@ -74,7 +78,7 @@ class AsyncGenerationClient:
     ) -> list[AsyncTaskHandle]:
         tasks = zip(task_ids, requests, strict=True)
         calls = [records.submission(self.keys, *task) for task in tasks]
-        waiting = records.waiting(task_ids, await self._reach(self._write(calls)))
+        waiting = records.waiting(task_ids, await self._reach(lambda: self._write(calls)))
         if waiting:
             await asyncio.to_thread(self._sender.send, waiting)
         return [AsyncTaskHandle(self, task_id) for task_id in task_ids]
@@ -100,7 +104,7 @@ class AsyncGenerationClient:
         pipeline = self.redis.pipeline(transaction=False)
         for task_id in wanted:
             pipeline.hget(self.keys.task(task_id), "status")
-        found = await self._reach(pipeline.execute())
+        found = await self._reach(pipeline.execute)
         return dict(zip(wanted, map(records.status_of, found), strict=True))
 
     async def queue_depths(self, models: Iterable[str] = (names.DEFAULT_MODEL,)) -> dict[str, int]:
@@ -109,22 +113,23 @@ class AsyncGenerationClient:
         pipeline = self._broker.pipeline(transaction=False)
         for key in lists_of(wanted):
             pipeline.llen(key)
-        return depths(wanted, await self._reach(pipeline.execute()))
+        return depths(wanted, await self._reach(pipeline.execute))
 
     async def cancel(self, task_id: str) -> TaskStatus | None:
         """As `TaskHandle.cancel`."""
-        request: Any = await self._reach(self.redis.hget(self.keys.task(task_id), "request"))
+        key = self.keys.task(task_id)
+        request: Any = await self._reach(lambda: self.redis.hget(key, "request"))
         call = records.cancellation(self.keys, task_id, request)
-        return records.former_status(await self._reach(self._cancel(*call)))
+        return records.former_status(await self._reach(lambda: self._cancel(*call)))
 
     async def follow(self, following: Following) -> AsyncGenerator[Event]:
         """The events of one task; see `AsyncTaskHandle.events`."""
-        stream, was = self.keys.events(following.task_id), _cancelling()
+        stream = self.keys.events(following.task_id)
         while True:
             try:
-                async with self._turns:
-                    entries = await self._read(following)
-            except REDIS_AWAY:
+                async with asyncio.timeout(max(following.block_s, _PATIENCE_S)):
+                    entries = await self._in_turn(lambda: self._read(following))
+            except (*REDIS_AWAY, TimeoutError):
                 await asyncio.sleep(following.pause_s())
                 following.give_up()
                 continue
@@ -135,8 +140,6 @@ class AsyncGenerationClient:
             if following.is_over:
                 return
             following.give_up()
-            if _cancelling() > was:  # and something below, asyncio or redis-py, took no notice
-                raise asyncio.CancelledError
             await self._ear.wait(stream, following.last, following.block_s)
 
     async def _read(self, following: Following) -> list[records.Numbered]:
@@ -147,21 +150,31 @@ class AsyncGenerationClient:
             following.record_says(told=records.was_the_end(told, following.last))
         return entries
 
-    async def _reach(self, question: Awaitable[Any]) -> Any:  # noqa: ANN401  # redis-py's own replies
-        async with self._turns:
-            try:
-                return await question
-            except RedisError as error:
-                if (told := unavailable(error)) is None:
-                    raise
-                raise told from error
+    async def _reach(self, question: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401  # redis-py's own replies
+        try:
+            return await self._in_turn(question)
+        except RedisError as error:
+            if (told := unavailable(error)) is None:
+                raise
+            raise told from error
+
+    async def _in_turn(self, question: Callable[[], Awaitable[T]]) -> T:
+        """Ask Redis. A cancel of which asyncio or redis-py took no notice is heard here."""
+        was = _cancelling()
+        try:
+            async with self._turns:
+                return await question()
+        finally:
+            if _cancelling() > was:
+                raise asyncio.CancelledError
 
     async def close(self) -> None:
         """Give the connections back."""
-        await self._ear.close()
-        await self.redis.aclose()
-        await self._broker.aclose()
-        await asyncio.to_thread(self._sender.close)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(asyncio.to_thread, self._sender.close)
+            stack.push_async_callback(self._broker.aclose)
+            stack.push_async_callback(self.redis.aclose)
+            await self._ear.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -208,25 +221,29 @@ class Ear:
         self._redis = redis
         self._asked: dict[asyncio.Future[None], tuple[str, int]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def wait(self, stream: str, after: int, longest_s: float) -> None:
         """Return when `stream` has an entry after number `after`, or when it is time."""
+        if self._closed:
+            message = "the client is closed"
+            raise RuntimeError(message)
         news = asyncio.get_running_loop().create_future()
         self._asked[news] = stream, after
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._listen())
-        try:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(news, longest_s)
+        try:  # not `wait_for`, which in Python 3.11 may lose a cancel
+            await asyncio.wait([news], timeout=longest_s)
         finally:
             self._asked.pop(news, None)
 
     async def close(self) -> None:
-        """Listen no more."""
+        """Listen no more; those who wait are told that the client is closed."""
+        self._closed = True
+        self._wake({stream for stream, _ in self._asked.values()})
         if self._task is not None:
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])
 
     async def _listen(self) -> None:
         """Wait for all of them at once; end when nobody asks."""

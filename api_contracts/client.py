@@ -59,7 +59,8 @@ class GenerationClient:
         same ids.
         """
         checked = check_all(requests, numbered=len(requests) > 1)
-        return self._submit(checked, check_ids(task_ids or [None] * len(checked), len(checked)))
+        ids = check_ids([None] * len(checked) if task_ids is None else task_ids, len(checked))
+        return self._submit(checked, ids)
 
     def _submit(
         self, requests: Sequence[GenerationRequest], task_ids: Sequence[str]

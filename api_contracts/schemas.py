@@ -146,12 +146,13 @@ def _headers() -> dict[str, Any]:
                 "description": "ISO 8601. Begun later, the task ends as `expired`.",
             },
             "eta": {"type": "null", "description": "Not served."},
+            "compression": {"type": "null", "description": "Not served."},
             "ignore_result": {
                 "type": ["boolean", "null"],
-                "description": "True: Celery keeps no result. The events are told all the same.",
+                "description": "True: Celery keeps nothing of the end. The events tell it.",
             },
         },
-        "description": "Celery's other headers are read by nobody.",
+        "description": "Other headers, as Celery sends them, change nothing.",
     }
 
 

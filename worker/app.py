@@ -34,13 +34,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-#: A step that can't be told in seconds is not worth telling.
-_IMPATIENT = {
-    "redis_socket_timeout": 2,
-    "redis_socket_connect_timeout": 2,
-}
-
-
 def create_app(settings: Settings, owner: str | None = None) -> Celery:
     """A worker's application. Connects to nothing and loads no torch until a task comes.
 
@@ -90,7 +83,9 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "broker_transport_options": dict(TRANSPORT_OPTIONS),
         **celery_tls("broker_use_ssl", settings.broker_url.get_secret_value()),
         **celery_tls("redis_backend_use_ssl", settings.results.get_secret_value()),
-        "redis_socket_timeout": 30,
+        # Of the results: what can't be told in seconds holds no slot; see tasks.
+        "redis_socket_timeout": 2,
+        "redis_socket_connect_timeout": 2,
         "redis_socket_keepalive": True,
         "redis_backend_health_check_interval": 10,
         # Whoever calls tries again, if it is worth it.
@@ -110,7 +105,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
 def _store(settings: Settings) -> Callable[[str, dict[str, Any], str], None]:
     """What writes Celery's state of a task that runs, or gives up soon."""
     progress = Celery("sag-progress", set_as_current=False)
-    progress.conf.update(_configuration(settings) | _IMPATIENT)
+    progress.conf.update(_configuration(settings))
 
     def store(task_id: str, meta: dict[str, Any], state: str) -> None:
         progress.backend.store_result(task_id, meta, state)

@@ -59,9 +59,10 @@ def earlier(ended: Ended) -> Outcome:
         case TaskStatus.FAILED:
             return Failed(TaskError.model_validate(ended.outcome))
         case TaskStatus.CANCELLED:
-            return Cancelled(**ended.outcome)
+            return Cancelled(int(ended.outcome.get("step", 0)))
         case TaskStatus.EXPIRED:
-            return Expired(**ended.outcome)
+            by_message = ended.outcome.get("by_message") is True
+            return Expired(int(ended.outcome.get("step", 0)), by_message=by_message)
         case _:
             return Dropped(f"record says {ended.status}")
 

@@ -20,6 +20,8 @@ PATIENCE_S = 300.0
 def persist(call: Callable[[], T], patience_s: float | None = None) -> T:
     """What `call` gives, as often as it takes within `PATIENCE_S`; it must bear being repeated."""
     timeout = PATIENCE_S if patience_s is None else patience_s
+    if timeout <= 0:
+        return call()
     for attempt in stamina.retry_context(on=is_away, attempts=None, timeout=timeout):
         with attempt:
             return call()

@@ -12,6 +12,7 @@ import logging
 import re
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ GRACE_S = MOST_S + 1.0
 #: Open tasks looked at by one call.
 SLICE = 200
 #: Of an open task's record.
-_FIELDS = ("status", "queue", "lease_until", "deadline_at")
+_FIELDS = ("status", "queue", "lease_until", "deadline_at", "ended_at")
 #: A queue that a task may be sent to: the record is the work of whoever submitted it.
 _QUEUE = re.compile(rf"{re.escape(queue_name(''))}{MODEL_PATTERN[1:-1]}\Z")
 
@@ -57,6 +58,8 @@ class Suspect:
     queue: str
     #: Its score among the open tasks.
     touched: float
+    #: It ended longer ago than records are kept: nobody waits to be told any more.
+    is_old: bool
 
 
 class Reconciler:
@@ -75,8 +78,8 @@ class Reconciler:
         """`redis` has the records; `send` gets a task id, its request and its queue."""
         self._redis, self._keys, self._messages, self._send = redis, keys, messages, send
         self._lease_s, self._ttl_s = lease_s, record_ttl_s
-        self._revive, self._expire, self._forget = (
-            load(redis, "worker", name) for name in ("revive", "expire", "forget")
+        self._revive, self._expire, self._forget, self._close = (
+            load(redis, "worker", name) for name in ("revive", "expire", "forget", "close")
         )
         self._lock = redis.lock(
             keys.reconciler, timeout=ELECTED_S, blocking=False, thread_local=False
@@ -167,7 +170,8 @@ class Reconciler:
                     continue
                 if self._is_suspect(task_id, fields, seconds):
                     queue = (fields[1] or queue_name(DEFAULT_MODEL).encode()).decode()
-                    yield task_id, Suspect(queue, touched)
+                    ended_s = float(fields[4] or seconds)
+                    yield task_id, Suspect(queue, touched, ended_s < seconds - self._ttl_s)
             if len(found) < SLICE or not self._stays_elected():
                 return
             offset += SLICE
@@ -196,33 +200,62 @@ class Reconciler:
         )
         for name in found:
             keys = [self._keys.task(name.decode(errors="replace")), self._keys.wishes]
-            self._forget(keys=keys, args=[name])
+            try:
+                self._forget(keys=keys, args=[name])
+            except ResponseError as error:
+                if is_away(error):
+                    raise
+                logger.error("the wish for %r is nobody's: %s", name, error)  # noqa: TRY400  # no fault of ours
+                self._redis.zrem(self._keys.wishes, name)
 
     def _is_suspect(self, task_id: str, fields: Sequence[bytes | None], now_s: int) -> bool:
-        status, _, lease_until, deadline_at = fields
+        status, _, lease_until, deadline_at, _ = fields
         if status == b"queued" and deadline_at and float(deadline_at) < now_s:
-            self._end_expired(task_id)
+            with self._whatever_is_wrong_with(task_id):
+                self._end_expired(task_id)
             return False
         return status != b"running" or float(lease_until or 0) + LOOK_S < now_s
 
     def _end_expired(self, task_id: str) -> None:
-        keys = [
-            self._keys.task(task_id), self._keys.events(task_id), self._keys.open,
-            self._keys.checkpoint(task_id),
-        ]  # fmt: skip
+        keys = self._three(task_id)
         request: Any = self._redis.hget(keys[0], "request")
         tail = event_tail(task_id, "expired", {"step": 0, "metadata": metadata_of(request)})
-        if self._expire(keys=keys, args=[task_id, tail, self._ttl_s]):
+        if self._expire(keys=keys, args=[task_id, tail]):
             logger.info("task %s: expired while it waited", task_id)
 
     def _send_again(self, task_id: str, suspect: Suspect) -> None:
-        keys = [self._keys.task(task_id), self._keys.open]
-        request = self._revive(keys=keys, args=[task_id, repr(suspect.touched)])
+        request = None
+        with self._whatever_is_wrong_with(task_id):
+            request = self._request(task_id, suspect)
         if request is None:
             return
         self._send(task_id, _readable(request), suspect.queue)
         metrics.RECOVERED.labels("lost").inc()
         logger.warning("task %s had no message any more; sent again", task_id)
+
+    def _request(self, task_id: str, suspect: Suspect) -> bytes | None:
+        """What to send; None when somebody has touched the task, or nobody waits for its end."""
+        if suspect.is_old:
+            keys = [*self._three(task_id), self._keys.checkpoint(task_id)]
+            self._close(keys=keys, args=[task_id, self._ttl_s])
+            return None
+        keys = [self._keys.task(task_id), self._keys.open]
+        request: bytes | None = self._revive(keys=keys, args=[task_id, repr(suspect.touched)])
+        return request
+
+    def _three(self, task_id: str) -> list[str]:
+        return [self._keys.task(task_id), self._keys.events(task_id), self._keys.open]
+
+    @contextmanager
+    def _whatever_is_wrong_with(self, task_id: str) -> Iterator[None]:
+        """Let one task go whose keys Redis or we can't read; the others are to be looked after."""
+        try:
+            yield
+        except (ResponseError, ValueError, RecursionError) as error:
+            if is_away(error):
+                raise
+            logger.error("task %s is let go, its record is odd: %s", task_id, error)  # noqa: TRY400  # no fault of ours
+            self._redis.zrem(self._keys.open, task_id)
 
     def _stays_elected(self) -> bool:
         try:
@@ -250,7 +283,7 @@ def _readable(request: bytes) -> Any:  # noqa: ANN401  # whatever was sent
     """The request of a record; what is no JSON any more is refused by whoever claims it."""
     try:
         return json.loads(request)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -8,7 +8,12 @@
 -- gives      {number of the list, message} | {number of the list, '', its bytes} | nothing
 for number = 3, #KEYS do
   local message = redis.pcall('RPOP', KEYS[number])
-  if message and type(message) == 'string' then  -- what is no list stops only who pushes there
+  if type(message) == 'table' then
+    -- What is no list stops only who pushes there; everything else is the server's refusal.
+    if not string.find(message.err, 'WRONGTYPE', 1, true) then return message end
+    message = false
+  end
+  if message then
     if #message > tonumber(ARGV[3]) then return {number - 3, '', #message} end
     local held = '[' .. message .. ',"",' .. cjson.encode(ARGV[number + 1]) .. ']'
     redis.call('HSET', KEYS[1], ARGV[1], held)

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: How long an end is tried to be told, in seconds; then the slot is another task's.
-TELL_S = 5.0
+#: How long an end is tried to be told, and how long after a failure each is tried but once, in
+#: seconds. A try takes some 2 s of a Redis that does not answer.
+TELL_S, REST_S = 5.0, 60.0
 
 
 class Generate(Task):
@@ -54,6 +55,7 @@ class Generate(Task):
     def __init__(self, executor: Executor) -> None:
         """`executor` does the work."""
         self.executor = executor
+        self._failed_s = float("-inf")
 
     def run(self, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401  # `request`, or what intake put in its place
         """The result as `GenerationResult`, or Celery's own way to say what else happened.
@@ -101,11 +103,21 @@ class Generate(Task):
             case _:
                 assert_never(outcome)
         if self.request.get(WANTS_RESULT, True):
-            request = self.request
-            persist(
-                lambda: self.backend.store_result(request.id, kept, state, request=request), TELL_S
-            )
+            self._store(kept, state)
         self.executor.close(self.request.id)
+
+    def _store(self, kept: Any, state: str) -> None:  # noqa: ANN401  # as Celery keeps it
+        """Try for a while; only once, where it failed a moment ago: others need the slots."""
+        request = self.request
+        patience_s = TELL_S if time.monotonic() - self._failed_s > REST_S else 0.0
+        try:
+            persist(
+                lambda: self.backend.store_result(request.id, kept, state, request=request),
+                patience_s,
+            )
+        except Exception:
+            self._failed_s = time.monotonic()
+            raise
 
 
 def _answer(outcome: Outcome) -> dict[str, Any]:

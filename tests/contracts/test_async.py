@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -34,7 +36,7 @@ from tests.record.owners import PROGRESS, RESULT, kinds, take, worker
 from worker import embedded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
 
     from worker.status import Status
@@ -252,7 +254,7 @@ def test_many_are_checked_before_any_is_sent(
         "[1].steps",
         "[3].prompt",
     }
-    for ids in (["a"], ["a", "a"], ["a", "a/b"]):
+    for ids in (["a"], ["a", "a"], ["a", "a/b"], []):
         with pytest.raises(InvalidRequest, match="task_id"):
             client.submit_many([good, good], ids)
     assert ids_waiting(redis, namespace) == []
@@ -272,3 +274,84 @@ def test_many_are_sent_in_their_order(
     take(worker(redis, client.keys, "w"), "m0")
     client.submit_many([{"prompt": "y", "model": namespace}] * 2, ["m0", "fresh"])
     assert ids_waiting(redis, namespace) == [*ids, "fresh"]
+
+
+@pytest.fixture
+def silent(tmp_path: Path) -> Iterator[str]:
+    """A Redis that takes connections and says nothing."""
+    with embedded.redis_server(tmp_path) as url:
+        with Redis.from_url(url) as redis:
+            process = int(redis.info("server")["process_id"])
+        os.kill(process, signal.SIGSTOP)
+        yield url
+        os.kill(process, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_cancel_is_heard_while_redis_is_silent(silent: str, turns: int) -> None:
+    """At whatever moment it comes: a caller that is told to end, ends."""
+
+    async def body() -> None:
+        async with AsyncGenerationClient(silent) as client:
+            for wait in (client.handle("t").result(), client.handle("t").status()):
+                waiting = asyncio.create_task(wait)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                waiting.cancel()
+                done, _ = await asyncio.wait([waiting], timeout=12)
+                assert done
+                assert waiting.cancelled()
+
+    asyncio.run(body())
+
+
+def test_many_who_wait_end_in_their_time(silent: str) -> None:
+    """Although a few ask Redis at once, and each answer is long in coming."""
+
+    async def body() -> float:
+        async with AsyncGenerationClient(silent) as client:
+            began_s = asyncio.get_running_loop().time()
+            waiting = [client.handle("t").result(timeout=1) for _ in range(4 * MAX_CONNECTIONS)]
+            ends = await asyncio.gather(*waiting, return_exceptions=True)
+            assert all(isinstance(end, WaitTimeout) for end in ends)
+            return asyncio.get_running_loop().time() - began_s
+
+    assert asyncio.run(body()) < 5
+
+
+def test_who_waits_hears_that_the_client_is_closed(run: Callable[..., Any], namespace: str) -> None:
+    """Nobody waits for ever, and nothing is begun again."""
+
+    async def body(client: AsyncGenerationClient) -> None:
+        handle = await client.submit({"prompt": "x", "model": namespace})
+        waiting = asyncio.create_task(handle.result())
+        await asyncio.sleep(0.2)
+        await client.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            await asyncio.wait_for(waiting, 5)
+
+    run(body)
+
+
+def test_a_cancel_that_was_caught_is_no_other(run: Callable[..., Any], namespace: str) -> None:
+    """A caller that goes on after a cancel may go on following."""
+
+    async def body(client: AsyncGenerationClient) -> None:
+        handle = await client.submit({"prompt": "x", "model": namespace})
+        events = handle.events(timeout=0.5)
+        assert (await anext(events)).type == "queued"
+
+        async def stubborn() -> str:
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                with pytest.raises(WaitTimeout):
+                    await anext(events)
+            return "went on"
+
+        task = asyncio.create_task(stubborn())
+        await asyncio.sleep(0)
+        task.cancel()
+        assert await task == "went on"
+
+    run(body)

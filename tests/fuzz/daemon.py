@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from redis import Redis
 
 from api_contracts import GenerationClient
@@ -103,8 +104,13 @@ def daemon() -> Iterator[Daemon]:
             GenerationClient(url) as client,
             Redis.from_url(url, protocol=2) as redis,
         ):
-            of = Path(f"/proc/{supervisor.pid}/task/{supervisor.pid}/children")
-            yield Daemon(redis, client, log, int(of.read_text().split()[0]))
+            yield Daemon(redis, client, log, _worker_of(supervisor.pid))
+
+
+def _worker_of(supervisor: int) -> int:
+    """The process that works: it is larger than the server that has forked it."""
+    beneath = psutil.Process(supervisor).children(recursive=True)
+    return int(max(beneath, key=lambda each: each.memory_info().rss).pid)
 
 
 def bombard(to: Daemon, seed: int, count: int) -> Iterator[Report]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.record.busy import WAIT_S, Busy
 from tests.record.owners import kinds, record, take, take_over
+from worker import endings
 from worker.breaker import LIMIT
 from worker.execute import Delivery
 from worker.lease import Lease
 from worker.outcome import Cancelled, Dropped, Expired, Failed, Requeued
+from worker.status import Ended
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from api_contracts import GenerationClient
     from api_contracts.names import Keys
+    from worker.outcome import Outcome
     from worker.status import Status
 
 BROKEN = "model_load_failed: told to"
@@ -215,3 +218,19 @@ def test_a_cancel_that_meets_a_drain_ends_the_task(
     busy.executor.drain()
     assert second.result(WAIT_S) == Cancelled(0)
     assert kinds(redis, keys, "second")[-1] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome", "wants"),
+    [
+        ("cancelled", {}, Cancelled(0)),
+        ("cancelled", {"step": 3, "later": 1}, Cancelled(3)),
+        ("expired", {}, Expired(0)),
+        ("expired", {"step": 3, "by_message": True, "later": 1}, Expired(3, by_message=True)),
+    ],
+)
+def test_ends_of_other_versions_are_understood(
+    status: str, outcome: dict[str, Any], wants: Outcome
+) -> None:
+    """While versions run beside each other one reads what another wrote."""
+    assert endings.earlier(Ended(status, outcome)) == wants

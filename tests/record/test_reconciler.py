@@ -124,6 +124,14 @@ ODD: dict[str, Callable[[Redis, Keys], Any]] = {
     "a string": lambda redis, keys: redis.set(keys.task("odd"), "x"),
     "a deadline": lambda redis, keys: redis.hset(keys.task("odd"), "deadline_at", "soon"),
     "a lease": lambda redis, keys: redis.hset(keys.task("odd"), "lease_until", "?"),
+    "a deadline for Python": lambda redis, keys: redis.hset(keys.task("odd"), "deadline_at", "1_0"),
+    "a lease for Python": lambda redis, keys: redis.hset(
+        keys.task("odd"), mapping={"status": "running", "lease_until": "1_0"}
+    ),
+    "a list of events": lambda redis, keys: (
+        redis.hset(keys.task("odd"), "deadline_at", "1.0"),
+        redis.lpush(keys.events("odd"), "x"),
+    ),
     "a queue": lambda redis, keys: redis.hset(keys.task("odd"), "queue", "sag.unacked"),
     "a queue's bytes": lambda redis, keys: redis.hset(keys.task("odd"), "queue", b"\xff"),
 }
@@ -147,6 +155,23 @@ def test_an_odd_record_stops_nobody(
     assert opened(redis, keys) == {task_id}
 
 
+@pytest.mark.parametrize("place", ["its list", "nowhere"])
+def test_an_end_that_nobody_hears_of_is_forgotten_in_time(
+    client: GenerationClient, status: Status, redis: Redis, task_id: str, sent: Sent, place: str
+) -> None:
+    """Longer ago than records are kept; not while a message waits, that would begin it anew."""
+    keys = status.keys
+    client.handle(task_id).cancel()
+    if place == "nowhere":
+        lose(redis, keys.namespace)
+    redis.hset(keys.task(task_id), "ended_at", "1000.5")
+    age(redis, keys, task_id)
+    elected(redis, keys, sent).walk()
+    assert sent.ids == []
+    assert opened(redis, keys) == (set() if place == "nowhere" else {task_id})
+    assert (int(redis.ttl(keys.task(task_id))) > 0) == (place == "nowhere")
+
+
 def test_wishes_that_nothing_came_of_are_forgotten(
     client: GenerationClient, redis: Redis, keys: Keys, sent: Sent
 ) -> None:
@@ -155,7 +180,8 @@ def test_wishes_that_nothing_came_of_are_forgotten(
     for name in ("old", "new", "came"):
         client.handle(name).cancel()
     client.submit(order, "came")
-    redis.zadd(keys.wishes, {"old": 1.0, "came": 1.0, "a/b": 1.0})
+    redis.zadd(keys.wishes, {"old": 1.0, "came": 1.0, "a/b": 1.0, "string": 1.0})
+    redis.set(keys.task("string"), "x")
     elected(redis, keys, sent).walk()
     assert redis.zrange(keys.wishes, 0, -1) == [b"new"]
     assert not redis.exists(keys.task("old"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from kombu import Exchange, Queue
 from prometheus_client import REGISTRY
+from redis import Redis
 from redis.connection import Connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
@@ -16,13 +17,14 @@ from redis.exceptions import ResponseError
 from api_contracts import names
 from tests.record.box import GOOD, Box, ids_waiting, letter, post, waiting
 from tests.record.owners import until
+from worker import embedded
 from worker.messages import UNACKED, UNACKED_INDEX, Messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from kombu.message import Message
-    from redis import Redis
 
 
 @pytest.fixture
@@ -97,6 +99,18 @@ def test_a_queue_that_is_no_list_holds_up_no_other(
     box = boxes(namespace, *models)
     post(redis, models[1], "b5", priority=5)
     assert one(box.drain()).headers["id"] == "b5"
+
+
+def test_a_server_that_refuses_is_heard(
+    boxes: Callable[..., Box], tmp_path: Path, namespace: str
+) -> None:
+    """A replica, say: that nothing could be taken is an error, not an empty queue."""
+    with embedded.redis_server(tmp_path) as url, Redis.from_url(url) as replica:
+        box = Box(url, namespace)
+        post(replica, namespace, "t")
+        replica.replicaof("127.0.0.1", "1")
+        with pytest.raises(ResponseError, match="replica"):
+            box.drain()
 
 
 def test_one_that_would_claim_nothing_takes_nothing(

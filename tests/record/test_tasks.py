@@ -148,3 +148,20 @@ def test_an_end_that_can_not_be_kept_stays_open(
     trace("t", [], {"request": {"prompt": "x"}}, request)
     assert made.backend.get_state("t") in ("SUCCESS", "FAILURE", "REVOKED")
     assert desk.closed == ["t"]
+
+
+def test_after_a_failure_each_end_is_tried_but_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot is worth more than a wait for what failed a moment ago."""
+    made, tries = task(Desk(SUCCEEDED)), list[str]()
+
+    def fail(task_id: str, *_: Any, **__: Any) -> None:
+        tries.append(task_id)
+        raise RedisConnectionError("away")
+
+    monkeypatch.setattr(tasks, "TELL_S", 0.3)
+    monkeypatch.setattr(made.backend, "store_result", fail)
+    for name in ("first", "second", "third"):
+        with pytest.raises(Ignore):
+            call(made, name)
+    assert tries.count("first") > 1
+    assert (tries.count("second"), tries.count("third")) == (1, 1)
