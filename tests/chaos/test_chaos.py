@@ -72,8 +72,8 @@ def test_what_is_turned_off_is_missed(
 ) -> None:
     """Without the lease's renewal or the reconciler the suite turns red."""
     plan = Plan(
-        tasks=60, seconds=30, machines=2, kinds=kinds, off=off, requests=8, poison_in=None,
-        patience_s=20,
+        tasks=60, machines=2, kinds=kinds, off=off, requests=8, poison_in=None, patience_s=20,
+        settings={"SAG_LEASE_S": "2", "SAG_SLOTS": "4"},
     )  # fmt: skip
     findings = conduct(plan, tmp_path / "run", print)
     assert findings.switched

@@ -108,9 +108,10 @@ def daemon() -> Iterator[Daemon]:
 
 
 def _worker_of(supervisor: int) -> int:
-    """The process that works: it is larger than the server that has forked it."""
+    """The process that works: the child of the supervisor's fork server."""
     beneath = psutil.Process(supervisor).children(recursive=True)
-    return int(max(beneath, key=lambda each: each.memory_info().rss).pid)
+    (worker,) = [each for each in beneath if each.ppid() != supervisor]
+    return int(worker.pid)
 
 
 def bombard(to: Daemon, seed: int, count: int) -> Iterator[Report]:
