@@ -1,0 +1,80 @@
+"""Frames of schema version 1 as they were once seen on the wire: they stay readable for ever.
+
+A frame in `golden/` is never changed; a new kind gets a new one.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from kombu.message import Message
+
+from api_contracts import schemas
+from api_contracts.events import EVENT
+from api_contracts.parse import parse_request
+from tests.record.mail import celery_takes, fault_in
+from worker.intake import put_in_order
+from worker.transport import envelope
+
+GOLDEN = Path(__file__).parent / "golden"
+SENDERS = ["client", "celery-python", "celery-node", "raw"]
+PROMPTS = {
+    "client": "a green ring on a black background",
+    "celery-python": "a large red star on a blue background",
+    "celery-node": "a large red star on a blue background",
+    "raw": "a large red circle on a white background",
+}
+
+
+def frame(name: str) -> Any:
+    return json.loads((GOLDEN / f"{name}.json").read_text())
+
+
+@pytest.mark.parametrize("sender", SENDERS)
+def test_a_message_of_each_sender_is_taken(sender: str) -> None:
+    """From the list's entry to a request without a fault, with its sender's id."""
+    entry = frame(sender)
+    whole = envelope(entry, "generate.default", "owner/tag")
+    message = Message(
+        body=base64.b64decode(whole["body"]),
+        content_type=whole["content-type"],
+        content_encoding=whole["content-encoding"],
+        headers=whole["headers"],
+        properties=whole["properties"],
+        delivery_tag="owner/tag",
+    )
+    assert put_in_order(message) is None
+    assert fault_in(message) is None
+    request = celery_takes(message)
+    assert request.id == entry["headers"]["id"]
+    assert parse_request(request.kwargs["request"]).prompt == PROMPTS[sender]
+
+
+@pytest.mark.parametrize("sender", SENDERS)
+def test_a_message_of_each_sender_fits_the_schema(sender: str) -> None:
+    """The entry as a whole, and what its body holds."""
+    schema, entry = schemas.documents()["message.json"], frame(sender)
+    Draft202012Validator(schema).validate(entry)
+    body = {"$ref": "#/$defs/Body", "$defs": schema["$defs"]}
+    Draft202012Validator(body).validate(json.loads(base64.b64decode(entry["body"])))
+
+
+@pytest.mark.parametrize("event", frame("events"), ids=lambda event: event["type"])
+def test_an_event_is_read(event: dict[str, Any]) -> None:
+    """Every field that it had is still there, with the same value."""
+    read = json.loads(EVENT.validate_python(event).model_dump_json())
+    assert _within(event | {"at": read["at"]}, read)
+    Draft202012Validator(schemas.documents()["event.json"]).validate(event)
+
+
+def _within(old: Any, new: Any) -> bool:
+    if isinstance(old, dict):
+        return all(name in new and _within(value, new[name]) for name, value in old.items())
+    if isinstance(old, list):
+        return len(old) == len(new) and all(map(_within, old, new))
+    return bool(old == new)
