@@ -16,6 +16,7 @@ from redis.exceptions import NoPermissionError, NoScriptError, RedisError
 from api_contracts import names, records
 from api_contracts.client import Request, check_all, check_ids, depths, lists_of
 from api_contracts.connection import OPTIONS, REDIS_AWAY, checked_url, unavailable
+from api_contracts.ear import Ear
 from api_contracts.errors import TaskNotFound
 from api_contracts.follow import Following, outcome, unknown_end
 from api_contracts.scripts import sha, text
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
 #: Questions to Redis at once, each over a connection; one more connection waits for news.
 MAX_CONNECTIONS = 16
-#: How long one wait for news lasts, in seconds: so late is heard of a task that was added to those
-#: that are followed.
-_LISTEN_S = 0.1
 #: Least time for Redis to answer a follower, in seconds, however little it wants to wait.
 _PATIENCE_S = 1.0
 
@@ -127,8 +125,7 @@ class AsyncGenerationClient:
         stream = self.keys.events(following.task_id)
         while True:
             try:
-                async with asyncio.timeout(max(following.block_s, _PATIENCE_S)):
-                    entries = await self._in_turn(lambda: self._read(following))
+                entries = await self._read_in_time(following)
             except (*REDIS_AWAY, TimeoutError):
                 await asyncio.sleep(following.pause_s())
                 following.give_up()
@@ -141,6 +138,19 @@ class AsyncGenerationClient:
                 return
             following.give_up()
             await self._ear.wait(stream, following.last, following.block_s)
+
+    async def _read_in_time(self, following: Following) -> list[records.Numbered]:
+        """As `_read`, for no longer than it is worth; what redis-py does not let go is left."""
+        reading = asyncio.ensure_future(self._in_turn(lambda: self._read(following)))
+        reading.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            longest_s = max(following.block_s, _PATIENCE_S)
+            done, _ = await asyncio.wait([reading], timeout=longest_s)
+        finally:
+            reading.cancel()
+        if not done:
+            raise TimeoutError
+        return reading.result()
 
     async def _read(self, following: Following) -> list[records.Numbered]:
         stream, task = self.keys.events(following.task_id), self.keys.task(following.task_id)
@@ -212,60 +222,6 @@ class AsyncTaskHandle:
     async def cancel(self) -> TaskStatus | None:
         """As `TaskHandle.cancel`."""
         return await self._client.cancel(self.task_id)
-
-
-class Ear:
-    """Says when there is news in one of many streams; what it is, whoever asked reads."""
-
-    def __init__(self, redis: Redis) -> None:
-        self._redis = redis
-        self._asked: dict[asyncio.Future[None], tuple[str, int]] = {}
-        self._task: asyncio.Task[None] | None = None
-        self._closed = False
-
-    async def wait(self, stream: str, after: int, longest_s: float) -> None:
-        """Return when `stream` has an entry after number `after`, or when it is time."""
-        if self._closed:
-            message = "the client is closed"
-            raise RuntimeError(message)
-        news = asyncio.get_running_loop().create_future()
-        self._asked[news] = stream, after
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._listen())
-        try:  # not `wait_for`, which in Python 3.11 may lose a cancel
-            await asyncio.wait([news], timeout=longest_s)
-        finally:
-            self._asked.pop(news, None)
-
-    async def close(self) -> None:
-        """Listen no more; those who wait are told that the client is closed."""
-        self._closed = True
-        self._wake({stream for stream, _ in self._asked.values()})
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-
-    async def _listen(self) -> None:
-        """Wait for all of them at once; end when nobody asks."""
-        while self._asked:
-            last: dict[str, int] = {}
-            for stream, after in self._asked.values():
-                last[stream] = min(after, last.get(stream, after))
-            streams: Any = {stream: f"{after}-0" for stream, after in last.items()}
-            try:
-                reply: Any = await self._redis.xread(streams, 1, block=int(_LISTEN_S * 1000))
-            except RedisError:
-                self._wake(set(last))  # each finds out by itself, and waits by itself
-                await asyncio.sleep(_LISTEN_S)
-            else:
-                self._wake({stream.decode() for stream, _ in reply})
-
-    def _wake(self, streams: set[str]) -> None:
-        for news, (stream, _) in list(self._asked.items()):
-            if stream in streams:
-                del self._asked[news]
-                if not news.done():
-                    news.set_result(None)
 
 
 def _cancelling() -> int:
