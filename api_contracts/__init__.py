@@ -20,7 +20,8 @@ from api_contracts.errors import (
 )
 from api_contracts.events import Event, TaskStatus
 from api_contracts.handle import TaskHandle
-from api_contracts.request import GenerationRequest, Limits, Reference
+from api_contracts.pushes import Push, PushKind, PushState
+from api_contracts.request import GenerationRequest, Limits, Reference, ReplyTo
 from api_contracts.result import GenerationResult, ImageResult, Timings
 
 __all__ = [
@@ -39,7 +40,11 @@ __all__ = [
     "ImageResult",
     "InvalidRequest",
     "Limits",
+    "Push",
+    "PushKind",
+    "PushState",
     "Reference",
+    "ReplyTo",
     "ServiceUnavailable",
     "TaskError",
     "TaskHandle",

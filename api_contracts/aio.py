@@ -19,6 +19,7 @@ from api_contracts.connection import OPTIONS, REDIS_AWAY, checked_url, unavailab
 from api_contracts.ear import Ear
 from api_contracts.errors import TaskNotFound
 from api_contracts.follow import Following, outcome, unknown_end
+from api_contracts.pushes import FIELDS, pushes_of
 from api_contracts.scripts import sha, text
 from api_contracts.sender import Sender
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 
     from api_contracts.events import Event, TaskStatus
+    from api_contracts.pushes import Push, PushKind
     from api_contracts.request import GenerationRequest
     from api_contracts.result import GenerationResult
 
@@ -178,6 +180,12 @@ class AsyncGenerationClient:
             if _cancelling() > was:
                 raise asyncio.CancelledError
 
+    async def pushes(self, task_id: str) -> dict[PushKind, Push]:
+        """As `TaskHandle.pushes`."""
+        task = self.keys.task(task_id)
+        reply: Any = await self._reach(lambda: self.redis.hmget(task, *FIELDS))
+        return pushes_of(reply)
+
     async def close(self) -> None:
         """Give the connections back."""
         async with AsyncExitStack() as stack:
@@ -222,6 +230,10 @@ class AsyncTaskHandle:
     async def cancel(self) -> TaskStatus | None:
         """As `TaskHandle.cancel`."""
         return await self._client.cancel(self.task_id)
+
+    async def pushes(self) -> dict[PushKind, Push]:
+        """As `TaskHandle.pushes`."""
+        return await self._client.pushes(self.task_id)
 
 
 def _cancelling() -> int:

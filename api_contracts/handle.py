@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from api_contracts.events import Event, TaskStatus
+    from api_contracts.pushes import Push, PushKind
     from api_contracts.records import Records
     from api_contracts.result import GenerationResult
 
@@ -60,6 +61,10 @@ class TaskHandle:
         stays as it is. For an id without a record (None) the wish is kept for when it turns up.
         """
         return self._records.cancel(self.task_id)
+
+    def pushes(self) -> dict[PushKind, Push]:
+        """How far `reply_to` and `webhook` have come; empty before the end, or without them."""
+        return self._records.pushes(self.task_id)
 
     def _follow(self, following: Following) -> Iterator[Event]:
         while not following.is_over:

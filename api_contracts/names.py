@@ -84,6 +84,11 @@ class Keys:
         return f"{self.namespace}:wishes"
 
     @property
+    def pushes(self) -> str:
+        """Sorted set: `<kind>:<id>` of ended tasks to be pushed, by when to try (Unix seconds)."""
+        return f"{self.namespace}:pushes"
+
+    @property
     def dead(self) -> str:
         """Stream: tasks that no worker could finish, with request and reason."""
         return f"{self.namespace}:dead"

@@ -10,6 +10,7 @@ from redis.exceptions import NoScriptError, RedisError
 from api_contracts.connection import connect, unavailable
 from api_contracts.events import EVENT, Event, TaskStatus
 from api_contracts.names import Keys, queue_name
+from api_contracts.pushes import FIELDS, Push, PushKind, pushes_of
 from api_contracts.request import GenerationRequest
 from api_contracts.scripts import event_tail, load, sha, text
 
@@ -77,6 +78,10 @@ class Records:
         for task_id in task_ids:
             pipeline.hget(self.keys.task(task_id), "status")
         return [status_of(each) for each in reach(pipeline.execute)]
+
+    def pushes(self, task_id: str) -> dict[PushKind, Push]:
+        """How far an ended task's pushes have come, by what the request asked for."""
+        return pushes_of(reach(lambda: self.redis.hmget(self.keys.task(task_id), FIELDS)))
 
     def read(self, task_id: str, after: int, block_s: float) -> list[Numbered]:
         """Events after number `after`; waits up to `block_s` for the first."""

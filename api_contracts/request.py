@@ -12,6 +12,11 @@ from api_contracts.names import DEFAULT_MODEL, MODEL_PATTERN
 MAX_PROMPT_CHARS = 2_000
 MAX_METADATA_BYTES = 4_096
 MAX_SEED = 2**63 - 1
+#: Of another application's queues and tasks.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"
+#: A URL without user, password and fragment.
+URL_PATTERN = r"^https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?([/?][!$-~]*)?$"
+MAX_URL_CHARS = 2_000
 #: Those that use `eta`.
 ETA_SCHEDULERS = ("ddim", "tcd")
 
@@ -43,6 +48,15 @@ class CrossAttention(_Strict):
     """`cross_attention_kwargs`."""
 
     scale: Annotated[float, Field(ge=0, le=10, description="How much the LoRA weighs.")] = 1.0
+
+
+class ReplyTo(_Strict):
+    """A task of another Celery application, to be sent when this one has ended."""
+
+    queue: str = Field(pattern=NAME_PATTERN, description="Where the task is put.")
+    task: str = Field(
+        pattern=NAME_PATTERN, description="Its name; it gets one keyword argument, `event`."
+    )
 
 
 def _one_or_many(value: object) -> str:
@@ -143,6 +157,18 @@ class GenerationRequest(_Strict):
     priority: int = Field(default=5, ge=0, le=9, description="0 goes first.")
     metadata: dict[Text, Text] = Field(
         default_factory=dict, description="Comes back in every event, untouched."
+    )
+    reply_to: ReplyTo | None = Field(
+        default=None,
+        description="Whom to send the terminal event, once it is in the stream; one of the "
+        "worker's `SAG_REPLY_TO`.",
+    )
+    webhook: str | None = Field(
+        default=None,
+        pattern=URL_PATTERN,
+        max_length=MAX_URL_CHARS,
+        description="Where to post the terminal event, signed; on one of the worker's "
+        "`SAG_WEBHOOK_HOSTS`.",
     )
     traceparent: str | None = Field(
         default=None,

@@ -23,8 +23,8 @@ from api_contracts.names import (
 from api_contracts.records import Records
 from worker import control, log
 from worker.messages import MARGIN_S
+from worker.open_tasks import priority_of
 from worker.process import Process
-from worker.reconciler import priority_of
 from worker.settings import Settings, unknown_variables
 from worker.tasks import Generate
 

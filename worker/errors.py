@@ -1,4 +1,4 @@
-"""The failures of a task inside the worker: each knows its code and what to tell the caller."""
+"""What fails: a task, with a code and words for its caller; a push."""
 
 from __future__ import annotations
 
@@ -75,3 +75,12 @@ class StorageUnavailable(TaskFault):
 
     code = ErrorCode.STORAGE_UNAVAILABLE
     retryable = True
+
+
+class NotPushed(Exception):
+    """The end of a task did not get where its request wanted it; the text says why."""
+
+    def __init__(self, why: str, *, final: bool = False) -> None:
+        """`final` when there is no use in trying again."""
+        super().__init__(why)
+        self.final = final

@@ -109,7 +109,7 @@ class Executor:
         return outcome
 
     def close(self, task_id: str) -> None:
-        """Celery's result says how a task ended: nothing is left to do for it."""
+        """Celery's result says how a task ended: nothing is left to do for it but to push."""
         self._status.close(task_id)
 
     def give_back(self, reason: str) -> None:

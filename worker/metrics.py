@@ -46,7 +46,7 @@ TASK_S = Histogram(
 RECOVERED = Counter(
     "sag_messages_recovered", "Messages put back or sent again, by why.", ["reason"]
 )
-
+PUSHES = Counter("sag_pushes", "Tries to push ends, by what became of them.", ["kind", "state"])
 RESTARTS = Counter("sag_worker_restarts", "Processes that died and were replaced.", ["worker"])
 
 

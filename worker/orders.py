@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from api_contracts.errors import Fault
 from api_contracts.parse import parse_request
+from api_contracts.pushes import PushKind
+from worker import targets
 from worker.engine.job import Job
 from worker.errors import BadRequest, UnknownModel
 
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
     from api_contracts.request import GenerationRequest
     from worker.model_spec import ModelSpec
     from worker.settings import Settings
+
+
+#: Fields that no picture is made of, and that may hold a token: no file has them.
+WHOM_TO_TELL = {kind.value for kind in PushKind}
 
 
 @dataclass(frozen=True)
@@ -48,13 +54,24 @@ class Order:
         wire = {"seed": _own_seed(task_id)} | defaults
         wire |= {name: value for name, value in request.to_wire().items() if value is not None}
         _refuse_unserved(request, spec)
+        if refused := [*targets.faults(request, settings.reply_to, settings.webhook_hosts)]:
+            raise BadRequest(*refused)
         complete = parse_request(wire, settings.limits)
         return cls(task_id, request, complete, settings.max_images)
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Every field as it was used, for the result and the manifest."""
-        return self.complete.model_dump(mode="json")
+        """Every field as it was used, for the result and the manifest: but for whom to tell."""
+        return self.complete.model_dump(mode="json", exclude=WHOM_TO_TELL)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The request as it was sent, for the picture's text chunk: but for whom to tell."""
+        return {
+            name: value
+            for name, value in self.request.to_wire().items()
+            if name not in WHOM_TO_TELL
+        }
 
     def job(self, inputs: dict[str, bytes]) -> Job:
         """The engine's job; `inputs` are the files of the fields that are references."""

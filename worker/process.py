@@ -20,11 +20,14 @@ from worker.execute import Executor
 from worker.lease import RENEWALS, Lease
 from worker.messages import Messages
 from worker.publisher import Publisher
+from worker.pusher import Pusher
 from worker.reconciler import Reconciler
+from worker.replies import Replies
 from worker.shelf import Shelf
 from worker.status import Status
 from worker.storage import Storage
 from worker.watchdog import Watchdog
+from worker.webhooks import Webhooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,6 +84,14 @@ class Process:
             lease_s=lease_s,
             record_ttl_s=settings.record_ttl_s,
         )
+        webhooks = Webhooks(
+            settings.webhook_hosts,
+            settings.webhook_secrets,
+            private_addresses=settings.webhook_private_addresses,
+        )
+        replies = Replies(settings.reply_to, broker_url)
+        retry_s = min(settings.push_retry_s, settings.record_ttl_s)
+        self._pusher = Pusher(self._status.pushes, replies, webhooks, retry_s)
         self._publisher = Publisher(self._status, CeleryState(store))
         device = gpu.resolve(settings.device)
         self._engine = Engine(
@@ -102,6 +113,7 @@ class Process:
         """Begin what is there before the first task."""
         self.lease.start()
         self._reconciler.start()
+        self._pusher.start()
         self._watchdog.start()
         if self._settings.metrics_port is not None and metrics.FOLDER not in os.environ:
             metrics.serve(self._settings.metrics_port)
@@ -125,6 +137,7 @@ class Process:
         self._watchdog.close()
         self._engine.close()
         self._publisher.close()
+        self._pusher.close()
         self._reconciler.close()
         self.lease.close()
 

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from api_contracts.connection import connect
 from api_contracts.errors import InvalidRequest
 from api_contracts.names import MODEL_PATTERN, Keys
 from api_contracts.parse import parse_request
 from api_contracts.request import Limits
 from worker.model_spec import SHIPPED_MODEL, Dtype, ModelDefaults, ModelSpec
-
-if TYPE_CHECKING:
-    from pydantic.fields import FieldInfo
-
-
-def _url_is_redis(url: SecretStr) -> SecretStr:
-    if not url.get_secret_value().startswith(("redis://", "rediss://")):
-        message = "must start with redis:// or rediss://"
-        raise ValueError(message)
-    connect(url.get_secret_value())
-    return url
+from worker.targets import (  # noqa: TC001  # pydantic reads them at run time
+    RedisUrl,
+    ReplyTarget,
+    WebhookHost,
+    WebhookSecret,
+)
 
 
 def _url_is_http(url: str | None) -> str | None:
@@ -38,7 +32,6 @@ def _url_is_http(url: str | None) -> str | None:
     return url
 
 
-RedisUrl = Annotated[SecretStr, AfterValidator(_url_is_redis)]
 HttpUrl = Annotated[str | None, AfterValidator(_url_is_http)]
 Alias = Annotated[str, Field(pattern=MODEL_PATTERN)]
 #: A path of plain segments in S3, or nothing.
@@ -156,6 +149,30 @@ class Settings(BaseSettings):
         le=31_536_000,
         description="Seconds that record, events and result outlive a task.",
     )
+    reply_to: tuple[ReplyTarget, ...] = Field(
+        default=(),
+        description="JSON: whom a request's `reply_to` may name, a list of `queue`, `task` and "
+        "`broker_url` (this broker unless set).",
+    )
+    webhook_hosts: tuple[WebhookHost, ...] = Field(
+        default=(),
+        description="JSON: where a request's `webhook` may be, a list of `host`, `host:port` or "
+        "`http://host:port`; none is never.",
+    )
+    webhook_secrets: tuple[WebhookSecret, ...] = Field(
+        default=(),
+        description="JSON: what webhooks are signed with, a list of `whsec_` and base64; each "
+        "signs, so that receivers can change over.",
+    )
+    webhook_private_addresses: bool = Field(
+        default=False, description="Let webhooks be at private addresses, this machine's too."
+    )
+    push_retry_s: float = Field(
+        default=21_600,
+        ge=0,
+        le=31_536_000,
+        description="Seconds that `reply_to` and `webhook` are tried; at most `SAG_RECORD_TTL_S`.",
+    )
     metrics_port: int | None = Field(
         default=None, ge=1, le=65_535, description="Port of Prometheus metrics; unset is none."
     )
@@ -182,6 +199,13 @@ class Settings(BaseSettings):
             except InvalidRequest as error:
                 message = f"the defaults of model {alias!r} are refused: {error}"
                 raise ValueError(message) from None
+        return self
+
+    @model_validator(mode="after")
+    def _webhooks_are_signed(self) -> Self:
+        if self.webhook_hosts and not self.webhook_secrets:
+            message = "SAG_WEBHOOK_HOSTS needs SAG_WEBHOOK_SECRETS: every webhook is signed"
+            raise ValueError(message)
         return self
 
     @property
@@ -224,24 +248,3 @@ def unknown_variables(environment: dict[str, str] | None = None) -> list[str]:
     known = {f"SAG_{name.upper()}" for name in Settings.model_fields}
     present = os.environ if environment is None else environment
     return sorted(name for name in present if name.startswith("SAG_") and name not in known)
-
-
-def markdown_table() -> str:
-    """The settings as a table for `docs/settings.md`."""
-    rows = ["| variable | default | range | meaning |", "|---|---|---|---|"]
-    for name, field in Settings.model_fields.items():
-        default = field.get_default(call_default_factory=True, validated_data={})
-        if isinstance(default, SecretStr):
-            default = default.get_secret_value()
-        if name == "models":
-            default = "the bundled model"
-        shown = "" if default in (None, "") else f"`{default}`" if name != "models" else default
-        rows.append(f"| `SAG_{name.upper()}` | {shown} | {_range(field)} | {field.description} |")
-    return "\n".join(rows)
-
-
-def _range(field: FieldInfo) -> str:
-    """What a number may be; nothing of what is none."""
-    least = [str(each.ge) for each in field.metadata if hasattr(each, "ge")]
-    most = [str(each.le) for each in field.metadata if hasattr(each, "le")]
-    return " to ".join(least + most) if most else "".join(f"{each} or more" for each in least)

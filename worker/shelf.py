@@ -94,7 +94,7 @@ class Shelf:
         output_type = order.complete.output_type
         ending, content_type = image.FORMATS[output_type]
         origin = {
-            "request": order.request.to_wire(),
+            "request": order.origin,
             "parameters": _used(order, made),
             "index": number,
             "seed": picture.seed,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from api_contracts.records import metadata_of
 from api_contracts.scripts import event_tail, load
 from worker.patience import persist
+from worker.pushes import Pushes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,6 +66,7 @@ class Status:
         """`owner` names this process in records and events."""
         self.redis, self.owner, self.keys = redis, owner, keys
         self._ttl_s, self._lease_s = record_ttl_s, lease_s
+        self.pushes = Pushes(redis, keys)
         self._claim, self._append, self._finish, self._requeue, self._checkpoint, self._close = (
             load(redis, "worker", name)
             for name in ("claim", "append", "finish", "requeue", "checkpoint", "close")
@@ -163,7 +165,8 @@ class Status:
         return None if answer == CANCEL_WAITS else bool(answer)
 
     def close(self, task_id: str) -> None:
-        """Celery's result says how an ended task ended: from now on it may be forgotten."""
+        """Celery's result says how an ended task ended: it may be pushed, and forgotten."""
+        persist(lambda: self.pushes.note(task_id))
         keys = [*self._three(task_id), self.keys.checkpoint(task_id)]
         persist(lambda: self._close(keys=keys, args=[task_id, self._ttl_s]))
 

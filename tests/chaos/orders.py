@@ -77,19 +77,20 @@ class Order:
     litter: int | None = None
 
 
-def pool(seed: int, size: int) -> list[dict[str, Any]]:
+def pool(seed: int, size: int, more_steps: int = 0) -> list[dict[str, Any]]:
     """Distinct requests of 64 px by several schedulers, every fourth of two images.
 
-    All but a few are quick.
+    All but a few are quick, unless each has `more_steps`.
     """
     rng = random.Random(f"pool {seed}")
     made = []
     for number in range(size):
         words = (rng.choice(_SIZES), rng.choice(_COLOURS), rng.choice(_SHAPES))
+        steps = LONG_STEPS if number % LONG_IN == 6 else 2 + number % 5
         request: dict[str, Any] = {
             "prompt": f"a {' '.join(words)} on a {rng.choice(_GROUNDS)} background",
             "seed": 1000 * seed + number,
-            "num_inference_steps": LONG_STEPS if number % LONG_IN == 6 else 2 + number % 5,
+            "num_inference_steps": steps + more_steps,
             "num_images_per_prompt": 2 if number % 4 == 3 else 1,
         }
         if (scheduler := _SCHEDULERS[number % len(_SCHEDULERS)]) is not None:

@@ -54,6 +54,8 @@ class Plan:
     off: str | None = None
     #: Distinct requests.
     requests: int = 24
+    #: Added to the few that most of them have: a long task still runs when its frozen owner wakes.
+    more_steps: int = 0
     #: Tasks that may be open at once.
     backlog: int = 40
     #: One task in so many kills its workers; None is none.
@@ -111,7 +113,7 @@ def conduct(plan: Plan, folder: Path, say: Callable[[str], None]) -> Findings:
         with _observed(stage, history):
             say("a worker makes the undisturbed pictures")
             stage.start(range(1))
-            requests = pool(plan.seed, plan.requests)
+            requests = pool(plan.seed, plan.requests, plan.more_steps)
             reference = _undisturbed(stage, history, requests)
             stage.start(range(1, plan.machines))
             say(f"{plan.machines} machines are ready after {time.monotonic() - began_s:.0f} s")

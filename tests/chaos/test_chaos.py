@@ -51,8 +51,9 @@ def test_a_disturbed_run_breaks_no_law(tmp_path: Path) -> None:
 def test_without_the_fence_two_tell_of_one_task(tmp_path: Path) -> None:
     """A frozen worker that was overtaken, and whose writes are let in, is seen."""
     plan = Plan(
-        tasks=60, seconds=70, machines=2, off="fence", requests=8, poison_in=None, patience_s=30,
-        kinds=frozenset({Kind.FREEZE}), every_s=14, settings=SOON_OVER,
+        tasks=None, seconds=50, machines=2, off="fence", requests=4, more_steps=60, backlog=12,
+        poison_in=None, patience_s=30, kinds=frozenset({Kind.FREEZE}), every_s=13,
+        settings=SOON_OVER | {"SAG_SLOTS": "12"},  # whoever is awake takes all at once
     )  # fmt: skip
     findings = conduct(plan, tmp_path / "run", print)
     assert findings.switched

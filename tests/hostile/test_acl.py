@@ -39,7 +39,11 @@ def worker(
     server: Guarded, start_service: Callable[..., AbstractContextManager[Service]]
 ) -> Iterator[Service]:
     """A worker process as user `worker`, in the namespace that the file names."""
-    with start_service(server.url("worker"), namespace="sag", slots="4") as running:
+    hosts = {
+        "webhook_hosts": '["http://127.0.0.1:9"]',
+        "webhook_secrets": json.dumps(["whsec_" + "c2Vj" * 8]),
+    }
+    with start_service(server.url("worker"), namespace="sag", slots="4", **hosts) as running:
         yield running
     assert server.denials() == []
 
@@ -66,11 +70,13 @@ def test_nothing_that_is_needed_is_refused(
 ) -> None:
     """Tasks of every way in, cancel, health: and Redis's list of refusals stays empty."""
     with GenerationClient(server.url("watcher")) as watcher:
-        task = producer.submit(SMALL | {"preview_every": 1}, "ours")
+        webhook = {"webhook": "http://127.0.0.1:9/"}  # a private address: it is tried, and fails
+        task = producer.submit(SMALL | {"preview_every": 1} | webhook, "ours")
         assert [event.type for event in watcher.handle("ours").events(timeout=END_S)][-1] == (
             "succeeded"
         )
         assert task.result(END_S).images[0].url
+        until(lambda: any(push.tries for push in watcher.handle("ours").pushes().values()))
         assert watcher.status_many(["ours", "nobody"]) == {
             "ours": TaskStatus.SUCCEEDED, "nobody": None,
         }  # fmt: skip

@@ -15,7 +15,7 @@ from tests.record.owners import ask, kinds, lapse, opened, record, take, take_ov
 from tests.record.rescue import Sent, age, elected
 from worker.app import _configuration, _send
 from worker.messages import UNACKED, UNACKED_INDEX, Messages
-from worker.reconciler import SLICE, priority_of
+from worker.open_tasks import SLICE, priority_of
 from worker.settings import Settings
 from worker.status import Ended
 

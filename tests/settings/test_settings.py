@@ -13,7 +13,8 @@ from pydantic_settings import SettingsError
 from api_contracts import Limits
 from api_contracts.names import Keys
 from worker import settings_table
-from worker.settings import Settings, markdown_table, unknown_variables
+from worker.settings import Settings, unknown_variables
+from worker.settings_table import markdown_table
 
 SECRET = "hunter2-of-redis"
 URL = f"redis://:{SECRET}@h:6379/1"
@@ -48,6 +49,11 @@ GOOD: dict[str, tuple[str, Any]] = {
     "step_timeout_s": ("1", 1.0),
     "drain_timeout_s": ("0", 0.0),
     "record_ttl_s": ("60", 60),
+    "reply_to": ("[]", ()),  # more of these in tests/push
+    "webhook_hosts": ("[]", ()),
+    "webhook_secrets": ("[]", ()),
+    "webhook_private_addresses": ("true", True),
+    "push_retry_s": ("0", 0.0),
     "metrics_port": ("9100", 9100),
     "log_prompts": ("true", True),
     "max_side_px": ("64", 64),
@@ -68,6 +74,8 @@ BAD: list[tuple[str, str]] = [
     ("s3_retry_s", "-1"), ("presign_s", "604801"), ("max_attempts", "0"),
     ("lease_s", "1.9"), ("lease_s", "3601"), ("checkpoint_every", "-1"),
     ("step_timeout_s", "0.5"), ("step_timeout_s", "inf"), ("metrics_port", "0"),
+    ("push_retry_s", "-1"), ("push_retry_s", "inf"), ("webhook_private_addresses", "perhaps"),
+    ("webhook_hosts", '["a/b"]'), ("reply_to", '["shop"]'), ("webhook_secrets", '["secret"]'),
     ("metrics_port", "65536"), ("log_prompts", "perhaps"),
     ("drain_timeout_s", "-1"), ("record_ttl_s", "59"),
     ("max_side_px", "63"), ("max_steps", "0"), ("max_images", "0"), ("max_images", "65"),

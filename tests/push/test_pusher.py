@@ -1,0 +1,287 @@
+"""Pushes in Redis and the threads that try them: at least once, and never before the end."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from celery import Celery
+from pydantic import SecretStr
+
+from api_contracts import GenerationClient, Push, PushKind, PushState, TaskStatus
+from api_contracts.events import EVENT
+from api_contracts.names import Keys
+from tests.push.receiver import Receiver, receiver
+from tests.record.owners import take, worker
+from worker import pusher, pushes
+from worker.errors import NotPushed
+from worker.pusher import Pusher
+from worker.replies import Replies
+from worker.targets import ReplyTarget
+from worker.webhooks import Webhooks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from redis import Redis
+
+    from worker.status import Status
+
+SECRET = SecretStr("whsec_" + "c2Vj" * 8)
+TARGET = ReplyTarget(queue="shop", task="shop.picture_done")
+#: Longest wait for what must come, in seconds.
+COME_S = 60.0
+
+
+@pytest.fixture
+def keys(namespace: str) -> Keys:
+    """The keys of the test's namespace."""
+    return Keys(namespace)
+
+
+@pytest.fixture
+def client(redis_url: str, namespace: str) -> Iterator[GenerationClient]:
+    """Submits and asks."""
+    with GenerationClient(redis_url, namespace) as made:
+        yield made
+
+
+@pytest.fixture
+def hook() -> Iterator[Receiver]:
+    """A receiver on this machine."""
+    with receiver() as made:
+        yield made
+
+
+@pytest.fixture
+def status(redis: Redis, keys: Keys) -> Status:
+    """A worker's access to the records."""
+    return worker(redis, keys, "first")
+
+
+@pytest.fixture
+def start(
+    status: Status, redis_url: str, hook: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Pusher]]:
+    """Start a worker's pusher; its pauses are short."""
+    monkeypatch.setattr(pusher, "LOOK_S", 0.02)
+    monkeypatch.setattr(pusher, "FIRST_PAUSE_S", 0.05)
+    made: list[Pusher] = []
+
+    def begin(retry_s: float = 60.0, targets: tuple[ReplyTarget, ...] = (TARGET,)) -> Pusher:
+        webhooks = Webhooks([hook.origin], [SECRET], private_addresses=True)
+        made.append(Pusher(status.pushes, Replies(targets, redis_url), webhooks, retry_s))
+        made[-1].start()
+        return made[-1]
+
+    yield begin
+    for each in made:
+        each.close()
+
+
+def end(client: GenerationClient, status: Status, task_id: str, **wanted: Any) -> None:
+    """Submit a task, and end it as a worker does."""
+    client.submit({"prompt": "x", "model": client.keys.namespace, **wanted}, task_id)
+    claimed = take(status, task_id)
+    assert status.finish(claimed, TaskStatus.CANCELLED, {"step": 3}, {"step": 3})
+    status.close(task_id)
+
+
+def settled(client: GenerationClient, task_id: str, kind: PushKind) -> Push:
+    """The push, when it is to be tried no more."""
+    until_s = time.monotonic() + COME_S
+    while (push := client.handle(task_id).pushes()[kind]).state is PushState.WAITING:
+        assert time.monotonic() < until_s
+        threading.Event().wait(0.02)
+    return push
+
+
+def replies(redis: Redis, queue: str = TARGET.queue) -> list[dict[str, Any]]:
+    """What Celery's own application would get, without taking it."""
+    return [json.loads(entry) for entry in redis.lrange(queue, 0, -1)]
+
+
+def test_an_end_goes_where_the_request_says(
+    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver,
+    redis: Redis,
+) -> None:  # fmt: skip
+    """Both ways, with the terminal event as it is in the stream; then nothing is due."""
+    start()
+    to = {"queue": TARGET.queue, "task": TARGET.task}
+    end(client, status, "both", webhook=f"{hook.origin}/x", reply_to=to, metadata={"a": "b"})
+    last = [*client.handle("both").events(timeout=COME_S)][-1]
+    (message,) = hook.wait(1)
+    assert EVENT.validate_json(message.body) == last
+    assert message.headers["webhook-id"] == f"both.{last.seq}"
+    for kind in PushKind:
+        push = settled(client, "both", kind)
+        assert (push.state, push.tries, push.error) == (PushState.DELIVERED, 1, None)
+    found = [each for each in replies(redis) if each["headers"]["id"] == f"both.{last.seq}"]
+    assert [each["headers"]["task"] for each in found] == [TARGET.task]
+    assert redis.zcard(client.keys.pushes) == 0
+
+
+def test_nothing_is_pushed_before_the_end(
+    client: GenerationClient, status: Status, hook: Receiver, redis: Redis
+) -> None:
+    """Noting is refused while the task waits or runs, and done once when it has ended."""
+    client.submit({"prompt": "x", "model": client.keys.namespace, "webhook": hook.origin}, "early")
+    assert not status.pushes.note("early")
+    claimed = take(status, "early")
+    assert not status.pushes.note("early")
+    assert client.handle("early").pushes() == {}
+    status.finish(claimed, TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
+    assert status.pushes.note("early")
+    assert not status.pushes.note("early")
+    assert redis.zrange(client.keys.pushes, 0, -1) == [b"webhook:early"]
+
+
+def test_what_asks_for_none_costs_nothing(
+    client: GenerationClient, status: Status, redis: Redis
+) -> None:
+    """No key is made; an unknown task and a request that is no JSON are let be."""
+    end(client, status, "plain")
+    redis.hset(client.keys.task("odd"), mapping={"status": "failed", "request": "{no"})
+    redis.hset(client.keys.task("deep"), mapping={"status": "failed", "request": "[" * 2000})
+    for task_id in ("nobody", "odd", "deep"):
+        assert not status.pushes.note(task_id)
+    assert not redis.exists(client.keys.pushes)
+
+
+def test_a_failure_is_tried_again(
+    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver
+) -> None:
+    """Until it is delivered, under one id, and the record says how often."""
+    hook.answers = [500, 503, 302]
+    start()
+    end(client, status, "again", webhook=hook.origin)
+    messages = hook.wait(4)
+    push = settled(client, "again", PushKind.WEBHOOK)
+    assert (push.state, push.tries, push.error) == (PushState.DELIVERED, 4, None)
+    assert push.first_at is not None
+    assert push.last_at is not None
+    assert push.first_at < push.last_at
+    assert len({message.headers["webhook-id"] for message in messages}) == 1
+
+
+def test_pauses_grow_up_to_a_limit(status: Status) -> None:
+    """1 s, 2 s, 4 s … at most 300 s, each up to half less."""
+    made = Pusher(status.pushes, None, None, 1e9)  # type: ignore[arg-type]  # nobody is asked
+    why = NotPushed("no")
+    for tries, longest_s in ((0, 1), (1, 2), (5, 32), (50, 300), (10**6, 300)):
+        due = pushes.Due("t", PushKind.WEBHOOK, Push(state="waiting", tries=tries), "", 1, b"")
+        _, again_s = made._after(due, why)
+        assert again_s is not None
+        assert longest_s / 2 <= again_s <= longest_s
+
+
+def test_it_is_given_up_in_the_end(
+    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver,
+    redis: Redis,
+) -> None:  # fmt: skip
+    """After the time that the settings give; the record says why."""
+    hook.answers = [500] * 1000
+    start(retry_s=0.3)
+    end(client, status, "never", webhook=hook.origin)
+    push = settled(client, "never", PushKind.WEBHOOK)
+    assert (push.state, push.error) == (PushState.GIVEN_UP, "answered 500")
+    assert push.tries > 1
+    assert redis.zcard(client.keys.pushes) == 0
+
+
+def test_gone_is_not_tried_again(
+    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver
+) -> None:
+    """410 ends it at once."""
+    hook.answers = [410]
+    start()
+    end(client, status, "gone", webhook=hook.origin)
+    push = settled(client, "gone", PushKind.WEBHOOK)
+    assert (push.state, push.tries) == (PushState.GIVEN_UP, 1)
+
+
+def test_what_the_settings_do_not_allow_any_more_is_not_sent(
+    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver,
+    redis: Redis,
+) -> None:  # fmt: skip
+    """Whatever the record says: the request was checked by other settings, or by nobody."""
+    start(retry_s=0.3, targets=())
+    to = {"queue": "generate.default", "task": "sag.generate"}
+    end(client, status, "bad", webhook="http://127.0.0.1:1/", reply_to=to)
+    for kind, name in ((PushKind.WEBHOOK, "SAG_WEBHOOK_HOSTS"), (PushKind.REPLY_TO, "SAG_REPLY")):
+        push = settled(client, "bad", kind)
+        assert push.state is PushState.GIVEN_UP
+        assert name in (push.error or "")
+    assert replies(redis, "generate.default") == []
+
+
+def test_who_dies_over_it_leaves_it_to_others(
+    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What was taken and never settled is due again when it was held long enough."""
+    monkeypatch.setattr(pushes, "HOLD_S", 0.3)
+    end(client, status, "orphan", webhook=hook.origin)
+    (taken,) = status.pushes.take(10)
+    assert (taken.task_id, taken.target) == ("orphan", hook.origin)
+    assert status.pushes.take(10) == []
+    start()
+    assert settled(client, "orphan", PushKind.WEBHOOK).state is PushState.DELIVERED
+
+
+def test_a_slow_receiver_holds_up_nobody_else(
+    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver,
+    redis: Redis,
+) -> None:  # fmt: skip
+    """While seven webhooks do not answer, the eighth thread goes on with the rest."""
+    start()
+    with hook.came:  # no answer until it is let go
+        for number in range(pusher.THREADS - 1):
+            end(client, status, f"slow-{number}", webhook=hook.origin)
+        for number in range(5):
+            to = {"queue": TARGET.queue, "task": TARGET.task}
+            end(client, status, f"quick-{number}", reply_to=to)
+            state = settled(client, f"quick-{number}", PushKind.REPLY_TO).state
+            assert state is PushState.DELIVERED
+        assert hook.messages == []
+    hook.wait(pusher.THREADS - 1)
+
+
+def test_odd_pushes_stop_nobody(
+    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver,
+    redis: Redis,
+) -> None:  # fmt: skip
+    """Unknown kinds, records that are gone or of another type: each is let go."""
+    end(client, status, "good", webhook=hook.origin)
+    redis.set(client.keys.task("other-type"), "x")
+    kinds = (b"nonsense", b"mail:good", b"webhook:nobody", b"webhook:other-type", b"\xff:x")
+    for odd in kinds:
+        redis.zadd(client.keys.pushes, {odd: 1.0})
+    start()
+    assert settled(client, "good", PushKind.WEBHOOK).state is PushState.DELIVERED
+    until_s = time.monotonic() + COME_S
+    while redis.zcard(client.keys.pushes):
+        assert time.monotonic() < until_s
+        threading.Event().wait(0.02)
+
+
+def test_celery_gets_a_task_like_any_other(
+    client: GenerationClient, status: Status, start: Callable[..., Pusher], redis_url: str
+) -> None:
+    """An application with Celery's own settings finds it in its queue, with one argument."""
+    start()
+    end(client, status, "task", reply_to={"queue": TARGET.queue, "task": TARGET.task})
+    assert settled(client, "task", PushKind.REPLY_TO).state is PushState.DELIVERED
+    shop = Celery("shop", broker=redis_url, set_as_current=False)
+    with shop.connection_for_read() as connection:
+        queue = connection.SimpleQueue(TARGET.queue)
+        found = {}
+        while "task.3" not in found:
+            message = queue.get(timeout=COME_S)
+            args, kwargs, _ = message.payload
+            found[message.headers["id"]] = (args, kwargs["event"]["type"])
+            message.ack()
+    assert found["task.3"] == ([], "cancelled")

@@ -1,0 +1,131 @@
+"""The threads that push ends: to a queue or a webhook, again and again until it has them."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+from redis.exceptions import RedisError
+
+from api_contracts.connection import is_away
+from api_contracts.pushes import Push, PushKind, PushState
+from api_contracts.request import ReplyTo
+from worker import metrics
+from worker.errors import NotPushed
+from worker.patience import persist
+from worker.pushes import HOLD_S
+
+if TYPE_CHECKING:
+    from worker.pushes import Due, Pushes
+    from worker.replies import Replies
+    from worker.webhooks import Webhooks
+
+logger = logging.getLogger(__name__)
+
+#: Pushes that are tried at once: a webhook that does not answer has a thread for seconds.
+THREADS = 8
+#: Pause between two looks for what is due, in seconds.
+LOOK_S = 0.5
+#: Pauses between two tries of one push, in seconds: twice as long each time, and up to half less.
+FIRST_PAUSE_S, MOST_PAUSE_S = 1.0, 300.0
+#: How long a process that ends waits for what it is trying, in seconds.
+CLOSE_S = 5.0
+
+
+class Pusher:
+    """A daemon thread that looks what is due, and one for each push that is being tried."""
+
+    def __init__(
+        self, pushes: Pushes, replies: Replies, webhooks: Webhooks, retry_s: float
+    ) -> None:
+        """A push is given up `retry_s` after its first try."""
+        self._pushes, self._replies, self._webhooks = pushes, replies, webhooks
+        self._retry_s = retry_s
+        self._wake = threading.Condition()
+        self._busy, self._closed = 0, False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin; a second time does nothing."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="pusher", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Begin nothing more; what is not delivered soon is left to other processes."""
+        until_s = time.monotonic() + CLOSE_S
+        with self._wake:
+            self._closed = True
+            self._wake.notify_all()
+            self._wake.wait_for(lambda: not self._busy, until_s - time.monotonic())
+
+    def _serve(self) -> None:
+        while not self._closed:
+            try:
+                self._begin()
+            except Exception as error:  # the pushes of all tasks wait for this thread
+                away = is_away(error)
+                logger.warning("nothing pushed: %s", error, exc_info=None if away else error)
+            with self._wake:
+                self._wake.wait_for(lambda: self._closed, LOOK_S)
+
+    def _begin(self) -> None:
+        """Begin as much of what is due as there are threads for."""
+        if (free := THREADS - self._busy) <= 0:
+            return
+        for due in self._pushes.take(free):
+            with self._wake:
+                self._busy += 1
+            name = f"push-{due.kind}"
+            threading.Thread(target=self._try, args=(due,), name=name, daemon=True).start()
+
+    def _try(self, due: Due) -> None:
+        try:
+            push, again_s = self._after(due, self._tried(due))
+            persist(lambda: self._pushes.settle(due, push, again_s), HOLD_S / 2)
+            metrics.PUSHES.labels(due.kind.value, push.state.value).inc()
+        except RedisError as error:
+            logger.warning("task %s: how its push went is not noted: %s", due.task_id, error)
+        finally:
+            with self._wake:
+                self._busy -= 1
+                self._wake.notify_all()
+
+    def _tried(self, due: Due) -> NotPushed | None:
+        """Try once; gives why it failed."""
+        message_id = f"{due.task_id}.{due.seq}"
+        try:
+            match due.kind:
+                case PushKind.REPLY_TO:
+                    self._replies.send(ReplyTo.model_validate(due.target), message_id, due.event)
+                case PushKind.WEBHOOK:
+                    self._webhooks.post(str(due.target), message_id, due.event)
+        except NotPushed as why:
+            return why
+        except ValidationError:
+            return NotPushed("the request's own is refused", final=True)
+        except Exception as error:
+            logger.exception("task %s: its push failed for a reason that is ours", due.task_id)
+            return NotPushed(f"internal: {type(error).__name__}")
+        return None
+
+    def _after(self, due: Due, why: NotPushed | None) -> tuple[Push, float | None]:
+        """How a push stands after a try, and after which pause it is tried again, if at all."""
+        now, tries = datetime.now(UTC), due.push.tries + 1
+        first_at, who = due.push.first_at or now, f"task {due.task_id}: {due.kind.value}"
+        push = Push(state=PushState.DELIVERED, tries=tries, first_at=first_at, last_at=now)
+        if why is None:
+            logger.info("%s delivered, try %d", who, tries)
+            return push, None
+        again_s = min(FIRST_PAUSE_S * 2 ** min(tries - 1, 30), MOST_PAUSE_S)
+        again_s *= random.uniform(0.5, 1)  # noqa: S311  # so that not all come at once
+        given_up = why.final or (now - first_at).total_seconds() + again_s > self._retry_s
+        state = PushState.GIVEN_UP if given_up else PushState.WAITING
+        logger.warning("%s %s, try %d: %s", who, state.value, tries, why)
+        push = push.model_copy(update={"state": state, "error": str(why)})
+        return push, None if given_up else again_s

@@ -1,0 +1,98 @@
+"""The pushes of ended tasks in Redis: what is due, who tries, how it went.
+
+A push is one way (`PushKind`) to tell of one task's end. It is noted once that end is in the
+stream, and stays until it is delivered or given up: a worker that dies over it leaves it to others.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from redis.exceptions import ResponseError
+
+from api_contracts.connection import is_away
+from api_contracts.pushes import Push, PushKind
+from api_contracts.scripts import load
+
+if TYPE_CHECKING:
+    from redis import Redis
+
+    from api_contracts.names import Keys
+
+logger = logging.getLogger(__name__)
+
+_Values: TypeAlias = "list[bytes | None]"
+_Entries: TypeAlias = "list[tuple[bytes, dict[bytes, bytes]]]"
+#: How long a push is somebody's to try, in seconds: longer than any try takes.
+HOLD_S = 60.0
+
+
+@dataclass(frozen=True)
+class Due:
+    """A push that is this process's to try, for `HOLD_S`."""
+
+    task_id: str
+    kind: PushKind
+    #: As it was before this try.
+    push: Push
+    #: What the request says: of `reply_to` an object, of `webhook` a URL.
+    target: Any
+    #: The terminal event: its number, and its JSON as it is in the stream.
+    seq: int
+    event: bytes
+
+
+class Pushes:
+    """Thread-safe; every method raises what redis-py raises."""
+
+    def __init__(self, redis: Redis, keys: Keys) -> None:
+        """`redis` has the records."""
+        self._redis, self._keys = redis, keys
+        self._push, self._due, self._pushed = (
+            load(redis, "worker", name) for name in ("push", "due", "pushed")
+        )
+
+    def note(self, task_id: str) -> bool:
+        """Note what an ended task's request wants; False when that is nothing, or noted before."""
+        keys = [self._keys.task(task_id), self._keys.pushes]
+        return bool(self._push(keys=keys, args=[task_id, *PushKind]))
+
+    def take(self, most: int) -> list[Due]:
+        """Those whose time has come, the longest due first; each is another's after `HOLD_S`."""
+        found: Any = self._due(keys=[self._keys.pushes], args=[most, HOLD_S])
+        return [due for member in found if (due := self._read(member)) is not None]
+
+    def settle(self, due: Due, push: Push, again_s: float | None) -> None:
+        """Write how a try went; it is tried again in `again_s`, never when that is None."""
+        member = f"{due.kind}:{due.task_id}"
+        args = [member, due.kind.field, push.model_dump_json(exclude_none=True)]
+        args.append("" if again_s is None else repr(again_s))
+        self._pushed(keys=[self._keys.task(due.task_id), self._keys.pushes], args=args)
+
+    def _read(self, member: bytes) -> Due | None:
+        """What a member stands for; None, and one less, where nobody can read it any more."""
+        try:
+            kind, _, task_id = member.decode().partition(":")
+            return self._due_of(PushKind(kind), task_id)
+        except (ValueError, LookupError, TypeError, RecursionError, ResponseError) as error:
+            if isinstance(error, ResponseError) and is_away(error):
+                raise
+            logger.error("push %r is nobody's: its record is gone or odd: %r", member, error)  # noqa: TRY400  # no fault of ours
+            self._redis.zrem(self._keys.pushes, member)
+            return None
+
+    def _due_of(self, kind: PushKind, task_id: str) -> Due:
+        task, stream = self._keys.task(task_id), self._keys.events(task_id)
+        request, push = cast("_Values", self._redis.hmget(task, ("request", kind.field)))
+        ((number, fields),) = cast("_Entries", self._redis.xrevrange(stream, count=1))
+        return Due(
+            task_id,
+            kind,
+            Push.model_validate_json(push or b""),
+            json.loads(request or b"")[kind],
+            int(number.split(b"-")[0]),
+            fields[b"event"],
+        )

@@ -1,0 +1,64 @@
+"""Ends of tasks sent to other Celery applications, each as a task with one argument, `event`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from celery import Celery
+from kombu import Queue
+from kombu.exceptions import KombuError, OperationalError
+from redis.exceptions import RedisError
+
+from api_contracts.connection import CONNECT_S, celery_tls
+from worker.errors import NotPushed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from api_contracts.request import ReplyTo
+    from worker.targets import ReplyTarget
+
+
+class Replies:
+    """Sends to allowed queues. Thread-safe; connects on first use."""
+
+    def __init__(self, targets: Sequence[ReplyTarget], broker_url: str) -> None:
+        """`broker_url` is that of targets without one."""
+        self._targets = {each.address: _app(each, broker_url) for each in targets}
+
+    def send(self, to: ReplyTo, message_id: str, event: bytes) -> None:
+        """Send the event; raises `NotPushed` unless the queue has it."""
+        if to not in self._targets:
+            raise NotPushed("it is not among SAG_REPLY_TO of this worker")
+        try:
+            self._targets[to].send_task(
+                to.task,
+                kwargs={"event": json.loads(event)},
+                task_id=message_id,
+                queue=Queue(to.queue),
+                declare=[],
+                retry=False,
+                ignore_result=True,
+                kwargsrepr="<event>",
+            )
+        except (KombuError, OperationalError, RedisError, OSError) as error:
+            raise NotPushed(f"not sent: {error!r}"[:300]) from error
+
+    def close(self) -> None:
+        """Give the connections back."""
+        for app in self._targets.values():
+            app.close()
+
+
+def _app(target: ReplyTarget, broker_url: str) -> Celery:
+    """An application that only sends, with Celery's own way to name the lists of a queue."""
+    url = target.broker_url.get_secret_value() if target.broker_url else broker_url
+    app = Celery("sag-reply", broker=url, set_as_current=False)
+    app.conf.update(
+        task_serializer="json",
+        broker_transport_options={"socket_timeout": 10, "socket_connect_timeout": CONNECT_S},
+        broker_connection_timeout=CONNECT_S,
+        **celery_tls("broker_use_ssl", url),
+    )
+    return app

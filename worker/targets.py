@@ -1,0 +1,119 @@
+"""Whom the settings allow tasks to push their ends to: Celery queues, and hosts of webhooks."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+
+from api_contracts.connection import connect
+from api_contracts.errors import Fault
+from api_contracts.names import queue_name
+from api_contracts.request import NAME_PATTERN, URL_PATTERN, ReplyTo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from api_contracts.request import GenerationRequest
+
+#: What a webhook's secret begins with, and the bytes that it holds: of the Standard Webhooks
+#: specification.
+SECRET_PREFIX, SECRET_BYTES = "whsec_", (24, 64)
+_PORTS = {"http": 80, "https": 443}
+
+
+def _url_is_redis(url: SecretStr) -> SecretStr:
+    if not url.get_secret_value().startswith(("redis://", "rediss://")):
+        message = "must start with redis:// or rediss://"
+        raise ValueError(message)
+    connect(url.get_secret_value())
+    return url
+
+
+def _is_foreign(queue: str) -> str:
+    if queue.startswith(queue_name("")):
+        message = f"must not begin with {queue_name('')}: those queues are the worker's own"
+        raise ValueError(message)
+    return queue
+
+
+def _is_host(text: str) -> str:
+    """As an origin: `https://` may be left out."""
+    origin = text if "://" in text else f"https://{text}"
+    if not re.match(URL_PATTERN, origin) or re.search(r"[/?]", origin.split("://")[1]):
+        message = "must be a host, with :port where it is unusual and http:// where it is no https"
+        raise ValueError(message)
+    return origin
+
+
+def _is_secret(secret: SecretStr) -> SecretStr:
+    key_of(secret)
+    return secret
+
+
+RedisUrl = Annotated[SecretStr, AfterValidator(_url_is_redis)]
+WebhookHost = Annotated[str, AfterValidator(_is_host)]
+WebhookSecret = Annotated[SecretStr, AfterValidator(_is_secret)]
+
+
+class ReplyTarget(BaseModel):
+    """A queue and a task of another Celery application."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    queue: Annotated[str, Field(pattern=NAME_PATTERN), AfterValidator(_is_foreign)]
+    task: str = Field(pattern=NAME_PATTERN)
+    #: Where that application's queues are; the worker's own broker unless set.
+    broker_url: RedisUrl | None = None
+
+    @property
+    def address(self) -> ReplyTo:
+        """As a request names it."""
+        return ReplyTo(queue=self.queue, task=self.task)
+
+
+def key_of(secret: SecretStr) -> bytes:
+    """The key in a webhook's secret; raises ValueError for what holds none."""
+    text, (least, most) = secret.get_secret_value(), SECRET_BYTES
+    try:
+        key = base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
+    except binascii.Error:
+        key = b""
+    if not (text.startswith(SECRET_PREFIX) and least <= len(key) <= most):
+        message = f"must be {SECRET_PREFIX} and {least} to {most} bytes in base64"
+        raise ValueError(message)
+    return key
+
+
+def origin_of(url: str) -> str:
+    """Scheme, host and port of a URL, written in one way; raises ValueError for no port."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    return f"{parts.scheme}://{host}:{parts.port or _PORTS[parts.scheme]}"
+
+
+def is_allowed(url: str, hosts: Iterable[str]) -> bool:
+    """Whether a webhook is on one of the hosts that the settings name."""
+    try:
+        return origin_of(url) in {origin_of(each) for each in hosts}
+    except ValueError:
+        return False
+
+
+def faults(
+    request: GenerationRequest, targets: Iterable[ReplyTarget], hosts: Iterable[str]
+) -> Iterator[Fault]:
+    """What of a request's pushes the settings do not allow."""
+    allowed = [each.address for each in targets]
+    if request.reply_to is not None and request.reply_to not in allowed:
+        what = f"queue {request.reply_to.queue} with task {request.reply_to.task} is not allowed"
+        names = ", ".join(f"{each.queue} with {each.task}" for each in allowed)
+        yield Fault(where="reply_to", what=what, limit=f"SAG_REPLY_TO: {names or 'none'}")
+    if request.webhook is not None and not is_allowed(request.webhook, hosts):
+        what = f"{urlsplit(request.webhook).netloc} is not allowed"
+        limit = f"SAG_WEBHOOK_HOSTS: {', '.join(hosts) or 'none'}"
+        yield Fault(where="webhook", what=what, limit=limit)
