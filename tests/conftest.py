@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from api_contracts import GenerationClient
+from tests import wire
 from worker import embedded
 from worker.settings import Settings
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from redis import Redis
 
 BUCKET = "tests"
+
+embedded.redis_server = wire.watched(embedded.redis_server)  # type: ignore[assignment]  # the same arguments
+wire.note_messages()
 
 
 @pytest.fixture(scope="session", autouse=True)

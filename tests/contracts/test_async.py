@@ -77,7 +77,7 @@ def test_both_clients_have_the_same_surface(one: type, other: type) -> None:
         }
 
     ours = surface(other)
-    for inner in ("cancel", "follow") if one is GenerationClient else ():
+    for inner in ("cancel", "follow", "pushes") if one is GenerationClient else ():
         ours.pop(inner)  # of the handles
     assert ours == surface(one)
 

@@ -36,6 +36,8 @@ DEFAULTS: dict[str, Any] = {
     "deadline_s": None,
     "priority": 5,
     "metadata": {},
+    "reply_to": None,
+    "webhook": None,
     "traceparent": None,
 }
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

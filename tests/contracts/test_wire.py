@@ -1,0 +1,103 @@
+"""The suite's own eye on what travels: what is not as published is found."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from api_contracts import examples
+from tests import wire
+from worker import embedded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from redis import Redis
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    """A Redis that is empty before it ends, so that the eye finds nothing."""
+    from redis import Redis
+
+    with embedded.redis_server(tmp_path) as made, Redis.from_url(made) as redis:
+        yield made
+        redis.flushall()
+
+
+@pytest.fixture
+def aside(url: str) -> Iterator[Redis]:
+    """A connection to it."""
+    from redis import Redis
+
+    with Redis.from_url(url) as redis:
+        yield redis
+
+
+def event(redis: Any, **changed: Any) -> None:
+    """Write an event of a task that was begun, as published but for what is changed."""
+    written = {**examples.EVENTS["started"], "task_id": "t", **changed}
+    redis.xadd("sag:{t}:events", {"event": json.dumps(written)})
+
+
+def begun(redis: Any) -> None:
+    """A task that was begun, and all is as published."""
+    event(redis)
+    redis.hset("sag:{t}:task", "request", json.dumps({"prompt": "x"}))
+
+
+def result(redis: Any, status: str, kept: object) -> None:
+    """What Celery keeps of a task."""
+    redis.set("celery-task-meta-t", json.dumps({"status": status, "result": kept}))
+
+
+FAILED = {"exc_type": "GenerationFailed", "exc_message": ["internal", "m", "no", {}]}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda redis: event(redis, seq=0), "event-started seq"),
+        (lambda redis: event(redis, type="unheard-of"), "event "),
+        (lambda redis: redis.hset("sag:{t}:task", "request", '{"nope": 1}'), "request "),
+        (lambda redis: result(redis, "SUCCESS", {"images": []}), "result "),
+        (lambda redis: result(redis, "FAILURE", FAILED), "error retryable"),
+    ],
+)
+def test_what_is_not_published_is_found(
+    url: str, aside: Redis, spoil: Callable[[Redis], None], says: str
+) -> None:
+    """An event, a request that was begun, a result, an error."""
+    begun(aside)
+    result(aside, "SUCCESS", examples.RESULT)
+    assert list(wire.unpublished(url)) == []
+    spoil(aside)
+    found = list(wire.unpublished(url))
+    assert found
+    assert all(f": {says}" in each for each in found)
+
+
+def test_messages_are_looked_at_too(
+    url: str, aside: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that kombu sent of a task that was begun."""
+    begun(aside)
+    monkeypatch.setattr(wire, "_sent", {"t": [examples.MESSAGE]})
+    assert list(wire.unpublished(url)) == []
+    monkeypatch.setattr(wire, "_sent", {"t": [examples.MESSAGE | {"headers": {}}]})
+    assert {fault.split(": ")[1].split(" ")[0] for fault in wire.unpublished(url)} == {"message"}
+
+
+def test_a_server_with_such_ends_with_an_error(tmp_path: Path) -> None:
+    """Of whoever started it."""
+    from redis import Redis
+
+    with (
+        pytest.raises(AssertionError, match="event-started"),
+        embedded.redis_server(tmp_path) as url,
+        Redis.from_url(url) as redis,
+    ):
+        event(redis, seq=0)

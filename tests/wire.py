@@ -1,0 +1,118 @@
+"""What travels in the whole suite, held against the published schemas.
+
+Each Redis that a test starts is looked through before it ends: every event, every result and error
+that Celery keeps, the request of every task that was begun. Messages that kombu lays into a queue
+in this process are noted as they are, and must be what is published when a worker began their task.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any, cast
+
+from jsonschema import Draft202012Validator
+from kombu.transport.redis import Channel
+from redis import Redis
+from redis.exceptions import RedisError
+
+from api_contracts import schemas
+from api_contracts.names import queue_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+#: Keys of tests that write what nobody of ours would, to see what becomes of it.
+ODD = ("odd", "junk")
+_KINDS = tuple(schemas.kinds())
+#: Messages that were sent from this process, by their tasks' ids.
+_sent: dict[str, list[dict[str, Any]]] = {}
+
+
+@cache
+def validator(name: str) -> Draft202012Validator:
+    """The published schema `name`.json."""
+    return Draft202012Validator(json.loads((schemas.FOLDER / f"{name}.json").read_text()))
+
+
+def faults(name: str, instance: object) -> list[str]:
+    """What of `instance` is not as published."""
+    return [
+        f"{name} {'.'.join(map(str, error.absolute_path))}: {error.message[:300]}"
+        for error in validator(name).iter_errors(instance)
+    ]
+
+
+def watched(
+    start: Callable[..., AbstractContextManager[str]],
+) -> Callable[..., AbstractContextManager[str]]:
+    """`redis_server` that ends with an error when something in it is not as published."""
+
+    @contextmanager
+    def redis_server(folder: Path, port: int | None = None) -> Iterator[str]:
+        with start(folder, port) as url:
+            yield url
+            try:
+                found = list(unpublished(url))
+            except RedisError:  # ended, or frozen, by the test
+                found = []
+            assert not found, "\n".join(found[:20])
+
+    return redis_server
+
+
+def note_messages() -> None:
+    """From now on remember what kombu lays into the queues of tasks."""
+    put = Channel._put
+
+    def noting(self: Any, queue: str, message: dict[str, Any], **more: Any) -> None:
+        if queue.startswith(queue_name("")):
+            task_id = message.get("headers", {}).get("id")
+            _sent.setdefault(str(task_id), []).append(json.loads(json.dumps(message)))
+        put(self, queue, message, **more)
+
+    Channel._put = noting
+
+
+def unpublished(url: str) -> Iterator[str]:
+    """Everything in a Redis that is not as published: where, and why."""
+    with Redis.from_url(url, protocol=2, socket_timeout=5) as redis:
+        for key in redis.scan_iter(count=1000):
+            name = key.decode(errors="replace")
+            if any(word in name for word in ODD):
+                continue
+            if name.endswith(":events"):
+                found = _of_stream(redis, name)
+            elif name.startswith("celery-task-meta-"):
+                found = _of_result(redis, name)
+            else:
+                continue
+            yield from (f"{name}: {fault}" for fault in found)
+
+
+def _of_stream(redis: Redis, name: str) -> Iterator[str]:
+    """Its events; where one says that the task was begun, also its request and its messages."""
+    entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", redis.xrange(name))
+    events = [json.loads(fields[b"event"]) for _, fields in entries]
+    for event in events:
+        kind = event["type"]
+        yield from faults(f"event-{kind}" if kind in _KINDS else "event", event)
+    if any(event["type"] == "started" for event in events):
+        request = redis.hget(name.removesuffix(":events") + ":task", "request")
+        yield from faults("request", json.loads(request or b"null"))
+        for message in _sent.get(events[0]["task_id"], ()):
+            yield from faults("message", message)
+
+
+def _of_result(redis: Redis, name: str) -> Iterator[str]:
+    meta = json.loads(cast("bytes", redis.get(name)))
+    match meta["status"]:
+        case "SUCCESS":
+            yield from faults("result", meta["result"])
+        case "FAILURE" if meta["result"]["exc_type"] in ("GenerationFailed", "GenerationExpired"):
+            names = ("code", "message", "retryable", "details")
+            error = dict(zip(names, meta["result"]["exc_message"], strict=True))
+            yield from faults("error", error)
