@@ -100,11 +100,19 @@ StartService = "Callable[..., AbstractContextManager[Service]]"
 def start_service(
     tmp_path_factory: pytest.TempPathFactory, s3: embedded.S3Server
 ) -> Callable[..., AbstractContextManager[Service]]:
-    """Start a worker process over a broker; settings by keyword, as `slots="1"`."""
+    """Start a worker process over a broker; settings by keyword, as `slots="1"`.
+
+    `others` are variables that are no settings.
+    """
     from contextlib import contextmanager
 
     @contextmanager
-    def start(broker_url: str, command: list[str] | None = None, **extra: str) -> Iterator[Service]:
+    def start(
+        broker_url: str,
+        command: list[str] | None = None,
+        others: dict[str, str] | None = None,
+        **extra: str,
+    ) -> Iterator[Service]:
         folder = tmp_path_factory.mktemp("worker")
         name = extra.pop("namespace", f"w{uuid.uuid4().hex[:12]}")
         environment = {
@@ -118,6 +126,7 @@ def start_service(
             "SAG_S3_INPUT_PREFIX": f"{name}/inputs",
             "SAG_DRAIN_TIMEOUT_S": "2",
             **{f"SAG_{key.upper()}": value for key, value in extra.items()},
+            **(others or {}),
         }
         log = folder / "worker.log"
         command = command or [sys.executable, "-m", "worker", "run"]

@@ -56,7 +56,7 @@ def watched(
         with start(folder, port) as url:
             yield url
             try:
-                found = list(unpublished(url))
+                found = [f"{name}: {fault}" for name, fault in unpublished(url)]
             except RedisError:  # ended, or frozen, by the test
                 found = []
             assert not found, "\n".join(found[:20])
@@ -77,7 +77,7 @@ def note_messages() -> None:
     Channel._put = noting
 
 
-def unpublished(url: str) -> Iterator[str]:
+def unpublished(url: str) -> Iterator[tuple[str, str]]:
     """Everything in a Redis that is not as published: where, and why."""
     with Redis.from_url(url, protocol=2, socket_timeout=5) as redis:
         for key in redis.scan_iter(count=1000):
@@ -90,7 +90,7 @@ def unpublished(url: str) -> Iterator[str]:
                 found = _of_result(redis, name)
             else:
                 continue
-            yield from (f"{name}: {fault}" for fault in found)
+            yield from ((name, fault) for fault in found)
 
 
 def _of_stream(redis: Redis, name: str) -> Iterator[str]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from base64 import b64decode
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from redis import Redis
 
-from api_contracts.events import Succeeded
+from api_contracts.events import EVENT, Succeeded
 from api_contracts.names import DEFAULT_MODEL, Keys, queue_lists
+from tests import wire
 from tests.chaos.history import told
+from tests.chaos.orders import REPLY_TO
 from tests.chaos.stage import BUCKET, PREFIX
 from tests.chaos.takeovers import robbed
 
@@ -64,6 +67,10 @@ class Evidence:
     manifests: Mapping[str, Any]
     #: Every key in Redis.
     keys: frozenset[str]
+    #: What was pushed of each task, as often as it was.
+    replies: Mapping[str, tuple[Event, ...]] = field(default_factory=dict)
+    #: What is not as the published schemas have it: where, and why.
+    unpublished: tuple[tuple[str, str], ...] = ()
     #: Tasks that were taken from a worker that lives and that no fault hit, and when.
     robbed: tuple[tuple[str, str], ...] = ()
     #: Entries that are left where none may be, by key.
@@ -104,6 +111,8 @@ def gather(
             reference=reference,
             objects=found,
             manifests=manifests,
+            replies=_replies(redis),
+            unpublished=tuple(wire.unpublished(stage.redis.url)),
             keys=frozenset(key.decode(errors="replace") for key in redis.scan_iter(count=1000)),
             left=left(redis, keys),
         )
@@ -116,6 +125,7 @@ def left(redis: Redis, keys: Keys) -> dict[str, int]:
         "sag.unacked": redis.hlen("sag.unacked"),
         "sag.unacked_index": redis.zcard("sag.unacked_index"),
         keys.open: redis.zcard(keys.open),
+        keys.pushes: redis.zcard(keys.pushes),
     }
 
 
@@ -151,6 +161,16 @@ def _answers(redis: Redis, tasks: list[str]) -> dict[str, Answer]:
         if reply is not None:
             meta = json.loads(reply)
             found[task_id] = Answer(meta["status"], meta["result"])
+    return found
+
+
+def _replies(redis: Redis) -> dict[str, tuple[Event, ...]]:
+    """The queue that nobody reads."""
+    found: dict[str, tuple[Event, ...]] = {}
+    for entry in cast("list[bytes]", redis.lrange(REPLY_TO["queue"], 0, -1)):
+        _, kwargs, _ = json.loads(b64decode(json.loads(entry)["body"]))
+        event = EVENT.validate_python(kwargs["event"])
+        found[event.task_id] = (*found.get(event.task_id, ()), event)
     return found
 
 

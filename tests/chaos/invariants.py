@@ -29,6 +29,8 @@ LAWS: tuple[Callable[[Evidence], Broken], ...] = (
     store_laws.manifests_agree,
     store_laws.record_agrees,
     store_laws.celery_agrees,
+    store_laws.ends_are_pushed,
+    store_laws.all_is_as_published,
     store_laws.nothing_else_in_s3,
     store_laws.nothing_else_in_redis,
     store_laws.nothing_is_left,

@@ -25,6 +25,8 @@ LIST = f"{QUEUE}{PRIORITY_SEPARATOR}{PRIORITY}"
 #: What in a prompt has a worker kill itself.
 POISON_MARK = "chaos-poison"
 
+#: One task in so many wants its end to be pushed: to this queue, as this task.
+REPLY_IN, REPLY_TO = 5, {"queue": "chaos-replies", "task": "chaos.ended"}
 #: One request in so many takes this many steps: in company longer than a lease.
 LONG_IN, LONG_STEPS = 8, 30
 _SCHEDULERS = (None, "ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "heun", "ddpm")
@@ -75,6 +77,8 @@ class Order:
     again: Again = Again.NEVER
     #: Which entry that is no message of ours is pushed beside it, if any.
     litter: int | None = None
+    #: Whether its end is to be pushed.
+    replies: bool = False
 
 
 def pool(seed: int, size: int, more_steps: int = 0) -> list[dict[str, Any]]:
@@ -125,6 +129,7 @@ def orders(seed: int, count: int | None, size: int, poison_in: int | None) -> It
             expects,
             Again.NEVER if expects is Expect.EXHAUSTED else again,
             which if litter else None,
+            replies=number % REPLY_IN == 1 and expects is not Expect.REFUSED,
         )
         number += 1
 
@@ -132,6 +137,8 @@ def orders(seed: int, count: int | None, size: int, poison_in: int | None) -> It
 def request_of(order: Order, requests: list[dict[str, Any]]) -> dict[str, Any]:
     """What the order asks for."""
     request = requests[order.request]
+    if order.replies:
+        request = request | {"reply_to": REPLY_TO}
     if order.expects is Expect.EXHAUSTED:
         return request | {"prompt": f"{request['prompt']} {POISON_MARK}"}
     return request

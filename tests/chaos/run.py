@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 REFERENCE = "undisturbed-"
 #: Longest silence of a task that nothing disturbs, in seconds.
 REFERENCE_S = 120.0
-#: How long the last acknowledgements may take when all tasks have ended, in seconds.
-SETTLE_S = 30.0
+#: How long the last acknowledgements and pushes may take when all tasks have ended, in seconds: a
+#: push that its worker died over is another's a minute later.
+SETTLE_S = 90.0
 _LOOK_S = 0.05
 
 

@@ -5,6 +5,7 @@ The stage starts again what has ended, as an init system does. It knows no fault
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 from tests.chaos import processes
 from tests.chaos.journal import Journal
 from tests.chaos.machine import LEASE_S, ROOT, Machine
-from tests.chaos.orders import POISON_MARK
+from tests.chaos.orders import POISON_MARK, REPLY_TO
 from tests.chaos.proxy import Proxy
 from tests.chaos.servers import RedisServer
 from tests.chaos.site import patches
@@ -43,6 +44,7 @@ SETTINGS = {
     "SAG_DRAIN_TIMEOUT_S": "1",
     "SAG_S3_RETRY_S": "120",
     "SAG_STEP_TIMEOUT_S": "60",
+    "SAG_REPLY_TO": json.dumps([REPLY_TO]),
     "OMP_NUM_THREADS": "1",
 }
 #: How often machines and logs are looked at, in seconds.

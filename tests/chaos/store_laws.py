@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from api_contracts.events import Cancelled, Event, Failed, Succeeded
 from api_contracts.names import Keys
 from tests.chaos.evidence import pictures, shas
+from tests.chaos.orders import REPLY_TO
 
 if TYPE_CHECKING:
     from tests.chaos.evidence import Evidence
@@ -19,7 +20,7 @@ _KEYS = tuple(
     re.compile(pattern, re.DOTALL)
     for pattern in (
         r"sag:\{(?P<id>[^{}]+)\}:(task|events|checkpoint)",
-        r"sag:(open|wishes|dead|reconciler)",
+        r"sag:(open|wishes|pushes|dead|reconciler)",
         r"generate\.default(\x06\x16[1-9])?",
         r"sag\.unacked(_index)?",
         r"_kombu\.binding(_permanent)?\.generate\.default",
@@ -27,6 +28,7 @@ _KEYS = tuple(
         r"_kombu\.binding(_permanent)?\.celery\.pidbox",
         r"[^:]+\.reply\.celery\.pidbox(\x06\x16[1-9])?",
         r"celery-task-meta-(?P<id>.+)",
+        REPLY_TO["queue"],
     )
 )
 #: Celery's words for the ends.
@@ -112,6 +114,22 @@ def _same(outcome: object, end: Event) -> bool:
             return bool(outcome == whole["error"])
         case _:
             return outcome == {"step": whole["step"]}
+
+
+def ends_are_pushed(evidence: Evidence) -> Broken:
+    """To whom the request names, at least once, and nothing but the end; to nobody else's."""
+    for task_id, order in evidence.orders.items():
+        end, pushed = evidence.end(task_id), evidence.replies.get(task_id, ())
+        if order.replies and end is not None and not pushed:
+            yield task_id, f"{end.type}, and nobody was told"
+        if pushed and not order.replies:
+            yield task_id, "told to whom nobody named"
+        yield from ((task_id, f"told of {each.type}") for each in pushed if each != end)
+
+
+def all_is_as_published(evidence: Evidence) -> Broken:
+    """Events, results, errors and requests are what the schemas say."""
+    yield from evidence.unpublished
 
 
 def nothing_else_in_s3(evidence: Evidence) -> Broken:

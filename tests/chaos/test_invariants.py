@@ -79,7 +79,7 @@ def events(task_id: str, rows: Sequence[tuple[str, int, str | None]]) -> list[Ev
 def sound() -> Evidence:
     """Four tasks that ended as they should."""
     orders = {
-        "done": Order("done", 0),
+        "done": Order("done", 0, replies=True),
         "left": Order("left", 0),
         "poison": Order("poison", 0, Way.CELERY, Expect.EXHAUSTED),
         "broken": Order("broken", 0, Way.RAW, Expect.REFUSED),
@@ -113,6 +113,7 @@ def sound() -> Evidence:
         objects={"outputs/done/0.png": "aa", "outputs/done/manifest.json": "bb"},
         manifests={"outputs/done/manifest.json": manifest | {"task_id": "done", "images": [image]}},
         keys=frozenset(keys | {Keys().task("done"), "celery-task-meta-done"}),
+        replies={"done": (streams["done"][-1],) * 2},
         left={"sag.unacked": 0},
     )
 
@@ -272,6 +273,19 @@ WRONG: list[tuple[Callable[..., Broken], str, Callable[[Evidence], Evidence]]] =
         stream_laws.no_living_owner_is_robbed, "many",
         lambda found: replace(found, robbed=(("done", "b took it"),) * 3),
     ),
+    (store_laws.ends_are_pushed, "nobody was told", with_of("replies", "done", None)),
+    (
+        store_laws.ends_are_pushed, "of something else",
+        with_of("replies", "done", (events("done", DONE)[-2], events("done", DONE)[-1])),
+    ),
+    (
+        store_laws.ends_are_pushed, "whom nobody named",
+        with_of("replies", "poison", (events("poison", SOUND["poison"])[-1],)),
+    ),
+    (
+        store_laws.all_is_as_published, "an event",
+        lambda found: replace(found, unpublished=(("sag:{done}:events", "event seq: 0"),)),
+    ),
     (store_laws.nothing_else_in_s3, "elsewhere", with_of("objects", "etc/passwd", "aa")),
     (store_laws.nothing_else_in_s3, "a stranger's", with_of("objects", "outputs/x/0.png", "aa")),
     (store_laws.nothing_else_in_s3, "another name", with_of("objects", "outputs/done/a.sh", "aa")),
@@ -314,7 +328,7 @@ def test_each_law_can_be_broken() -> None:
 
 def test_a_client_that_waits_for_a_lost_task_has_seen_enough() -> None:
     """Of a task without an end the client may have been told less than was written."""
-    lost = with_stream(DONE[:-1])(sound())
+    lost = with_of("replies", "done", None)(with_stream(DONE[:-1])(sound()))
     short = replace(lost, seen={**lost.seen, "done": lost.seen["done"][:4]})
     assert {each.law for each in invariants.check(short)} == {
         "none_is_lost",

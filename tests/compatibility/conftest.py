@@ -1,0 +1,31 @@
+"""The previous version: that of the last tag, or before the schemas were changed last."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def git(*arguments: str) -> bytes:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=False)
+    return done.stdout if done.returncode == 0 else b""
+
+
+@pytest.fixture(scope="session")
+def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the previous version's packages and its model."""
+    tag = git("describe", "--tags", "--abbrev=0", "HEAD^").decode().strip()
+    changed = git("log", "-n1", "--format=%H", "--", "api_contracts/schema").decode().strip()
+    tree = git("archive", tag or f"{changed}^", "api_contracts", "worker", "models")
+    if not tree:
+        pytest.skip("no history here: a clone with --depth 1, or no git")
+    folder = tmp_path_factory.mktemp("previous")
+    with tarfile.open(fileobj=io.BytesIO(tree)) as archive:
+        archive.extractall(folder, filter="data")
+    return folder

@@ -1,0 +1,125 @@
+"""Both sides are upgraded apart: the previous version's client and worker beside today's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from api_contracts import GenerationFailed, TaskStatus
+from api_contracts.events import EVENT
+from tests.service.conftest import END_S, check_events, wait_for, wait_until
+from worker import embedded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from tests.conftest import Service
+
+SMALL = {"prompt": "a red circle", "num_inference_steps": 3, "seed": 5}
+LONG = {"prompt": "a red circle", "num_inference_steps": 150}
+#: What the previous version's client is asked to do; it tells what it saw, an object a line.
+PROGRAM = """
+import json, sys
+import api_contracts
+from api_contracts import GenerationCancelled, GenerationClient, InvalidRequest
+assert api_contracts.__file__.startswith(sys.argv[2]), api_contracts.__file__
+with GenerationClient(sys.argv[1], sys.argv[3]) as client:
+    made = client.submit({"prompt": "a red circle", "num_inference_steps": 3, "seed": 5}, "by-old")
+    for event in made.events(timeout=100):
+        print(event.model_dump_json())
+    assert made.result(10).images[0].seed == 5
+    long = client.submit({"prompt": "x", "num_inference_steps": 150}, "cancelled-by-old")
+    next(event for event in long.events(timeout=100) if event.type == "progress")
+    assert long.cancel() == "running"
+    try:
+        long.result(100)
+    except GenerationCancelled:
+        assert client.status_many(["by-old", "cancelled-by-old"]) == {
+            "by-old": "succeeded", "cancelled-by-old": "cancelled"
+        }
+    assert client.queue_depths() == {"default": 0}
+"""
+
+
+@pytest.fixture
+def broker_url(tmp_path: Path) -> Iterator[str]:
+    """A Redis of the test's own."""
+    with embedded.redis_server(tmp_path) as url:
+        yield url
+
+
+@pytest.fixture
+def start_previous(
+    previous: Path, start_service: Callable[..., AbstractContextManager[Service]]
+) -> Callable[..., AbstractContextManager[Service]]:
+    """Start a worker of the previous version, as `start_service`; its client is today's."""
+
+    def start(broker_url: str, **extra: str) -> AbstractContextManager[Service]:
+        command = [sys.executable, "-P", "-m", "worker", "run"]  # -P: not from this folder
+        return start_service(broker_url, command, {"PYTHONPATH": str(previous)}, **extra)
+
+    return start
+
+
+def test_todays_worker_serves_the_previous_client(previous: Path, service: Service) -> None:
+    """Events, result, cancel, depths: all is understood, and nothing of it is missing."""
+    namespace = service.environment["SAG_NAMESPACE"]
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", PROGRAM, service.broker_url, str(previous), namespace],
+        env={**os.environ, "PYTHONPATH": str(previous)},
+        capture_output=True, text=True, check=False, timeout=END_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    events = [EVENT.validate_json(line) for line in done.stdout.splitlines()]
+    check_events(events)
+    assert events == list(service.client.handle("by-old").events(timeout=END_S))
+
+
+def test_the_previous_worker_serves_todays_client(
+    start_previous: Callable[..., AbstractContextManager[Service]], broker_url: str
+) -> None:
+    """The same the other way round; of what it doesn't know it names the field."""
+    with start_previous(broker_url) as old:
+        made, long = old.client.submit_many([SMALL, LONG], ["by-new", "cancelled-by-new"])
+        check_events(list(made.events(timeout=END_S)))
+        assert made.result(END_S).images[0].seed == SMALL["seed"]
+        wait_for(long, "progress")
+        assert long.cancel() is TaskStatus.RUNNING
+        assert list(long.events(timeout=END_S))[-1].type == "cancelled"
+        for task in (made, long):
+            assert task.pushes() == {}
+        told = {"reply_to": {"queue": "shop", "task": "shop.done"}}
+        with pytest.raises(GenerationFailed) as caught:
+            old.client.submit(SMALL | told).result(END_S)
+        assert caught.value.error.code == "invalid_request"
+        assert [each["where"] for each in caught.value.error.details["faults"]] == ["reply_to"]
+
+
+@pytest.mark.parametrize("upgraded", [True, False], ids=["upgrade", "way back"])
+def test_versions_take_over_from_each_other(
+    start_previous: Callable[..., AbstractContextManager[Service]],
+    start_service: Callable[..., AbstractContextManager[Service]],
+    broker_url: str,
+    upgraded: bool,
+) -> None:
+    """Tasks of a worker that leaves go on in one of the other version, from where they were."""
+    first, second = (start_previous, start_service) if upgraded else (start_service, start_previous)
+    quick = {"drain_timeout_s": "0", "namespace": "both"}
+    with first(broker_url, **quick) as leaving:
+        tasks = [leaving.client.submit(LONG | {"seed": number}) for number in range(3)]
+        for task in tasks:
+            wait_for(task, "progress")
+    with second(broker_url, **quick) as coming:
+        for task in tasks:
+            events = list(coming.client.handle(task.task_id).events(timeout=END_S))
+            check_events(events)
+            starts = [event for event in events if event.type == "started"]
+            assert [event.resumed_from_step is not None for event in starts] == [False, True]
+            assert events[-1].type == "succeeded"
+        wait_until(lambda: coming.client.redis.zcard(coming.client.keys.open) == 0)
