@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from api_contracts import examples, names
+from api_contracts.events import TaskStatus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 #: Of the contract, not of the worker: goes up when a channel or a schema is added.
-CONTRACT_VERSION = "1.0.0"
+CONTRACT_VERSION = "1.1.0"
 
 
 def document(kinds: Iterable[str]) -> dict[str, Any]:
@@ -70,6 +71,21 @@ def _channels(events: dict[str, str]) -> dict[str, Any]:
                 kind: _message(kind, file, examples.EVENTS[kind]) for kind, file in events.items()
             },
         },
+        "replies": {
+            "address": "{queue}",
+            "title": "The queue that a request's `reply_to` names",
+            "description": "A Redis list, pushed to at the left: the end of a task, as a task.",
+            "parameters": {"queue": {"description": "One of `SAG_REPLY_TO`."}},
+            "messages": {"reply": _message("reply", "reply.json", examples.REPLY)},
+        },
+        "webhooks": {
+            "address": None,
+            "title": "The URL that a request's `webhook` names",
+            "description": "A POST of the end of a task, signed by Standard Webhooks.",
+            "messages": {
+                kind: _signed(kind, file) for kind, file in events.items() if is_end(kind)
+            },
+        },
         "control": {
             "address": "{namespace}:control",
             "title": "Cancels",
@@ -98,6 +114,25 @@ def _message(name: str, file: str, example: Any) -> dict[str, Any]:  # noqa: ANN
     }
 
 
+def is_end(kind: str) -> bool:
+    """Whether a type of event is a task's last."""
+    return kind in list(TaskStatus) and TaskStatus(kind).is_terminal
+
+
+def _signed(kind: str, file: str) -> dict[str, Any]:
+    """The body is the event; the headers sign it."""
+    about = {
+        "webhook-id": "The task's id, a point and the event's `seq`: the same each time.",
+        "webhook-timestamp": "Unix seconds.",
+        "webhook-signature": "`v1,` and base64 of HMAC-SHA256 over id, timestamp and body with "
+        "points between; one for each secret, with spaces between.",
+    }
+    headers = {name: {"type": "string", "description": text} for name, text in about.items()}
+    return _message(kind, file, examples.EVENTS[kind]) | {
+        "headers": {"type": "object", "required": [*headers], "properties": headers}
+    }
+
+
 def _operations(events: dict[str, str]) -> dict[str, Any]:
     """What the worker does; whoever submits does the opposite."""
 
@@ -112,5 +147,7 @@ def _operations(events: dict[str, str]) -> dict[str, Any]:
     return {
         "takeTask": of("tasks", ["task"], "receive", "Take a task; the same id is the same task."),
         "tellEvents": of("events", events, "send", "Tell each step, and one end."),
+        "sendReply": of("replies", ["reply"], "send", "Tell the end where it was asked for."),
+        "postEnd": of("webhooks", filter(is_end, events), "send", "The same over HTTP."),
         "hearCancel": of("control", ["cancel"], "receive", "End a task before its next UNet call."),
     }

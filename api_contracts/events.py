@@ -144,5 +144,7 @@ Event = Annotated[
     | Expired,
     Field(discriminator="type"),
 ]
+#: A task's last event.
+End = Annotated[Succeeded | Failed | Cancelled | Expired, Field(discriminator="type")]
 
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)

@@ -92,8 +92,29 @@ EVENTS: dict[str, dict[str, Any]] = {
     "expired": _event(7, 1, "expired", step=7),
 }
 
+
+def _body(argument: str, value: Any) -> str:  # noqa: ANN401  # any JSON
+    return base64.b64encode(json.dumps([[], {argument: value}, {}]).encode()).decode()
+
+
+REPLY: dict[str, Any] = {
+    "body": base64.b64encode(
+        json.dumps([[], {"event": EVENTS["succeeded"]}, {}]).encode()
+    ).decode(),
+    "content-type": "application/json",
+    "content-encoding": "utf-8",
+    "headers": {"task": "shop.picture_done", "id": "demo-18.7"},
+    "properties": {
+        "body_encoding": "base64",
+        "correlation_id": "demo-18.7",
+        "delivery_tag": "0c1d9a5e-8d0f-4f0e-9d6e-0a8c1f3f6b52",
+        "delivery_info": {"exchange": "", "routing_key": "shop"},
+        "priority": 0,
+    },
+}
+
 MESSAGE: dict[str, Any] = {
-    "body": base64.b64encode(json.dumps([[], {"request": REQUESTS[0]}, {}]).encode()).decode(),
+    "body": _body("request", REQUESTS[0]),
     "content-type": "application/json",
     "content-encoding": "utf-8",
     "headers": {"task": TASK_NAME, "id": "raw-1"},

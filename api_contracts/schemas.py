@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import TypeAdapter
 
-from api_contracts import asyncapi, examples, names
+from api_contracts import asyncapi, examples, frames, names
 from api_contracts.errors import TaskError
-from api_contracts.events import EVENT, Event
+from api_contracts.events import EVENT, End, Event
 from api_contracts.request import GenerationRequest
 from api_contracts.result import GenerationResult
 
@@ -23,12 +23,6 @@ if TYPE_CHECKING:
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 VERSION = 1
 FOLDER = Path(__file__).parent / "schema" / f"v{VERSION}"
-#: As `names.TASK_ID_PATTERN`, with the end of the text as ECMA-262 has it.
-_TASK_ID = {
-    "type": "string",
-    "pattern": names.TASK_ID_PATTERN.replace(r"\Z", "$"),
-    "description": "The task's id, everywhere.",
-}
 
 
 def kinds() -> dict[str, type[BaseModel]]:
@@ -44,7 +38,9 @@ def documents() -> dict[str, dict[str, Any]]:
         "event.json": _event(EVENT, "event", [*examples.EVENTS.values()]),
         "result.json": _document(GenerationResult, "result", [examples.RESULT]),
         "error.json": _document(TaskError, "error", [examples.ERROR]),
+        "end.json": _end(),
         "message.json": _message(),
+        "reply.json": _reply(),
     }
     for kind, model in kinds().items():
         found[f"event-{kind}.json"] = _event(model, f"event-{kind}", [examples.EVENTS[kind]])
@@ -88,96 +84,39 @@ def _event(model: Any, name: str, shown: list[Any]) -> dict[str, Any]:  # noqa: 
 
 
 def _message() -> dict[str, Any]:
-    """An entry of a queue's list: Celery's message, protocol 2, as kombu lays it into Redis."""
-    request = _request()
-    definitions = request.pop("$defs")
+    """An entry of a queue's list, with the request inside its body."""
+    request, definitions = _inner(_request())
+    made = frames.frame("request", {"$ref": "#/$defs/GenerationRequest"}, names.TASK_NAME)
+    made["$defs"] |= {**definitions, "GenerationRequest": request}
+    return _whole("message", made, examples.MESSAGE)
+
+
+def _reply() -> dict[str, Any]:
+    """What `reply_to` sends, with the terminal event inside its body."""
+    event, definitions = _inner(_end())
+    made = frames.frame("event", {"$ref": "#/$defs/End"}, None)
+    made["$defs"] |= {**definitions, "End": event}
+    return _whole("reply", made, examples.REPLY)
+
+
+def _end() -> dict[str, Any]:
+    """The last event of a task, which is also what is pushed."""
+    shown = [each for kind, each in examples.EVENTS.items() if asyncapi.is_end(kind)]
+    return _event(TypeAdapter(End), "end", shown)
+
+
+def _inner(document: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A document as a part of another one, and the definitions that it refers to."""
+    definitions = document.pop("$defs", {})
     for name in ("$schema", "$id", "examples"):
-        del request[name]
-    body = {
-        "type": "array",
-        "description": "Arguments, keyword arguments, and what Celery embeds.",
-        "prefixItems": [
-            {"type": "array", "maxItems": 0},
-            {
-                "type": "object",
-                "properties": {"request": {"$ref": "#/$defs/GenerationRequest"}},
-                "required": ["request"],
-                "additionalProperties": False,
-            },
-            {"type": ["object", "null"]},
-        ],
-        "minItems": 3,
-        "maxItems": 3,
-    }
-    return {
-        "$schema": DIALECT,
-        "$id": f"urn:sag-worker:v{VERSION}:message",
-        "title": "message",
-        "description": "An entry of the Redis list of a queue: Celery's protocol 2.",
-        "type": "object",
-        "required": ["body", "content-type", "content-encoding", "headers", "properties"],
-        "properties": {
-            "body": {
-                "type": "string",
-                "description": "Base64 of JSON where `body_encoding` says so, else JSON.",
-                "contentEncoding": "base64",
-                "contentMediaType": "application/json",
-                "contentSchema": {"$ref": "#/$defs/Body"},
-            },
-            "content-type": {"const": "application/json"},
-            "content-encoding": {"const": "utf-8"},
-            "headers": _headers(),
-            "properties": _properties(),
-        },
-        "examples": [examples.MESSAGE],
-        "$defs": {**definitions, "GenerationRequest": request, "Body": body},
-    }
+        del document[name]
+    return document, definitions
 
 
-def _headers() -> dict[str, Any]:
-    return {
-        "type": "object",
-        "required": ["task", "id"],
-        "properties": {
-            "task": {"const": names.TASK_NAME},
-            "id": _TASK_ID,
-            "expires": {
-                "type": ["string", "null"],
-                "description": "ISO 8601. Begun later, the task ends as `expired`.",
-            },
-            "eta": {"type": "null", "description": "Not served."},
-            "compression": {"type": "null", "description": "Not served."},
-            "ignore_result": {
-                "type": ["boolean", "null"],
-                "description": "True: Celery keeps nothing of the end. The events tell it.",
-            },
-        },
-        "description": "Other headers, as Celery sends them, change nothing.",
-    }
-
-
-def _properties() -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": {
-            "body_encoding": {"enum": ["base64", None]},
-            "correlation_id": {"type": "string", "description": "The task's id, as Celery has it."},
-            "delivery_tag": {"type": "string", "description": "New for each message: a UUID."},
-            "delivery_info": {
-                "type": "object",
-                "properties": {
-                    "exchange": {"type": "string"},
-                    "routing_key": {"type": "string", "description": "The queue."},
-                },
-            },
-            "priority": {
-                "type": "integer",
-                "minimum": min(names.PRIORITIES),
-                "maximum": max(names.PRIORITIES),
-                "description": "Of the list that it lies in; a message given back goes there.",
-            },
-        },
-    }
+def _whole(name: str, schema: dict[str, Any], shown: dict[str, Any]) -> dict[str, Any]:
+    about = {"$schema": DIALECT, "$id": f"urn:sag-worker:v{VERSION}:{name}", "title": name}
+    definitions = schema.pop("$defs")
+    return {**about, **schema, "examples": [shown], "$defs": definitions}
 
 
 def text(document: dict[str, Any]) -> str:

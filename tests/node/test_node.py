@@ -50,7 +50,8 @@ def test_asyncapis_parser_accepts_the_document(example: Path) -> None:
     """Without a remark; a document that is none is refused by the same command."""
     done = npm(example, "run", "--silent", "asyncapi")
     assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["tasks", "events", "control"]
+    channels = [line.split()[0] for line in done.stdout.splitlines()]
+    assert channels == ["tasks", "events", "replies", "webhooks", "control"]
     document = example.parents[1] / "api_contracts" / "schema" / "v1" / "asyncapi.json"
     broken = json.loads(document.read_text())
     del broken["channels"]["tasks"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from base64 import b64decode
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,7 @@ from api_contracts.events import EVENT
 from api_contracts.names import Keys
 from tests.push.receiver import Receiver, receiver
 from tests.record.owners import take, worker
+from tests.wire import faults
 from worker import pusher, pushes
 from worker.errors import NotPushed
 from worker.pusher import Pusher
@@ -121,6 +123,9 @@ def test_an_end_goes_where_the_request_says(
         assert (push.state, push.tries, push.error) == (PushState.DELIVERED, 1, None)
     found = [each for each in replies(redis) if each["headers"]["id"] == f"both.{last.seq}"]
     assert [each["headers"]["task"] for each in found] == [TARGET.task]
+    assert faults("reply", found[0]) == []
+    assert faults("end", json.loads(b64decode(found[0]["body"]))[1]["event"]) == []
+    assert faults("end", json.loads(message.body)) == []
     assert redis.zcard(client.keys.pushes) == 0
 
 
