@@ -12,7 +12,8 @@ import typer
 from api_contracts import GenerationError, TaskHandle
 from worker import progress, wanted
 from worker.dead import DeadLetters
-from worker.terminal import FAILED, INVALID, client, console, fail, or_exit, settings
+from worker.exits import FAILED, INVALID
+from worker.terminal import client, console, fail, or_exit, settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

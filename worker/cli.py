@@ -14,7 +14,8 @@ import typer
 from rich.markup import escape
 
 from worker import ask, log
-from worker.terminal import FAILED, INVALID, console, fail, or_exit
+from worker.exits import FAILED, INVALID
+from worker.terminal import console, fail, or_exit
 from worker.terminal import settings as read_settings
 
 app = typer.Typer(

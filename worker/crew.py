@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from worker import metrics, restarts
+from worker.exits import INVALID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -122,7 +123,7 @@ class Crew:
         why = restarts.reason(status)
         if self.is_leaving:
             logger.info("worker %s ended (%s)", name, why)
-        elif status == restarts.WRONG_SETTINGS:
+        elif status == INVALID:
             logger.error("worker %s ended (%s); ending the others", name, why)
             self.status = status
             self.leave(now_s)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from api_contracts import GenerationClient, GenerationError, GenerationResult
 from worker import embedded, progress
+from worker.exits import INTERRUPTED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +53,7 @@ def run_demo(prompt: str | None, out: Path, console: Console) -> int:
             console.print("stopping")
     except KeyboardInterrupt:
         console.print("[yellow]interrupted; everything is stopped")
-        return 130
+        return INTERRUPTED
     except (GenerationError, RuntimeError) as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         return 1

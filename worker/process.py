@@ -14,9 +14,9 @@ from api_contracts.connection import connect, connect_impatiently
 from worker import gpu, metrics, recovery
 from worker.attempt import Attempts
 from worker.celery_state import CeleryState
-from worker.engine.ends import DEVICE_FAILED
 from worker.engine.engine import Engine
 from worker.execute import Executor
+from worker.exits import DEVICE_FAILED
 from worker.lease import RENEWALS, Lease
 from worker.messages import Messages
 from worker.publisher import Publisher

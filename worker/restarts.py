@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import signal
 
-from worker.engine.ends import DEVICE_FAILED
+from worker.exits import DEVICE_FAILED, INVALID, STALLED
 
-#: Exit statuses: refused settings, as of every command, and a task that got no further.
-WRONG_SETTINGS, STALLED = 2, 75
 #: The first pause, which each further one doubles, the longest, and after how long a life the next
 #: one is the first again, in seconds.
 FIRST_S, LONGEST_S, SETTLED_S = 0.1, 60.0, 60.0
@@ -16,7 +14,7 @@ _FIRST_S = {DEVICE_FAILED: 1.0, STALLED: 1.0}
 #: multiprocessing's, for a process whose server died before it did.
 _UNKNOWN = 255
 _REASONS = {
-    WRONG_SETTINGS: "its settings are refused",
+    INVALID: "its settings are refused",
     DEVICE_FAILED: "its device or its model fails",
     STALLED: "it stalled",
     _UNKNOWN: "the process that forked it is gone",

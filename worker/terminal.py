@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from api_contracts import GenerationClient, GenerationError, InvalidRequest
+from worker.exits import FAILED, INVALID, UNAVAILABLE
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ T = TypeVar("T")
 
 #: For people; results and identifiers go to standard output.
 console = Console(stderr=True)
-
-FAILED, INVALID, UNAVAILABLE = 1, 2, 3
 
 
 def or_exit(call: Callable[[], T]) -> T:

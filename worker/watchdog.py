@@ -12,13 +12,13 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
+from worker.exits import STALLED
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
-#: Exit status of a process that stalled.
-STALLED = 75
 #: Time that giving back may take, in seconds: Redis may be away too.
 GIVE_BACK_S = 10.0
 

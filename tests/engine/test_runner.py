@@ -12,9 +12,10 @@ import torch
 
 from tests.engine import oracle
 from tests.engine.jobs import Rounds, assert_close, job, latents_of, upstream
-from worker.engine import ends, samplers
+from worker.engine import samplers
 from worker.engine.job import Control, JobStopped, Step, Stop
 from worker.errors import BadRequest, UnsupportedScheduler
+from worker.exits import DEVICE_FAILED
 
 if TYPE_CHECKING:
     from tests.engine.jobs import Make
@@ -202,7 +203,7 @@ def test_a_device_that_fails_ends_the_process_and_no_task(
     monkeypatch.setattr("os._exit", leave)
     with pytest.raises(SystemExit) as left:
         make(control=Control(on_step=fail))
-    assert left.value.code == ends.DEVICE_FAILED
+    assert left.value.code == DEVICE_FAILED
 
 
 def test_what_a_prompt_loses_is_told(make: Make) -> None:

@@ -16,9 +16,8 @@ from api_contracts import GenerationFailed, TaskStatus
 from tests.service.conftest import END_S, check_events, wait_until
 from tests.service.test_outages import Server
 from worker import embedded
-from worker.engine.ends import DEVICE_FAILED
+from worker.exits import DEVICE_FAILED, STALLED
 from worker.messages import UNACKED
-from worker.watchdog import STALLED
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,11 +8,9 @@ import traceback
 
 from worker.engine.job import JobStopped
 from worker.errors import OutOfMemory, TaskFault
+from worker.exits import DEVICE_FAILED
 
 logger = logging.getLogger(__name__)
-
-#: Exit status of a process whose device fails.
-DEVICE_FAILED = 70
 
 
 def fault_of(error: BaseException) -> Exception:
