@@ -23,8 +23,13 @@ class Sender:
     def __init__(self, broker_url: str) -> None:
         """Raises nothing for a URL that is none; sending does."""
         from celery import Celery  # noqa: PLC0415  # a third of this package's import time
+        from kombu.pools import producers  # noqa: PLC0415  # as above
 
-        self._celery = Celery("sag-client", broker=broker_url, set_as_current=False)
+        self._url, self._producers = broker_url, producers
+        # Beside other applications: no fixups, since Django's would make this one the default of
+        # all threads; no backend, since CELERY_RESULT_BACKEND would have it ask there.
+        self._celery = Celery("sag-client", broker=broker_url, set_as_current=False, fixups=[])
+        self._celery.backend_cls = "disabled"
         self._celery.conf.update(
             task_serializer="json",
             broker_transport_options=dict(names.TRANSPORT_OPTIONS),
@@ -39,7 +44,9 @@ class Sender:
         """
         task_id = ""
         try:
-            with self._celery.producer_or_acquire() as producer:
+            # By its URL: of itself Celery would rather believe the variable CELERY_BROKER_URL.
+            connection = self._celery.connection_for_write(self._url)
+            with self._producers[connection].acquire(block=True) as producer:
                 for task_id, request in tasks:  # named in the error
                     self._celery.send_task(
                         names.TASK_NAME,
@@ -49,6 +56,7 @@ class Sender:
                         priority=request.priority,
                         kwargsrepr="<request>",
                         producer=producer,
+                        add_to_parent=False,  # a task of the caller's that this is sent from
                         retry_policy={"max_retries": 5, "interval_max": 1.0},
                     )
         except (OperationalError, RedisError) as error:

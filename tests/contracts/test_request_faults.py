@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 
@@ -158,3 +159,10 @@ def test_wire_keeps_only_what_was_set() -> None:
     request = parse_request(given)
     assert request.to_wire() == given
     assert parse_request(json.loads(json.dumps(request.to_wire()))) == request
+
+
+def test_a_refusal_can_be_pickled() -> None:
+    """Between the processes of a pool it stays the same error, with its faults."""
+    error = refused({"prompt": "", "seed": -1})
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), again.faults) == (InvalidRequest, str(error), error.faults)
