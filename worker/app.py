@@ -25,11 +25,13 @@ from worker import control, log
 from worker.messages import MARGIN_S
 from worker.open_tasks import priority_of
 from worker.process import Process
-from worker.settings import Settings, unknown_variables
+from worker.settings import read, unknown_variables
 from worker.tasks import Generate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +176,7 @@ def work(settings: Settings, name: str, owner: str | None = None) -> int:
 def __getattr__(name: str) -> Celery:
     """`app`, made from the environment when `celery -A worker.app` first asks for it."""
     if name in ("app", "celery"):
-        globals()["app"] = globals()["celery"] = create_app(Settings())
+        globals()["app"] = globals()["celery"] = create_app(read())
         return globals()[name]
     message = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(message)

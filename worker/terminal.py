@@ -12,10 +12,12 @@ from rich.markup import escape
 
 from api_contracts import GenerationClient, GenerationError, InvalidRequest
 from worker.exits import FAILED, INVALID, UNAVAILABLE
-from worker.settings import Settings
+from worker.settings import read
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from worker.settings import Settings
 
 T = TypeVar("T")
 
@@ -39,7 +41,7 @@ def or_exit(call: Callable[[], T]) -> T:
 def settings() -> Settings:
     """The settings, or an exit that names what is wrong with them."""
     try:
-        return Settings()
+        return read()
     except SettingsError as error:
         fail(f"{error}; its value is not the JSON that it should be", INVALID)
     except ValidationError as error:

@@ -12,7 +12,7 @@ from .sag import client
 WAIT_S = 600
 
 
-@shared_task(  # type: ignore[untyped-decorator]  # Celery has no types
+@shared_task(
     bind=True, acks_late=True, autoretry_for=(ServiceUnavailable, WaitTimeout), retry_backoff=True
 )
 def illustrate(self: Task, order: dict[str, Any]) -> str:
