@@ -42,7 +42,7 @@ def create_app(settings: Settings, owner: str | None = None) -> Celery:
     `owner` names this process in records and events; made up unless given.
     """
     owner = owner or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-    app = Celery("sag-worker", set_as_current=False)
+    app = Celery("sag-worker", set_as_current=False, fixups=[])
     app.conf.update(_configuration(settings))
     process = Process(settings, owner, _store(settings), lambda *task: _send(app, *task))
     app.conf.broker_transport_options = TRANSPORT_OPTIONS | {
@@ -106,7 +106,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
 
 def _store(settings: Settings) -> Callable[[str, dict[str, Any], str], None]:
     """What writes Celery's state of a task that runs, or gives up soon."""
-    progress = Celery("sag-progress", set_as_current=False)
+    progress = Celery("sag-progress", set_as_current=False, fixups=[])
     progress.conf.update(_configuration(settings))
 
     def store(task_id: str, meta: dict[str, Any], state: str) -> None:

@@ -65,7 +65,7 @@ def everybody(settings: Settings) -> dict[str, dict[str, Any]]:
     Raises `ServiceUnavailable` when Redis does not answer.
     """
     url = settings.broker_url.get_secret_value()
-    app = Celery("sag-health", broker=url, set_as_current=False)
+    app = Celery("sag-health", broker=url, set_as_current=False, fixups=[])
     app.conf.update(
         broker_transport_options=dict(TRANSPORT_OPTIONS),
         broker_connection_timeout=CONNECT_S,

@@ -54,7 +54,7 @@ class Replies:
 def _app(target: ReplyTarget, broker_url: str) -> Celery:
     """An application that only sends, with Celery's own way to name the lists of a queue."""
     url = target.broker_url.get_secret_value() if target.broker_url else broker_url
-    app = Celery("sag-reply", broker=url, set_as_current=False)
+    app = Celery("sag-reply", broker=url, set_as_current=False, fixups=[])
     app.conf.update(
         task_serializer="json",
         broker_transport_options={"socket_timeout": 10, "socket_connect_timeout": CONNECT_S},

@@ -29,8 +29,12 @@ def test_celerys_own_variables_mean_nothing_to_it(
     tmp_path: Path,
     started_by: list[str] | None,
 ) -> None:
-    """Tasks, results and `queue` are at `SAG_BROKER_URL`; the log says what was set in vain."""
+    """Tasks, results and `queue` are at `SAG_BROKER_URL`; the log says what was set in vain.
+
+    Nor does it become part of a Django project that the environment names.
+    """
     elsewhere = dict.fromkeys(CELERYS_OWN, f"redis://127.0.0.1:{embedded.free_port()}/0")
+    elsewhere["DJANGO_SETTINGS_MODULE"] = "nowhere.settings"
     with (
         embedded.redis_server(tmp_path) as url,
         start_service(url, started_by, elsewhere) as service,
