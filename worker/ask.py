@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from api_contracts import GenerationError, TaskHandle
-from worker import progress, wanted
+from worker import report, wanted
 from worker.dead import DeadLetters
-from worker.exits import FAILED, INVALID
-from worker.terminal import client, console, fail, or_exit, settings
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from worker.exits import INVALID
+from worker.picture import Preview
+from worker.terminal import client, fail, or_exit, settings
 
 app = typer.Typer()
 dead = typer.Typer(help="Tasks that no worker could finish.", no_args_is_help=True)
@@ -24,6 +21,9 @@ app.add_typer(dead, name="dead")
 
 Machine = Annotated[bool, typer.Option("--json", help="For machines: one JSON object a line.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the pictures; implies --wait.")]
+Shown = Annotated[
+    Preview, typer.Option("--preview", help="How a terminal shows the pictures; a pipe gets none.")
+]
 
 
 @app.command()
@@ -48,6 +48,9 @@ def submit(  # noqa: PLR0913  # a flag for each thing that people set by hand
     images: Annotated[int | None, typer.Option(help="num_images_per_prompt")] = None,
     output_type: str | None = None,
     model: str | None = None,
+    preview_every: Annotated[
+        int | None, typer.Option(help="Steps between two previews while it is made.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any field, as JSON; again for more."),
@@ -55,6 +58,7 @@ def submit(  # noqa: PLR0913  # a flag for each thing that people set by hand
     task_id: Annotated[str | None, typer.Option(help="Of one task: the same is the same.")] = None,
     wait: Annotated[bool, typer.Option(help="Follow the tasks to their ends.")] = False,
     out: Out = None,
+    preview: Shown = Preview.AUTO,
     machine: Machine = False,
 ) -> None:
     """Submit tasks: a PROMPT, --request, --prompts (`-` is standard input) or --from-image.
@@ -77,6 +81,7 @@ def submit(  # noqa: PLR0913  # a flag for each thing that people set by hand
         "num_images_per_prompt": images,
         "output_type": output_type,
         "model": model,
+        "preview_every": preview_every,
     }
 
     def requests() -> list[dict[str, Any]]:
@@ -98,16 +103,18 @@ def submit(  # noqa: PLR0913  # a flag for each thing that people set by hand
             print(json.dumps({"task_id": handle.task_id}) if machine else handle.task_id)
         sys.stdout.flush()
         if wait or out:
-            _follow(handles, out, machine=machine)
+            report.follow(handles, out, preview, machine=machine)
 
 
 @app.command()
-def watch(task_id: str, *, out: Out = None, machine: Machine = False) -> None:
+def watch(
+    task_id: str, *, out: Out = None, preview: Shown = Preview.AUTO, machine: Machine = False
+) -> None:
     """Follow a task to its end, whoever submitted it."""
     with client() as asked:
         handle = or_exit(lambda: asked.handle(task_id))
         or_exit(handle.status)
-        _follow([handle], out, machine=machine)
+        report.follow([handle], out, preview, machine=machine)
 
 
 @app.command()
@@ -154,37 +161,3 @@ def dead_replay(task_id: str) -> None:
     with client() as asked:
         new_id = or_exit(lambda: DeadLetters(asked).replay(task_id))
     print(new_id or fail(f"no dead letter of task {task_id}"))
-
-
-def _follow(handles: Sequence[TaskHandle], out: Path | None, *, machine: bool) -> None:
-    """Tell how tasks end; the exit status says whether all succeeded."""
-    if machine:
-        ends = [_told(handle) for handle in handles]
-    else:
-        ends = or_exit(lambda: progress.follow(handles, console))
-    for handle, end in zip(handles, ends, strict=True):
-        if isinstance(end, GenerationError):
-            console.print(f"{handle.task_id}: {end}", style="red", markup=False, soft_wrap=True)
-            continue
-        for image in end.images:
-            if out:
-                path = or_exit(lambda: progress.save(image, handle.task_id, out))  # noqa: B023  # called at once
-                print(json.dumps({"file": str(path)}) if machine else path)
-            elif not machine:
-                print(image.url or image.key)
-    if any(isinstance(end, GenerationError) for end in ends):
-        sys.exit(FAILED)
-
-
-def _told(handle: TaskHandle) -> Any:  # noqa: ANN401  # a result or its error
-    """A task's end, after each of its events was printed as it came."""
-
-    def follow() -> None:
-        for event in handle.events():
-            print(event.model_dump_json(), flush=True)
-
-    or_exit(follow)
-    try:
-        return handle.result()
-    except GenerationError as error:
-        return error

@@ -89,8 +89,8 @@ def health() -> None:
 
 @app.command()
 def doctor() -> None:
-    """Look at Redis, S3, the device and the models; say what works and how to fix the rest."""
-    from worker.health import examine  # noqa: PLC0415  # what only this command needs
+    """Look at Redis, S3, clocks, device, models and memory: what works, and how to fix the rest."""
+    from worker.doctor import examine  # noqa: PLC0415  # what only this command needs
 
     well = True
     for finding in examine(read_settings()):

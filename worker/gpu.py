@@ -19,6 +19,8 @@ class Gpu:
     uuid: str
     name: str
     memory_mib: int | None
+    #: Of it, what nobody uses just now.
+    free_mib: int | None
 
 
 def list_gpus() -> list[Gpu]:
@@ -30,7 +32,8 @@ def list_gpus() -> list[Gpu]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
-    query = [program, "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"]
+    wanted = "index,uuid,name,memory.total,memory.free"
+    query = [program, f"--query-gpu={wanted}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(  # noqa: S603  # a fixed command
             query, capture_output=True, text=True, timeout=ANSWER_S, check=False
@@ -44,13 +47,18 @@ def list_gpus() -> list[Gpu]:
     if answer.returncode:
         message = f"nvidia-smi failed: {said}; set SAG_DEVICE=cpu to go without"
         raise RuntimeError(message)
-    rows = (line.split(", ") for line in answer.stdout.splitlines() if line.count(", ") == 3)  # noqa: PLR2004  # the columns asked for
+    rows = (line.split(", ") for line in answer.stdout.splitlines() if line.count(", ") == 4)  # noqa: PLR2004  # the columns asked for
     return _visible(
         [
-            Gpu(int(index), uuid, name, int(memory) if memory.isdigit() else None)
-            for index, uuid, name, memory in rows
+            Gpu(int(index), uuid, name, _mib(memory), _mib(free))
+            for index, uuid, name, memory, free in rows
         ]
     )
+
+
+def _mib(told: str) -> int | None:
+    """A number, or what a GPU says that shares the host's memory: `[N/A]`."""
+    return int(told) if told.isdigit() else None
 
 
 def _visible(gpus: list[Gpu]) -> list[Gpu]:

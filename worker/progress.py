@@ -1,4 +1,4 @@
-"""Tasks on a terminal: a bar for each, fed by its events, and the pictures on disk."""
+"""Tasks on a terminal: a bar for each, fed by its events, previews beneath; pictures on disk."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ from api_contracts.events import (
 )
 from api_contracts.events import Progress as Step
 from api_contracts.follow import outcome
+from worker.gallery import Gallery
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import TaskID
 
     from api_contracts import Event, ImageResult, TaskHandle
@@ -41,25 +42,40 @@ DOWNLOAD_S = 60
 LOOK_S = 1.0
 
 
+class _Bars(Progress):
+    """A bar for each task, and beneath them their previews."""
+
+    def __init__(self, console: Console, gallery: Gallery | None) -> None:
+        self.gallery = gallery
+        super().__init__(
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=30),
+            MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("[dim]{task.fields[state]}"),
+            console=console, refresh_per_second=4 if gallery else 10,
+        )  # fmt: skip
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """What rich draws anew some times a second; previews are long to send."""
+        yield from super().get_renderables()
+        if self.gallery:
+            yield self.gallery
+
+
 def follow(
     handles: Sequence[TaskHandle],
     console: Console,
     labels: Sequence[str] | None = None,
     timeout: float | None = None,
+    *,
+    previews: bool = False,
 ) -> list[GenerationResult | GenerationError]:
     """Follow tasks together, a bar for each; gives each one's result or its error.
 
-    `timeout` is the longest silence of one task, in seconds.
+    `timeout` is the longest silence of one task, in seconds. `previews`: draw them, too.
     """
-    columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(bar_width=30),
-        MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("[dim]{task.fields[state]}"),
-    )  # fmt: skip
-    with Progress(*columns, console=console) as bars, ThreadPoolExecutor(len(handles)) as threads:
-        rows = [
-            bars.add_task(label, total=None, state="queued")
-            for label in labels or [handle.task_id for handle in handles]
-        ]
+    labels = labels or [handle.task_id for handle in handles]
+    gallery = Gallery(console, labels) if previews else None
+    with _Bars(console, gallery) as bars, ThreadPoolExecutor(len(handles)) as threads:
+        rows = [bars.add_task(label, total=None, state="queued") for label in labels]
         stop = threading.Event()
         jobs = [
             threads.submit(_one, handle, bars, row, timeout, stop)
@@ -72,7 +88,7 @@ def follow(
 
 
 def _one(
-    handle: TaskHandle, bars: Progress, row: TaskID, timeout: float | None, stop: threading.Event
+    handle: TaskHandle, bars: _Bars, row: TaskID, timeout: float | None, stop: threading.Event
 ) -> GenerationResult | GenerationError:
     after, heard_s = 0, time.monotonic()
     while not stop.is_set():
@@ -87,13 +103,17 @@ def _one(
     return GenerationError("not followed to its end")
 
 
-def _shown(event: Event, bars: Progress, row: TaskID) -> GenerationResult | GenerationError | None:
+def _shown(event: Event, bars: _Bars, row: TaskID) -> GenerationResult | GenerationError | None:
     """Move the bar as the event says; the outcome, when it is the last."""
     if isinstance(event, Step):
         bars.update(row, completed=event.step, total=event.total_steps)
+        if bars.gallery and event.preview:
+            bars.gallery.put(row, event.preview)
     bars.update(row, state=_state(event))
     if not event.is_terminal:
         return None
+    if bars.gallery:
+        bars.gallery.drop(row)
     try:
         return outcome(event)
     except GenerationError as error:
@@ -124,20 +144,26 @@ def _state(event: Event) -> str:
 
 def save(image: ImageResult, name: str, folder: Path) -> Path:
     """Fetch a picture by its presigned URL into `folder`; gives the file."""
+    return _written(folder / f"{name}-{image.key.rsplit('/', 1)[-1]}", fetch(image))
+
+
+def fetch(image: ImageResult, timeout_s: float = DOWNLOAD_S) -> bytes:
+    """A picture by its presigned URL: what the worker stored, or a `GenerationError`."""
     if image.url is None:
         message = f"the worker presigns nothing (SAG_PRESIGN_S=0); fetch {image.key} yourself"
         raise GenerationError(message)
-    path = folder / f"{name}-{image.key.rsplit('/', 1)[-1]}"
+    if not image.url.startswith(("http://", "https://")):  # urllib would read files, too
+        raise GenerationError(f"the URL of {image.key} is none of http or https")
     try:
-        with urllib.request.urlopen(image.url, timeout=DOWNLOAD_S) as answer:  # noqa: S310  # the worker's own URL
-            data = answer.read()
+        with urllib.request.urlopen(image.url, timeout=timeout_s) as answer:  # noqa: S310  # see above
+            data: bytes = answer.read(image.bytes + 1)
     except (OSError, HTTPException) as error:
         message = f"could not fetch {image.key}: {error}"
         raise GenerationError(message) from error
     if hashlib.sha256(data).hexdigest() != image.sha256:
         message = f"what came for {image.key} is not what the worker stored"
         raise GenerationError(message)
-    return _written(path, data)
+    return data
 
 
 def _written(path: Path, data: bytes) -> Path:

@@ -6,6 +6,8 @@ import base64
 import hashlib
 import secrets
 import threading
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 import stamina
@@ -118,12 +120,19 @@ class Storage:
         )
         return url
 
-    def check(self, owner: str) -> None:
-        """Write and remove a small object; raises `StorageUnavailable` with the reason."""
+    def check(self, owner: str) -> float | None:
+        """Write and remove a small object; gives S3's own time, in Unix seconds, where it tells.
+
+        Raises `StorageUnavailable` with the reason.
+        """
         key = self.key(".doctor", owner)
         self.put(key, secrets.token_bytes(8), "text/plain")
         place = {"Bucket": self._settings.s3_bucket, "Key": key}
-        self._persist(lambda: self._once("delete_object", place))
+        answer = self._persist(lambda: self._once("delete_object", place))
+        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
+        with suppress(ValueError):
+            return parsedate_to_datetime(date).timestamp()
+        return None
 
     def _persist(self, call: Callable[[], Any]) -> Any:  # noqa: ANN401  # boto3's own replies
         """What `call` gives, tried again through outages."""
@@ -140,10 +149,9 @@ class Storage:
                     return call()
         except _Outage as error:
             endpoint = self._settings.s3_endpoint_url or "AWS"
-            message = (
-                f"S3 at {endpoint} did not answer for {self._settings.s3_retry_s:g} s ({error});"
-                " submit again when it does"
-            )
+            patience_s = self._settings.s3_retry_s
+            long = f" for {patience_s:g} s" if patience_s else ""
+            message = f"S3 at {endpoint} did not answer{long} ({error}); submit again when it does"
             raise StorageUnavailable(message) from error
 
     def _once(self, operation: str, arguments: dict[str, Any], *, read: int = 0) -> Any:  # noqa: ANN401  # boto3's own replies

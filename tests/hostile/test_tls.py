@@ -19,6 +19,7 @@ from api_contracts import (
     GenerationRequest,
     ServiceUnavailable,
 )
+from api_contracts.connection import connect
 from tests.hostile.guarded import SYSTEM_REDIS, until
 from tests.hostile.tls import Authority, Front, front, tls_redis
 from worker import embedded
@@ -105,6 +106,7 @@ def test_one_url_serves_them_all(
         else:
             context = _context(authority, embedded.LOOPBACK)
             made = stack.enter_context(front(context, plain_port))
+            connect(f"redis://{embedded.LOOPBACK}:{plain_port}/0").flushdb()  # doctor wants its own
             url = f"{_url(made)}?ssl_cert_reqs=required&ssl_ca_certs={authority.certificate}"
         service = stack.enter_context(start_service(url))
         wanted = {"prompt": "x", "num_inference_steps": 500}

@@ -7,13 +7,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 from worker import gpu
+from worker.doctor import memory
+from worker.doctor import models as examine_models
+from worker.model_files import weights_bytes
+from worker.settings import Settings
 from worker.supervisor import environments
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-TWO = "0, GPU-aaaa, NVIDIA H100 80GB HBM3, 81559\n1, GPU-bbbb, NVIDIA H100 80GB HBM3, 81559\n"
+TWO = (
+    "0, GPU-aaaa, NVIDIA H100 80GB HBM3, 81559, 81004\n"
+    "1, GPU-bbbb, NVIDIA H100 80GB HBM3, 81559, 12\n"
+)
 FIRST = {"CUDA_VISIBLE_DEVICES": "GPU-aaaa", "SAG_DEVICE": "cuda:0"}
 SECOND = {"CUDA_VISIBLE_DEVICES": "GPU-bbbb", "SAG_DEVICE": "cuda:0"}
 
@@ -38,7 +45,7 @@ def test_each_gpu_gets_a_worker_of_its_own(driver: Callable[..., None]) -> None:
     driver(TWO)
     assert environments("auto", []) == {"gpu0": FIRST, "gpu1": SECOND}
     assert gpu.resolve("auto") == "cuda:0"
-    assert gpu.list_gpus()[1] == gpu.Gpu(1, "GPU-bbbb", "NVIDIA H100 80GB HBM3", 81559)
+    assert gpu.list_gpus()[1] == gpu.Gpu(1, "GPU-bbbb", "NVIDIA H100 80GB HBM3", 81559, 12)
 
 
 def test_a_device_may_have_several_workers(driver: Callable[..., None]) -> None:
@@ -109,8 +116,60 @@ def test_gpus_that_are_hidden_are_not_used(
 
 def test_memory_that_the_driver_does_not_tell(driver: Callable[..., None]) -> None:
     """A GPU that shares the host's memory says `[N/A]` for it, and is a GPU none the less."""
-    driver("0, GPU-aaaa, NVIDIA GB10, [N/A]\n")
+    driver("0, GPU-aaaa, NVIDIA GB10, [N/A], [N/A]\n")
     assert environments("auto", []) == {"gpu0": FIRST}
+    told = memory("model x", {"unet": 2**40}, "auto", "none", gpu.list_gpus()[0])
+    assert told.ok
+    assert "not compared" in told.found
+
+
+def test_doctor_compares_with_the_smallest_gpu_that_is_used(driver: Callable[..., None]) -> None:
+    """Of those that `SAG_DEVICE` may mean; on the CPU there is nothing to compare."""
+    driver(TWO + "2, GPU-cccc, NVIDIA T4, 1, 1\n")
+
+    def told(device: str, offload: str = "model") -> list[str]:
+        found = examine_models(Settings(device=device, offload=offload))
+        return [each.found for each in found if each.what == "model default memory"]
+
+    assert [text.partition(";")[2] for text in told("auto")] == [" NVIDIA T4 has 1 MiB, 1 free"]
+    (second,) = told("cuda:1")
+    assert second.startswith("6 MiB of weights at once in float16; NVIDIA H100 80GB HBM3 has 81559")
+    assert told("cpu") == told("auto", "sequential") == told("cuda:9") == []
+    driver("Failed to initialize NVML: Driver/library version mismatch\n", 18)
+    assert told("auto") == []
+
+
+@pytest.mark.parametrize(
+    ("offload", "total_mib", "free_mib", "ok", "says"),
+    [
+        ("model", 2000, 2000, True, "1639 MiB of weights at once in float16"),
+        ("auto", 2000, 2000, True, "1639 MiB"),
+        ("model", 1638, 1638, False, "SAG_OFFLOAD=sequential"),
+        ("model", 2000, 1638, True, "no room beside"),
+        ("none", 1900, 1900, False, "SAG_OFFLOAD=model"),
+        ("none", 2100, 2100, True, "2034 MiB"),
+    ],
+)
+def test_what_must_fit_into_a_gpu(
+    offload: str, total_mib: int, free_mib: int, ok: bool, says: str
+) -> None:
+    """The largest part of a model, all parts without offload. Never fits: a fault. Now: a remark.
+
+    The numbers are those of Stable Diffusion 1.5.
+    """
+    numbers = {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
+    told = memory("model x", numbers, "auto", offload, gpu.Gpu(0, "", "T", total_mib, free_mib))
+    assert told.ok is ok
+    assert says in told.found + told.fix
+    assert ("no room" in told.found) == (says == "no room beside")
+
+
+def test_weights_take_what_their_precision_takes() -> None:
+    """Four bytes a number in float32; what goes layer by layer is never there as a whole."""
+    numbers = {"unet": 10, "vae": 5}
+    assert weights_bytes(numbers, "float32", "none") == 60
+    assert weights_bytes(numbers, "bfloat16", "model") == 20
+    assert weights_bytes(numbers, "float16", "sequential") == 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,169 @@
+"""What `doctor` says of a model's folder, held against loading it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from tests.engine.jobs import SPEC
+from worker.engine import models
+from worker.errors import ModelLoadFailed
+from worker.model_files import look
+from worker.model_spec import SHIPPED_MODEL, ModelSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model with all that one may have: a checker, eyes, weights in several files."""
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import (
+        CLIPConfig,
+        CLIPImageProcessor,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
+
+    torch.manual_seed(0)
+    vision = {
+        "hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "image_size": 32, "patch_size": 8,
+    }  # fmt: skip
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=32))
+    folder = tmp_path_factory.mktemp("model") / "whole"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        size = {"height": 32, "width": 32}
+        processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size)
+        pipe = models.load(SPEC, "cpu", "none").pipeline
+        eyes = CLIPVisionModelWithProjection(CLIPVisionConfig(**vision))
+        pipe.register_modules(
+            safety_checker=checker, feature_extractor=processor, image_encoder=eyes
+        )
+        pipe.save_pretrained(folder, max_shard_size="4MB")
+    return folder
+
+
+def loads(folder: Path, *, safety_checker: bool) -> bool:
+    try:
+        models.load(ModelSpec(path=str(folder), safety_checker=safety_checker), "cpu", "none")
+    except ModelLoadFailed:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("safety_checker", [True, False])
+def test_a_file_is_missed_when_loading_misses_it(
+    whole: Path, tmp_path: Path, safety_checker: bool
+) -> None:
+    """Each file taken away: `look` has a fault just when the model can't be loaded any more."""
+    files = sorted(file.relative_to(whole) for file in whole.rglob("*") if file.is_file())
+    assert look(whole, safety_checker=safety_checker).faults == []
+    missed = 0
+    for number, file in enumerate(files):
+        folder = tmp_path / str(number)
+        shutil.copytree(whole, folder)
+        (folder / file).unlink()
+        faults = look(folder, safety_checker=safety_checker).faults
+        assert bool(faults) is not loads(folder, safety_checker=safety_checker), (file, faults)
+        missed += bool(faults)
+        assert not faults or str(file).removesuffix(".index.json") in faults[0]
+        shutil.rmtree(folder)
+    assert missed == len(files) - (1 if safety_checker else 3)  # tokenizer_config.json; the checker
+
+
+def test_a_tokenizer_may_be_in_two_files(whole: Path, tmp_path: Path) -> None:
+    """`vocab.json` and `merges.txt` do for `tokenizer.json`; one of them alone does not."""
+    folder = tmp_path / "model"
+    shutil.copytree(whole, folder)
+    tokenizer = folder / "tokenizer"
+    model = json.loads((tokenizer / "tokenizer.json").read_text())["model"]
+    (tokenizer / "tokenizer.json").unlink()
+    (tokenizer / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+    (tokenizer / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    assert look(folder, safety_checker=True).faults == []
+    assert loads(folder, safety_checker=True)
+    (tokenizer / "merges.txt").unlink()
+    (fault,) = look(folder, safety_checker=True).faults
+    assert fault.startswith("tokenizer/merges.txt is not there")
+    assert not loads(folder, safety_checker=True)
+
+
+def cut(folder: Path) -> None:
+    """A download that ended early."""
+    file = folder / "vae/diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def pointer(folder: Path) -> None:
+    """A checkout without its large files."""
+    file = folder / "text_encoder/model.safetensors"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
+
+
+def pickled(folder: Path) -> None:
+    """Weights of the old kind."""
+    file = folder / "vae/diffusion_pytorch_model.safetensors"
+    file.rename(folder / "vae/diffusion_pytorch_model.bin")
+
+
+def scribbled(folder: Path) -> None:
+    (folder / "unet/config.json").write_text("{")
+
+
+def unnamed(folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    index["vae"] = [None, None]
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def listed(folder: Path) -> None:
+    (folder / "model_index.json").write_text("[]")
+
+
+def unplaced(folder: Path) -> None:
+    (folder / "unet/diffusion_pytorch_model.safetensors.index.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("harm", "named"),
+    [
+        (cut, "vae/diffusion_pytorch_model.safetensors is not whole"),
+        (pointer, "text_encoder/model.safetensors is not whole"),
+        (pickled, "vae/diffusion_pytorch_model.safetensors is not there, and only safetensors"),
+        (scribbled, "unet/config.json can't be read"),
+        (unnamed, "model_index.json names no vae"),
+        (listed, "model_index.json holds no JSON object"),
+        (unplaced, "unet/diffusion_pytorch_model.safetensors.index.json has no weight_map"),
+    ],
+)
+def test_a_broken_file_is_named(
+    whole: Path, tmp_path: Path, harm: Callable[[Path], None], named: str
+) -> None:
+    """What loading refuses is one fault, with the file."""
+    folder = tmp_path / "model"
+    shutil.copytree(whole, folder)
+    harm(folder)
+    (fault,) = look(folder, safety_checker=True).faults
+    assert fault.startswith(named)
+    assert not loads(folder, safety_checker=True)
+
+
+def test_numbers_are_those_of_the_weights(whole: Path) -> None:
+    """As torch counts them, in one file or several."""
+    pipe = models.load(SPEC, "cpu", "none").pipeline
+    counted = {
+        part: sum(each.numel() for each in getattr(pipe, part).state_dict().values())
+        for part in ("unet", "vae", "text_encoder")
+    }
+    assert look(SHIPPED_MODEL, safety_checker=False).numbers == counted
+    assert counted.items() < look(whole, safety_checker=False).numbers.items()

@@ -1,0 +1,131 @@
+"""A model's folder in diffusers' layout: what is missing in it, and what its weights take.
+
+Reads headers alone, no weights; knows no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from worker.errors import ModelLoadFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+#: The parts that no Stable Diffusion model is without.
+_NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+#: The file that says how a part is built; `config.json` for all others.
+_CONFIGS = {
+    "scheduler": "scheduler_config.json",
+    "feature_extractor": "preprocessor_config.json",
+}
+#: The weights of a part, as diffusers and transformers name them; the others have none.
+_WEIGHTS = {
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+    "text_encoder": "model.safetensors",
+    "image_encoder": "model.safetensors",
+    "safety_checker": "model.safetensors",
+}
+#: A tokenizer is in one file, or in these two.
+_TOKENIZER, _TOKENIZER_PARTS = "tokenizer.json", ("vocab.json", "merges.txt")
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+@dataclass
+class ModelFiles:
+    """What was found in a folder."""
+
+    #: What is missing or can't be read, with the file's name.
+    faults: list[str] = field(default_factory=list)
+    #: How many numbers the weights of each part have.
+    numbers: dict[str, int] = field(default_factory=dict)
+
+
+def look(folder: Path, *, safety_checker: bool) -> ModelFiles:
+    """Look at every file that loading the model would read; without its checker unless wanted."""
+    found = ModelFiles()
+    try:
+        index = _json(folder, "model_index.json")
+    except ModelLoadFailed as error:
+        found.faults.append(error.message)
+        return found
+    parts = {
+        name for name, kind in index.items()
+        if not name.startswith("_") and isinstance(kind, list) and any(kind)
+    }  # fmt: skip
+    needed = {*_NEEDED, "safety_checker"} if safety_checker else {*_NEEDED}
+    found.faults += [f"model_index.json names no {part}" for part in sorted(needed - parts)]
+    for part in sorted(parts if safety_checker else parts - {"safety_checker"}):
+        try:
+            _part(folder, part, found)
+        except ModelLoadFailed as error:
+            found.faults.append(error.message)
+    return found
+
+
+def weights_bytes(numbers: Mapping[str, int], dtype: str, offload: str) -> int:
+    """What of a model's weights is on the GPU at once; `auto` may take as little as `model`.
+
+    What the steps themselves need comes on top. 0 for `sequential`, which goes layer by layer.
+    """
+    if offload == "sequential":
+        return 0
+    at_once = sum(numbers.values()) if offload == "none" else max(numbers.values(), default=0)
+    return at_once * _BYTES[dtype]
+
+
+def _part(folder: Path, part: str, found: ModelFiles) -> None:
+    if part == "tokenizer":
+        if not (folder / part / _TOKENIZER).is_file():
+            for name in _TOKENIZER_PARTS:
+                _there(folder, f"{part}/{name}", f"and {part}/{_TOKENIZER} neither")
+        return
+    _json(folder, f"{part}/{_CONFIGS.get(part, 'config.json')}")
+    if part in _WEIGHTS:
+        files = _weights(folder, f"{part}/{_WEIGHTS[part]}")
+        found.numbers[part] = sum(_numbers(folder, file) for file in files)
+
+
+def _weights(folder: Path, file: str) -> list[str]:
+    """The files of one part's weights: one, or those that an index names."""
+    index = f"{file}.index.json"
+    if not (folder / index).is_file():
+        return [_there(folder, file, "and only safetensors are loaded")]
+    placed = _json(folder, index).get("weight_map")
+    if not isinstance(placed, dict):
+        raise ModelLoadFailed(f"{index} has no weight_map")
+    part, names = file.partition("/")[0], set(map(str, placed.values()))
+    return [_there(folder, f"{part}/{name}", f"but {index} names it") for name in sorted(names)]
+
+
+def _numbers(folder: Path, file: str) -> int:
+    """How many numbers a file of weights has; its header also says whether it is whole."""
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415  # the worker extra
+
+    try:
+        with safe_open(folder / file, "np") as weights:
+            return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118  # no mapping
+    except (SafetensorError, OSError) as error:
+        raise ModelLoadFailed(f"{file} is not whole: {error}") from error
+
+
+def _json(folder: Path, file: str) -> dict[str, Any]:
+    try:
+        read = json.loads((folder / _there(folder, file)).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelLoadFailed(f"{file} can't be read: {error}") from error
+    if not isinstance(read, dict):
+        raise ModelLoadFailed(f"{file} holds no JSON object")
+    return read
+
+
+def _there(folder: Path, file: str, but: str = "") -> str:
+    """The file's own name; raises when it is not there."""
+    if not (folder / file).is_file():
+        raise ModelLoadFailed(f"{file} is not there{', ' + but if but else ''}")
+    return file
