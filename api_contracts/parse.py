@@ -29,6 +29,8 @@ _ECHO_CHARS = 80
 _MOST_ENTRIES = 600
 #: Names that pydantic puts into an error's place for the branch of a union.
 _TAGS = frozenset({"one", "many"})
+#: A field whose value may hold a token: it is not repeated.
+_PRIVATE = "webhook"
 _UNIONS = frozenset({"prompt", "negative_prompt", "seed"})
 
 
@@ -67,7 +69,8 @@ def _fault(detail: ErrorDetails) -> Fault:
         elif part not in _TAGS or where not in _UNIONS:
             where += f".{part}" if where else part
     given = detail["input"]
-    echo = "" if detail["type"] == "missing" else f" (got {_echo(given)})"
+    secret = where.startswith(_PRIVATE)
+    echo = "" if secret or detail["type"] == "missing" else f" (got {_echo(given)})"
     context = {key: value for key, value in detail.get("ctx", {}).items() if key != "error"}
     limit = ", ".join(f"{key} {value}" for key, value in context.items()) or detail["type"]
     return Fault(where=where[:200] or "request", what=detail["msg"] + echo, limit=limit)

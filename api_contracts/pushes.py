@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import datetime  # noqa: TC003  # pydantic reads it at run time
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+MAX_TRIES = 1_000_000
 
 
 class PushKind(StrEnum):
@@ -40,10 +42,10 @@ class Push(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    state: PushState
-    tries: int = Field(default=0, ge=0)
-    first_at: datetime | None = Field(default=None, description="Of the first try, UTC.")
-    last_at: datetime | None = Field(default=None, description="Of the last one, UTC.")
+    state: PushState | str = Field(union_mode="left_to_right")
+    tries: int = Field(default=0, ge=0, le=MAX_TRIES)
+    first_at: AwareDatetime | None = Field(default=None, description="Of the first try, UTC.")
+    last_at: AwareDatetime | None = Field(default=None, description="Of the last one, UTC.")
     error: str | None = Field(default=None, description="Why the last one failed.")
 
 

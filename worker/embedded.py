@@ -105,7 +105,7 @@ def s3_server(
     options = [f"{name}={each}" for name, each in zip(names, free_ports(len(names)), strict=True)]
     command = [
         _seaweedfs(), "server", f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}", f"-dir={folder}", "-s3",
-        f"-s3.port={port}", f"-s3.config={config}", "-volume.max=0",
+        f"-s3.port={port}", f"-s3.config={config}", "-volume.max=0", "-volume.preStopSeconds=0",
         "-master.volumeSizeLimitMB=64", "-metricsPort=0",
         # Catalogues on fixed ports, and a report to its makers: neither is wanted.
         "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false", *options,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from api_contracts.errors import Fault, InvalidRequest, TaskError
 from api_contracts.parse import parse_request
+from api_contracts.pushes import PushKind
 from worker import endings, metrics
 from worker.breaker import OURS, Breaker
 from worker.engine.job import Control, Stop
@@ -241,6 +242,10 @@ class Executor:
 def _kept(request: object) -> str:
     """What a record keeps of a request that is refused."""
     try:
-        return json.dumps(request)[:KEPT_CHARS]
+        text = json.dumps(request)
+        if len(text) > KEPT_CHARS and isinstance(request, dict):  # who is to be told is kept whole
+            told = json.dumps({each.value: request[each] for each in PushKind if each in request})
+            text = told if len(told) <= KEPT_CHARS else text
+        return text[:KEPT_CHARS]
     except (TypeError, ValueError, RecursionError):
         return repr(type(request))

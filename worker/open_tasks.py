@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from api_contracts.connection import is_away
 from api_contracts.names import DEFAULT_MODEL, MODEL_PATTERN, is_task_id, queue_name
@@ -36,7 +36,7 @@ SLICE = 200
 #: How long after its lease a task is taken for lost, in seconds.
 LATE_S = 0.5
 #: Of an open task's record.
-_FIELDS = ("status", "queue", "lease_until", "deadline_at", "ended_at")
+_FIELDS = ("status", "queue", "lease_until", "deadline_at", "ended_at", "told")
 #: A queue that a task may be sent to: the record is the work of whoever submitted it.
 _QUEUE = re.compile(rf"{re.escape(queue_name(''))}{MODEL_PATTERN[1:-1]}\Z")
 
@@ -137,7 +137,7 @@ class OpenTasks:
         return None
 
     def _is_suspect(self, task_id: str, fields: Sequence[bytes | None], now_s: int) -> bool:
-        status, _, lease_until, deadline_at, _ = fields
+        status, _, lease_until, deadline_at, _, told = fields
         match status:
             case b"queued" if deadline_at and float(deadline_at) < now_s:
                 with self._whatever_is_wrong_with(task_id):
@@ -147,8 +147,9 @@ class OpenTasks:
                 return float(lease_until or 0) + LATE_S < now_s
             case _:
                 # A task that ended while it waited has a message that may lie there for long.
-                with self._whatever_is_wrong_with(task_id):
-                    self._pushes.note(task_id)
+                if told is None:
+                    with self._whatever_is_wrong_with(task_id):
+                        self._pushes.note(task_id)
                 return True
 
     def _end_expired(self, task_id: str) -> None:
@@ -167,7 +168,7 @@ class OpenTasks:
         try:
             yield
         except (ResponseError, ValueError, RecursionError) as error:
-            if is_away(error):
+            if is_away(error) or isinstance(error, NoPermissionError):
                 raise
             logger.error("task %s is let go, its record is odd: %s", task_id, error)  # noqa: TRY400  # no fault of ours
             self._redis.zrem(self._keys.open, task_id)

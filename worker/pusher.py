@@ -8,12 +8,13 @@ import threading
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from api_contracts.connection import is_away
-from api_contracts.pushes import Push, PushKind, PushState
+from api_contracts.pushes import MAX_TRIES, Push, PushKind, PushState
 from api_contracts.request import ReplyTo
 from worker import metrics
 from worker.errors import NotPushed
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 #: Pushes that are tried at once: a webhook that does not answer has a thread for seconds.
 THREADS = 8
+#: Of these for one host or queue: a receiver that is away is not to hold up the others.
+MOST_OF_ONE = 2
 #: Pause between two looks for what is due, in seconds.
 LOOK_S = 0.5
 #: Pauses between two tries of one push, in seconds: twice as long each time, and up to half less.
@@ -47,7 +50,9 @@ class Pusher:
         self._pushes, self._replies, self._webhooks = pushes, replies, webhooks
         self._retry_s = retry_s
         self._wake = threading.Condition()
-        self._busy, self._closed = 0, False
+        #: What is being tried, and where to.
+        self._trying: dict[tuple[str, PushKind], str] = {}
+        self._closed = False
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -62,7 +67,8 @@ class Pusher:
         with self._wake:
             self._closed = True
             self._wake.notify_all()
-            self._wake.wait_for(lambda: not self._busy, until_s - time.monotonic())
+            self._wake.wait_for(lambda: not self._trying, until_s - time.monotonic())
+        self._replies.close()
 
     def _serve(self) -> None:
         while not self._closed:
@@ -75,26 +81,44 @@ class Pusher:
                 self._wake.wait_for(lambda: self._closed, LOOK_S)
 
     def _begin(self) -> None:
-        """Begin as much of what is due as there are threads for."""
-        if (free := THREADS - self._busy) <= 0:
-            return
-        for due in self._pushes.take(free):
-            with self._wake:
-                self._busy += 1
-            name = f"push-{due.kind}"
+        """Begin what is due, but not too much at once, nor for one receiver; the rest waits."""
+        for due in self._pushes.take(THREADS):
+            if self._may_begin(due):
+                self._start(due)
+            else:
+                self._pushes.settle(due, due.push, LOOK_S)
+
+    def _may_begin(self, due: Due) -> bool:
+        with self._wake:
+            same = sum(where == _where(due) for where in self._trying.values())
+            known = (due.task_id, due.kind) in self._trying
+            return not known and len(self._trying) < THREADS and same < MOST_OF_ONE
+
+    def _start(self, due: Due) -> None:
+        what = due.task_id, due.kind
+        with self._wake:
+            self._trying[what] = _where(due)
+        name = f"push-{due.kind}"
+        try:
             threading.Thread(target=self._try, args=(due,), name=name, daemon=True).start()
+        except RuntimeError:  # no more threads are to be had
+            self._done(due)
+            raise
+
+    def _done(self, due: Due) -> None:
+        with self._wake:
+            del self._trying[due.task_id, due.kind]
+            self._wake.notify_all()
 
     def _try(self, due: Due) -> None:
         try:
             push, again_s = self._after(due, self._tried(due))
-            persist(lambda: self._pushes.settle(due, push, again_s), HOLD_S / 2)
-            metrics.PUSHES.labels(due.kind.value, push.state.value).inc()
+            persist(lambda: self._pushes.settle(due, push, again_s), HOLD_S / 4)
+            metrics.PUSHES.labels(due.kind.value, str(push.state)).inc()
         except RedisError as error:
             logger.warning("task %s: how its push went is not noted: %s", due.task_id, error)
         finally:
-            with self._wake:
-                self._busy -= 1
-                self._wake.notify_all()
+            self._done(due)
 
     def _tried(self, due: Due) -> NotPushed | None:
         """Try once; gives why it failed."""
@@ -116,8 +140,8 @@ class Pusher:
 
     def _after(self, due: Due, why: NotPushed | None) -> tuple[Push, float | None]:
         """How a push stands after a try, and after which pause it is tried again, if at all."""
-        now, tries = datetime.now(UTC), due.push.tries + 1
-        first_at, who = due.push.first_at or now, f"task {due.task_id}: {due.kind.value}"
+        now, tries = datetime.now(UTC), min(due.push.tries + 1, MAX_TRIES)
+        first_at, who = min(due.push.first_at or now, now), f"task {due.task_id}: {due.kind.value}"
         push = Push(state=PushState.DELIVERED, tries=tries, first_at=first_at, last_at=now)
         if why is None:
             logger.info("%s delivered, try %d", who, tries)
@@ -129,3 +153,14 @@ class Pusher:
         logger.warning("%s %s, try %d: %s", who, state.value, tries, why)
         push = push.model_copy(update={"state": state, "error": str(why)})
         return push, None if given_up else again_s
+
+
+def _where(due: Due) -> str:
+    """The host or queue that a push goes to."""
+    match due.target:
+        case str() as url:
+            return urlsplit(url).netloc
+        case {"queue": queue}:
+            return f"queue {queue}"
+        case _:
+            return ""

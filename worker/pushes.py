@@ -11,23 +11,31 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from pydantic import TypeAdapter
 from redis.exceptions import ResponseError
 
-from api_contracts.connection import is_away
+from api_contracts.events import End
 from api_contracts.pushes import Push, PushKind
 from api_contracts.scripts import load
+from worker import metrics
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
 
+#: What Redis says of a key of another type: whoever wrote it is not of ours.
+WRONG_TYPE = "WRONGTYPE"
+
 logger = logging.getLogger(__name__)
 
 _Values: TypeAlias = "list[bytes | None]"
 _Entries: TypeAlias = "list[tuple[bytes, dict[bytes, bytes]]]"
 #: How long a push is somebody's to try, in seconds: longer than any try takes.
-HOLD_S = 60.0
+HOLD_S = 120.0
+#: Largest event that is sent, in bytes: what is longer is none of ours.
+MAX_EVENT_BYTES = 2**20
+_END: TypeAdapter[End] = TypeAdapter(End)
 
 
 @dataclass(frozen=True)
@@ -78,21 +86,24 @@ class Pushes:
             kind, _, task_id = member.decode().partition(":")
             return self._due_of(PushKind(kind), task_id)
         except (ValueError, LookupError, TypeError, RecursionError, ResponseError) as error:
-            if isinstance(error, ResponseError) and is_away(error):
+            if isinstance(error, ResponseError) and WRONG_TYPE not in str(error):
                 raise
             logger.error("push %r is nobody's: its record is gone or odd: %r", member, error)  # noqa: TRY400  # no fault of ours
+            metrics.PUSHES.labels("unknown", "lost").inc()
             self._redis.zrem(self._keys.pushes, member)
             return None
 
     def _due_of(self, kind: PushKind, task_id: str) -> Due:
         task, stream = self._keys.task(task_id), self._keys.events(task_id)
         request, push = cast("_Values", self._redis.hmget(task, ("request", kind.field)))
-        ((number, fields),) = cast("_Entries", self._redis.xrevrange(stream, count=1))
-        return Due(
-            task_id,
-            kind,
-            Push.model_validate_json(push or b""),
-            json.loads(request or b"")[kind],
-            int(number.split(b"-")[0]),
-            fields[b"event"],
-        )
+        ((_, fields),) = cast("_Entries", self._redis.xrevrange(stream, count=1))
+        event = fields[b"event"]
+        if len(event) > MAX_EVENT_BYTES:
+            message = f"an event of {len(event)} bytes"
+            raise ValueError(message)
+        end = _END.validate_json(event)
+        if end.task_id != task_id:
+            message = f"an event of {end.task_id[:200]!r}"
+            raise ValueError(message)
+        wanted = json.loads(request or b"")[kind]
+        return Due(task_id, kind, Push.model_validate_json(push or b""), wanted, end.seq, event)

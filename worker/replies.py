@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from celery import Celery
 from kombu import Queue
 from kombu.exceptions import KombuError, OperationalError
+from kombu.pools import producers
 from redis.exceptions import RedisError
 
 from api_contracts.connection import CONNECT_S, celery_tls
@@ -25,35 +26,42 @@ class Replies:
 
     def __init__(self, targets: Sequence[ReplyTarget], broker_url: str) -> None:
         """`broker_url` is that of targets without one."""
-        self._targets = {each.address: _app(each, broker_url) for each in targets}
+        self._urls = {
+            each.address: each.broker_url.get_secret_value() if each.broker_url else broker_url
+            for each in targets
+        }
+        self._apps = {url: _app(url) for url in self._urls.values()}
 
     def send(self, to: ReplyTo, message_id: str, event: bytes) -> None:
         """Send the event; raises `NotPushed` unless the queue has it."""
-        if to not in self._targets:
-            raise NotPushed("it is not among SAG_REPLY_TO of this worker")
+        if (url := self._urls.get(to)) is None:
+            raise NotPushed("it is not among SAG_REPLY_TO of this worker", final=True)
+        app = self._apps[url]
         try:
-            self._targets[to].send_task(
-                to.task,
-                kwargs={"event": json.loads(event)},
-                task_id=message_id,
-                queue=Queue(to.queue),
-                declare=[],
-                retry=False,
-                ignore_result=True,
-                kwargsrepr="<event>",
-            )
+            # By its URL: of itself Celery would rather believe the variable CELERY_BROKER_URL.
+            with producers[app.connection_for_write(url)].acquire(block=True) as producer:
+                app.send_task(
+                    to.task,
+                    kwargs={"event": json.loads(event)},
+                    task_id=message_id,
+                    queue=Queue(to.queue),
+                    declare=[],
+                    producer=producer,
+                    retry=False,
+                    ignore_result=True,
+                    kwargsrepr="<event>",
+                )
         except (KombuError, OperationalError, RedisError, OSError) as error:
             raise NotPushed(f"not sent: {error!r}"[:300]) from error
 
     def close(self) -> None:
         """Give the connections back."""
-        for app in self._targets.values():
+        for app in self._apps.values():
             app.close()
 
 
-def _app(target: ReplyTarget, broker_url: str) -> Celery:
+def _app(url: str) -> Celery:
     """An application that only sends, with Celery's own way to name the lists of a queue."""
-    url = target.broker_url.get_secret_value() if target.broker_url else broker_url
     app = Celery("sag-reply", broker=url, set_as_current=False, fixups=[])
     app.conf.update(
         task_serializer="json",

@@ -44,6 +44,8 @@ def _is_foreign(queue: str) -> str:
 def _is_host(text: str) -> str:
     """As an origin: `https://` may be left out."""
     origin = text if "://" in text else f"https://{text}"
+    if re.match(URL_PATTERN, origin):
+        origin_of(origin)  # raises for a port that is none
     if not re.match(URL_PATTERN, origin) or re.search(r"[/?]", origin.split("://")[1]):
         message = "must be a host, with :port where it is unusual and http:// where it is no https"
         raise ValueError(message)
@@ -93,7 +95,8 @@ def origin_of(url: str) -> str:
     """Scheme, host and port of a URL, written in one way; raises ValueError for no port."""
     parts = urlsplit(url)
     host = (parts.hostname or "").rstrip(".")
-    return f"{parts.scheme}://{host}:{parts.port or _PORTS[parts.scheme]}"
+    port = _PORTS[parts.scheme] if parts.port is None else parts.port
+    return f"{parts.scheme}://{host}:{port}"
 
 
 def is_allowed(url: str, hosts: Iterable[str]) -> bool:

@@ -10,15 +10,20 @@ import base64
 import hashlib
 import hmac
 import ipaddress
+import re
 import socket
 import ssl
+import threading
 import time
+from contextlib import suppress
+from http.client import HTTPException
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import urllib3
-from urllib3.exceptions import HTTPError
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
+from api_contracts.request import MAX_URL_CHARS, URL_PATTERN
 from worker.errors import NotPushed
 from worker.targets import is_allowed, key_of
 
@@ -27,14 +32,23 @@ if TYPE_CHECKING:
 
     from pydantic import SecretStr
 
-#: Limits of one try, in seconds; far below what a push is held for.
+#: Limits of connecting to an address, and of all that follows, in seconds: together with the
+#: resolver's own some 20 s far below what a push is held for.
 CONNECT_S, ANSWER_S = 5.0, 15.0
 #: Addresses of one host that are tried.
 MOST_ADDRESSES = 3
 #: The answer of a webhook that is to be called no more.
 GONE = 410
-#: IPv6 addresses that stand for IPv4 ones behind a translator (RFC 6052).
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+#: IPv6 networks whose last 32 bits are an IPv4 address: mapped, translated, compatible, NAT64.
+_WITH_IPV4 = [
+    ipaddress.ip_network(each)
+    for each in ("::ffff:0:0/96", "::ffff:0:0:0/96", "::/96", "64:ff9b::/96")
+]
+#: What Python's `is_global` takes for public: local NAT64, site-local, and the relays of 6to4.
+_NOT_PUBLIC = [
+    ipaddress.ip_network(each)
+    for each in ("64:ff9b:1::/48", "fec0::/10", "2002::/16", "192.88.99.0/24")
+]
 
 
 class Webhooks:
@@ -50,8 +64,10 @@ class Webhooks:
 
     def post(self, url: str, message_id: str, body: bytes) -> None:
         """Post the event; raises `NotPushed` unless the answer is 2xx."""
+        if not re.match(URL_PATTERN, url) or len(url) > MAX_URL_CHARS:
+            raise NotPushed("the request's own is refused", final=True)
         if not is_allowed(url, self._hosts):
-            raise NotPushed("its host is not among SAG_WEBHOOK_HOSTS of this worker")
+            raise NotPushed("its host is not among SAG_WEBHOOK_HOSTS of this worker", final=True)
         headers = signed(message_id, int(time.time()), body, self._keys)
         headers |= {
             "Host": urlsplit(url).netloc,
@@ -60,42 +76,43 @@ class Webhooks:
         }
         try:
             status = self._answer(url, body, headers)
-        except (HTTPError, OSError) as error:
+        except (HTTPError, HTTPException, OSError, ValueError) as error:  # of certificates, too
             raise NotPushed(f"no answer: {error!r}"[:300]) from error
         if not 200 <= status < 300:  # noqa: PLR2004  # HTTP's successes
             raise NotPushed(f"answered {status}", final=status == GONE)
 
     def _answer(self, url: str, body: bytes, headers: dict[str, str]) -> int:
         """The status that the first address gives that can be connected to."""
-        parts = urlsplit(url)
-        target = urllib3.util.Url(path=parts.path or "/", query=parts.query or None).url
         *others, last = self._addresses(url)[:MOST_ADDRESSES]
         for address in others:
             try:
-                return self._ask(url, address, target, body, headers)
-            except (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError):
+                return self._ask(url, address, body, headers)
+            except (NewConnectionError, ConnectTimeoutError):
                 continue
-        return self._ask(url, last, target, body, headers)
+        return self._ask(url, last, body, headers)
 
-    def _ask(
-        self, url: str, address: str, target: str, body: bytes, headers: dict[str, str]
-    ) -> int:
+    def _ask(self, url: str, address: str, body: bytes, headers: dict[str, str]) -> int:
         """One post. To the address that was looked at, whatever the name means by now."""
         parts = urlsplit(url)
-        timeout = urllib3.Timeout(connect=CONNECT_S, read=ANSWER_S)
+        path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+        connection = HTTPConnection(address, parts.port, timeout=CONNECT_S)
         if parts.scheme == "https":
-            pool: urllib3.HTTPConnectionPool = urllib3.HTTPSConnectionPool(
-                address, parts.port, timeout=timeout, retries=False, ssl_context=self._tls,
+            connection = HTTPSConnection(
+                address, parts.port, timeout=CONNECT_S, ssl_context=self._tls,
                 server_hostname=parts.hostname, assert_hostname=parts.hostname,
             )  # fmt: skip
-        else:
-            pool = urllib3.HTTPConnectionPool(address, parts.port, timeout=timeout, retries=False)
-        with pool:
-            answer = pool.urlopen(
-                "POST", target, body, headers, redirect=False, preload_content=False
-            )
-            answer.close()  # whatever it says, nobody reads it
-            return answer.status
+        # The socket's own limit is one for each piece of an answer, of which there may be many.
+        end = threading.Timer(ANSWER_S, lambda: _cut(connection))
+        end.daemon = True
+        try:
+            connection.connect()
+            end.start()
+            connection.sock.settimeout(ANSWER_S)
+            connection.request("POST", path, body, headers)
+            return connection.getresponse().status  # whatever else it says, nobody reads it
+        finally:
+            end.cancel()
+            connection.close()
 
     def _addresses(self, url: str) -> list[str]:
         """Where the host is; raises `NotPushed` when that is nowhere, or not in the open."""
@@ -108,6 +125,12 @@ class Webhooks:
             # Which one is not for the caller to know: it says where the worker's network is.
             raise NotPushed("its host has a private address (SAG_WEBHOOK_PRIVATE_ADDRESSES)")
         return addresses
+
+
+def _cut(connection: HTTPConnection) -> None:
+    """End what is being sent or read."""
+    with suppress(OSError, AttributeError):  # it has ended by itself
+        connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def signed(message_id: str, at: int, body: bytes, keys: Sequence[bytes]) -> dict[str, str]:
@@ -124,10 +147,8 @@ def signed(message_id: str, at: int, body: bytes, keys: Sequence[bytes]) -> dict
 def is_public(address: str) -> bool:
     """Whether an address is one of the open internet, also in what it stands for."""
     found = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        inner = found.ipv4_mapped or found.sixtofour
-        if found in _NAT64:
-            inner = ipaddress.IPv4Address(int(found) & 0xFFFF_FFFF)
-        if inner is not None:
-            return is_public(str(inner))
+    if any(found in network for network in _WITH_IPV4):
+        return is_public(str(ipaddress.IPv4Address(int(found) & 0xFFFF_FFFF)))
+    if any(found in network for network in _NOT_PUBLIC):
+        return False
     return found.is_global and not found.is_multicast

@@ -1,4 +1,4 @@
-"""The previous version: that of the last tag, or before the schemas were changed last."""
+"""The previous version: the last tag's; until there is one, from before `reply_to` was there."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ def git(*arguments: str) -> bytes:
 def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the previous version's packages and its model."""
     tag = git("describe", "--tags", "--abbrev=0", "HEAD^").decode().strip()
-    changed = git("log", "-n1", "--format=%H", "--", "api_contracts/schema").decode().strip()
-    tree = git("archive", tag or f"{changed}^", "api_contracts", "worker", "models")
+    news = git("log", "-S", "reply_to: ReplyTo", "--format=%H", "--", "api_contracts/request.py")
+    before = f"{news.decode().split()[-1]}^" if news else "HEAD"
+    tree = git("archive", tag or before, "api_contracts", "worker", "models")
     if not tree:
         pytest.skip("no history here: a clone with --depth 1, or no git")
     folder = tmp_path_factory.mktemp("previous")

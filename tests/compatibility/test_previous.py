@@ -98,7 +98,8 @@ def test_the_previous_worker_serves_todays_client(
         with pytest.raises(GenerationFailed) as caught:
             old.client.submit(SMALL | told).result(END_S)
         assert caught.value.error.code == "invalid_request"
-        assert [each["where"] for each in caught.value.error.details["faults"]] == ["reply_to"]
+        (fault,) = caught.value.error.details["faults"]
+        assert (fault["where"], fault["limit"]) == ("reply_to", "extra_forbidden")
 
 
 @pytest.mark.parametrize("upgraded", [True, False], ids=["upgrade", "way back"])

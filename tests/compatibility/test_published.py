@@ -10,6 +10,7 @@ import pytest
 from api_contracts import schemas
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 #: Words of a schema that are for people.
@@ -32,26 +33,37 @@ def shape(node: Any) -> Any:
             return node
 
 
-def objects(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The objects that a document describes, by name."""
-    found = {"": document, **document.get("$defs", {})}
-    return {name: each for name, each in found.items() if "properties" in each}
+def parts(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The document itself and its definitions, by name."""
+    return {"": document, **document.get("$defs", {})}
 
 
 def breaches(old: dict[str, Any], new: dict[str, Any], *, read_here: bool) -> list[str]:
     """What of a document a reader or a writer of the old one would stumble over."""
-    found, now = [], objects(new)
-    for name, was in objects(old).items():
+    found, now = [], parts(new)
+    for name, was in parts(old).items():
         if name not in now:
             found.append(f"{name} is gone")
             continue
-        for field, about in was["properties"].items():
-            if shape(now[name]["properties"].get(field)) != shape(about):
-                found.append(f"{name}.{field} is another")
-        before, after = (set(each.get("required", ())) for each in (was, now[name]))
-        if missing := (after - before) if read_here else (before - after):
-            found.append(f"{name}: {sorted(missing)} must be there, or needn't any more")
+        found += [f"{name}: {each}" for each in _changes(was, now[name], read_here=read_here)]
     return found
+
+
+def _changes(was: dict[str, Any], now: dict[str, Any], *, read_here: bool) -> Iterator[str]:
+    for field, about in was.get("properties", {}).items():
+        if shape(now.get("properties", {}).get(field)) != shape(about):
+            yield f"{field} is another"
+    before, after = (set(each.get("required", ())) for each in (was, now))
+    if missing := (after - before) if read_here else (before - after):
+        yield f"{sorted(missing)} must be there, or needn't any more"
+    for word in ("enum", "oneOf"):  # more of them are no harm
+        if any(shape(each) not in shape(now.get(word, [])) for each in was.get(word, ())):
+            yield f"less of {word}"
+    rest = {*was, *now} - _WORDS - {"properties", "required", "enum", "oneOf", "$defs", "$id"}
+    rest -= {"discriminator"}  # its map of types grows, as `oneOf` does
+    yield from (
+        f"{each} is another" for each in rest if shape(was.get(each)) != shape(now.get(each))
+    )
 
 
 def test_the_previous_versions_schemas_hold(previous: Path) -> None:
@@ -87,3 +99,22 @@ def test_a_breach_would_be_seen(read_here: bool) -> None:
     assert bool(breaches(old, again | {"required": ["a", "c"]}, read_here=read_here)) is read_here
     assert bool(breaches(old, again | {"required": []}, read_here=read_here)) is not read_here
     assert breaches(old | {"$defs": {"D": old}}, again, read_here=read_here)
+
+
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        ({"enum": ["a", "b"]}, {"enum": ["a"]}),
+        ({"oneOf": [{"type": "string"}, {"type": "null"}]}, {"oneOf": [{"type": "string"}]}),
+        ({"type": "array", "maxItems": 3}, {"type": "array", "maxItems": 2}),
+        ({"type": "object"}, {"type": "array"}),
+        ({"type": "object"}, {"type": "object", "additionalProperties": False}),
+    ],
+)
+def test_a_breach_of_what_is_no_object_would_be_seen(
+    was: dict[str, Any], now: dict[str, Any]
+) -> None:
+    """Of a set of words, of a choice, of a list, of a kind."""
+    old, new = ({"$defs": {"D": each}} for each in (was, now))
+    assert breaches(old, new, read_here=True)
+    assert not breaches(old, old, read_here=True)

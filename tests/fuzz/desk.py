@@ -97,6 +97,7 @@ class Desk:
         self._stand_in("claim", self._claimed)
         self._stand_in("finish", self._finished)
         self._stand_in("close", lambda _: 1)
+        self._stand_in("push", lambda _: 0)
 
     def take(self, entry: bytes, *, whole: bool = True) -> Verdict:
         """All that happens to an entry; raises what the worker's consumer would not expect.
@@ -164,7 +165,8 @@ class Desk:
                 self._encoder.encode(each)
             return answer(args)
 
-        setattr(self._status, f"_{script}", call)
+        owner = self._status.pushes if script == "push" else self._status
+        setattr(owner, f"_{script}", call)
 
     def _claimed(self, args: list[Any]) -> list[Any]:
         if args[2]:

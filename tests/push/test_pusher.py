@@ -12,7 +12,7 @@ import pytest
 from celery import Celery
 from pydantic import SecretStr
 
-from api_contracts import GenerationClient, Push, PushKind, PushState, TaskStatus
+from api_contracts import GenerationClient, Push, PushKind, PushState, TaskStatus, examples
 from api_contracts.events import EVENT
 from api_contracts.names import Keys
 from tests.push.receiver import Receiver, receiver
@@ -241,10 +241,10 @@ def test_a_slow_receiver_holds_up_nobody_else(
     client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
-    """While seven webhooks do not answer, the eighth thread goes on with the rest."""
+    """While many webhooks of one host do not answer, the others are told as if there were none."""
     start()
     with hook.came:  # no answer until it is let go
-        for number in range(pusher.THREADS - 1):
+        for number in range(3 * pusher.THREADS):
             end(client, status, f"slow-{number}", webhook=hook.origin)
         for number in range(5):
             to = {"queue": TARGET.queue, "task": TARGET.task}
@@ -252,7 +252,87 @@ def test_a_slow_receiver_holds_up_nobody_else(
             state = settled(client, f"quick-{number}", PushKind.REPLY_TO).state
             assert state is PushState.DELIVERED
         assert hook.messages == []
-    hook.wait(pusher.THREADS - 1)
+    hook.wait(3 * pusher.THREADS)
+
+
+def test_no_more_threads_is_no_end(
+    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A push that no thread could be had for is made later."""
+    monkeypatch.setattr(pushes, "HOLD_S", 0.1)
+    real = threading.Thread.start
+    refused: list[threading.Thread] = []
+
+    def begin(self: threading.Thread) -> None:
+        if self.name.startswith("push-") and len(refused) < 2 * pusher.THREADS:
+            refused.append(self)
+            raise RuntimeError("can't start new thread")
+        real(self)
+
+    monkeypatch.setattr(threading.Thread, "start", begin)
+    start()
+    end(client, status, "threadless", webhook=hook.origin)
+    assert settled(client, "threadless", PushKind.WEBHOOK).state is PushState.DELIVERED
+    assert len(refused) == 2 * pusher.THREADS
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b"{no",
+        b"[" * 3000,
+        json.dumps({**examples.EVENTS["succeeded"], "task_id": "another"}).encode(),
+        json.dumps({**examples.EVENTS["progress"], "task_id": "forged"}).encode(),
+        json.dumps({"x": "y" * 2**20}).encode(),
+    ],
+    ids=["no JSON", "deep", "another's", "no end", "large"],
+)
+def test_only_ends_are_pushed(
+    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver,
+    redis: Redis, event: bytes,
+) -> None:  # fmt: skip
+    """Whatever else stands last in a stream is sent to nobody."""
+    end(client, status, "forged", webhook=hook.origin)
+    redis.xadd(client.keys.events("forged"), {"event": event}, id="9-0")
+    start()
+    until_s = time.monotonic() + COME_S
+    while redis.zcard(client.keys.pushes):
+        assert time.monotonic() < until_s
+        threading.Event().wait(0.02)
+    redis.delete(client.keys.events("forged"))
+    assert hook.messages == []
+
+
+@pytest.mark.parametrize("field", ["first_at", "tries"])
+def test_a_hostile_state_is_no_way_to_be_pushed_for_ever(
+    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver,
+    redis: Redis, field: str,
+) -> None:  # fmt: skip
+    """A first try in the far future counts as now; one beyond counting is odd."""
+    end(client, status, "hostile", webhook=hook.origin)
+    states = {
+        "first_at": '{"state": "waiting", "first_at": "9999-12-31T00:00:00Z"}',
+        "tries": '{"state": "waiting", "tries": ' + "9" * 400 + "}",
+    }
+    redis.hset(client.keys.task("hostile"), "push_webhook", states[field])
+    hook.answers = [500] * 1000
+    start(retry_s=0.2)
+    until_s = time.monotonic() + COME_S
+    while redis.zcard(client.keys.pushes):
+        assert time.monotonic() < until_s
+        threading.Event().wait(0.02)
+
+
+def test_a_late_loser_does_not_undo_a_delivery(
+    client: GenerationClient, status: Status, hook: Receiver
+) -> None:
+    """What another has settled stays settled."""
+    end(client, status, "late", webhook=hook.origin)
+    (due,) = status.pushes.take(1)
+    status.pushes.settle(due, Push(state=PushState.DELIVERED, tries=1), None)
+    status.pushes.settle(due, Push(state=PushState.WAITING, tries=1, error="late"), 5.0)
+    assert client.handle("late").pushes()[PushKind.WEBHOOK].state is PushState.DELIVERED
 
 
 def test_odd_pushes_stop_nobody(

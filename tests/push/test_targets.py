@@ -98,6 +98,7 @@ def test_what_names_nobody_is_no_request(wanted: dict[str, Any]) -> None:
         parse_request({"prompt": "x", **wanted})
     (where,) = {fault.where.split(".")[0] for fault in caught.value.faults}
     assert where in wanted
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +107,7 @@ def test_what_names_nobody_is_no_request(wanted: dict[str, Any]) -> None:
         ("webhook_hosts", ["https://a/path"], "host"),
         ("webhook_hosts", ["a b"], "host"),
         ("webhook_hosts", ["ftp://a"], "host"),
+        ("webhook_hosts", ["hooks.example.com", "a:99999"], "Port"),
         ("webhook_secrets", ["secret"], "whsec_"),
         ("webhook_secrets", ["whsec_" + "c2Vj"], "24 to 64 bytes"),
         ("webhook_secrets", ["c2Vj" * 8], "whsec_"),

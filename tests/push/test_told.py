@@ -121,12 +121,14 @@ def test_plain_celery_may_ask_too(worker: Service, shop_url: str) -> None:
     for task_id, request in (
         ("told-raw", SMALL),
         ("told-refused", {"prompt": "x", "nope": 1}),
+        ("told-long", {"prompt": "x" * 9000}),
     ):
         plain.send_task(
             "sag.generate", kwargs={"request": {**request, "reply_to": REPLY_TO}},
             task_id=task_id, queue="generate.default",
         )  # fmt: skip
     assert told(shop_url, "told-raw").type == "succeeded"
+    assert told(shop_url, "told-long").type == "failed"
     refused = told(shop_url, "told-refused")
     assert refused.type == "failed"
     assert refused.error.details["faults"][0]["where"] == "nope"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 import ssl
+import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -149,13 +151,46 @@ def test_who_listens_nowhere_and_who_says_nothing(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(webhooks, "ANSWER_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         origin = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(NotPushed, match="ReadTimeout") as caught:
+        with pytest.raises(NotPushed, match="no answer") as caught:
             poster([origin]).post(origin, "id", BODY)
         assert not caught.value.final
     with pytest.raises(NotPushed, match="NewConnection"):
         poster([origin]).post(origin, "id", BODY)
     with pytest.raises(NotPushed, match="no answer"):
         poster(["https://no.invalid"]).post("https://no.invalid", "id", BODY)
+
+
+def test_who_says_a_bit_now_and_then_is_not_heard_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A try ends when its time is over, whatever still comes."""
+    monkeypatch.setattr(webhooks, "ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            there, _ = server.accept()
+            with there, suppress(OSError):
+                while True:
+                    there.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+                    threading.Event().wait(0.05)
+
+        threading.Thread(target=drip, daemon=True).start()
+        origin = f"http://127.0.0.1:{server.getsockname()[1]}"
+        began_s = time.monotonic()
+        with pytest.raises(NotPushed, match="no answer"):
+            poster([origin]).post(origin, "id", BODY)
+        assert time.monotonic() - began_s < 10
+
+
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1/x", "ftp://127.0.0.1", "http://u:p@127.0.0.1/", "x" * 3000]
+)
+def test_what_is_no_webhook_is_not_called(hook: Receiver, url: str) -> None:
+    """A record is the work of whoever wrote it: what the contract refuses is given up at once."""
+    with pytest.raises(NotPushed) as caught:
+        poster([hook.origin]).post(url, "id", BODY)
+    assert caught.value.final
+    assert hook.messages == []
 
 
 def test_certificates_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +222,8 @@ def test_certificates_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 "127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254",
                 "100.64.0.1", "0.0.0.0", "224.0.0.1", "239.1.1.1", "255.255.255.255", "::1", "::",
                 "fe80::1%eth0", "fd00::1", "ff0e::1", "::ffff:127.0.0.1", "::ffff:169.254.169.254",
-                "64:ff9b::a00:1", "2002:7f00:1::",
+                "64:ff9b::a00:1", "2002:7f00:1::", "64:ff9b:1::a00:1", "fec0::1", "::10.0.0.1",
+                "::ffff:0:10.0.0.1", "192.88.99.1",
             )
         ],
     ],
