@@ -1,4 +1,4 @@
-# make setup | demo | test | fuzz | chaos | lint | format | docs | benchmark | train | lock | clean
+# make setup | demo | studio | test | fuzz | chaos | lint | format | docs | benchmark | train | lock | clean
 # Everything runs in .venv, which `setup` makes and renews only when its inputs change.
 
 PYTHON ?= python3
@@ -8,7 +8,7 @@ PROCESSES ?= 3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test fuzz chaos lint format docs benchmark train lock clean
+.PHONY: setup demo studio test fuzz chaos lint format docs benchmark train lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -22,6 +22,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: setup
 	@$(BIN)/sag-worker demo $(if $(PROMPT),--prompt "$(PROMPT)") --out demo-output
+
+studio: setup
+	@$(BIN)/python -m examples.studio $(ARGS)
 
 test: setup
 	rm -f .coverage .coverage.*

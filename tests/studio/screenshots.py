@@ -1,0 +1,67 @@
+"""`python -m tests.studio.screenshots`: the pictures of the studio in `docs/`, from a real run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from playwright.sync_api import expect
+
+from tests.studio.conftest import DESKTOP, END_MS, PHONE, ask, chromium
+from tests.studio.test_start import where
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from playwright.sync_api import Browser
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+SEED = 11
+
+
+def main() -> None:
+    """Start the studio, make four pictures on a desktop and one on a phone."""
+    expect.set_options(timeout=END_MS)
+    with _studio() as url, chromium() as browser:
+        _desktop(browser, url)
+        _phone(browser, url)
+    for name in ("studio.png", "studio-phone.png"):
+        print(DOCS / name)
+
+
+@contextmanager
+def _studio() -> Iterator[str]:
+    command = [sys.executable, "-m", "examples.studio", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield where(process)
+        finally:
+            process.terminate()
+
+
+def _desktop(browser: Browser, url: str) -> None:
+    page = browser.new_page(viewport=DESKTOP)
+    page.goto(url)
+    ask(page, "a green ring left of a blue square on a black background", steps=25, seed=SEED)
+    page.get_by_role("button", name="Side by side").click()
+    expect(page.locator("[data-finished]")).to_have_count(4)
+    page.mouse.move(0, 0)
+    page.screenshot(path=DOCS / "studio.png", full_page=True)
+
+
+def _phone(browser: Browser, url: str) -> None:
+    """In the dark, in the middle of a picture."""
+    page = browser.new_page(viewport=PHONE, color_scheme="dark")
+    page.goto(url)
+    ask(page, "a large yellow star on a purple background", steps=150, seed=SEED)
+    page.get_by_role("button", name="Make a picture").click()
+    expect(page.locator(".state")).to_contain_text("Step 1", timeout=END_MS)
+    expect(page.locator(".picture")).to_be_visible()
+    page.screenshot(path=DOCS / "studio-phone.png", full_page=True)
+
+
+if __name__ == "__main__":
+    main()

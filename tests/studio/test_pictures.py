@@ -1,0 +1,208 @@
+"""The page in a browser, over a real worker: from a prompt to pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import urllib.request
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from playwright.sync_api import expect
+
+from tests.studio.conftest import END_MS, ask, task_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from playwright.sync_api import Page
+
+    from tests.conftest import Service
+
+#: Steps that take long enough to come in between.
+MANY = 150
+#: Notes every picture that a card has shown.
+WATCH = """
+window.shown = [];
+new MutationObserver((changes) => {
+  for (const { target } of changes)
+    if (target.className.startsWith("picture")) window.shown.push(target.src);
+}).observe(document, { attributes: true, attributeFilter: ["src"], subtree: true });
+"""
+#: Every picture takes a second to decode.
+SLOW = """
+const { decode } = Image.prototype;
+Image.prototype.decode = async function () {
+  await new Promise((resolve) => setTimeout(resolve, 1000));
+  return decode.call(this);
+};
+"""
+
+
+def pixels(url: str) -> np.ndarray:
+    """The picture at a URL, 64 px square, in 0 … 255."""
+    if url.startswith("data:"):
+        data = base64.b64decode(url.partition(",")[2])
+    else:
+        with urllib.request.urlopen(url, timeout=30) as reply:
+            data = reply.read()
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB").resize((64, 64)), dtype=float)
+
+
+def test_a_picture_appears_after_its_previews_sharpened(
+    new_page: Callable[..., Page], studio: str
+) -> None:
+    """Previews come nearer and nearer to the picture, which is loaded from S3 and has its facts."""
+    page = new_page()
+    page.add_init_script(WATCH)
+    page.goto(studio)
+    ask(page, steps=25, seed=7)
+    page.get_by_role("button", name="Make a picture").click()
+    picture = page.get_by_role("img", name="a large red circle on a white background")
+    expect(picture).to_have_attribute("src", re.compile("^http"))
+    *previews, finished = page.evaluate("shown")
+    assert len(set(previews)) >= 2
+    assert all(url.startswith("data:image/jpeg") for url in previews)
+    first, last, end = pixels(previews[0]), pixels(previews[-1]), pixels(finished)
+    assert np.abs(last - end).mean() < np.abs(first - end).mean() / 2
+    assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [64, 64]
+    facts = page.locator(".facts")
+    for told in ("Seed7", "Steps25", "Guidance3", "Samplerddim", "tasks a step", "Denoised"):
+        expect(facts).to_contain_text(told)
+    expect(page.get_by_role("progressbar")).to_have_attribute("value", "1")
+    expect(page.get_by_label("Seed")).to_have_value("7")
+    expect(page.get_by_role("status")).to_have_text("The picture is done.")
+
+
+def test_previews_show_where_a_picture_takes_long_to_load(
+    new_page: Callable[..., Page], studio: str
+) -> None:
+    """A browser that is slower than the steps shows late previews rather than none."""
+    page = new_page()
+    page.add_init_script(SLOW)
+    page.goto(studio)
+    ask(page, steps=MANY)
+    page.get_by_role("button", name="Make a picture").click()
+    expect(page.locator(".picture")).to_be_visible()
+    expect(page.locator(".state")).to_contain_text(f"of {MANY}")
+
+
+def test_a_reload_in_the_middle_picks_the_progress_up_again(page: Page, service: Service) -> None:
+    """The same task goes on where it is, and the form says again what was asked for."""
+    ask(page, "a green ring on a black background", steps=MANY)
+    page.get_by_role("button", name="Make a picture").click()
+    expect(page.locator(".state")).to_contain_text(f"of {MANY}")
+    before, address = step(page), page.url
+    page.reload()
+    expect(page.locator(".state")).to_contain_text(f"of {MANY}")
+    assert before <= step(page) < MANY
+    expect(page.get_by_label("What shall it draw?")).to_have_value(
+        "a green ring on a black background"
+    )
+    expect(page.get_by_label("Steps")).to_have_value(str(MANY))
+    expect(page.get_by_role("status")).to_have_text("The picture is done.")
+    assert page.url == address
+    kinds = [event.type for event in service.client.handle(task_ids(page)[0]).events(timeout=9)]
+    assert kinds.count("queued") == kinds.count("started") == 1
+
+
+def step(page: Page) -> int:
+    """The step that the only card says."""
+    found = re.search(r"Step (\d+)", page.locator(".state").inner_text())
+    assert found is not None
+    return int(found[1])
+
+
+def test_two_tabs_see_the_same(page: Page) -> None:
+    """A tab that comes in the middle ends with the same picture, facts and previews."""
+    ask(page, steps=MANY)
+    page.get_by_role("button", name="Make a picture").click()
+    expect(page.locator(".state")).to_contain_text(f"of {MANY}")
+    other = page.context.new_page()
+    other.goto(page.url)
+    expect(other.locator(".state")).to_contain_text(f"of {MANY}")
+    ends = []
+    for tab in (page, other):
+        expect(tab.get_by_role("status")).to_have_text("The picture is done.")
+        expect(tab.locator("[data-finished]")).to_be_visible()
+        places = tab.get_by_label("Look back").get_attribute("max")
+        assert places is not None
+        assert int(places) >= 20
+        src = tab.locator(".picture").get_attribute("src")
+        ends.append((src, tab.locator(".about").inner_text(), places))
+    assert ends[0] == ends[1]
+
+
+def test_side_by_side_draws_four_scales_from_one_seed(page: Page, service: Service) -> None:
+    """Four cards, four tasks: SAG scale 0, 0.5, 0.75 and 1, all else alike, four pictures."""
+    ask(page, "a green ring left of a blue square on a black background", steps=10)
+    page.get_by_role("button", name="Side by side").click()
+    expect(page.get_by_role("status")).to_have_text("4 of 4 pictures are done.")
+    expect(page.locator("[data-finished]")).to_have_count(4)
+    assert page.locator(".name").all_inner_texts() == ["SAG 0", "SAG 0.5", "SAG 0.75", "SAG 1"]
+    results = [service.client.handle(each).result(timeout=9) for each in task_ids(page)]
+    assert [each.parameters["sag_scale"] for each in results] == [0, 0.5, 0.75, 1]
+    assert len({each.images[0].seed for each in results}) == 1
+    assert len({each.images[0].sha256 for each in results}) == 4
+    seed = results[0].images[0].seed
+    expect(page.locator(".seed dd")).to_have_text([str(seed)] * 4)
+    tops = [card.bounding_box() for card in page.locator(".picture").all()]
+    assert len({box["y"] for box in tops if box}) == 1  # next to each other
+
+
+def test_looking_back_shows_earlier_steps(page: Page) -> None:
+    """The slider's first place is the first preview, its last the picture."""
+    ask(page, steps=10)
+    page.get_by_role("button", name="Make a picture").click()
+    expect(page.locator("[data-finished]")).to_be_visible()
+    slider, picture = page.get_by_label("Look back"), page.locator(".picture")
+    slider.focus()
+    slider.press("Home")
+    expect(picture).to_have_attribute("src", re.compile("^data:"))
+    expect(page.locator("#look-value")).to_have_text("step 1")
+    slider.press("End")
+    expect(picture).to_have_attribute("src", re.compile("^http"))
+
+
+def test_a_seed_is_new_each_time_or_the_same_again(page: Page) -> None:
+    """An empty field draws another each time; `Same again` fills in all, `Random` empties it."""
+    seeds = []
+    again, field = page.get_by_role("button", name="Same again"), page.get_by_label("Seed")
+    expect(again).to_be_disabled()
+    for _ in range(2):
+        ask(page, steps=2)
+        seeds.append(seed_of_next(page))
+    assert seeds[0] != seeds[1]
+    ask(page, "something else", steps=3)
+    again.click()
+    expect(field).to_have_value(seeds[1])
+    expect(page.get_by_label("Steps")).to_have_value("2")
+    expect(page.get_by_label("What shall it draw?")).to_have_value(re.compile("large red"))
+    assert seed_of_next(page) == seeds[1]
+    page.get_by_role("button", name="Random").click()
+    expect(field).to_have_value("")
+
+
+def seed_of_next(page: Page) -> str:
+    """Make a picture; its seed, as the page says it."""
+    address = page.url
+    page.get_by_role("button", name="Make a picture").click()
+    page.wait_for_url(lambda url: url != address, timeout=END_MS)
+    expect(page.locator("[data-finished]")).to_be_visible()
+    return page.locator(".seed dd").inner_text()
+
+
+def test_going_back_shows_the_picture_before(page: Page) -> None:
+    """Each submission is a place in the browser's history."""
+    prompts = ["a large red circle on a white background", "a green ring on a black background"]
+    for prompt in prompts:
+        ask(page, prompt, steps=2)
+        seed_of_next(page)
+    expect(page.locator("#asked")).to_have_text(prompts[1])
+    page.go_back()
+    expect(page.locator("#asked")).to_have_text(prompts[0])
+    expect(page.get_by_label("What shall it draw?")).to_have_value(prompts[0])
+    expect(page.locator("[data-finished]")).to_be_visible()

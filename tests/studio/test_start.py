@@ -1,0 +1,98 @@
+"""`make studio`: everything from one command, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.service.conftest import wait_until
+from tests.service.test_demo import left_behind
+from tests.studio.test_endpoints import REQUEST, call, stream
+from worker import embedded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+#: Longest wait for all of it to end, in seconds.
+STOP_S = 60
+
+
+@contextmanager
+def started(tmp_path: Path, port: int = 0) -> Iterator[subprocess.Popen[str]]:
+    """A studio whose servers keep their files below `tmp_path`, as does its browser."""
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    browser.chmod(0o700)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "examples.studio", "--port", str(port)],
+        # What somebody has set for a service of their own must mean nothing here.
+        env={
+            **os.environ,
+            "TMPDIR": str(tmp_path),
+            "SAG_NAMESPACE": "other",
+            "SAG_BROKER_URL": "redis://127.0.0.1:9/0",
+            "BROWSER": f"{browser} %s",
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        while process.poll() is None:  # the test has failed; a second signal hurries uvicorn
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_studio_makes_a_picture_and_ends_with_everything(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """It opens a browser, works, and stops by a signal while a page follows a task; status 0."""
+    with started(tmp_path) as process:
+        url = where(process)
+        opened = tmp_path / "opened"
+        wait_until(lambda: opened.exists() and opened.read_text() == f"{url}\n")
+        waits_for_ever = REQUEST | {"model": "nobodys"}
+        requests = {"a": REQUEST | {"num_inference_steps": 2}, "b": waits_for_ever}
+        assert call("POST", f"{url}tasks", requests)[0] == 202
+        assert stream(f"{url}tasks/a/events")[-1][1]["type"] == "succeeded"
+        address = embedded.LOOPBACK, int(url.rstrip("/").rpartition(":")[2])
+        with socket.create_connection(address, timeout=STOP_S) as page:
+            page.sendall(b"GET /tasks/b/events HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert page.recv(100)
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=STOP_S)
+    assert (process.returncode, errors) == (0, "everything is stopped\n")
+    assert left_behind(tmp_path) == []
+
+
+def where(process: subprocess.Popen[str]) -> str:
+    """The page's URL, as soon as the studio says it."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "http://" in line:
+            return "http://" + line.partition("http://")[2].split()[0]
+    raise AssertionError("it ended")
+
+
+def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
+    """Before anything is started, with the option that helps."""
+    with (
+        socket.create_server((embedded.LOOPBACK, 0)) as taken,
+        started(tmp_path, taken.getsockname()[1]) as process,
+    ):
+        _, errors = process.communicate(timeout=STOP_S)
+    assert process.returncode == 1
+    assert errors.startswith("--port ")
+    assert "--port 0" in errors
+    assert left_behind(tmp_path) == []
