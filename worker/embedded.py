@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 #: Longest wait for a process to answer after its start, and to end after its signal, in seconds. A
 #: supervisor imports torch before its first worker answers.
 START_S, STOP_S = 120.0, 10.0
+#: SeaweedFS says good-bye to itself for 15 s; nobody needs its files any more.
+S3_STOP_S = 1.0
 #: Pause between two looks at a server that is starting, in seconds.
 LOOK_S = 0.05
 LOOPBACK = "127.0.0.1"
@@ -105,7 +107,7 @@ def s3_server(
     options = [f"{name}={each}" for name, each in zip(names, free_ports(len(names)), strict=True)]
     command = [
         _seaweedfs(), "server", f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}", f"-dir={folder}", "-s3",
-        f"-s3.port={port}", f"-s3.config={config}", "-volume.max=0", "-volume.preStopSeconds=0",
+        f"-s3.port={port}", f"-s3.config={config}", "-volume.max=0",
         "-master.volumeSizeLimitMB=64", "-metricsPort=0",
         # Catalogues on fixed ports, and a report to its makers: neither is wanted.
         "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false", *options,
@@ -118,7 +120,8 @@ def s3_server(
         region_name="us-east-1",
     )
 
-    with running(command, folder / "s3.log", lambda: _stores(client, bucket, folder)):
+    log = folder / "s3.log"
+    with running(command, log, lambda: _stores(client, bucket, folder), stop_s=S3_STOP_S):
         yield server
 
 

@@ -2,7 +2,7 @@
 
 It knows `api_contracts` alone, as any other backend.
 """
-# ruff: noqa: FAST003  # the ids in the paths are read by `known`
+# the ids in the paths are read by `known`
 
 import asyncio
 import os
