@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 SECRET = "whsec_" + "c2Vj" * 8
 REPLY_TO = {"queue": shop.QUEUE, "task": shop.TASK}
 SMALL = {"prompt": "a red circle", "num_inference_steps": 2}
-LONG = {"prompt": "a red circle", "num_inference_steps": 150}
+LONG = {
+    "prompt": "a red circle", "num_inference_steps": 150, "num_images_per_prompt": 4,
+    "scheduler": "heun",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
