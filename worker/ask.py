@@ -13,7 +13,7 @@ from worker import report, wanted
 from worker.dead import DeadLetters
 from worker.exits import INVALID
 from worker.picture import Preview
-from worker.terminal import client, fail, or_exit, settings
+from worker.terminal import client, fail, or_exit, printable, settings
 
 app = typer.Typer()
 dead = typer.Typer(help="Tasks that no worker could finish.", no_args_is_help=True)
@@ -141,7 +141,7 @@ def queue(*, machine: Machine = False) -> None:
     for name, worker in sorted(workers.items()):
         what = worker.get("refusal") or worker.get("error") or "well"
         running = " ".join(worker.get("running", [])) or "nothing"
-        print(f"{name} ({worker.get('device', '?')}, {what}): {running}")
+        print(printable(f"{name} ({worker.get('device', '?')}, {what}): {running}"))
     if not workers:
         print("no worker answers")
 
@@ -152,7 +152,7 @@ def dead_list() -> None:
     with client() as asked:
         for each in or_exit(lambda: list(DeadLetters(asked))):
             at = each.at.isoformat(timespec="seconds").replace("+00:00", "Z")
-            print(at, each.task_id, each.attempt, ascii(each.reason)[1:-1], sep="\t")
+            print(at, printable(each.task_id), each.attempt, ascii(each.reason)[1:-1], sep="\t")
 
 
 @dead.command("replay")

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from worker import ask, log
 from worker.exits import FAILED, INVALID
-from worker.terminal import console, fail, or_exit
+from worker.terminal import console, fail, or_exit, printable
 from worker.terminal import settings as read_settings
 
 app = typer.Typer(
@@ -82,7 +82,7 @@ def health() -> None:
     if not workers:
         fail("no worker of this host answers")
     for name, refusal in workers.items():
-        print(f"{name}: {refusal or 'well'}")
+        print(printable(f"{name}: {refusal or 'well'}"))
     if any(workers.values()):
         sys.exit(FAILED)
 
@@ -97,7 +97,7 @@ def doctor() -> None:
         well &= finding.ok
         mark = "[green]ok[/]  " if finding.ok else "[red]FAIL[/]"
         fix = "" if finding.ok else f"\n      fix: {finding.fix}"
-        told = escape(f"{finding.what}: {finding.found}{fix}")
+        told = escape(printable(f"{finding.what}: {finding.found}") + fix)
         console.print(f"{mark} {told}", highlight=False, soft_wrap=True)
     sys.exit(0 if well else FAILED)
 

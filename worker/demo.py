@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from api_contracts import GenerationClient, GenerationError, GenerationResult
 from worker import embedded, progress
 from worker.exits import INTERRUPTED
+from worker.terminal import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,7 +104,8 @@ def _save(
     files = []
     for prompt, result in zip(prompts, results, strict=True):
         if isinstance(result, GenerationError):
-            console.print(f"{prompt}: {result}", style="red", markup=False, highlight=False)
+            told = printable(f"{prompt}: {result}")
+            console.print(told, style="red", markup=False, highlight=False)
             continue
         name = (
             "-".join("".join(c if c.isalnum() else " " for c in prompt).split())[:60] or "picture"

@@ -12,7 +12,7 @@ from worker.finding import Finding, no_extra
 from worker.model_spec import is_hub_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from worker.model_spec import ModelSpec
     from worker.settings import Settings
@@ -22,17 +22,20 @@ def examine(settings: Settings) -> Iterator[Finding]:
     """Look at Redis, S3, the device and the models; ends whether they answer or not."""
     yield from servers.redis(settings)
     yield from servers.s3(settings)
-    yield _device(settings)
-    yield from models(settings)
+    gpus: list[gpu.Gpu] = []
+    try:
+        gpus = gpu.list_gpus()
+    except RuntimeError as error:
+        yield Finding("device", ok=False, found=str(error), fix="repair the driver")
+    else:
+        yield _device(settings, gpus)
+    yield from models(settings, gpus)
 
 
-def _device(settings: Settings) -> Finding:
+def _device(settings: Settings, gpus: Sequence[gpu.Gpu]) -> Finding:
     if importlib.util.find_spec("torch") is None:
         return no_extra("device", "torch")
-    try:
-        device, gpus = gpu.resolve(settings.device), gpu.list_gpus()
-    except RuntimeError as error:
-        return Finding("device", ok=False, found=str(error), fix="repair the driver")
+    device = gpu.resolve(settings.device, gpus)
     if device == "cpu":
         return Finding("device", ok=True, found="the CPU; offload is not used")
     listed = ", ".join(f"{each.name} with {each.memory_mib} MiB" for each in gpus) or "no GPU"
@@ -46,30 +49,49 @@ def _device(settings: Settings) -> Finding:
     return Finding("device", ok=ok, found=f"{device}: {listed}; torch {torch.__version__}", fix=fix)
 
 
-def models(settings: Settings) -> Iterator[Finding]:
+def models(settings: Settings, gpus: Sequence[gpu.Gpu] = ()) -> Iterator[Finding]:
     """The files of each model, and whether its weights fit into the GPU."""
     if importlib.util.find_spec("safetensors") is None:
         yield no_extra("models", "safetensors")
         return
-    smallest = _smallest(settings.device)
+    smallest = _smallest(settings.device, gpus)
     for alias, spec in settings.specs.items():
-        folder, what = Path(spec.path), f"model {alias}"
-        if folder.is_dir():
-            files = model_files.look(folder, safety_checker=spec.safety_checker)
-            found = f"{folder}: {'; '.join(files.faults) or 'every file is there'}"
-            fix = "bring the files, or point SAG_MODELS at a folder in diffusers' layout"
-            yield Finding(what, ok=not files.faults, found=found, fix=fix)
-            whole = not files.faults and settings.offload != "sequential"
-            if smallest is not None and whole:
-                yield memory(what, files.numbers, spec.dtype, settings.offload, smallest)
-        elif is_hub_id(spec.path):
-            free_gib = shutil.disk_usage(Path.home()).free / 2**30
-            found = f"{spec.path} from the hub or its cache; {free_gib:.0f} GiB free"
-            yield Finding(what, ok=True, found=found)
-        else:
-            fix = "set its path in SAG_MODELS to a folder on this machine or a hub id (owner/name)"
-            yield Finding(what, ok=False, found=f"{spec.path} is not there", fix=fix)
-        yield from _additions(what, spec)
+        what = f"model {alias}"
+        try:
+            yield from _model(what, spec, settings.offload, smallest)
+            yield from _additions(what, spec)
+        except OSError as error:
+            fix = (
+                "let this user read it, or set SAG_MODELS, or HF_HOME for the hub, to another path"
+            )
+            yield Finding(what, ok=False, found=f"can't be looked at: {error}", fix=fix)
+
+
+def _model(what: str, spec: ModelSpec, offload: str, smallest: gpu.Gpu | None) -> Iterator[Finding]:
+    folder = Path(spec.path)
+    if folder.is_dir():
+        files = model_files.look(folder, safety_checker=spec.safety_checker)
+        found = f"{folder}: {'; '.join(files.faults) or 'every file is there'}"
+        fix = "bring the files, or point SAG_MODELS at a folder in diffusers' layout"
+        yield Finding(what, ok=not files.faults, found=found, fix=fix)
+        if smallest is not None and not files.faults and offload != "sequential":
+            yield memory(what, files.numbers, spec.dtype, offload, smallest)
+    elif is_hub_id(spec.path):
+        place = _hub_cache()
+        free_gib = shutil.disk_usage(place).free / 2**30
+        found = f"{spec.path} from the hub or its cache; {free_gib:.0f} GiB free at {place}"
+        yield Finding(what, ok=True, found=found)
+    else:
+        fix = "set its path in SAG_MODELS to a folder on this machine or a hub id (owner/name)"
+        yield Finding(what, ok=False, found=f"{spec.path} is not there", fix=fix)
+
+
+def _hub_cache() -> Path:
+    """Where the hub's files are kept, or the nearest folder above it that is there already."""
+    from huggingface_hub import constants  # noqa: PLC0415  # the worker extra
+
+    cache = Path(constants.HF_HUB_CACHE).absolute()
+    return next(each for each in (cache, *cache.parents) if each.exists())
 
 
 def _additions(what: str, spec: ModelSpec) -> Iterator[Finding]:
@@ -80,12 +102,9 @@ def _additions(what: str, spec: ModelSpec) -> Iterator[Finding]:
             yield Finding(what, ok=False, found=f"{path} is not there", fix=fix)
 
 
-def _smallest(device: str) -> gpu.Gpu | None:
+def _smallest(device: str, gpus: Sequence[gpu.Gpu]) -> gpu.Gpu | None:
     """Of the GPUs that `device` may mean, the one with the least memory."""
-    try:
-        resolved, gpus = gpu.resolve(device), gpu.list_gpus()
-    except RuntimeError:  # told of the device
-        return None
+    resolved = gpu.resolve(device, gpus)
     if resolved == "cpu":
         return None
     if device != "auto":

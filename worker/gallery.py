@@ -39,7 +39,8 @@ class Gallery:
         data = picture.from_data_url(url) if self._rows >= LEAST_ROWS else None
         if data is None:
             return
-        if (drawn := picture.blocks(data, 2 * self._rows, self._rows)) is not None:
+        most_px = picture.MOST_PREVIEW_PX
+        if (drawn := picture.blocks(data, 2 * self._rows, self._rows, most_px)) is not None:
             self._drawn[number] = drawn
 
     def drop(self, number: int) -> None:

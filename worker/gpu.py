@@ -6,6 +6,10 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: Longest wait for the driver, in seconds.
 ANSWER_S = 30
@@ -75,8 +79,8 @@ def _visible(gpus: list[Gpu]) -> list[Gpu]:
     ]
 
 
-def resolve(device: str) -> str:
-    """The device that `auto` and `cuda` stand for."""
+def resolve(device: str, gpus: Sequence[Gpu] | None = None) -> str:
+    """The device that `auto` and `cuda` stand for; the driver is asked unless `gpus` are known."""
     if device == "auto":
-        return "cuda:0" if list_gpus() else "cpu"
+        return "cuda:0" if (list_gpus() if gpus is None else gpus) else "cpu"
     return "cuda:0" if device == "cuda" else device

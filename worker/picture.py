@@ -1,7 +1,7 @@
 """Pictures in a terminal: by kitty's or iTerm2's protocol, or as half blocks in colour.
 
 Never in a pipe. What is shown may come from anybody: its size is bounded, and what can't be read
-is not shown.
+is not shown. Without Pillow nobody looks at the pixels: the bytes alone are bounded.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import io
 import sys
 import warnings
 from enum import StrEnum
+from functools import cache
 from typing import TYPE_CHECKING
 
 from rich.color import Color
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 
 #: Most rows of a finished picture, and rows of the terminal that are left for other lines.
 ROWS, OTHER_ROWS = 20, 4
-#: Largest preview, as its data URL, and largest picture: a few bytes may claim any size.
-MOST_URL_CHARS, MOST_PX = 2**18, 2**24
+#: Largest preview, as its data URL and in pixels: a few bytes may claim any size.
+MOST_URL_CHARS, MOST_PREVIEW_PX = 2**18, 2**20
+#: Largest finished picture, as its file and in pixels.
+MOST_BYTES, MOST_PX = 2**25, 2**24
 #: Base64 characters in one of kitty's messages: its own limit.
 CHUNK = 4096
 #: How the names of files end that terminals show, and how they begin.
@@ -79,7 +82,7 @@ def _understood(terminal: str, environment: Mapping[str, str]) -> Preview:
 def can_draw(console: Console) -> bool:
     """Whether half blocks can be told apart: at least 256 colours, not `NO_COLOR`, and Pillow."""
     colours = not console.no_color and console.color_system in ("256", "truecolor")
-    return colours and importlib.util.find_spec("PIL") is not None
+    return colours and _has_pillow()
 
 
 def show(data: bytes, size_px: tuple[int, int], way: Preview, console: Console) -> None:
@@ -88,7 +91,7 @@ def show(data: bytes, size_px: tuple[int, int], way: Preview, console: Console) 
     # A cell is about twice as high as wide.
     fitting = console.width * height_px // (2 * max(1, width_px))
     rows = max(1, min(ROWS, console.height - OTHER_ROWS, fitting))
-    if not data.startswith((_PNG, _JPEG, _WEBP)):
+    if not data.startswith((_PNG, _JPEG, _WEBP)) or (_has_pillow() and not _read(data, (1, 1))):
         return
     match way:
         case Preview.KITTY:
@@ -129,9 +132,9 @@ def iterm2(file: bytes, rows: int) -> str:
     return f"\x1b]1337;File={options}:{text}\x07"
 
 
-def blocks(data: bytes, columns: int, rows: int) -> Text | None:
+def blocks(data: bytes, columns: int, rows: int, most_px: int = MOST_PX) -> Text | None:
     """A picture of half blocks, two pixels to a cell; None when it can't be read."""
-    if (picture := _read(data, (columns, 2 * rows))) is None:
+    if (picture := _read(data, (columns, 2 * rows), most_px)) is None:
         return None
     lines, width = [], picture.width
     raw = picture.tobytes()
@@ -158,26 +161,41 @@ def from_data_url(url: str) -> bytes | None:
 
 def _as_png(data: bytes) -> bytes | None:
     """Any picture as a PNG; None when it can't be read."""
-    if importlib.util.find_spec("PIL") is None or (picture := _read(data)) is None:
+    if not _has_pillow() or (picture := _read(data)) is None:
         return None
     file = io.BytesIO()
     picture.save(file, "PNG")
     return file.getvalue()
 
 
-def _read(data: bytes, most_px: tuple[int, int] | None = None) -> Image.Image | None:
+def _read(
+    data: bytes, room_px: tuple[int, int] | None = None, most_px: int = MOST_PX
+) -> Image.Image | None:
     """A picture in RGB, made to fit; None when it can't be read, or claims to be huge."""
     from PIL import Image  # noqa: PLC0415  # the worker extra
 
-    warnings.simplefilter("error", Image.DecompressionBombWarning)
+    _hush()
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as picture:
-            if picture.width * picture.height > MOST_PX:
+            if picture.width * picture.height > most_px:
                 return None
-            if most_px:
-                picture.thumbnail(most_px)
+            if room_px:
+                picture.thumbnail(room_px)
             return picture.convert("RGB")
-    except (OSError, ValueError, SyntaxError):  # whatever Pillow says of broken files
+    # Of broken files Pillow raises whatever its many decoders meet, AssertionError among it: to
+    # whoever watches a task any of it means that there is no picture.
+    except Exception:  # noqa: BLE001
         return None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return None
+
+
+@cache
+def _hush() -> None:
+    """Ignore Pillow's warnings: they would stand amid the bars.
+
+    Once: the filters are the process's, and previews are read in many threads.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\b")
+
+
+def _has_pillow() -> bool:
+    return importlib.util.find_spec("PIL") is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 import time
@@ -10,8 +11,16 @@ from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 from api_contracts import GenerationError, GenerationResult, WaitTimeout
 from api_contracts.events import (
@@ -26,13 +35,14 @@ from api_contracts.events import (
 from api_contracts.events import Progress as Step
 from api_contracts.follow import outcome
 from worker.gallery import Gallery
+from worker.terminal import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from rich.console import Console, RenderableType
-    from rich.progress import TaskID
+    from rich.progress import Task, TaskID
 
     from api_contracts import Event, ImageResult, TaskHandle
 
@@ -40,6 +50,24 @@ if TYPE_CHECKING:
 DOWNLOAD_S = 60
 #: How soon an interrupt is seen while a task is silent, in seconds.
 LOOK_S = 1.0
+#: Most bytes of a picture in one read: a record may claim any size, and memory is taken at once.
+READ_BYTES = 2**16
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Answers are taken from where the record says and from nowhere else."""
+
+    def redirect_request(self, *_: object) -> None:
+        """Let a redirect be the error that any other refusal is."""
+
+
+class _State(ProgressColumn):
+    """What stands behind the bar; no markup, as it comes out of events."""
+
+    def render(self, task: Task) -> Text:
+        """The text that `_state` made."""
+        state: Text = task.fields["state"]
+        return state
 
 
 class _Bars(Progress):
@@ -49,7 +77,7 @@ class _Bars(Progress):
         self.gallery = gallery
         super().__init__(
             TextColumn("{task.description}", markup=False), BarColumn(bar_width=30),
-            MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("[dim]{task.fields[state]}"),
+            MofNCompleteColumn(), TimeElapsedColumn(), _State(Column(no_wrap=True)),
             console=console, refresh_per_second=4 if gallery else 10,
         )  # fmt: skip
 
@@ -72,10 +100,10 @@ def follow(
 
     `timeout` is the longest silence of one task, in seconds. `previews`: draw them, too.
     """
-    labels = labels or [handle.task_id for handle in handles]
+    labels = [printable(each) for each in labels or [handle.task_id for handle in handles]]
     gallery = Gallery(console, labels) if previews else None
     with _Bars(console, gallery) as bars, ThreadPoolExecutor(len(handles)) as threads:
-        rows = [bars.add_task(label, total=None, state="queued") for label in labels]
+        rows = [bars.add_task(label, total=None, state=Text("queued", "dim")) for label in labels]
         stop = threading.Event()
         jobs = [
             threads.submit(_one, handle, bars, row, timeout, stop)
@@ -120,8 +148,9 @@ def _shown(event: Event, bars: _Bars, row: TaskID) -> GenerationResult | Generat
         return error
 
 
-def _state(event: Event) -> str:
+def _state(event: Event) -> Text:
     """What stands behind the bar."""
+    style = "dim"
     match event:
         case Started(device=device):
             state = f"started on {device}"
@@ -130,21 +159,21 @@ def _state(event: Event) -> str:
         case Step(eta_s=left_s):
             state = f"{left_s or 0:.0f} s left"
         case Requeued(reason=reason):
-            state = f"queued again: {escape(reason)}"
+            state = f"queued again: {reason}"
         case Succeeded():
-            state = "[green]done"
+            state, style = "done", "dim green"
         case Failed(error=error):
-            state = f"[red]{error.code}"
+            state, style = str(error.code), "dim red"
         case Cancelled() | Expired():
-            state = f"[yellow]{event.type}"
+            state, style = event.type, "dim yellow"
         case _:
             state = str(event.type)
-    return state
+    return Text(printable(state), style)
 
 
 def save(image: ImageResult, name: str, folder: Path) -> Path:
     """Fetch a picture by its presigned URL into `folder`; gives the file."""
-    return _written(folder / f"{name}-{image.key.rsplit('/', 1)[-1]}", fetch(image))
+    return _written(folder / f"{name}-{printable(image.key.rsplit('/', 1)[-1])}", fetch(image))
 
 
 def fetch(image: ImageResult, timeout_s: float = DOWNLOAD_S) -> bytes:
@@ -155,15 +184,24 @@ def fetch(image: ImageResult, timeout_s: float = DOWNLOAD_S) -> bytes:
     if not image.url.startswith(("http://", "https://")):  # urllib would read files, too
         raise GenerationError(f"the URL of {image.key} is none of http or https")
     try:
-        with urllib.request.urlopen(image.url, timeout=timeout_s) as answer:  # noqa: S310  # see above
-            data: bytes = answer.read(image.bytes + 1)
-    except (OSError, HTTPException) as error:
+        data = _read(image.url, image.bytes + 1, timeout_s)
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: what is no URL
         message = f"could not fetch {image.key}: {error}"
         raise GenerationError(message) from error
     if hashlib.sha256(data).hexdigest() != image.sha256:
         message = f"what came for {image.key} is not what the worker stored"
         raise GenerationError(message)
     return data
+
+
+def _read(url: str, most_bytes: int, timeout_s: float) -> bytes:
+    """What a URL gives, at most so much of it."""
+    data = bytearray()
+    opener = urllib.request.build_opener(_NoRedirect)
+    with opener.open(url, timeout=timeout_s) as answer:
+        while some := answer.read(min(READ_BYTES, most_bytes - len(data))):
+            data += some
+    return bytes(data)
 
 
 def _written(path: Path, data: bytes) -> Path:
@@ -174,7 +212,8 @@ def _written(path: Path, data: bytes) -> Path:
         temporary.write_bytes(data)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # as where the name is too long for any file
+            temporary.unlink(missing_ok=True)
         message = f"could not write {path}: {error}"
         raise GenerationError(message) from error
     return path

@@ -11,7 +11,7 @@ from api_contracts import GenerationError
 from worker import picture, progress
 from worker.exits import FAILED
 from worker.picture import Preview
-from worker.terminal import console, or_exit
+from worker.terminal import console, or_exit, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,8 @@ def follow(
         ends = or_exit(lambda: progress.follow(handles, console, previews=drawn))
     for handle, end in zip(handles, ends, strict=True):
         if isinstance(end, GenerationError):
-            console.print(f"{handle.task_id}: {end}", style="red", markup=False, soft_wrap=True)
+            told = printable(f"{handle.task_id}: {end}")
+            console.print(told, style="red", markup=False, soft_wrap=True)
             continue
         for image in end.images:
             path = None
@@ -43,7 +44,7 @@ def follow(
                 path = or_exit(lambda: progress.save(image, handle.task_id, out))  # noqa: B023  # called at once
                 print(json.dumps({"file": str(path)}) if machine else path)
             elif not machine:
-                print(image.url or image.key)
+                print(printable(image.url or image.key))
             if way is not Preview.NONE and image.key.endswith(picture.SUFFIXES):
                 _show(image, path, way)
     if any(isinstance(end, GenerationError) for end in ends):
@@ -54,11 +55,20 @@ def _show(image: ImageResult, path: Path | None, way: Preview) -> None:
     """The picture in the terminal, beneath its URL or file; what can't be had is only told."""
     sys.stdout.flush()
     try:
-        data = path.read_bytes() if path else progress.fetch(image, SHOW_S)
+        data = _data(image, path)
     except (GenerationError, OSError) as error:
-        console.print(f"not shown: {error}", style="dim", markup=False, soft_wrap=True)
+        told = printable(f"not shown: {error}")
+        console.print(told, style="dim", markup=False, soft_wrap=True)
         return
     picture.show(data, (image.width, image.height), way, console)
+
+
+def _data(image: ImageResult, path: Path | None) -> bytes:
+    if image.bytes > picture.MOST_BYTES:
+        most_mib = picture.MOST_BYTES >> 20
+        message = f"{image.key} has {image.bytes} bytes; shown are at most {most_mib} MiB"
+        raise GenerationError(message)
+    return path.read_bytes() if path else progress.fetch(image, SHOW_S)
 
 
 def _told(handle: TaskHandle) -> Any:  # noqa: ANN401  # a result or its error
@@ -66,7 +76,7 @@ def _told(handle: TaskHandle) -> Any:  # noqa: ANN401  # a result or its error
 
     def follow() -> None:
         for event in handle.events():
-            print(event.model_dump_json(), flush=True)
+            print(printable(event.model_dump_json()), flush=True)
 
     or_exit(follow)
     try:

@@ -23,6 +23,17 @@ T = TypeVar("T")
 
 #: For people; results and identifiers go to standard output.
 console = Console(stderr=True)
+#: C0, DEL and C1: what a terminal may take for a command.
+_CONTROLS = {code: f"\\u{code:04x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
+_CONTROLS |= dict.fromkeys(map(ord, "\t\n\r"), " ")
+
+
+def printable(text: str) -> str:
+    """What came from elsewhere, on one line and as a terminal may have it.
+
+    A control character becomes its JSON escape, so that JSON stays what it was.
+    """
+    return text.translate(_CONTROLS)
 
 
 def or_exit(call: Callable[[], T]) -> T:
@@ -31,8 +42,10 @@ def or_exit(call: Callable[[], T]) -> T:
         return call()
     except InvalidRequest as error:
         for fault in error.faults:
-            told = f"{escape(fault.what)} [dim](limit: {escape(str(fault.limit))})[/]"
-            console.print(f"[red]{escape(fault.where)}[/]: {told}", soft_wrap=True)
+            where, what, limit = (
+                escape(printable(str(each))) for each in (fault.where, fault.what, fault.limit)
+            )
+            console.print(f"[red]{where}[/]: {what} [dim](limit: {limit})[/]", soft_wrap=True)
         sys.exit(INVALID)
     except GenerationError as error:
         fail(f"{type(error).__name__}: {error}", UNAVAILABLE)
@@ -64,5 +77,6 @@ def client() -> GenerationClient:
 
 def fail(message: str, status: int = FAILED) -> NoReturn:
     """Say why, and end."""
-    console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    said = printable(message)
+    console.print(said, style="red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(status)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from worker import gpu
-from worker.doctor import memory
+from worker import gpu, servers
+from worker.doctor import examine, memory
 from worker.doctor import models as examine_models
 from worker.model_files import weights_bytes
 from worker.settings import Settings
@@ -128,15 +128,35 @@ def test_doctor_compares_with_the_smallest_gpu_that_is_used(driver: Callable[...
     driver(TWO + "2, GPU-cccc, NVIDIA T4, 1, 1\n")
 
     def told(device: str, offload: str = "model") -> list[str]:
-        found = examine_models(Settings(device=device, offload=offload))
+        found = examine_models(Settings(device=device, offload=offload), gpu.list_gpus())
         return [each.found for each in found if each.what == "model default memory"]
 
     assert [text.partition(";")[2] for text in told("auto")] == [" NVIDIA T4 has 1 MiB, 1 free"]
     (second,) = told("cuda:1")
     assert second.startswith("6 MiB of weights at once in float16; NVIDIA H100 80GB HBM3 has 81559")
     assert told("cpu") == told("auto", "sequential") == told("cuda:9") == []
-    driver("Failed to initialize NVML: Driver/library version mismatch\n", 18)
-    assert told("auto") == []
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda:1", "cpu"])
+@pytest.mark.parametrize("status", [0, 18])
+def test_doctor_asks_the_driver_once(
+    driver: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    device: str, status: int,
+) -> None:  # fmt: skip
+    """For all that it says of device and memory; one that fails is told, and the rest looked at."""
+    monkeypatch.setattr(servers, "redis", lambda _: [])
+    monkeypatch.setattr(servers, "s3", lambda _: [])
+    driver(TWO, status)
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        f"{program.read_text()}".replace("while", f"echo >> {tmp_path}/asked\nwhile")
+    )
+    told = {each.what: each for each in examine(Settings(device=device))}
+    assert (tmp_path / "asked").read_text() == "\n"
+    assert told["model default"].ok
+    assert ("model default memory" in told) is (device != "cpu" and not status)
+    if status:
+        assert (told["device"].ok, told["device"].fix) == (False, "repair the driver")
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import botocore.auth
 import pytest
+from huggingface_hub import constants
 from pydantic import SecretStr
 from redis import Redis
 
@@ -18,6 +22,7 @@ from worker.model_spec import SHIPPED_MODEL, Lora, ModelSpec, TextualInversion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from worker.finding import Finding
     from worker.settings import Settings
@@ -172,3 +177,59 @@ def test_a_model_that_lacks_a_file_is_a_fault(settings: Settings) -> None:
         ("model b", "/nowhere is not there"),
     ]
     assert all("SAG_MODELS" in each.fix for each in told)
+
+
+@pytest.fixture
+def nobody(tmp_path: Path) -> Iterator[Path]:
+    """A folder that this user may not look into; root may, so becomes somebody else."""
+    (tmp_path / "closed" / "model").mkdir(parents=True)
+    (tmp_path / "closed").chmod(0)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    yield tmp_path / "closed" / "model"
+    if root:
+        os.seteuid(0)
+    (tmp_path / "closed").chmod(0o700)
+
+
+@pytest.mark.parametrize("addition", [False, True])
+def test_a_model_that_cannot_be_looked_at_is_a_fault(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, nobody: Path, addition: bool
+) -> None:
+    """Its folder or its LoRA below one that is closed, or a name longer than any: told, no end."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "/")
+    lora = (Lora(path=str(nobody)),) if addition else ()
+    spec = ModelSpec(path="owner/name" if addition else str(nobody), lora=lora)
+    longer = ModelSpec(path=f"/{'x' * 300}")
+    told = list(models(settings.model_copy(update={"models": {"a": spec, "b": longer}})))
+    found = {each.what: each for each in told if not each.ok}
+    assert list(found) == ["model a", "model b"]
+    assert str(nobody) in found["model a"].found
+    assert all("SAG_MODELS" in each.fix for each in found.values())
+
+
+@pytest.mark.parametrize(
+    ("variable", "below"), [("HOME", ".cache/huggingface/hub"), ("HF_HOME", "hub")]
+)
+@pytest.mark.parametrize("there", [True, False])
+def test_room_for_the_hub_is_where_its_cache_is(
+    tmp_path: Path, variable: str, below: str, there: bool
+) -> None:
+    """Also where that folder, or home itself, is still to be made; torch isn't loaded for it."""
+    home = tmp_path / "not" / "yet"
+    if there:
+        (home / below).mkdir(parents=True)
+    program = (
+        "import sys; from worker.doctor import models; from worker.settings import Settings\n"
+        "(found,) = models(Settings(models={'a': {'path': 'owner/name'}}))\n"
+        "assert found.ok and 'torch' not in sys.modules; print(found.found)"
+    )
+    mine = {
+        name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG"))
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**mine, variable: str(home)},
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.endswith(f" GiB free at {home / below if there else tmp_path}\n")

@@ -1,0 +1,266 @@
+"""Records, events and servers that mean harm to the terminal of whoever watches."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import threading
+import tracemalloc
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from api_contracts import GenerationClient, GenerationError, ImageResult
+from api_contracts.events import EVENT
+from api_contracts.names import Keys
+from worker import cli, doctor, embedded, health, picture, progress, report
+from worker.finding import Finding
+from worker.picture import Preview
+from worker.terminal import or_exit, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from redis import Redis
+
+    from api_contracts import TaskHandle
+
+BODY = bytes(range(256)) * 300
+CONTROLS = "".join(map(chr, (*range(0x20), *range(0x7F, 0xA0))))
+#: A title for the window, by ESC and by C1; a line that was never printed; markup that ends nothing
+EVIL = "[/x] [red]\x1b]0;owned\x07 \x9d0;owned\x9c \x00\x7f\rforged\n"
+ENDS: dict[str, dict[str, Any]] = {
+    "failed": {"error": {"code": EVIL, "message": EVIL, "retryable": False}},
+    "succeeded": {
+        "result": {
+            "images": [
+                {"key": f"a/{EVIL}", "url": None, "sha256": "", "bytes": 1, "width": 1,
+                 "height": 1, "seed": 1, "nsfw_content_detected": None},
+                {"key": "a/1", "url": f"http://x/{EVIL}", "sha256": "", "bytes": 1, "width": 1,
+                 "height": 1, "seed": 1, "nsfw_content_detected": None},
+            ],
+            "manifest_key": "", "batch": 1, "model": "", "scheduler": "", "versions": {},
+            "timings": dict.fromkeys(
+                ("queued_s", "load_s", "encode_s", "denoise_s", "decode_s", "upload_s", "total_s"),
+                0,
+            ),
+        }
+    },
+}  # fmt: skip
+
+
+class Web(BaseHTTPRequestHandler):
+    """Gives `BODY`, but sends whoever asks for `/away` on to it; keeps what was asked for."""
+
+    def __init__(self, asked: list[str], *arguments: Any) -> None:
+        self.asked = asked
+        super().__init__(*arguments)
+
+    def do_GET(self) -> None:
+        """Answer any path."""
+        self.asked.append(self.path)
+        self.send_response(302 if self.path == "/away" else 200)
+        self.send_header("Location", "/secret")
+        self.end_headers()
+        self.wfile.write(BODY)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def asked() -> list[str]:
+    """The paths that the server was asked for."""
+    return []
+
+
+@pytest.fixture
+def web(asked: list[str]) -> Iterator[str]:
+    """A server that a record names."""
+    with ThreadingHTTPServer((embedded.LOOPBACK, 0), partial(Web, asked)) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+        yield f"http://{embedded.LOOPBACK}:{server.server_port}"
+        server.shutdown()
+
+
+def named(url: str | None, size_bytes: int = len(BODY), key: str = "a/0.png") -> ImageResult:
+    return ImageResult(
+        key=key, url=url, sha256=hashlib.sha256(BODY).hexdigest(), bytes=size_bytes, width=8,
+        height=8, seed=1, nsfw_content_detected=None,
+    )  # fmt: skip
+
+
+def test_a_picture_costs_what_came(web: str) -> None:
+    """However many bytes the record claims, no more memory is taken than the server fills."""
+    tracemalloc.start()
+    try:
+        assert progress.fetch(named(f"{web}/x", 10**12)) == BODY
+        assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_no_more_is_read_than_the_record_says(web: str) -> None:
+    """One byte beyond is enough to know that it is another file."""
+    with pytest.raises(GenerationError, match="not what the worker stored"):
+        progress.fetch(named(f"{web}/x", len(BODY) - 2))
+
+
+def test_a_redirect_is_not_followed(web: str, asked: list[str]) -> None:
+    """The server that a record names can't send its reader elsewhere."""
+    with pytest.raises(GenerationError, match="302"):
+        progress.fetch(named(f"{web}/away"))
+    assert asked == ["/away"]
+
+
+@pytest.mark.parametrize("url", ["http://[", "http://x:y/", "http://127.0.0.1:1/ä", "http://\n"])
+def test_what_is_no_url_is_only_told(url: str) -> None:
+    """Nothing that a record may hold in its place ends the command."""
+    with pytest.raises(GenerationError, match="could not fetch"):
+        progress.fetch(named(url))
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_file_that_is_too_large_is_not_shown(
+    web: str, asked: list[str], tmp_path: Path, saved: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By what the record says, before anybody is asked; the same for a file on disk."""
+    (tmp_path / "x.png").write_bytes(b"")
+    path = tmp_path / "x.png" if saved else None
+    report._show(named(f"{web}/x", picture.MOST_BYTES + 1), path, Preview.KITTY)
+    assert asked == []
+    assert "at most 32 MiB" in capsys.readouterr().err
+
+
+def test_controls_are_written_out() -> None:
+    """Each as its JSON escape, white space as a space; all else stays."""
+    told = printable(CONTROLS + "aä▀[/x]\\")
+    assert not set(told) & set(CONTROLS)
+    assert told.startswith("\\u0000\\u0001")
+    assert told.endswith("\\u009faä▀[/x]\\")
+    assert printable("a\tb\nc\rd") == "a b c d"
+
+
+def test_a_key_is_no_command_to_the_file_system(web: str, tmp_path: Path) -> None:
+    """A picture is saved whatever its key holds, and its name can be printed."""
+    path = progress.save(named(web, key=f"../a/{CONTROLS[:34]}\x9d.png"), "task", tmp_path)
+    assert path.read_bytes() == BODY
+    assert [*tmp_path.iterdir()] == [path]
+    assert not set(path.name) & set(CONTROLS)
+
+
+def test_a_name_that_is_too_long_is_only_told(web: str, tmp_path: Path) -> None:
+    """As any file that can't be written."""
+    with pytest.raises(GenerationError, match="could not write"):
+        progress.save(named(web, key="x" * 1000), "task", tmp_path)
+
+
+@pytest.fixture
+def task(redis: Redis, redis_url: str, namespace: str) -> Iterator[TaskHandle]:
+    """A task of which nothing is written yet; nor at the end, as all that stays must be sound."""
+    with GenerationClient(redis_url, namespace) as client:
+        yield client.handle("t1")
+    keys = Keys(namespace)
+    redis.delete(keys.task("t1"), keys.events("t1"))
+
+
+def write(redis: Redis, namespace: str, end: str) -> None:
+    """A record that only somebody who means harm would write: every text is `EVIL`."""
+    events: list[dict[str, Any]] = [
+        {"type": "started", "model": EVIL, "device": EVIL, "worker": EVIL},
+        {"type": "requeued", "reason": EVIL, "metadata": {"a": EVIL}},
+        {"type": end, **ENDS[end]},
+    ]
+    keys, common = Keys(namespace), {"task_id": EVIL, "attempt": 1, "at": "2026-01-01T00:00:00Z"}
+    for seq, event in enumerate(events, 1):
+        redis.xadd(keys.events("t1"), {"event": json.dumps(common | {"seq": seq} | event)}, seq)
+    redis.hset(keys.task("t1"), mapping={"status": end, "seq": len(events)})
+
+
+def follow(task: TaskHandle, end: str, *, machine: bool) -> None:
+    """What `watch` does; its status is that of the end."""
+    failed = pytest.raises(SystemExit, match="1") if end == "failed" else contextlib.nullcontext()
+    with failed:
+        report.follow([task], None, Preview.NONE, machine=machine)
+
+
+def unwanted(text: str) -> set[str]:
+    """Control characters other than a line's end."""
+    return set(text) & set(CONTROLS) - {"\n"}
+
+
+@pytest.mark.parametrize("end", list(ENDS))
+def test_a_pipe_gets_no_controls(
+    redis: Redis, namespace: str, task: TaskHandle, end: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither of the outputs, whatever events and record hold; the command goes to its end."""
+    write(redis, namespace, end)
+    follow(task, end, machine=False)
+    heard = capsys.readouterr()
+    assert unwanted(heard.out + heard.err) == set()
+    assert "[/x] [red]\\u001b]0;owned" in heard.out + heard.err
+    assert not any(line.startswith("forged") for line in (heard.out + heard.err).splitlines())
+
+
+@pytest.mark.parametrize("end", list(ENDS))
+def test_json_keeps_what_it_escapes(
+    redis: Redis, namespace: str, task: TaskHandle, end: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --json every event is what was written, to the last character, in plain characters."""
+    write(redis, namespace, end)
+    follow(task, end, machine=True)
+    out = capsys.readouterr().out
+    assert unwanted(out) == set()
+    assert [EVENT.validate_json(line) for line in out.splitlines()] == list(task.events())
+
+
+@pytest.mark.parametrize("kind", ["started", "requeued", "failed"])
+def test_bars_say_what_events_hold(kind: str) -> None:
+    """As it is: no markup, and no command to the terminal."""
+    known = {"started": {"model": "", "device": EVIL}, "requeued": {"reason": EVIL}, **ENDS}
+    common = {"task_id": "t1", "seq": 1, "attempt": 1, "at": "2026-01-01T00:00:00Z", "type": kind}
+    event = EVENT.validate_python(common | known[kind])
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=200, legacy_windows=False, _environ={})
+    with progress._Bars(console, None) as bars:
+        progress._shown(event, bars, bars.add_task("t1", state=progress._state(event)))
+    told = file.getvalue()
+    assert "[/x] [red]\\u001b]0;owned\\u0007 \\u009d0;owned\\u009c" in told
+    assert "\x1b]" not in told
+    assert "\x9d" not in told
+
+
+def test_faults_of_anothers_request_are_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    """An error's own words may repeat what somebody sent."""
+
+    def refuse() -> None:
+        raise GenerationError(EVIL)
+
+    with pytest.raises(SystemExit):
+        or_exit(refuse)
+    assert unwanted(capsys.readouterr().err) == set()
+
+
+def test_what_workers_answer_is_printable(
+    monkeypatch: pytest.MonkeyPatch, redis: Redis, redis_url: str, namespace: str
+) -> None:
+    """Whoever reaches the broker may answer for a worker, and write a dead letter."""
+    answer = {"device": EVIL, "refusal": EVIL, "running": [EVIL]}
+    monkeypatch.setattr(health, "everybody", lambda _: {EVIL: answer})
+    monkeypatch.setattr(health, "answering", lambda _: {EVIL: EVIL})
+    monkeypatch.setattr(doctor, "examine", lambda _: [Finding(EVIL, ok=False, found=EVIL)])
+    monkeypatch.setenv("SAG_BROKER_URL", redis_url)
+    monkeypatch.setenv("SAG_NAMESPACE", namespace)
+    redis.xadd(Keys(namespace).dead, {"task_id": EVIL, "reason": EVIL})
+    for command in (["queue"], ["health"], ["doctor"], ["dead", "list"]):
+        done = CliRunner().invoke(cli.app, command)
+        assert "owned" in done.output, done.output
+        assert unwanted(done.output) - {"\t"} == set()
+    redis.delete(Keys(namespace).dead)
