@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from tests.conftest import Service
 
 SMALL = {"prompt": "a red circle", "num_inference_steps": 3, "seed": 5}
-LONG = {"prompt": "a red circle", "num_inference_steps": 150}
+LONG = {
+    "prompt": "a red circle", "num_inference_steps": 150, "num_images_per_prompt": 4,
+    "scheduler": "heun",
+}  # fmt: skip
 #: What the previous version's client is asked to do; it tells what it saw, an object a line.
 PROGRAM = """
 import json, sys

@@ -114,7 +114,7 @@ def test_a_database_with_other_keys_is_a_fault(mine: Settings, own: Redis) -> No
     """Told by kind and number, without what may be secret in a name; our own are not counted."""
     for name in (
         f"{mine.namespace}:open", f"{mine.namespace}:{{a}}:task", "generate.default",
-        "generate.default\x06\x169", "sag.unacked_index", "celery-task-meta-1",
+        "generate.default\x06\x169", "sag.unacked_index", "celery-task-meta-odd",
         "_kombu.binding.generate.default", "_kombu.binding_permanent.generate.default",
         "_kombu.binding_deadlines", "_kombu.binding.celery.pidbox", "x.reply.celery.pidbox",
     ):  # fmt: skip
