@@ -56,7 +56,7 @@ def test_a_worker_that_can_renew_nothing_says_so_and_takes_nothing(
     ):
         assert health(worker)[0] == 0
         events.go()
-        wait_until(lambda: "leases not renewed for 2" in worker.log.read_text())
+        wait_until(lambda: "leases not renewed for 3" in worker.log.read_text())
         redis.lpush("generate.default", b'{"headers": {"task": "sag.generate", "id": "t"}}')
         status, told = health(worker)
         assert status == 1
