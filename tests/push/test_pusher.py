@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-import uuid
 from base64 import b64decode
 from typing import TYPE_CHECKING, Any
 
@@ -37,12 +36,6 @@ SECRET = SecretStr("whsec_" + "c2Vj" * 8)
 TARGET = ReplyTarget(queue="shop", task="shop.picture_done")
 #: Longest wait for what must come, in seconds.
 COME_S = 60.0
-
-
-@pytest.fixture
-def namespace() -> str:
-    """A namespace of the test's own; some of its events are written by hand (`tests.wire`)."""
-    return f"odd{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,12 +18,6 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from worker.status import Status
-
-
-@pytest.fixture
-def namespace() -> str:
-    """Of events that are written by hand, in few words: `tests.wire` does not look at them."""
-    return f"odd{uuid.uuid4().hex[:12]}"
 
 
 @pytest.fixture

@@ -213,7 +213,7 @@ def test_no_order_of_operations_breaks_a_record(
     redis_url: str, operations: list[tuple[Any, ...]]
 ) -> None:
     """At most one terminal event, the last; no gap; an end that stays; open until all is told."""
-    keys = Keys(f"t{uuid.uuid4().hex[:12]}")
+    keys = Keys(f"odd{uuid.uuid4().hex[:12]}")
     with connect(redis_url) as redis, GenerationClient(redis_url, keys.namespace) as client:
         owners = [worker(redis, keys, f"owner{number}") for number in range(3)]
         world = World(redis, keys, client, owners)

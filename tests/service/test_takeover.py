@@ -141,6 +141,8 @@ def test_a_frozen_worker_changes_nothing_when_it_thaws(pair: Pair, end: str) -> 
         wait_until(lambda: handle.status() == end)
         result = f"celery-task-meta-{handle.task_id}"
         wait_until(lambda: b'"status": "PROGRESS"' not in (pair.redis.get(result) or b""))
+        key = pair.client.keys.task(handle.task_id)
+        wait_until(lambda: pair.redis.ttl(key) > 0)  # nothing is left to be told
         endpoint = frozen.environment["SAG_S3_ENDPOINT_URL"]
 
         def traces() -> tuple[Any, ...]:
