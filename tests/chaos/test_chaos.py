@@ -45,7 +45,7 @@ def test_a_disturbed_run_breaks_no_law(tmp_path: Path) -> None:
     findings = conduct(plan, tmp_path / "run", print)
     assert report.is_green(findings), told(findings, tmp_path)
     assert len(findings.tasks) == 40
-    assert len(findings.struck) >= 3
+    assert len(findings.struck) >= 5
 
 
 def test_without_the_fence_two_tell_of_one_task(tmp_path: Path) -> None:
