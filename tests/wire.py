@@ -92,8 +92,10 @@ def unpublished(url: str) -> Iterator[tuple[str, str]]:
                 found = _of_result(redis, name)
             else:
                 continue
-            with suppress(ResponseError, ValueError):  # of another type, or no JSON: a test's
+            try:
                 yield from ((name, fault) for fault in found)
+            except (ResponseError, ValueError, LookupError, RecursionError) as error:
+                yield name, f"can't be read: {error!r}"
 
 
 def _of_stream(redis: Redis, name: str) -> Iterator[str]:
