@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 SMALL = {"prompt": "a red circle", "num_inference_steps": 3, "seed": 5}
 LONG = {"prompt": "a red circle", "num_inference_steps": 150, "num_images_per_prompt": 2}
+#: Still running when it is cancelled, however late this process gets its turn.
+LONGER = LONG | {"num_images_per_prompt": 4}
 #: What the previous version's client is asked to do; it tells what it saw, an object a line.
 PROGRAM = """
 import json, sys
@@ -34,7 +37,7 @@ with GenerationClient(sys.argv[1], sys.argv[3]) as client:
     for event in made.events(timeout=100):
         print(event.model_dump_json())
     assert made.result(10).images[0].seed == 5
-    long = client.submit({"prompt": "x", "num_inference_steps": 150}, "cancelled-by-old")
+    long = client.submit(json.loads(sys.argv[4]), "cancelled-by-old")
     next(event for event in long.events(timeout=100) if event.type == "progress")
     assert long.cancel() == "running"
     try:
@@ -71,7 +74,8 @@ def test_todays_worker_serves_the_previous_client(previous: Path, service: Servi
     """Events, result, cancel, depths: all is understood, and nothing of it is missing."""
     namespace = service.environment["SAG_NAMESPACE"]
     done = subprocess.run(
-        [sys.executable, "-P", "-c", PROGRAM, service.broker_url, str(previous), namespace],
+        [sys.executable, "-P", "-c", PROGRAM,
+         service.broker_url, str(previous), namespace, json.dumps(LONGER)],
         env={**os.environ, "PYTHONPATH": str(previous)},
         capture_output=True, text=True, check=False, timeout=END_S,
     )  # fmt: skip
@@ -86,9 +90,10 @@ def test_the_previous_worker_serves_todays_client(
 ) -> None:
     """The same the other way round; of what it doesn't know it names the field."""
     with start_previous(broker_url) as old:
-        made, long = old.client.submit_many([SMALL, LONG], ["by-new", "cancelled-by-new"])
+        (made,) = old.client.submit_many([SMALL], ["by-new"])
         check_events(list(made.events(timeout=END_S)))
         assert made.result(END_S).images[0].seed == SMALL["seed"]
+        long = old.client.submit(LONGER, "cancelled-by-new")
         wait_for(long, "progress")
         assert long.cancel() is TaskStatus.RUNNING
         assert list(long.events(timeout=END_S))[-1].type == "cancelled"
