@@ -27,7 +27,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 #: Longest wait for one answer, in seconds.
 ANSWER_S = 90.0
 #: More steps than any test waits for.
-LONG = {"prompt": PROMPT, "num_inference_steps": 150}
+LONG = {"prompt": PROMPT, "num_inference_steps": 150, "num_images_per_prompt": 4}
 
 
 @dataclass(frozen=True)

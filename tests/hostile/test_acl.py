@@ -84,7 +84,9 @@ def test_nothing_that_is_needed_is_refused(
     with pytest.raises(GenerationFailed):
         producer.submit({"prompt": "x", "scheduler": "nope"}, "refused").result(END_S)
     producer.handle("never-seen").cancel()
-    running = producer.submit(SMALL | {"num_inference_steps": 150}, "long")
+    running = producer.submit(
+        SMALL | {"num_inference_steps": 150, "num_images_per_prompt": 4}, "long"
+    )
     next(event for event in running.events(timeout=END_S) if event.type == "progress")
     assert running.cancel() is TaskStatus.RUNNING
     assert list(running.events(timeout=END_S))[-1].type == "cancelled"

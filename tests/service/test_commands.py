@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tests.conftest import Service
 
 STEPS = ("--steps", "3")
+#: Still running after commands beside it have started.
+LONG = {"prompt": "x", "num_inference_steps": 150, "num_images_per_prompt": 4}
 
 
 def command(
@@ -70,7 +72,7 @@ def test_a_picture_is_made_again_from_itself(service: Service, tmp_path: Path) -
 
 def test_the_queue_says_who_is_doing_what(service: Service) -> None:
     """For people a line for each model and worker; for machines the same as JSON."""
-    long = service.client.submit({"prompt": "x", "num_inference_steps": 150}, "queue-shown")
+    long = service.client.submit(LONG, "queue-shown")
     wait_for(long, "progress")
     for _ in range(3):
         service.client.submit({"prompt": "x", "priority": 9})

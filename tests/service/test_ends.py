@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from tests.conftest import Service
 
 LONG = {"prompt": "a large red circle on a white background", "num_inference_steps": 150}
+#: Still running when it is cancelled, however late this process gets its turn.
+LONGER = LONG | {"num_images_per_prompt": 4}
 
 
 def test_a_running_task_is_cancelled_at_a_step(service: Service, stranger: Celery) -> None:
     """Cancel ends a running task in the middle, in the record, the stream and Celery alike."""
-    handle = service.client.submit(LONG)
+    handle = service.client.submit(LONGER)
     wait_for(handle, "progress")
     assert handle.cancel() is TaskStatus.RUNNING
     with pytest.raises(GenerationCancelled):
@@ -51,7 +53,7 @@ def test_the_next_picture_is_untouched_by_a_cancel(service: Service) -> None:
     """After a cancel half-way, the worker makes the picture that it made before, byte for byte."""
     request = {"prompt": "a green ring on a black background", "num_inference_steps": 3, "seed": 8}
     before = service.client.submit(request).result(END_S)
-    handle = service.client.submit(LONG)
+    handle = service.client.submit(LONGER)
     wait_for(handle, "progress")
     handle.cancel()
     after = service.client.submit(request).result(END_S)
@@ -60,7 +62,7 @@ def test_the_next_picture_is_untouched_by_a_cancel(service: Service) -> None:
 
 def test_a_waiting_task_is_cancelled_at_once(service: Service) -> None:
     """A task that nobody has taken ends with the cancel; its message changes nothing later."""
-    running = [service.client.submit(LONG) for _ in range(3)]
+    running = [service.client.submit(LONGER) for _ in range(3)]
     waiting = service.client.submit(LONG | {"priority": 9})
     waiting.cancel()
     assert waiting.status() is TaskStatus.CANCELLED

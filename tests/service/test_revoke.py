@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from api_contracts import TaskHandle
     from tests.conftest import Service
 
-LONG = {"prompt": "a large red circle on a white background", "num_inference_steps": 150}
-SHORT = LONG | {"num_inference_steps": 1}
+SHORT = {"prompt": "a large red circle on a white background", "num_inference_steps": 1}
+LONG = SHORT | {"num_inference_steps": 150, "num_images_per_prompt": 4}
 QUEUE = "generate.default"
 
 

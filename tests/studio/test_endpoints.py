@@ -102,7 +102,7 @@ def test_the_same_again_makes_no_second_task(studio: str, service: Service) -> N
 
 def test_a_cancel_gives_the_former_status_and_ends_the_task(studio: str) -> None:
     """A running task ends as `cancelled`; one that has ended stays as it is."""
-    (task_id,) = submit(studio, num_inference_steps=150)
+    (task_id,) = submit(studio, num_inference_steps=150, num_images_per_prompt=4)
     url = f"{studio}tasks/{task_id}"
     wait_until(lambda: call("GET", url) == (200, {task_id: "running"}))
     assert call("DELETE", url) == (200, {task_id: "running"})
