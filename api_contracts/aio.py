@@ -14,12 +14,13 @@ from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError, NoScriptError, RedisError
 
 from api_contracts import names, records
-from api_contracts.client import Request, check_all, check_ids, depths, lists_of
+from api_contracts.client import Request, check_all, check_ids
 from api_contracts.connection import OPTIONS, REDIS_AWAY, checked_url, unavailable
 from api_contracts.ear import Ear
-from api_contracts.errors import TaskNotFound
+from api_contracts.errors import ServiceUnavailable, TaskNotFound
 from api_contracts.follow import Following, outcome, unknown_end
 from api_contracts.pushes import FIELDS, pushes_of
+from api_contracts.queues import depths, lists_of, positions
 from api_contracts.scripts import sha, text
 from api_contracts.sender import Sender
 
@@ -76,7 +77,8 @@ class AsyncGenerationClient:
     async def _submit(
         self, requests: Sequence[GenerationRequest], task_ids: Sequence[str]
     ) -> list[AsyncTaskHandle]:
-        tasks = zip(task_ids, requests, strict=True)
+        places = positions(requests, await self._lengths_if_known(requests))
+        tasks = zip(task_ids, requests, places, strict=True)
         calls = [records.submission(self.keys, *task) for task in tasks]
         waiting = records.waiting(task_ids, await self._reach(lambda: self._write(calls)))
         if waiting:
@@ -110,10 +112,21 @@ class AsyncGenerationClient:
     async def queue_depths(self, models: Iterable[str] = (names.DEFAULT_MODEL,)) -> dict[str, int]:
         """As `GenerationClient.queue_depths`."""
         wanted = list(models)
+        return depths(wanted, await self._lengths(lists_of(wanted)))
+
+    async def _lengths(self, lists: Sequence[str]) -> dict[str, int]:
         pipeline = self._broker.pipeline(transaction=False)
-        for key in lists_of(wanted):
+        for key in lists:
             pipeline.llen(key)
-        return depths(wanted, await self._reach(pipeline.execute))
+        return dict(zip(lists, await self._reach(pipeline.execute), strict=True))
+
+    async def _lengths_if_known(
+        self, requests: Sequence[GenerationRequest]
+    ) -> dict[str, int] | None:
+        try:
+            return await self._lengths(lists_of(request.model for request in requests))
+        except ServiceUnavailable:  # which sending will say, once there is a record
+            return None
 
     async def cancel(self, task_id: str) -> TaskStatus | None:
         """As `TaskHandle.cancel`."""

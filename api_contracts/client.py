@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from api_contracts import names
 from api_contracts.connection import connect
-from api_contracts.errors import Fault, InvalidRequest
+from api_contracts.errors import Fault, InvalidRequest, ServiceUnavailable
 from api_contracts.handle import TaskHandle
 from api_contracts.parse import parse_request
+from api_contracts.queues import depths, lists_of, positions
 from api_contracts.records import Records, reach
 from api_contracts.request import GenerationRequest
 from api_contracts.sender import Sender
@@ -65,7 +66,8 @@ class GenerationClient:
     def _submit(
         self, requests: Sequence[GenerationRequest], task_ids: Sequence[str]
     ) -> list[TaskHandle]:
-        waiting = self._records.submit(list(zip(task_ids, requests, strict=True)))
+        places = positions(requests, self._lengths_if_known(requests))
+        waiting = self._records.submit(list(zip(task_ids, requests, places, strict=True)))
         if waiting:
             self._sender.send(waiting)
         return [TaskHandle(self._records, task_id) for task_id in task_ids]
@@ -83,10 +85,19 @@ class GenerationClient:
     def queue_depths(self, models: Iterable[str] = (names.DEFAULT_MODEL,)) -> dict[str, int]:
         """Messages that wait, by model; those that a worker holds are not among them."""
         wanted = list(models)
+        return depths(wanted, self._lengths(lists_of(wanted)))
+
+    def _lengths(self, lists: Sequence[str]) -> dict[str, int]:
         pipeline = self._broker.pipeline(transaction=False)
-        for key in lists_of(wanted):
+        for key in lists:
             pipeline.llen(key)
-        return depths(wanted, reach(pipeline.execute))
+        return dict(zip(lists, reach(pipeline.execute), strict=True))
+
+    def _lengths_if_known(self, requests: Sequence[GenerationRequest]) -> dict[str, int] | None:
+        try:
+            return self._lengths(lists_of(request.model for request in requests))
+        except ServiceUnavailable:  # which sending will say, once there is a record
+            return None
 
     def close(self) -> None:
         """Give the connections back."""
@@ -135,17 +146,3 @@ def check_ids(task_ids: Sequence[str | None], count: int | None = None) -> list[
         return found
     fault = Fault(where="task_id", what="is not a task id", limit="1 to 128 of A-Z a-z 0-9 . _ -")
     raise InvalidRequest([fault])
-
-
-def lists_of(models: Sequence[str]) -> list[str]:
-    """The Redis lists of the models' queues, model by model."""
-    return [key for model in models for key in names.queue_lists(model)]
-
-
-def depths(models: Sequence[str], lengths: Sequence[int]) -> dict[str, int]:
-    """The length of each model's queue, from those of `lists_of`."""
-    each = len(names.PRIORITIES)
-    return {
-        model: sum(lengths[number * each : (number + 1) * each])
-        for number, model in enumerate(models)
-    }

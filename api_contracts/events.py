@@ -58,7 +58,10 @@ class Queued(_Event):
 
     type: Literal["queued"] = "queued"
     queue: str = Field(description="Where the message lies.")
-    position: int | None = Field(default=None, description="In the queue, where it is known.")
+    position: int | None = Field(
+        default=None,
+        description="Tasks that waited before it in its queue when it was submitted, where known.",
+    )
 
 
 class Started(_Event):

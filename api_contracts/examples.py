@@ -80,7 +80,7 @@ def _event(seq: int, attempt: int, kind: str, **fields: Any) -> dict[str, Any]: 
 
 
 EVENTS: dict[str, dict[str, Any]] = {
-    "queued": _event(1, 0, "queued", queue="generate.default", position=None),
+    "queued": _event(1, 0, "queued", queue="generate.default", position=2),
     "started": _event(2, 1, "started", model="default", device="cuda:0", resumed_from_step=None),
     "loading": _event(3, 1, "loading", seconds_so_far=1.002),
     "progress": _event(4, 1, "progress", step=7, total_steps=25, eta_s=0.871, preview=None),

@@ -46,11 +46,12 @@ class Records:
         self._cancel = load(self.redis, "api_contracts", "cancel")
 
     def submit(
-        self, tasks: Sequence[tuple[str, GenerationRequest]]
+        self, tasks: Sequence[tuple[str, GenerationRequest, int | None]]
     ) -> list[tuple[str, GenerationRequest]]:
         """Write records of ids that have none, in one round trip; gives what is to be sent.
 
-        Those are the tasks that wait, each with the request that came first under its id.
+        A task is given as id, request and position in its queue. To be sent are those that wait,
+        each with the request that came first under its id.
         """
         calls = [submission(self.keys, *task) for task in tasks]
 
@@ -64,7 +65,7 @@ class Records:
                 self.redis.script_load(SUBMIT)
                 return ask()
 
-        return waiting([task_id for task_id, _ in tasks], reach(ask))
+        return waiting([task_id for task_id, *_ in tasks], reach(ask))
 
     def cancel(self, task_id: str) -> TaskStatus | None:
         """Ask for a task to end; gives the status that it had, None without a record."""
@@ -94,10 +95,10 @@ class Records:
         return was_the_end(self.redis.hmget(self.keys.task(task_id), "status", "seq"), last)
 
 
-def submission(keys: Keys, task_id: str, request: GenerationRequest) -> Call:
+def submission(keys: Keys, task_id: str, request: GenerationRequest, position: int | None) -> Call:
     """What `submit.lua` is called with."""
     queue = queue_name(request.model)
-    fields: dict[str, Any] = {"queue": queue, "position": None, "metadata": request.metadata}
+    fields: dict[str, Any] = {"queue": queue, "position": position, "metadata": request.metadata}
     wire = request.model_dump_json(exclude_unset=True)
     deadline_s = "" if request.deadline_s is None else repr(request.deadline_s)
     tail = event_tail(task_id, "queued", fields)

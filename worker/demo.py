@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NoReturn
 
 from api_contracts import GenerationClient, GenerationError, GenerationResult
-from worker import embedded, progress
+from worker import download, embedded, progress
 from worker.exits import INTERRUPTED
 from worker.terminal import printable
 
@@ -110,7 +110,7 @@ def _save(
         name = (
             "-".join("".join(c if c.isalnum() else " " for c in prompt).split())[:60] or "picture"
         )
-        files += [(prompt, progress.save(image, name, out)) for image in result.images]
+        files += [(prompt, download.save(image, name, out)) for image in result.images]
     return files
 
 

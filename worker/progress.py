@@ -1,14 +1,10 @@
-"""Tasks on a terminal: a bar for each, fed by its events, previews beneath; pictures on disk."""
+"""Tasks on a terminal: a bar for each, fed by its events, previews beneath."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import threading
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPException
 from typing import TYPE_CHECKING
 
 from rich.progress import (
@@ -28,6 +24,7 @@ from api_contracts.events import (
     Expired,
     Failed,
     Loading,
+    Queued,
     Requeued,
     Started,
     Succeeded,
@@ -39,26 +36,14 @@ from worker.terminal import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from rich.console import Console, RenderableType
     from rich.progress import Task, TaskID
 
-    from api_contracts import Event, ImageResult, TaskHandle
+    from api_contracts import Event, TaskHandle
 
-#: Time for a picture to arrive, in seconds.
-DOWNLOAD_S = 60
 #: How soon an interrupt is seen while a task is silent, in seconds.
 LOOK_S = 1.0
-#: Most bytes of a picture in one read: a record may claim any size, and memory is taken at once.
-READ_BYTES = 2**16
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Answers are taken from where the record says and from nowhere else."""
-
-    def redirect_request(self, *_: object) -> None:
-        """Let a redirect be the error that any other refusal is."""
 
 
 class _State(ProgressColumn):
@@ -152,6 +137,8 @@ def _state(event: Event) -> Text:
     """What stands behind the bar."""
     style = "dim"
     match event:
+        case Queued(position=int(before)) if before:
+            state = f"queued, {before} before it"
         case Started(device=device):
             state = f"started on {device}"
         case Loading(seconds_so_far=seconds):
@@ -169,51 +156,3 @@ def _state(event: Event) -> Text:
         case _:
             state = str(event.type)
     return Text(printable(state), style)
-
-
-def save(image: ImageResult, name: str, folder: Path) -> Path:
-    """Fetch a picture by its presigned URL into `folder`; gives the file."""
-    return _written(folder / f"{name}-{printable(image.key.rsplit('/', 1)[-1])}", fetch(image))
-
-
-def fetch(image: ImageResult, timeout_s: float = DOWNLOAD_S) -> bytes:
-    """A picture by its presigned URL: what the worker stored, or a `GenerationError`."""
-    if image.url is None:
-        message = f"the worker presigns nothing (SAG_PRESIGN_S=0); fetch {image.key} yourself"
-        raise GenerationError(message)
-    if not image.url.startswith(("http://", "https://")):  # urllib would read files, too
-        raise GenerationError(f"the URL of {image.key} is none of http or https")
-    try:
-        data = _read(image.url, image.bytes + 1, timeout_s)
-    except (OSError, HTTPException, ValueError) as error:  # ValueError: what is no URL
-        message = f"could not fetch {image.key}: {error}"
-        raise GenerationError(message) from error
-    if hashlib.sha256(data).hexdigest() != image.sha256:
-        message = f"what came for {image.key} is not what the worker stored"
-        raise GenerationError(message)
-    return data
-
-
-def _read(url: str, most_bytes: int, timeout_s: float) -> bytes:
-    """What a URL gives, at most so much of it."""
-    data = bytearray()
-    opener = urllib.request.build_opener(_NoRedirect)
-    with opener.open(url, timeout=timeout_s) as answer:
-        while some := answer.read(min(READ_BYTES, most_bytes - len(data))):
-            data += some
-    return bytes(data)
-
-
-def _written(path: Path, data: bytes) -> Path:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # as where the name is too long for any file
-            temporary.unlink(missing_ok=True)
-        message = f"could not write {path}: {error}"
-        raise GenerationError(message) from error
-    return path

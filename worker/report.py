@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from api_contracts import GenerationError
-from worker import picture, progress
+from worker import download, picture, progress
 from worker.exits import FAILED
 from worker.picture import Preview
 from worker.terminal import console, or_exit, printable
@@ -41,7 +41,7 @@ def follow(
         for image in end.images:
             path = None
             if out:
-                path = or_exit(lambda: progress.save(image, handle.task_id, out))  # noqa: B023  # called at once
+                path = or_exit(lambda: download.save(image, handle.task_id, out))  # noqa: B023  # called at once
                 print(json.dumps({"file": str(path)}) if machine else path)
             elif not machine:
                 print(printable(image.url or image.key))
@@ -68,7 +68,7 @@ def _data(image: ImageResult, path: Path | None) -> bytes:
         most_mib = picture.MOST_BYTES >> 20
         message = f"{image.key} has {image.bytes} bytes; shown are at most {most_mib} MiB"
         raise GenerationError(message)
-    return path.read_bytes() if path else progress.fetch(image, SHOW_S)
+    return path.read_bytes() if path else download.fetch(image, SHOW_S)
 
 
 def _told(handle: TaskHandle) -> Any:  # noqa: ANN401  # a result or its error

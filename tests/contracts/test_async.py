@@ -30,6 +30,7 @@ from api_contracts import (
 )
 from api_contracts.aio import MAX_CONNECTIONS
 from api_contracts.connection import connect
+from api_contracts.events import Queued
 from api_contracts.names import Keys
 from tests.record.box import ids_waiting
 from tests.record.owners import PROGRESS, RESULT, kinds, take, worker
@@ -156,6 +157,9 @@ def test_a_task_is_submitted_followed_and_cancelled(
         assert await handle.cancel() is TaskStatus.SUCCEEDED
         assert [event.seq async for event in handle.events(after=1)] == [2, 3]
         other = await client.submit(order, "other")
+        first = await anext(other.events())
+        assert isinstance(first, Queued)
+        assert first.position == 2  # both of the first task's messages
         assert await other.cancel() is TaskStatus.QUEUED
         with pytest.raises(GenerationCancelled):
             await other.result(timeout=5)

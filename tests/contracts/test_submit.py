@@ -155,6 +155,22 @@ def test_depths_and_states(client: GenerationClient, order: dict[str, Any]) -> N
     assert client.status_many([]) == {}
 
 
+def test_the_first_event_says_how_many_are_before_it(
+    client: GenerationClient, redis: Redis, order: dict[str, Any]
+) -> None:
+    """`position` counts the messages that a worker takes first, at the time of submission."""
+    client.submit({**order, "model": f"{order['model']}-other"}, "elsewhere")
+    client.submit(order, "alone")  # of priority 5, as each but those that say
+    priorities = [5, 9, 0, 0, 5]
+    ids = [f"many-{number}" for number in range(len(priorities))]
+    client.submit_many([{**order, "priority": each} for each in priorities], ids)
+    client.submit(order, "late")
+    client.submit(order, "late")
+    expected = [0, 0, 1, 2, 0, 1, 4, 5]
+    found = [told(redis, client.keys, each)[0] for each in ["elsewhere", "alone", *ids, "late"]]
+    assert [event["position"] for event in found] == expected
+
+
 def test_redis_away_is_said_at_once(order: dict[str, Any]) -> None:
     """Without Redis every call raises `ServiceUnavailable`, a wait `WaitTimeout`; none hangs."""
     with GenerationClient(f"redis://127.0.0.1:{free_port()}/0") as client:
@@ -183,6 +199,7 @@ def test_a_broker_away_loses_nothing(
     ):
         cut_off.submit(order, "again")
     assert client.handle("again").status() is TaskStatus.QUEUED
+    assert told(redis, client.keys, "again")[0]["position"] is None
     assert len(messages(redis, order["model"])) == 0
     client.submit(order, "again")
     assert len(messages(redis, order["model"])) == 1

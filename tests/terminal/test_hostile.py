@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from api_contracts import GenerationClient, GenerationError, ImageResult
 from api_contracts.events import EVENT
 from api_contracts.names import Keys
-from worker import cli, doctor, embedded, health, picture, progress, report
+from worker import cli, doctor, download, embedded, health, picture, progress, report
 from worker.finding import Finding
 from worker.picture import Preview
 from worker.terminal import or_exit, printable
@@ -66,6 +66,14 @@ class Web(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer any path."""
         self.asked.append(self.path)
+        if self.path == "/drip":
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(b"x")
+                    threading.Event().wait(0.01)
+            return
         self.send_response(302 if self.path == "/away" else 200)
         self.send_header("Location", "/secret")
         self.end_headers()
@@ -101,7 +109,7 @@ def test_a_picture_costs_what_came(web: str) -> None:
     """However many bytes the record claims, no more memory is taken than the server fills."""
     tracemalloc.start()
     try:
-        assert progress.fetch(named(f"{web}/x", 10**12)) == BODY
+        assert download.fetch(named(f"{web}/x", 10**12)) == BODY
         assert tracemalloc.get_traced_memory()[1] < 4 * 2**20
     finally:
         tracemalloc.stop()
@@ -110,13 +118,19 @@ def test_a_picture_costs_what_came(web: str) -> None:
 def test_no_more_is_read_than_the_record_says(web: str) -> None:
     """One byte beyond is enough to know that it is another file."""
     with pytest.raises(GenerationError, match="not what the worker stored"):
-        progress.fetch(named(f"{web}/x", len(BODY) - 2))
+        download.fetch(named(f"{web}/x", len(BODY) - 2))
+
+
+def test_a_picture_that_drips_ends_in_time(web: str) -> None:
+    """The time that a picture may take is that of all its bytes, not of each."""
+    with pytest.raises(GenerationError, match=r"bytes came in 0\.2 s"):
+        download.fetch(named(f"{web}/drip", 10**6), timeout_s=0.2)
 
 
 def test_a_redirect_is_not_followed(web: str, asked: list[str]) -> None:
     """The server that a record names can't send its reader elsewhere."""
     with pytest.raises(GenerationError, match="302"):
-        progress.fetch(named(f"{web}/away"))
+        download.fetch(named(f"{web}/away"))
     assert asked == ["/away"]
 
 
@@ -124,7 +138,7 @@ def test_a_redirect_is_not_followed(web: str, asked: list[str]) -> None:
 def test_what_is_no_url_is_only_told(url: str) -> None:
     """Nothing that a record may hold in its place ends the command."""
     with pytest.raises(GenerationError, match="could not fetch"):
-        progress.fetch(named(url))
+        download.fetch(named(url))
 
 
 @pytest.mark.parametrize("saved", [True, False])
@@ -150,7 +164,7 @@ def test_controls_are_written_out() -> None:
 
 def test_a_key_is_no_command_to_the_file_system(web: str, tmp_path: Path) -> None:
     """A picture is saved whatever its key holds, and its name can be printed."""
-    path = progress.save(named(web, key=f"../a/{CONTROLS[:34]}\x9d.png"), "task", tmp_path)
+    path = download.save(named(web, key=f"../a/{CONTROLS[:34]}\x9d.png"), "task", tmp_path)
     assert path.read_bytes() == BODY
     assert [*tmp_path.iterdir()] == [path]
     assert not set(path.name) & set(CONTROLS)
@@ -159,7 +173,7 @@ def test_a_key_is_no_command_to_the_file_system(web: str, tmp_path: Path) -> Non
 def test_a_name_that_is_too_long_is_only_told(web: str, tmp_path: Path) -> None:
     """As any file that can't be written."""
     with pytest.raises(GenerationError, match="could not write"):
-        progress.save(named(web, key="x" * 1000), "task", tmp_path)
+        download.save(named(web, key="x" * 1000), "task", tmp_path)
 
 
 @pytest.fixture
@@ -235,6 +249,18 @@ def test_bars_say_what_events_hold(kind: str) -> None:
     assert "[/x] [red]\\u001b]0;owned\\u0007 \\u009d0;owned\\u009c" in told
     assert "\x1b]" not in told
     assert "\x9d" not in told
+
+
+@pytest.mark.parametrize(
+    ("position", "words"), [(3, "queued, 3 before it"), (0, "queued"), (None, "queued")]
+)
+def test_a_bar_says_how_many_wait_before_it(position: int | None, words: str) -> None:
+    """Where there is somebody, and where it is known."""
+    event = {
+        "task_id": "t1", "seq": 1, "attempt": 0, "at": "2026-01-01T00:00:00Z", "type": "queued",
+        "queue": "generate.default", "position": position,
+    }  # fmt: skip
+    assert progress._state(EVENT.validate_python(event)).plain == words
 
 
 def test_faults_of_anothers_request_are_printable(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from api_contracts import GenerationError, ImageResult
-from worker import embedded, picture, progress, report
+from worker import download, embedded, picture, report
 from worker.gallery import Gallery
 from worker.picture import Preview, choose
 
@@ -365,4 +365,4 @@ def test_a_url_names_no_file_of_this_machine(tmp_path: Path) -> None:
     file = tmp_path / "x.png"
     file.write_bytes(flat((8, 8)))
     with pytest.raises(GenerationError, match="none of http or https"):
-        progress.fetch(result(file.as_uri(), file.read_bytes()))
+        download.fetch(result(file.as_uri(), file.read_bytes()))

@@ -53,7 +53,7 @@ async function call(method, path, body) {
 
 /** What each event says of its task, in words. */
 const WORDS = {
-  queued: () => "Waiting for a worker",
+  queued: ({ position }) => (position ? `Waiting, ${position} before it` : "Waiting for a worker"),
   started: (event) =>
     event.resumed_from_step === null
       ? `Taken by a worker on ${event.device}`
