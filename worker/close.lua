@@ -1,7 +1,7 @@
 -- Everybody has been told of a task's end, Celery's result too: nothing is left to do for it.
 --
--- KEYS[1]  ns:{id}:task        hash        TTL set
--- KEYS[2]  ns:{id}:events      stream      TTL set
+-- KEYS[1]  ns:{id}:task        hash        TTL set, unless a push waits (pushed.lua)
+-- KEYS[2]  ns:{id}:events      stream      as the record
 -- KEYS[3]  ns:open             sorted set  id removed
 -- KEYS[4]  ns:{id}:checkpoint  string      removed
 -- ARGV     id, seconds that the record of an ended task lives
@@ -10,6 +10,8 @@ local status = redis.call('HGET', KEYS[1], 'status')
 if status == 'queued' or status == 'running' then return 0 end
 redis.call('ZREM', KEYS[3], ARGV[1])
 redis.call('DEL', KEYS[4])
-redis.call('EXPIRE', KEYS[1], ARGV[2])
-redis.call('EXPIRE', KEYS[2], ARGV[2])
+if (tonumber(redis.call('HGET', KEYS[1], 'pushes') or '') or 0) <= 0 then
+  redis.call('EXPIRE', KEYS[1], ARGV[2])
+  redis.call('EXPIRE', KEYS[2], ARGV[2])
+end
 return 1

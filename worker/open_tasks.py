@@ -59,7 +59,7 @@ class OpenTasks:
         """`redis` has the records."""
         self._redis, self._keys = redis, keys
         self._lease_s, self._ttl_s = lease_s, record_ttl_s
-        self._pushes = Pushes(redis, keys)
+        self._pushes = Pushes(redis, keys, record_ttl_s)
         self._revive, self._expire, self._forget, self._close = (
             load(redis, "worker", name) for name in ("revive", "expire", "forget", "close")
         )

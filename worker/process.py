@@ -90,8 +90,7 @@ class Process:
             private_addresses=settings.webhook_private_addresses,
         )
         replies = Replies(settings.reply_to, broker_url)
-        retry_s = min(settings.push_retry_s, settings.record_ttl_s)
-        self._pusher = Pusher(self._status.pushes, replies, webhooks, retry_s)
+        self._pusher = Pusher(self._status.pushes, replies, webhooks, settings.push_retry_s)
         self._publisher = Publisher(self._status, CeleryState(store))
         device = gpu.resolve(settings.device)
         self._engine = Engine(

@@ -56,9 +56,9 @@ class Due:
 class Pushes:
     """Thread-safe; every method raises what redis-py raises."""
 
-    def __init__(self, redis: Redis, keys: Keys) -> None:
-        """`redis` has the records."""
-        self._redis, self._keys = redis, keys
+    def __init__(self, redis: Redis, keys: Keys, record_ttl_s: int) -> None:
+        """`redis` has the records; each lives on until its last push is settled."""
+        self._redis, self._keys, self._ttl_s = redis, keys, record_ttl_s
         self._push, self._due, self._pushed = (
             load(redis, "worker", name) for name in ("push", "due", "pushed")
         )
@@ -75,10 +75,13 @@ class Pushes:
 
     def settle(self, due: Due, push: Push, again_s: float | None) -> None:
         """Write how a try went; it is tried again in `again_s`, never when that is None."""
-        member = f"{due.kind}:{due.task_id}"
-        args = [member, due.kind.field, push.model_dump_json(exclude_none=True)]
-        args.append("" if again_s is None else repr(again_s))
-        self._pushed(keys=[self._keys.task(due.task_id), self._keys.pushes], args=args)
+        keys, task_id = self._keys, due.task_id
+        pause = "" if again_s is None else repr(again_s)
+        state = push.model_dump_json(exclude_none=True)
+        self._pushed(
+            keys=[keys.task(task_id), keys.events(task_id), keys.pushes, keys.open],
+            args=[task_id, f"{due.kind}:{task_id}", due.kind.field, state, pause, self._ttl_s],
+        )
 
     def _read(self, member: bytes) -> Due | None:
         """What a member stands for; None, and one less, where nobody can read it any more."""

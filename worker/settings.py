@@ -157,7 +157,7 @@ class Settings(BaseSettings):
         default=86_400,
         ge=60,
         le=31_536_000,
-        description="Seconds that record, events and result outlive a task.",
+        description="Seconds that record, events and result outlive a task and its pushes.",
     )
     reply_to: tuple[ReplyTarget, ...] = Field(
         default=(),
@@ -181,7 +181,7 @@ class Settings(BaseSettings):
         default=21_600,
         ge=0,
         le=31_536_000,
-        description="Seconds that `reply_to` and `webhook` are tried; at most `SAG_RECORD_TTL_S`.",
+        description="Seconds that `reply_to` and `webhook` are tried.",
     )
     metrics_port: int | None = Field(
         default=None, ge=1, le=65_535, description="Port of Prometheus metrics; unset is none."

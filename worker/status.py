@@ -66,7 +66,7 @@ class Status:
         """`owner` names this process in records and events."""
         self.redis, self.owner, self.keys = redis, owner, keys
         self._ttl_s, self._lease_s = record_ttl_s, lease_s
-        self.pushes = Pushes(redis, keys)
+        self.pushes = Pushes(redis, keys, record_ttl_s)
         self._claim, self._append, self._finish, self._requeue, self._checkpoint, self._close = (
             load(redis, "worker", name)
             for name in ("claim", "append", "finish", "requeue", "checkpoint", "close")

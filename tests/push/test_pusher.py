@@ -16,7 +16,7 @@ from api_contracts import GenerationClient, Push, PushKind, PushState, TaskStatu
 from api_contracts.events import EVENT
 from api_contracts.names import Keys
 from tests.push.receiver import Receiver, receiver
-from tests.record.owners import take, worker
+from tests.record.owners import TTL_S, take, worker
 from tests.wire import faults
 from worker import pusher, pushes
 from worker.errors import NotPushed
@@ -84,12 +84,14 @@ def start(
         each.close()
 
 
-def end(client: GenerationClient, status: Status, task_id: str, **wanted: Any) -> None:
-    """Submit a task, and end it as a worker does."""
+def end(
+    client: GenerationClient, status: Status, task_id: str, *, closed: bool = True, **wanted: Any
+) -> None:
+    """Submit a task, and end it as a worker does; until all is told, if `closed`."""
     client.submit({"prompt": "x", "model": client.keys.namespace, **wanted}, task_id)
     claimed = take(status, task_id)
     assert status.finish(claimed, TaskStatus.CANCELLED, {"step": 3}, {"step": 3})
-    status.close(task_id)
+    status.close(task_id) if closed else status.pushes.note(task_id)
 
 
 def settled(client: GenerationClient, task_id: str, kind: PushKind) -> Push:
@@ -117,11 +119,11 @@ def test_an_end_goes_where_the_request_says(
     last = [*client.handle("both").events(timeout=COME_S)][-1]
     (message,) = hook.wait(1)
     assert EVENT.validate_json(message.body) == last
-    assert message.headers["webhook-id"] == f"both.{last.seq}"
+    assert message.headers["webhook-id"] == f"both:{last.seq}"
     for kind in PushKind:
         push = settled(client, "both", kind)
         assert (push.state, push.tries, push.error) == (PushState.DELIVERED, 1, None)
-    found = [each for each in replies(redis) if each["headers"]["id"] == f"both.{last.seq}"]
+    found = [each for each in replies(redis) if each["headers"]["id"] == f"both:{last.seq}"]
     assert [each["headers"]["task"] for each in found] == [TARGET.task]
     assert faults("reply", found[0]) == []
     assert faults("end", json.loads(b64decode(found[0]["body"]))[1]["event"]) == []
@@ -335,6 +337,30 @@ def test_a_late_loser_does_not_undo_a_delivery(
     assert client.handle("late").pushes()[PushKind.WEBHOOK].state is PushState.DELIVERED
 
 
+@pytest.mark.parametrize("closed", ["before", "between", "after"])
+@pytest.mark.parametrize("state", [PushState.DELIVERED, PushState.GIVEN_UP])
+def test_a_record_lives_until_its_last_push_is_settled(
+    client: GenerationClient, status: Status, redis: Redis, closed: str, state: PushState
+) -> None:
+    """And then for as long as any: whoever closes it, and when, loses no push with it."""
+    keys = [client.keys.task("kept"), client.keys.events("kept")]
+    to = {"queue": TARGET.queue, "task": TARGET.task}
+    end(client, status, "kept", closed=closed == "before", webhook="https://a.b/", reply_to=to)
+    assert [redis.ttl(key) for key in keys] == [-1, -1]
+    one, other = status.pushes.take(2)
+    status.pushes.settle(one, Push(state=PushState.WAITING, tries=1, error="late"), 0.001)
+    status.pushes.settle(one, Push(state=state, tries=2), None)
+    if closed == "between":
+        status.close("kept")
+    assert [redis.ttl(key) for key in keys] == [-1, -1]
+    for _ in range(2):  # the answer to the first was lost
+        status.pushes.settle(other, Push(state=state, tries=1), None)
+    if closed == "after":
+        assert [redis.ttl(key) for key in keys] == [-1, -1]
+        status.close("kept")
+    assert [TTL_S - 1 <= redis.ttl(key) <= TTL_S for key in keys] == [True, True]
+
+
 def test_odd_pushes_stop_nobody(
     client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
@@ -358,15 +384,15 @@ def test_celery_gets_a_task_like_any_other(
 ) -> None:
     """An application with Celery's own settings finds it in its queue, with one argument."""
     start()
-    end(client, status, "task", reply_to={"queue": TARGET.queue, "task": TARGET.task})
-    assert settled(client, "task", PushKind.REPLY_TO).state is PushState.DELIVERED
+    end(client, status, "a.task", reply_to={"queue": TARGET.queue, "task": TARGET.task})
+    assert settled(client, "a.task", PushKind.REPLY_TO).state is PushState.DELIVERED
     shop = Celery("shop", broker=redis_url, set_as_current=False)
     with shop.connection_for_read() as connection:
         queue = connection.SimpleQueue(TARGET.queue)
         found = {}
-        while "task.3" not in found:
+        while "a:task:3" not in found:
             message = queue.get(timeout=COME_S)
             args, kwargs, _ = message.payload
             found[message.headers["id"]] = (args, kwargs["event"]["type"])
             message.ack()
-    assert found["task.3"] == ([], "cancelled")
+    assert found["a:task:3"] == ([], "cancelled")
