@@ -21,7 +21,7 @@ from api_contracts.names import (
     queue_name,
 )
 from api_contracts.records import Records
-from worker import control, log
+from worker import log, remote_control
 from worker.messages import MARGIN_S
 from worker.open_tasks import priority_of
 from worker.process import Process
@@ -147,7 +147,7 @@ def _follow_signals(process: Process, settings: Settings) -> None:
     def start(**_: object) -> None:
         events = settings.events.get_secret_value()
         records = Records(events, settings.namespace)
-        control.install(records, process.state)
+        remote_control.install(records, process.state)
         process.start()
 
     def drain(**_: object) -> None:

@@ -18,13 +18,13 @@ from worker.outcome import Failed, Outcome, Succeeded
 from worker.storage import Superseded
 
 if TYPE_CHECKING:
+    from worker.claims import Claim, Claims
     from worker.engine.engine import Engine
     from worker.engine.job import Control, JobResult, Step
     from worker.orders import Order
     from worker.publisher import Publisher
     from worker.settings import Settings
     from worker.shelf import Shelf
-    from worker.status import Claim, Status
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +38,13 @@ class Attempts:
     def __init__(
         self,
         settings: Settings,
-        status: Status,
+        claims: Claims,
         publisher: Publisher,
         engine: Engine,
         shelf: Shelf,
     ) -> None:
         """All parts connect or start on first use."""
-        self._settings, self._status, self._publisher = settings, status, publisher
+        self._settings, self._claims, self._publisher = settings, claims, publisher
         self._engine, self._shelf = engine, shelf
         self._company = Company()
 
@@ -82,7 +82,7 @@ class Attempts:
             self._publisher.release(claim)
 
     def _is_ours(self, claim: Claim) -> bool:
-        return self._status.is_ours(claim)
+        return self._claims.is_ours(claim)
 
     def _denoise(self, claim: Claim, order: Order, control: Control) -> JobResult:
         """Wait for the engine, and tell the caller while it builds its pipeline."""
@@ -90,7 +90,7 @@ class Attempts:
         job = dataclasses.replace(
             self._shelf.fetch(order),
             checkpoint_every=self._settings.checkpoint_every,
-            checkpoint=self._status.kept(claim.task_id) if claim.checkpoint_step else None,
+            checkpoint=self._claims.kept(claim.task_id) if claim.checkpoint_step else None,
         )
         last = 1 < claim.attempt >= self._settings.max_attempts
         with self._company.join(control, alone=last):

@@ -22,7 +22,7 @@ _DEADLY = frozenset(
 )
 
 if TYPE_CHECKING:
-    from worker.status import Claim, Ended
+    from worker.claims import Claim, Ended
 
 
 def terminal(

@@ -13,19 +13,19 @@ from api_contracts.parse import parse_request
 from api_contracts.pushes import PushKind
 from worker import endings, metrics
 from worker.breaker import OURS, Breaker
+from worker.claims import Claim, Ended, Held
 from worker.engine.job import Control, Stop
 from worker.errors import BadRequest, TaskFault
 from worker.orders import Order
 from worker.outcome import Cancelled, Dropped, Expired, Failed, Outcome, Requeued, Succeeded
-from worker.status import Claim, Ended, Held
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from worker.attempt import Attempts
+    from worker.claims import Claims
     from worker.lease import Lease
     from worker.settings import Settings
-    from worker.status import Status
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Executor:
     def __init__(  # its parts
         self,
         settings: Settings,
-        status: Status,
+        claims: Claims,
         lease: Lease,
         attempts: Attempts,
         device: str,
@@ -63,7 +63,7 @@ class Executor:
 
         `on_broken` is called with the reason when this process is to do nothing more.
         """
-        self._settings, self._status, self._lease = settings, status, lease
+        self._settings, self._claims, self._lease = settings, claims, lease
         self._attempts, self.device = attempts, device
         self._lock = threading.Lock()
         self._running: dict[str, Control] = {}
@@ -111,7 +111,7 @@ class Executor:
 
     def close(self, task_id: str) -> None:
         """Celery's result says how a task ended: nothing is left to do for it but to push."""
-        self._status.close(task_id)
+        self._claims.close(task_id)
 
     def give_back(self, reason: str) -> None:
         """Give back all tasks of a process that hangs, and claim no more; each is an attempt."""
@@ -120,7 +120,7 @@ class Executor:
             outcome: Outcome = Requeued(f"worker stalled: {reason}", counts=True)
             if claim.attempt >= self._settings.max_attempts:
                 outcome = Failed(endings.stalled(claim, reason))
-            self._finish(claim, self._status.metadata(claim.task_id), outcome)
+            self._finish(claim, self._claims.metadata(claim.task_id), outcome)
 
     def drain(self) -> None:
         """Give back every task that is not done, before its next UNet call; claim no more."""
@@ -203,7 +203,7 @@ class Executor:
             }
             if self._settings.log_prompts:
                 logger.info("task %s: %s", delivery.task_id, order.request.prompts)
-        return self._status.claim(
+        return self._claims.claim(
             delivery.task_id,
             started=started,
             request=json.dumps(order.request.to_wire()) if order else _kept(delivery.request),
@@ -221,7 +221,7 @@ class Executor:
             return outcome
         if isinstance(outcome, Requeued):
             fields = {"reason": outcome.reason, "metadata": metadata}
-            ours = self._status.requeue(claim, fields, counts=outcome.counts)
+            ours = self._claims.requeue(claim, fields, counts=outcome.counts)
             if ours is None:
                 return self._finish(claim, metadata, Cancelled(outcome.step))
         else:
@@ -229,7 +229,7 @@ class Executor:
             kept = endings.kept(outcome)
             dead = endings.why_dead(outcome)
             fields["metadata"] = metadata
-            ours = self._status.finish(claim, status, kept, fields, dead)
+            ours = self._claims.finish(claim, status, kept, fields, dead)
         if not ours:
             logger.warning("%s: %s, discarded: another worker has claimed it", who, outcome)
             return Dropped("another worker has claimed it")

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
+    from worker.claims import Claim
     from worker.messages import Messages
-    from worker.status import Claim
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from api_contracts.connection import connect, connect_impatiently
 from worker import gpu, metrics, recovery
 from worker.attempt import Attempts
 from worker.celery_state import CeleryState
+from worker.claims import Claims
 from worker.engine.engine import Engine
 from worker.execute import Executor
 from worker.exits import DEVICE_FAILED
@@ -24,7 +25,6 @@ from worker.pusher import Pusher
 from worker.reconciler import Reconciler
 from worker.replies import Replies
 from worker.shelf import Shelf
-from worker.status import Status
 from worker.storage import Storage
 from worker.watchdog import Watchdog
 from worker.webhooks import Webhooks
@@ -65,7 +65,7 @@ class Process:
         broker_url = settings.broker_url.get_secret_value()
         events_url = settings.events.get_secret_value()
         keys, lease_s = settings.keys, settings.lease_s
-        self._status = Status(
+        self._claims = Claims(
             connect(events_url), keys, owner, record_ttl_s=settings.record_ttl_s, lease_s=lease_s
         )
         answer_s = lease_s / RENEWALS
@@ -90,8 +90,8 @@ class Process:
             private_addresses=settings.webhook_private_addresses,
         )
         replies = Replies(settings.reply_to, broker_url)
-        self._pusher = Pusher(self._status.pushes, replies, webhooks, settings.push_retry_s)
-        self._publisher = Publisher(self._status, CeleryState(store))
+        self._pusher = Pusher(self._claims.pushes, replies, webhooks, settings.push_retry_s)
+        self._publisher = Publisher(self._claims, CeleryState(store))
         device = gpu.resolve(settings.device)
         self._engine = Engine(
             settings.specs,
@@ -102,9 +102,9 @@ class Process:
             compiled=settings.compile,
         )
         shelf = Shelf(Storage(settings))
-        attempts = Attempts(settings, self._status, self._publisher, self._engine, shelf)
+        attempts = Attempts(settings, self._claims, self._publisher, self._engine, shelf)
         self.executor = Executor(
-            settings, self._status, self.lease, attempts, device, self._leave_broken
+            settings, self._claims, self.lease, attempts, device, self._leave_broken
         )
         self._watchdog = Watchdog(self._look, settings.step_timeout_s, self._give_back)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from worker.celery_state import CeleryState
-    from worker.status import Claim, Status
+    from worker.claims import Claim, Claims
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +44,9 @@ class _Watched:
 class Publisher:
     """One daemon thread for all tasks of this worker."""
 
-    def __init__(self, status: Status, celery: CeleryState) -> None:
+    def __init__(self, claims: Claims, celery: CeleryState) -> None:
         """`celery` is told the steps that were told."""
-        self._status = status
+        self._claims = claims
         self._celery = celery
         self._watched: dict[str, _Watched] = {}
         self._wake = threading.Condition()
@@ -147,9 +147,9 @@ class Publisher:
         try:
             if kind == _CHECKPOINT:
                 step, state = fields["step"], fields["state"]
-                answer = min(self._status.keep(watched.claim, step, state), 0)
+                answer = min(self._claims.keep(watched.claim, step, state), 0)
             else:
-                answer = self._status.append(watched.claim, kind, fields)
+                answer = self._claims.append(watched.claim, kind, fields)
             if answer != 0:
                 watched.control.request(Stop.CANCELLED if answer > 0 else Stop.SUPERSEDED)
             if kind == "progress" and answer >= 0:

@@ -11,9 +11,9 @@ from api_contracts.result import GenerationResult, ImageResult, Timings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from worker.claims import Claim
     from worker.engine.job import Job, JobResult, Picture
     from worker.orders import Order
-    from worker.status import Claim
     from worker.storage import Storage
 
 

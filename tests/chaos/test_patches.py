@@ -17,10 +17,10 @@ ZOMBIE = """
 import sys
 from redis import Redis
 from api_contracts.names import Keys
-from worker.status import Status
+from worker.claims import Claims
 redis = Redis.from_url(sys.argv[1], protocol=2)
 keys = Keys(sys.argv[2])
-old, new = (Status(redis, keys, name, record_ttl_s=60, lease_s=9) for name in ("old", "new"))
+old, new = (Claims(redis, keys, name, record_ttl_s=60, lease_s=9) for name in ("old", "new"))
 ask = dict(
     started={"model": "m"}, request="{}", queue="q", deadline_s=None, expires_at_s=None,
     max_attempts=9,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from worker.status import Status
+    from worker.claims import Claims
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def client(redis_url: str, namespace: str) -> Iterator[GenerationClient]:
 
 
 @pytest.fixture
-def status(redis: Redis, client: GenerationClient) -> Status:
+def claims(redis: Redis, client: GenerationClient) -> Claims:
     """A worker's access to the records that the client makes."""
     return worker(redis, client.keys, "worker")
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
 
-    from worker.status import Status
+    from worker.claims import Claims
 
 TASKS, STEPS = 200, 12
 PATIENCE_S = 60.0
@@ -95,17 +95,17 @@ def test_many_are_followed_at_once_through_a_restart(tmp_path: Path) -> None:
         def write() -> None:
             """Do what a worker does, step by step for all; Redis restarts in the middle."""
             with connect(url) as redis:
-                status = worker(redis, keys, "worker")
-                claims = [take(status, each) for each in ids]
+                claims = worker(redis, keys, "worker")
+                taken = [take(claims, each) for each in ids]
                 for step in range(STEPS):
                     if step == STEPS // 2:
                         before.close()
                         before.enter_context(embedded.redis_server(tmp_path, port))
                         restarted.set()
-                    for claim in claims:
-                        _until_written(status, claim)
-                for claim in claims:
-                    assert status.finish(claim, TaskStatus.SUCCEEDED, RESULT, {"result": RESULT})
+                    for claim in taken:
+                        _until_written(claims, claim)
+                for claim in taken:
+                    assert claims.finish(claim, TaskStatus.SUCCEEDED, RESULT, {"result": RESULT})
 
         async def follow(client: AsyncGenerationClient) -> tuple[list[list[int]], int]:
             async def one(task_id: str) -> list[int]:
@@ -133,14 +133,14 @@ def test_many_are_followed_at_once_through_a_restart(tmp_path: Path) -> None:
     assert connections <= MAX_CONNECTIONS + 1
 
 
-def _until_written(status: Status, claim: Any) -> None:
+def _until_written(claims: Claims, claim: Any) -> None:
     """One event, exactly: what was written before the restart is not written again."""
     with suppress(RedisError):
-        status.append(claim, "progress", PROGRESS)
+        claims.append(claim, "progress", PROGRESS)
 
 
 def test_a_task_is_submitted_followed_and_cancelled(
-    run: Callable[..., Any], redis: Redis, namespace: str, status: Status
+    run: Callable[..., Any], redis: Redis, namespace: str, claims: Claims
 ) -> None:
     """The way of one task through every method."""
 
@@ -150,9 +150,9 @@ def test_a_task_is_submitted_followed_and_cancelled(
         assert (await client.submit(order, "one")).task_id == "one"
         assert await client.queue_depths([namespace, "nobodys"]) == {namespace: 2, "nobodys": 0}
         assert await handle.status() is TaskStatus.QUEUED
-        claim = take(status, "one")
+        claim = take(claims, "one")
         assert await client.status_many(["one", "two"]) == {"one": TaskStatus.RUNNING, "two": None}
-        assert status.finish(claim, TaskStatus.SUCCEEDED, RESULT, {"result": RESULT})
+        assert claims.finish(claim, TaskStatus.SUCCEEDED, RESULT, {"result": RESULT})
         assert await handle.result(timeout=5) == GenerationResult.model_validate(RESULT)
         assert await handle.cancel() is TaskStatus.SUCCEEDED
         assert [event.seq async for event in handle.events(after=1)] == [2, 3]
@@ -196,7 +196,7 @@ def test_waiting_ends(run: Callable[..., Any], namespace: str) -> None:
     run(body)
 
 
-def test_news_are_heard_at_once(run: Callable[..., Any], namespace: str, status: Status) -> None:
+def test_news_are_heard_at_once(run: Callable[..., Any], namespace: str, claims: Claims) -> None:
     """Not when a wait is over: the time given is many waits long, and nothing else ends it."""
 
     async def body(client: AsyncGenerationClient) -> None:
@@ -208,9 +208,9 @@ def test_news_are_heard_at_once(run: Callable[..., Any], namespace: str, status:
             await asyncio.sleep(0.01)
             assert not waiting.done()
             if number == 0:
-                claim = take(status, "t")
+                claim = take(claims, "t")
             else:
-                status.append(claim, "progress", PROGRESS)
+                claims.append(claim, "progress", PROGRESS)
             event = await asyncio.wait_for(waiting, 2.0)
             assert event.seq == number + 2
 

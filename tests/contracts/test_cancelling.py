@@ -13,7 +13,7 @@ from tests.record.owners import ERROR, PROGRESS, kinds, opened, record, take, to
 if TYPE_CHECKING:
     from redis import Redis
 
-    from worker.status import Status
+    from worker.claims import Claims
 
 
 def test_a_waiting_task_ends_at_once(
@@ -33,12 +33,12 @@ def test_a_waiting_task_ends_at_once(
 
 
 def test_a_running_task_is_told_by_its_next_write(
-    client: GenerationClient, redis: Redis, status: Status, order: dict[str, Any]
+    client: GenerationClient, redis: Redis, claims: Claims, order: dict[str, Any]
 ) -> None:
     """The owner of a cancelled task hears of it, and the task is its until it ends it."""
     handle = client.submit(order)
-    claim = take(status, handle.task_id)
-    assert status.append(claim, "progress", PROGRESS) == 0
+    claim = take(claims, handle.task_id)
+    assert claims.append(claim, "progress", PROGRESS) == 0
     with redis.pubsub() as nudges:
         nudges.subscribe(client.keys.control)
         assert nudges.get_message(timeout=5) is not None
@@ -46,24 +46,24 @@ def test_a_running_task_is_told_by_its_next_write(
         nudge = nudges.get_message(timeout=5)
     assert nudge is not None
     assert nudge["data"] == handle.task_id.encode()
-    assert status.append(claim, "progress", PROGRESS) == 1
+    assert claims.append(claim, "progress", PROGRESS) == 1
     assert handle.status() is TaskStatus.RUNNING
     assert redis.ttl(client.keys.task(handle.task_id)) == -1
-    assert status.finish(claim, TaskStatus.CANCELLED, {"step": 2}, {"step": 2})
+    assert claims.finish(claim, TaskStatus.CANCELLED, {"step": 2}, {"step": 2})
     assert handle.status() is TaskStatus.CANCELLED
 
 
 def test_the_wish_for_an_unknown_task_is_kept(
-    client: GenerationClient, redis: Redis, status: Status, order: dict[str, Any]
+    client: GenerationClient, redis: Redis, claims: Claims, order: dict[str, Any]
 ) -> None:
     """A cancel that overtakes its task's message still holds when the message is claimed."""
     assert client.handle("early").cancel() is None
-    assert take(status, "early").answer == "cancelled"
+    assert take(claims, "early").answer == "cancelled"
     assert kinds(redis, client.keys, "early") == []
     assert client.handle("early2").cancel() is None
     client.submit(order, "early2")
     assert redis.ttl(client.keys.task("early2")) == -1
-    assert take(status, "early2").answer == "cancelled"
+    assert take(claims, "early2").answer == "cancelled"
 
 
 def test_a_wish_alone_is_forgotten_in_time(client: GenerationClient, redis: Redis) -> None:
@@ -78,13 +78,13 @@ def test_a_wish_alone_is_forgotten_in_time(client: GenerationClient, redis: Redi
 def test_an_ended_task_stays_as_it_is(
     client: GenerationClient,
     redis: Redis,
-    status: Status,
+    claims: Claims,
     order: dict[str, Any],
     end: TaskStatus,
 ) -> None:
     """Cancelling after the end changes nothing and says what the end was."""
     handle = client.submit(order)
-    assert status.finish(take(status, handle.task_id), end, {"step": 1}, {"step": 1})
+    assert claims.finish(take(claims, handle.task_id), end, {"step": 1}, {"step": 1})
     before = record(redis, client.keys, handle.task_id), told(redis, client.keys, handle.task_id)
     assert handle.cancel() is end
     after = record(redis, client.keys, handle.task_id), told(redis, client.keys, handle.task_id)
@@ -94,22 +94,22 @@ def test_an_ended_task_stays_as_it_is(
 @pytest.mark.parametrize("kept", ["[1, 2", "null", '{"prompt":5}', '{"of_version":2}', "\u00e4"])
 @pytest.mark.parametrize("ended", [False, True])
 def test_a_task_whose_request_was_refused_can_be_cancelled(
-    client: GenerationClient, status: Status, kept: str, ended: bool
+    client: GenerationClient, claims: Claims, kept: str, ended: bool
 ) -> None:
     """A record may hold a request that no client can read; asking to cancel it is no error."""
-    claim = take(status, "raw", request=kept)
+    claim = take(claims, "raw", request=kept)
     if ended:
-        assert status.finish(claim, TaskStatus.FAILED, ERROR, {"error": ERROR})
+        assert claims.finish(claim, TaskStatus.FAILED, ERROR, {"error": ERROR})
     expected = TaskStatus.FAILED if ended else TaskStatus.RUNNING
     assert client.handle("raw").cancel() is expected
 
 
 def test_a_task_that_was_given_back_can_be_cancelled(
-    client: GenerationClient, redis: Redis, status: Status, order: dict[str, Any]
+    client: GenerationClient, redis: Redis, claims: Claims, order: dict[str, Any]
 ) -> None:
     """It ends at once, as one that was never begun."""
     task = client.submit(order)
-    assert status.requeue(take(status, task.task_id), {"reason": "drained"}, counts=False)
+    assert claims.requeue(take(claims, task.task_id), {"reason": "drained"}, counts=False)
     assert task.cancel() is TaskStatus.QUEUED
     assert task.status() is TaskStatus.CANCELLED
     assert kinds(redis, client.keys, task.task_id)[-1] == "cancelled"

@@ -24,7 +24,7 @@ from tests.record.owners import ERROR, PROGRESS, RESULT, take, until
 if TYPE_CHECKING:
     from redis import Redis
 
-    from worker.status import Status
+    from worker.claims import Claims
 
 ENDS: dict[TaskStatus, dict[str, Any]] = {
     TaskStatus.SUCCEEDED: {"result": RESULT},
@@ -35,13 +35,13 @@ ENDS: dict[TaskStatus, dict[str, Any]] = {
 
 
 @pytest.fixture
-def ended(client: GenerationClient, status: Status, order: dict[str, Any]) -> str:
+def ended(client: GenerationClient, claims: Claims, order: dict[str, Any]) -> str:
     """A task with six events, the last its success."""
     task_id = client.submit(order).task_id
-    claim = take(status, task_id)
+    claim = take(claims, task_id)
     for _ in range(3):
-        status.append(claim, "progress", PROGRESS)
-    assert status.finish(claim, TaskStatus.SUCCEEDED, RESULT, {"result": RESULT})
+        claims.append(claim, "progress", PROGRESS)
+    assert claims.finish(claim, TaskStatus.SUCCEEDED, RESULT, {"result": RESULT})
     return task_id
 
 
@@ -71,13 +71,13 @@ def test_what_is_there_needs_no_time(client: GenerationClient, ended: str) -> No
 
 
 def test_an_event_of_a_later_version_is_skipped(
-    client: GenerationClient, status: Status, order: dict[str, Any]
+    client: GenerationClient, claims: Claims, order: dict[str, Any]
 ) -> None:
     """A kind of event that this client does not know is passed over and costs nothing else."""
     handle = client.submit(order)
-    claim = take(status, handle.task_id)
-    status.append(claim, "dreaming", {"of": "sheep"})
-    status.finish(claim, TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
+    claim = take(claims, handle.task_id)
+    claims.append(claim, "dreaming", {"of": "sheep"})
+    claims.finish(claim, TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
     types = [event.type for event in handle.events(timeout=5)]
     assert types == ["queued", "started", "cancelled"]
     with pytest.raises(GenerationCancelled):
@@ -85,11 +85,11 @@ def test_an_event_of_a_later_version_is_skipped(
 
 
 def test_events_survive_lost_connections(
-    client: GenerationClient, redis: Redis, status: Status, order: dict[str, Any]
+    client: GenerationClient, redis: Redis, claims: Claims, order: dict[str, Any]
 ) -> None:
     """A follower whose connection is killed while it waits misses nothing and repeats nothing."""
     handle = client.submit(order)
-    claim = take(status, handle.task_id)
+    claim = take(claims, handle.task_id)
 
     def waiting() -> list[str]:
         found = [each for each in redis.client_list() if each["name"] == client.keys.namespace]
@@ -100,8 +100,8 @@ def test_events_survive_lost_connections(
             until(waiting)
             for number in waiting():
                 redis.client_kill_filter(_id=number)
-            status.append(claim, "progress", PROGRESS)
-        status.finish(claim, TaskStatus.EXPIRED, {"step": 1}, {"step": 1})
+            claims.append(claim, "progress", PROGRESS)
+        claims.finish(claim, TaskStatus.EXPIRED, {"step": 1}, {"step": 1})
 
     killer = threading.Thread(target=kill_and_tell)
     killer.start()
@@ -143,7 +143,7 @@ def test_an_unknown_task_is_not_waited_for(client: GenerationClient) -> None:
 )
 def test_each_end_has_its_exception(
     client: GenerationClient,
-    status: Status,
+    claims: Claims,
     order: dict[str, Any],
     end: TaskStatus,
     expected: type[GenerationError],
@@ -151,7 +151,7 @@ def test_each_end_has_its_exception(
 ) -> None:
     """An end without pictures is raised by `result`, each as a kind of its own."""
     handle = client.submit(order)
-    status.finish(take(status, handle.task_id), end, ENDS[end], ENDS[end])
+    claims.finish(take(claims, handle.task_id), end, ENDS[end], ENDS[end])
     with pytest.raises(GenerationError, match=text) as caught:
         handle.result(timeout=5)
     assert type(caught.value) is expected

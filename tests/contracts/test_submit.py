@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from worker.status import Status
+    from worker.claims import Claims
 
 
 def messages(redis: Redis, model: str) -> list[dict[str, Any]]:
@@ -99,13 +99,13 @@ def test_the_same_id_with_another_request_is_the_first_request(
 
 @pytest.mark.parametrize("ended", [False, True])
 def test_a_task_under_way_or_ended_is_not_sent_again(
-    client: GenerationClient, redis: Redis, status: Status, order: dict[str, Any], ended: bool
+    client: GenerationClient, redis: Redis, claims: Claims, order: dict[str, Any], ended: bool
 ) -> None:
     """Submitting an id that a worker has, or that has ended, sends and writes nothing."""
     client.submit(order, "same")
-    claim = take(status, "same")
+    claim = take(claims, "same")
     if ended:
-        assert status.finish(claim, TaskStatus.CANCELLED, {"step": 1}, {"step": 1})
+        assert claims.finish(claim, TaskStatus.CANCELLED, {"step": 1}, {"step": 1})
     for name in names.queue_lists(order["model"]):
         redis.delete(name)
     before = record(redis, client.keys, "same"), told(redis, client.keys, "same")

@@ -9,9 +9,9 @@ import torch
 from diffusers import StableDiffusionSAGPipeline
 
 from worker.engine.batch import Batch
+from worker.engine.in_flight import InFlight
 from worker.engine.job import Control, Job
-from worker.engine.runners import Runners
-from worker.engine.running import Running
+from worker.engine.runner_cache import RunnerCache
 from worker.model_spec import SHIPPED_MODEL, ModelSpec
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Rounds:
             self.builds += 1
             return model or models.load(spec, "cpu", "none")
 
-        self.runners = Runners(dict.fromkeys(aliases, spec), load, max_models, max_batch_rows)
+        self.runners = RunnerCache(dict.fromkeys(aliases, spec), load, max_models, max_batch_rows)
         self.batch = Batch(self.runners, lambda call, *args: call(*args))
         self._number = 0
 
@@ -67,7 +67,7 @@ class Rounds:
         """Let a job wait for the next round."""
         self._number += 1
         future: Future[JobResult] = Future()
-        self.batch.add(Running(self._number, wanted, control or Control(), future))
+        self.batch.add(InFlight(self._number, wanted, control or Control(), future))
         return future
 
     def run(self) -> None:

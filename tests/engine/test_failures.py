@@ -13,7 +13,7 @@ from worker.engine.batch import Batch
 from worker.engine.engine import Engine, load_model
 from worker.engine.job import Control
 from worker.engine.runner import Runner
-from worker.engine.runners import Runners
+from worker.engine.runner_cache import RunnerCache
 from worker.errors import OutOfMemory
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Failing:
 
 PARTS = [
     (Runner, "encode"), (Runner, "tick"), (Runner, "decode"), (Runner, "finish"),
-    (Runner, "preview"), (Runner, "rest"), (Runner, "draft"), (Runners, "free_memory"),
+    (Runner, "preview"), (Runner, "rest"), (Runner, "draft"), (RunnerCache, "free_memory"),
 ]  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def test_every_job_ends(
     engine = Engine({"default": SPEC}, "cpu", "none", max_batch_rows=8)
     wanted = job(num_inference_steps=2, output_type="png", preview_every=1)
     assert engine.submit(wanted, Control()).result(timeout=60).pictures
-    if kind is Runners:
+    if kind is RunnerCache:
         monkeypatch.setattr(Runner, "encode", Failing(Runner.encode, error, times))
     failing = Failing(getattr(kind, name), error, times)
     monkeypatch.setattr(kind, name, failing)

@@ -26,13 +26,13 @@ from api_contracts.connection import connect
 from api_contracts.errors import GenerationFailed
 from api_contracts.events import EVENT, Failed
 from api_contracts.names import TASK_NAME, is_task_id, queue_name
+from worker.claims import Claims
 from worker.execute import Executor
 from worker.intake import WANTS_RESULT, put_in_order
 from worker.messages import MAX_MESSAGE_BYTES
 from worker.metrics import REJECTED
 from worker.outcome import Cancelled
 from worker.settings import Settings
-from worker.status import Status
 from worker.tasks import Generate
 from worker.transport import Channel
 
@@ -81,12 +81,12 @@ class Desk:
         self._app.conf.update(accept_content=["json"])
         redis = connect("redis://127.0.0.1:1/0")
         self._encoder: Any = redis.connection_pool.get_encoder()
-        self._status = Status(redis, settings.keys, "host:1", record_ttl_s=60, lease_s=15)
+        self._claims = Claims(redis, settings.keys, "host:1", record_ttl_s=60, lease_s=15)
         self._attempts = _Attempts()
         lease = SimpleNamespace(hold=lambda *_: None, let_go=lambda *_: None, is_well=True)
         parts: dict[str, Any] = {"lease": lease, "attempts": self._attempts}
         executor = Executor(
-            settings, self._status, **parts, device="cpu", on_broken=lambda _reason: None
+            settings, self._claims, **parts, device="cpu", on_broken=lambda _reason: None
         )
         self._app.register_task(Generate(executor))
         self._trace = build_tracer(TASK_NAME, self._app.tasks[TASK_NAME], app=self._app)
@@ -165,7 +165,7 @@ class Desk:
                 self._encoder.encode(each)
             return answer(args)
 
-        owner = self._status.pushes if script == "push" else self._status
+        owner = self._claims.pushes if script == "push" else self._claims
         setattr(owner, f"_{script}", call)
 
     def _claimed(self, args: list[Any]) -> list[Any]:

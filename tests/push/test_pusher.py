@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from worker.status import Status
+    from worker.claims import Claims
 
 SECRET = SecretStr("whsec_" + "c2Vj" * 8)
 TARGET = ReplyTarget(queue="shop", task="shop.picture_done")
@@ -59,14 +59,14 @@ def hook() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def status(redis: Redis, keys: Keys) -> Status:
+def claims(redis: Redis, keys: Keys) -> Claims:
     """A worker's access to the records."""
     return worker(redis, keys, "first")
 
 
 @pytest.fixture
 def start(
-    status: Status, redis_url: str, hook: Receiver, monkeypatch: pytest.MonkeyPatch
+    claims: Claims, redis_url: str, hook: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Pusher]]:
     """Start a worker's pusher; its pauses are short."""
     monkeypatch.setattr(pusher, "LOOK_S", 0.02)
@@ -75,7 +75,7 @@ def start(
 
     def begin(retry_s: float = 60.0, targets: tuple[ReplyTarget, ...] = (TARGET,)) -> Pusher:
         webhooks = Webhooks([hook.origin], [SECRET], private_addresses=True)
-        made.append(Pusher(status.pushes, Replies(targets, redis_url), webhooks, retry_s))
+        made.append(Pusher(claims.pushes, Replies(targets, redis_url), webhooks, retry_s))
         made[-1].start()
         return made[-1]
 
@@ -85,13 +85,13 @@ def start(
 
 
 def end(
-    client: GenerationClient, status: Status, task_id: str, *, closed: bool = True, **wanted: Any
+    client: GenerationClient, claims: Claims, task_id: str, *, closed: bool = True, **wanted: Any
 ) -> None:
     """Submit a task, and end it as a worker does; until all is told, if `closed`."""
     client.submit({"prompt": "x", "model": client.keys.namespace, **wanted}, task_id)
-    claimed = take(status, task_id)
-    assert status.finish(claimed, TaskStatus.CANCELLED, {"step": 3}, {"step": 3})
-    status.close(task_id) if closed else status.pushes.note(task_id)
+    claimed = take(claims, task_id)
+    assert claims.finish(claimed, TaskStatus.CANCELLED, {"step": 3}, {"step": 3})
+    claims.close(task_id) if closed else claims.pushes.note(task_id)
 
 
 def settled(client: GenerationClient, task_id: str, kind: PushKind) -> Push:
@@ -109,13 +109,13 @@ def replies(redis: Redis, queue: str = TARGET.queue) -> list[dict[str, Any]]:
 
 
 def test_an_end_goes_where_the_request_says(
-    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
     """Both ways, with the terminal event as it is in the stream; then nothing is due."""
     start()
     to = {"queue": TARGET.queue, "task": TARGET.task}
-    end(client, status, "both", webhook=f"{hook.origin}/x", reply_to=to, metadata={"a": "b"})
+    end(client, claims, "both", webhook=f"{hook.origin}/x", reply_to=to, metadata={"a": "b"})
     last = [*client.handle("both").events(timeout=COME_S)][-1]
     (message,) = hook.wait(1)
     assert EVENT.validate_json(message.body) == last
@@ -132,39 +132,39 @@ def test_an_end_goes_where_the_request_says(
 
 
 def test_nothing_is_pushed_before_the_end(
-    client: GenerationClient, status: Status, hook: Receiver, redis: Redis
+    client: GenerationClient, claims: Claims, hook: Receiver, redis: Redis
 ) -> None:
     """Noting is refused while the task waits or runs, and done once when it has ended."""
     client.submit({"prompt": "x", "model": client.keys.namespace, "webhook": hook.origin}, "early")
-    assert not status.pushes.note("early")
-    claimed = take(status, "early")
-    assert not status.pushes.note("early")
+    assert not claims.pushes.note("early")
+    claimed = take(claims, "early")
+    assert not claims.pushes.note("early")
     assert client.handle("early").pushes() == {}
-    status.finish(claimed, TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
-    assert status.pushes.note("early")
-    assert not status.pushes.note("early")
+    claims.finish(claimed, TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
+    assert claims.pushes.note("early")
+    assert not claims.pushes.note("early")
     assert redis.zrange(client.keys.pushes, 0, -1) == [b"webhook:early"]
 
 
 def test_what_asks_for_none_costs_nothing(
-    client: GenerationClient, status: Status, redis: Redis
+    client: GenerationClient, claims: Claims, redis: Redis
 ) -> None:
     """No key is made; an unknown task and a request that is no JSON are let be."""
-    end(client, status, "plain")
+    end(client, claims, "plain")
     redis.hset(client.keys.task("odd"), mapping={"status": "failed", "request": "{no"})
     redis.hset(client.keys.task("deep"), mapping={"status": "failed", "request": "[" * 2000})
     for task_id in ("nobody", "odd", "deep"):
-        assert not status.pushes.note(task_id)
+        assert not claims.pushes.note(task_id)
     assert not redis.exists(client.keys.pushes)
 
 
 def test_a_failure_is_tried_again(
-    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver
+    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver
 ) -> None:
     """Until it is delivered, under one id, and the record says how often."""
     hook.answers = [500, 503, 302]
     start()
-    end(client, status, "again", webhook=hook.origin)
+    end(client, claims, "again", webhook=hook.origin)
     messages = hook.wait(4)
     push = settled(client, "again", PushKind.WEBHOOK)
     assert (push.state, push.tries, push.error) == (PushState.DELIVERED, 4, None)
@@ -174,9 +174,9 @@ def test_a_failure_is_tried_again(
     assert len({message.headers["webhook-id"] for message in messages}) == 1
 
 
-def test_pauses_grow_up_to_a_limit(status: Status) -> None:
+def test_pauses_grow_up_to_a_limit(claims: Claims) -> None:
     """1 s, 2 s, 4 s … at most 300 s, each up to half less."""
-    made = Pusher(status.pushes, None, None, 1e9)  # type: ignore[arg-type]  # nobody is asked
+    made = Pusher(claims.pushes, None, None, 1e9)  # type: ignore[arg-type]  # nobody is asked
     why = NotPushed("no")
     for tries, longest_s in ((0, 1), (1, 2), (5, 32), (50, 300), (10**6, 300)):
         due = pushes.Due("t", PushKind.WEBHOOK, Push(state="waiting", tries=tries), "", 1, b"")
@@ -186,13 +186,13 @@ def test_pauses_grow_up_to_a_limit(status: Status) -> None:
 
 
 def test_it_is_given_up_in_the_end(
-    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
     """After the time that the settings give; the record says why."""
     hook.answers = [500] * 1000
     start(retry_s=0.3)
-    end(client, status, "never", webhook=hook.origin)
+    end(client, claims, "never", webhook=hook.origin)
     push = settled(client, "never", PushKind.WEBHOOK)
     assert (push.state, push.error) == (PushState.GIVEN_UP, "answered 500")
     assert push.tries > 1
@@ -200,24 +200,24 @@ def test_it_is_given_up_in_the_end(
 
 
 def test_gone_is_not_tried_again(
-    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver
+    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver
 ) -> None:
     """410 ends it at once."""
     hook.answers = [410]
     start()
-    end(client, status, "gone", webhook=hook.origin)
+    end(client, claims, "gone", webhook=hook.origin)
     push = settled(client, "gone", PushKind.WEBHOOK)
     assert (push.state, push.tries) == (PushState.GIVEN_UP, 1)
 
 
 def test_what_the_settings_do_not_allow_any_more_is_not_sent(
-    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
     """Whatever the record says: the request was checked by other settings, or by nobody."""
     start(retry_s=0.3, targets=())
     to = {"queue": "generate.default", "task": "sag.generate"}
-    end(client, status, "bad", webhook="http://127.0.0.1:1/", reply_to=to)
+    end(client, claims, "bad", webhook="http://127.0.0.1:1/", reply_to=to)
     for kind, name in ((PushKind.WEBHOOK, "SAG_WEBHOOK_HOSTS"), (PushKind.REPLY_TO, "SAG_REPLY")):
         push = settled(client, "bad", kind)
         assert push.state is PushState.GIVEN_UP
@@ -226,31 +226,31 @@ def test_what_the_settings_do_not_allow_any_more_is_not_sent(
 
 
 def test_who_dies_over_it_leaves_it_to_others(
-    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """What was taken and never settled is due again when it was held long enough."""
     monkeypatch.setattr(pushes, "HOLD_S", 0.3)
-    end(client, status, "orphan", webhook=hook.origin)
-    (taken,) = status.pushes.take(10)
+    end(client, claims, "orphan", webhook=hook.origin)
+    (taken,) = claims.pushes.take(10)
     assert (taken.task_id, taken.target) == ("orphan", hook.origin)
-    assert status.pushes.take(10) == []
+    assert claims.pushes.take(10) == []
     start()
     assert settled(client, "orphan", PushKind.WEBHOOK).state is PushState.DELIVERED
 
 
 def test_a_slow_receiver_holds_up_nobody_else(
-    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
     """While many webhooks of one host do not answer, the others are told as if there were none."""
     start()
     with hook.came:  # no answer until it is let go
         for number in range(3 * pusher.THREADS):
-            end(client, status, f"slow-{number}", webhook=hook.origin)
+            end(client, claims, f"slow-{number}", webhook=hook.origin)
         for number in range(5):
             to = {"queue": TARGET.queue, "task": TARGET.task}
-            end(client, status, f"quick-{number}", reply_to=to)
+            end(client, claims, f"quick-{number}", reply_to=to)
             state = settled(client, f"quick-{number}", PushKind.REPLY_TO).state
             assert state is PushState.DELIVERED
         assert hook.messages == []
@@ -258,7 +258,7 @@ def test_a_slow_receiver_holds_up_nobody_else(
 
 
 def test_no_more_threads_is_no_end(
-    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A push that no thread could be had for is made later."""
@@ -274,7 +274,7 @@ def test_no_more_threads_is_no_end(
 
     monkeypatch.setattr(threading.Thread, "start", begin)
     start()
-    end(client, status, "threadless", webhook=hook.origin)
+    end(client, claims, "threadless", webhook=hook.origin)
     assert settled(client, "threadless", PushKind.WEBHOOK).state is PushState.DELIVERED
     assert len(refused) == 2 * pusher.THREADS
 
@@ -291,11 +291,11 @@ def test_no_more_threads_is_no_end(
     ids=["no JSON", "deep", "another's", "no end", "large"],
 )
 def test_only_ends_are_pushed(
-    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis, event: bytes,
 ) -> None:  # fmt: skip
     """Whatever else stands last in a stream is sent to nobody."""
-    end(client, status, "forged", webhook=hook.origin)
+    end(client, claims, "forged", webhook=hook.origin)
     redis.xadd(client.keys.events("forged"), {"event": event}, id="9-0")
     start()
     until_s = time.monotonic() + COME_S
@@ -308,11 +308,11 @@ def test_only_ends_are_pushed(
 
 @pytest.mark.parametrize("field", ["first_at", "tries"])
 def test_a_hostile_state_is_no_way_to_be_pushed_for_ever(
-    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis, field: str,
 ) -> None:  # fmt: skip
     """A first try in the far future counts as now; one beyond counting is odd."""
-    end(client, status, "hostile", webhook=hook.origin)
+    end(client, claims, "hostile", webhook=hook.origin)
     states = {
         "first_at": '{"state": "waiting", "first_at": "9999-12-31T00:00:00Z"}',
         "tries": '{"state": "waiting", "tries": ' + "9" * 400 + "}",
@@ -327,46 +327,46 @@ def test_a_hostile_state_is_no_way_to_be_pushed_for_ever(
 
 
 def test_a_late_loser_does_not_undo_a_delivery(
-    client: GenerationClient, status: Status, hook: Receiver
+    client: GenerationClient, claims: Claims, hook: Receiver
 ) -> None:
     """What another has settled stays settled."""
-    end(client, status, "late", webhook=hook.origin)
-    (due,) = status.pushes.take(1)
-    status.pushes.settle(due, Push(state=PushState.DELIVERED, tries=1), None)
-    status.pushes.settle(due, Push(state=PushState.WAITING, tries=1, error="late"), 5.0)
+    end(client, claims, "late", webhook=hook.origin)
+    (due,) = claims.pushes.take(1)
+    claims.pushes.settle(due, Push(state=PushState.DELIVERED, tries=1), None)
+    claims.pushes.settle(due, Push(state=PushState.WAITING, tries=1, error="late"), 5.0)
     assert client.handle("late").pushes()[PushKind.WEBHOOK].state is PushState.DELIVERED
 
 
 @pytest.mark.parametrize("closed", ["before", "between", "after"])
 @pytest.mark.parametrize("state", [PushState.DELIVERED, PushState.GIVEN_UP])
 def test_a_record_lives_until_its_last_push_is_settled(
-    client: GenerationClient, status: Status, redis: Redis, closed: str, state: PushState
+    client: GenerationClient, claims: Claims, redis: Redis, closed: str, state: PushState
 ) -> None:
     """And then for as long as any: whoever closes it, and when, loses no push with it."""
     keys = [client.keys.task("kept"), client.keys.events("kept")]
     to = {"queue": TARGET.queue, "task": TARGET.task}
-    end(client, status, "kept", closed=closed == "before", webhook="https://a.b/", reply_to=to)
+    end(client, claims, "kept", closed=closed == "before", webhook="https://a.b/", reply_to=to)
     assert [redis.ttl(key) for key in keys] == [-1, -1]
-    one, other = status.pushes.take(2)
-    status.pushes.settle(one, Push(state=PushState.WAITING, tries=1, error="late"), 0.001)
+    one, other = claims.pushes.take(2)
+    claims.pushes.settle(one, Push(state=PushState.WAITING, tries=1, error="late"), 0.001)
     for _ in range(2):  # the answer to the first was lost
-        status.pushes.settle(one, Push(state=state, tries=2), None)
+        claims.pushes.settle(one, Push(state=state, tries=2), None)
     if closed == "between":
-        status.close("kept")
+        claims.close("kept")
     assert [redis.ttl(key) for key in keys] == [-1, -1]
-    status.pushes.settle(other, Push(state=state, tries=1), None)
+    claims.pushes.settle(other, Push(state=state, tries=1), None)
     if closed == "after":
         assert [redis.ttl(key) for key in keys] == [-1, -1]
-        status.close("kept")
+        claims.close("kept")
     assert [TTL_S - 1 <= redis.ttl(key) <= TTL_S for key in keys] == [True, True]
 
 
 def test_odd_pushes_stop_nobody(
-    client: GenerationClient, status: Status, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
     """Unknown kinds, records that are gone or of another type: each is let go."""
-    end(client, status, "good", webhook=hook.origin)
+    end(client, claims, "good", webhook=hook.origin)
     redis.set(client.keys.task("other-type"), "x")
     kinds = (b"nonsense", b"mail:good", b"webhook:nobody", b"webhook:other-type", b"\xff:x")
     for odd in kinds:
@@ -380,11 +380,11 @@ def test_odd_pushes_stop_nobody(
 
 
 def test_celery_gets_a_task_like_any_other(
-    client: GenerationClient, status: Status, start: Callable[..., Pusher], redis_url: str
+    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], redis_url: str
 ) -> None:
     """An application with Celery's own settings finds it in its queue, with one argument."""
     start()
-    end(client, status, "a.task", reply_to={"queue": TARGET.queue, "task": TARGET.task})
+    end(client, claims, "a.task", reply_to={"queue": TARGET.queue, "task": TARGET.task})
     assert settled(client, "a.task", PushKind.REPLY_TO).state is PushState.DELIVERED
     shop = Celery("shop", broker=redis_url, set_as_current=False)
     with shop.connection_for_read() as connection:

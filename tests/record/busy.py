@@ -21,8 +21,8 @@ from worker.shelf import Shelf
 from worker.storage import Storage
 
 if TYPE_CHECKING:
+    from worker.claims import Claims
     from worker.outcome import Outcome
-    from worker.status import Status
 
 WAIT_S = 30
 
@@ -32,18 +32,18 @@ class Busy:
 
     first: Future[Outcome]
 
-    def __init__(self, status: Status, alias: str) -> None:
+    def __init__(self, claims: Claims, alias: str) -> None:
         self.building, self.go_on = threading.Event(), threading.Event()
         models = {alias: ModelSpec(path="/nowhere", safety_checker=False)}
         settings = Settings(models=models, max_attempts=2)
         self._engine = Engine(models, "cpu", "none", loader=self._load)
-        self._publisher = Publisher(status, CeleryState(lambda *_: None))
+        self._publisher = Publisher(claims, CeleryState(lambda *_: None))
         shelf = Shelf(Storage(settings))
-        attempts = Attempts(settings, status, self._publisher, self._engine, shelf)
-        self.lease = Lease(status.redis, status.keys, Messages(status.redis), list, LEASE_S)
+        attempts = Attempts(settings, claims, self._publisher, self._engine, shelf)
+        self.lease = Lease(claims.redis, claims.keys, Messages(claims.redis), list, LEASE_S)
         self.lease.start()
         self.broken: list[str] = []
-        self.executor = Executor(settings, status, self.lease, attempts, "cpu", self.broken.append)
+        self.executor = Executor(settings, claims, self.lease, attempts, "cpu", self.broken.append)
         self._alias = alias
         self._threads = ThreadPoolExecutor(4)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from worker.status import Status
+    from worker.claims import Claims
 
 
 @pytest.fixture
@@ -27,13 +27,13 @@ def keys(namespace: str) -> Keys:
 
 
 @pytest.fixture
-def status(redis: Redis, keys: Keys) -> Status:
+def claims(redis: Redis, keys: Keys) -> Claims:
     """The first worker's access."""
     return worker(redis, keys, "first")
 
 
 @pytest.fixture
-def other(redis: Redis, keys: Keys) -> Status:
+def other(redis: Redis, keys: Keys) -> Claims:
     """Another worker's access."""
     return worker(redis, keys, "other")
 
@@ -67,12 +67,12 @@ class LostAnswer:
 
 
 @pytest.fixture
-def losing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Status, str], LostAnswer]]:
-    """Make a `Status` lose the first answer of one of its scripts; tried again without a pause."""
+def losing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Claims, str], LostAnswer]]:
+    """Make a `Claims` lose the first answer of one of its scripts; tried again without a pause."""
 
-    def lose(status: Status, script: str) -> LostAnswer:
-        lost = LostAnswer(getattr(status, f"_{script}"))
-        monkeypatch.setattr(status, f"_{script}", lost)
+    def lose(claims: Claims, script: str) -> LostAnswer:
+        lost = LostAnswer(getattr(claims, f"_{script}"))
+        monkeypatch.setattr(claims, f"_{script}", lost)
         return lost
 
     with stamina.set_testing(True, attempts=3):

@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from worker.status import Claim, Ended, Held, Status
+from worker.claims import Claim, Claims, Ended, Held
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,13 +39,13 @@ PATIENCE_S = 30.0
 TTL_S, LEASE_S = 1000, 30.0
 
 
-def worker(redis: Redis, keys: Keys, owner: str, lease_s: float = LEASE_S) -> Status:
+def worker(redis: Redis, keys: Keys, owner: str, lease_s: float = LEASE_S) -> Claims:
     """The access of a worker's process `owner`."""
-    return Status(redis, keys, owner, record_ttl_s=TTL_S, lease_s=lease_s)
+    return Claims(redis, keys, owner, record_ttl_s=TTL_S, lease_s=lease_s)
 
 
 def ask(  # noqa: PLR0913  # what a delivery is
-    status: Status,
+    claims: Claims,
     task_id: str,
     *,
     deadline_s: float | None = None,
@@ -55,7 +55,7 @@ def ask(  # noqa: PLR0913  # what a delivery is
     queue: str = "generate.default",
 ) -> Claim | Held | Ended:
     """Claim as a worker does."""
-    return status.claim(
+    return claims.claim(
         task_id,
         started=STARTED,
         request=request,
@@ -66,9 +66,9 @@ def ask(  # noqa: PLR0913  # what a delivery is
     )
 
 
-def take(status: Status, task_id: str, **options: Any) -> Claim:
+def take(claims: Claims, task_id: str, **options: Any) -> Claim:
     """Claim a task that is to be had."""
-    claim = ask(status, task_id, **options)
+    claim = ask(claims, task_id, **options)
     assert isinstance(claim, Claim)
     return claim
 
@@ -78,10 +78,10 @@ def lapse(redis: Redis, keys: Keys, task_id: str) -> None:
     redis.hset(keys.task(task_id), "lease_until", "1.0")
 
 
-def take_over(status: Status, task_id: str, **options: Any) -> Claim:
+def take_over(claims: Claims, task_id: str, **options: Any) -> Claim:
     """Claim a task whose owner, if it has one, is dead."""
-    lapse(status.redis, status.keys, task_id)
-    return take(status, task_id, **options)
+    lapse(claims.redis, claims.keys, task_id)
+    return take(claims, task_id, **options)
 
 
 def told(redis: Redis, keys: Keys, task_id: str) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from tests.record.owners import (
     told,
     worker,
 )
-from worker.status import Ended, Held
+from worker.claims import Ended, Held
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.status import Status
+    from worker.claims import Claims
 
 
 def submitted_long_ago(redis: Redis, keys: Keys, task_id: str) -> None:
@@ -35,10 +35,10 @@ def submitted_long_ago(redis: Redis, keys: Keys, task_id: str) -> None:
 
 
 def test_a_waiting_task_is_claimed_to_run(
-    status: Status, redis: Redis, keys: Keys, task_id: str
+    claims: Claims, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """The first claim is attempt 1, and its event says who has the task."""
-    claim = take(status, task_id)
+    claim = take(claims, task_id)
     assert (claim.answer, claim.fence, claim.attempt) == ("run", 1, 1)
     assert 0 <= claim.claimed_at_s - claim.submitted_at_s < 60
     kept = record(redis, keys, task_id)
@@ -48,9 +48,9 @@ def test_a_waiting_task_is_claimed_to_run(
     assert (event["worker"], event["device"]) == ("first", "cpu")
 
 
-def test_a_message_without_a_record_makes_one(status: Status, redis: Redis, keys: Keys) -> None:
+def test_a_message_without_a_record_makes_one(claims: Claims, redis: Redis, keys: Keys) -> None:
     """Any Celery producer may send the message alone: the claim writes the record."""
-    claim = take(status, "raw", request='{"prompt":"raw"}')
+    claim = take(claims, "raw", request='{"prompt":"raw"}')
     assert (claim.answer, claim.attempt) == ("run", 1)
     assert claim.submitted_at_s == claim.claimed_at_s
     assert record(redis, keys, "raw")["request"] == '{"prompt":"raw"}'
@@ -59,17 +59,17 @@ def test_a_message_without_a_record_makes_one(status: Status, redis: Redis, keys
 
 
 def test_what_the_client_wrote_stays(
-    status: Status, redis: Redis, keys: Keys, task_id: str
+    claims: Claims, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """A claim does not rewrite the request of a record, whatever its message says."""
     before = record(redis, keys, task_id)["request"]
-    take(status, task_id, request='{"prompt":"forged"}')
+    take(claims, task_id, request='{"prompt":"forged"}')
     assert record(redis, keys, task_id)["request"] == before
 
 
-def test_a_claim_may_be_silent(status: Status, redis: Redis, keys: Keys) -> None:
+def test_a_claim_may_be_silent(claims: Claims, redis: Redis, keys: Keys) -> None:
     """A task that is claimed only to be refused tells of no start."""
-    status.claim(
+    claims.claim(
         "refused", started=None, request="{}", queue="q", deadline_s=None, expires_at_s=None,
         max_attempts=3,
     )  # fmt: skip
@@ -77,20 +77,20 @@ def test_a_claim_may_be_silent(status: Status, redis: Redis, keys: Keys) -> None
 
 
 def test_a_running_task_is_held(
-    status: Status, other: Status, redis: Redis, keys: Keys, task_id: str
+    claims: Claims, other: Claims, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """A message of a task that somebody runs is a duplicate, and changes nothing."""
-    take(status, task_id)
+    take(claims, task_id)
     before = record(redis, keys, task_id), told(redis, keys, task_id)
     assert ask(other, task_id) == Held("first")
     assert (record(redis, keys, task_id), told(redis, keys, task_id)) == before
 
 
 def test_a_task_whose_lease_has_run_out_is_taken_over(
-    status: Status, other: Status, redis: Redis, keys: Keys, task_id: str
+    claims: Claims, other: Claims, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """An owner that said nothing for a lease is dead: the next attempt is another's."""
-    first = take(status, task_id)
+    first = take(claims, task_id)
     second = take_over(other, task_id)
     assert (second.answer, second.attempt) == ("run", 2)
     assert second.fence > first.fence
@@ -102,22 +102,22 @@ def test_a_task_whose_lease_has_run_out_is_taken_over(
 @pytest.mark.parametrize("end", [status for status in TaskStatus if status.is_terminal])
 @pytest.mark.parametrize("lapsed", [False, True])
 def test_an_ended_task_is_never_claimed(
-    status: Status, other: Status, task_id: str, end: TaskStatus, lapsed: bool
+    claims: Claims, other: Claims, task_id: str, end: TaskStatus, lapsed: bool
 ) -> None:
     """After the end every delivery is answered with that end and its outcome, however late."""
     outcome = {"step": 3, "nested": {"text": "\u00e4"}}
-    assert status.finish(take(status, task_id), end, outcome, {"step": 3})
+    assert claims.finish(take(claims, task_id), end, outcome, {"step": 3})
     if lapsed:
-        lapse(status.redis, status.keys, task_id)
+        lapse(claims.redis, claims.keys, task_id)
     assert ask(other, task_id) == Ended(end.value, outcome)
 
 
 def test_a_task_cancelled_while_waiting_is_ended(
-    status: Status, client: GenerationClient, task_id: str
+    claims: Claims, client: GenerationClient, task_id: str
 ) -> None:
     """The message of a task that was cancelled in the queue finds the end."""
     client.handle(task_id).cancel()
-    assert ask(status, task_id) == Ended("cancelled", {"step": 0})
+    assert ask(claims, task_id) == Ended("cancelled", {"step": 0})
 
 
 #: What makes a claim end the task at once, by the answer that it gets.
@@ -137,8 +137,8 @@ REFUSALS: dict[str, tuple[Callable[[Redis, Keys, GenerationClient], Any], dict[s
 
 @pytest.mark.parametrize("answer", REFUSALS)
 def test_a_claim_that_may_only_end_the_task(
-    status: Status,
-    other: Status,
+    claims: Claims,
+    other: Claims,
     redis: Redis,
     client: GenerationClient,
     task_id: str,
@@ -149,7 +149,7 @@ def test_a_claim_that_may_only_end_the_task(
     That is no attempt, and no event tells of a start.
     """
     keys = client.keys
-    take(status, task_id)
+    take(claims, task_id)
     prepare, options = REFUSALS[answer]
     prepare(redis, keys, client)
     claim = take_over(other, task_id, **options)
@@ -183,40 +183,40 @@ def test_a_claim_whose_answer_was_lost_is_answered_alike(
 
 
 def test_the_deadline_counts_from_submission(
-    status: Status, redis: Redis, keys: Keys, task_id: str
+    claims: Claims, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """The wait in the queue is part of the deadline; a claim within it runs."""
     submitted = float(record(redis, keys, task_id)["submitted_at"])
     redis.hset(keys.task(task_id), "submitted_at", str(submitted - 50))
-    assert take(status, task_id, deadline_s=1000.0).answer == "run"
-    assert take_over(status, task_id, deadline_s=49.0).answer == "expired"
+    assert take(claims, task_id, deadline_s=1000.0).answer == "run"
+    assert take_over(claims, task_id, deadline_s=49.0).answer == "expired"
 
 
-def test_attempts_are_bounded(status: Status, redis: Redis, keys: Keys, task_id: str) -> None:
+def test_attempts_are_bounded(claims: Claims, redis: Redis, keys: Keys, task_id: str) -> None:
     """A task that kills its workers is run so many times and no more."""
-    claims = [take_over(status, task_id) for _ in range(5)]
-    assert [claim.answer for claim in claims] == ["run"] * 3 + ["exhausted"] * 2
-    assert [claim.fence for claim in claims] == [1, 2, 3, 4, 5]
+    taken = [take_over(claims, task_id) for _ in range(5)]
+    assert [claim.answer for claim in taken] == ["run"] * 3 + ["exhausted"] * 2
+    assert [claim.fence for claim in taken] == [1, 2, 3, 4, 5]
     assert json.loads(record(redis, keys, task_id)["attempt"]) == 3
 
 
 def test_a_task_that_has_begun_is_not_overdue(
-    status: Status, other: Status, redis: Redis, keys: Keys, task_id: str
+    claims: Claims, other: Claims, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """Its message's time was for the beginning; its next worker goes on from its checkpoint."""
-    claim = take(status, task_id, expires_at_s=redis.time()[0] + 60)
-    assert status.keep(claim, 7, b"state") == 1
-    assert status.requeue(claim, {"reason": "r"}, counts=False)
+    claim = take(claims, task_id, expires_at_s=redis.time()[0] + 60)
+    assert claims.keep(claim, 7, b"state") == 1
+    assert claims.requeue(claim, {"reason": "r"}, counts=False)
     again = take(other, task_id, expires_at_s=1000.0)
     assert (again.answer, again.attempt, again.checkpoint_step) == ("run", 1, 7)
 
 
 @pytest.mark.parametrize("deadline_s", [None, 5.0])
 def test_the_deadline_of_a_task_without_a_record_is_kept(
-    status: Status, redis: Redis, keys: Keys, deadline_s: float | None
+    claims: Claims, redis: Redis, keys: Keys, deadline_s: float | None
 ) -> None:
     """So that it ends in time also when it waits again."""
-    take(status, "raw", deadline_s=deadline_s)
+    take(claims, "raw", deadline_s=deadline_s)
     kept = record(redis, keys, "raw")
     assert ("deadline_at" in kept) == (deadline_s is not None)
     if deadline_s is not None:
@@ -224,11 +224,11 @@ def test_the_deadline_of_a_task_without_a_record_is_kept(
 
 
 def test_a_task_that_is_to_be_cancelled_is_not_given_back(
-    status: Status, redis: Redis, client: GenerationClient, task_id: str
+    claims: Claims, redis: Redis, client: GenerationClient, task_id: str
 ) -> None:
     """It would wait for a worker to be told so; whoever gives it back ends it instead."""
-    claim = take(status, task_id)
+    claim = take(claims, task_id)
     client.handle(task_id).cancel()
-    assert status.requeue(claim, {"reason": "r"}, counts=False) is None
+    assert claims.requeue(claim, {"reason": "r"}, counts=False) is None
     assert kinds(redis, client.keys, task_id) == ["queued", "started"]
-    assert status.finish(claim, TaskStatus.CANCELLED, {"step": 3}, {"step": 3})
+    assert claims.finish(claim, TaskStatus.CANCELLED, {"step": 3}, {"step": 3})

@@ -21,7 +21,7 @@ from tests.record.owners import (
     until,
     worker,
 )
-from worker.status import Claim, Ended, Held, Status
+from worker.claims import Claim, Claims, Ended, Held
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def test_a_lease_holds_off_others_as_long_as_it_lasts(
-    redis: Redis, other: Status, keys: Keys, task_id: str
+    redis: Redis, other: Claims, keys: Keys, task_id: str
 ) -> None:
     """Every other message is told `held` until the lease has run out by Redis's clock; then not."""
     first = take(worker(redis, keys, "first", 0.4), task_id)
@@ -53,20 +53,20 @@ def test_a_lease_holds_off_others_as_long_as_it_lasts(
 
 
 def test_the_new_owner_has_a_lease_of_its_own(
-    status: Status, other: Status, redis: Redis, keys: Keys, task_id: str
+    claims: Claims, other: Claims, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """A task that was taken over is held again, and the former owner is told so too."""
-    take(status, task_id)
+    take(claims, task_id)
     take_over(other, task_id)
-    assert ask(status, task_id) == Held("other")
+    assert ask(claims, task_id) == Held("other")
     assert float(record(redis, keys, task_id)["lease_until"]) > now_s(redis)
 
 
 def test_a_running_task_without_a_lease_is_nobodys(
-    status: Status, other: Status, redis: Redis, keys: Keys, task_id: str
+    claims: Claims, other: Claims, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """A record whose lease was never written, as by an earlier version, is claimed."""
-    take(status, task_id)
+    take(claims, task_id)
     redis.hdel(keys.task(task_id), "lease_until")
     assert take(other, task_id).attempt == 2
 
@@ -89,8 +89,8 @@ class Interrupted:
 
 @pytest.mark.parametrize("end", [None, TaskStatus.CANCELLED])
 def test_a_retry_that_comes_too_late_gets_nothing(  # noqa: PLR0913, PLR0917  # fixtures
-    status: Status,
-    other: Status,
+    claims: Claims,
+    other: Claims,
     redis: Redis,
     keys: Keys,
     task_id: str,
@@ -105,59 +105,59 @@ def test_a_retry_that_comes_too_late_gets_nothing(  # noqa: PLR0913, PLR0917  # 
         if end is not None:
             assert other.finish(claim, end, {"step": 1}, {"step": 1})
 
-    monkeypatch.setattr(status, "_claim", Interrupted(status._claim, meanwhile))
+    monkeypatch.setattr(claims, "_claim", Interrupted(claims._claim, meanwhile))
     expected = Held("other") if end is None else Ended("cancelled", {"step": 1})
-    assert ask(status, task_id) == expected
+    assert ask(claims, task_id) == expected
     assert record(redis, keys, task_id)["owner"] == "other"
 
 
 def test_a_retry_in_time_has_a_whole_lease(
-    status: Status, redis: Redis, keys: Keys, task_id: str, monkeypatch: pytest.MonkeyPatch
+    claims: Claims, redis: Redis, keys: Keys, task_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A claim that took a while to be answered is held for a lease from its answer on."""
     meanwhile = lambda: lapse(redis, keys, task_id)  # noqa: E731  # one line of the test
-    monkeypatch.setattr(status, "_claim", Interrupted(status._claim, meanwhile))
-    claim = take(status, task_id)
+    monkeypatch.setattr(claims, "_claim", Interrupted(claims._claim, meanwhile))
+    claim = take(claims, task_id)
     assert (claim.fence, claim.attempt) == (1, 1)
     assert float(record(redis, keys, task_id)["lease_until"]) > now_s(redis)
     assert kinds(redis, keys, task_id) == ["queued", "started"]
 
 
 def test_an_attempt_goes_on_from_the_checkpoint_of_the_one_before(
-    status: Status, other: Status, redis: Redis, keys: Keys, task_id: str
+    claims: Claims, other: Claims, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """The claim names the step that was kept, its event tells it, and the state can be had."""
-    first = take(status, task_id)
+    first = take(claims, task_id)
     assert first.checkpoint_step == 0
     assert told(redis, keys, task_id)[-1]["resumed_from_step"] is None
-    assert status.kept(task_id) is None
-    assert status.keep(first, 5, b"\x00\xff five") == 1
-    assert status.keep(first, 10, b"\x00\xff ten") == 1
+    assert claims.kept(task_id) is None
+    assert claims.keep(first, 5, b"\x00\xff five") == 1
+    assert claims.keep(first, 10, b"\x00\xff ten") == 1
     second = take_over(other, task_id)
     assert second.checkpoint_step == 10
     assert other.kept(task_id) == b"\x00\xff ten"
     assert told(redis, keys, task_id)[-1]["resumed_from_step"] == 10
     other.requeue(second, {"reason": "r"}, counts=True)
-    assert take(status, task_id).checkpoint_step == 10
+    assert take(claims, task_id).checkpoint_step == 10
 
 
 def test_a_message_that_came_too_late_is_overdue(
-    status: Status, redis: Redis, keys: Keys, task_id: str
+    claims: Claims, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """Its own time limit is by Redis's clock; a task that was begun in time is not called back."""
     at_s = now_s(redis)
-    assert take(status, "late", expires_at_s=at_s - 1).answer == "overdue"
+    assert take(claims, "late", expires_at_s=at_s - 1).answer == "overdue"
     assert kinds(redis, keys, "late") == []
-    assert take(status, task_id, expires_at_s=at_s + 60).answer == "run"
-    assert ask(status, task_id, expires_at_s=at_s - 1) == Held("first")
+    assert take(claims, task_id, expires_at_s=at_s + 60).answer == "run"
+    assert ask(claims, task_id, expires_at_s=at_s - 1) == Held("first")
 
 
 def test_the_queue_of_a_message_without_a_record_is_kept(
-    status: Status, redis: Redis, keys: Keys, task_id: str
+    claims: Claims, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """So that its message can be sent again; where a client wrote the record, it stays."""
-    take(status, "raw", queue="generate.other")
+    take(claims, "raw", queue="generate.other")
     assert record(redis, keys, "raw")["queue"] == "generate.other"
-    take(status, task_id, queue="generate.other")
+    take(claims, task_id, queue="generate.other")
     assert record(redis, keys, task_id)["queue"] == f"generate.{keys.namespace}"
     assert opened(redis, keys) == {"raw", task_id}

@@ -13,15 +13,15 @@ from api_contracts.result import GenerationResult
 from tests.record.box import waiting
 from tests.record.owners import RESULT, ask, opened, take, take_over, worker
 from worker import endings
+from worker.claims import Ended
 from worker.dead import DeadLetters
 from worker.outcome import Cancelled, Dropped, Expired, Failed, Outcome, Requeued, Succeeded
-from worker.status import Ended
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.status import Status
+    from worker.claims import Claims
 
 DEADLY = {
     ErrorCode.ATTEMPTS_EXHAUSTED,
@@ -62,10 +62,10 @@ def test_other_ends_are_not(outcome: Outcome) -> None:
 
 
 def test_a_letter_says_what_was_asked_for_and_why_it_failed(
-    client: GenerationClient, status: Status, other: Status, keys: Keys, task_id: str
+    client: GenerationClient, claims: Claims, other: Claims, keys: Keys, task_id: str
 ) -> None:
     """Request, attempts, the last worker and the reason; once, also when the answer was lost."""
-    take(status, task_id)
+    take(claims, task_id)
     claim = take_over(other, task_id)
     for _ in range(2):
         assert other.finish(claim, TaskStatus.FAILED, {}, {"error": {}}, "internal: why")
@@ -76,35 +76,35 @@ def test_a_letter_says_what_was_asked_for_and_why_it_failed(
 
 
 def test_one_that_was_overtaken_writes_no_letter(
-    client: GenerationClient, status: Status, other: Status, task_id: str
+    client: GenerationClient, claims: Claims, other: Claims, task_id: str
 ) -> None:
     """The fence guards them as it guards the record."""
-    stale = take(status, task_id)
+    stale = take(claims, task_id)
     take_over(other, task_id)
-    assert not status.finish(stale, TaskStatus.FAILED, {}, {"error": {}}, "internal: late")
+    assert not claims.finish(stale, TaskStatus.FAILED, {}, {"error": {}}, "internal: late")
     assert letters(client) == []
 
 
 def test_letters_are_not_kept_without_end(
-    client: GenerationClient, status: Status, redis: Redis, keys: Keys, task_id: str
+    client: GenerationClient, claims: Claims, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """The oldest make room: about ten thousand stay, the newest among them."""
     pipeline = redis.pipeline(transaction=False)
     for number in range(11_000):
         pipeline.xadd(keys.dead, {"task_id": f"old{number}"})
     pipeline.execute()
-    claim = take(status, task_id)
-    assert status.finish(claim, TaskStatus.FAILED, {}, {"error": {}}, "internal: why")
+    claim = take(claims, task_id)
+    assert claims.finish(claim, TaskStatus.FAILED, {}, {"error": {}}, "internal: why")
     assert 10_000 <= int(redis.xlen(keys.dead)) < 10_200
     newest: Any = redis.xrevrange(keys.dead, count=1)
     assert newest[0][1][b"task_id"] == task_id.encode()
 
 
 def test_a_letter_can_be_sent_again(
-    client: GenerationClient, status: Status, keys: Keys, task_id: str
+    client: GenerationClient, claims: Claims, keys: Keys, task_id: str
 ) -> None:
     """As a task of its own, with the request that it had, once; the old one stays ended."""
-    status.finish(take(status, task_id), TaskStatus.FAILED, {}, {"error": {}}, "internal: why")
+    claims.finish(take(claims, task_id), TaskStatus.FAILED, {}, {"error": {}}, "internal: why")
     dead = DeadLetters(client)
     assert dead.replay("nobody") is None
     new_id = dead.replay(task_id)

@@ -11,10 +11,10 @@ from tests.record.busy import WAIT_S, Busy
 from tests.record.owners import kinds, record, take, take_over
 from worker import endings
 from worker.breaker import LIMIT
+from worker.claims import Ended
 from worker.execute import Delivery
 from worker.lease import Lease
 from worker.outcome import Cancelled, Dropped, Expired, Failed, Requeued
-from worker.status import Ended
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
     from api_contracts import GenerationClient
     from api_contracts.names import Keys
+    from worker.claims import Claims
     from worker.outcome import Outcome
-    from worker.status import Status
 
 BROKEN = "model_load_failed: told to"
 
 
 @pytest.fixture
-def busy(status: Status, namespace: str) -> Iterator[Busy]:
+def busy(claims: Claims, namespace: str) -> Iterator[Busy]:
     """The executor, doing task `first`."""
-    made = Busy(status, namespace)
+    made = Busy(claims, namespace)
     made.first = made.deliver("first")
     assert made.building.wait(WAIT_S)
     yield made
@@ -134,7 +134,7 @@ def test_a_process_without_a_lease_says_so(busy: Busy, monkeypatch: pytest.Monke
 
 
 def test_one_that_is_overtaken_in_line_writes_nothing(
-    busy: Busy, other: Status, redis: Redis, keys: Keys
+    busy: Busy, other: Claims, redis: Redis, keys: Keys
 ) -> None:
     """It stops when it hears that the task is another's, and leaves the record to that."""
     second = busy.deliver("second")
@@ -156,7 +156,7 @@ def test_a_message_that_came_too_late_is_not_begun(busy: Busy, redis: Redis, key
 
 
 def test_one_that_took_too_many_workers_is_dead(
-    busy: Busy, other: Status, redis: Redis, keys: Keys
+    busy: Busy, other: Claims, redis: Redis, keys: Keys
 ) -> None:
     """With its last attempt gone it ends, and goes to the dead letters."""
     take(other, "poison", max_attempts=2)
@@ -170,18 +170,18 @@ def test_one_that_took_too_many_workers_is_dead(
 
 
 def test_a_redis_that_stays_away_is_nobodys_fault(
-    busy: Busy, status: Status, redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
+    busy: Busy, claims: Claims, redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message goes back; no dead letter, nothing that ends the process, as no task failed."""
 
     def stay_away(_task_id: str) -> bytes | None:
         raise RedisConnectionError("away")
 
-    monkeypatch.setattr(status, "kept", stay_away)
+    monkeypatch.setattr(claims, "kept", stay_away)
     names = [f"t{number}" for number in range(LIMIT + 1)]
     for name in names:
-        claim = take(status, name)
-        assert status.keep(claim, 1, b"state") == 1
+        claim = take(claims, name)
+        assert claims.keep(claim, 1, b"state") == 1
         redis.hset(keys.task(name), "lease_until", "1.0")
         with pytest.raises(RedisConnectionError):
             busy.deliver(name).result(WAIT_S)

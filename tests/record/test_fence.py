@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.status import Claim, Status
+    from worker.claims import Claim, Claims
 
 
 def snapshot(redis: Redis, keys: Keys, task_id: str) -> tuple[object, ...]:
@@ -39,9 +39,9 @@ def snapshot(redis: Redis, keys: Keys, task_id: str) -> tuple[object, ...]:
     return record(redis, keys, task_id), told(redis, keys, task_id), scores, checkpoint, dead
 
 
-def renewed(status: Status, claim: Claim) -> Control:
+def renewed(claims: Claims, claim: Claim) -> Control:
     """What a claim's owner hears when it renews its lease."""
-    lease = Lease(status.redis, status.keys, Messages(status.redis), list, LEASE_S)
+    lease = Lease(claims.redis, claims.keys, Messages(claims.redis), list, LEASE_S)
     lease.hold(claim, control := Control())
     lease.renew()
     return control
@@ -49,76 +49,76 @@ def renewed(status: Status, claim: Claim) -> Control:
 
 @pytest.mark.parametrize("since", ["taken over", "taken over and ended", "given back", "again"])
 def test_an_owner_who_lost_the_task_writes_nothing(
-    status: Status, other: Status, redis: Redis, keys: Keys, task_id: str, since: str
+    claims: Claims, other: Claims, redis: Redis, keys: Keys, task_id: str, since: str
 ) -> None:
     """Whatever a former owner tries is refused and changes nothing.
 
     Neither record nor events, nor the open tasks, the checkpoint, the dead letters.
     """
-    stale = take(status, task_id)
-    assert status.keep(stale, 3, b"three") == 1
+    stale = take(claims, task_id)
+    assert claims.keep(stale, 3, b"three") == 1
     if since == "given back":
-        assert status.requeue(stale, {"reason": "r"}, counts=False)
+        assert claims.requeue(stale, {"reason": "r"}, counts=False)
     elif since == "again":
-        assert status.requeue(stale, {"reason": "r"}, counts=False)
+        assert claims.requeue(stale, {"reason": "r"}, counts=False)
         take(other, task_id)
     else:
         claim = take_over(other, task_id)
         if since == "taken over and ended":
             assert other.finish(claim, TaskStatus.FAILED, {}, {"error": {}})
     before = snapshot(redis, keys, task_id)
-    assert status.append(stale, "progress", PROGRESS) == -1
-    assert status.keep(stale, 9, b"nine") == -1
-    assert not status.is_ours(stale)
-    assert renewed(status, stale).asked() is Stop.SUPERSEDED
+    assert claims.append(stale, "progress", PROGRESS) == -1
+    assert claims.keep(stale, 9, b"nine") == -1
+    assert not claims.is_ours(stale)
+    assert renewed(claims, stale).asked() is Stop.SUPERSEDED
     for end in (TaskStatus.SUCCEEDED, TaskStatus.FAILED):
-        assert not status.finish(stale, end, {}, {}, dead="late")
+        assert not claims.finish(stale, end, {}, {}, dead="late")
     # Where it was given back that is what was asked for, and so True.
     for counts in (False, True):
-        done = status.requeue(stale, {"reason": "late"}, counts=counts)
+        done = claims.requeue(stale, {"reason": "late"}, counts=counts)
         assert done == (since == "given back")
     assert snapshot(redis, keys, task_id) == before
 
 
-def test_a_stale_owner_on_the_same_worker_writes_nothing(status: Status, task_id: str) -> None:
+def test_a_stale_owner_on_the_same_worker_writes_nothing(claims: Claims, task_id: str) -> None:
     """The fence is the claim's, not the worker's: an earlier claim of one's own is stale too."""
-    stale = take(status, task_id)
-    current = take_over(status, task_id)
-    assert status.append(stale, "progress", PROGRESS) == -1
-    assert status.append(current, "progress", PROGRESS) == 0
-    assert renewed(status, stale).asked() is Stop.SUPERSEDED
-    assert renewed(status, current).asked() is None
+    stale = take(claims, task_id)
+    current = take_over(claims, task_id)
+    assert claims.append(stale, "progress", PROGRESS) == -1
+    assert claims.append(current, "progress", PROGRESS) == 0
+    assert renewed(claims, stale).asked() is Stop.SUPERSEDED
+    assert renewed(claims, current).asked() is None
 
 
 def test_the_end_is_written_once(
-    status: Status, redis: Redis, keys: Keys, task_id: str, losing: Callable[..., Any]
+    claims: Claims, redis: Redis, keys: Keys, task_id: str, losing: Callable[..., Any]
 ) -> None:
     """An end whose answer was lost is told once; another end by the same owner is refused."""
-    claim = take(status, task_id)
-    script = losing(status, "finish")
-    assert status.finish(claim, TaskStatus.SUCCEEDED, {"a": 1}, {"result": {}})
+    claim = take(claims, task_id)
+    script = losing(claims, "finish")
+    assert claims.finish(claim, TaskStatus.SUCCEEDED, {"a": 1}, {"result": {}})
     assert script.calls == 2
     before = snapshot(redis, keys, task_id)
-    assert status.finish(claim, TaskStatus.SUCCEEDED, {"a": 2}, {"result": {}})
-    assert not status.finish(claim, TaskStatus.FAILED, {}, {"error": {}})
-    assert status.append(claim, "progress", PROGRESS) == -1
-    assert not status.requeue(claim, {"reason": "late"}, counts=False)
+    assert claims.finish(claim, TaskStatus.SUCCEEDED, {"a": 2}, {"result": {}})
+    assert not claims.finish(claim, TaskStatus.FAILED, {}, {"error": {}})
+    assert claims.append(claim, "progress", PROGRESS) == -1
+    assert not claims.requeue(claim, {"reason": "late"}, counts=False)
     assert snapshot(redis, keys, task_id) == before
     assert kinds(redis, keys, task_id) == ["queued", "started", "succeeded"]
 
 
 def test_giving_back_does_not_count(
-    status: Status,
-    other: Status,
+    claims: Claims,
+    other: Claims,
     redis: Redis,
     keys: Keys,
     task_id: str,
     losing: Callable[..., Any],
 ) -> None:
     """A task that was given back waits as before: attempt not counted, fence spent."""
-    first = take(status, task_id)
-    script = losing(status, "requeue")
-    assert status.requeue(first, {"reason": "drained"}, counts=False)
+    first = take(claims, task_id)
+    script = losing(claims, "requeue")
+    assert claims.requeue(first, {"reason": "drained"}, counts=False)
     assert script.calls == 2
     kept = record(redis, keys, task_id)
     assert (kept["status"], kept["attempt"], "owner" in kept) == ("queued", "0", False)
@@ -126,43 +126,43 @@ def test_giving_back_does_not_count(
     second = take(other, task_id)
     assert (second.attempt, second.fence) == (1, first.fence + 1)
     assert kinds(redis, keys, task_id) == ["queued", "started", "requeued", "started"]
-    assert not status.finish(first, TaskStatus.SUCCEEDED, {}, {})
+    assert not claims.finish(first, TaskStatus.SUCCEEDED, {}, {})
 
 
-def test_a_task_may_be_given_back_without_end(status: Status, task_id: str) -> None:
+def test_a_task_may_be_given_back_without_end(claims: Claims, task_id: str) -> None:
     """Draining any number of times never exhausts a task."""
     for number in range(1, 8):
-        claim = take(status, task_id, max_attempts=1)
+        claim = take(claims, task_id, max_attempts=1)
         assert (claim.answer, claim.attempt, claim.fence) == ("run", 1, number)
-        assert status.requeue(claim, {"reason": "drained"}, counts=False)
+        assert claims.requeue(claim, {"reason": "drained"}, counts=False)
 
 
-def test_an_attempt_that_counts_stays_counted(status: Status, redis: Redis, task_id: str) -> None:
+def test_an_attempt_that_counts_stays_counted(claims: Claims, redis: Redis, task_id: str) -> None:
     """A task that is given back as an attempt has one less, whoever takes it next."""
     for number in (1, 2):
-        claim = take(status, task_id, max_attempts=2)
+        claim = take(claims, task_id, max_attempts=2)
         assert (claim.answer, claim.attempt) == ("run", number)
-        assert status.requeue(claim, {"reason": "internal"}, counts=True)
-        assert status.requeue(claim, {"reason": "internal"}, counts=True)
-        assert record(redis, status.keys, task_id)["attempt"] == str(number)
-    assert take(status, task_id, max_attempts=2).answer == "exhausted"
-    attempts = [event["attempt"] for event in told(redis, status.keys, task_id)]
+        assert claims.requeue(claim, {"reason": "internal"}, counts=True)
+        assert claims.requeue(claim, {"reason": "internal"}, counts=True)
+        assert record(redis, claims.keys, task_id)["attempt"] == str(number)
+    assert take(claims, task_id, max_attempts=2).answer == "exhausted"
+    attempts = [event["attempt"] for event in told(redis, claims.keys, task_id)]
     assert attempts == [0, 1, 1, 2, 2]
 
 
 def test_numbers_have_no_gap_under_threads(
-    status: Status, redis: Redis, keys: Keys, task_id: str
+    claims: Claims, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """Events that many threads write at once are numbered 1, 2, 3 … in the order of the stream."""
-    claim = take(status, task_id)
+    claim = take(claims, task_id)
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: status.append(claim, "progress", PROGRESS), range(200)))
+        answers = list(pool.map(lambda _: claims.append(claim, "progress", PROGRESS), range(200)))
     assert answers == [0] * 200
     assert [event["seq"] for event in told(redis, keys, task_id)] == list(range(1, 203))
 
 
 def test_records_live_until_their_end_and_then_so_long(
-    status: Status, redis: Redis, client: GenerationClient, task_id: str
+    claims: Claims, redis: Redis, client: GenerationClient, task_id: str
 ) -> None:
     """Nothing runs out before everybody knows of a task's end; then record and events do.
 
@@ -175,18 +175,18 @@ def test_records_live_until_their_end_and_then_so_long(
         return [redis.ttl(name) for name in names]
 
     assert lives() == [-1, -1]
-    claim = take(status, task_id)
-    status.append(claim, "progress", PROGRESS)
-    status.requeue(claim, {"reason": "r"}, counts=False)
+    claim = take(claims, task_id)
+    claims.append(claim, "progress", PROGRESS)
+    claims.requeue(claim, {"reason": "r"}, counts=False)
     assert lives() == [-1, -1]
-    claim = take(status, task_id)
+    claim = take(claims, task_id)
     client.handle(task_id).cancel()
     redis.set(keys.checkpoint(task_id), b"latents")
     assert opened(redis, keys) == {task_id}
-    assert status.finish(claim, TaskStatus.CANCELLED, {"step": 1}, {"step": 1})
+    assert claims.finish(claim, TaskStatus.CANCELLED, {"step": 1}, {"step": 1})
     assert lives() == [-1, -1]
     assert opened(redis, keys) == {task_id}
-    status.close(task_id)
+    claims.close(task_id)
     assert all(0 < left <= TTL_S for left in lives())
     assert not redis.exists(keys.checkpoint(task_id))
     assert opened(redis, keys) == set()
@@ -194,16 +194,16 @@ def test_records_live_until_their_end_and_then_so_long(
 
 @pytest.mark.parametrize("ends", ["while it waits", "by its worker"])
 def test_a_task_that_is_open_is_not_closed(
-    status: Status, redis: Redis, client: GenerationClient, task_id: str, ends: str
+    claims: Claims, redis: Redis, client: GenerationClient, task_id: str, ends: str
 ) -> None:
     """Whoever believes that it has ended is not believed."""
-    claim = take(status, task_id) if ends == "by its worker" else None
-    status.close(task_id)
+    claim = take(claims, task_id) if ends == "by its worker" else None
+    claims.close(task_id)
     assert opened(redis, client.keys) == {task_id}
     assert redis.ttl(client.keys.task(task_id)) == -1
     if claim is not None:
-        assert status.finish(claim, TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
+        assert claims.finish(claim, TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
     else:
         client.handle(task_id).cancel()
-    status.close(task_id)
+    claims.close(task_id)
     assert opened(redis, client.keys) == set()

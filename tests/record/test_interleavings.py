@@ -29,10 +29,10 @@ from tests.record.owners import (
     told,
     worker,
 )
+from worker.claims import Claim, Claims, Ended, Held
 from worker.engine.job import Control, Stop
 from worker.lease import Lease
 from worker.messages import Messages
-from worker.status import Claim, Ended, Held, Status
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -65,7 +65,7 @@ class World:
     redis: Redis
     keys: Keys
     client: GenerationClient
-    owners: list[Status]
+    owners: list[Claims]
     claims: list[Claim] = field(default_factory=list)
     #: Who has claimed it last, and whether that claim's lease has run out.
     owner: int = 0

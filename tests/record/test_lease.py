@@ -21,10 +21,10 @@ from tests.record.owners import (
     worker,
 )
 from worker import lease as module
+from worker.claims import Claims, Held
 from worker.engine.job import Control, Stop
 from worker.lease import Lease
 from worker.messages import MARGIN_S, UNACKED, UNACKED_INDEX, Messages
-from worker.status import Held, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,14 +50,14 @@ def leases(redis: Redis, keys: Keys) -> Iterator[Callable[..., Lease]]:
 
 
 def test_tasks_and_messages_are_renewed(
-    leases: Callable[..., Lease], status: Status, redis: Redis, keys: Keys, task_id: str
+    leases: Callable[..., Lease], claims: Claims, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """One round holds each task for a lease from now, and each message a margin longer."""
     tags: list[str] = []
     lease = Lease(redis, keys, Messages(redis), lambda: tags, 40.0)
     post(redis, keys.namespace, task_id)
     tags.append(taken(redis, "first", keys.namespace, lease_s=1.0))
-    lease.hold(take(status, task_id), Control())
+    lease.hold(take(claims, task_id), Control())
     lapse(redis, keys, task_id)
     lapse_all(redis, "first")
     before_s = now_s(redis)
@@ -90,7 +90,7 @@ def test_the_thread_renews_in_time(
 
 def test_a_cancel_is_heard_at_once(  # fixtures
     leases: Callable[..., Lease],
-    status: Status,
+    claims: Claims,
     client: GenerationClient,
     task_id: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -98,8 +98,8 @@ def test_a_cancel_is_heard_at_once(  # fixtures
     """The nudge of a cancel is enough, long before the next renewal; others run on."""
     monkeypatch.setattr(module, "MOST_S", 900.0)
     lease, control, calm = leases(3600.0), Control(), Control()
-    lease.hold(take(status, task_id), control)
-    lease.hold(take(status, "another"), calm)
+    lease.hold(take(claims, task_id), control)
+    lease.hold(take(claims, "another"), calm)
     lease.start()
     until(partial(listening, client.redis, client.keys))
     assert client.handle(task_id).cancel() is TaskStatus.RUNNING
@@ -109,12 +109,12 @@ def test_a_cancel_is_heard_at_once(  # fixtures
 
 
 def test_a_nudge_for_another_worker_is_none(
-    leases: Callable[..., Lease], status: Status, client: GenerationClient, task_id: str
+    leases: Callable[..., Lease], claims: Claims, client: GenerationClient, task_id: str
 ) -> None:
     """A cancel of a task that another process runs stops nothing here."""
     lease, control = leases(3600.0), Control()
-    lease.hold(take(status, "mine"), control)
-    take(status, task_id)
+    lease.hold(take(claims, "mine"), control)
+    take(claims, task_id)
     lease.start()
     until(partial(listening, client.redis, client.keys))
     client.handle(task_id).cancel()
@@ -125,37 +125,37 @@ def test_a_nudge_for_another_worker_is_none(
 
 
 def test_a_cancel_whose_nudge_was_lost_is_heard_with_the_next_renewal(
-    leases: Callable[..., Lease], status: Status, redis: Redis, keys: Keys, task_id: str
+    leases: Callable[..., Lease], claims: Claims, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """The record is the truth; the channel only makes it quick."""
     lease, control = leases(2.0), Control()
-    lease.hold(take(status, task_id), control)
+    lease.hold(take(claims, task_id), control)
     lease.start()
     redis.hset(keys.task(task_id), "cancel_requested", 1)
     until(lambda: control.asked() is Stop.CANCELLED)
 
 
 def test_one_that_was_overtaken_is_asked_to_stop(
-    leases: Callable[..., Lease], status: Status, other: Status, redis: Redis, task_id: str
+    leases: Callable[..., Lease], claims: Claims, other: Claims, redis: Redis, task_id: str
 ) -> None:
     """It stops, is renewed no more, and the new owner's lease is left alone."""
     lease, control = leases(3600.0), Control()
-    lease.hold(take(status, task_id), control)
+    lease.hold(take(claims, task_id), control)
     take_over(other, task_id)
-    theirs_s = ends_s(redis, status.keys, task_id)
+    theirs_s = ends_s(redis, claims.keys, task_id)
     lease.renew()
     assert control.asked() is Stop.SUPERSEDED
     assert lease.held() == []
-    assert ends_s(redis, status.keys, task_id) == theirs_s
+    assert ends_s(redis, claims.keys, task_id) == theirs_s
 
 
 def test_an_earlier_claim_lets_a_later_one_be(
-    leases: Callable[..., Lease], status: Status, task_id: str
+    leases: Callable[..., Lease], claims: Claims, task_id: str
 ) -> None:
     """What is heard late of a claim that has ended is not taken for the one that followed it."""
-    lease, first = leases(3600.0), take(status, task_id)
-    status.requeue(first, {"reason": "r"}, counts=True)
-    second, control = take(status, task_id), Control()
+    lease, first = leases(3600.0), take(claims, task_id)
+    claims.requeue(first, {"reason": "r"}, counts=True)
+    second, control = take(claims, task_id), Control()
     lease.hold(second, control)
     lease.let_go(first)
     assert lease.held() == [(second, control)]

@@ -12,9 +12,9 @@ from api_contracts import GenerationClient, TaskStatus
 from tests.record.owners import LEASE_S, PROGRESS, TTL_S, kinds, take, take_over, told, until
 from worker import publisher
 from worker.celery_state import CeleryState
+from worker.claims import Claim, Claims
 from worker.engine.job import Control, Stop
 from worker.publisher import BACKLOG, Publisher
-from worker.status import Claim, Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -35,8 +35,8 @@ def publish() -> Iterator[Callable[..., Publisher]]:
     """Publishers that are closed after the test."""
     made: list[Publisher] = []
 
-    def make(status: Status) -> Publisher:
-        made.append(Publisher(status, CeleryState(lambda *_: None)))
+    def make(claims: Claims) -> Publisher:
+        made.append(Publisher(claims, CeleryState(lambda *_: None)))
         return made[-1]
 
     yield make
@@ -44,7 +44,7 @@ def publish() -> Iterator[Callable[..., Publisher]]:
         each.close()
 
 
-class Stuck(Status):
+class Stuck(Claims):
     """A Redis that takes its time: the first event waits until it is let go."""
 
     def stick(self) -> None:
@@ -60,7 +60,7 @@ class Stuck(Status):
 
 @pytest.fixture
 def stuck(redis: Redis, keys: Keys) -> Stuck:
-    """A `Status` that is stuck."""
+    """A `Claims` that is stuck."""
     status = Stuck(redis, keys, "first", record_ttl_s=TTL_S, lease_s=LEASE_S)
     status.stick()
     return status
@@ -138,17 +138,17 @@ def test_tasks_take_turns(
 
 
 def test_release_writes_what_waits(
-    status: Status, redis: Redis, keys: Keys, task_id: str, publish: Callable[..., Publisher]
+    claims: Claims, redis: Redis, keys: Keys, task_id: str, publish: Callable[..., Publisher]
 ) -> None:
     """After `release` every event posted before it is told, and later posts go nowhere."""
-    made, claim = publish(status), take(status, task_id)
+    made, claim = publish(claims), take(claims, task_id)
     made.watch(claim, Control())
     for number in range(BACKLOG):
         made.post(claim, "progress", step(number))
     made.release(claim)
     made.post(claim, "uploading", UPLOADING)
     assert kinds(redis, keys, task_id) == ["queued", "started"] + ["progress"] * BACKLOG
-    assert status.finish(claim, TaskStatus.SUCCEEDED, {}, {})
+    assert claims.finish(claim, TaskStatus.SUCCEEDED, {}, {})
 
 
 def test_release_does_not_wait_for_ever(
@@ -170,13 +170,13 @@ def test_release_does_not_wait_for_ever(
 
 
 def test_a_cancel_comes_back_with_an_event(
-    status: Status,
+    claims: Claims,
     client: GenerationClient,
     task_id: str,
     publish: Callable[..., Publisher],
 ) -> None:
     """The answer to an event carries the cancel, without a look of its own."""
-    made, claim, control = publish(status), take(status, task_id), Control()
+    made, claim, control = publish(claims), take(claims, task_id), Control()
     made.watch(claim, control)
     client.handle(task_id).cancel()
     made.post(claim, "progress", step(1))
@@ -185,10 +185,10 @@ def test_a_cancel_comes_back_with_an_event(
 
 
 def test_an_overtaken_owner_hears_of_it(
-    status: Status, other: Status, task_id: str, publish: Callable[..., Publisher]
+    claims: Claims, other: Claims, task_id: str, publish: Callable[..., Publisher]
 ) -> None:
     """One whose task another worker has claimed is told to stop with its next event."""
-    made, claim, control = publish(status), take(status, task_id), Control()
+    made, claim, control = publish(claims), take(claims, task_id), Control()
     made.watch(claim, control)
     take_over(other, task_id)
     made.post(claim, "progress", step(1))

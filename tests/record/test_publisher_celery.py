@@ -23,28 +23,28 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.status import Status
+    from worker.claims import Claims
 
 
 def step(number: int) -> dict[str, Any]:
     return {**PROGRESS, "step": number, "total_steps": 9, "metadata": {"k": "v"}}
 
 
-def test_celery_is_told_at_most_once_a_second(status: Status, task_id: str) -> None:
+def test_celery_is_told_at_most_once_a_second(claims: Claims, task_id: str) -> None:
     """A burst of steps is one `PROGRESS` state of step and total, for each task by itself.
 
     Before it comes `STARTED`, unless the first step is faster.
     """
     calls: list[tuple[str, str, dict[str, int]]] = []
-    made = Publisher(status, CeleryState(lambda *call: calls.append((call[2], call[0], call[1]))))
-    claims = [take(status, task_id), take(status, "another")]
-    for claim in claims:
+    made = Publisher(claims, CeleryState(lambda *call: calls.append((call[2], call[0], call[1]))))
+    taken = [take(claims, task_id), take(claims, "another")]
+    for claim in taken:
         made.watch(claim, Control())
         made.post(claim, "uploading", {"images": 1})
         for number in range(1, 6):
             made.post(claim, "progress", step(number))
     until(lambda: [call[0] for call in calls].count("PROGRESS") == 2)
-    for claim in claims:
+    for claim in taken:
         made.release(claim)
     made.close()
     assert sorted(call for call in calls if call[0] != "STARTED") == [
@@ -53,11 +53,11 @@ def test_celery_is_told_at_most_once_a_second(status: Status, task_id: str) -> N
     ]
 
 
-def test_celery_is_told_that_a_task_has_begun(status: Status, task_id: str) -> None:
+def test_celery_is_told_that_a_task_has_begun(claims: Claims, task_id: str) -> None:
     """`STARTED`, with what Celery's own worker keeps there."""
     calls: list[tuple[str, dict[str, Any], str]] = []
-    made = Publisher(status, CeleryState(lambda *call: calls.append(call)))
-    made.watch(claim := take(status, task_id), Control())
+    made = Publisher(claims, CeleryState(lambda *call: calls.append(call)))
+    made.watch(claim := take(claims, task_id), Control())
     until(lambda: calls)
     made.release(claim)
     made.close()
@@ -77,7 +77,7 @@ def test_celery_is_told_again_when_it_is_time(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_result_redis_that_hangs_holds_up_nothing(
-    status: Status, client: GenerationClient, task_id: str
+    claims: Claims, client: GenerationClient, task_id: str
 ) -> None:
     """While Celery's Redis is away, events are told and their answers are heard."""
     stuck, go_on = threading.Event(), threading.Event()
@@ -86,7 +86,7 @@ def test_a_result_redis_that_hangs_holds_up_nothing(
         stuck.set()
         assert go_on.wait(30)
 
-    made, claim, control = Publisher(status, CeleryState(hang)), take(status, task_id), Control()
+    made, claim, control = Publisher(claims, CeleryState(hang)), take(claims, task_id), Control()
     made.watch(claim, control)
     made.post(claim, "progress", step(1))
     assert stuck.wait(10)
@@ -100,7 +100,7 @@ def test_a_result_redis_that_hangs_holds_up_nothing(
     made.close()
 
 
-def test_nothing_is_told_after_the_end(status: Status, task_id: str) -> None:
+def test_nothing_is_told_after_the_end(claims: Claims, task_id: str) -> None:
     """A state that still waits when its task ends is dropped: it would overwrite the end."""
     stuck, go_on = threading.Event(), threading.Event()
     calls: list[str] = []
@@ -121,11 +121,11 @@ def test_nothing_is_told_after_the_end(status: Status, task_id: str) -> None:
     assert calls == ["busy"]
 
 
-def test_a_lost_task_is_not_told_to_celery(status: Status, other: Status, task_id: str) -> None:
+def test_a_lost_task_is_not_told_to_celery(claims: Claims, other: Claims, task_id: str) -> None:
     """One whose task is another's writes nothing into Celery's state either."""
     calls: list[str] = []
-    made = Publisher(status, CeleryState(lambda *call: calls.append(call[2])))
-    claim = take(status, task_id)
+    made = Publisher(claims, CeleryState(lambda *call: calls.append(call[2])))
+    claim = take(claims, task_id)
     take_over(other, task_id)
     made.watch(claim, Control())
     made.post(claim, "progress", step(1))
@@ -136,14 +136,14 @@ def test_a_lost_task_is_not_told_to_celery(status: Status, other: Status, task_i
 
 @pytest.mark.parametrize("fault", [BackendStoreError("result Redis is away"), RuntimeError("x")])
 def test_a_broken_result_backend_does_not_end_the_publisher(
-    status: Status, redis: Redis, keys: Keys, task_id: str, fault: Exception
+    claims: Claims, redis: Redis, keys: Keys, task_id: str, fault: Exception
 ) -> None:
     """Celery's backend raises errors of its own; the events go on, and cancels are heard."""
 
     def fail(_task_id: str, _meta: dict[str, Any], _state: str) -> None:
         raise fault
 
-    made, claim = Publisher(status, CeleryState(fail)), take(status, task_id)
+    made, claim = Publisher(claims, CeleryState(fail)), take(claims, task_id)
     made.watch(claim, Control())
     made.post(claim, "progress", step(1))
     until(lambda: "progress" in kinds(redis, keys, task_id))
@@ -154,11 +154,11 @@ def test_a_broken_result_backend_does_not_end_the_publisher(
 
 
 def test_one_broken_task_does_not_silence_the_others(
-    status: Status, redis: Redis, keys: Keys, task_id: str
+    claims: Claims, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """A write that Redis refuses (wrong type) is that event's loss alone, whoever waits beside."""
-    made, good = Publisher(status, CeleryState(lambda *_: None)), take(status, task_id)
-    broken = take(status, "broken")
+    made, good = Publisher(claims, CeleryState(lambda *_: None)), take(claims, task_id)
+    broken = take(claims, "broken")
     redis.set(keys.events("broken"), "no stream")
     for claim in (broken, good):
         made.watch(claim, Control())

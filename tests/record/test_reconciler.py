@@ -14,10 +14,10 @@ from tests.record.box import post, taken, waiting
 from tests.record.owners import ask, kinds, lapse, opened, record, take, take_over, told
 from tests.record.rescue import Sent, age, elected
 from worker.app import _configuration, _send
+from worker.claims import Ended
 from worker.messages import UNACKED, UNACKED_INDEX, Messages
 from worker.open_tasks import SLICE, priority_of
 from worker.settings import Settings
-from worker.status import Ended
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.status import Status
+    from worker.claims import Claims
 
 
 @pytest.fixture(autouse=True)
@@ -67,55 +67,55 @@ def test_a_waiting_task_without_a_message_is_sent_again(
 
 @pytest.mark.parametrize("lost", [True, False])
 def test_a_running_task_is_sent_again_when_its_owner_is_dead(
-    status: Status, redis: Redis, task_id: str, sent: Sent, lost: bool
+    claims: Claims, redis: Redis, task_id: str, sent: Sent, lost: bool
 ) -> None:
     """Its lease says which: while it lasts the task is somebody's, message or none."""
-    take(status, task_id)
-    lose(redis, status.keys.namespace)
-    age(redis, status.keys, task_id)
+    take(claims, task_id)
+    lose(redis, claims.keys.namespace)
+    age(redis, claims.keys, task_id)
     if lost:
-        lapse(redis, status.keys, task_id)
-    elected(redis, status.keys, sent).walk()
+        lapse(redis, claims.keys, task_id)
+    elected(redis, claims.keys, sent).walk()
     assert sent.ids == ([task_id] if lost else [])
 
 
 @pytest.mark.parametrize("place", ["its list", "another priority", "held", "held by the dead"])
 def test_a_task_that_has_a_message_is_not_sent_again(
-    status: Status, redis: Redis, task_id: str, sent: Sent, place: str
+    claims: Claims, redis: Redis, task_id: str, sent: Sent, place: str
 ) -> None:
     """Wherever the message is: a second one would be noise."""
-    model = status.keys.namespace
+    model = claims.keys.namespace
     if place == "another priority":
         lose(redis, model)
         post(redis, model, task_id, priority=0)
     elif place != "its list":
         taken(redis, "first", model)
     if place == "held by the dead":
-        take(status, task_id)
-        lapse(redis, status.keys, task_id)
-    age(redis, status.keys, task_id)
-    elected(redis, status.keys, sent).walk()
+        take(claims, task_id)
+        lapse(redis, claims.keys, task_id)
+    age(redis, claims.keys, task_id)
+    elected(redis, claims.keys, sent).walk()
     assert sent.letters == []
 
 
 def test_an_end_of_which_celery_was_not_told_is_sent_again(
-    client: GenerationClient, status: Status, redis: Redis, task_id: str, sent: Sent
+    client: GenerationClient, claims: Claims, redis: Redis, task_id: str, sent: Sent
 ) -> None:
     """Whoever claims it repeats the end, until Celery's result is written; then no more."""
     assert client.handle(task_id).cancel() is TaskStatus.QUEUED
-    lose(redis, status.keys.namespace)
-    made = elected(redis, status.keys, sent)
+    lose(redis, claims.keys.namespace)
+    made = elected(redis, claims.keys, sent)
     made.walk()
     assert sent.ids == []  # its message may be on the way
-    assert opened(redis, status.keys) == {task_id}
-    age(redis, status.keys, task_id)
+    assert opened(redis, claims.keys) == {task_id}
+    age(redis, claims.keys, task_id)
     made.walk()
     assert sent.ids == [task_id]
-    assert ask(status, task_id) == Ended("cancelled", {"step": 0})
-    status.close(task_id)
+    assert ask(claims, task_id) == Ended("cancelled", {"step": 0})
+    claims.close(task_id)
     made.walk()
-    assert (sent.ids, opened(redis, status.keys)) == ([task_id], set())
-    assert kinds(redis, status.keys, task_id) == ["queued", "cancelled"]
+    assert (sent.ids, opened(redis, claims.keys)) == ([task_id], set())
+    assert kinds(redis, claims.keys, task_id) == ["queued", "cancelled"]
 
 
 ODD: dict[str, Callable[[Redis, Keys], Any]] = {
@@ -157,10 +157,10 @@ def test_an_odd_record_stops_nobody(
 
 @pytest.mark.parametrize("place", ["its list", "nowhere"])
 def test_an_end_that_nobody_hears_of_is_forgotten_in_time(
-    client: GenerationClient, status: Status, redis: Redis, task_id: str, sent: Sent, place: str
+    client: GenerationClient, claims: Claims, redis: Redis, task_id: str, sent: Sent, place: str
 ) -> None:
     """Longer ago than records are kept; not while a message waits, that would begin it anew."""
-    keys = status.keys
+    keys = claims.keys
     client.handle(task_id).cancel()
     if place == "nowhere":
         lose(redis, keys.namespace)
@@ -215,13 +215,13 @@ def test_what_is_sent_is_what_a_client_sends(
 
 @pytest.mark.parametrize("request_", ["[1, 2", "null", "5", '{"prompt": 5}', '{"priority": "x"}'])
 def test_a_request_that_nobody_can_read_goes_back_too(
-    status: Status, redis: Redis, sent: Sent, request_: str
+    claims: Claims, redis: Redis, sent: Sent, request_: str
 ) -> None:
     """Who claims it refuses it by name; without a message it would stay open for ever."""
-    take(status, "odd", request=request_, queue="generate.q")
-    lapse(redis, status.keys, "odd")
-    age(redis, status.keys, "odd")
-    elected(redis, status.keys, sent).walk()
+    take(claims, "odd", request=request_, queue="generate.q")
+    lapse(redis, claims.keys, "odd")
+    age(redis, claims.keys, "odd")
+    elected(redis, claims.keys, sent).walk()
     ((_, request, queue),) = sent.letters
     assert queue == "generate.q"
     assert priority_of(request) == 5
@@ -255,25 +255,25 @@ def test_a_purge_ends_no_task(
     assert {str(request["prompt"]) for _, request, _ in sent.letters} == set(ids[:4])
 
 
-def claim_it(status: Status, other: Status) -> Any:
-    return take(status, "task")
+def claim_it(claims: Claims, other: Claims) -> Any:
+    return take(claims, "task")
 
 
-def give_back(status: Status, other: Status) -> Any:
-    return status.requeue(take(status, "task"), {"reason": "r"}, counts=False)
+def give_back(claims: Claims, other: Claims) -> Any:
+    return claims.requeue(take(claims, "task"), {"reason": "r"}, counts=False)
 
 
-def end_it(status: Status, other: Status) -> Any:
-    return status.finish(take(status, "task"), TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
+def end_it(claims: Claims, other: Claims) -> Any:
+    return claims.finish(take(claims, "task"), TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
 
 
-def take_it_over(status: Status, other: Status) -> Any:
-    take(status, "task")
+def take_it_over(claims: Claims, other: Claims) -> Any:
+    take(claims, "task")
     return take_over(other, "task")
 
 
-def forget_it(status: Status, other: Status) -> Any:
-    return status.redis.delete(status.keys.task("task"))
+def forget_it(claims: Claims, other: Claims) -> Any:
+    return claims.redis.delete(claims.keys.task("task"))
 
 
 MEANWHILE = [claim_it, give_back, end_it, take_it_over, forget_it]
@@ -281,24 +281,24 @@ MEANWHILE = [claim_it, give_back, end_it, take_it_over, forget_it]
 
 @pytest.mark.parametrize("meanwhile", MEANWHILE)
 def test_what_was_touched_meanwhile_is_let_be(  # noqa: PLR0913, PLR0917  # fixtures
-    status: Status,
-    other: Status,
+    claims: Claims,
+    other: Claims,
     redis: Redis,
     task_id: str,
     sent: Sent,
     monkeypatch: pytest.MonkeyPatch,
-    meanwhile: Callable[[Status, Status], Any],
+    meanwhile: Callable[[Claims, Claims], Any],
 ) -> None:
     """What was true when the task was looked at is asked again in the step that sends it."""
-    lose(redis, status.keys.namespace)
-    age(redis, status.keys, task_id)
-    made = elected(redis, status.keys, sent)
-    monkeypatch.setattr(made._messages, "ids", lambda _: [str(meanwhile(status, other))][:0])
+    lose(redis, claims.keys.namespace)
+    age(redis, claims.keys, task_id)
+    made = elected(redis, claims.keys, sent)
+    monkeypatch.setattr(made._messages, "ids", lambda _: [str(meanwhile(claims, other))][:0])
     made.walk()
     assert sent.letters == []
     made.walk()
     assert sent.letters == []
-    assert opened(redis, status.keys) == (set() if meanwhile is forget_it else {"task"})
+    assert opened(redis, claims.keys) == (set() if meanwhile is forget_it else {"task"})
 
 
 def test_a_long_queue_is_looked_through(client: GenerationClient, redis: Redis, sent: Sent) -> None:

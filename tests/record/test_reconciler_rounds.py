@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from worker.claims import Claims
     from worker.reconciler import Reconciler
-    from worker.status import Status
 
 
 @pytest.fixture
@@ -161,11 +161,11 @@ def test_after_a_silence_everybody_has_time_to_renew(tmp_path: Path, keys: Keys)
 
 @pytest.mark.parametrize("where", ["its pause", "a look at the messages", "a walk"])
 def test_whatever_froze_this_process_may_have_frozen_all(
-    status: Status, task_id: str, monkeypatch: pytest.MonkeyPatch, where: str
+    claims: Claims, task_id: str, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """After it nothing is taken from anybody until everybody has had time to renew."""
-    redis, keys, sent = status.redis, status.keys, Sent()
-    take(status, task_id)
+    redis, keys, sent = claims.redis, claims.keys, Sent()
+    take(claims, task_id)
     tag = taken(redis, "alive", keys.namespace)
     lapse_all(redis, "alive")
     lapse(redis, keys, task_id)
@@ -217,17 +217,17 @@ def test_a_task_that_waits_past_its_deadline_ends(
 
 
 def test_a_running_task_is_not_ended_by_its_deadline_here(
-    client: GenerationClient, status: Status, redis: Redis, keys: Keys
+    client: GenerationClient, claims: Claims, redis: Redis, keys: Keys
 ) -> None:
     """Its owner looks after its deadline; one that was given back waits for it again."""
     client.submit({"prompt": "x", "model": keys.namespace, "deadline_s": 0.001}, "t")
-    claim = take(status, "t")
+    claim = take(claims, "t")
     made = elected(redis, keys, Sent())
     redis.hset(keys.task("t"), "deadline_at", "1.0")
     age(redis, keys, "t")
     made.walk()
     assert kinds(redis, keys, "t") == ["queued", "started"]
-    status.requeue(claim, {"reason": "drained"}, counts=False)
+    claims.requeue(claim, {"reason": "drained"}, counts=False)
     age(redis, keys, "t")
     made.walk()
     assert kinds(redis, keys, "t")[-2:] == ["requeued", "expired"]

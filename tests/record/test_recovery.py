@@ -10,17 +10,17 @@ from redis.exceptions import RedisError
 
 from tests.record.box import ids_waiting, post, taken, waiting
 from tests.record.owners import ask, record, take, take_over
+from worker.claims import Claim, Held
 from worker.embedded import free_port
 from worker.messages import UNACKED, UNACKED_INDEX, Messages
 from worker.recovery import give_back
 from worker.settings import Settings
-from worker.status import Claim, Held
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.status import Status
+    from worker.claims import Claims
 
 
 @pytest.fixture
@@ -31,14 +31,14 @@ def settings(redis_url: str, redis: Redis, namespace: str) -> Settings:
 
 
 def test_everything_of_the_dead_can_be_had_at_once(
-    settings: Settings, status: Status, other: Status, redis: Redis
+    settings: Settings, claims: Claims, other: Claims, redis: Redis
 ) -> None:
     """Its messages go before the others, marked; its tasks are claimed as the next attempt."""
     model = settings.namespace
     post(redis, model, "a", "b", "c")
     for task_id in ("a", "b"):
         taken(redis, "first", model)
-        take(status, task_id)
+        take(claims, task_id)
     assert isinstance(ask(other, "a"), Held)
     assert give_back(settings, "first") == 2
     assert sorted(ids_waiting(redis, model)[:2]) == ["a", "b"]
@@ -52,14 +52,14 @@ def test_everything_of_the_dead_can_be_had_at_once(
 
 
 def test_others_keep_what_they_have(
-    settings: Settings, status: Status, other: Status, redis: Redis, keys: Keys
+    settings: Settings, claims: Claims, other: Claims, redis: Redis, keys: Keys
 ) -> None:
     """Another's messages and leases stay, also of a task that the dead one had before."""
     model = settings.namespace
     post(redis, model, "mine", "lost", "theirs")
     for task_id in ("mine", "lost"):
         taken(redis, "first", model)
-        take(status, task_id)
+        take(claims, task_id)
     taken(redis, "other", model)
     take(other, "theirs")
     take_over(other, "lost")
@@ -72,7 +72,7 @@ def test_others_keep_what_they_have(
 
 
 def test_a_message_that_was_not_claimed_goes_back_too(
-    settings: Settings, status: Status, redis: Redis, keys: Keys
+    settings: Settings, claims: Claims, redis: Redis, keys: Keys
 ) -> None:
     """The process may have died before the claim, or hold what nobody can read."""
     model = settings.namespace
@@ -83,7 +83,7 @@ def test_a_message_that_was_not_claimed_goes_back_too(
     redis.zadd(UNACKED_INDEX, {"first/odd": 5.0})
     assert give_back(settings, "first") == 2
     assert sorted(ids_waiting(redis, model)) == ["../odd", "unclaimed"]
-    assert take(status, "unclaimed").attempt == 1
+    assert take(claims, "unclaimed").attempt == 1
     assert not redis.exists(UNACKED, UNACKED_INDEX)
     assert record(redis, keys, "../odd") == {}
 

@@ -18,28 +18,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from worker.engine.drafts import Draft
+    from worker.engine.in_flight import InFlight
     from worker.engine.lane import Lane
     from worker.engine.runner import Runner
-    from worker.engine.runners import Runners
-    from worker.engine.running import Running
+    from worker.engine.runner_cache import RunnerCache
 
 logger = logging.getLogger(__name__)
 
 #: Something of a job, which stands first in it.
-_Part = TypeVar("_Part", bound="tuple[Running, *tuple[Any, ...]]")
+_Part = TypeVar("_Part", bound="tuple[InFlight, *tuple[Any, ...]]")
 
 
 class Batch:
     """Jobs come and go at step boundaries."""
 
-    def __init__(self, runners: Runners, beside: Callable[..., object]) -> None:
+    def __init__(self, runners: RunnerCache, beside: Callable[..., object]) -> None:
         """`beside` gets a function and its arguments, and calls it when it likes, in order."""
         self._runners, self._beside = runners, beside
-        self._waiting: list[Running] = []
-        self._active: list[Running] = []
-        self._denoised: list[Running] = []
+        self._waiting: list[InFlight] = []
+        self._active: list[InFlight] = []
+        self._denoised: list[InFlight] = []
         #: Every job that has begun and not ended, wherever it is.
-        self._begun: set[Running] = set()
+        self._begun: set[InFlight] = set()
         self._scheduler, self._decode_waited_ticks = scheduler.Scheduler(), 0
 
     @property
@@ -47,7 +47,7 @@ class Batch:
         """Whether a round would do anything."""
         return bool(self._waiting or self._active or self._denoised)
 
-    def add(self, running: Running) -> None:
+    def add(self, running: InFlight) -> None:
         """Let a job wait for the next round."""
         self._waiting.append(running)
 
@@ -88,7 +88,7 @@ class Batch:
         wanted = [running.job.model for running in self._waiting]
         number = scheduler.admit(wanted, busy, self._runners.capacity)
         admitted, self._waiting = self._waiting[:number], self._waiting[number:]
-        drafts: dict[str, list[tuple[Running, Draft]]] = {}
+        drafts: dict[str, list[tuple[InFlight, Draft]]] = {}
         for running in admitted:
             if not running.future.set_running_or_notify_cancel():
                 continue
@@ -107,7 +107,7 @@ class Batch:
         for some in drafts.values():
             self._together(some, self._encode)
 
-    def _encode(self, some: Sequence[tuple[Running, Draft]]) -> None:
+    def _encode(self, some: Sequence[tuple[InFlight, Draft]]) -> None:
         together = self._runners.get(some[0][0].job.model).encode([draft for _, draft in some])
         for (running, _), lanes in zip(some, together, strict=True):
             running.begin(lanes)
@@ -136,7 +136,7 @@ class Batch:
     def _limit(self, bucket: scheduler.Bucket) -> int:
         return self._runners.get(bucket.model).network.capacity.limit(bucket.height, bucket.width)
 
-    def _call(self, some: Sequence[tuple[Running, Lane]]) -> None:
+    def _call(self, some: Sequence[tuple[InFlight, Lane]]) -> None:
         runner = self._runners.get(some[0][0].job.model)
         of = {id(lane): running for running, lane in some}
         jobs = list(dict.fromkeys(of.values()))
@@ -169,14 +169,14 @@ class Batch:
                 some = [(running,) for running in due if running.job.model == model]
                 self._together(some, self._decode_some)
 
-    def _decode_some(self, some: Sequence[tuple[Running]]) -> None:
+    def _decode_some(self, some: Sequence[tuple[InFlight]]) -> None:
         runner = self._runners.get(some[0][0].job.model)
         decoded = iter(runner.decode([lane for (running,) in some for lane in running.lanes]))
         for (running,) in some:
             own = [next(decoded) for _ in running.lanes]
             self._beside(self._finish, runner, running, own)
 
-    def _finish(self, runner: Runner, running: Running, decoded: Sequence[Any]) -> None:
+    def _finish(self, runner: Runner, running: InFlight, decoded: Sequence[Any]) -> None:
         """Give the job its pictures. Runs beside the engine, after all that it was told."""
         self._begun.discard(running)  # or its pictures would be kept here until the next round
         error = running.broken
@@ -216,7 +216,7 @@ class Batch:
         self._together(some[half:], call)
 
     def _part(
-        self, running: Running, last_words: Callable[[], None], reason: BaseException
+        self, running: InFlight, last_words: Callable[[], None], reason: BaseException
     ) -> None:
         """End a job that was stopped, after what it leaves. Runs beside the engine."""
         try:
@@ -224,19 +224,19 @@ class Batch:
         finally:  # without its future the job never ends
             _set_exception(running, reason)
 
-    def _take_out(self, running: Running) -> None:
+    def _take_out(self, running: InFlight) -> None:
         for jobs in (self._waiting, self._active, self._denoised):
             if running in jobs:
                 jobs.remove(running)
         self._begun.discard(running)
         running.lanes.clear()
 
-    def _fail(self, running: Running, error: BaseException) -> None:
+    def _fail(self, running: InFlight, error: BaseException) -> None:
         self._take_out(running)
         _set_exception(running, error)
 
 
-def _set_exception(running: Running, error: BaseException) -> None:
+def _set_exception(running: InFlight, error: BaseException) -> None:
     fault = ends.fault_of(error)
     with suppress(InvalidStateError):  # it was cancelled: nobody waits for it
         running.future.set_exception(fault)

@@ -14,8 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from worker.engine.batch import Batch
-from worker.engine.runners import Runners
-from worker.engine.running import Running
+from worker.engine.in_flight import InFlight
+from worker.engine.runner_cache import RunnerCache
 from worker.errors import UnknownModel
 
 if TYPE_CHECKING:
@@ -52,13 +52,13 @@ class Engine:
         """Start nothing yet: the thread and the pipeline come with the first job."""
         self.device = device
         self._specs = models
-        self._runners = Runners(
+        self._runners = RunnerCache(
             models,
             lambda spec: loader(spec, device, offload, compiled=compiled),
             max_models,
             max_batch_rows,
         )
-        self._inbox: queue.SimpleQueue[Running | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[InFlight | None] = queue.SimpleQueue()
         self._start, self._number = threading.Lock(), 0
         #: When a thread began what it is doing, by the thread.
         self._began_s: dict[int, float] = {}
@@ -91,7 +91,7 @@ class Engine:
                 thread = threading.Thread(target=self._serve, name="engine", daemon=True)
                 thread.start()
                 self._thread = thread
-            self._inbox.put(Running(self._number, job, control, future))
+            self._inbox.put(InFlight(self._number, job, control, future))
         return future
 
     def close(self) -> None:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Runners:
-    """Runners by the alias of their model, built on first use, on the engine's thread alone."""
+class RunnerCache:
+    """RunnerCache by the alias of their model, built on first use, on the engine's thread alone."""
 
     def __init__(
         self,

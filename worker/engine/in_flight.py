@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class Running:
+class InFlight:
     """A job that was submitted. Times are seconds on the monotonic clock."""
 
     number: int

@@ -57,7 +57,7 @@ class Ended:
     outcome: dict[str, Any]
 
 
-class Status:
+class Claims:
     """Reads and writes records and events. Thread-safe; connects on first use."""
 
     def __init__(
