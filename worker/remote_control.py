@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.functional import maybe_list
-from celery.worker.remote_control import Panel
+from celery.worker.control import Panel
 
 from api_contracts.errors import GenerationError
 from api_contracts.names import is_task_id
