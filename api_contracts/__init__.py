@@ -3,7 +3,8 @@
 Never imports torch, nor anything of `worker`.
 """
 
-from api_contracts.aio import AsyncGenerationClient, AsyncTaskHandle
+from api_contracts.aio import AsyncGenerationClient
+from api_contracts.aio_handle import AsyncTaskHandle
 from api_contracts.client import GenerationClient
 from api_contracts.errors import (
     ErrorCode,
