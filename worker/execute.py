@@ -5,46 +5,26 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from api_contracts.errors import Fault, InvalidRequest, TaskError
-from api_contracts.parse import parse_request
-from api_contracts.pushes import PushKind
 from worker import endings, metrics
 from worker.breaker import OURS, Breaker
 from worker.claims import Claim, Ended, Held
 from worker.engine.job import Control, Stop
-from worker.errors import BadRequest, TaskFault
 from worker.orders import Order
 from worker.outcome import Cancelled, Dropped, Expired, Failed, Outcome, Requeued, Succeeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from api_contracts.errors import TaskError
     from worker.attempt import Attempts
     from worker.claims import Claims
+    from worker.delivery import Delivery
     from worker.lease import Lease
     from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
-
-#: Longest request that is kept in a record whose request is refused, in characters.
-KEPT_CHARS = 4_000
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """What came in a message."""
-
-    task_id: str
-    request: Any
-    #: Where it lay.
-    queue: str = ""
-    #: Unix time after which it is not to be begun: Celery's `expires`.
-    expires_at_s: float | None = None
-    #: What is wrong with the message around the request.
-    fault: Fault | None = None
 
 
 class Executor:
@@ -135,7 +115,7 @@ class Executor:
         self._on_broken(reason)
 
     def _deliver(self, delivery: Delivery, control: Control) -> Outcome:
-        checked = self._check(delivery)
+        checked = delivery.checked(self._settings)
         order = checked if isinstance(checked, Order) else None
         claim = self._claim(delivery, order)
         match claim:
@@ -181,18 +161,6 @@ class Executor:
         logger.info("task %s: not run, %s", delivery.task_id, reason)
         return Dropped(reason)
 
-    def _check(self, delivery: Delivery) -> Order | TaskError:
-        """The order in the message, or why there is none."""
-        if delivery.fault is not None:
-            return BadRequest(delivery.fault).error
-        try:
-            request = parse_request(delivery.request)
-            return Order.of(request, delivery.task_id, self._settings)
-        except InvalidRequest as error:
-            return BadRequest(*error.faults).error
-        except TaskFault as fault:
-            return fault.error
-
     def _claim(self, delivery: Delivery, order: Order | None) -> Claim | Held | Ended:
         started = None
         if order is not None:
@@ -206,7 +174,7 @@ class Executor:
         return self._claims.claim(
             delivery.task_id,
             started=started,
-            request=json.dumps(order.request.to_wire()) if order else _kept(delivery.request),
+            request=json.dumps(order.request.to_wire()) if order else delivery.kept,
             queue=delivery.queue,
             deadline_s=order.request.deadline_s if order else None,
             expires_at_s=delivery.expires_at_s,
@@ -237,15 +205,3 @@ class Executor:
         if isinstance(outcome, Succeeded):
             metrics.TASK_S.observe(outcome.result.timings.total_s)
         return outcome
-
-
-def _kept(request: object) -> str:
-    """What a record keeps of a request that is refused."""
-    try:
-        text = json.dumps(request)
-        if len(text) > KEPT_CHARS and isinstance(request, dict):  # who is to be told is kept whole
-            told = json.dumps({each.value: request[each] for each in PushKind if each in request})
-            text = told if len(told) <= KEPT_CHARS else text
-        return text[:KEPT_CHARS]
-    except (TypeError, ValueError, RecursionError):
-        return repr(type(request))

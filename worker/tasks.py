@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from api_contracts.errors import Fault, GenerationExpired, GenerationFailed
 from api_contracts.names import TASK_NAME
-from worker.execute import Delivery
+from worker.delivery import Delivery
 from worker.intake import NOT_AFTER, UNREADABLE, WANTS_RESULT
 from worker.outcome import (
     Cancelled,

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tests.record.owners import LEASE_S
 from worker.attempt import Attempts
 from worker.celery_state import CeleryState
+from worker.delivery import Delivery
 from worker.engine.engine import Engine
 from worker.errors import ModelLoadFailed
-from worker.execute import Delivery, Executor
+from worker.execute import Executor
 from worker.lease import Lease
 from worker.messages import Messages
 from worker.model_spec import ModelSpec

@@ -12,7 +12,7 @@ from tests.record.owners import kinds, record, take, take_over
 from worker import endings
 from worker.breaker import LIMIT
 from worker.claims import Ended
-from worker.execute import Delivery
+from worker.delivery import Delivery
 from worker.lease import Lease
 from worker.outcome import Cancelled, Dropped, Expired, Failed, Requeued
 

@@ -22,7 +22,7 @@ from worker.outcome import Cancelled, Dropped, Expired, Failed, Requeued, Succee
 from worker.tasks import Generate
 
 if TYPE_CHECKING:
-    from worker.execute import Delivery
+    from worker.delivery import Delivery
     from worker.outcome import Outcome
 
 SUCCEEDED = Succeeded(GenerationResult.model_validate(RESULT))

@@ -1,0 +1,61 @@
+"""One message of a task: what came in it, and what it asks for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from api_contracts.errors import InvalidRequest
+from api_contracts.parse import parse_request
+from api_contracts.pushes import PushKind
+from worker.errors import BadRequest, TaskFault
+from worker.orders import Order
+
+if TYPE_CHECKING:
+    from api_contracts.errors import Fault, TaskError
+    from worker.settings import Settings
+
+#: Longest request that is kept in a record whose request is refused, in characters.
+KEPT_CHARS = 4_000
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What came in a message."""
+
+    task_id: str
+    request: Any
+    #: Where it lay.
+    queue: str = ""
+    #: Unix time after which it is not to be begun: Celery's `expires`.
+    expires_at_s: float | None = None
+    #: What is wrong with the message around the request.
+    fault: Fault | None = None
+
+    def checked(self, settings: Settings) -> Order | TaskError:
+        """The order in it, or why there is none."""
+        if self.fault is not None:
+            return BadRequest(self.fault).error
+        try:
+            return Order.of(parse_request(self.request), self.task_id, settings)
+        except InvalidRequest as error:
+            return BadRequest(*error.faults).error
+        except TaskFault as fault:
+            return fault.error
+
+    @property
+    def kept(self) -> str:
+        """What a record keeps of the request when it is refused."""
+        request = self.request
+        try:
+            text = json.dumps(request)
+            if len(text) > KEPT_CHARS and isinstance(request, dict):
+                # Who is to be told is kept whole.
+                told = json.dumps(
+                    {each.value: request[each] for each in PushKind if each in request}
+                )
+                text = told if len(told) <= KEPT_CHARS else text
+            return text[:KEPT_CHARS]
+        except (TypeError, ValueError, RecursionError):
+            return repr(type(request))
