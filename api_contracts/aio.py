@@ -16,7 +16,7 @@ from redis.exceptions import NoPermissionError, NoScriptError, RedisError
 from api_contracts import names, records
 from api_contracts.aio_handle import AsyncTaskHandle
 from api_contracts.client import Request, check_all, check_ids
-from api_contracts.connection import OPTIONS, REDIS_AWAY, checked_url, unavailable
+from api_contracts.connection import COUNT_S, OPTIONS, REDIS_AWAY, checked_url, unavailable
 from api_contracts.ear import Ear
 from api_contracts.errors import ServiceUnavailable
 from api_contracts.pushes import FIELDS, pushes_of
@@ -53,11 +53,14 @@ class AsyncGenerationClient:
         """Connect to nothing yet; `events_url` is the broker's unless the workers differ."""
         self.keys = names.Keys(namespace)
         self.redis = _connect(events_url or broker_url)
-        self._broker = _connect(broker_url)
+        limits = {"socket_timeout": COUNT_S, "socket_connect_timeout": COUNT_S}
+        self._broker = _connect(broker_url, **limits)
         self._sender = Sender(broker_url)
         self._ear = Ear(self.redis)
         # Not redis-py's pool that blocks: a caller that is cancelled may take a connection along.
         self._turns = asyncio.Semaphore(MAX_CONNECTIONS)
+        #: The same for the broker: while it does not answer, the records still do.
+        self._counts = asyncio.Semaphore(MAX_CONNECTIONS)
         self._cancel = self.redis.register_script(text("api_contracts", "cancel"))
 
     async def submit(self, request: Request, task_id: str | None = None) -> AsyncTaskHandle:
@@ -114,19 +117,19 @@ class AsyncGenerationClient:
         wanted = list(models)
         return depths(wanted, await self._lengths(lists_of(wanted)))
 
-    async def _lengths(self, lists: Sequence[str]) -> dict[str, int]:
+    async def _lengths(self, lists: Sequence[str], *, or_errors: bool = False) -> dict[str, Any]:
         pipeline = self._broker.pipeline(transaction=False)
         for key in lists:
             pipeline.llen(key)
-        return dict(zip(lists, await self._reach(pipeline.execute), strict=True))
+        found = await self._reach(lambda: pipeline.execute(not or_errors), self._counts)
+        return dict(zip(lists, found, strict=True))
 
-    async def _lengths_if_known(
-        self, requests: Sequence[GenerationRequest]
-    ) -> dict[str, int] | None:
+    async def _lengths_if_known(self, requests: Sequence[GenerationRequest]) -> dict[str, Any]:
+        lists = lists_of(request.model for request in requests)
         try:
-            return await self._lengths(lists_of(request.model for request in requests))
+            return await self._lengths(lists, or_errors=True)
         except ServiceUnavailable:  # which sending will say, once there is a record
-            return None
+            return {}
 
     async def cancel(self, task_id: str) -> TaskStatus | None:
         """As `TaskHandle.cancel`."""
@@ -175,19 +178,23 @@ class AsyncGenerationClient:
             following.record_says(told=records.was_the_end(told, following.last))
         return entries
 
-    async def _reach(self, question: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401  # redis-py's own replies
+    async def _reach(
+        self, question: Callable[[], Awaitable[Any]], turns: asyncio.Semaphore | None = None
+    ) -> Any:  # noqa: ANN401  # redis-py's own replies
         try:
-            return await self._in_turn(question)
+            return await self._in_turn(question, turns)
         except RedisError as error:
             if (told := unavailable(error)) is None:
                 raise
             raise told from error
 
-    async def _in_turn(self, question: Callable[[], Awaitable[T]]) -> T:
+    async def _in_turn(
+        self, question: Callable[[], Awaitable[T]], turns: asyncio.Semaphore | None = None
+    ) -> T:
         """Ask Redis. A cancel of which asyncio or redis-py took no notice is heard here."""
         was = _cancelling()
         try:
-            async with self._turns:
+            async with turns or self._turns:
                 return await question()
         finally:
             if _cancelling() > was:
@@ -220,5 +227,5 @@ def _cancelling() -> int:
     return task.cancelling() if task is not None else 0
 
 
-def _connect(url: str) -> Redis:
-    return Redis.from_url(checked_url(url), **OPTIONS)
+def _connect(url: str, **limits: float) -> Redis:
+    return Redis.from_url(checked_url(url), **{**OPTIONS, **limits})

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from api_contracts import examples, names
 from api_contracts.events import TaskStatus
+from api_contracts.pushes import MESSAGE_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -122,7 +123,7 @@ def is_end(kind: str) -> bool:
 def _signed(kind: str, file: str) -> dict[str, Any]:
     """The body is the event; the headers sign it."""
     about = {
-        "webhook-id": "The task's id, a point and the event's `seq`: the same each time.",
+        "webhook-id": MESSAGE_ID,
         "webhook-timestamp": "Unix seconds.",
         "webhook-signature": "`v1,` and base64 of HMAC-SHA256 over id, timestamp and body with "
         "points between; one for each secret, with spaces between.",

@@ -6,7 +6,7 @@ import uuid
 from typing import TYPE_CHECKING, Any, Self
 
 from api_contracts import names
-from api_contracts.connection import connect
+from api_contracts.connection import COUNT_S, connect_impatiently
 from api_contracts.errors import Fault, InvalidRequest, ServiceUnavailable
 from api_contracts.handle import TaskHandle
 from api_contracts.parse import parse_request
@@ -37,7 +37,7 @@ class GenerationClient:
         """Connect to nothing yet; `events_url` is the broker's unless the workers differ."""
         self._records = Records(events_url or broker_url, namespace)
         self.keys, self.redis = self._records.keys, self._records.redis
-        self._broker = connect(broker_url)
+        self._broker = connect_impatiently(broker_url, COUNT_S)
         self._sender = Sender(broker_url)
 
     def submit(self, request: Request, task_id: str | None = None) -> TaskHandle:
@@ -87,17 +87,17 @@ class GenerationClient:
         wanted = list(models)
         return depths(wanted, self._lengths(lists_of(wanted)))
 
-    def _lengths(self, lists: Sequence[str]) -> dict[str, int]:
+    def _lengths(self, lists: Sequence[str], *, or_errors: bool = False) -> dict[str, Any]:
         pipeline = self._broker.pipeline(transaction=False)
         for key in lists:
             pipeline.llen(key)
-        return dict(zip(lists, reach(pipeline.execute), strict=True))
+        return dict(zip(lists, reach(lambda: pipeline.execute(not or_errors)), strict=True))
 
-    def _lengths_if_known(self, requests: Sequence[GenerationRequest]) -> dict[str, int] | None:
+    def _lengths_if_known(self, requests: Sequence[GenerationRequest]) -> dict[str, Any]:
         try:
-            return self._lengths(lists_of(request.model for request in requests))
+            return self._lengths(lists_of(request.model for request in requests), or_errors=True)
         except ServiceUnavailable:  # which sending will say, once there is a record
-            return None
+            return {}
 
     def close(self) -> None:
         """Give the connections back."""

@@ -30,6 +30,8 @@ REDIS_AWAY = (RedisConnectionError, RedisTimeoutError)
 _PASSING = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError)
 _PASSING_WORDS = ("OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "MISCONF")
 CONNECT_S, ANSWER_S = 5, 10
+#: For the broker to say how long its queues are, each of two times, in seconds.
+COUNT_S = 1.0
 #: For every connection of ours.
 OPTIONS: dict[str, Any] = {
     "socket_timeout": ANSWER_S,

@@ -60,7 +60,7 @@ class Queued(_Event):
     queue: str = Field(description="Where the message lies.")
     position: int | None = Field(
         default=None,
-        description="Tasks that waited before it in its queue when it was submitted, where known.",
+        description="Messages that lay before its own in its queue then, where that is known.",
     )
 
 

@@ -103,10 +103,10 @@ REPLY: dict[str, Any] = {
     ).decode(),
     "content-type": "application/json",
     "content-encoding": "utf-8",
-    "headers": {"task": "shop.picture_done", "id": "demo-18.7"},
+    "headers": {"task": "shop.picture_done", "id": "demo-18:7"},
     "properties": {
         "body_encoding": "base64",
-        "correlation_id": "demo-18.7",
+        "correlation_id": "demo-18:7",
         "delivery_tag": "0c1d9a5e-8d0f-4f0e-9d6e-0a8c1f3f6b52",
         "delivery_info": {"exchange": "", "routing_key": "shop"},
         "priority": 0,

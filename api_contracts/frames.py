@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from api_contracts import names
+from api_contracts.pushes import MESSAGE_ID, MESSAGE_ID_PATTERN
 
 #: As `names.TASK_ID_PATTERN`, with the end of the text as ECMA-262 has it.
 _TASK_ID = {
@@ -81,10 +82,7 @@ def _headers_of_a_reply() -> dict[str, Any]:
         "required": ["task", "id"],
         "properties": {
             "task": {"type": "string", "description": "Of the request's `reply_to`."},
-            "id": {
-                "type": "string",
-                "description": "The task's id, a point and the event's `seq`: the same each time.",
-            },
+            "id": {"type": "string", "pattern": MESSAGE_ID_PATTERN, "description": MESSAGE_ID},
         },
         "description": "Others are as Celery sends them.",
     }
@@ -96,7 +94,10 @@ def _properties() -> dict[str, Any]:
         "properties": {
             "body_encoding": {"enum": ["base64", None]},
             "correlation_id": {"type": "string", "description": "The task's id, as Celery has it."},
-            "delivery_tag": {"type": "string", "description": "New for each message: a UUID."},
+            "delivery_tag": {
+                "type": "string",
+                "description": "As Celery has it; not read.",
+            },
             "delivery_info": {
                 "type": "object",
                 "properties": {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import json
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
@@ -48,7 +50,8 @@ def parse_request(data: Mapping[str, Any], limits: Limits | None = None) -> Gene
     except ValidationError as error:
         found = error.errors(include_url=False)
         raise InvalidRequest([_fault(detail) for detail in found[:20]]) from None
-    if faults := [*_contradictions(request), *(_beyond(request, limits) if limits else ())]:
+    faults = [*_contradictions(request), *_nowhere(request.webhook)]
+    if faults := [*faults, *(_beyond(request, limits) if limits else ())]:
         raise InvalidRequest(faults)
     return request
 
@@ -83,6 +86,20 @@ def _echo(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > _ECHO_CHARS:
         return f"an integer of {value.bit_length()} bits"
     return repr(value)[:_ECHO_CHARS].encode("ascii", "backslashreplace").decode()
+
+
+def _nowhere(url: str | None) -> Iterator[Fault]:
+    """What is wrong with a URL that looks like one."""
+    try:
+        parts = urlsplit(url or "")
+        if parts.netloc.startswith("["):
+            ipaddress.IPv6Address(parts.hostname or "")
+        if parts.port != 0:
+            return
+    except ValueError:
+        pass
+    limit = "a host name or an address, and a port of 1 to 65535"
+    yield Fault(where="webhook", what="its host or port is none", limit=limit)
 
 
 def _contradictions(request: GenerationRequest) -> Iterator[Fault]:

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 
 
 MAX_TRIES = 1_000_000
+MESSAGE_ID_PATTERN = r"^[A-Za-z0-9_:-]+:[0-9]+$"
+#: What `message_id` gives, in words.
+MESSAGE_ID = (
+    "The task's id with a colon for each point, a colon, and the event's `seq`: the same each time."
+)
 
 
 class PushKind(StrEnum):
@@ -47,6 +52,14 @@ class Push(BaseModel):
     first_at: AwareDatetime | None = Field(default=None, description="Of the first try, UTC.")
     last_at: AwareDatetime | None = Field(default=None, description="Of the last one, UTC.")
     error: str | None = Field(default=None, description="Why the last one failed.")
+
+
+def message_id(task_id: str, seq: int) -> str:
+    """The id of the message that pushes an event; no other event's.
+
+    No task's id has a colon. A point divides what a webhook's signature is over.
+    """
+    return f"{task_id}:{seq}".replace(".", ":")
 
 
 FIELDS = tuple(kind.field for kind in PushKind)

@@ -8,6 +8,7 @@ from api_contracts import names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from typing import Any
 
     from api_contracts.request import GenerationRequest
 
@@ -23,19 +24,19 @@ def depths(models: Sequence[str], lengths: Mapping[str, int]) -> dict[str, int]:
 
 
 def positions(
-    requests: Sequence[GenerationRequest], lengths: Mapping[str, int] | None
+    requests: Sequence[GenerationRequest], lengths: Mapping[str, Any]
 ) -> list[int | None]:
     """How many messages each request's own finds before it in its queue, sent in this order.
 
     Those are the ones of its priority and of all before it, by the lengths of `lists_of` the
-    requests' models; None where there are no lengths.
+    requests' models; None where one of them is not known.
     """
-    if lengths is None:
-        return [None] * len(requests)
-    waiting = dict(lengths)
+    waiting = {key: length for key, length in lengths.items() if isinstance(length, int)}
     found: list[int | None] = []
     for request in requests:
         before = names.queue_lists(request.model)[: request.priority + 1]
-        found.append(sum(waiting[key] for key in before))
-        waiting[before[-1]] += 1
+        is_known = all(key in waiting for key in before)
+        found.append(sum(waiting[key] for key in before) if is_known else None)
+        if is_known:
+            waiting[before[-1]] += 1
     return found

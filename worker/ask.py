@@ -28,7 +28,7 @@ Shown = Annotated[
 
 @app.command()
 def submit(  # noqa: PLR0913  # a flag for each thing that people set by hand
-    prompt: Annotated[str | None, typer.Argument(help="One of these five says what.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="One of these four says what.")] = None,
     *,
     request: Annotated[
         str | None, typer.Option(help="File of JSON: one request, a list, or one a line.")
@@ -55,7 +55,12 @@ def submit(  # noqa: PLR0913  # a flag for each thing that people set by hand
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any field, as JSON; again for more."),
     ] = None,
-    task_id: Annotated[str | None, typer.Option(help="Of one task: the same is the same.")] = None,
+    task_id: Annotated[
+        str | None,
+        typer.Option(
+            help="Id of the task (of a single one); the same id again makes no second task."
+        ),
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Follow the tasks to their ends.")] = False,
     out: Out = None,
     preview: Shown = Preview.AUTO,
@@ -108,7 +113,11 @@ def submit(  # noqa: PLR0913  # a flag for each thing that people set by hand
 
 @app.command()
 def watch(
-    task_id: str, *, out: Out = None, preview: Shown = Preview.AUTO, machine: Machine = False
+    task_id: str,
+    *,
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
+    preview: Shown = Preview.AUTO,
+    machine: Machine = False,
 ) -> None:
     """Follow a task to its end, whoever submitted it."""
     with client() as asked:

@@ -7,6 +7,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from api_contracts.pushes import PushKind
 from api_contracts.records import metadata_of
 from api_contracts.scripts import event_tail, load
 from worker.patience import persist
@@ -167,8 +168,8 @@ class Claims:
     def close(self, task_id: str) -> None:
         """Celery's result says how an ended task ended: it may be pushed, and forgotten."""
         persist(lambda: self.pushes.note(task_id))
-        keys = [*self._three(task_id), self.keys.checkpoint(task_id)]
-        persist(lambda: self._close(keys=keys, args=[task_id, self._ttl_s]))
+        keys = [*self._three(task_id), self.keys.checkpoint(task_id), self.keys.pushes]
+        persist(lambda: self._close(keys=keys, args=[task_id, self._ttl_s, *PushKind]))
 
     def _three(self, task_id: str) -> list[str]:
         return [self.keys.task(task_id), self.keys.events(task_id), self.keys.open]

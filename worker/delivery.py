@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from worker.orders import Order
 if TYPE_CHECKING:
     from api_contracts.errors import Fault, TaskError
     from worker.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 #: Longest request that is kept in a record whose request is refused, in characters.
 KEPT_CHARS = 4_000
@@ -43,6 +46,9 @@ class Delivery:
             return BadRequest(*error.faults).error
         except TaskFault as fault:
             return fault.error
+        except Exception as error:  # before the claim: raised, it would come back for ever
+            logger.exception("task %s: its request can't be checked, which is ours", self.task_id)
+            return TaskFault(f"the request can't be checked: {type(error).__name__}").error
 
     @property
     def kept(self) -> str:
@@ -50,8 +56,8 @@ class Delivery:
         request = self.request
         try:
             text = json.dumps(request)
-            if len(text) > KEPT_CHARS and isinstance(request, dict):
-                # Who is to be told is kept whole.
+            if isinstance(request, dict) and (len(text) > KEPT_CHARS or not _is_text(request)):
+                # Who is to be told is kept whole, and so that Redis's own scripts can read it.
                 told = json.dumps(
                     {each.value: request[each] for each in PushKind if each in request}
                 )
@@ -59,3 +65,12 @@ class Delivery:
             return text[:KEPT_CHARS]
         except (TypeError, ValueError, RecursionError):
             return repr(type(request))
+
+
+def _is_text(request: object) -> bool:
+    """Whether it has no half of a character, which JSON may write and not every reader takes."""
+    try:
+        json.dumps(request, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

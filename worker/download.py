@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
 import time
 import urllib.request
+from concurrent.futures import Future, wait
 from http.client import HTTPException
 from typing import TYPE_CHECKING
 
@@ -54,15 +56,34 @@ def fetch(image: ImageResult, timeout_s: float = DOWNLOAD_S) -> bytes:
 
 
 def _read(url: str, most_bytes: int, timeout_s: float) -> bytes:
-    """What a URL gives, at most so much of it, and for no longer than it may take in all."""
+    """What a URL gives, at most so much of it, and for no longer than it may take in all.
+
+    By a thread that is left behind: a name's lookup and headers that drip have no end of their own.
+    """
+    found: Future[bytes] = Future()
+
+    def read() -> None:
+        try:
+            found.set_result(_bytes_of(url, most_bytes, timeout_s))
+        except Exception as error:  # noqa: BLE001  # raised where it is waited for
+            found.set_exception(error)
+
+    threading.Thread(target=read, name="download", daemon=True).start()
+    done, _ = wait([found], timeout_s)
+    if not done:
+        message = f"it did not come in {timeout_s:g} s"
+        raise TimeoutError(message)
+    return found.result()
+
+
+def _bytes_of(url: str, most_bytes: int, timeout_s: float) -> bytes:
     data, until_s = bytearray(), time.monotonic() + timeout_s
     opener = urllib.request.build_opener(_NoRedirect)
     with opener.open(url, timeout=timeout_s) as answer:
-        while some := answer.read1(min(READ_BYTES, most_bytes - len(data))):
+        while time.monotonic() < until_s and (
+            some := answer.read1(min(READ_BYTES, most_bytes - len(data)))
+        ):
             data += some
-            if time.monotonic() > until_s:
-                message = f"{len(data)} bytes came in {timeout_s:g} s"
-                raise TimeoutError(message)
     return bytes(data)
 
 

@@ -18,6 +18,7 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from api_contracts.connection import is_away
 from api_contracts.names import DEFAULT_MODEL, MODEL_PATTERN, is_task_id, queue_name
 from api_contracts.parse import parse_request
+from api_contracts.pushes import PushKind
 from api_contracts.records import metadata_of
 from api_contracts.scripts import event_tail, load
 from worker.pushes import Pushes
@@ -96,8 +97,8 @@ class OpenTasks:
         """The request to send again; None when somebody has touched the task, or nobody waits."""
         with self._whatever_is_wrong_with(task_id):
             if suspect.is_old:
-                keys = [*self._three(task_id), self._keys.checkpoint(task_id)]
-                self._close(keys=keys, args=[task_id, self._ttl_s])
+                keys = [*self._three(task_id), self._keys.checkpoint(task_id), self._keys.pushes]
+                self._close(keys=keys, args=[task_id, self._ttl_s, *PushKind])
                 return None
             keys = [self._keys.task(task_id), self._keys.open]
             request: bytes | None = self._revive(keys=keys, args=[task_id, repr(suspect.touched)])

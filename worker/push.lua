@@ -1,6 +1,6 @@
 -- Notes what an ended task's request wants to be pushed, once: it is due now.
 --
--- KEYS[1]  ns:{id}:task  hash        read; push_<kind> written, to be tried, and their number
+-- KEYS[1]  ns:{id}:task  hash        read; push_<kind> written, to be tried
 -- KEYS[2]  ns:pushes     sorted set  <kind>:<id> added
 -- ARGV     id, then the kinds: fields of the request
 -- gives    how many were noted
@@ -20,5 +20,4 @@ for number = 2, #ARGV do
     noted = noted + 1
   end
 end
-if noted > 0 then redis.call('HSET', KEYS[1], 'pushes', noted) end
 return noted

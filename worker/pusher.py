@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from api_contracts.connection import is_away
-from api_contracts.pushes import MAX_TRIES, Push, PushKind, PushState
+from api_contracts.pushes import MAX_TRIES, Push, PushKind, PushState, message_id
 from api_contracts.request import ReplyTo
 from worker import metrics
 from worker.errors import NotPushed
@@ -32,8 +32,13 @@ logger = logging.getLogger(__name__)
 THREADS = 8
 #: Of these for one host or queue: a receiver that is away is not to hold up the others.
 MOST_OF_ONE = 2
-#: Pause between two looks for what is due, in seconds.
+#: Pushes that are looked at together.
+TAKEN = 16
+#: Pause between two looks for what is due, in seconds; for so long waits what can't begin yet.
 LOOK_S = 0.5
+#: A receiver that has not answered for so long is slow: what else is for it waits for longer, up
+#: to half less by chance, and meanwhile the others are looked at.
+SLOW_S, SLOW_PAUSE_S = 2.0, 30.0
 #: Pauses between two tries of one push, in seconds: twice as long each time, and up to half less.
 FIRST_PAUSE_S, MOST_PAUSE_S = 1.0, 300.0
 #: How long a process that ends waits for what it is trying, in seconds.
@@ -50,8 +55,8 @@ class Pusher:
         self._pushes, self._replies, self._webhooks = pushes, replies, webhooks
         self._retry_s = retry_s
         self._wake = threading.Condition()
-        #: What is being tried, and where to.
-        self._trying: dict[tuple[str, PushKind], str] = {}
+        #: What is being tried, where to, and since when.
+        self._trying: dict[tuple[str, PushKind], tuple[str, float]] = {}
         self._closed = False
         self._thread: threading.Thread | None = None
 
@@ -82,22 +87,30 @@ class Pusher:
 
     def _begin(self) -> None:
         """Begin what is due, but not too much at once, nor for one receiver; the rest waits."""
-        for due in self._pushes.take(THREADS):
-            if self._may_begin(due):
-                self._start(due)
-            else:
-                self._pushes.settle(due, due.push, LOOK_S)
+        taken = TAKEN
+        while taken == TAKEN and len(self._trying) < THREADS and not self._closed:
+            found = self._pushes.take(TAKEN)
+            taken = len(found)
+            for due in found:
+                if (pause_s := self._must_wait_s(due)) is None:
+                    self._start(due)
+                else:
+                    self._pushes.settle(due, due.push, pause_s)
 
-    def _may_begin(self, due: Due) -> bool:
+    def _must_wait_s(self, due: Due) -> float | None:
+        """How long a push waits; None when it may begin."""
         with self._wake:
-            same = sum(where == _where(due) for where in self._trying.values())
+            same = [since_s for where, since_s in self._trying.values() if where == _where(due)]
             known = (due.task_id, due.kind) in self._trying
-            return not known and len(self._trying) < THREADS and same < MOST_OF_ONE
+            if not known and len(self._trying) < THREADS and len(same) < MOST_OF_ONE:
+                return None
+        is_slow = same and time.monotonic() - min(same) > SLOW_S
+        return SLOW_PAUSE_S * random.uniform(0.5, 1) if is_slow else LOOK_S  # noqa: S311  # as below
 
     def _start(self, due: Due) -> None:
         what = due.task_id, due.kind
         with self._wake:
-            self._trying[what] = _where(due)
+            self._trying[what] = _where(due), time.monotonic()
         name = f"push-{due.kind}"
         try:
             threading.Thread(target=self._try, args=(due,), name=name, daemon=True).start()
@@ -122,14 +135,13 @@ class Pusher:
 
     def _tried(self, due: Due) -> NotPushed | None:
         """Try once; gives why it failed."""
-        # Of what no task's id has: no point, which divides what is signed.
-        message_id = f"{due.task_id}:{due.seq}".replace(".", ":")
+        name = message_id(due.task_id, due.seq)
         try:
             match due.kind:
                 case PushKind.REPLY_TO:
-                    self._replies.send(ReplyTo.model_validate(due.target), message_id, due.event)
+                    self._replies.send(ReplyTo.model_validate(due.target), name, due.event)
                 case PushKind.WEBHOOK:
-                    self._webhooks.post(str(due.target), message_id, due.event)
+                    self._webhooks.post(str(due.target), name, due.event)
         except NotPushed as why:
             return why
         except ValidationError:
@@ -160,7 +172,10 @@ def _where(due: Due) -> str:
     """The host or queue that a push goes to."""
     match due.target:
         case str() as url:
-            return urlsplit(url).netloc
+            try:
+                return urlsplit(url).netloc
+            except ValueError:
+                return url  # which is refused when it is tried
         case {"queue": queue}:
             return f"queue {queue}"
         case _:

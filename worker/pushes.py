@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from redis.exceptions import ResponseError
 
 from api_contracts.events import End
-from api_contracts.pushes import Push, PushKind
+from api_contracts.pushes import Push, PushKind, PushState
 from api_contracts.scripts import load
 from worker import metrics
 
@@ -33,8 +33,10 @@ _Values: TypeAlias = "list[bytes | None]"
 _Entries: TypeAlias = "list[tuple[bytes, dict[bytes, bytes]]]"
 #: How long a push is somebody's to try, in seconds: longer than any try takes.
 HOLD_S = 120.0
-#: Largest event that is sent, in bytes: what is longer is none of ours.
-MAX_EVENT_BYTES = 2**20
+#: Largest event that is sent, in bytes. The longest prompts of the most images take some 3 MiB.
+MAX_EVENT_BYTES = 2**23
+#: How a push ends that nobody can read any more.
+LOST = Push(state=PushState.GIVEN_UP, error="its record or its end can't be read")
 _END: TypeAdapter[End] = TypeAdapter(End)
 
 
@@ -75,24 +77,28 @@ class Pushes:
 
     def settle(self, due: Due, push: Push, again_s: float | None) -> None:
         """Write how a try went; it is tried again in `again_s`, never when that is None."""
-        keys, task_id = self._keys, due.task_id
-        pause = "" if again_s is None else repr(again_s)
+        self._settle(due.task_id, due.kind, push, again_s)
+
+    def _settle(self, task_id: str, kind: PushKind, push: Push, again_s: float | None) -> None:
+        keys, pause = self._keys, "" if again_s is None else repr(again_s)
         state = push.model_dump_json(exclude_none=True)
         self._pushed(
             keys=[keys.task(task_id), keys.events(task_id), keys.pushes, keys.open],
-            args=[task_id, f"{due.kind}:{task_id}", due.kind.field, state, pause, self._ttl_s],
+            args=[task_id, kind, state, pause, self._ttl_s, *PushKind],
         )
 
     def _read(self, member: bytes) -> Due | None:
         """What a member stands for; None, and one less, where nobody can read it any more."""
+        kind, _, task_id = member.decode(errors="replace").partition(":")
         try:
-            kind, _, task_id = member.decode().partition(":")
             return self._due_of(PushKind(kind), task_id)
         except (ValueError, LookupError, TypeError, RecursionError, ResponseError) as error:
             if isinstance(error, ResponseError) and WRONG_TYPE not in str(error):
                 raise
             logger.error("push %r is nobody's: its record is gone or odd: %r", member, error)  # noqa: TRY400  # no fault of ours
             metrics.PUSHES.labels("unknown", "lost").inc()
+            if kind in list(PushKind):
+                self._settle(task_id, PushKind(kind), LOST, None)
             self._redis.zrem(self._keys.pushes, member)
             return None
 

@@ -157,7 +157,8 @@ class Settings(BaseSettings):
         default=86_400,
         ge=60,
         le=31_536_000,
-        description="Seconds that record, events and result outlive a task and its pushes.",
+        description="Seconds that record and events outlive a task and its pushes, and Celery's "
+        "result the task.",
     )
     reply_to: tuple[ReplyTarget, ...] = Field(
         default=(),
@@ -167,7 +168,7 @@ class Settings(BaseSettings):
     webhook_hosts: tuple[WebhookHost, ...] = Field(
         default=(),
         description="JSON: where a request's `webhook` may be, a list of `host`, `host:port` or "
-        "`http://host:port`; none is never.",
+        "`http://host:port`; an empty list allows none.",
     )
     webhook_secrets: tuple[WebhookSecret, ...] = Field(
         default=(),

@@ -29,7 +29,7 @@ from api_contracts import (
     WaitTimeout,
 )
 from api_contracts.aio import MAX_CONNECTIONS
-from api_contracts.connection import connect
+from api_contracts.connection import COUNT_S, connect
 from api_contracts.events import Queued
 from api_contracts.names import Keys
 from tests.record.box import ids_waiting
@@ -321,6 +321,23 @@ def test_many_who_wait_end_in_their_time(silent: str) -> None:
             return asyncio.get_running_loop().time() - began_s
 
     assert asyncio.run(body()) < 5
+
+
+def test_a_silent_broker_silences_no_records(silent: str, redis_url: str, namespace: str) -> None:
+    """However many submit to it: what is asked of the records is answered at once."""
+
+    async def body() -> list[Any]:
+        async with AsyncGenerationClient(silent, namespace, events_url=redis_url) as client:
+            order = {"prompt": "x", "model": namespace}
+            submits = [client.submit(order, f"t{number}") for number in range(2 * MAX_CONNECTIONS)]
+            waiting = [asyncio.create_task(each) for each in submits]
+            await asyncio.sleep(0)  # each has asked
+            assert await asyncio.wait_for(client.status_many(["x"]), COUNT_S / 2) == {"x": None}
+            for each in waiting:
+                each.cancel()
+            return await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert {type(end) for end in asyncio.run(body())} == {asyncio.CancelledError}
 
 
 def test_who_waits_hears_that_the_client_is_closed(run: Callable[..., Any], namespace: str) -> None:

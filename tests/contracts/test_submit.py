@@ -171,6 +171,19 @@ def test_the_first_event_says_how_many_are_before_it(
     assert [event["position"] for event in found] == expected
 
 
+def test_a_list_that_is_none_stops_nobody(
+    client: GenerationClient, redis: Redis, order: dict[str, Any]
+) -> None:
+    """Only the number before it is not known, for those that stand behind the odd one."""
+    client.submit({**order, "priority": 9}, "first")  # kombu looks at the lists once
+    redis.hset(names.queue_lists(order["model"])[3], "a", "b")
+    client.submit({**order, "priority": 2}, "before")
+    client.submit({**order, "priority": 5}, "behind")
+    assert told(redis, client.keys, "before")[0]["position"] == 0
+    assert told(redis, client.keys, "behind")[0]["position"] is None
+    assert len(redis.lrange(names.queue_lists(order["model"])[5], 0, -1)) == 1
+
+
 def test_redis_away_is_said_at_once(order: dict[str, Any]) -> None:
     """Without Redis every call raises `ServiceUnavailable`, a wait `WaitTimeout`; none hangs."""
     with GenerationClient(f"redis://127.0.0.1:{free_port()}/0") as client:

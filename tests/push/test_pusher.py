@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from base64 import b64decode
@@ -15,6 +16,7 @@ from pydantic import SecretStr
 from api_contracts import GenerationClient, Push, PushKind, PushState, TaskStatus, examples
 from api_contracts.events import EVENT
 from api_contracts.names import Keys
+from api_contracts.pushes import MESSAGE_ID_PATTERN
 from tests.push.receiver import Receiver, receiver
 from tests.record.owners import TTL_S, take, worker
 from tests.wire import faults
@@ -120,6 +122,7 @@ def test_an_end_goes_where_the_request_says(
     (message,) = hook.wait(1)
     assert EVENT.validate_json(message.body) == last
     assert message.headers["webhook-id"] == f"both:{last.seq}"
+    assert re.search(MESSAGE_ID_PATTERN, message.headers["webhook-id"])
     for kind in PushKind:
         push = settled(client, "both", kind)
         assert (push.state, push.tries, push.error) == (PushState.DELIVERED, 1, None)
@@ -286,7 +289,7 @@ def test_no_more_threads_is_no_end(
         b"[" * 3000,
         json.dumps({**examples.EVENTS["succeeded"], "task_id": "another"}).encode(),
         json.dumps({**examples.EVENTS["progress"], "task_id": "forged"}).encode(),
-        json.dumps({"x": "y" * 2**20}).encode(),
+        json.dumps({"x": "y" * pushes.MAX_EVENT_BYTES}).encode(),
     ],
     ids=["no JSON", "deep", "another's", "no end", "large"],
 )
@@ -294,7 +297,7 @@ def test_only_ends_are_pushed(
     client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis, event: bytes,
 ) -> None:  # fmt: skip
-    """Whatever else stands last in a stream is sent to nobody."""
+    """Whatever else stands last in a stream is sent to nobody; the record says so, and ends."""
     end(client, claims, "forged", webhook=hook.origin)
     redis.xadd(client.keys.events("forged"), {"event": event}, id="9-0")
     start()
@@ -304,6 +307,63 @@ def test_only_ends_are_pushed(
         threading.Event().wait(0.02)
     redis.delete(client.keys.events("forged"))
     assert hook.messages == []
+    push = client.handle("forged").pushes()[PushKind.WEBHOOK]
+    assert (push.state, push.tries) == (PushState.GIVEN_UP, 0)
+    assert redis.ttl(client.keys.task("forged")) > 0
+
+
+def test_the_longest_end_is_pushed(
+    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
+    redis: Redis,
+) -> None:  # fmt: skip
+    """With as many and as long prompts as a request may have, each character as JSON has it."""
+    end(client, claims, "long", webhook=hook.origin)
+    event = {**examples.EVENTS["succeeded"], "task_id": "long", "seq": 9}
+    texts = ["\U0001f34c" * 2000] * 64
+    event["result"] = {
+        **event["result"], "parameters": {"prompt": texts, "negative_prompt": texts}
+    }  # fmt: skip
+    redis.xadd(client.keys.events("long"), {"event": json.dumps(event)}, id="9-0")
+    start()
+    assert settled(client, "long", PushKind.WEBHOOK).state is PushState.DELIVERED
+    redis.delete(client.keys.events("long"))
+
+
+@pytest.mark.parametrize("url", ["http://[", "https://a]b/", "http://[:::]/", "", "x" * 9999])
+def test_a_url_that_is_none_costs_nobody_else(
+    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
+    redis: Redis, url: str,
+) -> None:  # fmt: skip
+    """A refused request is told of, too, and is whatever somebody sent."""
+    end(client, claims, "a-poison", webhook=hook.origin)
+    wanted = json.dumps({"prompt": 5, "webhook": url})
+    redis.hset(client.keys.task("a-poison"), "request", wanted)
+    end(client, claims, "victim", webhook=hook.origin)
+    start()
+    assert settled(client, "victim", PushKind.WEBHOOK).state is PushState.DELIVERED
+    assert settled(client, "a-poison", PushKind.WEBHOOK).state is PushState.GIVEN_UP
+
+
+def test_a_backlog_of_one_receiver_is_passed_in_one_look(
+    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
+    redis: Redis, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """However many pushes wait for a receiver that is away, another's is not behind them.
+
+    And while that one is slow they are not looked at again and again.
+    """
+    monkeypatch.setattr(pusher, "SLOW_S", 0.0)
+    backlog = 3 * pusher.TAKEN
+    with hook.came:  # no answer until it is let go
+        for number in range(backlog):
+            end(client, claims, f"slow-{number}", webhook=hook.origin)
+        end(client, claims, "quick", reply_to={"queue": TARGET.queue, "task": TARGET.task})
+        start()
+        monkeypatch.setattr(pusher, "LOOK_S", 1000.0)
+        assert settled(client, "quick", PushKind.REPLY_TO).state is PushState.DELIVERED
+        soon = redis.time()[0] + 0.4 * pusher.SLOW_PAUSE_S
+        assert redis.zcount(client.keys.pushes, "-inf", soon) == 0
+        assert redis.zcard(client.keys.pushes) == backlog
 
 
 @pytest.mark.parametrize("field", ["first_at", "tries"])

@@ -68,7 +68,7 @@ class LostAnswer:
 
 @pytest.fixture
 def losing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Claims, str], LostAnswer]]:
-    """Make a `Claims` lose the first answer of one of its scripts; tried again without a pause."""
+    """Make a worker's `Claims` lose the first answer of a script; tried again without a pause."""
 
     def lose(claims: Claims, script: str) -> LostAnswer:
         lost = LostAnswer(getattr(claims, f"_{script}"))

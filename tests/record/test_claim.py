@@ -168,12 +168,12 @@ def test_a_claim_whose_answer_was_lost_is_answered_alike(
     losing: Callable[..., Any],
 ) -> None:
     """The same call again gives the same answer, fence and attempt, and writes nothing twice."""
-    status = worker(redis, client.keys, "worker")
-    take(status, task_id)
+    claims = worker(redis, client.keys, "worker")
+    take(claims, task_id)
     prepare, options = REFUSALS.get(answer, (lambda *_: None, {}))
     prepare(redis, client.keys, client)
-    script = losing(status, "claim")
-    claim = take_over(status, task_id, **options)
+    script = losing(claims, "claim")
+    claim = take_over(claims, task_id, **options)
     assert script.calls == 2
     assert (claim.answer, claim.fence) == (answer, 2)
     assert claim.attempt == (2 if answer == "run" else 1)

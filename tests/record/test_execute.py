@@ -14,6 +14,7 @@ from worker.breaker import LIMIT
 from worker.claims import Ended
 from worker.delivery import Delivery
 from worker.lease import Lease
+from worker.orders import Order
 from worker.outcome import Cancelled, Dropped, Expired, Failed, Requeued
 
 if TYPE_CHECKING:
@@ -103,6 +104,32 @@ def test_the_log_tells_what_became_of_a_task(busy: Busy, caplog: pytest.LogCaptu
         "task bad attempt 1: claimed (fence 1)",
         "task bad attempt 1: failed (invalid_request: prompt, secret words)",
     ]
+
+
+def test_a_request_that_breaks_the_check_is_refused(
+    busy: Busy, monkeypatch: pytest.MonkeyPatch, redis: Redis, keys: Keys
+) -> None:
+    """Whatever breaks there: raised before the claim, its message would come back for ever."""
+
+    def broken(*_: object) -> None:
+        raise ArithmeticError
+
+    monkeypatch.setattr(Order, "of", broken)
+    outcome = busy.executor.execute(Delivery("odd", {"prompt": "x"}))
+    assert isinstance(outcome, Failed)
+    assert (outcome.error.code, outcome.error.retryable) == ("internal", False)
+    assert "ArithmeticError" in outcome.error.message
+    assert record(redis, keys, "odd")["status"] == "failed"
+
+
+@pytest.mark.parametrize("prompt", [5, "\ud800", "x" * 10_000])
+def test_who_is_to_be_told_of_a_refusal_is_kept(busy: Busy, claims: Claims, prompt: object) -> None:
+    """However odd or long the rest of the request is."""
+    asked = {"prompt": prompt, "webhook": "https://a.b/"}
+    assert isinstance(busy.executor.execute(Delivery("refused", asked)), Failed)
+    busy.executor.close("refused")
+    (due,) = claims.pushes.take(9)
+    assert due.target == "https://a.b/"
 
 
 def test_a_process_that_fails_them_all_takes_no_more(busy: Busy) -> None:

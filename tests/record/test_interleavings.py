@@ -66,7 +66,7 @@ class World:
     keys: Keys
     client: GenerationClient
     owners: list[Claims]
-    claims: list[Claim] = field(default_factory=list)
+    taken: list[Claim] = field(default_factory=list)
     #: Who has claimed it last, and whether that claim's lease has run out.
     owner: int = 0
     lapsed: bool = False
@@ -100,9 +100,9 @@ class World:
                 assert self.last_status in (None, "queued") or (
                     self.last_status == "running" and self.lapsed
                 )
-                assert all(answer.fence > earlier.fence for earlier in self.claims)
+                assert all(answer.fence > earlier.fence for earlier in self.taken)
                 assert answer.attempt <= MOST_ATTEMPTS
-                self.claims.append(answer)
+                self.taken.append(answer)
                 self.owner, self.lapsed = number, False
 
     def lapse(self) -> None:
@@ -120,13 +120,13 @@ class World:
 
     def renew(self, age: int) -> None:
         """An owner, perhaps a former one, renews its lease; a former one hears that it is none."""
-        if age >= len(self.claims):
+        if age >= len(self.taken):
             return
         lease, control = (
             Lease(self.redis, self.keys, Messages(self.redis), list, LEASE_S),
             Control(),
         )
-        lease.hold(self.claims[-1 - age], control)
+        lease.hold(self.taken[-1 - age], control)
         lease.renew()
         is_ours = age == 0 and self.last_status == "running"
         assert (control.asked() is not Stop.SUPERSEDED) == is_ours == bool(lease.held())
@@ -134,8 +134,8 @@ class World:
 
     def keep(self, age: int) -> None:
         """An owner, perhaps a former one, keeps a checkpoint."""
-        if age < len(self.claims):
-            done = self.owners[0].keep(self.claims[-1 - age], 7, b"state")
+        if age < len(self.taken):
+            done = self.owners[0].keep(self.taken[-1 - age], 7, b"state")
             assert (done == 1) == (age == 0 and self.last_status == "running")
             assert done in (1, -1)
 
@@ -165,15 +165,15 @@ class World:
 
     def append(self, age: int) -> None:
         """An owner, perhaps a former one, tells of progress."""
-        if age < len(self.claims):
-            answer = self.owners[0].append(self.claims[-1 - age], "progress", PROGRESS)
+        if age < len(self.taken):
+            answer = self.owners[0].append(self.taken[-1 - age], "progress", PROGRESS)
             assert (answer >= 0) == (age == 0 and self.last_status == "running")
 
     def requeue(self, age: int, counts: bool) -> None:
         """An owner, perhaps a former one, gives the task back."""
-        if age < len(self.claims):
+        if age < len(self.taken):
             wanted = self.redis.hexists(self.keys.task("t"), "cancel_requested")
-            done = self.owners[0].requeue(self.claims[-1 - age], {"reason": "r"}, counts=counts)
+            done = self.owners[0].requeue(self.taken[-1 - age], {"reason": "r"}, counts=counts)
             if age == 0 and self.last_status == "running" and wanted:
                 assert done is None
                 assert record(self.redis, self.keys, "t")["status"] == "running"
@@ -182,8 +182,8 @@ class World:
 
     def finish(self, age: int, end: TaskStatus) -> None:
         """An owner, perhaps a former one, ends the task."""
-        if age < len(self.claims):
-            done = self.owners[0].finish(self.claims[-1 - age], end, {"by": end.value}, {})
+        if age < len(self.taken):
+            done = self.owners[0].finish(self.taken[-1 - age], end, {"by": end.value}, {})
             assert done == (age == 0 and self.last_status in ("running", end.value))
 
     def check(self) -> None:

@@ -80,10 +80,10 @@ def test_a_wrong_clock_of_the_worker_changes_nothing(
     monkeypatch.setattr(time, "time", lambda: right() + wrong_s)
     messages = Messages(redis)
     redis.delete(UNACKED, UNACKED_INDEX)
-    status, other = worker(redis, keys, "first", 20.0), worker(redis, keys, "other")
+    claims, other = worker(redis, keys, "first", 20.0), worker(redis, keys, "other")
     post(redis, keys.namespace, task_id)
     tag = taken(redis, "first", keys.namespace, lease_s=20.0)
-    claim = take(status, task_id)
+    claim = take(claims, task_id)
     assert abs(claim.claimed_at_s - redis_s) < 10
     lease = Lease(redis, keys, messages, lambda: [tag], 20.0)
     lease.hold(claim, Control())

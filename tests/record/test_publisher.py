@@ -60,10 +60,10 @@ class Stuck(Claims):
 
 @pytest.fixture
 def stuck(redis: Redis, keys: Keys) -> Stuck:
-    """A `Claims` that is stuck."""
-    status = Stuck(redis, keys, "first", record_ttl_s=TTL_S, lease_s=LEASE_S)
-    status.stick()
-    return status
+    """A worker's `Claims` that is stuck."""
+    claims = Stuck(redis, keys, "first", record_ttl_s=TTL_S, lease_s=LEASE_S)
+    claims.stick()
+    return claims
 
 
 def test_progress_coalesces_when_redis_is_slow(

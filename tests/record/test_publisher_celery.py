@@ -177,12 +177,12 @@ def test_redis_away_does_not_end_the_publisher(tmp_path: Path, keys: Keys) -> No
     port = embedded.free_port()
     control = Control()
     with embedded.redis_server(tmp_path, port) as url:
-        status = worker(connect(url), keys, "first")
-        claim = take(status, "t")
-        made = Publisher(status, CeleryState(lambda *_: None))
+        claims = worker(connect(url), keys, "first")
+        claim = take(claims, "t")
+        made = Publisher(claims, CeleryState(lambda *_: None))
         made.watch(claim, control)
         made.post(claim, "progress", step(1))
-        until(lambda: kinds(status.redis, keys, "t") == ["started", "progress"])
+        until(lambda: kinds(claims.redis, keys, "t") == ["started", "progress"])
     made.post(claim, "uploading", {"images": 1})
     with embedded.redis_server(tmp_path, port) as url, GenerationClient(url, keys.namespace) as far:
 

@@ -137,10 +137,9 @@ def test_a_killed_fork_server_is_replaced(start_service: StartService, tmp_path:
         server = old[0].parent
         os.kill(server, signal.SIGKILL)
         wait_until(lambda: len(children(service)) == 4)
-        log = service.log.read_text()
         for child in old:
             assert not lives(child.pid)
-            assert f"of {child.owner}" in log
+        wait_until(lambda: all(f"of {each.owner}" in service.log.read_text() for each in old))
         assert children(service)[-1].parent != server
         for handle in handles:
             assert handle.result(END_S).images

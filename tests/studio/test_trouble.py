@@ -99,7 +99,7 @@ def test_redis_away_is_told_and_what_was_asked_for_is_kept(
         expect(other.get_by_role("alert")).to_contain_text("Redis does not answer")
         expect(other.get_by_role("status")).to_have_text("Submitting.")
         url = server.come()
-        expect(other.locator(".state")).to_have_text("Waiting for a worker")
+        expect(other.locator(".state")).to_have_text("Waiting, 1 before it")
         expect(other.get_by_role("alert")).to_be_empty()
         expect(page.get_by_role("alert")).to_be_empty()
         with GenerationClient(url) as client:

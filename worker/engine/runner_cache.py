@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class RunnerCache:
-    """RunnerCache by the alias of their model, built on first use, on the engine's thread alone."""
+    """Runners by the alias of their model, built on first use, on the engine's thread alone."""
 
     def __init__(
         self,
