@@ -103,6 +103,10 @@ class Claims:
         fence, attempt, submitted, claimed, step = reply[1:]
         return Claim(task_id, answer, fence, attempt, float(submitted), float(claimed), step)
 
+    def is_known(self, task_id: str) -> bool:
+        """Whether there is something where the task's record should be."""
+        return bool(self.redis.exists(self.keys.task(task_id)))
+
     def append(self, claim: Claim, kind: str, fields: Mapping[str, Any]) -> int:
         """Add an event: -1 when the task is no longer ours, 1 when a cancel waits, 0 otherwise.
 

@@ -89,6 +89,10 @@ class Executor:
         metrics.DELIVERIES.labels(type(outcome).__name__.lower()).inc()
         return outcome
 
+    def is_known(self, task_id: str) -> bool:
+        """Whether the task has a record, of whatever kind."""
+        return self._claims.is_known(task_id)
+
     def close(self, task_id: str) -> None:
         """Celery's result says how a task ended: nothing is left to do for it but to push."""
         self._claims.close(task_id)

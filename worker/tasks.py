@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from celery import Task, states
 from celery.exceptions import Ignore, Reject, TaskRevokedError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
+from api_contracts.connection import unavailable
 from api_contracts.errors import Fault, GenerationExpired, GenerationFailed
 from api_contracts.names import TASK_NAME
+from worker import metrics
 from worker.delivery import Delivery
 from worker.intake import NOT_AFTER, UNREADABLE, WANTS_RESULT
 from worker.outcome import (
@@ -35,6 +37,8 @@ logger = logging.getLogger(__name__)
 #: How long an end is tried to be told, and how long after a failure each is tried but once, in
 #: seconds. A try takes some 2 s of a Redis that does not answer.
 TELL_S, REST_S = 5.0, 60.0
+#: How it shows that a record is not as we write them.
+_ODD = (ResponseError, ValueError, TypeError, LookupError)
 
 
 class Generate(Task):
@@ -60,8 +64,8 @@ class Generate(Task):
     def run(self, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401  # `request`, or what intake put in its place
         """The result as `GenerationResult`, or Celery's own way to say what else happened.
 
-        Whatever goes wrong around the task, a message of it comes again: its record knows what is
-        left to do.
+        Whatever goes wrong around the task, a message of it comes again, as long as its record
+        says that something is left to do.
         """
         delivery = Delivery(
             self.request.id,
@@ -73,12 +77,7 @@ class Generate(Task):
         try:
             outcome = self.executor.execute(delivery)
         except Exception as error:
-            away = isinstance(error, RedisError)
-            logger.error(  # noqa: TRY400  # with a traceback where the fault is ours
-                "task %s goes back: %r", self.request.id, error, exc_info=None if away else error
-            )
-            time.sleep(PAUSE_S)
-            raise Reject(str(error), requeue=True) from error
+            raise self._later(delivery.task_id, error) from error
         try:
             self._tell(outcome)
         except Exception as error:
@@ -87,6 +86,29 @@ class Generate(Task):
             logger.error("task %s: Celery not told (%s): %r", delivery.task_id, outcome, error)  # noqa: TRY400  # its Redis
             raise Ignore(str(error)) from error
         return _answer(outcome)
+
+    def _later(self, task_id: str, error: Exception) -> Reject | Ignore:
+        """What becomes of a message that was not done for a reason around the task.
+
+        Back it goes, unless its record can't be read: it would come back for ever, before all of a
+        lower priority. While such a task is open, the reconciler sends it again a lease later, and
+        else nothing can be done for it.
+        """
+        refused = isinstance(error, RedisError) and unavailable(error) is not None
+        try:
+            is_odd = isinstance(error, _ODD) and not refused
+            goes_back = not (is_odd and self.executor.is_known(task_id))
+        except RedisError:
+            goes_back = True
+        logger.error(
+            "task %s %s: %r", task_id, "goes back" if goes_back else "is left alone", error,
+            exc_info=None if refused else error,
+        )  # fmt: skip
+        if not goes_back:
+            metrics.REJECTED.labels("odd_record").inc()
+            return Ignore(str(error))
+        time.sleep(PAUSE_S)
+        return Reject(str(error), requeue=True)
 
     def _tell(self, outcome: Outcome) -> None:
         """Write Celery's state of an end. `AsyncResult.get()` gives or raises accordingly."""

@@ -11,6 +11,7 @@ from celery.app.task import Context
 from celery.app.trace import build_tracer
 from celery.exceptions import BackendStoreError, Ignore, Reject
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from api_contracts.errors import GenerationExpired, GenerationFailed, TaskError
 from api_contracts.names import TASK_NAME
@@ -41,6 +42,10 @@ class Desk:
         if isinstance(self.outcome, Exception):
             raise self.outcome
         return self.outcome
+
+    def is_known(self, task_id: str) -> bool:
+        """As the test's name for it says."""
+        return task_id == "known"
 
     def close(self, task_id: str) -> None:
         """Note that everybody was told."""
@@ -109,13 +114,20 @@ def test_what_is_no_end_is_not_kept(outcome: Outcome, raises: type[Exception]) -
 
 
 @pytest.mark.parametrize(
-    "fault", [RuntimeError("can't start new thread"), RedisConnectionError("away"), KeyError("x")]
+    ("fault", "task_id"),
+    [
+        (RuntimeError("can't start new thread"), "known"),
+        (RedisConnectionError("away"), "known"),
+        (NoPermissionError("NOPERM"), "known"),
+        (ResponseError("MISCONF"), "known"),
+        (KeyError("x"), "unknown"),
+    ],
 )
-def test_what_nobody_foresaw_sends_the_message_back(fault: Exception) -> None:
+def test_what_nobody_foresaw_sends_the_message_back(fault: Exception, task_id: str) -> None:
     """No failure is kept, nothing is acknowledged, and the task stays open."""
     made = task(desk := Desk(fault))
     with pytest.raises(Reject) as sent:
-        call(made, "t")
+        call(made, task_id)
     assert sent.value.requeue
     assert (made.backend.get_state("t"), desk.closed) == ("PENDING", [])
 

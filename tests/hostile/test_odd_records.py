@@ -1,0 +1,65 @@
+"""Records that somebody else wrote: a message of one costs the others nothing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from celery import Celery
+
+from tests.service.conftest import END_S, wait_until
+from worker import embedded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from tests.conftest import Service
+
+REQUEST = {"prompt": "a red circle", "num_inference_steps": 2}
+#: Fields of a record that no script of ours can go on from.
+ODD: dict[str, dict[str, str] | str] = {
+    "another-type": "x",
+    "no-attempt": {"status": "queued", "attempt": "x"},
+    "no-fence": {"status": "queued", "attempt": "0", "fence": "x", "submitted_at": "1"},
+    "no-outcome": {"status": "succeeded", "outcome": "{"},
+    "another-outcome": {"status": "succeeded", "outcome": "[1]"},
+    "no-result": {"status": "succeeded", "outcome": '{"images": 5}'},
+    "no-state": {"status": "dreaming", "outcome": "{}"},
+    "no-lease": {"status": "running", "lease_until": "x", "owner": "y"},
+    "no-number": {"status": "queued", "seq": "x", "submitted_at": "1"},
+}
+
+
+@pytest.fixture(scope="module")
+def narrow(
+    start_service: Callable[..., AbstractContextManager[Service]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Service]:
+    """A worker that does one task at a time."""
+    with (
+        embedded.redis_server(tmp_path_factory.mktemp("redis")) as url,
+        start_service(url, namespace="odd-records", slots="1") as running,
+    ):
+        yield running
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_record_stops_nobody(narrow: Service, kind: str) -> None:
+    """Its message goes first, again and again if it went back; the last of all is done anyway."""
+    redis, key = narrow.client.redis, narrow.client.keys.task(kind)
+    fields: Any = ODD[kind]
+    if isinstance(fields, str):
+        redis.set(key, fields)
+    else:
+        redis.hset(key, mapping=fields)
+    stranger = Celery("stranger", broker=narrow.broker_url, set_as_current=False)
+    with stranger.connection_for_write() as connection:
+        stranger.send_task(
+            "sag.generate", kwargs={"request": REQUEST}, task_id=kind, connection=connection,
+            queue="generate.default", priority=0,
+        )  # fmt: skip
+    honest = narrow.client.submit({**REQUEST, "priority": 9})
+    assert honest.result(END_S).images
+    wait_until(lambda: narrow.client.queue_depths() == {"default": 0})
+    wait_until(lambda: redis.hlen("sag.unacked") == 0)
