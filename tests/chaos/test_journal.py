@@ -55,10 +55,15 @@ def test_a_log_tells_who_is_ready_and_who_claimed_what(tmp_path: Path) -> None:
 def test_a_machine_is_ended_with_its_orphans() -> None:
     """Who has the mark is found and killed, also when its parent is dead; nobody else is."""
     machine = uuid.uuid4().hex
-    nap = "import subprocess, time; subprocess.Popen(['sleep', '60']); time.sleep(60)"
+    nap = "import subprocess, time; subprocess.Popen(['sleep', '60']); print(); time.sleep(60)"
     parent = subprocess.Popen(
-        [sys.executable, "-c", nap], env={**os.environ, processes.MARK: machine}
+        [sys.executable, "-uc", nap],
+        env={**os.environ, processes.MARK: machine},
+        stdout=subprocess.PIPE,
     )
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == b"\n"  # until then the child may not be what it becomes
+    parent.stdout.close()
     while len(processes.marked(machine)) < 2:
         assert parent.poll() is None
     first = processes.of(parent.pid, machine)
