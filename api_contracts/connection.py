@@ -28,7 +28,7 @@ REDIS_AWAY = (RedisConnectionError, RedisTimeoutError)
 #: Redis's own refusals that pass: full, a replica, a lost primary, a failed save. For some redis-py
 #: has a class; out of a script comes the word alone.
 _PASSING = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError)
-_PASSING_WORDS = ("OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "MISCONF")
+_PASSING_WORDS = ("OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "MISCONF", "BUSY", "NOREPLICAS")
 CONNECT_S, ANSWER_S = 5, 10
 #: For the broker to say how long its queues are, each of two times, in seconds.
 COUNT_S = 1.0

@@ -169,8 +169,14 @@ def work(settings: Settings, name: str, owner: str | None = None) -> int:
     Gives the exit status: Celery's own command would, but what it is called by here drops it.
     """
     options = ["--without-gossip", "--without-mingle", "--loglevel=INFO"]
-    status = create_app(settings, owner).worker_main(["worker", f"--hostname={name}@%h", *options])
-    return int(status or state.should_stop or 0)
+    made: list[Any] = []
+
+    def keep(instance: Any, **_: object) -> None:  # noqa: ANN401  # Celery's own worker
+        made.append(instance)
+
+    signals.celeryd_after_setup.connect(keep, weak=False)
+    create_app(settings, owner).worker_main(["worker", f"--hostname={name}@%h", *options])
+    return int(state.should_stop or max((each.exitcode or 0 for each in made), default=0))
 
 
 def __getattr__(name: str) -> Celery:

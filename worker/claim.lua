@@ -14,10 +14,14 @@
 -- lease has run out, its owner is taken for dead: the fence shuts it out if it is not.
 local task, events, open = KEYS[1], KEYS[2], KEYS[3]
 local id, owner, tail, request, deadline_s = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+-- Before anything is written: what is no sorted set is refused, and the message goes back.
+redis.call('ZSCORE', open, id)
 local status = redis.call('HGET', task, 'status')
 local attempt = tonumber(redis.call('HGET', task, 'attempt') or '0')
 if status and status ~= 'queued' and status ~= 'running' then
-  return {'ended', 0, attempt, status, redis.call('HGET', task, 'outcome') or '{}'}
+  local outcome = redis.call('HGET', task, 'outcome') or '{}'
+  if #outcome > 8388608 then return redis.error_reply('ERR an outcome of ' .. #outcome .. ' bytes') end
+  return {'ended', 0, attempt, status, outcome}
 end
 local now = now_s()
 local stamp, untils = string.format('%.6f', now), string.format('%.6f', now + ARGV[8])

@@ -61,7 +61,10 @@ class TolerantConsumer(Consumer):
         handle = super().create_task_handler(*args, **kwargs)
 
         def on_message(message: Message) -> None:
-            reason = put_in_order(message)
+            try:
+                reason = put_in_order(message)
+            except Exception as error:  # noqa: BLE001  # nothing that somebody sends ends the worker
+                reason = f"it can't be put in order: {type(error).__name__}"
             if reason is not None:
                 metrics.reject("no_task", reason)
                 message.reject_log_error(logger, self.connection_errors)
@@ -173,4 +176,8 @@ def _clean(headers: dict[str, Any]) -> dict[str, Any]:
 
 
 def _echo(value: object) -> str:
-    return repr(value)[:_ECHO_CHARS].encode("ascii", "backslashreplace").decode()
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} that is nested too deep"
+    return text[:_ECHO_CHARS].encode("ascii", "backslashreplace").decode()

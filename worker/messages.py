@@ -16,7 +16,7 @@ from api_contracts.names import PRIORITIES, queue_list
 from api_contracts.scripts import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from redis import Redis
 
@@ -76,6 +76,7 @@ class Messages:
         """A held message and its queue; None when it is held no more or is no message."""
         try:
             message, _, queue = json.loads(self.redis.hget(UNACKED, tag) or "null")
+            json.dumps(message)  # what is nested too deep for that can't be put back either
         except (ValueError, TypeError, RecursionError):
             return None
         return (message, queue) if isinstance(message, dict) else None
@@ -93,8 +94,10 @@ class Messages:
         keys = [UNACKED, UNACKED_INDEX, _list(queue, message)]
         return bool(self._put_back(keys=keys, args=args)) and held is not None
 
-    def ids(self, queues: Iterable[str]) -> Iterator[str]:
+    def ids(self, queues: Iterable[str], between: Callable[[], object] = bool) -> Iterator[str]:
         """The task ids of all messages, first of those that wait, then of those that are held.
+
+        `between` is called between two questions to Redis: each may take long.
 
         In this order and each list from its newest end, a message that is taken meanwhile is
         found all the same; only one that is put back meanwhile may be missed.
@@ -103,10 +106,14 @@ class Messages:
             first, count = 0, 1
             while count:
                 last = first + SLICE - 1
-                count, *ids = self._waiting(keys=[name], args=[first, last, SLICE_BYTES])
+                limits = [SLICE_BYTES, MAX_MESSAGE_BYTES]
+                count, *ids = self._waiting(keys=[name], args=[first, last, *limits])
                 yield from (each.decode() for each in ids)
+                between()
                 first += count
-        for tag, _ in self.redis.hscan_iter(UNACKED, count=SLICE):
+        for number, (tag, _) in enumerate(self.redis.hscan_iter(UNACKED, count=SLICE)):
+            if number % SLICE == 0:
+                between()
             held = self.held(tag.decode())
             task_id = task_id_of(held[0]) if held else None
             if task_id is not None:

@@ -21,7 +21,7 @@ from api_contracts.parse import parse_request
 from api_contracts.pushes import PushKind
 from api_contracts.records import metadata_of
 from api_contracts.scripts import event_tail, load
-from worker.pushes import Pushes
+from worker.pushes import WRONG_TYPE, Pushes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -74,16 +74,13 @@ class OpenTasks:
         seconds, _ = self._redis.time()
         last, offset = seconds - self._lease_s, 0
         while True:
-            found: Any = self._redis.zrange(
-                self._keys.open, "-inf", last, byscore=True, offset=offset, num=SLICE,
-                withscores=True,
-            )  # fmt: skip
+            found = self._oldest(self._keys.open, last, offset)
             pipeline = self._redis.pipeline(transaction=False)
-            for task_id, _ in found:
-                pipeline.hmget(self._keys.task(task_id.decode(errors="replace")), _FIELDS)
+            for member, _ in found:
+                pipeline.hmget(self._keys.task(member.decode(errors="replace")), _FIELDS)
             answers = pipeline.execute(raise_on_error=False)
-            for (name, touched), fields in zip(found, answers, strict=True):
-                if (task_id := self._id(name, fields)) is None:
+            for (member, touched), fields in zip(found, answers, strict=True):
+                if (task_id := self._id(member, fields)) is None:
                     continue
                 if self._is_suspect(task_id, fields, seconds):
                     queue = (fields[1] or queue_name(DEFAULT_MODEL).encode()).decode()
@@ -108,10 +105,7 @@ class OpenTasks:
     def forget_wishes(self) -> None:
         """Let go of cancels that waited for a task for as long as records are kept."""
         last = self._redis.time()[0] - self._ttl_s
-        found: Any = self._redis.zrange(
-            self._keys.wishes, "-inf", last, byscore=True, offset=0, num=SLICE
-        )
-        for name in found:
+        for name, _ in self._oldest(self._keys.wishes, last, 0):
             keys = [self._keys.task(name.decode(errors="replace")), self._keys.wishes]
             try:
                 self._forget(keys=keys, args=[name])
@@ -120,6 +114,20 @@ class OpenTasks:
                     raise
                 logger.error("the wish for %r is nobody's: %s", name, error)  # noqa: TRY400  # no fault of ours
                 self._redis.zrem(self._keys.wishes, name)
+
+    def _oldest(self, key: str, last: float, offset: int) -> list[tuple[bytes, float]]:
+        """A slice of the members up to a score, with their scores; a key of another type goes."""
+        try:
+            found: Any = self._redis.zrange(
+                key, "-inf", last, byscore=True, offset=offset, num=SLICE, withscores=True
+            )
+        except ResponseError as error:
+            if WRONG_TYPE not in str(error):
+                raise
+            logger.error("%s is no sorted set and goes: somebody else wrote it", key)  # noqa: TRY400  # no fault of ours
+            self._redis.delete(key)
+            return []
+        return list(found)
 
     def _id(self, name: bytes, fields: Any) -> str | None:  # noqa: ANN401  # or an error
         """A member of the open tasks as text; None, and one less, where it or its record is odd."""
@@ -146,6 +154,8 @@ class OpenTasks:
                 return False
             case b"running":
                 return float(lease_until or 0) + LATE_S < now_s
+            case b"queued":
+                return True
             case _:
                 # A task that ended while it waited has a message that may lie there for long.
                 if told is None:

@@ -16,7 +16,8 @@ if ARGV[4] == '1' then
   -- Changes nothing, but is refused while there is no memory: then no lease can be renewed either.
   redis.call('ZADD', KEYS[2], 'XX', untils or 0, ARGV[1])
 end
+-- First, since what is no list refuses it: then the message stays held.
+if ARGV[2] ~= '' then redis.call(ARGV[3], KEYS[3], ARGV[2]) end
 redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('ZREM', KEYS[2], ARGV[1])
-if ARGV[2] ~= '' then redis.call(ARGV[3], KEYS[3], ARGV[2]) end
 return 1

@@ -10,17 +10,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from kombu.exceptions import EncodeError
 from redis.exceptions import LockError, RedisError
 
 from api_contracts.connection import is_away
 from worker import metrics
 from worker.lease import MOST_S
-from worker.open_tasks import SLICE, OpenTasks, readable
+from worker.open_tasks import OpenTasks, readable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from redis import Redis
 
@@ -37,6 +39,21 @@ ELECTED_S = 2.0
 #: After an outage, time for every worker to renew its leases before any of them counts as run
 #: out, in seconds: while Redis was away, nobody could.
 GRACE_S = MOST_S + 1.0
+
+
+class _DeposedError(Exception):
+    """Another worker may be elected by now, or nobody could renew."""
+
+
+@contextmanager
+def _none_stops_the_others(what: str) -> Iterator[None]:
+    """Go on after what only this one message or task is to blame for."""
+    try:
+        yield
+    except Exception as error:
+        if is_away(error):
+            raise
+        logger.exception("%s", what)
 
 
 class Reconciler:
@@ -86,10 +103,12 @@ class Reconciler:
         if self._was_frozen():
             return
         for tag in overdue:
-            if self._messages.put_back(tag, only_overdue=True):
-                metrics.RECOVERED.labels("lease").inc()
-                logger.warning("message %s put back: its holder's lease has run out", tag)
+            with _none_stops_the_others(f"message {tag} can't be put back"):
+                if self._messages.put_back(tag, only_overdue=True):
+                    metrics.RECOVERED.labels("lease").inc()
+                    logger.warning("message %s put back: its holder's lease has run out", tag)
         if time.monotonic() - self._walked_s > self._lease_s / 2:
+            self._walked_s = time.monotonic()
             self.walk()
             self._walked_s = time.monotonic()
 
@@ -118,19 +137,24 @@ class Reconciler:
         if not suspects:
             return
         queues = {suspect.queue for suspect in suspects.values()}
-        for number, task_id in enumerate(self._messages.ids(queues)):
-            suspects.pop(task_id, None)
-            if number % SLICE == 0 and not self._stays_elected():
-                return
+        try:
+            for task_id in self._messages.ids(queues, self._must_stay_elected):
+                suspects.pop(task_id, None)
+        except _DeposedError:
+            return
         for task_id, suspect in suspects.items():
             if self._was_frozen():
                 return
-            self._send_again(task_id, suspect)
+            with _none_stops_the_others(f"task {task_id} can't be sent again"):
+                self._send_again(task_id, suspect)
 
     def _send_again(self, task_id: str, suspect: Suspect) -> None:
         if (request := self._tasks.revive(task_id, suspect)) is None:
             return
-        self._send(task_id, readable(request), suspect.queue)
+        try:
+            self._send(task_id, readable(request), suspect.queue)
+        except (EncodeError, RecursionError):  # nested too deep: whoever claims it refuses it
+            self._send(task_id, None, suspect.queue)
         metrics.RECOVERED.labels("lost").inc()
         logger.warning("task %s had no message any more; sent again", task_id)
 
@@ -139,6 +163,10 @@ class Reconciler:
             return bool(self._lock.extend(ELECTED_S, replace_ttl=True)) and not self._was_frozen()
         except LockError:
             return False
+
+    def _must_stay_elected(self) -> None:
+        if not self._stays_elected():
+            raise _DeposedError
 
     def _serve(self) -> None:
         self._awake_s = time.monotonic()

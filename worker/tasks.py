@@ -38,7 +38,10 @@ logger = logging.getLogger(__name__)
 #: seconds. A try takes some 2 s of a Redis that does not answer.
 TELL_S, REST_S = 5.0, 60.0
 #: How it shows that a record is not as we write them.
-_ODD = (ResponseError, ValueError, TypeError, LookupError)
+_ODD = (
+    ResponseError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+    RecursionError,
+)  # fmt: skip
 
 
 class Generate(Task):

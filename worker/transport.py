@@ -17,9 +17,10 @@ from weakref import WeakKeyDictionary
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from redis import ConnectionPool
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ResponseError
 
 from api_contracts import scripts
+from api_contracts.connection import is_away
 from worker import metrics
 from worker.messages import MAX_MESSAGE_BYTES, UNACKED, UNACKED_INDEX, Messages, new_tag
 from worker.patience import persist
@@ -38,6 +39,8 @@ COMPRESSED = "was-compressed"
 LOOK_S = 0.025
 #: Longest wait for the answer to such a look, in seconds.
 SILENCE_S = 5.0
+#: Pause after Redis refused to give a message for a reason that passes, in seconds.
+REFUSED_S = 1.0
 
 
 #: What turns an event loop, one connection after the other.
@@ -157,6 +160,12 @@ class Channel(kombu_redis.Channel):
         except self.connection_errors:
             connection.disconnect()  # the next look makes a new one
             raise
+        except ResponseError as error:
+            if not is_away(error):
+                raise
+            logger.warning("no message taken: %s", error)
+            self._looked_s = time.monotonic() + REFUSED_S
+            raise Empty from error
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()

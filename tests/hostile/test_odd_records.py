@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery
+from redis import Redis
 
 from tests.service.conftest import END_S, wait_until
 from worker import embedded
@@ -28,6 +29,11 @@ ODD: dict[str, dict[str, str] | str] = {
     "no-state": {"status": "dreaming", "outcome": "{}"},
     "no-lease": {"status": "running", "lease_until": "x", "owner": "y"},
     "no-number": {"status": "queued", "seq": "x", "submitted_at": "1"},
+    "no-owner": {"status": "running", "lease_until": "9e15"},
+    "a-list": {"status": "cancelled", "outcome": "[]"},
+    "no-step": {"status": "cancelled", "outcome": '{"step":1e999}'},
+    "deep": {"status": "cancelled", "outcome": "[" * 100_000},
+    "large": {"status": "cancelled", "outcome": '"' + "x" * 9 * 2**20 + '"'},
 }
 
 
@@ -63,3 +69,14 @@ def test_an_odd_record_stops_nobody(narrow: Service, kind: str) -> None:
     assert honest.result(END_S).images
     wait_until(lambda: narrow.client.queue_depths() == {"default": 0})
     wait_until(lambda: redis.hlen("sag.unacked") == 0)
+
+
+def test_a_message_that_is_nested_too_deep_ends_nobody(narrow: Service) -> None:
+    """At whatever depth: JSON can still be read where Python can't show it any more."""
+    with Redis.from_url(narrow.broker_url) as broker:
+        for depth in range(700, 1000, 3):
+            headers = '{"id": "t", "task": ' + "[" * depth + "]" * depth + "}"
+            broker.lpush("generate.default", f'{{"headers": {headers}, "body": "e30="}}')
+    honest = narrow.client.submit({**REQUEST, "priority": 9})
+    assert honest.result(END_S).images
+    assert "starts again" not in narrow.log.read_text()

@@ -53,6 +53,16 @@ def test_one_that_nobody_can_answer_has_a_reason(headers: object) -> None:
     assert len(reason) < 500
 
 
+@pytest.mark.parametrize("name", ["task", "id", "expires"])
+def test_what_is_nested_too_deep_has_a_reason_too(name: str) -> None:
+    """What can be read may be too deep to be shown."""
+    nest: list[object] = []
+    for _ in range(100_000):
+        nest = [nest]
+    made = message(headers={**HEADERS, name: nest})
+    assert "nested too deep" in str(put_in_order(made) or fault_in(made))
+
+
 @pytest.mark.parametrize(
     "body",
     [

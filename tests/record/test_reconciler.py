@@ -293,7 +293,7 @@ def test_what_was_touched_meanwhile_is_let_be(  # noqa: PLR0913, PLR0917  # fixt
     lose(redis, claims.keys.namespace)
     age(redis, claims.keys, task_id)
     made = elected(redis, claims.keys, sent)
-    monkeypatch.setattr(made._messages, "ids", lambda _: [str(meanwhile(claims, other))][:0])
+    monkeypatch.setattr(made._messages, "ids", lambda *_: [str(meanwhile(claims, other))][:0])
     made.walk()
     assert sent.letters == []
     made.walk()

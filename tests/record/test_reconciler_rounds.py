@@ -188,7 +188,7 @@ def test_whatever_froze_this_process_may_have_frozen_all(
         monkeypatch.setattr(made._messages, "overdue", lambda: freeze([tag]))
         made.run_once()
     else:
-        monkeypatch.setattr(made._messages, "ids", lambda _: freeze([]))
+        monkeypatch.setattr(made._messages, "ids", lambda *_: freeze([]))
         made.walk()
     assert sent.ids == []
     assert redis.zscore(UNACKED_INDEX, tag) == 1.0

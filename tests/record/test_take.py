@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 from api_contracts import names
 from tests.record.box import GOOD, Box, ids_waiting, letter, post, waiting
 from tests.record.owners import until
-from worker import embedded
+from worker import embedded, transport
 from worker.messages import UNACKED, UNACKED_INDEX, Messages
 
 if TYPE_CHECKING:
@@ -101,15 +101,30 @@ def test_a_queue_that_is_no_list_holds_up_no_other(
     assert one(box.drain()).headers["id"] == "b5"
 
 
-def test_a_server_that_refuses_is_heard(
-    boxes: Callable[..., Box], tmp_path: Path, namespace: str
+def test_a_server_that_refuses_for_a_while_ends_nobody(
+    tmp_path: Path, namespace: str, caplog: pytest.LogCaptureFixture, monkeypatch: Any
 ) -> None:
-    """A replica, say: that nothing could be taken is an error, not an empty queue."""
+    """A replica, say, until it is a primary again: it is logged, and then the message comes."""
+    monkeypatch.setattr(transport, "REFUSED_S", 0.01)
     with embedded.redis_server(tmp_path) as url, Redis.from_url(url) as replica:
         box = Box(url, namespace)
         post(replica, namespace, "t")
         replica.replicaof("127.0.0.1", "1")
-        with pytest.raises(ResponseError, match="replica"):
+        with pytest.raises(TimeoutError):
+            box.connection.drain_events(timeout=0.3)
+        assert "no message taken: " in caplog.text
+        assert "READONLY" in caplog.text
+        replica.replicaof("NO", "ONE")
+        assert one(box.drain()).headers["id"] == "t"
+
+
+def test_a_server_that_refuses_this_user_is_heard(tmp_path: Path, namespace: str) -> None:
+    """That nothing may be taken at all is an error, not an empty queue."""
+    with embedded.redis_server(tmp_path) as url, Redis.from_url(url) as redis:
+        box = Box(url, namespace)
+        post(redis, namespace, "t")
+        redis.acl_setuser("default", commands=["-rpop"])
+        with pytest.raises(ResponseError, match=r"can.t run this command"):
             box.drain()
 
 

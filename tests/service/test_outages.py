@@ -138,3 +138,31 @@ def test_a_redis_that_freezes_for_longer_than_a_lease_loses_nothing(
         end(handles, server.url, most_starts=2)
         assert worker.process.poll() is None
         assert sys.platform != "linux" or Path(f"/proc/{redis}").exists()
+
+
+def test_a_redis_that_refuses_to_write_ends_nobody(
+    start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
+) -> None:
+    """A replica for a while, as after a failover: the process lives, and its tasks go on."""
+    with (
+        embedded.redis_server(tmp_path) as url,
+        start_service(url, namespace="refused") as worker,
+        Redis.from_url(url) as redis,
+    ):
+        handle = worker.client.submit(LONG)
+        wait_for(handle, "progress")
+        redis.replicaof("127.0.0.1", "1")
+        wait_until(lambda: "no message taken: " in worker.log.read_text())
+        redis.replicaof("NO", "ONE")
+        end([handle, worker.client.submit(LONG)], url, most_starts=1)
+        assert "starts again" not in worker.log.read_text()
+
+
+def test_a_worker_that_an_error_ends_says_so(
+    start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
+) -> None:
+    """Where no message may be taken at all, the process ends with status 1, not with 0."""
+    with embedded.redis_server(tmp_path) as url, start_service(url, namespace="ended") as worker:
+        with Redis.from_url(url) as redis:
+            redis.acl_setuser("default", commands=["-rpop"])
+        wait_until(lambda: "worker cpu ended (status 1)" in worker.log.read_text())
