@@ -22,10 +22,10 @@ from api_contracts.names import (
 )
 from api_contracts.records import Records
 from worker import log, remote_control
+from worker.environment import read, unknown_variables
 from worker.messages import MARGIN_S
 from worker.open_tasks import priority_of
 from worker.process import Process
-from worker.settings import read, unknown_variables
 from worker.tasks import Generate
 
 if TYPE_CHECKING:

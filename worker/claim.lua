@@ -20,6 +20,7 @@ local status = redis.call('HGET', task, 'status')
 local attempt = tonumber(redis.call('HGET', task, 'attempt') or '0')
 if status and status ~= 'queued' and status ~= 'running' then
   local outcome = redis.call('HGET', task, 'outcome') or '{}'
+  -- As MAX_MESSAGE_BYTES: whoever reads it takes many times that memory.
   if #outcome > 8388608 then return redis.error_reply('ERR an outcome of ' .. #outcome .. ' bytes') end
   return {'ended', 0, attempt, status, outcome}
 end

@@ -71,8 +71,7 @@ def _read(url: str, most_bytes: int, timeout_s: float) -> bytes:
     threading.Thread(target=read, name="download", daemon=True).start()
     done, _ = wait([found], timeout_s)
     if not done:
-        message = f"it did not come in {timeout_s:g} s"
-        raise TimeoutError(message)
+        raise _late(timeout_s)
     return found.result()
 
 
@@ -80,11 +79,15 @@ def _bytes_of(url: str, most_bytes: int, timeout_s: float) -> bytes:
     data, until_s = bytearray(), time.monotonic() + timeout_s
     opener = urllib.request.build_opener(_NoRedirect)
     with opener.open(url, timeout=timeout_s) as answer:
-        while time.monotonic() < until_s and (
-            some := answer.read1(min(READ_BYTES, most_bytes - len(data)))
-        ):
+        while some := answer.read1(min(READ_BYTES, most_bytes - len(data))):
             data += some
+            if time.monotonic() > until_s:
+                raise _late(timeout_s)
     return bytes(data)
+
+
+def _late(timeout_s: float) -> TimeoutError:
+    return TimeoutError(f"it did not come in {timeout_s:g} s")
 
 
 def _written(path: Path, data: bytes) -> Path:

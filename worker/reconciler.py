@@ -108,9 +108,10 @@ class Reconciler:
                     metrics.RECOVERED.labels("lease").inc()
                     logger.warning("message %s put back: its holder's lease has run out", tag)
         if time.monotonic() - self._walked_s > self._lease_s / 2:
-            self._walked_s = time.monotonic()
-            self.walk()
-            self._walked_s = time.monotonic()
+            try:
+                self.walk()
+            finally:
+                self._walked_s = time.monotonic()
 
     def _is_just_back(self) -> bool:
         """Whether Redis was away until a moment ago, as far as it or this process knows."""

@@ -13,5 +13,5 @@ if not of[1] then
 end
 if of[1] == 'running' and tonumber(of[2] or '0') > now_s() then return false end
 redis.call('ZADD', KEYS[2], string.format('%.6f', now_s()), ARGV[1])
--- No message may be so large: whoever claims it refuses it.
+-- Beyond MAX_MESSAGE_BYTES it could not be taken: whoever claims the rest refuses it.
 return of[3] and #of[3] <= 8388608 and of[3] or 'null'

@@ -1,9 +1,7 @@
-"""The worker's settings: environment variables `SAG_…`, read once, frozen."""
+"""The worker's settings: environment variables `SAG_…`, frozen."""
 
 from __future__ import annotations
 
-import logging
-import os
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -22,8 +20,6 @@ from worker.targets import (  # noqa: TC001  # pydantic reads them at run time
     WebhookSecret,
 )
 
-logger = logging.getLogger(__name__)
-
 
 def _url_is_http(url: str | None) -> str | None:
     if url is not None and not re.match(r"https?://[^/\s]+", url):
@@ -41,13 +37,6 @@ Alias = Annotated[str, Field(pattern=MODEL_PATTERN)]
 Prefix = Annotated[
     str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*)?$")
 ]
-
-
-#: What Celery prefers to how it is configured.
-CELERYS_OWN = (
-    "CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL",
-    "CELERY_RESULT_BACKEND",
-)  # fmt: skip
 
 
 class Settings(BaseSettings):
@@ -252,21 +241,3 @@ class Settings(BaseSettings):
         return {
             f"SAG_{name.upper()}": value for name, value in self.model_dump(mode="json").items()
         }
-
-
-def read() -> Settings:
-    """The settings in this process's environment; raises what pydantic raises.
-
-    Celery's own variables are dropped with a warning: it would believe them, and not these.
-    """
-    for name in CELERYS_OWN:
-        if os.environ.pop(name, None):
-            logger.warning("%s is set and means nothing here; SAG_… variables do", name)
-    return Settings()
-
-
-def unknown_variables(environment: dict[str, str] | None = None) -> list[str]:
-    """Variables that begin with `SAG_` and set nothing: a misspelling, or of another version."""
-    known = {f"SAG_{name.upper()}" for name in Settings.model_fields}
-    present = os.environ if environment is None else environment
-    return sorted(name for name in present if name.startswith("SAG_") and name not in known)

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from api_contracts import GenerationClient, GenerationError, InvalidRequest
+from worker.environment import read
 from worker.exits import FAILED, INVALID, UNAVAILABLE
-from worker.settings import read
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,8 @@ from pydantic_settings import SettingsError
 from api_contracts import Limits
 from api_contracts.names import Keys
 from worker import settings_table
-from worker.settings import Settings, unknown_variables
+from worker.environment import unknown_variables
+from worker.settings import Settings
 from worker.settings_table import markdown_table
 
 SECRET = "hunter2-of-redis"
