@@ -48,7 +48,7 @@ format: setup
 	$(BIN)/ruff format .
 
 docs: setup
-	$(BIN)/python -m worker.settings_table
+	$(BIN)/python -m worker.config.settings_table
 	$(BIN)/python -m api_contracts.schemas
 
 benchmark: setup

@@ -13,7 +13,7 @@ import diffusers
 import torch
 import transformers
 
-from worker.model_spec import SHIPPED_MODEL, ModelSpec
+from worker.config.models import SHIPPED_MODEL, ModelSpec
 
 if TYPE_CHECKING:
     import argparse

@@ -18,7 +18,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from worker.model_spec import SHIPPED_MODEL
+from worker.config.models import SHIPPED_MODEL
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ import pytest
 from api_contracts import GenerationClient
 from tests import wire
 from worker import embedded
-from worker.settings import Settings
+from worker.config.settings import Settings
 
 if TYPE_CHECKING:
     import subprocess

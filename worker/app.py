@@ -21,17 +21,17 @@ from api_contracts.names import (
     queue_name,
 )
 from api_contracts.records import Records
-from worker import log, remote_control
-from worker.environment import read, unknown_variables
+from worker import logs, remote_control
+from worker.config.environment import read, unknown_variables
 from worker.messages import MARGIN_S
 from worker.open_tasks import priority_of
-from worker.process import Process
+from worker.runtime import Process
 from worker.tasks import Generate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from worker.settings import Settings
+    from worker.config.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def _follow_signals(process: Process, settings: Settings) -> None:
     """Log and begin at start; drain on the first signal to stop; end after the last task."""
 
     def start_log(**_: object) -> None:
-        log.configure(settings.log_format)
+        logs.configure(settings.log_format)
 
     def say_settings(**_: object) -> None:
         for name, value in settings.shown().items():

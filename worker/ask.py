@@ -11,7 +11,7 @@ import typer
 
 from worker import report, wanted
 from worker.dead import DeadLetters
-from worker.exits import INVALID
+from worker.exit_codes import INVALID
 from worker.picture import Preview
 from worker.terminal import client, fail, or_exit, printable, settings
 

@@ -19,11 +19,11 @@ from worker.storage import Superseded
 
 if TYPE_CHECKING:
     from worker.claims import Claim, Claims
+    from worker.config.settings import Settings
     from worker.engine.engine import Engine
     from worker.engine.job import Control, JobResult, Step
     from worker.orders import Order
     from worker.publisher import Publisher
-    from worker.settings import Settings
     from worker.shelf import Shelf
 
 logger = logging.getLogger(__name__)

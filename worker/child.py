@@ -17,7 +17,7 @@ from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
-from worker import log, metrics
+from worker import logs, metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -42,7 +42,7 @@ class Child:
         name: str,
         environment: Mapping[str, str],
         work: Callable[[str, str], object],
-        form: log.Form,
+        form: logs.Form,
     ) -> None:
         """Fork a process that calls `work(name, owner)` and logs in `form`.
 
@@ -126,7 +126,7 @@ def _become(
     name: str,
     owner: str,
     environment: dict[str, str],
-    form: log.Form,
+    form: logs.Form,
 ) -> None:
     """What a forked process does first of all, and then its work."""
     os.environ.update(environment)
@@ -134,7 +134,7 @@ def _become(
     os.setsid()
     end_with_parent(_server)
     sys.argv = ["sag-worker", "work", "--name", name, "--owner", owner]
-    log.configure(form)
+    logs.configure(form)
     if _cuda_was_touched():
         logger.warning("worker %s: CUDA was touched before the fork; it imports anew", name)
         _start_anew()

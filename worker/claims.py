@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from api_contracts.pushes import PushKind
 from api_contracts.records import metadata_of
 from api_contracts.scripts import event_tail, load
-from worker.patience import persist
 from worker.pushes import Pushes
+from worker.redis_retry import persist
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from worker import ask, log
-from worker.exits import FAILED, INVALID
+from worker import ask, logs
+from worker.exit_codes import FAILED, INVALID
 from worker.terminal import console, fail, or_exit, printable
 from worker.terminal import settings as read_settings
 
@@ -39,7 +39,7 @@ def run(
 ) -> None:
     """Start the worker: one process for each GPU, or one on the CPU."""
     settings = read_settings()
-    log.configure(settings.log_format)
+    logs.configure(settings.log_format)
     if settings.metrics_port is not None:
         # Before prometheus_client is imported, here and in the processes that this one starts.
         folder = tempfile.mkdtemp(prefix="sag-metrics-")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from worker import metrics, restarts
-from worker.exits import INVALID
+from worker.exit_codes import INVALID
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -15,7 +15,7 @@ from worker.orders import Order
 
 if TYPE_CHECKING:
     from api_contracts.errors import Fault, TaskError
-    from worker.settings import Settings
+    from worker.config.settings import Settings
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from api_contracts import GenerationClient, GenerationError, GenerationResult
 from worker import download, embedded, progress
-from worker.exits import INTERRUPTED
+from worker.exit_codes import INTERRUPTED
 from worker.terminal import printable
 
 if TYPE_CHECKING:

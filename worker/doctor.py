@@ -7,24 +7,24 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worker import gpu, model_files, servers
+from worker import devices, model_files, servers
+from worker.config.models import is_hub_id
 from worker.finding import Finding, no_extra
-from worker.model_spec import is_hub_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from worker.model_spec import ModelSpec
-    from worker.settings import Settings
+    from worker.config.models import ModelSpec
+    from worker.config.settings import Settings
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Look at Redis, S3, the device and the models; ends whether they answer or not."""
     yield from servers.redis(settings)
     yield from servers.s3(settings)
-    gpus: list[gpu.Gpu] = []
+    gpus: list[devices.Gpu] = []
     try:
-        gpus = gpu.list_gpus()
+        gpus = devices.list_gpus()
     except RuntimeError as error:
         yield Finding("device", ok=False, found=str(error), fix="repair the driver")
     else:
@@ -32,10 +32,10 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from models(settings, gpus)
 
 
-def _device(settings: Settings, gpus: Sequence[gpu.Gpu]) -> Finding:
+def _device(settings: Settings, gpus: Sequence[devices.Gpu]) -> Finding:
     if importlib.util.find_spec("torch") is None:
         return no_extra("device", "torch")
-    device = gpu.resolve(settings.device, gpus)
+    device = devices.resolve(settings.device, gpus)
     if device == "cpu":
         return Finding("device", ok=True, found="the CPU; offload is not used")
     listed = ", ".join(f"{each.name} with {each.memory_mib} MiB" for each in gpus) or "no GPU"
@@ -49,7 +49,7 @@ def _device(settings: Settings, gpus: Sequence[gpu.Gpu]) -> Finding:
     return Finding("device", ok=ok, found=f"{device}: {listed}; torch {torch.__version__}", fix=fix)
 
 
-def models(settings: Settings, gpus: Sequence[gpu.Gpu] = ()) -> Iterator[Finding]:
+def models(settings: Settings, gpus: Sequence[devices.Gpu] = ()) -> Iterator[Finding]:
     """The files of each model, and whether its weights fit into the GPU."""
     if importlib.util.find_spec("safetensors") is None:
         yield no_extra("models", "safetensors")
@@ -67,7 +67,9 @@ def models(settings: Settings, gpus: Sequence[gpu.Gpu] = ()) -> Iterator[Finding
             yield Finding(what, ok=False, found=f"can't be looked at: {error}", fix=fix)
 
 
-def _model(what: str, spec: ModelSpec, offload: str, smallest: gpu.Gpu | None) -> Iterator[Finding]:
+def _model(
+    what: str, spec: ModelSpec, offload: str, smallest: devices.Gpu | None
+) -> Iterator[Finding]:
     folder = Path(spec.path)
     if folder.is_dir():
         files = model_files.look(folder, safety_checker=spec.safety_checker)
@@ -102,9 +104,9 @@ def _additions(what: str, spec: ModelSpec) -> Iterator[Finding]:
             yield Finding(what, ok=False, found=f"{path} is not there", fix=fix)
 
 
-def _smallest(device: str, gpus: Sequence[gpu.Gpu]) -> gpu.Gpu | None:
+def _smallest(device: str, gpus: Sequence[devices.Gpu]) -> devices.Gpu | None:
     """Of the GPUs that `device` may mean, the one with the least memory."""
-    resolved = gpu.resolve(device, gpus)
+    resolved = devices.resolve(device, gpus)
     if resolved == "cpu":
         return None
     if device != "auto":
@@ -114,7 +116,7 @@ def _smallest(device: str, gpus: Sequence[gpu.Gpu]) -> gpu.Gpu | None:
 
 
 def memory(
-    what: str, numbers: Mapping[str, int], dtype: str, offload: str, smallest: gpu.Gpu
+    what: str, numbers: Mapping[str, int], dtype: str, offload: str, smallest: devices.Gpu
 ) -> Finding:
     """Whether a model's weights fit into a GPU: never is a fault, not just now a remark."""
     dtype = "float16" if dtype == "auto" else dtype

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from api_contracts.errors import TaskError
     from worker.attempt import Attempts
     from worker.claims import Claims
+    from worker.config.settings import Settings
     from worker.delivery import Delivery
     from worker.lease import Lease
-    from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
 

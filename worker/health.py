@@ -17,7 +17,7 @@ from api_contracts.records import reach
 from worker.remote_control import WELL
 
 if TYPE_CHECKING:
-    from worker.settings import Settings
+    from worker.config.settings import Settings
 
 #: Time for the workers of this machine to answer, in seconds.
 PING_S = 5.0

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from api_contracts.errors import Fault
 from api_contracts.parse import parse_request
 from api_contracts.pushes import PushKind
-from worker import targets
+from worker.config import push_targets
 from worker.engine.job import Job
 from worker.errors import BadRequest, UnknownModel
 
 if TYPE_CHECKING:
     from api_contracts.request import GenerationRequest
-    from worker.model_spec import ModelSpec
-    from worker.settings import Settings
+    from worker.config.models import ModelSpec
+    from worker.config.settings import Settings
 
 
 #: Fields that no picture is made of, and that may hold a token: no file has them.
@@ -54,7 +54,7 @@ class Order:
         wire = {"seed": _own_seed(task_id)} | defaults
         wire |= {name: value for name, value in request.to_wire().items() if value is not None}
         _refuse_unserved(request, spec)
-        if refused := [*targets.faults(request, settings.reply_to, settings.webhook_hosts)]:
+        if refused := [*push_targets.faults(request, settings.reply_to, settings.webhook_hosts)]:
             raise BadRequest(*refused)
         complete = parse_request(wire, settings.limits)
         return cls(task_id, request, complete, settings.max_images)

@@ -18,8 +18,8 @@ from api_contracts.pushes import MAX_TRIES, Push, PushKind, PushState, message_i
 from api_contracts.request import ReplyTo
 from worker import metrics
 from worker.errors import NotPushed
-from worker.patience import persist
 from worker.pushes import HOLD_S
+from worker.redis_retry import persist
 
 if TYPE_CHECKING:
     from worker.pushes import Due, Pushes

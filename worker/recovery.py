@@ -12,7 +12,7 @@ from worker import metrics
 from worker.messages import Messages, task_id_of
 
 if TYPE_CHECKING:
-    from worker.settings import Settings
+    from worker.config.settings import Settings
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from api_contracts.request import ReplyTo
-    from worker.targets import ReplyTarget
+    from worker.config.push_targets import ReplyTarget
 
 
 class Replies:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from api_contracts import GenerationError
 from worker import download, picture, progress
-from worker.exits import FAILED
+from worker.exit_codes import FAILED
 from worker.picture import Preview
 from worker.terminal import console, or_exit, printable
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from worker.exits import DEVICE_FAILED, INVALID, STALLED
+from worker.exit_codes import DEVICE_FAILED, INVALID, STALLED
 
 #: The first pause, which each further one doubles, the longest, and after how long a life the next
 #: one is the first again, in seconds.

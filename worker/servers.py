@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from worker.settings import Settings
+    from worker.config.settings import Settings
 
 #: Longest wait for one answer of Redis, in seconds; it is asked twice.
 ANSWER_S = 3.0

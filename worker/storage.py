@@ -18,7 +18,7 @@ from worker.errors import BadRequest, InputNotFound, StorageUnavailable
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from worker.settings import Settings
+    from worker.config.settings import Settings
 
 #: Largest input that is read, in bytes: prompt embeddings of a page of prompts.
 MAX_INPUT_BYTES = 64 * 2**20

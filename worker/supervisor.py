@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
-from worker import gpu, recovery
+from worker import devices, recovery
 from worker.child import Child
 from worker.crew import Crew
 from worker.orphans import Orphans
@@ -17,7 +17,7 @@ from worker.orphans import Orphans
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from worker.settings import Settings
+    from worker.config.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +33,12 @@ def environments(device: str, gpus: Sequence[int], workers: int = 1) -> dict[str
     A GPU is pinned by its UUID, so that renumbering can't swap two children, and before CUDA is
     touched, so that it sees no other. `gpus` are indices as `nvidia-smi` numbers them.
     """
-    devices = _devices(device, gpus)
+    chosen = _devices(device, gpus)
     if workers == 1:
-        return devices
+        return chosen
     return {
         f"{name}-{number}": extra
-        for name, extra in devices.items()
+        for name, extra in chosen.items()
         for number in range(1, workers + 1)
     }
 
@@ -46,7 +46,7 @@ def environments(device: str, gpus: Sequence[int], workers: int = 1) -> dict[str
 def _devices(device: str, gpus: Sequence[int]) -> dict[str, dict[str, str]]:
     if not gpus and device != "auto":
         return {device.replace(":", ""): {"SAG_DEVICE": device}}
-    present = {each.index: each for each in gpu.list_gpus()}
+    present = {each.index: each for each in devices.list_gpus()}
     if missing := [number for number in gpus if number not in present]:
         message = f"no GPU {missing[0]}; nvidia-smi lists {sorted(present) or 'none'}"
         raise ValueError(message)

@@ -25,8 +25,8 @@ from worker.outcome import (
     Requeued,
     Succeeded,
 )
-from worker.patience import persist
 from worker.pool import PAUSE_S
+from worker.redis_retry import persist
 
 if TYPE_CHECKING:
     from worker.execute import Executor

@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from api_contracts import GenerationClient, GenerationError, InvalidRequest
-from worker.environment import read
-from worker.exits import FAILED, INVALID, UNAVAILABLE
+from worker.config.environment import read
+from worker.exit_codes import FAILED, INVALID, UNAVAILABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from worker.settings import Settings
+    from worker.config.settings import Settings
 
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ from api_contracts import scripts
 from api_contracts.connection import is_away
 from worker import metrics
 from worker.messages import MAX_MESSAGE_BYTES, UNACKED, UNACKED_INDEX, Messages, new_tag
-from worker.patience import persist
+from worker.redis_retry import persist
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,7 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from worker.exits import STALLED
+from worker.exit_codes import STALLED
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,8 +24,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
 from api_contracts.request import MAX_URL_CHARS, URL_PATTERN
+from worker.config.push_targets import is_allowed, key_of
 from worker.errors import NotPushed
-from worker.targets import is_allowed, key_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -60,7 +60,7 @@ def test_published_names() -> None:
 def test_an_application_keeps_its_options_to_itself() -> None:
     """What a worker adds to the options of its broker is nobody else's."""
     from worker.app import create_app
-    from worker.settings import Settings
+    from worker.config.settings import Settings
 
     before = dict(names.TRANSPORT_OPTIONS)
     app = create_app(Settings(device="cpu"))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from diffusers import StableDiffusionSAGPipeline
 
+from worker.config.models import SHIPPED_MODEL, ModelSpec
 from worker.engine.batch import Batch
 from worker.engine.in_flight import InFlight
 from worker.engine.job import Control, Job
 from worker.engine.runner_cache import RunnerCache
-from worker.model_spec import SHIPPED_MODEL, ModelSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,9 +16,9 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from tests.engine.jobs import SPEC, Rounds, apart, assert_close, job, latents_of, upstream
+from worker.config.models import Lora, TextualInversion
 from worker.engine import models
 from worker.errors import BadRequest, ModelLoadFailed
-from worker.model_spec import Lora, TextualInversion
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from tests.engine.jobs import SPEC, assert_close, job, latents_of
+from worker.config.models import ModelSpec
 from worker.engine.engine import Engine, load_model
 from worker.engine.job import Control, JobStopped, Stop
 from worker.errors import ModelLoadFailed, UnknownModel
-from worker.model_spec import ModelSpec
 
 if TYPE_CHECKING:
     from pathlib import Path

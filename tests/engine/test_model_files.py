@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from tests.engine.jobs import SPEC
+from worker.config.models import SHIPPED_MODEL, ModelSpec
 from worker.engine import models
 from worker.errors import ModelLoadFailed
 from worker.model_files import look
-from worker.model_spec import SHIPPED_MODEL, ModelSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,7 +18,7 @@ import torch
 
 from tests.engine import oracle
 from tests.engine.jobs import job
-from worker.model_spec import SHIPPED_MODEL
+from worker.config.models import SHIPPED_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable

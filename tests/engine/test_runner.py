@@ -15,7 +15,7 @@ from tests.engine.jobs import Rounds, assert_close, job, latents_of, upstream
 from worker.engine import samplers
 from worker.engine.job import Control, JobStopped, Step, Stop
 from worker.errors import BadRequest, UnsupportedScheduler
-from worker.exits import DEVICE_FAILED
+from worker.exit_codes import DEVICE_FAILED
 
 if TYPE_CHECKING:
     from tests.engine.jobs import Make

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from worker.config.models import SHIPPED_MODEL, ModelSpec
 from worker.engine import guidance, models
 from worker.engine.samplers import SAMPLERS, Sampling, make
 from worker.errors import BadRequest, ModelLoadFailed
-from worker.model_spec import SHIPPED_MODEL, ModelSpec
 
 if TYPE_CHECKING:
     from pathlib import Path

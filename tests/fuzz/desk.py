@@ -27,12 +27,12 @@ from api_contracts.errors import GenerationFailed
 from api_contracts.events import EVENT, Failed
 from api_contracts.names import TASK_NAME, is_task_id, queue_name
 from worker.claims import Claims
+from worker.config.settings import Settings
 from worker.execute import Executor
 from worker.intake import WANTS_RESULT, put_in_order
 from worker.messages import MAX_MESSAGE_BYTES
 from worker.metrics import REJECTED
 from worker.outcome import Cancelled
-from worker.settings import Settings
 from worker.tasks import Generate
 from worker.transport import Channel
 

@@ -17,10 +17,10 @@ from api_contracts import GenerationClient, GenerationFailed, ServiceUnavailable
 from api_contracts.connection import connect
 from tests.hostile.guarded import ACL, USERS, filled_in, introduced, until
 from worker import embedded, recovery
+from worker.config.settings import Settings
 from worker.dead import DeadLetters
 from worker.messages import Messages
 from worker.reconciler import Reconciler
-from worker.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from worker import embedded
+from worker.config.settings import Settings
 from worker.errors import InputNotFound, StorageUnavailable
-from worker.settings import Settings
 from worker.storage import Storage
 
 if TYPE_CHECKING:

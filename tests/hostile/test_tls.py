@@ -168,7 +168,7 @@ def test_no_client_speaks_to_a_stranger(closed: tuple[Front, str]) -> None:
 def test_no_results_come_from_a_stranger(closed: tuple[Front, str]) -> None:
     """Celery's results, as the worker writes and as `docs/calling.md` has a caller read them."""
     from worker.app import create_app
-    from worker.settings import Settings
+    from worker.config.settings import Settings
 
     made, url = closed
     backends = [

@@ -12,7 +12,7 @@ from api_contracts.errors import Fault
 from api_contracts.events import Failed
 from tests.fuzz.desk import Desk
 from tests.fuzz.mail import message
-from worker.settings import Settings
+from worker.config.settings import Settings
 
 if TYPE_CHECKING:
     from redis import Redis

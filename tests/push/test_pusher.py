@@ -21,10 +21,10 @@ from tests.push.receiver import Receiver, receiver
 from tests.record.owners import TTL_S, take, worker
 from tests.wire import faults
 from worker import pusher, pushes
+from worker.config.push_targets import ReplyTarget
 from worker.errors import NotPushed
 from worker.pusher import Pusher
 from worker.replies import Replies
-from worker.targets import ReplyTarget
 from worker.webhooks import Webhooks
 
 if TYPE_CHECKING:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from tests.record.owners import LEASE_S
 from worker.attempt import Attempts
 from worker.celery_state import CeleryState
+from worker.config.models import ModelSpec
+from worker.config.settings import Settings
 from worker.delivery import Delivery
 from worker.engine.engine import Engine
 from worker.errors import ModelLoadFailed
 from worker.execute import Executor
 from worker.lease import Lease
 from worker.messages import Messages
-from worker.model_spec import ModelSpec
 from worker.publisher import Publisher
-from worker.settings import Settings
 from worker.shelf import Shelf
 from worker.storage import Storage
 

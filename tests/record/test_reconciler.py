@@ -15,9 +15,9 @@ from tests.record.owners import ask, kinds, lapse, opened, record, take, take_ov
 from tests.record.rescue import Sent, age, elected
 from worker.app import _configuration, _send
 from worker.claims import Ended
+from worker.config.settings import Settings
 from worker.messages import UNACKED, UNACKED_INDEX, Messages
 from worker.open_tasks import SLICE, priority_of
-from worker.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

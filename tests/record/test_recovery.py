@@ -11,10 +11,10 @@ from redis.exceptions import RedisError
 from tests.record.box import ids_waiting, post, taken, waiting
 from tests.record.owners import ask, record, take, take_over
 from worker.claims import Claim, Held
+from worker.config.settings import Settings
 from worker.embedded import free_port
 from worker.messages import UNACKED, UNACKED_INDEX, Messages
 from worker.recovery import give_back
-from worker.settings import Settings
 
 if TYPE_CHECKING:
     from redis import Redis

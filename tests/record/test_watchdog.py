@@ -11,7 +11,7 @@ import pytest
 
 from tests.record.owners import until
 from worker import watchdog as module
-from worker.exits import STALLED
+from worker.exit_codes import STALLED
 from worker.watchdog import Watchdog
 
 #: A process that hangs in a function of this name; Redis hangs with it.

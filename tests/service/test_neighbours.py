@@ -11,7 +11,7 @@ from celery import Celery
 from tests.service.conftest import END_S
 from tests.service.test_commands import command
 from worker import embedded
-from worker.environment import CELERYS_OWN
+from worker.config.environment import CELERYS_OWN
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from api_contracts import GenerationClient
-from worker import cli, log, supervisor
+from worker import cli, logs, supervisor
 from worker.embedded import free_ports
 
 
@@ -66,7 +66,7 @@ def test_the_option_goes_before_the_setting(
         return {}
 
     monkeypatch.setenv("SAG_DEVICE", "cuda:1")
-    monkeypatch.setattr(log, "configure", lambda _: None)
+    monkeypatch.setattr(logs, "configure", lambda _: None)
     monkeypatch.setattr(supervisor, "environments", environments)
     monkeypatch.setattr(supervisor, "run", lambda *_: 0)
     assert CliRunner().invoke(cli.app, ["run", *given]).exit_code == 0

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from worker import gpu, servers
+from worker import devices, servers
+from worker.config.settings import Settings
 from worker.doctor import examine, memory
 from worker.doctor import models as examine_models
 from worker.model_files import weights_bytes
-from worker.settings import Settings
 from worker.supervisor import environments
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def test_each_gpu_gets_a_worker_of_its_own(driver: Callable[..., None]) -> None:
     """`auto` starts one worker a GPU, pinned by UUID, so that renumbering can't swap two."""
     driver(TWO)
     assert environments("auto", []) == {"gpu0": FIRST, "gpu1": SECOND}
-    assert gpu.resolve("auto") == "cuda:0"
-    assert gpu.list_gpus()[1] == gpu.Gpu(1, "GPU-bbbb", "NVIDIA H100 80GB HBM3", 81559, 12)
+    assert devices.resolve("auto") == "cuda:0"
+    assert devices.list_gpus()[1] == devices.Gpu(1, "GPU-bbbb", "NVIDIA H100 80GB HBM3", 81559, 12)
 
 
 def test_a_device_may_have_several_workers(driver: Callable[..., None]) -> None:
@@ -76,8 +76,8 @@ def test_a_gpu_that_is_not_there_is_an_error(driver: Callable[..., None], gpus: 
 @pytest.mark.parametrize("gpus", [[], [0]])
 def test_without_a_driver_it_is_the_cpu(driver: Callable[..., None], gpus: list[int]) -> None:
     """`auto` without GPUs is one worker on the CPU; asking for a GPU there is an error."""
-    assert gpu.list_gpus() == []
-    assert gpu.resolve("auto") == "cpu"
+    assert devices.list_gpus() == []
+    assert devices.resolve("auto") == "cpu"
     if gpus:
         with pytest.raises(ValueError, match="none"):
             environments("auto", gpus)
@@ -118,7 +118,7 @@ def test_memory_that_the_driver_does_not_tell(driver: Callable[..., None]) -> No
     """A GPU that shares the host's memory says `[N/A]` for it, and is a GPU none the less."""
     driver("0, GPU-aaaa, NVIDIA GB10, [N/A], [N/A]\n")
     assert environments("auto", []) == {"gpu0": FIRST}
-    told = memory("model x", {"unet": 2**40}, "auto", "none", gpu.list_gpus()[0])
+    told = memory("model x", {"unet": 2**40}, "auto", "none", devices.list_gpus()[0])
     assert told.ok
     assert "not compared" in told.found
 
@@ -128,7 +128,7 @@ def test_doctor_compares_with_the_smallest_gpu_that_is_used(driver: Callable[...
     driver(TWO + "2, GPU-cccc, NVIDIA T4, 1, 1\n")
 
     def told(device: str, offload: str = "model") -> list[str]:
-        found = examine_models(Settings(device=device, offload=offload), gpu.list_gpus())
+        found = examine_models(Settings(device=device, offload=offload), devices.list_gpus())
         return [each.found for each in found if each.what == "model default memory"]
 
     assert [text.partition(";")[2] for text in told("auto")] == [" NVIDIA T4 has 1 MiB, 1 free"]
@@ -178,7 +178,7 @@ def test_what_must_fit_into_a_gpu(
     The numbers are those of Stable Diffusion 1.5.
     """
     numbers = {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
-    told = memory("model x", numbers, "auto", offload, gpu.Gpu(0, "", "T", total_mib, free_mib))
+    told = memory("model x", numbers, "auto", offload, devices.Gpu(0, "", "T", total_mib, free_mib))
     assert told.ok is ok
     assert says in told.found + told.fix
     assert ("no room" in told.found) == (says == "no room beside")
@@ -207,4 +207,4 @@ def test_a_device_by_name_is_one_worker(
 )
 def test_a_name_resolves(driver: Callable[..., None], device: str, expected: str) -> None:
     """`cuda` is the first GPU; a full name is itself."""
-    assert gpu.resolve(device) == expected
+    assert devices.resolve(device) == expected

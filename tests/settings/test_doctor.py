@@ -17,15 +17,15 @@ from pydantic import SecretStr
 from redis import Redis
 
 from worker import embedded, servers, storage
+from worker.config.models import SHIPPED_MODEL, Lora, ModelSpec, TextualInversion
 from worker.doctor import examine, models
-from worker.model_spec import SHIPPED_MODEL, Lora, ModelSpec, TextualInversion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from worker.config.settings import Settings
     from worker.finding import Finding
-    from worker.settings import Settings
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_room_for_the_hub_is_where_its_cache_is(
     if there:
         (home / below).mkdir(parents=True)
     program = (
-        "import sys; from worker.doctor import models; from worker.settings import Settings\n"
+        "import sys; from worker.doctor import models; from worker.config.settings import Settings\n"
         "(found,) = models(Settings(models={'a': {'path': 'owner/name'}}))\n"
         "assert found.ok and 'torch' not in sys.modules; print(found.found)"
     )

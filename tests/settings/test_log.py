@@ -10,7 +10,7 @@ from datetime import datetime
 
 import pytest
 
-from worker.log import JsonFormatter
+from worker.logs import JsonFormatter
 
 TALK = """
 import logging, sys

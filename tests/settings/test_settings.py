@@ -12,10 +12,10 @@ from pydantic_settings import SettingsError
 
 from api_contracts import Limits
 from api_contracts.names import Keys
-from worker import settings_table
-from worker.environment import unknown_variables
-from worker.settings import Settings
-from worker.settings_table import markdown_table
+from worker.config import settings_table
+from worker.config.environment import unknown_variables
+from worker.config.settings import Settings
+from worker.config.settings_table import markdown_table
 
 SECRET = "hunter2-of-redis"
 URL = f"redis://:{SECRET}@h:6379/1"

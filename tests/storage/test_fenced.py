@@ -16,7 +16,7 @@ from worker.storage import Storage, Superseded, _Outage
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from worker.settings import Settings
+    from worker.config.settings import Settings
 
 PNG = "image/png"
 

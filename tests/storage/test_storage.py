@@ -21,7 +21,7 @@ from worker.storage import Storage
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from worker.settings import Settings
+    from worker.config.settings import Settings
 
 
 @pytest.fixture

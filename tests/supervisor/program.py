@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from worker import child, recovery, supervisor
-from worker.settings import Settings
+from worker.config.settings import Settings
 
 KIND, FOLDER, GRACE_S = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.process import drain_s
+from worker.runtime import drain_s
 
 
 @pytest.mark.parametrize(

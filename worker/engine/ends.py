@@ -8,7 +8,7 @@ import traceback
 
 from worker.engine.job import JobStopped
 from worker.errors import OutOfMemory, TaskFault
-from worker.exits import DEVICE_FAILED
+from worker.exit_codes import DEVICE_FAILED
 
 logger = logging.getLogger(__name__)
 

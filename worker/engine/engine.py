@@ -21,9 +21,9 @@ from worker.errors import UnknownModel
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from worker.config.models import ModelSpec
     from worker.engine.job import Control, Job, JobResult
     from worker.engine.models import LoadedModel
-    from worker.model_spec import ModelSpec
 
 
 def load_model(

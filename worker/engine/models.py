@@ -14,14 +14,14 @@ import torch
 import transformers
 from diffusers import StableDiffusionPipeline
 
+from worker.config.models import is_hub_id
 from worker.engine import guidance, samplers
 from worker.errors import ModelLoadFailed
-from worker.model_spec import is_hub_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from worker.model_spec import ModelSpec
+    from worker.config.models import ModelSpec
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from worker.errors import ModelLoadFailed
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
+    from worker.config.models import ModelSpec
     from worker.engine.models import LoadedModel
     from worker.engine.runner import Runner
-    from worker.model_spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 

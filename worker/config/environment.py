@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-from worker.settings import Settings
+from worker.config.settings import Settings
 
 logger = logging.getLogger(__name__)
 

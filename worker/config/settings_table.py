@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from worker.settings import Settings
+from worker.config.settings import Settings
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 BEGIN, END = "<!-- settings -->", "<!-- /settings -->"
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 #: The small model that the repository carries.
-SHIPPED_MODEL = Path(__file__).resolve().parent.parent / "models" / "tiny-shapes"
+SHIPPED_MODEL = Path(__file__).resolve().parents[2] / "models" / "tiny-shapes"
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from celery.worker import state
 
 from api_contracts.connection import connect, connect_impatiently
-from worker import gpu, metrics, recovery
+from worker import devices, metrics, recovery
 from worker.attempt import Attempts
 from worker.celery_state import CeleryState
 from worker.claims import Claims
 from worker.engine.engine import Engine
 from worker.execute import Executor
-from worker.exits import DEVICE_FAILED
+from worker.exit_codes import DEVICE_FAILED
 from worker.lease import RENEWALS, Lease
 from worker.messages import Messages
 from worker.publisher import Publisher
@@ -32,7 +32,7 @@ from worker.webhooks import Webhooks
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from worker.settings import Settings
+    from worker.config.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Process:
         replies = Replies(settings.reply_to, broker_url)
         self._pusher = Pusher(self._claims.pushes, replies, webhooks, settings.push_retry_s)
         self._publisher = Publisher(self._claims, CeleryState(store))
-        device = gpu.resolve(settings.device)
+        device = devices.resolve(settings.device)
         self._engine = Engine(
             settings.specs,
             device,

@@ -12,8 +12,8 @@ from api_contracts.errors import InvalidRequest
 from api_contracts.names import MODEL_PATTERN, Keys
 from api_contracts.parse import parse_request
 from api_contracts.request import Limits
-from worker.model_spec import SHIPPED_MODEL, Dtype, ModelDefaults, ModelSpec
-from worker.targets import (  # noqa: TC001  # pydantic reads them at run time
+from worker.config.models import SHIPPED_MODEL, Dtype, ModelDefaults, ModelSpec
+from worker.config.push_targets import (  # noqa: TC001  # pydantic reads them at run time
     RedisUrl,
     ReplyTarget,
     WebhookHost,
