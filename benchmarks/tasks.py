@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from worker.demo import PROMPTS
+from worker.cli.demo import PROMPTS
 from worker.engine.job import Job
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """`python -m worker` is `sag-worker`."""
 
-from worker.cli import main
+from worker.cli.main import main
 
 if __name__ == "__main__":
     main()

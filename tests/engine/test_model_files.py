@@ -12,9 +12,9 @@ import torch
 
 from tests.engine.jobs import SPEC
 from worker.config.models import SHIPPED_MODEL, ModelSpec
+from worker.doctor.model_files import look
 from worker.engine import models
 from worker.errors import ModelLoadFailed
-from worker.model_files import look
 
 if TYPE_CHECKING:
     from collections.abc import Callable

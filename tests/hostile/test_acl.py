@@ -17,8 +17,8 @@ from api_contracts import GenerationClient, GenerationFailed, ServiceUnavailable
 from api_contracts.connection import connect
 from tests.hostile.guarded import ACL, USERS, filled_in, introduced, until
 from worker import embedded, recovery
+from worker.cli.dead_letters import DeadLetters
 from worker.config.settings import Settings
-from worker.dead import DeadLetters
 from worker.messages import Messages
 from worker.reconciler import Reconciler
 

@@ -14,7 +14,7 @@ from tests.record.box import waiting
 from tests.record.owners import RESULT, ask, opened, take, take_over, worker
 from worker import endings
 from worker.claims import Ended
-from worker.dead import DeadLetters
+from worker.cli.dead_letters import DeadLetters
 from worker.outcome import Cancelled, Dropped, Expired, Failed, Outcome, Requeued, Succeeded
 
 if TYPE_CHECKING:

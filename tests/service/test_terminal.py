@@ -20,7 +20,7 @@ import pytest
 from rich.console import Console
 
 from tests.service.conftest import END_S
-from worker import picture
+from worker.cli import terminal_image
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,7 +79,7 @@ def drawn(data: bytes) -> bytes:
     """A finished picture as half blocks on that terminal."""
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, color_system="truecolor", width=COLUMNS)
-    console.print(picture.blocks(data, COLUMNS, picture.ROWS))
+    console.print(terminal_image.blocks(data, COLUMNS, terminal_image.ROWS))
     return file.getvalue().replace("\n", "\r\n").encode()
 
 

@@ -12,8 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from api_contracts import GenerationClient
-from worker import cli, logs, supervisor
+from worker import logs
+from worker.cli import main
 from worker.embedded import free_ports
+from worker.supervisor import supervisor
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -69,7 +71,7 @@ def test_the_option_goes_before_the_setting(
     monkeypatch.setattr(logs, "configure", lambda _: None)
     monkeypatch.setattr(supervisor, "environments", environments)
     monkeypatch.setattr(supervisor, "run", lambda *_: 0)
-    assert CliRunner().invoke(cli.app, ["run", *given]).exit_code == 0
+    assert CliRunner().invoke(main.app, ["run", *given]).exit_code == 0
     assert asked == [chosen]
 
 

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from worker import devices, servers
+from worker import devices
 from worker.config.settings import Settings
-from worker.doctor import examine, memory
-from worker.doctor import models as examine_models
-from worker.model_files import weights_bytes
-from worker.supervisor import environments
+from worker.doctor import servers
+from worker.doctor.checks import examine, memory
+from worker.doctor.checks import models as examine_models
+from worker.doctor.model_files import weights_bytes
+from worker.supervisor.supervisor import environments
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,16 +16,17 @@ from huggingface_hub import constants
 from pydantic import SecretStr
 from redis import Redis
 
-from worker import embedded, servers, storage
+from worker import embedded, storage
 from worker.config.models import SHIPPED_MODEL, Lora, ModelSpec, TextualInversion
-from worker.doctor import examine, models
+from worker.doctor import servers
+from worker.doctor.checks import examine, models
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from worker.config.settings import Settings
-    from worker.finding import Finding
+    from worker.doctor.finding import Finding
 
 
 @pytest.fixture
@@ -221,7 +222,8 @@ def test_room_for_the_hub_is_where_its_cache_is(
     if there:
         (home / below).mkdir(parents=True)
     program = (
-        "import sys; from worker.doctor import models; from worker.config.settings import Settings\n"
+        "import sys; from worker.doctor.checks import models\n"
+        "from worker.config.settings import Settings\n"
         "(found,) = models(Settings(models={'a': {'path': 'owner/name'}}))\n"
         "assert found.ok and 'torch' not in sys.modules; print(found.found)"
     )

@@ -11,7 +11,7 @@ from PIL import Image
 
 from api_contracts import InvalidRequest
 from api_contracts.parse import parse_request
-from worker import wanted
+from worker.cli import request_sources
 from worker.engine import image
 
 if TYPE_CHECKING:
@@ -53,13 +53,15 @@ def test_requests_are_read(
     """One, a list, or one a line; from a file or a pipe."""
     (tmp_path / "r.json").write_text(text)
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
-    assert wanted.from_json(str(tmp_path / "r.json") if source == "a file" else "-") == wants
+    assert (
+        request_sources.from_json(str(tmp_path / "r.json") if source == "a file" else "-") == wants
+    )
 
 
 def test_each_line_is_a_prompt(tmp_path: Path) -> None:
     """Empty lines are none."""
     (tmp_path / "p.txt").write_text("a red circle\n\n  a green ring \n")
-    found = wanted.from_prompts(str(tmp_path / "p.txt"))
+    found = request_sources.from_prompts(str(tmp_path / "p.txt"))
     assert found == [{"prompt": "a red circle"}, {"prompt": "a green ring"}]
 
 
@@ -68,14 +70,14 @@ def test_what_is_no_request_is_named(tmp_path: Path, text: str) -> None:
     """By its line or number, before anything is sent."""
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(InvalidRequest, match=r"line 2|request 0"):
-        wanted.from_json(str(tmp_path / "r.json"))
+        request_sources.from_json(str(tmp_path / "r.json"))
 
 
 @pytest.mark.parametrize("name", ["missing", "binary"])
 def test_a_file_that_can_not_be_read_is_named(tmp_path: Path, name: str) -> None:
     """By its path."""
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\xff")
-    for read in (wanted.from_json, wanted.from_prompts):
+    for read in (request_sources.from_json, request_sources.from_prompts):
         with pytest.raises(InvalidRequest, match=name):
             read(str(tmp_path / name))
 
@@ -83,7 +85,7 @@ def test_a_file_that_can_not_be_read_is_named(tmp_path: Path, name: str) -> None
 def test_flags_stand_above_files() -> None:
     """Those that were given; `--set` takes any field, as JSON or as plain text."""
     flags = {"seed": 5, "width": None}
-    found = wanted.with_flags(
+    found = request_sources.with_flags(
         [{"prompt": "a", "seed": 1}], flags, ['metadata={"k": "v"}', "scheduler=ddim", "eta=0.5"]
     )
     assert found == [
@@ -91,13 +93,13 @@ def test_flags_stand_above_files() -> None:
     ]
     for wrong in ("nope=1", "seed", "=1"):
         with pytest.raises(InvalidRequest, match="--set"):
-            wanted.with_flags([{}], {}, [wrong])
+            request_sources.with_flags([{}], {}, [wrong])
 
 
 @pytest.mark.parametrize("index", [0, 1, 2, 3])
 def test_a_picture_is_asked_for_again(tmp_path: Path, index: int) -> None:
     """This one of all that were made with it: its prompt, its seed, what was used; no more."""
-    request = wanted.from_picture(picture(tmp_path, index, seed=index + 1))
+    request = request_sources.from_picture(picture(tmp_path, index, seed=index + 1))
     assert request["prompt"] == "aabb"[index]
     assert request["negative_prompt"] == "ccdd"[index]
     assert request["seed"] == index + 1
@@ -111,7 +113,7 @@ def test_a_picture_out_of_a_file_of_many_is_refused(tmp_path: Path) -> None:
     """Its latents lie among those of others."""
     given = {"latents": {"s3": "a.safetensors"}}
     with pytest.raises(InvalidRequest, match="latents"):
-        wanted.from_picture(picture(tmp_path, 1, seed=2, **given))
+        request_sources.from_picture(picture(tmp_path, 1, seed=2, **given))
 
 
 def test_what_is_no_picture_of_ours_is_named(tmp_path: Path) -> None:
@@ -120,4 +122,4 @@ def test_what_is_no_picture_of_ours_is_named(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text(json.dumps({}))
     for name in ("other.png", "text.png", "missing.png"):
         with pytest.raises(InvalidRequest, match=name):
-            wanted.from_picture(tmp_path / name)
+            request_sources.from_picture(tmp_path / name)

@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from worker import child, recovery, supervisor
+from worker import recovery
 from worker.config.settings import Settings
+from worker.supervisor import child_process, supervisor
 
 KIND, FOLDER, GRACE_S = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
 
@@ -88,7 +89,7 @@ def slow(name: str, owner: str) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    child.PRELOAD, os.environ["STUBS"] = "tests.supervisor.server", str(FOLDER)
+    child_process.PRELOAD, os.environ["STUBS"] = "tests.supervisor.server", str(FOLDER)
     if (FOLDER / "blind").exists():
         os.pidfd_open = unwatched
     supervisor.GRACE_S = GRACE_S

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from worker import child
+from worker.supervisor import child_process
 
-child.be_the_server()
+child_process.be_the_server()
 if (Path(os.environ["STUBS"]) / "broken").exists():
     os._exit(1)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.crew import Crew
+from worker.supervisor.process_manager import Crew
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from worker.orphans import Orphans
+from worker.supervisor.orphaned_work import Orphans
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from worker.restarts import pause_s, reason
+from worker.supervisor.restarts import pause_s, reason
 
 
 def pauses(status: int, count: int) -> list[float]:

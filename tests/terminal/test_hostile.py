@@ -19,10 +19,12 @@ from typer.testing import CliRunner
 from api_contracts import GenerationClient, GenerationError, ImageResult
 from api_contracts.events import EVENT
 from api_contracts.names import Keys
-from worker import cli, doctor, download, embedded, health, picture, progress, report
-from worker.finding import Finding
-from worker.picture import Preview
-from worker.terminal import or_exit, printable
+from worker import embedded
+from worker.cli import download, health, main, output, progress, terminal_image
+from worker.cli.console import or_exit, printable
+from worker.cli.terminal_image import Preview
+from worker.doctor import checks
+from worker.doctor.finding import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,7 +159,7 @@ def test_a_file_that_is_too_large_is_not_shown(
     """By what the record says, before anybody is asked; the same for a file on disk."""
     (tmp_path / "x.png").write_bytes(b"")
     path = tmp_path / "x.png" if saved else None
-    report._show(named(f"{web}/x", picture.MOST_BYTES + 1), path, Preview.KITTY)
+    output._show(named(f"{web}/x", terminal_image.MOST_BYTES + 1), path, Preview.KITTY)
     assert asked == []
     assert "at most 32 MiB" in capsys.readouterr().err
 
@@ -211,7 +213,7 @@ def follow(task: TaskHandle, end: str, *, machine: bool) -> None:
     """What `watch` does; its status is that of the end."""
     failed = pytest.raises(SystemExit, match="1") if end == "failed" else contextlib.nullcontext()
     with failed:
-        report.follow([task], None, Preview.NONE, machine=machine)
+        output.follow([task], None, Preview.NONE, machine=machine)
 
 
 def unwanted(text: str) -> set[str]:
@@ -290,12 +292,12 @@ def test_what_workers_answer_is_printable(
     answer = {"device": EVIL, "refusal": EVIL, "running": [EVIL]}
     monkeypatch.setattr(health, "everybody", lambda _: {EVIL: answer})
     monkeypatch.setattr(health, "answering", lambda _: {EVIL: EVIL})
-    monkeypatch.setattr(doctor, "examine", lambda _: [Finding(EVIL, ok=False, found=EVIL)])
+    monkeypatch.setattr(checks, "examine", lambda _: [Finding(EVIL, ok=False, found=EVIL)])
     monkeypatch.setenv("SAG_BROKER_URL", redis_url)
     monkeypatch.setenv("SAG_NAMESPACE", namespace)
     redis.xadd(Keys(namespace).dead, {"task_id": EVIL, "reason": EVIL})
     for command in (["queue"], ["health"], ["doctor"], ["dead", "list"]):
-        done = CliRunner().invoke(cli.app, command)
+        done = CliRunner().invoke(main.app, command)
         assert "owned" in done.output, done.output
         assert unwanted(done.output) - {"\t"} == set()
     redis.delete(Keys(namespace).dead)

@@ -17,9 +17,10 @@ from PIL import Image
 from rich.console import Console
 
 from api_contracts import GenerationError, ImageResult
-from worker import download, embedded, picture, report
-from worker.gallery import Gallery
-from worker.picture import Preview, choose
+from worker import embedded
+from worker.cli import download, output, terminal_image
+from worker.cli.gallery import Gallery
+from worker.cli.terminal_image import Preview, choose
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,14 +76,14 @@ NO_PALETTE = claimed(4, bits=1, kind=3, palette=chunk(b"tRNS", b"\0"))
 @pytest.fixture(autouse=True)
 def _warnings_as_at_the_start() -> None:
     """Pytest puts the filters of warnings back after each test."""
-    picture._hush.cache_clear()
+    terminal_image._hush.cache_clear()
 
 
 def test_every_pixel_has_its_colour() -> None:
     """Two rows to a line: the upper one is the block's colour, the lower one what is behind it."""
     image = Image.new("RGB", (2, 3))
     image.putdata([RED, GREEN, BLUE, GREY, GREY, RED])
-    console, drawn = terminal(), picture.blocks(encoded(image), 80, 20)
+    console, drawn = terminal(), terminal_image.blocks(encoded(image), 80, 20)
     assert drawn is not None
     console.print(drawn)
     cells = re.findall(r"\x1b\[38;2;([\d;]+?)(?:;48;2;([\d;]+))?m(▀+)", told(console))
@@ -95,7 +96,7 @@ def test_every_pixel_has_its_colour() -> None:
 
 def test_256_colours_are_near() -> None:
     """Where a terminal has no more, the nearest of them are sent, and no others."""
-    console, drawn = terminal("256"), picture.blocks(flat((2, 2)), 80, 20)
+    console, drawn = terminal("256"), terminal_image.blocks(flat((2, 2)), 80, 20)
     console.print(drawn)
     assert "38;5;196;48;5;196m" in told(console)
     assert ";2;" not in told(console)
@@ -113,7 +114,7 @@ def test_a_picture_fits(
     size: tuple[int, int], room: tuple[int, int], drawn: tuple[int, int]
 ) -> None:
     """Into columns and rows, in its own proportions, and not larger than it is."""
-    lines = str(picture.blocks(flat(size), *room)).split("\n")
+    lines = str(terminal_image.blocks(flat(size), *room)).split("\n")
     assert (len(lines[0]), len(lines)) == drawn
 
 
@@ -121,7 +122,7 @@ def test_a_picture_fits(
 def test_kitty_gets_its_chunks(size: int) -> None:
     """At most 4,096 characters each, all but the last a multiple of 4; only the last says so."""
     data = bytes(number % 251 for number in range(size))
-    whole = picture.kitty(data, 20)
+    whole = terminal_image.kitty(data, 20)
     messages = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", whole)
     assert "".join(f"\x1b_G{keys};{text}\x1b\\" for keys, text in messages) == whole
     assert base64.b64decode("".join(text for _, text in messages), validate=True) == data
@@ -139,7 +140,7 @@ def test_iterm2_gets_the_file_itself() -> None:
     data = bytes(range(256)) * 30
     found = re.fullmatch(
         r"\x1b\]1337;File=inline=1;size=7680;height=7;preserveAspectRatio=1:(.*)\x07",
-        picture.iterm2(data, 7),
+        terminal_image.iterm2(data, 7),
     )
     assert found
     assert base64.b64decode(found[1], validate=True) == data
@@ -149,11 +150,11 @@ def test_iterm2_gets_the_file_itself() -> None:
 def test_kitty_gets_png_alone(kind: str) -> None:
     """Its protocol knows no other files; iTerm2 takes them as they are."""
     console, data = terminal(), flat((64, 64), kind=kind)
-    picture.show(data, (64, 64), Preview.KITTY, console)
+    terminal_image.show(data, (64, 64), Preview.KITTY, console)
     sent = base64.b64decode("".join(re.findall(r";([^;\x1b]*)\x1b\\", told(console))))
     assert Image.open(io.BytesIO(sent)).format == "PNG"
     other = terminal()
-    picture.show(data, (64, 64), Preview.ITERM2, other)
+    terminal_image.show(data, (64, 64), Preview.ITERM2, other)
     assert base64.b64encode(data).decode() in told(other)
 
 
@@ -167,7 +168,7 @@ def test_a_terminals_own_pictures_fit(
 ) -> None:
     """As high as there is room for, lower where they would be too wide."""
     console = terminal(width=room[0], height=room[1])
-    picture.show(flat((8, 8)), size, Preview.KITTY, console)
+    terminal_image.show(flat((8, 8)), size, Preview.KITTY, console)
     assert f",r={rows}," in told(console)
 
 
@@ -181,7 +182,7 @@ def test_a_terminals_own_pictures_fit(
 def test_what_is_no_picture_is_not_sent(way: Preview, data: bytes) -> None:
     """No terminal is told of what can't be shown or is huge, nor is anything drawn of it."""
     console = terminal()
-    picture.show(data, (8, 8), way, console)
+    terminal_image.show(data, (8, 8), way, console)
     assert told(console) == ""
 
 
@@ -190,23 +191,25 @@ def test_a_few_bytes_that_claim_to_be_huge_cost_nothing(side_px: int) -> None:
     """No memory for their pixels, no warning of Pillow's into the middle of the bars."""
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
-        assert picture.blocks(claimed(side_px), 80, 20) is None
+        assert terminal_image.blocks(claimed(side_px), 80, 20) is None
     assert heard == []
 
 
 def test_a_picture_that_is_huge_is_not_drawn() -> None:
     """Four thousand pixels square is the most; beyond, it is not even unpacked."""
-    assert picture.blocks(flat((4097, 4096)), 80, 20) is None
-    assert picture.blocks(flat((4096, 4096)), 80, 20) is not None
+    assert terminal_image.blocks(flat((4097, 4096)), 80, 20) is None
+    assert terminal_image.blocks(flat((4096, 4096)), 80, 20) is not None
 
 
 def test_what_is_cut_or_scribbled_on_is_not_drawn() -> None:
     """Any beginning of a picture, and one with any byte changed, is drawn or left out."""
     data = flat((16, 16), kind="JPEG")
     for number in range(len(data)):
-        picture.blocks(data[:number], 80, 20)
-        picture.blocks(data[:number] + bytes([data[number] ^ 0xFF]) + data[number + 1 :], 80, 20)
-    assert picture.blocks(data[:100], 80, 20) is None
+        terminal_image.blocks(data[:number], 80, 20)
+        terminal_image.blocks(
+            data[:number] + bytes([data[number] ^ 0xFF]) + data[number + 1 :], 80, 20
+        )
+    assert terminal_image.blocks(data[:100], 80, 20) is None
 
 
 @pytest.mark.parametrize("bomb", [False, True])
@@ -221,11 +224,11 @@ def test_pillow_says_nothing_into_the_bars(bomb: bool) -> None:
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         for _ in range(2):
-            drawn = picture.blocks(claimed(11_000) if bomb else spoilt, 80, 20)
+            drawn = terminal_image.blocks(claimed(11_000) if bomb else spoilt, 80, 20)
             assert (drawn is None) is bomb
         warnings.filterwarnings("error", module="somebody")
         filters = [*warnings.filters]
-        picture.blocks(spoilt, 80, 20)
+        terminal_image.blocks(spoilt, 80, 20)
         assert [*warnings.filters] == filters
     assert heard == []
 
@@ -354,7 +357,7 @@ def test_a_picture_that_cannot_be_had_is_only_told(capsys: pytest.CaptureFixture
     """Nobody listens at its URL, or there is none: the command goes on."""
     nowhere = f"http://{embedded.LOOPBACK}:{embedded.free_port()}/x.png"
     for link, why in ((nowhere, "could not fetch"), (None, "presigns nothing")):
-        report._show(result(link, b""), None, Preview.BLOCKS)
+        output._show(result(link, b""), None, Preview.BLOCKS)
         heard = capsys.readouterr()
         assert heard.out == ""
         assert heard.err.startswith(f"not shown: {'' if link else 'the worker '}{why}")

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 #: `prctl`'s request for a signal at the parent's death, from `linux/prctl.h`.
 _PR_SET_PDEATHSIG = 1
 #: The module whose import makes a process the server.
-PRELOAD = "worker.preload"
+PRELOAD = "worker.supervisor.forkserver_preload"
 
 _forks = multiprocessing.get_context("forkserver")
 _server: int | None = None

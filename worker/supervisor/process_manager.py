@@ -11,8 +11,9 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from worker import metrics, restarts
+from worker import metrics
 from worker.exit_codes import INVALID
+from worker.supervisor import restarts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Process(Protocol):
-    """What is known of a process, as `worker.child.Child` has it."""
+    """What is known of a process, as `worker.supervisor.child_process.Child` has it."""
 
     owner: str
     pid: int

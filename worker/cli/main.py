@@ -13,10 +13,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from worker import ask, logs
+from worker import logs
+from worker.cli import client
+from worker.cli.console import console, fail, or_exit, printable
+from worker.cli.console import settings as read_settings
 from worker.exit_codes import FAILED, INVALID
-from worker.terminal import console, fail, or_exit, printable
-from worker.terminal import settings as read_settings
 
 app = typer.Typer(
     name="sag-worker",
@@ -24,7 +25,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.add_typer(ask.app)
+app.add_typer(client.app)
 
 
 @app.command()
@@ -45,7 +46,8 @@ def run(
         folder = tempfile.mkdtemp(prefix="sag-metrics-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-    from worker import metrics, supervisor  # noqa: PLC0415  # see above
+    from worker import metrics  # noqa: PLC0415  # see above
+    from worker.supervisor import supervisor  # noqa: PLC0415  # see above
 
     if gpu and device not in (None, "auto"):
         fail("give --gpu or --device, not both", INVALID)
@@ -67,7 +69,7 @@ def work(name: str = "worker", owner: str | None = None, parent: int | None = No
     from worker.app import work as be_worker  # noqa: PLC0415  # Celery's worker side
 
     if parent is not None:
-        from worker.child import end_with_parent  # noqa: PLC0415  # as above
+        from worker.supervisor.child_process import end_with_parent  # noqa: PLC0415  # as above
 
         end_with_parent(parent)
     sys.exit(be_worker(read_settings(), name, owner))
@@ -76,7 +78,7 @@ def work(name: str = "worker", owner: str | None = None, parent: int | None = No
 @app.command()
 def health() -> None:
     """Ask this host's workers through the broker; status 0 when all that answer would work."""
-    from worker.health import answering  # noqa: PLC0415  # Celery's own side
+    from worker.cli.health import answering  # noqa: PLC0415  # Celery's own side
 
     workers = or_exit(lambda: answering(read_settings()))
     if not workers:
@@ -90,7 +92,7 @@ def health() -> None:
 @app.command()
 def doctor() -> None:
     """Look at Redis, S3, clocks, device, models and memory: what works, and how to fix the rest."""
-    from worker.doctor import examine  # noqa: PLC0415  # what only this command needs
+    from worker.doctor.checks import examine  # noqa: PLC0415  # what only this command needs
 
     well = True
     for finding in examine(read_settings()):
@@ -110,7 +112,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("demo-output"),
 ) -> None:
     """Start Redis, S3 and a worker on this machine, make pictures, stop it all."""
-    from worker.demo import run_demo  # noqa: PLC0415  # what only this command needs
+    from worker.cli.demo import run_demo  # noqa: PLC0415  # what only this command needs
 
     sys.exit(run_demo(prompt, out, console))
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import gc
 import importlib
 
-from worker import child
+from worker.supervisor import child_process
 
-child.be_the_server()
+child_process.be_the_server()
 for _name in (
     "celery.bin.celery",
     "celery.apps.worker",
-    "worker.cli",
+    "worker.cli.main",
     "worker.app",
     "worker.engine.image",
     "worker.engine.models",

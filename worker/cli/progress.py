@@ -31,8 +31,8 @@ from api_contracts.events import (
 )
 from api_contracts.events import Progress as Step
 from api_contracts.follow import outcome
-from worker.gallery import Gallery
-from worker.terminal import printable
+from worker.cli.console import printable
+from worker.cli.gallery import Gallery
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

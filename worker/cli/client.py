@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from worker import report, wanted
-from worker.dead import DeadLetters
+from worker.cli import output, request_sources
+from worker.cli.console import client, fail, or_exit, printable, settings
+from worker.cli.dead_letters import DeadLetters
+from worker.cli.terminal_image import Preview
 from worker.exit_codes import INVALID
-from worker.picture import Preview
-from worker.terminal import client, fail, or_exit, printable, settings
 
 app = typer.Typer()
 dead = typer.Typer(help="Tasks that no worker could finish.", no_args_is_help=True)
@@ -91,14 +91,14 @@ def submit(  # noqa: PLR0913  # a flag for each thing that people set by hand
 
     def requests() -> list[dict[str, Any]]:
         if request is not None:
-            found = wanted.from_json(request)
+            found = request_sources.from_json(request)
         elif prompts is not None:
-            found = wanted.from_prompts(prompts)
+            found = request_sources.from_prompts(prompts)
         elif from_image is not None:
-            found = [wanted.from_picture(from_image)]
+            found = [request_sources.from_picture(from_image)]
         else:
             found = [{"prompt": prompt}]
-        return wanted.with_flags(found, given, set_ or [])
+        return request_sources.with_flags(found, given, set_ or [])
 
     found = or_exit(requests)
     ids = [task_id] if task_id is not None else None
@@ -108,7 +108,7 @@ def submit(  # noqa: PLR0913  # a flag for each thing that people set by hand
             print(json.dumps({"task_id": handle.task_id}) if machine else handle.task_id)
         sys.stdout.flush()
         if wait or out:
-            report.follow(handles, out, preview, machine=machine)
+            output.follow(handles, out, preview, machine=machine)
 
 
 @app.command()
@@ -123,7 +123,7 @@ def watch(
     with client() as asked:
         handle = or_exit(lambda: asked.handle(task_id))
         or_exit(handle.status)
-        report.follow([handle], out, preview, machine=machine)
+        output.follow([handle], out, preview, machine=machine)
 
 
 @app.command()
@@ -136,7 +136,7 @@ def cancel(task_id: str) -> None:
 @app.command()
 def queue(*, machine: Machine = False) -> None:
     """How many messages wait, by model and priority, and what each worker is doing."""
-    from worker import health  # noqa: PLC0415  # Celery's own side
+    from worker.cli import health  # noqa: PLC0415  # Celery's own side
 
     found = settings()
     queues = or_exit(lambda: health.depths(found))

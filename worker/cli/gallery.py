@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from worker import picture
+from worker.cli import terminal_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,11 +36,11 @@ class Gallery:
 
     def put(self, number: int, url: str) -> None:
         """Draw the preview of task `number`; nothing where it can't be read or has no room."""
-        data = picture.from_data_url(url) if self._rows >= LEAST_ROWS else None
+        data = terminal_image.from_data_url(url) if self._rows >= LEAST_ROWS else None
         if data is None:
             return
-        most_px = picture.MOST_PREVIEW_PX
-        if (drawn := picture.blocks(data, 2 * self._rows, self._rows, most_px)) is not None:
+        most_px = terminal_image.MOST_PREVIEW_PX
+        if (drawn := terminal_image.blocks(data, 2 * self._rows, self._rows, most_px)) is not None:
             self._drawn[number] = drawn
 
     def drop(self, number: int) -> None:

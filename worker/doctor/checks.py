@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from worker import devices, model_files, servers
+from worker import devices
 from worker.config.models import is_hub_id
-from worker.finding import Finding, no_extra
+from worker.doctor import model_files, servers
+from worker.doctor.finding import Finding, no_extra
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

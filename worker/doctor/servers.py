@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import NoPermissionError, RedisError
 
 from api_contracts.connection import connect_impatiently
+from worker.doctor.finding import Finding, no_extra
 from worker.errors import StorageUnavailable
-from worker.finding import Finding, no_extra
 from worker.messages import UNACKED
 from worker.storage import Storage
 

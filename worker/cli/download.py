@@ -12,7 +12,7 @@ from http.client import HTTPException
 from typing import TYPE_CHECKING
 
 from api_contracts import GenerationError
-from worker.terminal import printable
+from worker.cli.console import printable
 
 if TYPE_CHECKING:
     from pathlib import Path

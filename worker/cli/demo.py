@@ -10,9 +10,10 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NoReturn
 
 from api_contracts import GenerationClient, GenerationError, GenerationResult
-from worker import download, embedded, progress
+from worker import embedded
+from worker.cli import download, progress
+from worker.cli.console import printable
 from worker.exit_codes import INTERRUPTED
-from worker.terminal import printable
 
 if TYPE_CHECKING:
     from pathlib import Path

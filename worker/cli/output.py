@@ -8,10 +8,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from api_contracts import GenerationError
-from worker import download, picture, progress
+from worker.cli import download, progress, terminal_image
+from worker.cli.console import console, or_exit, printable
+from worker.cli.terminal_image import Preview
 from worker.exit_codes import FAILED
-from worker.picture import Preview
-from worker.terminal import console, or_exit, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,11 +27,11 @@ def follow(
     handles: Sequence[TaskHandle], out: Path | None, preview: Preview, *, machine: bool
 ) -> None:
     """Tell how tasks end; the exit status says whether all succeeded."""
-    way = Preview.NONE if machine else picture.choose(preview, console, os.environ)
+    way = Preview.NONE if machine else terminal_image.choose(preview, console, os.environ)
     if machine:
         ends = [_told(handle) for handle in handles]
     else:
-        drawn = way is not Preview.NONE and picture.can_draw(console)
+        drawn = way is not Preview.NONE and terminal_image.can_draw(console)
         ends = or_exit(lambda: progress.follow(handles, console, previews=drawn))
     for handle, end in zip(handles, ends, strict=True):
         if isinstance(end, GenerationError):
@@ -45,7 +45,7 @@ def follow(
                 print(json.dumps({"file": str(path)}) if machine else path)
             elif not machine:
                 print(printable(image.url or image.key))
-            if way is not Preview.NONE and image.key.endswith(picture.SUFFIXES):
+            if way is not Preview.NONE and image.key.endswith(terminal_image.SUFFIXES):
                 _show(image, path, way)
     if any(isinstance(end, GenerationError) for end in ends):
         sys.exit(FAILED)
@@ -60,12 +60,12 @@ def _show(image: ImageResult, path: Path | None, way: Preview) -> None:
         told = printable(f"not shown: {error}")
         console.print(told, style="dim", markup=False, soft_wrap=True)
         return
-    picture.show(data, (image.width, image.height), way, console)
+    terminal_image.show(data, (image.width, image.height), way, console)
 
 
 def _data(image: ImageResult, path: Path | None) -> bytes:
-    if image.bytes > picture.MOST_BYTES:
-        most_mib = picture.MOST_BYTES >> 20
+    if image.bytes > terminal_image.MOST_BYTES:
+        most_mib = terminal_image.MOST_BYTES >> 20
         message = f"{image.key} has {image.bytes} bytes; shown are at most {most_mib} MiB"
         raise GenerationError(message)
     return path.read_bytes() if path else download.fetch(image, SHOW_S)

@@ -10,9 +10,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from worker import devices, recovery
-from worker.child import Child
-from worker.crew import Crew
-from worker.orphans import Orphans
+from worker.supervisor.child_process import Child
+from worker.supervisor.orphaned_work import Orphans
+from worker.supervisor.process_manager import Crew
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
