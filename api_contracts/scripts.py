@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 @cache
 def text(package: str, name: str) -> str:
     """The script `name`.lua of `package`, with the shared text before it."""
-    shared = files("api_contracts").joinpath("append_event.lua").read_text()
-    return shared + files(package).joinpath(f"{name}.lua").read_text()
+    shared = files("api_contracts").joinpath("lua", "append_event.lua").read_text()
+    return shared + files(package).joinpath("lua", f"{name}.lua").read_text()
 
 
 @cache

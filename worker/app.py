@@ -21,12 +21,13 @@ from api_contracts.names import (
     queue_name,
 )
 from api_contracts.records import Records
-from worker import logs, remote_control
+from worker import logs
+from worker.broker import remote_control
+from worker.broker.held_messages import MARGIN_S
 from worker.config.environment import read, unknown_variables
-from worker.messages import MARGIN_S
-from worker.open_tasks import priority_of
+from worker.execution.celery_task import Generate
+from worker.recovery.open_tasks import priority_of
 from worker.runtime import Process
-from worker.tasks import Generate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,10 +61,10 @@ def _configuration(settings: Settings) -> dict[str, Any]:
     queues = [queue_name(alias) for alias in settings.models]
     return {
         "broker_url": settings.broker_url.get_secret_value(),
-        "result_backend": f"worker.results:Backend+{settings.results.get_secret_value()}",
+        "result_backend": f"worker.broker.results:Backend+{settings.results.get_secret_value()}",
         # Neither a message nor an outage may end the worker or keep a slot: see their modules.
-        "broker_transport": "worker.transport:Transport",
-        "worker_consumer": "worker.intake:TolerantConsumer",
+        "broker_transport": "worker.broker.transport:Transport",
+        "worker_consumer": "worker.broker.validate_message:TolerantConsumer",
         "accept_content": ["json"],
         "task_serializer": "json",
         "result_serializer": "json",
@@ -72,7 +73,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "task_create_missing_queues": False,
         # A thread for each slot and one engine thread that owns the device: uploads overlap
         # denoising, and the model stays loaded.
-        "worker_pool": "worker.pool:TaskPool",
+        "worker_pool": "worker.broker.pool:TaskPool",
         "worker_concurrency": settings.slots,
         # A message is acknowledged when its task has ended, and none is taken that can't start.
         "task_acks_late": True,

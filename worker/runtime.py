@@ -11,23 +11,24 @@ from typing import TYPE_CHECKING, Any
 from celery.worker import state
 
 from api_contracts.connection import connect, connect_impatiently
-from worker import devices, metrics, recovery
-from worker.attempt import Attempts
-from worker.celery_state import CeleryState
-from worker.claims import Claims
+from worker import devices, metrics
+from worker.broker.held_messages import Messages
 from worker.engine.engine import Engine
-from worker.execute import Executor
+from worker.execution.artifacts import Shelf
+from worker.execution.attempt import Attempts
+from worker.execution.executor import Executor
 from worker.exit_codes import DEVICE_FAILED
-from worker.lease import RENEWALS, Lease
-from worker.messages import Messages
-from worker.publisher import Publisher
-from worker.pusher import Pusher
-from worker.reconciler import Reconciler
-from worker.replies import Replies
-from worker.shelf import Shelf
+from worker.push.celery_replies import Replies
+from worker.push.pusher import Pusher
+from worker.push.webhooks import Webhooks
+from worker.record.celery_state import CeleryState
+from worker.record.event_publisher import Publisher
+from worker.record.task_record import Claims
+from worker.recovery import release
+from worker.recovery.lease import RENEWALS, Lease
+from worker.recovery.reconciler import Reconciler
+from worker.recovery.watchdog import Watchdog
 from worker.storage import Storage
-from worker.watchdog import Watchdog
-from worker.webhooks import Webhooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -160,7 +161,7 @@ class Process:
     def _give_back(self) -> None:
         """Give back all tasks of a process that hangs, and their messages."""
         self.executor.give_back(f"a step lasted longer than {self._settings.step_timeout_s:g} s")
-        recovery.give_back(self._settings, self._owner, "stall")
+        release.give_back(self._settings, self._owner, "stall")
 
 
 def drain_s(asked_s: Sequence[float], timeout_s: float) -> float:

@@ -17,7 +17,7 @@ ZOMBIE = """
 import sys
 from redis import Redis
 from api_contracts.names import Keys
-from worker.claims import Claims
+from worker.record.task_record import Claims
 redis = Redis.from_url(sys.argv[1], protocol=2)
 keys = Keys(sys.argv[2])
 old, new = (Claims(redis, keys, name, record_ttl_s=60, lease_s=9) for name in ("old", "new"))

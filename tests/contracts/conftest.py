@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from worker.claims import Claims
+    from worker.record.task_record import Claims
 
 
 @pytest.fixture

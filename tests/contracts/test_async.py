@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
 
-    from worker.claims import Claims
+    from worker.record.task_record import Claims
 
 TASKS, STEPS = 200, 12
 PATIENCE_S = 60.0

@@ -13,7 +13,7 @@ from tests.record.owners import ERROR, PROGRESS, kinds, opened, record, take, to
 if TYPE_CHECKING:
     from redis import Redis
 
-    from worker.claims import Claims
+    from worker.record.task_record import Claims
 
 
 def test_a_waiting_task_ends_at_once(

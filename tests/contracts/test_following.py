@@ -24,7 +24,7 @@ from tests.record.owners import ERROR, PROGRESS, RESULT, take, until
 if TYPE_CHECKING:
     from redis import Redis
 
-    from worker.claims import Claims
+    from worker.record.task_record import Claims
 
 ENDS: dict[TaskStatus, dict[str, Any]] = {
     TaskStatus.SUCCEEDED: {"result": RESULT},

@@ -18,8 +18,8 @@ from api_contracts import schemas
 from api_contracts.events import EVENT
 from api_contracts.parse import parse_request
 from tests.record.mail import celery_takes, fault_in
-from worker.intake import put_in_order
-from worker.transport import envelope
+from worker.broker.transport import envelope
+from worker.broker.validate_message import put_in_order
 
 GOLDEN = Path(__file__).parent / "golden"
 SENDERS = ["client", "celery-python", "celery-node", "raw"]

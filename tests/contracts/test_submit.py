@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from worker.claims import Claims
+    from worker.record.task_record import Claims
 
 
 def messages(redis: Redis, model: str) -> list[dict[str, Any]]:

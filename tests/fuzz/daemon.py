@@ -20,8 +20,8 @@ from tests.fuzz import mail
 from tests.fuzz.campaign import resident_mib
 from tests.fuzz.desk import Desk, can_be_answered
 from worker import embedded
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX
 from worker.config.models import SHIPPED_MODEL
-from worker.messages import UNACKED, UNACKED_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -26,21 +26,21 @@ from api_contracts.connection import connect
 from api_contracts.errors import GenerationFailed
 from api_contracts.events import EVENT, Failed
 from api_contracts.names import TASK_NAME, is_task_id, queue_name
-from worker.claims import Claims
+from worker.broker.held_messages import MAX_MESSAGE_BYTES
+from worker.broker.transport import Channel
+from worker.broker.validate_message import WANTS_RESULT, put_in_order
 from worker.config.settings import Settings
-from worker.execute import Executor
-from worker.intake import WANTS_RESULT, put_in_order
-from worker.messages import MAX_MESSAGE_BYTES
+from worker.execution.celery_task import Generate
+from worker.execution.executor import Executor
+from worker.execution.outcome import Cancelled
 from worker.metrics import REJECTED
-from worker.outcome import Cancelled
-from worker.tasks import Generate
-from worker.transport import Channel
+from worker.record.task_record import Claims
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from api_contracts.events import Event
-    from worker.orders import Order
+    from worker.execution.resolved_request import Order
 
 QUEUE = queue_name("default")
 #: Largest event that answers a refused message, in bytes.

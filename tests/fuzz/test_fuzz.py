@@ -15,7 +15,7 @@ from tests.fuzz import mail, odd
 from tests.fuzz.campaign import decode
 from tests.fuzz.daemon import BATCH, bombard, daemon
 from tests.fuzz.desk import Desk
-from worker.messages import MAX_MESSAGE_BYTES
+from worker.broker.held_messages import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,11 +16,12 @@ from redis.exceptions import NoPermissionError, RedisError
 from api_contracts import GenerationClient, GenerationFailed, ServiceUnavailable, TaskStatus
 from api_contracts.connection import connect
 from tests.hostile.guarded import ACL, USERS, filled_in, introduced, until
-from worker import embedded, recovery
+from worker import embedded
+from worker.broker.held_messages import Messages
 from worker.cli.dead_letters import DeadLetters
 from worker.config.settings import Settings
-from worker.messages import Messages
-from worker.reconciler import Reconciler
+from worker.recovery import release
+from worker.recovery.reconciler import Reconciler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -155,7 +156,7 @@ def test_what_is_lost_is_found(quiet: Guarded) -> None:
             held = json.dumps([{"headers": {"id": "lost"}}, "", "generate.nobodys"])
             operator.hset("sag.unacked", f"{owner}/x", held)
             operator.zadd("sag.unacked_index", {f"{owner}/x": 0})
-        assert recovery.give_back(settings, "host:2") == 1
+        assert release.give_back(settings, "host:2") == 1
         reconciler.start()
         try:
             until(lambda: sent == ["late"])
@@ -187,7 +188,9 @@ def test_every_command_of_a_script_is_given() -> None:
     given = {line.split()[1]: line.split() for line in ACL.read_text().splitlines()}
     root = ACL.parents[2]
     for folder, users in (("api_contracts", ("worker", "producer")), ("worker", ("worker",))):
-        for script in (root / folder).glob("*.lua"):
+        scripts = list((root / folder).rglob("*.lua"))
+        assert scripts
+        for script in scripts:
             called = {name.lower() for name in re.findall(r"call\('(\w+)'", script.read_text())}
             for user in users:
                 assert {f"+{name}" for name in called} <= {*given[user]}, script.name

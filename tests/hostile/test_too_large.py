@@ -15,8 +15,8 @@ from api_contracts.parse import parse_request
 from api_contracts.request import MAX_METADATA_BYTES, MAX_PROMPT_CHARS
 from tests.fuzz.campaign import resident_mib
 from tests.fuzz.mail import calls, message
-from worker.intake import put_in_order
-from worker.messages import MAX_MESSAGE_BYTES, UNACKED
+from worker.broker.held_messages import MAX_MESSAGE_BYTES, UNACKED
+from worker.broker.validate_message import put_in_order
 from worker.metrics import REJECTED
 
 if TYPE_CHECKING:
@@ -35,7 +35,9 @@ class Taker:
     def __init__(self, url: str, model: str) -> None:
         self.got: list[Message] = []
         self.connection = Connection(
-            url, transport="worker.transport:Transport", transport_options=names.TRANSPORT_OPTIONS
+            url,
+            transport="worker.broker.transport:Transport",
+            transport_options=names.TRANSPORT_OPTIONS,
         )
         self.channel = self.connection.channel()
         self.channel.basic_consume(

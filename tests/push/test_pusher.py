@@ -20,19 +20,20 @@ from api_contracts.pushes import MESSAGE_ID_PATTERN
 from tests.push.receiver import Receiver, receiver
 from tests.record.owners import TTL_S, take, worker
 from tests.wire import faults
-from worker import pusher, pushes
 from worker.config.push_targets import ReplyTarget
 from worker.errors import NotPushed
-from worker.pusher import Pusher
-from worker.replies import Replies
-from worker.webhooks import Webhooks
+from worker.push import pusher
+from worker.push.celery_replies import Replies
+from worker.push.pusher import Pusher
+from worker.push.webhooks import Webhooks
+from worker.record import push_queue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from redis import Redis
 
-    from worker.claims import Claims
+    from worker.record.task_record import Claims
 
 SECRET = SecretStr("whsec_" + "c2Vj" * 8)
 TARGET = ReplyTarget(queue="shop", task="shop.picture_done")
@@ -182,7 +183,7 @@ def test_pauses_grow_up_to_a_limit(claims: Claims) -> None:
     made = Pusher(claims.pushes, None, None, 1e9)  # type: ignore[arg-type]  # nobody is asked
     why = NotPushed("no")
     for tries, longest_s in ((0, 1), (1, 2), (5, 32), (50, 300), (10**6, 300)):
-        due = pushes.Due("t", PushKind.WEBHOOK, Push(state="waiting", tries=tries), "", 1, b"")
+        due = push_queue.Due("t", PushKind.WEBHOOK, Push(state="waiting", tries=tries), "", 1, b"")
         _, again_s = made._after(due, why)
         assert again_s is not None
         assert longest_s / 2 <= again_s <= longest_s
@@ -233,7 +234,7 @@ def test_who_dies_over_it_leaves_it_to_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """What was taken and never settled is due again when it was held long enough."""
-    monkeypatch.setattr(pushes, "HOLD_S", 0.3)
+    monkeypatch.setattr(push_queue, "HOLD_S", 0.3)
     end(client, claims, "orphan", webhook=hook.origin)
     (taken,) = claims.pushes.take(10)
     assert (taken.task_id, taken.target) == ("orphan", hook.origin)
@@ -265,7 +266,7 @@ def test_no_more_threads_is_no_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A push that no thread could be had for is made later."""
-    monkeypatch.setattr(pushes, "HOLD_S", 0.1)
+    monkeypatch.setattr(push_queue, "HOLD_S", 0.1)
     real = threading.Thread.start
     refused: list[threading.Thread] = []
 
@@ -289,7 +290,7 @@ def test_no_more_threads_is_no_end(
         b"[" * 3000,
         json.dumps({**examples.EVENTS["succeeded"], "task_id": "another"}).encode(),
         json.dumps({**examples.EVENTS["progress"], "task_id": "forged"}).encode(),
-        json.dumps({"x": "y" * pushes.MAX_EVENT_BYTES}).encode(),
+        json.dumps({"x": "y" * push_queue.MAX_EVENT_BYTES}).encode(),
     ],
     ids=["no JSON", "deep", "another's", "no end", "large"],
 )

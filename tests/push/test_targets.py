@@ -12,7 +12,7 @@ from api_contracts import InvalidRequest
 from api_contracts.parse import parse_request
 from worker.config.settings import Settings
 from worker.errors import BadRequest
-from worker.orders import Order
+from worker.execution.resolved_request import Order
 
 SECRET = "whsec_" + "c2Vj" * 8
 HOSTS = ["hooks.example.com", "other.example.com:8443", "http://10.0.0.7:8000"]

@@ -15,9 +15,9 @@ from pydantic import SecretStr
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from tests.push.receiver import Receiver, receiver
-from worker import webhooks
 from worker.errors import NotPushed
-from worker.webhooks import Webhooks, is_public
+from worker.push import webhooks
+from worker.push.webhooks import Webhooks, is_public
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -76,7 +76,7 @@ def test_receivers_can_verify_who_it_was(hook: Receiver) -> None:
 
 def test_a_signature_is_of_its_time(hook: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is sent again an hour later by somebody else is refused by the receiver's library."""
-    monkeypatch.setattr("worker.webhooks.time.time", lambda real=time.time: real() - 3600)
+    monkeypatch.setattr("worker.push.webhooks.time.time", lambda real=time.time: real() - 3600)
     poster([hook.origin]).post(hook.origin, "id-1.7", BODY)
     with pytest.raises(WebhookVerificationError, match="too old"):
         Webhook(SECRET).verify(BODY, hook.wait(1)[0].headers)

@@ -9,7 +9,7 @@ from kombu import Connection
 
 from api_contracts import names
 from api_contracts.scripts import load
-from worker.messages import MAX_MESSAGE_BYTES, UNACKED, UNACKED_INDEX, new_tag
+from worker.broker.held_messages import MAX_MESSAGE_BYTES, UNACKED, UNACKED_INDEX, new_tag
 
 if TYPE_CHECKING:
     from kombu.message import Message
@@ -60,7 +60,7 @@ def ids_waiting(redis: Redis, model: str) -> list[str]:
 def taken(redis: Redis, owner: str, model: str, lease_s: float = 30.0) -> str:
     """Take a model's next message, as a process whose thread is at its looks; gives its tag."""
     tag, lists = new_tag(owner), names.queue_lists(model)
-    answer = load(redis, "worker", "take")(
+    answer = load(redis, "worker.broker", "take")(
         keys=[UNACKED, UNACKED_INDEX, *lists],
         args=[tag, lease_s, MAX_MESSAGE_BYTES, *([names.queue_name(model)] * len(lists))],
     )
@@ -82,7 +82,7 @@ class Box:
         self.queues, self.owner = [names.queue_name(each) for each in models or (owner,)], owner
         self.connection = Connection(
             url,
-            transport="worker.transport:Transport",
+            transport="worker.broker.transport:Transport",
             transport_options={**names.TRANSPORT_OPTIONS, "owner": owner, **options},
         )
         self.channel = self.connection.channel()

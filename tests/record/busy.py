@@ -7,23 +7,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tests.record.owners import LEASE_S
-from worker.attempt import Attempts
-from worker.celery_state import CeleryState
+from worker.broker.held_messages import Messages
 from worker.config.models import ModelSpec
 from worker.config.settings import Settings
-from worker.delivery import Delivery
 from worker.engine.engine import Engine
 from worker.errors import ModelLoadFailed
-from worker.execute import Executor
-from worker.lease import Lease
-from worker.messages import Messages
-from worker.publisher import Publisher
-from worker.shelf import Shelf
+from worker.execution.artifacts import Shelf
+from worker.execution.attempt import Attempts
+from worker.execution.delivery import Delivery
+from worker.execution.executor import Executor
+from worker.record.celery_state import CeleryState
+from worker.record.event_publisher import Publisher
+from worker.recovery.lease import Lease
 from worker.storage import Storage
 
 if TYPE_CHECKING:
-    from worker.claims import Claims
-    from worker.outcome import Outcome
+    from worker.execution.outcome import Outcome
+    from worker.record.task_record import Claims
 
 WAIT_S = 30
 

@@ -10,7 +10,7 @@ from celery.worker.request import Request
 from kombu.message import Message
 
 from api_contracts import names
-from worker.intake import UNREADABLE
+from worker.broker.validate_message import UNREADABLE
 
 HEADERS: dict[str, Any] = {"task": names.TASK_NAME, "id": "t"}
 BODY = json.dumps([[], {"request": {"prompt": "x"}}, {"callbacks": None}])

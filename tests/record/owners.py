@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from worker.claims import Claim, Claims, Ended, Held
+from worker.record.task_record import Claim, Claims, Ended, Held
 
 if TYPE_CHECKING:
     from collections.abc import Callable

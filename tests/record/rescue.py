@@ -6,8 +6,8 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from tests.record.owners import LEASE_S, TTL_S
-from worker.messages import Messages
-from worker.reconciler import Reconciler
+from worker.broker.held_messages import Messages
+from worker.recovery.reconciler import Reconciler
 
 if TYPE_CHECKING:
     from redis import Redis

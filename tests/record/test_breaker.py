@@ -7,8 +7,16 @@ import pytest
 from api_contracts.errors import ErrorCode, TaskError
 from api_contracts.result import GenerationResult
 from tests.record.owners import RESULT
-from worker.breaker import LIMIT, Breaker
-from worker.outcome import Cancelled, Dropped, Expired, Failed, Outcome, Requeued, Succeeded
+from worker.execution.circuit_breaker import LIMIT, Breaker
+from worker.execution.outcome import (
+    Cancelled,
+    Dropped,
+    Expired,
+    Failed,
+    Outcome,
+    Requeued,
+    Succeeded,
+)
 
 FAULT = "a fault of the worker (OSError)"
 ERROR = TaskError(code=ErrorCode.INTERNAL, message=FAULT, retryable=True)

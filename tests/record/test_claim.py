@@ -19,7 +19,7 @@ from tests.record.owners import (
     told,
     worker,
 )
-from worker.claims import Ended, Held
+from worker.record.task_record import Ended, Held
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.claims import Claims
+    from worker.record.task_record import Claims
 
 
 def submitted_long_ago(redis: Redis, keys: Keys, task_id: str) -> None:

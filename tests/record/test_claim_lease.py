@@ -21,7 +21,7 @@ from tests.record.owners import (
     until,
     worker,
 )
-from worker.claims import Claim, Claims, Ended, Held
+from worker.record.task_record import Claim, Claims, Ended, Held
 
 if TYPE_CHECKING:
     from collections.abc import Callable

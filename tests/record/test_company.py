@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.record.owners import until
-from worker.company import Company
 from worker.engine.job import Control, JobStopped, Stop
+from worker.execution.company import Company
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,16 +12,24 @@ from api_contracts.errors import ErrorCode, TaskError
 from api_contracts.result import GenerationResult
 from tests.record.box import waiting
 from tests.record.owners import RESULT, ask, opened, take, take_over, worker
-from worker import endings
-from worker.claims import Ended
 from worker.cli.dead_letters import DeadLetters
-from worker.outcome import Cancelled, Dropped, Expired, Failed, Outcome, Requeued, Succeeded
+from worker.execution import endings
+from worker.execution.outcome import (
+    Cancelled,
+    Dropped,
+    Expired,
+    Failed,
+    Outcome,
+    Requeued,
+    Succeeded,
+)
+from worker.record.task_record import Ended
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.claims import Claims
+    from worker.record.task_record import Claims
 
 DEADLY = {
     ErrorCode.ATTEMPTS_EXHAUSTED,

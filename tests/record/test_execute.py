@@ -9,13 +9,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.record.busy import WAIT_S, Busy
 from tests.record.owners import kinds, record, take, take_over
-from worker import endings
-from worker.breaker import LIMIT
-from worker.claims import Ended
-from worker.delivery import Delivery
-from worker.lease import Lease
-from worker.orders import Order
-from worker.outcome import Cancelled, Dropped, Expired, Failed, Requeued
+from worker.execution import endings
+from worker.execution.circuit_breaker import LIMIT
+from worker.execution.delivery import Delivery
+from worker.execution.outcome import Cancelled, Dropped, Expired, Failed, Requeued
+from worker.execution.resolved_request import Order
+from worker.record.task_record import Ended
+from worker.recovery.lease import Lease
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from api_contracts import GenerationClient
     from api_contracts.names import Keys
-    from worker.claims import Claims
-    from worker.outcome import Outcome
+    from worker.execution.outcome import Outcome
+    from worker.record.task_record import Claims
 
 BROKEN = "model_load_failed: told to"
 
@@ -95,7 +95,11 @@ def test_the_log_tells_what_became_of_a_task(busy: Busy, caplog: pytest.LogCaptu
     busy.first.result(WAIT_S)
     busy.deliver("first").result(WAIT_S)
     busy.executor.execute(Delivery("bad", {"prompt": 5, "secret words": "a"}))
-    lines = [record.getMessage() for record in caplog.records if record.name == "worker.execute"]
+    lines = [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "worker.execution.executor"
+    ]
     assert lines[0].startswith("task first: not run, a duplicate")
     assert lines[1:] == [
         f"task first attempt 1: requeued ({BROKEN})",

@@ -19,9 +19,9 @@ from tests.record.owners import (
     take_over,
     told,
 )
+from worker.broker.held_messages import Messages
 from worker.engine.job import Control, Stop
-from worker.lease import Lease
-from worker.messages import Messages
+from worker.recovery.lease import Lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.claims import Claim, Claims
+    from worker.record.task_record import Claim, Claims
 
 
 def snapshot(redis: Redis, keys: Keys, task_id: str) -> tuple[object, ...]:

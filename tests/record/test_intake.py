@@ -10,7 +10,7 @@ from kombu import Connection
 
 from api_contracts import GenerationClient, names
 from tests.record.mail import HEADERS, celery_takes, fault_in, message
-from worker.intake import NOT_AFTER, put_in_order
+from worker.broker.validate_message import NOT_AFTER, put_in_order
 
 
 def test_a_good_message_passes(client: GenerationClient, redis_url: str, namespace: str) -> None:

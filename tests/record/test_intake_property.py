@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.record.mail import BODY, HEADERS, celery_takes, message
-from worker.intake import put_in_order
+from worker.broker.validate_message import put_in_order
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

@@ -29,10 +29,10 @@ from tests.record.owners import (
     told,
     worker,
 )
-from worker.claims import Claim, Claims, Ended, Held
+from worker.broker.held_messages import Messages
 from worker.engine.job import Control, Stop
-from worker.lease import Lease
-from worker.messages import Messages
+from worker.record.task_record import Claim, Claims, Ended, Held
+from worker.recovery.lease import Lease
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -113,7 +113,7 @@ class World:
 
     def release(self, number: int) -> None:
         """Somebody knows that a process is dead; the leases of others stay."""
-        script = load(self.redis, "worker", "release")
+        script = load(self.redis, "worker.record", "release")
         done = script(keys=[self.keys.task("t")], args=[f"owner{number}"])
         assert done == (self.last_status == "running" and number == self.owner)
         self.lapsed = self.lapsed or bool(done)
@@ -143,7 +143,10 @@ class World:
         """The deadline passes, and the reconciler looks."""
         if self.last_status is not None:
             self.redis.hset(self.keys.task("t"), "deadline_at", "1.0")
-        script, tail = load(self.redis, "worker", "expire"), event_tail("t", "expired", {"step": 0})
+        script, tail = (
+            load(self.redis, "worker.record", "expire"),
+            event_tail("t", "expired", {"step": 0}),
+        )
         keys = [self.keys.task("t"), self.keys.events("t"), self.keys.open]
         done = script(keys=[*keys, self.keys.checkpoint("t")], args=["t", tail, TTL_S])
         assert done == (self.last_status == "queued")
@@ -151,7 +154,7 @@ class World:
     def revive(self) -> None:
         """The reconciler finds no message; it sends one unless somebody is at it."""
         touched: Any = self.redis.zscore(self.keys.open, "t")
-        script = load(self.redis, "worker", "revive")
+        script = load(self.redis, "worker.record", "revive")
         keys = [self.keys.task("t"), self.keys.open]
         found = script(keys=keys, args=["t", repr(touched or 0.0)])
         is_held = self.last_status == "running" and not self.lapsed

@@ -20,11 +20,11 @@ from tests.record.owners import (
     until,
     worker,
 )
-from worker import lease as module
-from worker.claims import Claims, Held
+from worker.broker.held_messages import MARGIN_S, UNACKED, UNACKED_INDEX, Messages
 from worker.engine.job import Control, Stop
-from worker.lease import Lease
-from worker.messages import MARGIN_S, UNACKED, UNACKED_INDEX, Messages
+from worker.record.task_record import Claims, Held
+from worker.recovery import lease as module
+from worker.recovery.lease import Lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

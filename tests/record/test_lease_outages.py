@@ -21,10 +21,10 @@ from tests.record.owners import (
     worker,
 )
 from worker import embedded
-from worker.claims import Held
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX, Messages
 from worker.engine.job import Control, Stop
-from worker.lease import Lease
-from worker.messages import UNACKED, UNACKED_INDEX, Messages
+from worker.record.task_record import Held
+from worker.recovery.lease import Lease
 
 if TYPE_CHECKING:
     from pathlib import Path

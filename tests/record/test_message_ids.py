@@ -10,8 +10,8 @@ import pytest
 
 from api_contracts import names
 from tests.record.box import letter, post, taken
-from worker import messages as module
-from worker.messages import UNACKED, UNACKED_INDEX, Messages
+from worker.broker import held_messages as module
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX, Messages
 
 if TYPE_CHECKING:
     from redis import Redis

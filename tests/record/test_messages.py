@@ -12,7 +12,7 @@ import pytest
 from api_contracts import names
 from tests.record.box import ids_waiting, lapse_all, post, taken, waiting, with_properties
 from tests.record.owners import now_s
-from worker.messages import MARGIN_S, UNACKED, UNACKED_INDEX, Messages, new_tag
+from worker.broker.held_messages import MARGIN_S, UNACKED, UNACKED_INDEX, Messages, new_tag
 
 if TYPE_CHECKING:
     from redis import Redis

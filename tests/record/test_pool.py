@@ -10,7 +10,7 @@ import pytest
 from celery.worker import state
 from redis.exceptions import ReadOnlyError
 
-from worker import pool
+from worker.broker import pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable

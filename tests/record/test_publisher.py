@@ -10,11 +10,11 @@ import pytest
 
 from api_contracts import GenerationClient, TaskStatus
 from tests.record.owners import LEASE_S, PROGRESS, TTL_S, kinds, take, take_over, told, until
-from worker import publisher
-from worker.celery_state import CeleryState
-from worker.claims import Claim, Claims
 from worker.engine.job import Control, Stop
-from worker.publisher import BACKLOG, Publisher
+from worker.record import event_publisher
+from worker.record.celery_state import CeleryState
+from worker.record.event_publisher import BACKLOG, Publisher
+from worker.record.task_record import Claim, Claims
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -158,7 +158,7 @@ def test_release_does_not_wait_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The end of a task waits for its progress only so long."""
-    monkeypatch.setattr(publisher, "FLUSH_S", 0.1)
+    monkeypatch.setattr(event_publisher, "FLUSH_S", 0.1)
     made, claim = publish(stuck), take(stuck, task_id)
     made.watch(claim, Control())
     made.post(claim, "progress", step(1))

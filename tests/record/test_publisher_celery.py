@@ -12,10 +12,11 @@ from celery.exceptions import BackendStoreError
 from api_contracts import GenerationClient, TaskStatus
 from api_contracts.connection import connect
 from tests.record.owners import PROGRESS, kinds, take, take_over, told, until, worker
-from worker import celery_state, embedded
-from worker.celery_state import CeleryState
+from worker import embedded
 from worker.engine.job import Control, Stop
-from worker.publisher import Publisher
+from worker.record import celery_state
+from worker.record.celery_state import CeleryState
+from worker.record.event_publisher import Publisher
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.claims import Claims
+    from worker.record.task_record import Claims
 
 
 def step(number: int) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from tests.record.box import post, taken, waiting
 from tests.record.owners import ask, kinds, lapse, opened, record, take, take_over, told
 from tests.record.rescue import Sent, age, elected
 from worker.app import _configuration, _send
-from worker.claims import Ended
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX, Messages
 from worker.config.settings import Settings
-from worker.messages import UNACKED, UNACKED_INDEX, Messages
-from worker.open_tasks import SLICE, priority_of
+from worker.record.task_record import Ended
+from worker.recovery.open_tasks import SLICE, priority_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.claims import Claims
+    from worker.record.task_record import Claims
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ from api_contracts import names
 from tests.record.box import lapse_all, post, taken
 from tests.record.owners import ask, lapse, take
 from tests.record.rescue import Sent, age, elected
-from worker import messages as module
-from worker.messages import MAX_MESSAGE_BYTES, UNACKED, UNACKED_INDEX, Messages
+from worker.broker import held_messages as module
+from worker.broker.held_messages import MAX_MESSAGE_BYTES, UNACKED, UNACKED_INDEX, Messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from api_contracts import GenerationClient
     from api_contracts.names import Keys
-    from worker.claims import Claims
+    from worker.record.task_record import Claims
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +127,7 @@ def test_a_message_that_cannot_go_back_stays_held(
     redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its list is none, by somebody's doing: it is not lost, and others go back."""
-    monkeypatch.setattr("worker.reconciler.GRACE_S", 0.0)
+    monkeypatch.setattr("worker.recovery.reconciler.GRACE_S", 0.0)
     post(redis, keys.namespace, "bad", priority=9)
     bad = taken(redis, "dead", keys.namespace)
     post(redis, keys.namespace, "good")

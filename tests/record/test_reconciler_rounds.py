@@ -20,15 +20,15 @@ from tests.record.box import ids_waiting, lapse_all, post, taken
 from tests.record.owners import kinds, lapse, opened, take, told, until
 from tests.record.rescue import Sent, age, elected, reconciler
 from worker import embedded
-from worker import reconciler as module
-from worker.messages import UNACKED, UNACKED_INDEX, Messages
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX, Messages
+from worker.recovery import reconciler as module
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from worker.claims import Claims
-    from worker.reconciler import Reconciler
+    from worker.record.task_record import Claims
+    from worker.recovery.reconciler import Reconciler
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_whatever_froze_this_process_may_have_frozen_all(
     age(redis, keys, task_id)
     made = elected(redis, keys, sent)
     clock_s = [time.monotonic()]
-    monkeypatch.setattr("worker.reconciler.time.monotonic", lambda: clock_s[0])
+    monkeypatch.setattr("worker.recovery.reconciler.time.monotonic", lambda: clock_s[0])
     made._awake_s = made._walked_s = clock_s[0]
 
     def freeze(result: list[str]) -> list[str]:

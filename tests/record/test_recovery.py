@@ -10,17 +10,17 @@ from redis.exceptions import RedisError
 
 from tests.record.box import ids_waiting, post, taken, waiting
 from tests.record.owners import ask, record, take, take_over
-from worker.claims import Claim, Held
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX, Messages
 from worker.config.settings import Settings
 from worker.embedded import free_port
-from worker.messages import UNACKED, UNACKED_INDEX, Messages
-from worker.recovery import give_back
+from worker.record.task_record import Claim, Held
+from worker.recovery.release import give_back
 
 if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.claims import Claims
+    from worker.record.task_record import Claims
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from celery import Celery
 
-from worker.results import Backend
+from worker.broker.results import Backend
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 @pytest.fixture
 def backend(redis_url: str) -> Backend:
     """The backend as the worker has it."""
-    app = Celery("judge", set_as_current=False, backend=f"worker.results:Backend+{redis_url}")
+    app = Celery(
+        "judge", set_as_current=False, backend=f"worker.broker.results:Backend+{redis_url}"
+    )
     made = app.backend
     assert isinstance(made, Backend)
     return made

@@ -17,8 +17,9 @@ from redis.exceptions import ResponseError
 from api_contracts import names
 from tests.record.box import GOOD, Box, ids_waiting, letter, post, waiting
 from tests.record.owners import until
-from worker import embedded, transport
-from worker.messages import UNACKED, UNACKED_INDEX, Messages
+from worker import embedded
+from worker.broker import transport
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX, Messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -219,7 +220,7 @@ def test_what_is_no_message_is_dropped_and_counted(  # fixtures
     reason: str,
 ) -> None:
     """It leaves its list, is held by nobody, and the next message is read."""
-    monkeypatch.setattr("worker.transport.MAX_MESSAGE_BYTES", 1600)
+    monkeypatch.setattr("worker.broker.transport.MAX_MESSAGE_BYTES", 1600)
     box, before = boxes(namespace), rejected(reason)
     assert box.take(redis, entry) == []
     assert rejected(reason) == before + 1

@@ -17,14 +17,14 @@ from api_contracts.errors import GenerationExpired, GenerationFailed, TaskError
 from api_contracts.names import TASK_NAME
 from api_contracts.result import GenerationResult
 from tests.record.owners import ERROR, RESULT
-from worker import tasks
-from worker.intake import WANTS_RESULT
-from worker.outcome import Cancelled, Dropped, Expired, Failed, Requeued, Succeeded
-from worker.tasks import Generate
+from worker.broker.validate_message import WANTS_RESULT
+from worker.execution import celery_task
+from worker.execution.celery_task import Generate
+from worker.execution.outcome import Cancelled, Dropped, Expired, Failed, Requeued, Succeeded
 
 if TYPE_CHECKING:
-    from worker.delivery import Delivery
-    from worker.outcome import Outcome
+    from worker.execution.delivery import Delivery
+    from worker.execution.outcome import Outcome
 
 SUCCEEDED = Succeeded(GenerationResult.model_validate(RESULT))
 FAILED = Failed(TaskError.model_validate(ERROR))
@@ -55,7 +55,7 @@ class Desk:
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pause before a message goes back."""
-    monkeypatch.setattr(tasks, "PAUSE_S", 0.0)
+    monkeypatch.setattr(celery_task, "PAUSE_S", 0.0)
 
 
 def task(desk: Any) -> Generate:
@@ -170,7 +170,7 @@ def test_after_a_failure_each_end_is_tried_but_once(monkeypatch: pytest.MonkeyPa
         tries.append(task_id)
         raise RedisConnectionError("away")
 
-    monkeypatch.setattr(tasks, "TELL_S", 0.3)
+    monkeypatch.setattr(celery_task, "TELL_S", 0.3)
     monkeypatch.setattr(made.backend, "store_result", fail)
     for name in ("first", "second", "third"):
         with pytest.raises(Ignore):

@@ -15,9 +15,9 @@ from tests.record.box import GOOD, Box, waiting, with_properties
 from tests.record.mail import celery_takes, fault_in
 from tests.record.test_intake_property import JSON
 from worker import embedded
-from worker.intake import put_in_order
-from worker.messages import Messages
-from worker.transport import COMPRESSED, envelope
+from worker.broker.held_messages import Messages
+from worker.broker.transport import COMPRESSED, envelope
+from worker.broker.validate_message import put_in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,15 +10,15 @@ import time
 import pytest
 
 from tests.record.owners import until
-from worker import watchdog as module
 from worker.exit_codes import STALLED
-from worker.watchdog import Watchdog
+from worker.recovery import watchdog as module
+from worker.recovery.watchdog import Watchdog
 
 #: A process that hangs in a function of this name; Redis hangs with it.
 HANGS = """
 import sys, threading, time
 from worker import log, watchdog
-from worker.watchdog import Watchdog
+from worker.recovery.watchdog import Watchdog
 log.configure("text")
 watchdog.GIVE_BACK_S = 0.2
 began = time.monotonic()

@@ -13,7 +13,7 @@ from redis import Redis
 
 from api_contracts.names import is_task_id
 from tests.service.conftest import END_S, check_events, wait_until
-from worker.messages import UNACKED
+from worker.broker.held_messages import UNACKED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

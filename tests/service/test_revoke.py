@@ -14,7 +14,7 @@ from redis import Redis
 from api_contracts import TaskStatus, names
 from tests.service.conftest import END_S, check_events, wait_for, wait_until
 from worker import embedded
-from worker.messages import UNACKED
+from worker.broker.held_messages import UNACKED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,7 +18,7 @@ from tests.conftest import BUCKET
 from tests.record.owners import record
 from tests.service.conftest import END_S, check_events, wait_for, wait_until
 from worker import embedded
-from worker.messages import UNACKED, UNACKED_INDEX
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

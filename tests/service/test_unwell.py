@@ -16,8 +16,8 @@ from api_contracts import GenerationFailed, TaskStatus
 from tests.service.conftest import END_S, check_events, wait_until
 from tests.service.test_outages import Server
 from worker import embedded
+from worker.broker.held_messages import UNACKED
 from worker.exit_codes import DEVICE_FAILED, STALLED
-from worker.messages import UNACKED
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,7 +12,7 @@ from PIL import Image
 from api_contracts import InvalidRequest
 from api_contracts.parse import parse_request
 from worker.cli import request_sources
-from worker.engine import image
+from worker.execution import image_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,7 @@ def picture(folder: Path, index: int, seed: int, **parameters: Any) -> Path:
     }  # fmt: skip
     made: Any = type("Made", (), {"pixels": Image.new("RGB", (8, 8))})
     path = folder / "made.png"
-    path.write_bytes(image.encode(made, "png", origin))
+    path.write_bytes(image_files.encode(made, "png", origin))
     return path
 
 

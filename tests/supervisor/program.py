@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from worker import recovery
 from worker.config.settings import Settings
+from worker.recovery import release
 from worker.supervisor import child_process, supervisor
 
 KIND, FOLDER, GRACE_S = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
@@ -93,7 +93,7 @@ if __name__ == "__main__":
     if (FOLDER / "blind").exists():
         os.pidfd_open = unwatched
     supervisor.GRACE_S = GRACE_S
-    recovery.give_back = lambda *_: 0  # there is no Redis
+    release.give_back = lambda *_: 0  # there is no Redis
     posts = {
         f"gpu{n}": {"CUDA_VISIBLE_DEVICES": f"GPU-{n}", "SAG_DEVICE": "cuda:0"} for n in (1, 2)
     }

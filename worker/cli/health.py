@@ -14,7 +14,7 @@ from api_contracts.errors import ServiceUnavailable
 from api_contracts.names import PRIORITIES, TRANSPORT_OPTIONS
 from api_contracts.queues import lists_of
 from api_contracts.records import reach
-from worker.remote_control import WELL
+from worker.broker.remote_control import WELL
 
 if TYPE_CHECKING:
     from worker.config.settings import Settings

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-#: Key of the text chunk of our pictures; as `worker.engine.image` writes it.
+#: Key of the text chunk of our pictures; as `worker.execution.image_files` writes it.
 PNG_KEY = "sag-worker"
 #: What a request says of its task, and nothing of its pictures.
 _OF_THE_TASK = frozenset(

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import NoPermissionError, RedisError
 
 from api_contracts.connection import connect_impatiently
+from worker.broker.held_messages import UNACKED
 from worker.doctor.finding import Finding, no_extra
 from worker.errors import StorageUnavailable
-from worker.messages import UNACKED
 from worker.storage import Storage
 
 if TYPE_CHECKING:

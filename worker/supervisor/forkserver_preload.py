@@ -16,7 +16,7 @@ for _name in (
     "celery.apps.worker",
     "worker.cli.main",
     "worker.app",
-    "worker.engine.image",
+    "worker.execution.image_files",
     "worker.engine.models",
     "worker.engine.runner",
     "worker.engine.warmup",

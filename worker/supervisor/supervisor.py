@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
-from worker import devices, recovery
+from worker import devices
+from worker.recovery import release
 from worker.supervisor.child_process import Child
 from worker.supervisor.orphaned_work import Orphans
 from worker.supervisor.process_manager import Crew
@@ -71,7 +72,7 @@ def run(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _frame: signals.append(number))
     with ThreadPoolExecutor(1, "give-back") as beside:
-        orphans = Orphans(partial(recovery.give_back, settings), beside.submit)
+        orphans = Orphans(partial(release.give_back, settings), beside.submit)
         grace_s = settings.drain_timeout_s + GRACE_S
         crew = Crew(
             children,

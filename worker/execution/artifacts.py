@@ -11,9 +11,9 @@ from api_contracts.result import GenerationResult, ImageResult, Timings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from worker.claims import Claim
     from worker.engine.job import Job, JobResult, Picture
-    from worker.orders import Order
+    from worker.execution.resolved_request import Order
+    from worker.record.task_record import Claim
     from worker.storage import Storage
 
 
@@ -89,10 +89,10 @@ class Shelf:
         picture: Picture,
         is_ours: Callable[[], bool],
     ) -> ImageResult:
-        from worker.engine import image  # noqa: PLC0415  # numpy and Pillow, with the first picture
+        from worker.execution import image_files  # noqa: PLC0415  # numpy and Pillow, with the first picture
 
         output_type = order.complete.output_type
-        ending, content_type = image.FORMATS[output_type]
+        ending, content_type = image_files.FORMATS[output_type]
         origin = {
             "request": order.origin,
             "parameters": _used(order, made),
@@ -100,7 +100,7 @@ class Shelf:
             "seed": picture.seed,
             "versions": made.versions,
         }
-        data = image.encode(picture, output_type, origin)
+        data = image_files.encode(picture, output_type, origin)
         key = self._storage.key(order.task_id, f"{number}.{ending}")
         return ImageResult(
             key=key,

@@ -15,8 +15,8 @@ from worker.engine.job import Control, Stop
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from worker.celery_state import CeleryState
-    from worker.claims import Claim, Claims
+    from worker.record.celery_state import CeleryState
+    from worker.record.task_record import Claim, Claims
 
 logger = logging.getLogger(__name__)
 

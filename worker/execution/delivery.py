@@ -11,7 +11,7 @@ from api_contracts.errors import InvalidRequest
 from api_contracts.parse import parse_request
 from api_contracts.pushes import PushKind
 from worker.errors import BadRequest, TaskFault
-from worker.orders import Order
+from worker.execution.resolved_request import Order
 
 if TYPE_CHECKING:
     from api_contracts.errors import Fault, TaskError

@@ -18,13 +18,13 @@ from api_contracts.pushes import MAX_TRIES, Push, PushKind, PushState, message_i
 from api_contracts.request import ReplyTo
 from worker import metrics
 from worker.errors import NotPushed
-from worker.pushes import HOLD_S
+from worker.record.push_queue import HOLD_S
 from worker.redis_retry import persist
 
 if TYPE_CHECKING:
-    from worker.pushes import Due, Pushes
-    from worker.replies import Replies
-    from worker.webhooks import Webhooks
+    from worker.push.celery_replies import Replies
+    from worker.push.webhooks import Webhooks
+    from worker.record.push_queue import Due, Pushes
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from api_contracts.pushes import PushKind
 from api_contracts.records import metadata_of
 from api_contracts.scripts import event_tail, load
-from worker.pushes import Pushes
+from worker.record.push_queue import Pushes
 from worker.redis_retry import persist
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Claims:
         self._ttl_s, self._lease_s = record_ttl_s, lease_s
         self.pushes = Pushes(redis, keys, record_ttl_s)
         self._claim, self._append, self._finish, self._requeue, self._checkpoint, self._close = (
-            load(redis, "worker", name)
+            load(redis, "worker.record", name)
             for name in ("claim", "append", "finish", "requeue", "checkpoint", "close")
         )
 

@@ -9,12 +9,12 @@ import threading
 from typing import TYPE_CHECKING
 
 from api_contracts.errors import ErrorCode
-from worker.outcome import Failed, Requeued, Succeeded
+from worker.execution.outcome import Failed, Requeued, Succeeded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from worker.outcome import Outcome
+    from worker.execution.outcome import Outcome
 
 #: Tasks that fail one after the other, none succeeding between them, before it is the process.
 LIMIT = 3

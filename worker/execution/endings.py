@@ -9,7 +9,15 @@ from api_contracts.errors import ErrorCode, TaskError
 from api_contracts.events import TaskStatus
 from api_contracts.result import GenerationResult
 from worker.engine.job import JobStopped, Stop
-from worker.outcome import Cancelled, Dropped, Expired, Failed, Outcome, Requeued, Succeeded
+from worker.execution.outcome import (
+    Cancelled,
+    Dropped,
+    Expired,
+    Failed,
+    Outcome,
+    Requeued,
+    Succeeded,
+)
 
 #: Ends that say more of the workers than of the request.
 _DEADLY = frozenset(
@@ -22,7 +30,7 @@ _DEADLY = frozenset(
 )
 
 if TYPE_CHECKING:
-    from worker.claims import Claim, Ended
+    from worker.record.task_record import Claim, Ended
 
 
 def terminal(

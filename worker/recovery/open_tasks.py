@@ -21,7 +21,7 @@ from api_contracts.parse import parse_request
 from api_contracts.pushes import PushKind
 from api_contracts.records import metadata_of
 from api_contracts.scripts import event_tail, load
-from worker.pushes import WRONG_TYPE, Pushes
+from worker.record.push_queue import WRONG_TYPE, Pushes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +62,7 @@ class OpenTasks:
         self._lease_s, self._ttl_s = lease_s, record_ttl_s
         self._pushes = Pushes(redis, keys, record_ttl_s)
         self._revive, self._expire, self._forget, self._close = (
-            load(redis, "worker", name) for name in ("revive", "expire", "forget", "close")
+            load(redis, "worker.record", name) for name in ("revive", "expire", "forget", "close")
         )
 
     def suspects(self, goes_on: Callable[[], bool]) -> Iterator[tuple[str, Suspect]]:

@@ -18,8 +18,8 @@ from redis.exceptions import LockError, RedisError
 
 from api_contracts.connection import is_away
 from worker import metrics
-from worker.lease import MOST_S
-from worker.open_tasks import OpenTasks, readable
+from worker.recovery.lease import MOST_S
+from worker.recovery.open_tasks import OpenTasks, readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.messages import Messages
-    from worker.open_tasks import Suspect
+    from worker.broker.held_messages import Messages
+    from worker.recovery.open_tasks import Suspect
 
 logger = logging.getLogger(__name__)
 

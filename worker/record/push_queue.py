@@ -62,7 +62,7 @@ class Pushes:
         """`redis` has the records; each lives on until its last push is settled."""
         self._redis, self._keys, self._ttl_s = redis, keys, record_ttl_s
         self._push, self._due, self._pushed = (
-            load(redis, "worker", name) for name in ("push", "due", "pushed")
+            load(redis, "worker.record", name) for name in ("push", "due", "pushed")
         )
 
     def note(self, task_id: str) -> bool:

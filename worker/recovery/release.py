@@ -9,7 +9,7 @@ from api_contracts.connection import connect_impatiently
 from api_contracts.names import is_task_id
 from api_contracts.scripts import load
 from worker import metrics
-from worker.messages import Messages, task_id_of
+from worker.broker.held_messages import Messages, task_id_of
 
 if TYPE_CHECKING:
     from worker.config.settings import Settings
@@ -29,7 +29,7 @@ def give_back(settings: Settings, owner: str, reason: str = "death") -> int:
     broker = connect_impatiently(settings.broker_url.get_secret_value(), ANSWER_S)
     events = connect_impatiently(settings.events.get_secret_value(), ANSWER_S)
     with broker, events:
-        messages, release = Messages(broker), load(events, "worker", "release")
+        messages, release = Messages(broker), load(events, "worker.record", "release")
         number = 0
         for tag in messages.held_by(owner):
             held = messages.held(tag)

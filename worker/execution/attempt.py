@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from worker import endings
-from worker.company import Company
 from worker.engine.job import JobStopped, Stop
 from worker.errors import TaskFault
-from worker.outcome import Failed, Outcome, Succeeded
+from worker.execution import endings
+from worker.execution.company import Company
+from worker.execution.outcome import Failed, Outcome, Succeeded
 from worker.storage import Superseded
 
 if TYPE_CHECKING:
-    from worker.claims import Claim, Claims
     from worker.config.settings import Settings
     from worker.engine.engine import Engine
     from worker.engine.job import Control, JobResult, Step
-    from worker.orders import Order
-    from worker.publisher import Publisher
-    from worker.shelf import Shelf
+    from worker.execution.artifacts import Shelf
+    from worker.execution.resolved_request import Order
+    from worker.record.event_publisher import Publisher
+    from worker.record.task_record import Claim, Claims
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,10 @@ from api_contracts.connection import unavailable
 from api_contracts.errors import Fault, GenerationExpired, GenerationFailed
 from api_contracts.names import TASK_NAME
 from worker import metrics
-from worker.delivery import Delivery
-from worker.intake import NOT_AFTER, UNREADABLE, WANTS_RESULT
-from worker.outcome import (
+from worker.broker.pool import PAUSE_S
+from worker.broker.validate_message import NOT_AFTER, UNREADABLE, WANTS_RESULT
+from worker.execution.delivery import Delivery
+from worker.execution.outcome import (
     Cancelled,
     Dropped,
     Expired,
@@ -25,11 +26,10 @@ from worker.outcome import (
     Requeued,
     Succeeded,
 )
-from worker.pool import PAUSE_S
 from worker.redis_retry import persist
 
 if TYPE_CHECKING:
-    from worker.execute import Executor
+    from worker.execution.executor import Executor
 
 
 logger = logging.getLogger(__name__)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.claims import Claim
-    from worker.messages import Messages
+    from worker.broker.held_messages import Messages
+    from worker.record.task_record import Claim
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Lease:
         """`redis` has the records; `tags` gives the messages that Celery holds."""
         self.lease_s = lease_s
         self._redis, self._keys, self._messages, self._tags = redis, keys, messages, tags
-        self._heartbeat = load(redis, "worker", "heartbeat")
+        self._heartbeat = load(redis, "worker.record", "heartbeat")
         self._held: dict[str, tuple[Claim, Control]] = {}
         self._lock, self._closed = threading.Lock(), threading.Event()
         #: A task was claimed: its message's lease is to outlast its own from now on.

@@ -44,7 +44,7 @@ class Messages:
         """`redis` is a connection to the broker."""
         self.redis = redis
         self._renew, self._put_back, self._waiting = (
-            load(redis, "worker", name) for name in ("renew", "put_back", "waiting")
+            load(redis, "worker.broker", name) for name in ("renew", "put_back", "waiting")
         )
 
     def renew(self, tags: Sequence[str], lease_s: float) -> None:

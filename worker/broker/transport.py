@@ -22,7 +22,7 @@ from redis.exceptions import NoScriptError, ResponseError
 from api_contracts import scripts
 from api_contracts.connection import is_away
 from worker import metrics
-from worker.messages import MAX_MESSAGE_BYTES, UNACKED, UNACKED_INDEX, Messages, new_tag
+from worker.broker.held_messages import MAX_MESSAGE_BYTES, UNACKED, UNACKED_INDEX, Messages, new_tag
 from worker.redis_retry import persist
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class Channel(kombu_redis.Channel):
         lists, queues = [name for name, _ in pairs], [queue for _, queue in pairs]
         self._asked = new_tag(self._owner), queues
         self._in_poll, self._brpop_sent_at = self.client.connection, now_s
-        text = scripts.text("worker", "take")
+        text = scripts.text("worker.broker", "take")
         keys = [UNACKED, UNACKED_INDEX, *lists]
         args = [self._asked[0], self._lease_s, MAX_MESSAGE_BYTES, *queues]
         self.client.connection.send_command("EVALSHA", scripts.sha(text), len(keys), *keys, *args)
@@ -155,7 +155,7 @@ class Channel(kombu_redis.Channel):
         try:
             answer = self.client.parse_response(connection, "EVALSHA", **options)
         except NoScriptError:
-            self.client.script_load(scripts.text("worker", "take"))
+            self.client.script_load(scripts.text("worker.broker", "take"))
             raise Empty from None
         except self.connection_errors:
             connection.disconnect()  # the next look makes a new one

@@ -20,7 +20,7 @@ from api_contracts.errors import InvalidRequest
 from api_contracts.names import TASK_NAME, is_task_id
 from api_contracts.parse import parse_request
 from worker import metrics
-from worker.transport import COMPRESSED
+from worker.broker.transport import COMPRESSED
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,22 +7,31 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from worker import endings, metrics
-from worker.breaker import OURS, Breaker
-from worker.claims import Claim, Ended, Held
+from worker import metrics
 from worker.engine.job import Control, Stop
-from worker.orders import Order
-from worker.outcome import Cancelled, Dropped, Expired, Failed, Outcome, Requeued, Succeeded
+from worker.execution import endings
+from worker.execution.circuit_breaker import OURS, Breaker
+from worker.execution.outcome import (
+    Cancelled,
+    Dropped,
+    Expired,
+    Failed,
+    Outcome,
+    Requeued,
+    Succeeded,
+)
+from worker.execution.resolved_request import Order
+from worker.record.task_record import Claim, Ended, Held
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from api_contracts.errors import TaskError
-    from worker.attempt import Attempts
-    from worker.claims import Claims
     from worker.config.settings import Settings
-    from worker.delivery import Delivery
-    from worker.lease import Lease
+    from worker.execution.attempt import Attempts
+    from worker.execution.delivery import Delivery
+    from worker.record.task_record import Claims
+    from worker.recovery.lease import Lease
 
 logger = logging.getLogger(__name__)
 
