@@ -49,7 +49,7 @@ format: setup
 
 docs: setup
 	$(BIN)/python -m worker.config.settings_table
-	$(BIN)/python -m api_contracts.schemas
+	$(BIN)/python -m api_contracts.schemas.json_schemas
 
 benchmark: setup
 	@for each in throughput latency daemon baseline memory flops; do $(BIN)/python -m benchmarks $$each || exit 1; done

@@ -3,9 +3,10 @@
 Never imports torch, nor anything of `worker`.
 """
 
-from api_contracts.aio import AsyncGenerationClient
-from api_contracts.aio_handle import AsyncTaskHandle
-from api_contracts.client import GenerationClient
+from api_contracts.client.aio_client import AsyncGenerationClient
+from api_contracts.client.aio_handle import AsyncTaskHandle
+from api_contracts.client.client import GenerationClient
+from api_contracts.client.handle import TaskHandle
 from api_contracts.errors import (
     ErrorCode,
     Fault,
@@ -20,7 +21,6 @@ from api_contracts.errors import (
     WaitTimeout,
 )
 from api_contracts.events import Event, TaskStatus
-from api_contracts.handle import TaskHandle
 from api_contracts.pushes import Push, PushKind, PushState
 from api_contracts.request import GenerationRequest, Limits, Reference, ReplyTo
 from api_contracts.result import GenerationResult, ImageResult, Timings

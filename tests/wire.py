@@ -19,8 +19,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from api_contracts import schemas
 from api_contracts.names import queue_name
+from api_contracts.schemas import json_schemas
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 #: In the names of keys where tests write by hand: whole namespaces, and what nobody of ours would.
 #: Every worker that runs has another.
 ODD = ("odd", "junk")
-_KINDS = tuple(schemas.kinds())
+_KINDS = tuple(json_schemas.kinds())
 #: Messages that were sent from this process, by their tasks' ids.
 _sent: dict[str, list[dict[str, Any]]] = {}
 
@@ -38,7 +38,7 @@ _sent: dict[str, list[dict[str, Any]]] = {}
 @cache
 def validator(name: str) -> Draft202012Validator:
     """The published schema `name`.json."""
-    return Draft202012Validator(json.loads((schemas.FOLDER / f"{name}.json").read_text()))
+    return Draft202012Validator(json.loads((json_schemas.FOLDER / f"{name}.json").read_text()))
 
 
 def faults(name: str, instance: object) -> list[str]:

@@ -12,7 +12,7 @@ from celery import Celery, signals
 from celery.worker import state
 from kombu import Exchange, Queue
 
-from api_contracts.connection import celery_tls
+from api_contracts.client.records import Records
 from api_contracts.names import (
     DEFAULT_MODEL,
     PRIORITIES,
@@ -20,7 +20,7 @@ from api_contracts.names import (
     TRANSPORT_OPTIONS,
     queue_name,
 )
-from api_contracts.records import Records
+from api_contracts.redis_io.connection import celery_tls
 from worker import logs
 from worker.broker import remote_control
 from worker.broker.held_messages import MARGIN_S

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery.worker import state
 
-from api_contracts.connection import connect, connect_impatiently
+from api_contracts.redis_io.connection import connect, connect_impatiently
 from worker import devices, metrics
 from worker.broker.held_messages import Messages
 from worker.engine.engine import Engine

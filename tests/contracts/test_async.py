@@ -28,10 +28,10 @@ from api_contracts import (
     TaskStatus,
     WaitTimeout,
 )
-from api_contracts.aio_server import MAX_CONNECTIONS
-from api_contracts.connection import COUNT_S, connect
+from api_contracts.client.aio_server import MAX_CONNECTIONS
 from api_contracts.events import Queued
 from api_contracts.names import Keys
+from api_contracts.redis_io.connection import COUNT_S, connect
 from tests.record.box import ids_waiting
 from tests.record.owners import PROGRESS, RESULT, kinds, take, worker
 from worker import embedded

@@ -14,9 +14,9 @@ import pytest
 from jsonschema import Draft202012Validator
 from kombu.message import Message
 
-from api_contracts import schemas
 from api_contracts.events import EVENT
 from api_contracts.parse import parse_request
+from api_contracts.schemas import json_schemas
 from tests.record.mail import celery_takes, fault_in
 from worker.broker.transport import envelope
 from worker.broker.validate_message import put_in_order
@@ -58,7 +58,7 @@ def test_a_message_of_each_sender_is_taken(sender: str) -> None:
 @pytest.mark.parametrize("sender", SENDERS)
 def test_a_message_of_each_sender_fits_the_schema(sender: str) -> None:
     """The entry as a whole, and what its body holds."""
-    schema, entry = schemas.documents()["message.json"], frame(sender)
+    schema, entry = json_schemas.documents()["message.json"], frame(sender)
     Draft202012Validator(schema).validate(entry)
     body = {"$ref": "#/$defs/Body", "$defs": schema["$defs"]}
     Draft202012Validator(body).validate(json.loads(base64.b64decode(entry["body"])))
@@ -69,7 +69,7 @@ def test_an_event_is_read(event: dict[str, Any]) -> None:
     """Every field that it had is still there, with the same value."""
     read = json.loads(EVENT.validate_python(event).model_dump_json())
     assert _within(event | {"at": read["at"]}, read)
-    Draft202012Validator(schemas.documents()["event.json"]).validate(event)
+    Draft202012Validator(json_schemas.documents()["event.json"]).validate(event)
 
 
 def _within(old: Any, new: Any) -> bool:

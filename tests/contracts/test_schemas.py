@@ -10,22 +10,22 @@ from hypothesis import given, settings
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
-from api_contracts import examples, schemas
 from api_contracts.errors import ErrorCode, TaskError
 from api_contracts.events import EVENT, TaskStatus
 from api_contracts.parse import parse_request
 from api_contracts.result import GenerationResult
+from api_contracts.schemas import examples, json_schemas
 from tests.contracts.test_request_property import NEAR, VALID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DOCUMENTS = schemas.documents()
+DOCUMENTS = json_schemas.documents()
 SCHEMAS = {name: each for name, each in DOCUMENTS.items() if name != "asyncapi.json"}
 
 
 def published(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((schemas.FOLDER / name).read_text())
+    found: dict[str, Any] = json.loads((json_schemas.FOLDER / name).read_text())
     return found
 
 
@@ -35,8 +35,8 @@ def is_valid(name: str, instance: object) -> bool:
 
 def test_the_files_are_those_of_the_models() -> None:
     """Who changes a model sees the change in what is published: `make docs` writes it."""
-    there = {file.name: file.read_text() for file in schemas.FOLDER.iterdir()}
-    assert there == {name: schemas.text(each) for name, each in DOCUMENTS.items()}
+    there = {file.name: file.read_text() for file in json_schemas.FOLDER.iterdir()}
+    assert there == {name: json_schemas.text(each) for name, each in DOCUMENTS.items()}
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -44,7 +44,7 @@ def test_each_is_a_schema_whose_examples_hold(name: str) -> None:
     """By a validator that is not ours; it stands for itself, with no reference to other files."""
     schema = published(name)
     Draft202012Validator.check_schema(schema)
-    assert schema["$schema"] == schemas.DIALECT
+    assert schema["$schema"] == json_schemas.DIALECT
     assert schema["examples"]
     for example in schema["examples"]:
         Draft202012Validator(schema).validate(example)
@@ -107,13 +107,13 @@ def test_what_is_refused_is_not_valid(data: dict[str, Any]) -> None:
         Draft202012Validator(SCHEMAS["request.json"]).validate(data)
 
 
-@pytest.mark.parametrize("kind", schemas.kinds())
+@pytest.mark.parametrize("kind", json_schemas.kinds())
 def test_an_event_is_told_by_its_type(kind: str) -> None:
     """Its own schema and that of all hold; those of the others do not."""
     event = examples.EVENTS[kind]
     assert EVENT.validate_python(event).type == kind
     assert is_valid("event.json", event)
-    holding = [each for each in schemas.kinds() if is_valid(f"event-{each}.json", event)]
+    holding = [each for each in json_schemas.kinds() if is_valid(f"event-{each}.json", event)]
     assert holding == [kind]
     untyped = {name: value for name, value in event.items() if name != "type"}
     assert not is_valid("event.json", untyped)
@@ -134,6 +134,6 @@ def test_readers_of_today_take_what_a_later_version_adds() -> None:
 def test_all_kinds_and_codes_are_there() -> None:
     """Of the states each end has an event; the codes are all named."""
     ends = {status.value for status in TaskStatus if status.is_terminal}
-    assert ends < set(schemas.kinds())
+    assert ends < set(json_schemas.kinds())
     text = json.dumps(published("error.json"))
     assert all(f'"{code}"' in text for code in ErrorCode)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from api_contracts import examples
+from api_contracts.schemas import examples
 from tests import wire
 from worker import embedded
 

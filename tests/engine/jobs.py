@@ -10,15 +10,15 @@ from diffusers import StableDiffusionSAGPipeline
 
 from worker.config.models import SHIPPED_MODEL, ModelSpec
 from worker.engine.batch import Batch
-from worker.engine.in_flight import InFlight
 from worker.engine.job import Control, Job
-from worker.engine.runner_cache import RunnerCache
+from worker.engine.model_cache import RunnerCache
+from worker.engine.running_job import InFlight
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from worker.engine.job import JobResult
-    from worker.engine.models import LoadedModel
+    from worker.engine.model_loader import LoadedModel
     from worker.engine.runner import Runner
 
 #: The fixture `make`: runs a job of these fields, and of a `control`.
@@ -40,14 +40,14 @@ class Rounds:
         aliases: tuple[str, ...] = ("default",),
         max_models: int = 1,
     ) -> None:
-        from worker.engine import models
+        from worker.engine import model_loader
 
         #: How often a model was built.
         self.builds = 0
 
         def load(spec: ModelSpec) -> LoadedModel:
             self.builds += 1
-            return model or models.load(spec, "cpu", "none")
+            return model or model_loader.load(spec, "cpu", "none")
 
         self.runners = RunnerCache(dict.fromkeys(aliases, spec), load, max_models, max_batch_rows)
         self.batch = Batch(self.runners, lambda call, *args: call(*args))

@@ -17,7 +17,7 @@ from peft.utils import get_peft_model_state_dict
 
 from tests.engine.jobs import SPEC, Rounds, apart, assert_close, job, latents_of, upstream
 from worker.config.models import Lora, TextualInversion
-from worker.engine import models
+from worker.engine import model_loader
 from worker.errors import BadRequest, ModelLoadFailed
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def test_lora_weights_that_do_not_load_are_named(tmp_path: Path, lora: str, kind
             safetensors.torch.save_file(wide, path)
     spec = SPEC.model_copy(update={"lora": (Lora(path=str(path)),)})
     with pytest.raises(ModelLoadFailed) as failed:
-        models.load(spec, "cpu", "none")
+        model_loader.load(spec, "cpu", "none")
     assert str(path) in failed.value.message
 
 
@@ -204,7 +204,7 @@ def test_a_word_that_does_not_load_is_named(tmp_path: Path, kind: str) -> None:
         case "wrong-width":
             save_word(path, torch.ones(77))
     with pytest.raises(ModelLoadFailed) as failed:
-        models.load(spoken(path), "cpu", "none")
+        model_loader.load(spoken(path), "cpu", "none")
     assert str(path) in failed.value.message
 
 

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 
 from tests.engine.attempts import assert_same, checkpoints, company, resumed, small
 from tests.engine.jobs import SPEC, Rounds
-from worker.engine import checkpoint, tensors
+from worker.engine import checkpoint, safetensors_io
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from worker.engine.image_state import Lane
     from worker.engine.job import Job, JobResult
-    from worker.engine.lane import Lane
 
 #: Keeps a list of outputs, a sample, and numbers; two pictures.
 WANTED = small(num_inference_steps=3, scheduler="unipc", num_images_per_prompt=2)
@@ -69,12 +69,12 @@ def forged(
     left: bytes, header: dict[str, Any] | None = None, **named: torch.Tensor | None
 ) -> bytes:
     """A file whose digest is right, by somebody who knows how: with other entries, None for out."""
-    told, held = tensors.unpack(left)
+    told, held = safetensors_io.unpack(left)
     for name, tensor in named.items():
         held.pop(name, None)
         if tensor is not None:
             held[name] = tensor
-    return tensors.pack(told | (header or {}), held)
+    return safetensors_io.pack(told | (header or {}), held)
 
 
 @pytest.mark.parametrize(
@@ -84,11 +84,11 @@ def forged(
         (b"\0" * 64, "can't be read"),
         (b"\xff" * 64, "can't be read"),
         (b"PK\3\4" * 64, "can't be read"),
-        (tensors.write(torch.zeros(4, 8, 8)), "can't be read"),
+        (safetensors_io.write(torch.zeros(4, 8, 8)), "can't be read"),
         (safetensors.torch.save({}, {"header": "{}", "digest": "0"}), "another file"),
-        (tensors.pack([], {}), "can't be read"),  # type: ignore[arg-type]  # as another would
-        (tensors.pack({}, {}), "its format is None, here it is 1"),
-        (tensors.pack({"format": 2}, {}), "its format is 2, here it is 1"),
+        (safetensors_io.pack([], {}), "can't be read"),  # type: ignore[arg-type]  # as another would
+        (safetensors_io.pack({}, {}), "its format is None, here it is 1"),
+        (safetensors_io.pack({"format": 2}, {}), "its format is 2, here it is 1"),
     ],
     ids=range(9),
 )
@@ -248,7 +248,7 @@ def test_found_out_late(rounds: Rounds, caplog: pytest.LogCaptureFixture) -> Non
 @pytest.mark.parametrize("header", ["[" * 100_000, "1" * 100_000, "{}" * 2, '{"format":', "\0"])
 def test_a_header_to_choke_on(case: Case, caplog: pytest.LogCaptureFixture, header: str) -> None:
     """Whatever JSON does not read is a warning too."""
-    metadata = {"header": header, "digest": tensors._digest(header, {})}
+    metadata = {"header": header, "digest": safetensors_io._digest(header, {})}
     left = safetensors.torch.save({}, metadata)
     assert checkpoint.resume(left, case.fresh) is None
     assert "can't be read" in caplog.records[-1].getMessage()
@@ -311,7 +311,7 @@ _TENSORS = st.builds(
 @given(data=st.data())
 def test_forged_at_random(case: Case, data: st.DataObject) -> None:
     """Right by its digest and wrong in anything else: it is ignored, or the job comes to an end."""
-    told, held = tensors.unpack(case.left)
+    told, held = safetensors_io.unpack(case.left)
     names = st.sampled_from(
         [*sorted(held), "0.scheduler.timesteps", "0.scheduler.config", "9.latents", ""]
     )

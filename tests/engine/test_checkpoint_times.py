@@ -22,7 +22,7 @@ from tests.engine.attempts import (
     stop,
 )
 from tests.engine.jobs import SPEC, Rounds
-from worker.engine import checkpoint, scheduler, tensors
+from worker.engine import batch_scheduler, checkpoint, safetensors_io
 from worker.engine.engine import Engine
 from worker.engine.job import Control, JobStopped, Stop
 
@@ -99,7 +99,7 @@ def test_a_drain_after_the_last_step(rounds: Rounds, monkeypatch: pytest.MonkeyP
     """A job that waits for nothing but its decoding need only be decoded by the next attempt."""
     wanted = small(num_inference_steps=2)
     with monkeypatch.context() as patched:
-        patched.setattr(scheduler, "decode_due", lambda *_, **__: False)
+        patched.setattr(batch_scheduler, "decode_due", lambda *_, **__: False)
         _, left = drained(company(rounds), wanted, after=6)
     again = resumed(company(rounds), wanted, left)
     assert again.resumed_from_step == 2
@@ -159,7 +159,7 @@ def test_a_checkpoint_never_fails_a_job(
 
     control = Control(on_checkpoint=fail if broken == "on_checkpoint" else lambda *_: None)
     if broken != "on_checkpoint":
-        monkeypatch.setattr(tensors if broken == "pack" else checkpoint, broken, fail)
+        monkeypatch.setattr(safetensors_io if broken == "pack" else checkpoint, broken, fail)
     whole = rounds.result(small())
     wanted = small(checkpoint_every=2)
     assert_same(company(rounds).result(wanted, control), whole)

@@ -16,13 +16,13 @@ import torch
 
 from tests.engine.attempts import assert_same, checkpoints, company, drained, resumed, small
 from tests.engine.jobs import SPEC, Rounds, latents_of
-from worker.engine import checkpoint, samplers, tensors
+from worker.engine import checkpoint, safetensors_io, samplers
 
 STEPS = 6
 PROMPTS = ("a large red star on a blue background", "a small green circle")
 #: Evaluates the network twice in each step, and in its first.
 STAGED = ("heun", "pndm")
-GIVEN = tensors.write(torch.linspace(-2, 2, 256).view(4, 8, 8))
+GIVEN = safetensors_io.write(torch.linspace(-2, 2, 256).view(4, 8, 8))
 
 
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
@@ -35,7 +35,7 @@ def test_with_every_sampler(rounds: Rounds, name: str) -> None:
     wanted = small(scheduler=name)
     whole, left = checkpoints(rounds, wanted)
     assert list(left) == list(range(1, STEPS))
-    held = tensors.unpack(left[STEPS - 1])[1].values()
+    held = safetensors_io.unpack(left[STEPS - 1])[1].values()
     assert sum(each.nbytes for each in held) < 5056 + 5 * latents_of(whole).nbytes + 64
     for step in (1, 3, STEPS - 1):
         again = resumed(company(rounds), wanted, left[step])
@@ -162,7 +162,7 @@ def test_the_types_stay(rounds: Rounds) -> None:
     for name in ("lms", "unipc"):
         wanted = small(scheduler=name)
         whole, (_, left) = half.result(wanted), checkpoints(half, wanted)
-        assert tensors.unpack(left[4])[1]["0.latents"].dtype == torch.bfloat16
+        assert safetensors_io.unpack(left[4])[1]["0.latents"].dtype == torch.bfloat16
         again = resumed(company(half), wanted, left[4])
         assert again.resumed_from_step == 4
         assert_same(again, whole)

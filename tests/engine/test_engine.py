@@ -20,7 +20,7 @@ from worker.errors import ModelLoadFailed, UnknownModel
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from worker.engine.models import LoadedModel
+    from worker.engine.model_loader import LoadedModel
 
 
 def test_many_first_tasks_build_once_on_one_thread() -> None:

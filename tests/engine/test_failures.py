@@ -12,12 +12,12 @@ from tests.engine.jobs import SPEC, Rounds, apart, job, latents_of
 from worker.engine.batch import Batch
 from worker.engine.engine import Engine, load_model
 from worker.engine.job import Control
+from worker.engine.model_cache import RunnerCache
 from worker.engine.runner import Runner
-from worker.engine.runner_cache import RunnerCache
 from worker.errors import OutOfMemory
 
 if TYPE_CHECKING:
-    from worker.engine.models import LoadedModel
+    from worker.engine.model_loader import LoadedModel
 
 
 class Failing:

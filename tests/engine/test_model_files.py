@@ -13,7 +13,7 @@ import torch
 from tests.engine.jobs import SPEC
 from worker.config.models import SHIPPED_MODEL, ModelSpec
 from worker.doctor.model_files import look
-from worker.engine import models
+from worker.engine import model_loader
 from worker.errors import ModelLoadFailed
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         warnings.simplefilter("ignore")
         size = {"height": 32, "width": 32}
         processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size)
-        pipe = models.load(SPEC, "cpu", "none").pipeline
+        pipe = model_loader.load(SPEC, "cpu", "none").pipeline
         eyes = CLIPVisionModelWithProjection(CLIPVisionConfig(**vision))
         pipe.register_modules(
             safety_checker=checker, feature_extractor=processor, image_encoder=eyes
@@ -54,7 +54,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def loads(folder: Path, *, safety_checker: bool) -> bool:
     try:
-        models.load(ModelSpec(path=str(folder), safety_checker=safety_checker), "cpu", "none")
+        model_loader.load(ModelSpec(path=str(folder), safety_checker=safety_checker), "cpu", "none")
     except ModelLoadFailed:
         return False
     return True
@@ -160,7 +160,7 @@ def test_a_broken_file_is_named(
 
 def test_numbers_are_those_of_the_weights(whole: Path) -> None:
     """As torch counts them, in one file or several."""
-    pipe = models.load(SPEC, "cpu", "none").pipeline
+    pipe = model_loader.load(SPEC, "cpu", "none").pipeline
     counted = {
         part: sum(each.numel() for each in getattr(pipe, part).state_dict().values())
         for part in ("unet", "vae", "text_encoder")

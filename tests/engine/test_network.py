@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.engine.jobs import SPEC, Rounds, apart, job, latents_of
-from worker.engine import models
+from worker.engine import model_loader
 
 STEPS = 6
 
@@ -18,9 +18,9 @@ def test_a_compiled_network_is_compiled_once_for_each_size() -> None:
     And the same latents. Traced for real, run by torch's eager backend: the compiler's own kernels
     take minutes.
     """
-    model = models.load(SPEC, "cpu", "none")
+    model = model_loader.load(SPEC, "cpu", "none")
     model.pipeline.unet.compile(dynamic=False, backend="eager")
-    compiled = Rounds(model=models.LoadedModel(model.pipeline, "cpu", "none", compiled=True))
+    compiled = Rounds(model=model_loader.LoadedModel(model.pipeline, "cpu", "none", compiled=True))
     plain = Rounds()
     counters.clear()
     for pictures in (1, 2, 3):

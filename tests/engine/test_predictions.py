@@ -6,7 +6,7 @@ import pytest
 
 from tests.engine import oracle
 from tests.engine.jobs import Rounds, apart, job, latents_of
-from worker.engine.models import LoadedModel
+from worker.engine.model_loader import LoadedModel
 
 #: Of the largest latent; the worst seen was 1e-4 (`kdpm2_a`), by rounding.
 NEAR = 3e-4

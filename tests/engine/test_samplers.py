@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from worker.config.models import SHIPPED_MODEL, ModelSpec
-from worker.engine import guidance, models
+from worker.engine import guidance, model_loader
 from worker.engine.samplers import SAMPLERS, Sampling, make
 from worker.errors import BadRequest, ModelLoadFailed
 
@@ -389,7 +389,7 @@ def test_a_prediction_that_nobody_knows_does_not_load(tmp_path: Path, kind: str)
             (tmp_path / part.name).symlink_to(part)
     own(prediction_type=kind).save_pretrained(tmp_path / "scheduler")
     with pytest.raises(ModelLoadFailed, match=kind):
-        models.load(ModelSpec(path=str(tmp_path), safety_checker=False), "cpu", "none")
+        model_loader.load(ModelSpec(path=str(tmp_path), safety_checker=False), "cpu", "none")
 
 
 def test_samplings_share_nothing() -> None:

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.contracts.test_imports import HEAVY, imported
-from worker.engine.scheduler import (
+from worker.engine.batch_scheduler import (
     DECODE_TICKS,
     DECODE_TOGETHER,
     Bucket,

@@ -12,7 +12,7 @@ from worker.engine.job import Control
 
 if TYPE_CHECKING:
     from worker.engine.job import Step
-    from worker.engine.models import LoadedModel
+    from worker.engine.model_loader import LoadedModel
 
 
 def test_a_build_is_no_step_and_a_step_that_hangs_is_one() -> None:

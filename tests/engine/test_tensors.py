@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from tests.engine.jobs import SPEC, Rounds, assert_close, job, latents_of, upstream
-from worker.engine import tensors
+from worker.engine import safetensors_io
 from worker.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def test_given_embeddings_stand_for_the_prompt(rounds: Rounds, make: Make) -> No
 def test_a_latent_result_is_a_latent_input(make: Make) -> None:
     """The file of `output_type` latent is read back as `latents` without a change."""
     picture = make().pictures[0]
-    back = tensors.read(tensors.write(picture.pixels), "latents", (1, 4, 16, 16))
+    back = safetensors_io.read(safetensors_io.write(picture.pixels), "latents", (1, 4, 16, 16))
     assert back is not None
     assert torch.equal(back[0], picture.pixels)
 
@@ -98,7 +98,7 @@ def test_what_is_packed_comes_back(dtype: torch.dtype) -> None:
     """Tensors of any type come back as they were, also a number, and parts of each other."""
     whole = torch.arange(24).reshape(2, 3, 4).to(dtype)
     named = {"a": whole, "b": whole[1], "c": whole[0, 0, 0], "d": whole.movedim(0, 2), "e": whole}
-    header, back = tensors.unpack(tensors.pack({"n": [1, "x"]}, named))
+    header, back = safetensors_io.unpack(safetensors_io.pack({"n": [1, "x"]}, named))
     assert header == {"n": [1, "x"]}
     assert back.keys() == named.keys()
     for name, tensor in named.items():
@@ -111,7 +111,7 @@ def test_what_is_packed_comes_back(dtype: torch.dtype) -> None:
 )
 def test_what_was_changed_does_not(old: bytes, new: bytes) -> None:
     """A changed name, header or value is an error."""
-    data = tensors.pack({"n": [1, "x"]}, {"e": torch.full((8,), 7, dtype=torch.uint8)})
+    data = safetensors_io.pack({"n": [1, "x"]}, {"e": torch.full((8,), 7, dtype=torch.uint8)})
     assert data.count(old) == 1
     with pytest.raises(ValueError, match="digest"):
-        tensors.unpack(data.replace(old, new))
+        safetensors_io.unpack(data.replace(old, new))

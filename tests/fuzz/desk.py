@@ -22,10 +22,10 @@ from kombu import Connection
 from kombu.serialization import loads
 from kombu.transport.virtual import Message
 
-from api_contracts.connection import connect
 from api_contracts.errors import GenerationFailed
 from api_contracts.events import EVENT, Failed
 from api_contracts.names import TASK_NAME, is_task_id, queue_name
+from api_contracts.redis_io.connection import connect
 from worker.broker.held_messages import MAX_MESSAGE_BYTES
 from worker.broker.transport import Channel
 from worker.broker.validate_message import WANTS_RESULT, put_in_order

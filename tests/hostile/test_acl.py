@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from redis.exceptions import NoPermissionError, RedisError
 
 from api_contracts import GenerationClient, GenerationFailed, ServiceUnavailable, TaskStatus
-from api_contracts.connection import connect
+from api_contracts.redis_io.connection import connect
 from tests.hostile.guarded import ACL, USERS, filled_in, introduced, until
 from worker import embedded
 from worker.broker.held_messages import Messages

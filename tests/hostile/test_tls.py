@@ -19,7 +19,7 @@ from api_contracts import (
     GenerationRequest,
     ServiceUnavailable,
 )
-from api_contracts.connection import connect
+from api_contracts.redis_io.connection import connect
 from tests.hostile.guarded import SYSTEM_REDIS, until
 from tests.hostile.tls import Authority, Front, front, tls_redis
 from worker import embedded

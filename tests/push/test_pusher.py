@@ -13,10 +13,11 @@ import pytest
 from celery import Celery
 from pydantic import SecretStr
 
-from api_contracts import GenerationClient, Push, PushKind, PushState, TaskStatus, examples
+from api_contracts import GenerationClient, Push, PushKind, PushState, TaskStatus
 from api_contracts.events import EVENT
 from api_contracts.names import Keys
 from api_contracts.pushes import MESSAGE_ID_PATTERN
+from api_contracts.schemas import examples
 from tests.push.receiver import Receiver, receiver
 from tests.record.owners import TTL_S, take, worker
 from tests.wire import faults

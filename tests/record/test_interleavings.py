@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api_contracts import GenerationClient, TaskStatus
-from api_contracts.connection import connect
 from api_contracts.names import Keys
-from api_contracts.scripts import event_tail, load
+from api_contracts.redis_io.connection import connect
+from api_contracts.redis_io.scripts import event_tail, load
 from tests.record.owners import (
     LEASE_S,
     PROGRESS,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from api_contracts import GenerationClient
-from api_contracts.connection import connect, connect_impatiently
+from api_contracts.redis_io.connection import connect, connect_impatiently
 from tests.record.box import lapse_all, post, taken
 from tests.record.owners import (
     ask,

@@ -10,7 +10,7 @@ import pytest
 from celery.exceptions import BackendStoreError
 
 from api_contracts import GenerationClient, TaskStatus
-from api_contracts.connection import connect
+from api_contracts.redis_io.connection import connect
 from tests.record.owners import PROGRESS, kinds, take, take_over, told, until, worker
 from worker import embedded
 from worker.engine.job import Control, Stop

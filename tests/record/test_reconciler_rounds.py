@@ -14,8 +14,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from api_contracts import GenerationClient, GenerationExpired
-from api_contracts.connection import connect
 from api_contracts.names import Keys, queue_lists
+from api_contracts.redis_io.connection import connect
 from tests.record.box import ids_waiting, lapse_all, post, taken
 from tests.record.owners import kinds, lapse, opened, take, told, until
 from tests.record.rescue import Sent, age, elected, reconciler

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from celery import Celery
 
-from api_contracts.connection import connect
+from api_contracts.redis_io.connection import connect
 from tests.service.conftest import END_S, check_events
 from worker import embedded
 

@@ -13,7 +13,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from api_contracts.names import PRIORITIES, queue_list
-from api_contracts.scripts import load
+from api_contracts.redis_io.scripts import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -14,7 +14,7 @@ from api_contracts.names import is_task_id
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from api_contracts.records import Records
+    from api_contracts.client.records import Records
 
 logger = logging.getLogger(__name__)
 

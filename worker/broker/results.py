@@ -7,7 +7,7 @@ from typing import Any
 from celery import states
 from celery.backends.redis import RedisBackend
 
-from api_contracts.scripts import load
+from api_contracts.redis_io.scripts import load
 
 
 class Backend(RedisBackend):

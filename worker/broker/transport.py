@@ -19,8 +19,8 @@ from kombu.transport import virtual
 from redis import ConnectionPool
 from redis.exceptions import NoScriptError, ResponseError
 
-from api_contracts import scripts
-from api_contracts.connection import is_away
+from api_contracts.redis_io import scripts
+from api_contracts.redis_io.connection import is_away
 from worker import metrics
 from worker.broker.held_messages import MAX_MESSAGE_BYTES, UNACKED, UNACKED_INDEX, Messages, new_tag
 from worker.redis_retry import persist

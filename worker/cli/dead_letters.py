@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from api_contracts.client.records import reach
 from api_contracts.errors import Fault, InvalidRequest
 from api_contracts.names import is_task_id
-from api_contracts.records import reach
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from api_contracts.client import GenerationClient
+    from api_contracts.client.client import GenerationClient
 
 #: Entries read by one call.
 SLICE = 500

@@ -9,11 +9,11 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from api_contracts.connection import CONNECT_S, celery_tls, connect
+from api_contracts.client.queues import lists_of
+from api_contracts.client.records import reach
 from api_contracts.errors import ServiceUnavailable
 from api_contracts.names import PRIORITIES, TRANSPORT_OPTIONS
-from api_contracts.queues import lists_of
-from api_contracts.records import reach
+from api_contracts.redis_io.connection import CONNECT_S, celery_tls, connect
 from worker.broker.remote_control import WELL
 
 if TYPE_CHECKING:

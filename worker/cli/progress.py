@@ -19,6 +19,7 @@ from rich.table import Column
 from rich.text import Text
 
 from api_contracts import GenerationError, GenerationResult, WaitTimeout
+from api_contracts.client.follow import outcome
 from api_contracts.events import (
     Cancelled,
     Expired,
@@ -30,7 +31,6 @@ from api_contracts.events import (
     Succeeded,
 )
 from api_contracts.events import Progress as Step
-from api_contracts.follow import outcome
 from worker.cli.console import printable
 from worker.cli.gallery import Gallery
 

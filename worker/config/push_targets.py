@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
-from api_contracts.connection import connect
 from api_contracts.errors import Fault
 from api_contracts.names import queue_name
+from api_contracts.redis_io.connection import connect
 from api_contracts.request import NAME_PATTERN, URL_PATTERN, ReplyTo
 
 if TYPE_CHECKING:

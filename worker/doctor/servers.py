@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoPermissionError, RedisError
 
-from api_contracts.connection import connect_impatiently
+from api_contracts.redis_io.connection import connect_impatiently
 from worker.broker.held_messages import UNACKED
 from worker.doctor.finding import Finding, no_extra
 from worker.errors import StorageUnavailable

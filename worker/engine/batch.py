@@ -12,16 +12,16 @@ from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from worker.engine import ends, scheduler
+from worker.engine import batch_scheduler, device_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from worker.engine.drafts import Draft
-    from worker.engine.in_flight import InFlight
-    from worker.engine.lane import Lane
+    from worker.engine.image_state import Lane
+    from worker.engine.model_cache import RunnerCache
+    from worker.engine.prepare import Draft
     from worker.engine.runner import Runner
-    from worker.engine.runner_cache import RunnerCache
+    from worker.engine.running_job import InFlight
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Batch:
         self._denoised: list[InFlight] = []
         #: Every job that has begun and not ended, wherever it is.
         self._begun: set[InFlight] = set()
-        self._scheduler, self._decode_waited_ticks = scheduler.Scheduler(), 0
+        self._scheduler, self._decode_waited_ticks = batch_scheduler.Scheduler(), 0
 
     @property
     def is_busy(self) -> bool:
@@ -64,7 +64,7 @@ class Batch:
 
     def abandon(self, error: BaseException) -> None:
         """Fail every job that has begun: what they have in common is broken."""
-        fault = ends.fault_of(error)
+        fault = device_errors.fault_of(error)
         for running in list(self._begun):
             own = RuntimeError(f"a round of the engine failed: {fault!r}")
             own.__cause__ = fault
@@ -86,7 +86,7 @@ class Batch:
         """Let jobs in, in their order; their texts are encoded together."""
         busy = {running.job.model for running in self._active + self._denoised}
         wanted = [running.job.model for running in self._waiting]
-        number = scheduler.admit(wanted, busy, self._runners.capacity)
+        number = batch_scheduler.admit(wanted, busy, self._runners.capacity)
         admitted, self._waiting = self._waiting[:number], self._waiting[number:]
         drafts: dict[str, list[tuple[InFlight, Draft]]] = {}
         for running in admitted:
@@ -116,7 +116,7 @@ class Batch:
     def _tick(self) -> bool:
         """One UNet call for as many pictures as it takes; False where none is left to denoise."""
         candidates = {
-            scheduler.Candidate(
+            batch_scheduler.Candidate(
                 running.number, picture, lane.bucket, lane.rows, fresh=lane.steps == 0
             ): (running, lane)
             for running in self._active
@@ -133,7 +133,7 @@ class Batch:
             self._denoised.append(running)
         return bool(plan)
 
-    def _limit(self, bucket: scheduler.Bucket) -> int:
+    def _limit(self, bucket: batch_scheduler.Bucket) -> int:
         return self._runners.get(bucket.model).network.capacity.limit(bucket.height, bucket.width)
 
     def _call(self, some: Sequence[tuple[InFlight, Lane]]) -> None:
@@ -158,7 +158,7 @@ class Batch:
             return
         self._decode_waited_ticks += ticked
         runners = {each.job.model: self._runners.get(each.job.model) for each in self._denoised}
-        if scheduler.decode_due(
+        if batch_scheduler.decode_due(
             sum(len(each.lanes) for each in self._denoised),
             self._decode_waited_ticks,
             running=bool(self._active),
@@ -189,7 +189,7 @@ class Batch:
             except BaseException as raised:  # noqa: BLE001  # without its future the job never ends
                 error = raised
         if error is not None:
-            running.future.set_exception(ends.fault_of(error))
+            running.future.set_exception(device_errors.fault_of(error))
 
     def _together(self, some: Sequence[_Part], call: Callable[[Sequence[_Part]], None]) -> None:
         """Do `call` for parts of many jobs; where that fails, for half of them at a time.
@@ -204,12 +204,12 @@ class Batch:
             return
         except BaseException as error:  # noqa: BLE001  # without this thread no job ends
             jobs = {part[0] for part in some}
-            if len(some) == 1 or (len(jobs) == 1 and not ends.is_out_of_memory(error)):
+            if len(some) == 1 or (len(jobs) == 1 and not device_errors.is_out_of_memory(error)):
                 self._fail(some[0][0], error)
                 return
-            ends.leave_a_failed_device(error)
+            device_errors.leave_a_failed_device(error)
             logger.warning("a call for %d jobs failed, so halves of it: %r", len(jobs), error)
-            ends.forget_frames(error)
+            device_errors.forget_frames(error)
         self._runners.free_memory()
         half = len(some) // 2
         self._together(some[:half], call)
@@ -237,6 +237,6 @@ class Batch:
 
 
 def _set_exception(running: InFlight, error: BaseException) -> None:
-    fault = ends.fault_of(error)
+    fault = device_errors.fault_of(error)
     with suppress(InvalidStateError):  # it was cancelled: nobody waits for it
         running.future.set_exception(fault)

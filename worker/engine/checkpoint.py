@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 import torch
 
-from worker.engine import tensors
+from worker.engine import safetensors_io
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from worker.engine.image_state import Lane
     from worker.engine.job import Job
-    from worker.engine.lane import Lane
     from worker.engine.samplers import Sampling
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Snapshot:
     def serialised(self) -> bytes:
         """The file. Waits for the device, so this is done beside the engine."""
         header = _identity(self.lanes) | {"evaluations": self.evaluations}
-        return tensors.pack(header, _numbered(self.states))
+        return safetensors_io.pack(header, _numbered(self.states))
 
 
 def capture(lanes: Sequence[Lane]) -> Snapshot:
@@ -87,7 +87,7 @@ def resume(data: bytes, lanes: Sequence[Lane]) -> list[Lane] | None:
 
 
 def _resumed(data: bytes, lanes: Sequence[Lane]) -> list[Lane]:
-    header, held = tensors.unpack(data)
+    header, held = safetensors_io.unpack(data)
     for name, here in _identity(lanes).items():
         if (found := header.get(name)) != here:
             raise Unusable(f"its {name} is {found!r:.80}, here it is {here!r:.80}")

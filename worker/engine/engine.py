@@ -14,8 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from worker.engine.batch import Batch
-from worker.engine.in_flight import InFlight
-from worker.engine.runner_cache import RunnerCache
+from worker.engine.model_cache import RunnerCache
+from worker.engine.running_job import InFlight
 from worker.errors import UnknownModel
 
 if TYPE_CHECKING:
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
     from worker.config.models import ModelSpec
     from worker.engine.job import Control, Job, JobResult
-    from worker.engine.models import LoadedModel
+    from worker.engine.model_loader import LoadedModel
 
 
 def load_model(
     spec: ModelSpec, device: str, offload: str, *, compiled: bool = False
 ) -> LoadedModel:
     """Build a pipeline. Torch and diffusers are imported here, on the engine's thread."""
-    from worker.engine import models  # noqa: PLC0415  # seconds, wanted on the first task only
+    from worker.engine import model_loader  # noqa: PLC0415  # seconds, wanted on the first task only
 
-    return models.load(spec, device, offload, compiled=compiled)
+    return model_loader.load(spec, device, offload, compiled=compiled)
 
 
 class Engine:

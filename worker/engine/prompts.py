@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from api_contracts.errors import Fault
-from worker.engine import adapters, tensors
+from worker.engine import safetensors_io
+from worker.engine.lora_scale import lora_scaled
 from worker.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ class Wording:
 def check(pipe: Any, job: Job) -> Wording:  # noqa: ANN401  # a diffusers pipeline
     """The job's wording; raises `BadRequest` for what the encoder would choke on."""
     shape = ("n", "tokens", pipe.text_encoder.config.hidden_size)
-    embeds = tensors.read(job.prompt_embeds, "prompt_embeds", shape)
-    negative = tensors.read(job.negative_prompt_embeds, "negative_prompt_embeds", shape)
+    embeds = safetensors_io.read(job.prompt_embeds, "prompt_embeds", shape)
+    negative = safetensors_io.read(job.negative_prompt_embeds, "negative_prompt_embeds", shape)
     count = len(job.prompts) or (0 if embeds is None else embeds.shape[0])
     if len(job.negative_prompts) not in (0, 1, count):
         what = f"has {len(job.negative_prompts)} entries for {count} prompts"
@@ -80,7 +81,7 @@ def encode(pipe: Any, texts: Sequence[Text]) -> dict[Text, torch.Tensor]:  # noq
     for text in dict.fromkeys(texts):
         groups.setdefault((text.lora_scale, text.tokens), []).append(text)
     for (scale, _), alike in groups.items():
-        with adapters.scaled(pipe.text_encoder, scale):
+        with lora_scaled(pipe.text_encoder, scale):
             found |= zip(alike, _encode_alike(pipe, alike), strict=True)
     return found
 

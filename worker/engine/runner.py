@@ -15,17 +15,17 @@ import diffusers
 import torch
 import transformers
 
-from worker.engine import drafts, guidance, previews, prompts
+from worker.engine import guidance, prepare, previews, prompts
+from worker.engine.batch_scheduler import DECODE_TOGETHER
+from worker.engine.image_state import Degraded, Lane
 from worker.engine.job import Picture
-from worker.engine.lane import Degraded, Lane
-from worker.engine.network import Network
-from worker.engine.scheduler import DECODE_TOGETHER
+from worker.engine.unet import Network
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from worker.engine.job import Job
-    from worker.engine.models import LoadedModel
+    from worker.engine.model_loader import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class Runner:
         """Whether decoding throws the UNet off the device."""
         return self.model.offload != "none"
 
-    def draft(self, job: Job) -> drafts.Draft:
+    def draft(self, job: Job) -> prepare.Draft:
         """Check everything about a job that only the model can; raises `TaskFault`."""
-        return drafts.check(self.pipe, job)
+        return prepare.check(self.pipe, job)
 
     @torch.inference_mode()
-    def encode(self, drafted: Sequence[drafts.Draft]) -> list[list[Lane]]:
+    def encode(self, drafted: Sequence[prepare.Draft]) -> list[list[Lane]]:
         """The lanes of each job; the texts of all of them go through the encoder together."""
         if self._apart and len(drafted) > 1:
             return [lanes for draft in drafted for lanes in self.encode([draft])]
@@ -79,7 +79,7 @@ class Runner:
             ),
         ]
         encoded = prompts.encode(self.pipe, texts) if texts else {}
-        return [drafts.lanes(self.pipe, draft, encoded) for draft in drafted]
+        return [prepare.lanes(self.pipe, draft, encoded) for draft in drafted]
 
     @torch.inference_mode()
     def tick(self, lanes: Sequence[Lane]) -> list[Advance]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from worker.engine import drafts
+from worker.engine import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,7 @@ def capacity(pipe: Any, network: Callable[..., Any], max_rows: int | None) -> Ca
 
     `network` is the UNet as the runner calls it: latents, timesteps, embeddings.
     """
-    height, width = drafts.own_size(pipe)
+    height, width = prepare.own_size(pipe)
     call = _caller(pipe, network, (height, width))
     if max_rows is not None:
         call(2)

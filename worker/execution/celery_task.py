@@ -10,9 +10,9 @@ from celery import Task, states
 from celery.exceptions import Ignore, Reject, TaskRevokedError
 from redis.exceptions import RedisError, ResponseError
 
-from api_contracts.connection import unavailable
 from api_contracts.errors import Fault, GenerationExpired, GenerationFailed
 from api_contracts.names import TASK_NAME
+from api_contracts.redis_io.connection import unavailable
 from worker import metrics
 from worker.broker.pool import PAUSE_S
 from worker.broker.validate_message import NOT_AFTER, UNREADABLE, WANTS_RESULT

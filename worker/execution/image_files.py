@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import PngImagePlugin
 
-from worker.engine import tensors
+from worker.engine import safetensors_io
 
 if TYPE_CHECKING:
     from worker.engine.job import Picture
@@ -44,7 +44,7 @@ def encode(picture: Picture, output_type: str, origin: dict[str, Any]) -> bytes:
         case "npy":
             np.save(file, np.asarray(picture.pixels, np.float32))
         case "latent":
-            return tensors.write(picture.pixels)
+            return safetensors_io.write(picture.pixels)
         case _:
             message = f"unknown output_type {output_type!r}"
             raise ValueError(message)

@@ -11,7 +11,7 @@ from kombu.exceptions import KombuError, OperationalError
 from kombu.pools import producers
 from redis.exceptions import RedisError
 
-from api_contracts.connection import CONNECT_S, celery_tls
+from api_contracts.redis_io.connection import CONNECT_S, celery_tls
 from worker.errors import NotPushed
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from api_contracts.connection import is_away
 from api_contracts.pushes import MAX_TRIES, Push, PushKind, PushState, message_id
+from api_contracts.redis_io.connection import is_away
 from api_contracts.request import ReplyTo
 from worker import metrics
 from worker.errors import NotPushed

@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from api_contracts.connection import is_away
+from api_contracts.redis_io.connection import is_away
 from worker.engine.job import Control, Stop
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 
 from api_contracts.events import End
 from api_contracts.pushes import Push, PushKind, PushState
-from api_contracts.scripts import load
+from api_contracts.redis_io.scripts import load
 from worker import metrics
 
 if TYPE_CHECKING:

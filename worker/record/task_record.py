@@ -7,9 +7,9 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from api_contracts.client.records import metadata_of
 from api_contracts.pushes import PushKind
-from api_contracts.records import metadata_of
-from api_contracts.scripts import event_tail, load
+from api_contracts.redis_io.scripts import event_tail, load
 from worker.record.push_queue import Pushes
 from worker.redis_retry import persist
 

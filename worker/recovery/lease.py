@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from api_contracts.connection import is_away
-from api_contracts.scripts import load
+from api_contracts.redis_io.connection import is_away
+from api_contracts.redis_io.scripts import load
 from worker.engine.job import Control, Stop
 
 if TYPE_CHECKING:

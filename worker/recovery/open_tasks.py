@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from api_contracts.connection import is_away
+from api_contracts.client.records import metadata_of
 from api_contracts.names import DEFAULT_MODEL, MODEL_PATTERN, is_task_id, queue_name
 from api_contracts.parse import parse_request
 from api_contracts.pushes import PushKind
-from api_contracts.records import metadata_of
-from api_contracts.scripts import event_tail, load
+from api_contracts.redis_io.connection import is_away
+from api_contracts.redis_io.scripts import event_tail, load
 from worker.record.push_queue import WRONG_TYPE, Pushes
 
 if TYPE_CHECKING:

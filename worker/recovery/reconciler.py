@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from kombu.exceptions import EncodeError
 from redis.exceptions import LockError, RedisError
 
-from api_contracts.connection import is_away
+from api_contracts.redis_io.connection import is_away
 from worker import metrics
 from worker.recovery.lease import MOST_S
 from worker.recovery.open_tasks import OpenTasks, readable

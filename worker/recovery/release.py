@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from api_contracts.connection import connect_impatiently
 from api_contracts.names import is_task_id
-from api_contracts.scripts import load
+from api_contracts.redis_io.connection import connect_impatiently
+from api_contracts.redis_io.scripts import load
 from worker import metrics
 from worker.broker.held_messages import Messages, task_id_of
 

@@ -17,7 +17,7 @@ for _name in (
     "worker.cli.main",
     "worker.app",
     "worker.execution.image_files",
-    "worker.engine.models",
+    "worker.engine.model_loader",
     "worker.engine.runner",
     "worker.engine.warmup",
 ):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from api_contracts.connection import is_away
+from api_contracts.redis_io.connection import is_away
 
 if TYPE_CHECKING:
     from collections.abc import Callable

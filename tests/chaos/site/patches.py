@@ -143,6 +143,6 @@ def _without_reconciler(reconciler: ModuleType) -> None:
 #: Mechanism to the module whose import is waited for, and what is done to it then.
 SWITCHES: dict[str, tuple[str, Callable[[ModuleType], None]]] = {
     "lease": ("worker.recovery.lease", _without_lease),
-    "fence": ("api_contracts.scripts", _without_fence),
+    "fence": ("api_contracts.redis_io.scripts", _without_fence),
     "reconciler": ("worker.recovery.reconciler", _without_reconciler),
 }

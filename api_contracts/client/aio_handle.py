@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from api_contracts.client.follow import Following, outcome, unknown_end
 from api_contracts.errors import TaskNotFound
-from api_contracts.follow import Following, outcome, unknown_end
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from api_contracts.aio_records import AsyncRecords
+    from api_contracts.client.aio_records import AsyncRecords
     from api_contracts.events import Event, TaskStatus
     from api_contracts.pushes import Push, PushKind
     from api_contracts.result import GenerationResult

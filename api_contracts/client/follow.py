@@ -21,8 +21,8 @@ from api_contracts.events import Cancelled, Expired, Failed, Succeeded
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from api_contracts.client.records import Numbered
     from api_contracts.events import Event
-    from api_contracts.records import Numbered
     from api_contracts.result import GenerationResult
 
 #: Longest wait for an event before the record is asked, in seconds.

@@ -7,14 +7,14 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 from api_contracts import names
-from api_contracts.aio_handle import AsyncTaskHandle
-from api_contracts.aio_records import AsyncRecords
-from api_contracts.aio_server import AsyncServer
-from api_contracts.client import Request, check_all, check_ids
-from api_contracts.connection import COUNT_S
+from api_contracts.client.aio_handle import AsyncTaskHandle
+from api_contracts.client.aio_records import AsyncRecords
+from api_contracts.client.aio_server import AsyncServer
+from api_contracts.client.client import Request, check_all, check_ids
+from api_contracts.client.queues import depths, lists_of, positions
+from api_contracts.client.sender import Sender
 from api_contracts.errors import ServiceUnavailable
-from api_contracts.queues import depths, lists_of, positions
-from api_contracts.sender import Sender
+from api_contracts.redis_io.connection import COUNT_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

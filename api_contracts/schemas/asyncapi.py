@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from api_contracts import examples, names
+from api_contracts import names
 from api_contracts.events import TaskStatus
 from api_contracts.pushes import MESSAGE_ID
+from api_contracts.schemas import examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @cache
 def text(package: str, name: str) -> str:
     """The script `name`.lua of `package`, with the shared text before it."""
-    shared = files("api_contracts").joinpath("lua", "append_event.lua").read_text()
+    shared = files("api_contracts.redis_io").joinpath("lua", "append_event.lua").read_text()
     return shared + files(package).joinpath("lua", f"{name}.lua").read_text()
 
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from worker.engine import adapters, attention, guidance, warmup
+from worker.engine import attention, guidance, warmup
+from worker.engine.lora_scale import lora_scaled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from worker.engine.models import LoadedModel
+    from worker.engine.model_loader import LoadedModel
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class Network:
         # A compiled call always listens to all rows, or each number of them would be compiled.
         heard = len(told) if self._compiled else listened
         with (
-            adapters.scaled(self._unet, lora_scale),
+            lora_scaled(self._unet, lora_scale),
             attention.listening(self._unet, self._tap, heard) as tap,
         ):
             output: torch.Tensor = self._unet(

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
+    from worker.engine.image_state import Lane
     from worker.engine.job import Control, Job, Picture
-    from worker.engine.lane import Lane
 
 logger = logging.getLogger(__name__)
 

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from pydantic import ValidationError
 from redis.exceptions import NoScriptError, RedisError
 
-from api_contracts.connection import connect, unavailable
 from api_contracts.events import EVENT, Event, TaskStatus
 from api_contracts.names import Keys, queue_name
 from api_contracts.pushes import FIELDS, Push, PushKind, pushes_of
+from api_contracts.redis_io.connection import connect, unavailable
+from api_contracts.redis_io.scripts import event_tail, load, sha, text
 from api_contracts.request import GenerationRequest
-from api_contracts.scripts import event_tail, load, sha, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 #: Most events that one read gives.
 MOST = 200
-SUBMIT = text("api_contracts", "submit")
+SUBMIT = text("api_contracts.redis_io", "submit")
 
 #: An event's number, and the event; None for one of a kind that this version does not know.
 Numbered = tuple[int, "Event | None"]
@@ -43,7 +43,7 @@ class Records:
         """Raises ValueError for what is no URL."""
         self.redis = connect(url)
         self.keys = Keys(namespace)
-        self._cancel = load(self.redis, "api_contracts", "cancel")
+        self._cancel = load(self.redis, "api_contracts.redis_io", "cancel")
 
     def submit(
         self, tasks: Sequence[tuple[str, GenerationRequest, int | None]]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from api_contracts.connection import OPTIONS, checked_url, unavailable
+from api_contracts.redis_io.connection import OPTIONS, checked_url, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

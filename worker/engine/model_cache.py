@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from worker.config.models import ModelSpec
-    from worker.engine.models import LoadedModel
+    from worker.engine.model_loader import LoadedModel
     from worker.engine.runner import Runner
 
 logger = logging.getLogger(__name__)

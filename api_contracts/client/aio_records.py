@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoPermissionError, NoScriptError
 
-from api_contracts import records
-from api_contracts.aio_server import AsyncServer
-from api_contracts.connection import REDIS_AWAY, unavailable
-from api_contracts.ear import Ear
+from api_contracts.client import records
+from api_contracts.client.aio_server import AsyncServer
+from api_contracts.client.stream_watcher import Ear
 from api_contracts.names import Keys
 from api_contracts.pushes import FIELDS, Push, PushKind, pushes_of
-from api_contracts.scripts import sha, text
+from api_contracts.redis_io.connection import REDIS_AWAY, unavailable
+from api_contracts.redis_io.scripts import sha, text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
+    from api_contracts.client.follow import Following
     from api_contracts.events import Event, TaskStatus
-    from api_contracts.follow import Following
     from api_contracts.request import GenerationRequest
 
 #: Least time for Redis to answer a follower, in seconds, however little it wants to wait.
@@ -37,7 +37,7 @@ class AsyncRecords:
         """Raises ValueError for what is no URL."""
         self.keys, self._server = Keys(namespace), AsyncServer(url)
         self.redis, self._ear = self._server.redis, Ear(self._server.redis)
-        self._cancel = self.redis.register_script(text("api_contracts", "cancel"))
+        self._cancel = self.redis.register_script(text("api_contracts.redis_io", "cancel"))
 
     async def submit(
         self, tasks: Sequence[tuple[str, GenerationRequest, int | None]]

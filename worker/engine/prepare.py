@@ -9,9 +9,9 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from api_contracts.errors import Fault
-from worker.engine import prompts, samplers, tensors
-from worker.engine.lane import Lane
-from worker.engine.scheduler import Bucket
+from worker.engine import prompts, safetensors_io, samplers
+from worker.engine.batch_scheduler import Bucket
+from worker.engine.image_state import Lane
 from worker.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def check(pipe: Any, job: Job) -> Draft:  # noqa: ANN401  # a diffusers pipeline
     samplers.check_eta(job.eta, samplings[0].name)
     factor = pipe.vae_scale_factor
     shape = (len(seeds), pipe.unet.config.in_channels, height // factor, width // factor)
-    latents = tensors.read(job.latents, "latents", shape)
+    latents = safetensors_io.read(job.latents, "latents", shape)
     if latents is not None and not torch.isfinite(latents.to(pipe.unet.dtype)).all():
         what = f"holds values that {pipe.unet.dtype} does not reach"
         raise BadRequest(Fault(where="latents", what=what, limit=str(pipe.unet.dtype)))

@@ -10,9 +10,9 @@ from worker.engine import guidance
 if TYPE_CHECKING:
     import torch
 
+    from worker.engine.batch_scheduler import Bucket
     from worker.engine.job import Job
     from worker.engine.samplers import Level, Sampling
-    from worker.engine.scheduler import Bucket
 
 
 @dataclass(frozen=True)

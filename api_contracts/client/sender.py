@@ -8,8 +8,8 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from api_contracts import names
-from api_contracts.connection import CONNECT_S, celery_tls, unavailable
 from api_contracts.errors import ServiceUnavailable
+from api_contracts.redis_io.connection import CONNECT_S, celery_tls, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

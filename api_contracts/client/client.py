@@ -6,14 +6,14 @@ import uuid
 from typing import TYPE_CHECKING, Any, Self
 
 from api_contracts import names
-from api_contracts.connection import COUNT_S, connect_impatiently
+from api_contracts.client.handle import TaskHandle
+from api_contracts.client.queues import depths, lists_of, positions
+from api_contracts.client.records import Records, reach
+from api_contracts.client.sender import Sender
 from api_contracts.errors import Fault, InvalidRequest, ServiceUnavailable
-from api_contracts.handle import TaskHandle
 from api_contracts.parse import parse_request
-from api_contracts.queues import depths, lists_of, positions
-from api_contracts.records import Records, reach
+from api_contracts.redis_io.connection import COUNT_S, connect_impatiently
 from api_contracts.request import GenerationRequest
-from api_contracts.sender import Sender
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def scaled(module: nn.Module, scale: float | None) -> Iterator[None]:
+def lora_scaled(module: nn.Module, scale: float | None) -> Iterator[None]:
     """For one call, the LoRA layers in `module` at `scale` times what the settings give them.
 
     diffusers' own way divides by the scale afterwards, and so forgets the settings at 0.

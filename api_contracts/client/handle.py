@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import NoPermissionError
 
-from api_contracts.connection import REDIS_AWAY, unavailable
+from api_contracts.client.follow import Following, outcome, unknown_end
 from api_contracts.errors import TaskNotFound
-from api_contracts.follow import Following, outcome, unknown_end
+from api_contracts.redis_io.connection import REDIS_AWAY, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from api_contracts.client.records import Records
     from api_contracts.events import Event, TaskStatus
     from api_contracts.pushes import Push, PushKind
-    from api_contracts.records import Records
     from api_contracts.result import GenerationResult
 
 

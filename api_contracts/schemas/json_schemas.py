@@ -11,18 +11,19 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from pydantic import TypeAdapter
 
-from api_contracts import asyncapi, examples, frames, names
+from api_contracts import names
 from api_contracts.errors import TaskError
 from api_contracts.events import EVENT, End, Event
 from api_contracts.request import GenerationRequest
 from api_contracts.result import GenerationResult
+from api_contracts.schemas import asyncapi, celery_frames, examples
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 VERSION = 1
-FOLDER = Path(__file__).parent / "schema" / f"v{VERSION}"
+FOLDER = Path(__file__).parents[1] / "schema" / f"v{VERSION}"
 
 
 def kinds() -> dict[str, type[BaseModel]]:
@@ -86,7 +87,7 @@ def _event(model: Any, name: str, shown: list[Any]) -> dict[str, Any]:  # noqa: 
 def _message() -> dict[str, Any]:
     """An entry of a queue's list, with the request inside its body."""
     request, definitions = _inner(_request())
-    made = frames.frame("request", {"$ref": "#/$defs/GenerationRequest"}, names.TASK_NAME)
+    made = celery_frames.frame("request", {"$ref": "#/$defs/GenerationRequest"}, names.TASK_NAME)
     made["$defs"] |= {**definitions, "GenerationRequest": request}
     return _whole("message", made, examples.MESSAGE)
 
@@ -94,7 +95,7 @@ def _message() -> dict[str, Any]:
 def _reply() -> dict[str, Any]:
     """What `reply_to` sends, with the terminal event inside its body."""
     event, definitions = _inner(_end())
-    made = frames.frame("event", {"$ref": "#/$defs/End"}, None)
+    made = celery_frames.frame("event", {"$ref": "#/$defs/End"}, None)
     made["$defs"] |= {**definitions, "End": event}
     return _whole("reply", made, examples.REPLY)
 
