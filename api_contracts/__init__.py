@@ -9,7 +9,7 @@ from api_contracts.client.client import GenerationClient
 from api_contracts.client.handle import TaskHandle
 from api_contracts.errors import (
     ErrorCode,
-    Fault,
+    FieldError,
     GenerationCancelled,
     GenerationError,
     GenerationExpired,
@@ -25,12 +25,16 @@ from api_contracts.pushes import Push, PushKind, PushState
 from api_contracts.request import GenerationRequest, Limits, Reference, ReplyTo
 from api_contracts.result import GenerationResult, ImageResult, Timings
 
+#: The name of `FieldError` in 0.1.
+Fault = FieldError
+
 __all__ = [
     "AsyncGenerationClient",
     "AsyncTaskHandle",
     "ErrorCode",
     "Event",
     "Fault",
+    "FieldError",
     "GenerationCancelled",
     "GenerationClient",
     "GenerationError",

@@ -36,7 +36,7 @@ def _encodable(text: str) -> str:
 Told = Annotated[str, AfterValidator(_encodable)]
 
 
-class Fault(BaseModel):
+class FieldError(BaseModel):
     """One thing wrong with a request."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -55,7 +55,9 @@ class TaskError(BaseModel):
     message: Told = Field(description="For a person: what happened and what to do.")
     retryable: bool = Field(description="Whether it may succeed under a new id.")
     details: dict[str, Any] = Field(
-        default_factory=dict, description="`faults` where the request is refused, each a `Fault`."
+        # The published schema has these words: `Fault` was the name of `FieldError` in 0.1.
+        default_factory=dict,
+        description="`faults` where the request is refused, each a `Fault`.",
     )
 
 
@@ -66,11 +68,11 @@ class GenerationError(Exception):
 class InvalidRequest(GenerationError, ValueError):
     """The request breaks the contract; `faults` says where, all of it at once."""
 
-    def __init__(self, faults: Sequence[Fault]) -> None:
+    def __init__(self, faults: Sequence[FieldError]) -> None:
         self.faults = tuple(faults)
         super().__init__("; ".join(f"{fault.where}: {fault.what}" for fault in self.faults))
 
-    def __reduce__(self) -> tuple[type[Self], tuple[tuple[Fault, ...]]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[tuple[FieldError, ...]]]:
         """Pickled with its faults: pools of processes, Celery's among them, pass errors so."""
         return type(self), (self.faults,)
 

@@ -79,7 +79,7 @@ class Keys:
         return f"{self.namespace}:open"
 
     @property
-    def wishes(self) -> str:
+    def pending_cancels(self) -> str:
         """Sorted set: ids without a record whose cancel was requested, by when (Unix seconds)."""
         return f"{self.namespace}:wishes"
 

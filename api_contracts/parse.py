@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from api_contracts.errors import Fault, InvalidRequest
+from api_contracts.errors import FieldError, InvalidRequest
 from api_contracts.request import (
     ETA_SCHEDULERS,
     MAX_METADATA_BYTES,
@@ -42,7 +42,7 @@ def parse_request(data: Mapping[str, Any], limits: Limits | None = None) -> Gene
     Without `limits` only the contract's own are checked.
     """
     if not isinstance(data, dict):
-        raise InvalidRequest([Fault(where="request", what="is not an object", limit="object")])
+        raise InvalidRequest([FieldError(where="request", what="is not an object", limit="object")])
     if crowded := [*_crowded(data)]:
         raise InvalidRequest(crowded[:20])
     try:
@@ -56,15 +56,15 @@ def parse_request(data: Mapping[str, Any], limits: Limits | None = None) -> Gene
     return request
 
 
-def _crowded(data: dict[str, Any]) -> Iterator[Fault]:
+def _crowded(data: dict[str, Any]) -> Iterator[FieldError]:
     """Objects of so many entries that their faults alone would fill the memory."""
     for where, value in (("request", data), *itertools.islice(data.items(), _MOST_ENTRIES)):
         if isinstance(value, dict) and len(value) > _MOST_ENTRIES:
             what = f"has {len(value)} entries"
-            yield Fault(where=where[:200], what=what, limit=f"<= {_MOST_ENTRIES} entries")
+            yield FieldError(where=where[:200], what=what, limit=f"<= {_MOST_ENTRIES} entries")
 
 
-def _fault(detail: ErrorDetails) -> Fault:
+def _fault(detail: ErrorDetails) -> FieldError:
     where = ""
     for part in detail["loc"]:
         if isinstance(part, int):
@@ -76,7 +76,7 @@ def _fault(detail: ErrorDetails) -> Fault:
     echo = "" if secret or detail["type"] == "missing" else f" (got {_echo(given)})"
     context = {key: value for key, value in detail.get("ctx", {}).items() if key != "error"}
     limit = ", ".join(f"{key} {value}" for key, value in context.items()) or detail["type"]
-    return Fault(where=where[:200] or "request", what=detail["msg"] + echo, limit=limit)
+    return FieldError(where=where[:200] or "request", what=detail["msg"] + echo, limit=limit)
 
 
 def _echo(value: object) -> str:
@@ -88,7 +88,7 @@ def _echo(value: object) -> str:
     return repr(value)[:_ECHO_CHARS].encode("ascii", "backslashreplace").decode()
 
 
-def _nowhere(url: str | None) -> Iterator[Fault]:
+def _nowhere(url: str | None) -> Iterator[FieldError]:
     """What is wrong with a URL that looks like one."""
     try:
         parts = urlsplit(url or "")
@@ -99,63 +99,67 @@ def _nowhere(url: str | None) -> Iterator[Fault]:
     except ValueError:
         pass
     limit = "a host name or an address, and a port of 1 to 65535"
-    yield Fault(where="webhook", what="its host or port is none", limit=limit)
+    yield FieldError(where="webhook", what="its host or port is none", limit=limit)
 
 
-def _contradictions(request: GenerationRequest) -> Iterator[Fault]:
+def _contradictions(request: GenerationRequest) -> Iterator[FieldError]:
     """What is wrong between fields, each of which is right by itself."""
     prompts = len(request.prompts)
     if bool(prompts) == (request.prompt_embeds is not None):
-        yield Fault(where="prompt", what="give `prompt` or `prompt_embeds`", limit="one of the two")
+        yield FieldError(
+            where="prompt", what="give `prompt` or `prompt_embeds`", limit="one of the two"
+        )
     if request.negative_prompt is not None and request.negative_prompt_embeds is not None:
-        yield Fault(
+        yield FieldError(
             where="negative_prompt",
             what="give `negative_prompt` or `negative_prompt_embeds`",
             limit="one of the two",
         )
     negatives = request.negative_prompt
     if isinstance(negatives, list) and prompts and len(negatives) != prompts:
-        yield Fault(
+        yield FieldError(
             where="negative_prompt",
             what=f"has {len(negatives)} entries for {prompts} prompts",
             limit="as many as prompts",
         )
     images = (prompts or 1) * request.num_images_per_prompt
     if isinstance(request.seed, list) and prompts and len(request.seed) != images:
-        yield Fault(
+        yield FieldError(
             where="seed", what=f"has {len(request.seed)} entries for {images} images", limit="equal"
         )
     if isinstance(request.seed, int) and request.seed + images - 1 > MAX_SEED:
-        yield Fault(where="seed", what="the last image's seed is too large", limit=f"<= {MAX_SEED}")
+        yield FieldError(
+            where="seed", what="the last image's seed is too large", limit=f"<= {MAX_SEED}"
+        )
     if request.eta > 0 and request.scheduler not in (None, *ETA_SCHEDULERS):
-        yield Fault(
+        yield FieldError(
             where="eta",
             what=f"has no meaning for scheduler {request.scheduler}",
             limit=f"{' and '.join(ETA_SCHEDULERS)} only",
         )
     size_bytes = len(json.dumps(request.metadata, ensure_ascii=False).encode())
     if size_bytes > MAX_METADATA_BYTES:
-        yield Fault(
+        yield FieldError(
             where="metadata",
             what=f"takes {size_bytes} bytes as JSON",
             limit=f"<= {MAX_METADATA_BYTES} bytes",
         )
 
 
-def _beyond(request: GenerationRequest, limits: Limits) -> Iterator[Fault]:
+def _beyond(request: GenerationRequest, limits: Limits) -> Iterator[FieldError]:
     """What this worker's limits do not allow."""
     for where, side in (("height", request.height), ("width", request.width)):
         if side is not None and side > limits.max_side_px:
-            yield Fault(where=where, what=f"is {side} px", limit=f"<= {limits.max_side_px}")
+            yield FieldError(where=where, what=f"is {side} px", limit=f"<= {limits.max_side_px}")
     if request.num_inference_steps > limits.max_steps:
-        yield Fault(
+        yield FieldError(
             where="num_inference_steps",
             what=f"is {request.num_inference_steps}",
             limit=f"<= {limits.max_steps}",
         )
     images = (len(request.prompts) or 1) * request.num_images_per_prompt
     if images > limits.max_images:
-        yield Fault(
+        yield FieldError(
             where="num_images_per_prompt",
             what=f"prompts x images is {images}",
             limit=f"<= {limits.max_images}",

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from worker.engine.engine import Engine
-from worker.engine.job import Control, Step, Stop
+from worker.job_control import Control, Step, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from benchmarks.bare import BareEngine
     from benchmarks.record import Cell, Result
     from benchmarks.tasks import Task
-    from worker.engine.job import JobResult, Step
+    from worker.engine.job import JobResult
+    from worker.job_control import Step
 
 SIDES = ("the engine", "first come, first served")
 

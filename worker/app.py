@@ -59,9 +59,10 @@ def create_app(settings: Settings, owner: str | None = None) -> Celery:
 def _configuration(settings: Settings) -> dict[str, Any]:
     """Celery's settings, each for a reason that was measured or that an outage taught."""
     queues = [queue_name(alias) for alias in settings.models]
+    result_url = settings.result_redis_url.get_secret_value()
     return {
         "broker_url": settings.broker_url.get_secret_value(),
-        "result_backend": f"worker.broker.results:Backend+{settings.results.get_secret_value()}",
+        "result_backend": f"worker.broker.results:Backend+{result_url}",
         # Neither a message nor an outage may end the worker or keep a slot: see their modules.
         "broker_transport": "worker.broker.transport:Transport",
         "worker_consumer": "worker.broker.validate_message:TolerantConsumer",
@@ -85,7 +86,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "broker_connection_max_retries": None,
         "broker_transport_options": dict(TRANSPORT_OPTIONS),
         **celery_tls("broker_use_ssl", settings.broker_url.get_secret_value()),
-        **celery_tls("redis_backend_use_ssl", settings.results.get_secret_value()),
+        **celery_tls("redis_backend_use_ssl", result_url),
         # Of the results: what can't be told in seconds holds no slot; see tasks.
         "redis_socket_timeout": 2,
         "redis_socket_connect_timeout": 2,
@@ -146,7 +147,7 @@ def _follow_signals(process: Process, settings: Settings) -> None:
             logger.warning("%s is set and means nothing to this version", name)
 
     def start(**_: object) -> None:
-        events = settings.events.get_secret_value()
+        events = settings.events_redis_url.get_secret_value()
         records = Records(events, settings.namespace)
         remote_control.install(records, process.state)
         process.start()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from api_contracts.errors import ErrorCode, Fault, TaskError
+from api_contracts.errors import ErrorCode, FieldError, TaskError
 
 
-class TaskFault(Exception):
+class TaskFailedError(Exception):
     """A task can't be done. Subclasses fix the code and whether trying again may help."""
 
     code: ClassVar[ErrorCode] = ErrorCode.INTERNAL
@@ -26,58 +26,58 @@ class TaskFault(Exception):
         )
 
 
-class BadRequest(TaskFault):
+class BadRequestError(TaskFailedError):
     """The request, or the message around it, is refused; `details.faults` says where."""
 
     code = ErrorCode.INVALID_REQUEST
 
-    def __init__(self, *faults: Fault) -> None:
+    def __init__(self, *faults: FieldError) -> None:
         summary = "; ".join(f"{fault.where}: {fault.what}" for fault in faults)
         super().__init__(
             f"the request is refused: {summary}", faults=[fault.model_dump() for fault in faults]
         )
 
 
-class UnknownModel(TaskFault):
+class UnknownModelError(TaskFailedError):
     """No model of that alias in this worker's settings."""
 
     code = ErrorCode.UNKNOWN_MODEL
 
 
-class ModelLoadFailed(TaskFault):
+class ModelLoadError(TaskFailedError):
     """The model's files are missing or broken."""
 
     code = ErrorCode.MODEL_LOAD_FAILED
     retryable = True
 
 
-class OutOfMemory(TaskFault):
+class DeviceOutOfMemoryError(TaskFailedError):
     """The device has not enough memory for this task."""
 
     code = ErrorCode.OUT_OF_MEMORY
     retryable = True
 
 
-class UnsupportedScheduler(TaskFault):
+class UnsupportedSchedulerError(TaskFailedError):
     """No scheduler of that name is served."""
 
     code = ErrorCode.UNSUPPORTED_SCHEDULER
 
 
-class InputNotFound(TaskFault):
+class InputNotFoundError(TaskFailedError):
     """A reference names nothing in the input prefix."""
 
     code = ErrorCode.INPUT_NOT_FOUND
 
 
-class StorageUnavailable(TaskFault):
+class StorageUnavailableError(TaskFailedError):
     """S3 refused, or did not answer for as long as was allowed."""
 
     code = ErrorCode.STORAGE_UNAVAILABLE
     retryable = True
 
 
-class NotPushed(Exception):
+class PushError(Exception):
     """The end of a task did not get where its request wanted it; the text says why."""
 
     def __init__(self, why: str, *, final: bool = False) -> None:

@@ -17,7 +17,7 @@ T = TypeVar("T")
 PATIENCE_S = 300.0
 
 
-def persist(call: Callable[[], T], patience_s: float | None = None) -> T:
+def retry_redis(call: Callable[[], T], patience_s: float | None = None) -> T:
     """What `call` gives, as often as it takes within `PATIENCE_S`; it must bear being repeated."""
     timeout = PATIENCE_S if patience_s is None else patience_s
     if timeout <= 0:

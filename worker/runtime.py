@@ -12,18 +12,18 @@ from celery.worker import state
 
 from api_contracts.redis_io.connection import connect, connect_impatiently
 from worker import devices, metrics
-from worker.broker.held_messages import Messages
+from worker.broker.held_messages import HeldMessages
 from worker.engine.engine import Engine
-from worker.execution.artifacts import Shelf
+from worker.execution.artifacts import Artifacts
 from worker.execution.attempt import Attempts
 from worker.execution.executor import Executor
 from worker.exit_codes import DEVICE_FAILED
-from worker.push.celery_replies import Replies
+from worker.push.celery_replies import CeleryReplies
 from worker.push.pusher import Pusher
 from worker.push.webhooks import Webhooks
 from worker.record.celery_state import CeleryState
-from worker.record.event_publisher import Publisher
-from worker.record.task_record import Claims
+from worker.record.event_publisher import EventPublisher
+from worker.record.task_record import TaskRecord
 from worker.recovery import release
 from worker.recovery.lease import RENEWALS, Lease
 from worker.recovery.reconciler import Reconciler
@@ -64,23 +64,23 @@ class Process:
         self._settings, self._owner = settings, owner
         self._asked_s: list[float] = []
         broker_url = settings.broker_url.get_secret_value()
-        events_url = settings.events.get_secret_value()
+        events_url = settings.events_redis_url.get_secret_value()
         keys, lease_s = settings.keys, settings.lease_s
-        self._claims = Claims(
+        self._claims = TaskRecord(
             connect(events_url), keys, owner, record_ttl_s=settings.record_ttl_s, lease_s=lease_s
         )
         answer_s = lease_s / RENEWALS
         self.lease = Lease(
             connect_impatiently(events_url, answer_s),
             keys,
-            Messages(connect_impatiently(broker_url, answer_s)),
+            HeldMessages(connect_impatiently(broker_url, answer_s)),
             held_tags,
             lease_s,
         )
         self._reconciler = Reconciler(
             connect(events_url),
             keys,
-            Messages(connect(broker_url)),
+            HeldMessages(connect(broker_url)),
             send,
             lease_s=lease_s,
             record_ttl_s=settings.record_ttl_s,
@@ -90,9 +90,9 @@ class Process:
             settings.webhook_secrets,
             private_addresses=settings.webhook_private_addresses,
         )
-        replies = Replies(settings.reply_to, broker_url)
+        replies = CeleryReplies(settings.reply_to, broker_url)
         self._pusher = Pusher(self._claims.pushes, replies, webhooks, settings.push_retry_s)
-        self._publisher = Publisher(self._claims, CeleryState(store))
+        self._publisher = EventPublisher(self._claims, CeleryState(store))
         device = devices.resolve(settings.device)
         self._engine = Engine(
             settings.specs,
@@ -102,7 +102,7 @@ class Process:
             max_batch_rows=settings.max_batch_rows,
             compiled=settings.compile,
         )
-        shelf = Shelf(Storage(settings))
+        shelf = Artifacts(Storage(settings))
         attempts = Attempts(settings, self._claims, self._publisher, self._engine, shelf)
         self.executor = Executor(
             settings, self._claims, self.lease, attempts, device, self._leave_broken

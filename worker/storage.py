@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import stamina
 
-from api_contracts.errors import Fault
-from worker.errors import BadRequest, InputNotFound, StorageUnavailable
+from api_contracts.errors import FieldError
+from worker.errors import BadRequestError, InputNotFoundError, StorageUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ _PASSING = frozenset({408, 409, 412, 429, 500, 502, 503, 504})
 _PASSING_CODES = frozenset({"RequestTimeout", "SlowDown", "Throttling", "RequestTimeTooSkewed"})
 
 
-class Superseded(Exception):
+class SupersededError(Exception):
     """The task is another worker's by now, and so are its files."""
 
 
@@ -60,7 +60,7 @@ class Storage:
 
         Only what was there before `is_ours` was asked is written over: a worker that was frozen in
         between, for however long, changes nothing. Tries again through outages up to `s3_retry_s`,
-        then raises `StorageUnavailable`; raises `Superseded` when it is not ours.
+        then raises `StorageUnavailableError`; raises `SupersededError` when it is not ours.
         """
         digest = hashlib.sha256(data)
         place = {"Bucket": self._settings.s3_bucket, "Key": key}
@@ -85,7 +85,7 @@ class Storage:
                 return  # by an earlier attempt, or by a try whose answer was lost
             condition = {"IfMatch": found["ETag"]}
         if not is_ours():
-            raise Superseded
+            raise SupersededError
         try:
             self._once("put_object", place | content | condition)
         except _NotThere as error:  # what was to be replaced was removed meanwhile
@@ -102,10 +102,12 @@ class Storage:
             )
         except _NotThere as error:
             message = f"{where} refers to {reference!r}, which is not in the input prefix"
-            raise InputNotFound(message, where=where) from error
+            raise InputNotFoundError(message, where=where) from error
         if len(data) > MAX_INPUT_BYTES:
             what = "refers to an object that is too large"
-            raise BadRequest(Fault(where=where, what=what, limit=f"<= {MAX_INPUT_BYTES} bytes"))
+            raise BadRequestError(
+                FieldError(where=where, what=what, limit=f"<= {MAX_INPUT_BYTES} bytes")
+            )
         return data
 
     def presign(self, key: str) -> str | None:
@@ -123,7 +125,7 @@ class Storage:
     def check(self, owner: str) -> float | None:
         """Write and remove a small object; gives S3's own time, in Unix seconds, where it tells.
 
-        Raises `StorageUnavailable` with the reason.
+        Raises `StorageUnavailableError` with the reason.
         """
         key = self.key(".doctor", owner)
         self.put(key, secrets.token_bytes(8), "text/plain")
@@ -152,7 +154,7 @@ class Storage:
             patience_s = self._settings.s3_retry_s
             long = f" for {patience_s:g} s" if patience_s else ""
             message = f"S3 at {endpoint} did not answer{long} ({error}); submit again when it does"
-            raise StorageUnavailable(message) from error
+            raise StorageUnavailableError(message) from error
 
     def _once(self, operation: str, arguments: dict[str, Any], *, read: int = 0) -> Any:  # noqa: ANN401  # boto3's own replies
         from botocore import exceptions as boto  # noqa: PLC0415  # as boto3 below
@@ -168,12 +170,12 @@ class Storage:
             if _is_missing(http, error.response["Error"].get("Code"), operation):
                 raise _NotThere(str(error)) from error
             message = f"S3 refused {operation} on bucket {arguments['Bucket']!r}: {error}"
-            raise StorageUnavailable(message) from error
+            raise StorageUnavailableError(message) from error
         except (boto.HTTPClientError, boto.ConnectionError, OSError) as error:
             raise _Outage(str(error)) from error
         except (boto.BotoCoreError, ValueError) as error:  # no credentials, an impossible name
             message = f"S3 can't be asked as it is set up: {error}"
-            raise StorageUnavailable(message) from error
+            raise StorageUnavailableError(message) from error
 
     def _client(self, endpoint_url: str | None) -> Any:  # noqa: ANN401  # boto3 clients have no type
         with self._lock:

@@ -13,7 +13,7 @@ from redis.exceptions import NoPermissionError, NoScriptError
 
 from api_contracts.client import records
 from api_contracts.client.aio_server import AsyncServer
-from api_contracts.client.stream_watcher import Ear
+from api_contracts.client.stream_watcher import StreamWatcher
 from api_contracts.names import Keys
 from api_contracts.pushes import FIELDS, Push, PushKind, pushes_of
 from api_contracts.redis_io.connection import REDIS_AWAY, unavailable
@@ -36,7 +36,7 @@ class AsyncRecords:
     def __init__(self, url: str, namespace: str) -> None:
         """Raises ValueError for what is no URL."""
         self.keys, self._server = Keys(namespace), AsyncServer(url)
-        self.redis, self._ear = self._server.redis, Ear(self._server.redis)
+        self.redis, self._ear = self._server.redis, StreamWatcher(self._server.redis)
         self._cancel = self.redis.register_script(text("api_contracts.redis_io", "cancel"))
 
     async def submit(

@@ -10,7 +10,7 @@ from api_contracts.client.handle import TaskHandle
 from api_contracts.client.queues import depths, lists_of, positions
 from api_contracts.client.records import Records, reach
 from api_contracts.client.sender import Sender
-from api_contracts.errors import Fault, InvalidRequest, ServiceUnavailable
+from api_contracts.errors import FieldError, InvalidRequest, ServiceUnavailable
 from api_contracts.parse import parse_request
 from api_contracts.redis_io.connection import COUNT_S, connect_impatiently
 from api_contracts.request import GenerationRequest
@@ -141,8 +141,12 @@ def check_ids(task_ids: Sequence[str | None], count: int | None = None) -> list[
     found = [str(uuid.uuid4()) if each is None else each for each in task_ids]
     if count is not None and (len(found), len(set(found))) != (count, count):
         what = f"has {len(found)} ids, {len(set(found))} of them different"
-        raise InvalidRequest([Fault(where="task_ids", what=what, limit=f"{count} different ids")])
+        raise InvalidRequest(
+            [FieldError(where="task_ids", what=what, limit=f"{count} different ids")]
+        )
     if all(names.is_task_id(each) for each in found):
         return found
-    fault = Fault(where="task_id", what="is not a task id", limit="1 to 128 of A-Z a-z 0-9 . _ -")
+    fault = FieldError(
+        where="task_id", what="is not a task id", limit="1 to 128 of A-Z a-z 0-9 . _ -"
+    )
     raise InvalidRequest([fault])

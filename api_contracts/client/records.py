@@ -117,7 +117,7 @@ def waiting(task_ids: Sequence[str], replies: Any) -> list[tuple[str, Generation
 def cancellation(keys: Keys, task_id: str, request: bytes | None) -> Call:
     """What `cancel.lua` is called with; `request` is the record's."""
     tail = event_tail(task_id, "cancelled", {"step": 0, "metadata": metadata_of(request)})
-    return Call([*_three(keys, task_id), keys.wishes], [task_id, tail, keys.control])
+    return Call([*_three(keys, task_id), keys.pending_cancels], [task_id, tail, keys.control])
 
 
 def former_status(reply: bytes) -> TaskStatus | None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _LISTEN_S = 0.1
 
 
-class Ear:
+class StreamWatcher:
     """Says when there is news in one of many streams; what it is, whoever asked reads."""
 
     def __init__(self, redis: Redis) -> None:

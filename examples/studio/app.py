@@ -20,7 +20,7 @@ from fastapi.staticfiles import StaticFiles
 from api_contracts import (
     AsyncGenerationClient,
     AsyncTaskHandle,
-    Fault,
+    FieldError,
     InvalidRequest,
     ServiceUnavailable,
     TaskNotFound,
@@ -61,7 +61,7 @@ async def known(task_ids: str, client: Client) -> list[AsyncTaskHandle]:
     ids = task_ids.split(",")
     if len(ids) > MOST_TASKS:
         what = f"are {len(ids)}"
-        raise InvalidRequest([Fault(where="task_ids", what=what, limit=f"<= {MOST_TASKS}")])
+        raise InvalidRequest([FieldError(where="task_ids", what=what, limit=f"<= {MOST_TASKS}")])
     for task_id, status in (await client.status_many(ids)).items():
         if status is None:
             raise TaskNotFound(task_id)
@@ -79,7 +79,7 @@ async def seen(
     seqs = [int(seq) for seq in last_event_id.split(",")] if last_event_id else [0] * len(tasks)
     if len(seqs) != len(tasks):
         what, limit = f"has {len(seqs)} numbers", f"{len(tasks)}, one for each task"
-        raise InvalidRequest([Fault(where="last-event-id", what=what, limit=limit)])
+        raise InvalidRequest([FieldError(where="last-event-id", what=what, limit=limit)])
     return seqs
 
 
@@ -128,7 +128,7 @@ async def malformed(request: Request, error: RequestValidationError) -> JSONResp
     """FastAPI's own findings, told as those of the contract."""
     found = [(each["loc"], each["msg"], each["type"]) for each in error.errors()]
     faults = [
-        Fault(where=".".join(map(str, place[1:])) or "body", what=what, limit=limit)
+        FieldError(where=".".join(map(str, place[1:])) or "body", what=what, limit=limit)
         for place, what, limit in found
     ]
     return await refused(request, InvalidRequest(faults))

@@ -17,10 +17,10 @@ ZOMBIE = """
 import sys
 from redis import Redis
 from api_contracts.names import Keys
-from worker.record.task_record import Claims
+from worker.record.task_record import TaskRecord
 redis = Redis.from_url(sys.argv[1], protocol=2)
 keys = Keys(sys.argv[2])
-old, new = (Claims(redis, keys, name, record_ttl_s=60, lease_s=9) for name in ("old", "new"))
+old, new = (TaskRecord(redis, keys, name, record_ttl_s=60, lease_s=9) for name in ("old", "new"))
 ask = dict(
     started={"model": "m"}, request="{}", queue="q", deadline_s=None, expires_at_s=None,
     max_attempts=9,
@@ -35,7 +35,7 @@ import sys
 from concurrent.futures import Future
 from types import SimpleNamespace
 from worker.engine.engine import Engine
-from worker.engine.job import Control, Step
+from worker.job_control import Control, Step
 control = Control()
 Engine({}, "cpu", "none").submit(SimpleNamespace(prompts=(sys.argv[1],), model="x"), control)
 control.on_step(Step(1, 3, 0.0))

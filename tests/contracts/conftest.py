@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from worker.record.task_record import Claims
+    from worker.record.task_record import TaskRecord
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def client(redis_url: str, namespace: str) -> Iterator[GenerationClient]:
 
 
 @pytest.fixture
-def claims(redis: Redis, client: GenerationClient) -> Claims:
+def claims(redis: Redis, client: GenerationClient) -> TaskRecord:
     """A worker's access to the records that the client makes."""
     return worker(redis, client.keys, "worker")
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
 
-    from worker.record.task_record import Claims
+    from worker.record.task_record import TaskRecord
 
 TASKS, STEPS = 200, 12
 PATIENCE_S = 60.0
@@ -130,14 +130,14 @@ def test_many_are_followed_at_once_through_a_restart(tmp_path: Path) -> None:
     assert connections <= MAX_CONNECTIONS + 1
 
 
-def _until_written(claims: Claims, claim: Any) -> None:
+def _until_written(claims: TaskRecord, claim: Any) -> None:
     """One event, exactly: what was written before the restart is not written again."""
     with suppress(RedisError):
         claims.append(claim, "progress", PROGRESS)
 
 
 def test_a_task_is_submitted_followed_and_cancelled(
-    run: Callable[..., Any], redis: Redis, namespace: str, claims: Claims
+    run: Callable[..., Any], redis: Redis, namespace: str, claims: TaskRecord
 ) -> None:
     """The way of one task through every method."""
 
@@ -193,7 +193,9 @@ def test_waiting_ends(run: Callable[..., Any], namespace: str) -> None:
     run(body)
 
 
-def test_news_are_heard_at_once(run: Callable[..., Any], namespace: str, claims: Claims) -> None:
+def test_news_are_heard_at_once(
+    run: Callable[..., Any], namespace: str, claims: TaskRecord
+) -> None:
     """Not when a wait is over: the time given is many waits long, and nothing else ends it."""
 
     async def body(client: AsyncGenerationClient) -> None:

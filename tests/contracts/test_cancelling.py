@@ -13,7 +13,7 @@ from tests.record.owners import ERROR, PROGRESS, kinds, opened, record, take, to
 if TYPE_CHECKING:
     from redis import Redis
 
-    from worker.record.task_record import Claims
+    from worker.record.task_record import TaskRecord
 
 
 def test_a_waiting_task_ends_at_once(
@@ -33,7 +33,7 @@ def test_a_waiting_task_ends_at_once(
 
 
 def test_a_running_task_is_told_by_its_next_write(
-    client: GenerationClient, redis: Redis, claims: Claims, order: dict[str, Any]
+    client: GenerationClient, redis: Redis, claims: TaskRecord, order: dict[str, Any]
 ) -> None:
     """The owner of a cancelled task hears of it, and the task is its until it ends it."""
     handle = client.submit(order)
@@ -54,7 +54,7 @@ def test_a_running_task_is_told_by_its_next_write(
 
 
 def test_the_wish_for_an_unknown_task_is_kept(
-    client: GenerationClient, redis: Redis, claims: Claims, order: dict[str, Any]
+    client: GenerationClient, redis: Redis, claims: TaskRecord, order: dict[str, Any]
 ) -> None:
     """A cancel that overtakes its task's message still holds when the message is claimed."""
     assert client.handle("early").cancel() is None
@@ -69,7 +69,7 @@ def test_the_wish_for_an_unknown_task_is_kept(
 def test_a_wish_alone_is_forgotten_in_time(client: GenerationClient, redis: Redis) -> None:
     """What is kept for an id that never turns up is noted to be forgotten, and is no task."""
     client.handle("never").cancel()
-    assert redis.zrange(client.keys.wishes, 0, -1) == [b"never"]
+    assert redis.zrange(client.keys.pending_cancels, 0, -1) == [b"never"]
     assert client.status_many(["never"]) == {"never": None}
     assert opened(redis, client.keys) == set()
 
@@ -78,7 +78,7 @@ def test_a_wish_alone_is_forgotten_in_time(client: GenerationClient, redis: Redi
 def test_an_ended_task_stays_as_it_is(
     client: GenerationClient,
     redis: Redis,
-    claims: Claims,
+    claims: TaskRecord,
     order: dict[str, Any],
     end: TaskStatus,
 ) -> None:
@@ -94,7 +94,7 @@ def test_an_ended_task_stays_as_it_is(
 @pytest.mark.parametrize("kept", ["[1, 2", "null", '{"prompt":5}', '{"of_version":2}', "\u00e4"])
 @pytest.mark.parametrize("ended", [False, True])
 def test_a_task_whose_request_was_refused_can_be_cancelled(
-    client: GenerationClient, claims: Claims, kept: str, ended: bool
+    client: GenerationClient, claims: TaskRecord, kept: str, ended: bool
 ) -> None:
     """A record may hold a request that no client can read; asking to cancel it is no error."""
     claim = take(claims, "raw", request=kept)
@@ -105,7 +105,7 @@ def test_a_task_whose_request_was_refused_can_be_cancelled(
 
 
 def test_a_task_that_was_given_back_can_be_cancelled(
-    client: GenerationClient, redis: Redis, claims: Claims, order: dict[str, Any]
+    client: GenerationClient, redis: Redis, claims: TaskRecord, order: dict[str, Any]
 ) -> None:
     """It ends at once, as one that was never begun."""
     task = client.submit(order)

@@ -24,7 +24,7 @@ from tests.record.owners import ERROR, PROGRESS, RESULT, take, until
 if TYPE_CHECKING:
     from redis import Redis
 
-    from worker.record.task_record import Claims
+    from worker.record.task_record import TaskRecord
 
 ENDS: dict[TaskStatus, dict[str, Any]] = {
     TaskStatus.SUCCEEDED: {"result": RESULT},
@@ -35,7 +35,7 @@ ENDS: dict[TaskStatus, dict[str, Any]] = {
 
 
 @pytest.fixture
-def ended(client: GenerationClient, claims: Claims, order: dict[str, Any]) -> str:
+def ended(client: GenerationClient, claims: TaskRecord, order: dict[str, Any]) -> str:
     """A task with six events, the last its success."""
     task_id = client.submit(order).task_id
     claim = take(claims, task_id)
@@ -71,7 +71,7 @@ def test_what_is_there_needs_no_time(client: GenerationClient, ended: str) -> No
 
 
 def test_an_event_of_a_later_version_is_skipped(
-    client: GenerationClient, claims: Claims, order: dict[str, Any]
+    client: GenerationClient, claims: TaskRecord, order: dict[str, Any]
 ) -> None:
     """A kind of event that this client does not know is passed over and costs nothing else."""
     handle = client.submit(order)
@@ -85,7 +85,7 @@ def test_an_event_of_a_later_version_is_skipped(
 
 
 def test_events_survive_lost_connections(
-    client: GenerationClient, redis: Redis, claims: Claims, order: dict[str, Any]
+    client: GenerationClient, redis: Redis, claims: TaskRecord, order: dict[str, Any]
 ) -> None:
     """A follower whose connection is killed while it waits misses nothing and repeats nothing."""
     handle = client.submit(order)
@@ -143,7 +143,7 @@ def test_an_unknown_task_is_not_waited_for(client: GenerationClient) -> None:
 )
 def test_each_end_has_its_exception(
     client: GenerationClient,
-    claims: Claims,
+    claims: TaskRecord,
     order: dict[str, Any],
     end: TaskStatus,
     expected: type[GenerationError],

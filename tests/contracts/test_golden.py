@@ -19,7 +19,7 @@ from api_contracts.parse import parse_request
 from api_contracts.schemas import json_schemas
 from tests.record.mail import celery_takes, fault_in
 from worker.broker.transport import envelope
-from worker.broker.validate_message import put_in_order
+from worker.broker.validate_message import normalize
 
 GOLDEN = Path(__file__).parent / "golden"
 SENDERS = ["client", "celery-python", "celery-node", "raw"]
@@ -48,7 +48,7 @@ def test_a_message_of_each_sender_is_taken(sender: str) -> None:
         properties=whole["properties"],
         delivery_tag="owner/tag",
     )
-    assert put_in_order(message) is None
+    assert normalize(message) is None
     assert fault_in(message) is None
     request = celery_takes(message)
     assert request.id == entry["headers"]["id"]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from worker.record.task_record import Claims
+    from worker.record.task_record import TaskRecord
 
 
 def messages(redis: Redis, model: str) -> list[dict[str, Any]]:
@@ -99,7 +99,7 @@ def test_the_same_id_with_another_request_is_the_first_request(
 
 @pytest.mark.parametrize("ended", [False, True])
 def test_a_task_under_way_or_ended_is_not_sent_again(
-    client: GenerationClient, redis: Redis, claims: Claims, order: dict[str, Any], ended: bool
+    client: GenerationClient, redis: Redis, claims: TaskRecord, order: dict[str, Any], ended: bool
 ) -> None:
     """Submitting an id that a worker has, or that has ended, sends and writes nothing."""
     client.submit(order, "same")

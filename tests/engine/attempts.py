@@ -11,7 +11,7 @@ import torch
 
 from tests.engine.jobs import job, latents_of
 from worker.engine.batch import Batch
-from worker.engine.job import Control, JobStopped, Stop
+from worker.job_control import Control, JobStopped, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,11 +32,11 @@ def keeping(left: dict[int, bytes]) -> Control:
 
 
 def company(
-    rounds: Rounds, beside: Callable[..., object] = lambda call, *args: call(*args)
+    rounds: Rounds, side_executor: Callable[..., object] = lambda call, *args: call(*args)
 ) -> Rounds:
     """A new batch over the shared model, as another process would have it."""
     other = copy.copy(rounds)
-    other.batch = Batch(rounds.runners, beside)
+    other.batch = Batch(rounds.runners, side_executor)
     return other
 
 
@@ -44,7 +44,7 @@ def checkpoints(rounds: Rounds, wanted: Job, every: int = 1) -> tuple[JobResult,
     """A job's result, and its checkpoints, all of them written only when it was done."""
     later: list[Callable[[], object]] = []
     left: dict[int, bytes] = {}
-    batch = company(rounds, beside=lambda call, *args: later.append(partial(call, *args)))
+    batch = company(rounds, side_executor=lambda call, *args: later.append(partial(call, *args)))
     future = batch.submit(dataclasses.replace(wanted, checkpoint_every=every), keeping(left))
     batch.run()
     for call in later:

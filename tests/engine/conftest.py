@@ -11,7 +11,8 @@ from tests.engine.jobs import Rounds, job
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from worker.engine.job import Control, JobResult
+    from worker.engine.job import JobResult
+    from worker.job_control import Control
 
 
 @pytest.fixture(scope="session")

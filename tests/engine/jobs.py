@@ -10,9 +10,10 @@ from diffusers import StableDiffusionSAGPipeline
 
 from worker.config.models import SHIPPED_MODEL, ModelSpec
 from worker.engine.batch import Batch
-from worker.engine.job import Control, Job
-from worker.engine.model_cache import RunnerCache
-from worker.engine.running_job import InFlight
+from worker.engine.job import Job
+from worker.engine.model_cache import ModelCache
+from worker.engine.running_job import RunningJob
+from worker.job_control import Control
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +50,7 @@ class Rounds:
             self.builds += 1
             return model or model_loader.load(spec, "cpu", "none")
 
-        self.runners = RunnerCache(dict.fromkeys(aliases, spec), load, max_models, max_batch_rows)
+        self.runners = ModelCache(dict.fromkeys(aliases, spec), load, max_models, max_batch_rows)
         self.batch = Batch(self.runners, lambda call, *args: call(*args))
         self._number = 0
 
@@ -67,7 +68,7 @@ class Rounds:
         """Let a job wait for the next round."""
         self._number += 1
         future: Future[JobResult] = Future()
-        self.batch.add(InFlight(self._number, wanted, control or Control(), future))
+        self.batch.add(RunningJob(self._number, wanted, control or Control(), future))
         return future
 
     def run(self) -> None:

@@ -18,7 +18,7 @@ from peft.utils import get_peft_model_state_dict
 from tests.engine.jobs import SPEC, Rounds, apart, assert_close, job, latents_of, upstream
 from worker.config.models import Lora, TextualInversion
 from worker.engine import model_loader
-from worker.errors import BadRequest, ModelLoadFailed
+from worker.errors import BadRequestError, ModelLoadError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -189,7 +189,7 @@ def test_lora_weights_that_do_not_load_are_named(tmp_path: Path, lora: str, kind
             wide = {name: torch.cat([each, each], dim=-1) for name, each in weights.items()}
             safetensors.torch.save_file(wide, path)
     spec = SPEC.model_copy(update={"lora": (Lora(path=str(path)),)})
-    with pytest.raises(ModelLoadFailed) as failed:
+    with pytest.raises(ModelLoadError) as failed:
         model_loader.load(spec, "cpu", "none")
     assert str(path) in failed.value.message
 
@@ -203,7 +203,7 @@ def test_a_word_that_does_not_load_is_named(tmp_path: Path, kind: str) -> None:
             path.write_bytes(b"junk")
         case "wrong-width":
             save_word(path, torch.ones(77))
-    with pytest.raises(ModelLoadFailed) as failed:
+    with pytest.raises(ModelLoadError) as failed:
         model_loader.load(spoken(path), "cpu", "none")
     assert str(path) in failed.value.message
 
@@ -298,7 +298,7 @@ def test_clip_skips_in_company_do_not_mix(rounds: Rounds) -> None:
 @pytest.mark.parametrize("clip_skip", [3, 32])
 def test_clip_skip_leaves_something(make: Make, clip_skip: int) -> None:
     """As many layers as the encoder has, or more, are refused by the field's name."""
-    with pytest.raises(BadRequest) as refused:
+    with pytest.raises(BadRequestError) as refused:
         make(clip_skip=clip_skip)
     (fault,) = refused.value.details["faults"]
     assert fault["where"] == "clip_skip"

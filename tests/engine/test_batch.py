@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.engine.jobs import Rounds, apart, job, latents_of
-from worker.engine.job import Control, JobStopped, Step, Stop
-from worker.errors import OutOfMemory
+from worker.errors import DeviceOutOfMemoryError
+from worker.job_control import Control, JobStopped, Step, Stop
 
 #: Steps of these jobs: few, but enough that rounding in the first is not magnified.
 STEPS = 6
@@ -209,7 +209,7 @@ def test_only_what_fails_alone_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     large = company.submit(job(num_inference_steps=STEPS, width=128))
     small = company.submit(job(num_inference_steps=STEPS, seeds=(SEEDS[0],)))
     company.run()
-    assert isinstance(large.exception(timeout=0), OutOfMemory)
+    assert isinstance(large.exception(timeout=0), DeviceOutOfMemoryError)
     assert apart(latents_of(small.result(timeout=0)), _alone(SEEDS[0])) < 2e-4
 
 

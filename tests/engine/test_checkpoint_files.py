@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from worker.engine.image_state import Lane
+    from worker.engine.image_state import ImageState
     from worker.engine.job import Job, JobResult
 
 #: Keeps a list of outputs, a sample, and numbers; two pictures.
@@ -39,7 +39,7 @@ class Case:
     left: bytes
     whole: JobResult
     #: New lanes, that nothing may change.
-    fresh: list[Lane]
+    fresh: list[ImageState]
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from tests.engine.attempts import (
 from tests.engine.jobs import SPEC, Rounds
 from worker.engine import batch_scheduler, checkpoint, safetensors_io
 from worker.engine.engine import Engine
-from worker.engine.job import Control, JobStopped, Stop
+from worker.job_control import Control, JobStopped, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,7 +109,7 @@ def test_a_drain_after_the_last_step(rounds: Rounds, monkeypatch: pytest.MonkeyP
 def test_a_drain_is_told_before_its_end(rounds: Rounds) -> None:
     """The checkpoint is with its caller when the future is done, and is written beside."""
     later: list[Callable[[], object]] = []
-    batch = company(rounds, beside=lambda call, *args: later.append(partial(call, *args)))
+    batch = company(rounds, side_executor=lambda call, *args: later.append(partial(call, *args)))
     futures: list[Future[JobResult]] = []
     done: list[bool] = []
     control = Control(on_checkpoint=lambda *_: done.append(futures[0].done()))

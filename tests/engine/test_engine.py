@@ -14,8 +14,8 @@ import torch
 from tests.engine.jobs import SPEC, assert_close, job, latents_of
 from worker.config.models import ModelSpec
 from worker.engine.engine import Engine, load_model
-from worker.engine.job import Control, JobStopped, Stop
-from worker.errors import ModelLoadFailed, UnknownModel
+from worker.errors import ModelLoadError, UnknownModelError
+from worker.job_control import Control, JobStopped, Stop
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +57,7 @@ def test_many_first_tasks_build_once_on_one_thread() -> None:
 def test_an_unknown_model_is_refused_without_a_thread() -> None:
     """A model that the settings don't name fails at once and builds nothing."""
     engine = Engine({"default": SPEC}, "cpu", "model")
-    with pytest.raises(UnknownModel, match="serves default"):
+    with pytest.raises(UnknownModelError, match="serves default"):
         engine.submit(job(model="other"), Control()).result()
 
 
@@ -104,12 +104,12 @@ def test_a_failed_job_keeps_no_tensor_on_the_device() -> None:
         held.append(weakref.ref(latents))
         try:
             return load_model(given[0], "nowhere", given[2])
-        except ModelLoadFailed as error:
-            raise ModelLoadFailed("why") from error
+        except ModelLoadError as error:
+            raise ModelLoadError("why") from error
 
     engine = Engine({"default": SPEC}, "cpu", "model", loader=loader)
     future = engine.submit(job(), Control())
-    assert isinstance(future.exception(timeout=10), ModelLoadFailed)
+    assert isinstance(future.exception(timeout=10), ModelLoadError)
     engine.close()
     assert held[0]() is None
 
@@ -147,7 +147,7 @@ def test_a_model_with_a_broken_part_does_not_load(tmp_path: Path, broken: str) -
             index.write_text(index.read_text().replace("DDIMScheduler", "EDMEulerScheduler"))
     spec = ModelSpec(path=str(folder), safety_checker=False)
     engine = Engine({"default": spec}, "cpu", "model")
-    with pytest.raises(ModelLoadFailed):
+    with pytest.raises(ModelLoadError):
         engine.submit(job(), Control()).result(timeout=60)
     engine.close()
 
@@ -163,7 +163,7 @@ def test_a_model_that_cannot_load_says_why(tmp_path: Path, kind: str) -> None:
         path = {"missing": "/nowhere/model", "empty": str(tmp_path), "hub-like": "../etc"}[kind]
     engine = Engine({"default": ModelSpec(path=path, safety_checker=False)}, "cpu", "model")
     for _ in range(2):
-        with pytest.raises(ModelLoadFailed) as failed:
+        with pytest.raises(ModelLoadError) as failed:
             engine.submit(job(), Control()).result(timeout=60)
         assert path in failed.value.message
     engine.close()
@@ -173,7 +173,7 @@ def test_a_safety_checker_that_is_not_there_is_no_silence() -> None:
     """A model that should check and can't is refused, not served unchecked."""
     spec = SPEC.model_copy(update={"safety_checker": True})
     engine = Engine({"default": spec}, "cpu", "model")
-    with pytest.raises(ModelLoadFailed, match="safety"):
+    with pytest.raises(ModelLoadError, match="safety"):
         engine.submit(job(), Control()).result(timeout=60)
     engine.close()
 

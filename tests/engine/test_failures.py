@@ -11,10 +11,10 @@ import torch
 from tests.engine.jobs import SPEC, Rounds, apart, job, latents_of
 from worker.engine.batch import Batch
 from worker.engine.engine import Engine, load_model
-from worker.engine.job import Control
-from worker.engine.model_cache import RunnerCache
+from worker.engine.model_cache import ModelCache
 from worker.engine.runner import Runner
-from worker.errors import OutOfMemory
+from worker.errors import DeviceOutOfMemoryError
+from worker.job_control import Control
 
 if TYPE_CHECKING:
     from worker.engine.model_loader import LoadedModel
@@ -40,7 +40,7 @@ class Failing:
 
 PARTS = [
     (Runner, "encode"), (Runner, "tick"), (Runner, "decode"), (Runner, "finish"),
-    (Runner, "preview"), (Runner, "rest"), (Runner, "draft"), (RunnerCache, "free_memory"),
+    (Runner, "preview"), (Runner, "rest"), (Runner, "draft"), (ModelCache, "free_memory"),
 ]  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def test_every_job_ends(
     engine = Engine({"default": SPEC}, "cpu", "none", max_batch_rows=8)
     wanted = job(num_inference_steps=2, output_type="png", preview_every=1)
     assert engine.submit(wanted, Control()).result(timeout=60).pictures
-    if kind is RunnerCache:
+    if kind is ModelCache:
         monkeypatch.setattr(Runner, "encode", Failing(Runner.encode, error, times))
     failing = Failing(getattr(kind, name), error, times)
     monkeypatch.setattr(kind, name, failing)
@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> 
     wanted = job(num_inference_steps=2)
     rounds.result(wanted)
     monkeypatch.setattr(rounds.pipe.unet, "forward", fail)
-    with pytest.raises(OutOfMemory):
+    with pytest.raises(DeviceOutOfMemoryError):
         rounds.result(wanted)
 
 
@@ -127,11 +127,11 @@ def test_latents_beyond_half_precision_are_refused() -> None:
     """What becomes infinite in the model's precision is refused by name, not denoised."""
     import safetensors.torch
 
-    from worker.errors import BadRequest
+    from worker.errors import BadRequestError
 
     half = Rounds(SPEC.model_copy(update={"dtype": "float16"}))
     start = safetensors.torch.save({"x": torch.full((1, 4, 16, 16), 1e5)})
-    with pytest.raises(BadRequest) as refused:
+    with pytest.raises(BadRequestError) as refused:
         half.result(job(num_inference_steps=2, latents=start))
     assert refused.value.details["faults"][0]["where"] == "latents"
 

@@ -185,14 +185,14 @@ def test_the_least_side_is_the_least(side: int) -> None:
 def test_column_sums_are_those_of_upstreams_map(
     seed: int, rows: int, heads: int, size: tuple[int, int]
 ) -> None:
-    """The sums are the plain map's, as upstream stores it; their mean is 1. So through `Tap`."""
+    """The column sums equal those of the full map as upstream stores it; their mean is 1."""
     torch.manual_seed(seed)
     attn = Attention(query_dim=8, heads=heads, dim_head=4)
     tokens = torch.randn(rows, size[0] * size[1], 8)
     store = upstream.CrossAttnStoreProcessor()
     with torch.no_grad():
         output = store(attn, tokens)
-        tap = attention.Tap()
+        tap = attention.SagAttnProcessor()
         tap.rows = rows
         assert torch.allclose(tap(attn, tokens), output, rtol=0, atol=1e-5)
     probabilities: Any = store.attention_probs
@@ -332,15 +332,15 @@ def test_listening_changes_nothing(rounds: Rounds, rows: int) -> None:
 
     While it is, the ear is in one place only; with no rows to hear it is nowhere.
     """
-    unet, tap = rounds.pipe.unet, attention.Tap()
+    unet, tap = rounds.pipe.unet, attention.SagAttnProcessor()
     before, inputs = state(unet), unet_inputs(3, (9, 12))
     plain = unet(**inputs).sample
-    with attention.listening(unet, tap, rows):
+    with attention.capture_attention(unet, tap, rows):
         ears = sum(each is tap for each in unet.attn_processors.values())
-        listened = unet(**inputs).sample
+        sag_rows = unet(**inputs).sample
         assert (tap.sums is None) == (rows == 0)
     assert ears == (rows > 0)
-    assert torch.equal(listened, plain)
+    assert torch.equal(sag_rows, plain)
     assert state(unet) == before
     assert tap.sums is None
 
@@ -349,17 +349,17 @@ def test_listening_changes_nothing(rounds: Rounds, rows: int) -> None:
 def test_the_first_rows_are_heard(rounds: Rounds) -> None:
     """The sums are those of the first rows, at the mid block's true size, whoever comes after."""
     unet, inputs = rounds.pipe.unet, unet_inputs(3, (9, 12))
-    tap = attention.Tap()
+    tap = attention.SagAttnProcessor()
     heard = []
     for rows in (1, 2):
-        with attention.listening(unet, tap, rows):
+        with attention.capture_attention(unet, tap, rows):
             unet(**inputs)
             assert tap.sums is not None
             assert tap.sums.shape == (rows, 5 * 6)
             assert tap.size == (5, 6)
             heard.append(tap.sums)
     alone = {name: each[1:2] for name, each in inputs.items()}
-    with attention.listening(unet, tap, 1):
+    with attention.capture_attention(unet, tap, 1):
         unet(**alone)
         assert tap.sums is not None
         assert torch.allclose(tap.sums, heard[1][1:], rtol=0, atol=1e-5)
@@ -371,7 +371,7 @@ def test_the_first_rows_are_heard(rounds: Rounds) -> None:
 @torch.inference_mode()
 def test_a_call_that_fails_leaves_the_network_as_it_was(rounds: Rounds, place: str) -> None:
     """Wherever a call breaks, the processor and the hook are put back and the sums forgotten."""
-    unet, tap, before = rounds.pipe.unet, attention.Tap(), state(rounds.pipe.unet)
+    unet, tap, before = rounds.pipe.unet, attention.SagAttnProcessor(), state(rounds.pipe.unet)
     inputs = unet_inputs(2, (8, 8))
     plain = unet(**inputs).sample
 
@@ -381,7 +381,7 @@ def test_a_call_that_fails_leaves_the_network_as_it_was(rounds: Rounds, place: s
     parts = {"down_blocks": unet.down_blocks[0], "mid_block": unet.mid_block.resnets[-1],
              "up_blocks": unet.up_blocks[0]}  # fmt: skip
     hook = parts[place].register_forward_pre_hook(fail) if place in parts else None
-    with pytest.raises(torch.OutOfMemoryError), attention.listening(unet, tap, 2):  # noqa: PT012  # where it fails is the question
+    with pytest.raises(torch.OutOfMemoryError), attention.capture_attention(unet, tap, 2):  # noqa: PT012  # where it fails is the question
         unet(**inputs)
         fail()
     if hook is not None:

@@ -14,7 +14,7 @@ from tests.engine.jobs import SPEC
 from worker.config.models import SHIPPED_MODEL, ModelSpec
 from worker.doctor.model_files import look
 from worker.engine import model_loader
-from worker.errors import ModelLoadFailed
+from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loads(folder: Path, *, safety_checker: bool) -> bool:
     try:
         model_loader.load(ModelSpec(path=str(folder), safety_checker=safety_checker), "cpu", "none")
-    except ModelLoadFailed:
+    except ModelLoadError:
         return False
     return True
 

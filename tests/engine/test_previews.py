@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from tests.engine.jobs import Rounds, job, latents_of
 from worker.engine import previews
-from worker.engine.job import Control, Step
 from worker.engine.previews import SIDE_PX, PreviewMap
+from worker.job_control import Control, Step
 
 if TYPE_CHECKING:
     from tests.engine.jobs import Make

@@ -13,9 +13,9 @@ import torch
 from tests.engine import oracle
 from tests.engine.jobs import Rounds, assert_close, job, latents_of, upstream
 from worker.engine import samplers
-from worker.engine.job import Control, JobStopped, Step, Stop
-from worker.errors import BadRequest, UnsupportedScheduler
+from worker.errors import BadRequestError, UnsupportedSchedulerError
 from worker.exit_codes import DEVICE_FAILED
+from worker.job_control import Control, JobStopped, Step, Stop
 
 if TYPE_CHECKING:
     from tests.engine.jobs import Make
@@ -168,7 +168,7 @@ def test_a_name_means_the_same_on_every_model(
 
 def test_an_unknown_scheduler_is_refused_by_name(make: Make) -> None:
     """A scheduler that is not known is refused at once, with those that are."""
-    with pytest.raises(UnsupportedScheduler) as refused:
+    with pytest.raises(UnsupportedSchedulerError) as refused:
         make(scheduler="nonsense")
     assert "nonsense" in refused.value.message
     assert {"ddim", "euler", "lms"} <= set(refused.value.details["served"])
@@ -176,14 +176,14 @@ def test_an_unknown_scheduler_is_refused_by_name(make: Make) -> None:
 
 def test_eta_is_refused_where_it_has_no_meaning(make: Make) -> None:
     """`eta` with a scheduler that would drop it in silence is a fault that names it."""
-    with pytest.raises(BadRequest) as refused:
+    with pytest.raises(BadRequestError) as refused:
         make(scheduler="pndm", eta=0.5)
     assert refused.value.details["faults"][0]["where"] == "eta"
 
 
 def test_a_list_of_seeds_must_fit(make: Make) -> None:
     """As many seeds as images, or one."""
-    with pytest.raises(BadRequest) as refused:
+    with pytest.raises(BadRequestError) as refused:
         make(seeds=(1, 2, 3), num_images_per_prompt=2)
     assert refused.value.details["faults"][0]["where"] == "seed"
 

@@ -13,8 +13,8 @@ import torch
 
 from worker.config.models import SHIPPED_MODEL, ModelSpec
 from worker.engine import guidance, model_loader
-from worker.engine.samplers import SAMPLERS, Sampling, make
-from worker.errors import BadRequest, ModelLoadFailed
+from worker.engine.samplers import SAMPLERS, SamplerState, make
+from worker.errors import BadRequestError, ModelLoadError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,12 +38,12 @@ def own(kind: str = "DDIMScheduler", **options: Any) -> Any:
 
 
 @cache
-def made(name: str, steps: int) -> Sampling:
+def made(name: str, steps: int) -> SamplerState:
     """For reading only: KDPM2 takes a tenth of a second to make."""
     return make(name, own(), steps)
 
 
-def flags(sampling: Sampling) -> dict[str, Any]:
+def flags(sampling: SamplerState) -> dict[str, Any]:
     """What a scheduler was made with."""
     config = dict(sampling.scheduler.config)
     return {name: config[name] for name in config if not name.startswith("_")}
@@ -163,7 +163,7 @@ def test_steps_are_counted_as_they_were_asked_for(name: str) -> None:
 
 def run(
     name: str | None, model_own: Any, steps: int, clean: torch.Tensor
-) -> tuple[Sampling, torch.Tensor]:
+) -> tuple[SamplerState, torch.Tensor]:
     """Latents that a network makes which always takes `clean` for the x0, told in its own way."""
     sampling = make(name, model_own, steps)
     scheduler, generator = sampling.scheduler, torch.Generator().manual_seed(3)
@@ -220,7 +220,7 @@ def refused(name: str | None, steps: int) -> str | None:
     """Which field is refused, if any is, with the number and the name in what is said."""
     try:
         make(name, own(), steps)
-    except BadRequest as error:
+    except BadRequestError as error:
         (fault,) = error.details["faults"]
         named = str(steps) in fault["what"] and str(name) in fault["what"]
         return str(fault["where"]) if named else "not named"
@@ -255,7 +255,7 @@ def test_one_step_of_a_models_own_is_right_or_refused(kind: str, flag: dict[str,
     clean, model_own = clean_latents(), own(kind, **flag)
     try:
         _, latents = run(None, model_own, 1, clean)
-    except BadRequest as refusal:
+    except BadRequestError as refusal:
         where = refusal.details["faults"][0]["where"]
     else:
         assert float((latents - clean).abs().max()) < LEFT
@@ -388,7 +388,7 @@ def test_a_prediction_that_nobody_knows_does_not_load(tmp_path: Path, kind: str)
         if part.name != "scheduler":
             (tmp_path / part.name).symlink_to(part)
     own(prediction_type=kind).save_pretrained(tmp_path / "scheduler")
-    with pytest.raises(ModelLoadFailed, match=kind):
+    with pytest.raises(ModelLoadError, match=kind):
         model_loader.load(ModelSpec(path=str(tmp_path), safety_checker=False), "cpu", "none")
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from tests.engine.jobs import SPEC, job
 from tests.record.owners import until
 from worker.engine.engine import Engine, load_model
-from worker.engine.job import Control
+from worker.job_control import Control
 
 if TYPE_CHECKING:
-    from worker.engine.job import Step
     from worker.engine.model_loader import LoadedModel
+    from worker.job_control import Step
 
 
 def test_a_build_is_no_step_and_a_step_that_hangs_is_one() -> None:

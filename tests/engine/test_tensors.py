@@ -10,7 +10,7 @@ import torch
 
 from tests.engine.jobs import SPEC, Rounds, assert_close, job, latents_of, upstream
 from worker.engine import safetensors_io
-from worker.errors import BadRequest
+from worker.errors import BadRequestError
 
 if TYPE_CHECKING:
     from tests.engine.jobs import Make
@@ -76,7 +76,7 @@ def test_a_tensor_that_does_not_fit_is_refused_by_name(
     changes: dict[str, Any] = {field: data}
     if field == "prompt_embeds":
         changes["prompts"] = ()
-    with pytest.raises(BadRequest) as refused:
+    with pytest.raises(BadRequestError) as refused:
         make(**changes)
     fault = refused.value.details["faults"][0]
     assert fault["where"] == field

@@ -33,7 +33,7 @@ def pipe(sample_size: Any = 64, device: str = "cpu") -> Any:
 
 
 @dataclass
-class Network:
+class BatchedUnet:
     """A network that takes a time by its rows, on a clock that nothing else moves."""
 
     #: Seconds of a call of so many rows.
@@ -75,7 +75,7 @@ def test_the_fewest_rows_that_are_cheap(times: list[float]) -> None:
     is not, none is tried.
     """
     table = dict(zip(TRIED, times, strict=True))
-    network = Network(table.__getitem__)
+    network = BatchedUnet(table.__getitem__)
     found = int(network.measured().rows)
     longest_s = max(LONGEST_S, 1.5 * table[1])
     tried = sorted(set(network.calls))
@@ -107,13 +107,13 @@ def test_devices_get_what_suits_them(seconds: Callable[[int], float], rows: int)
 
     Overhead: 0.34 s for 32 rows, over half a second for 64.
     """
-    assert Network(seconds).measured().rows == rows
+    assert BatchedUnet(seconds).measured().rows == rows
 
 
 def test_the_first_call_of_a_size_is_not_measured() -> None:
     """What choosing kernels or compiling takes changes nothing."""
-    expected = Network(lambda rows: 0.01 * max(8, rows)).measured()
-    assert Network(lambda rows: 0.01 * max(8, rows), first_s=30.0).measured() == expected
+    expected = BatchedUnet(lambda rows: 0.01 * max(8, rows)).measured()
+    assert BatchedUnet(lambda rows: 0.01 * max(8, rows), first_s=30.0).measured() == expected
 
 
 @pytest.mark.parametrize("held_up_s", [0.04, 0.2, 5.0])
@@ -127,13 +127,13 @@ def test_one_disturbed_call_misleads_nobody(disturbed: int, held_up_s: float) ->
         hiccup_s = held_up_s if rows == disturbed and calls.count(rows) == 2 else 0.0
         return 0.001 * max(8, rows) + hiccup_s
 
-    assert Network(seconds).measured().rows == 8
+    assert BatchedUnet(seconds).measured().rows == 8
 
 
 @pytest.mark.parametrize("holds", [1, 2, 3, 16, 63])
 def test_memory_sets_the_limit(holds: int) -> None:
     """Where more rows do not fit, the largest that was tried and fitted is kept."""
-    network = Network(lambda rows: 0.01 + 0.0001 * rows, holds=holds)
+    network = BatchedUnet(lambda rows: 0.01 + 0.0001 * rows, holds=holds)
     assert network.measured().rows == max(rows for rows in TRIED if rows <= holds)
     assert sum(rows > holds for rows in network.calls) == 1
     assert max(network.calls) <= 2 * holds
@@ -142,7 +142,7 @@ def test_memory_sets_the_limit(holds: int) -> None:
 def test_a_device_that_takes_no_row_is_told() -> None:
     """Where not even one row fits, loading fails as out of memory."""
     with pytest.raises(torch.OutOfMemoryError):
-        Network(lambda _: 0.01, holds=0).measured()
+        BatchedUnet(lambda _: 0.01, holds=0).measured()
 
 
 @pytest.mark.parametrize("max_rows", [2, 5, 256])
@@ -151,7 +151,7 @@ def test_a_setting_is_believed(max_rows: int) -> None:
 
     It holds for latents of the model's own size and smaller; larger ones get fewer.
     """
-    network = Network(lambda _: 100.0)
+    network = BatchedUnet(lambda _: 100.0)
     found = network.measured(max_rows)
     assert network.calls == [2]
     assert found.limit(4, 4) == max_rows
@@ -164,7 +164,7 @@ def test_what_is_measured_is_a_call_of_the_models_size(
     sample_size: Any, size: tuple[int, int]
 ) -> None:
     """Latents, times and texts have the shapes of the engine's own call, of the model's size."""
-    network = Network(lambda rows: 0.2 * rows)
+    network = BatchedUnet(lambda rows: 0.2 * rows)
     found = network.measured(sample_size=sample_size)
     assert found.cells == size[0] * size[1]
     assert set(network.calls) == {1, 2, 4}

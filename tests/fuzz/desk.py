@@ -28,19 +28,19 @@ from api_contracts.names import TASK_NAME, is_task_id, queue_name
 from api_contracts.redis_io.connection import connect
 from worker.broker.held_messages import MAX_MESSAGE_BYTES
 from worker.broker.transport import Channel
-from worker.broker.validate_message import WANTS_RESULT, put_in_order
+from worker.broker.validate_message import WANTS_RESULT, normalize
 from worker.config.settings import Settings
 from worker.execution.celery_task import Generate
 from worker.execution.executor import Executor
 from worker.execution.outcome import Cancelled
 from worker.metrics import REJECTED
-from worker.record.task_record import Claims
+from worker.record.task_record import TaskRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from api_contracts.events import Event
-    from worker.execution.resolved_request import Order
+    from worker.execution.resolved_request import ResolvedRequest
 
 QUEUE = queue_name("default")
 #: Largest event that answers a refused message, in bytes.
@@ -62,9 +62,9 @@ class Verdict:
 class _Attempts:
     """Stands where the engine would begin."""
 
-    orders: list[Order] = field(default_factory=list)
+    orders: list[ResolvedRequest] = field(default_factory=list)
 
-    def work(self, _claim: object, order: Order, _control: object) -> Cancelled:
+    def work(self, _claim: object, order: ResolvedRequest, _control: object) -> Cancelled:
         """Note what was accepted, and end it."""
         order.job({})
         self.orders.append(order)
@@ -81,7 +81,7 @@ class Desk:
         self._app.conf.update(accept_content=["json"])
         redis = connect("redis://127.0.0.1:1/0")
         self._encoder: Any = redis.connection_pool.get_encoder()
-        self._claims = Claims(redis, settings.keys, "host:1", record_ttl_s=60, lease_s=15)
+        self._claims = TaskRecord(redis, settings.keys, "host:1", record_ttl_s=60, lease_s=15)
         self._attempts = _Attempts()
         lease = SimpleNamespace(hold=lambda *_: None, let_go=lambda *_: None, is_well=True)
         parts: dict[str, Any] = {"lease": lease, "attempts": self._attempts}
@@ -130,7 +130,7 @@ class Desk:
     def _consume(self, raw: dict[str, Any], *, whole: bool) -> bool:
         """As Celery's consumer and one of its slots do; False when nobody can be answered."""
         message = Message(raw, channel=self._channel)
-        if put_in_order(message) is not None:
+        if normalize(message) is not None:
             return False
         task = self._app.tasks[TASK_NAME]
         request = Request(message, app=self._app, task=task, decoded=False)

@@ -17,7 +17,7 @@ from api_contracts import GenerationClient, GenerationFailed, ServiceUnavailable
 from api_contracts.redis_io.connection import connect
 from tests.hostile.guarded import ACL, USERS, filled_in, introduced, until
 from worker import embedded
-from worker.broker.held_messages import Messages
+from worker.broker.held_messages import HeldMessages
 from worker.cli.dead_letters import DeadLetters
 from worker.config.settings import Settings
 from worker.recovery import release
@@ -142,7 +142,7 @@ def test_what_is_lost_is_found(quiet: Guarded) -> None:
         quiet.connect("operator") as operator,
         GenerationClient(quiet.url("producer")) as producer,
     ):
-        messages = Messages(redis)
+        messages = HeldMessages(redis)
         reconciler = Reconciler(
             redis, settings.keys, messages, lambda *task: sent.append(task[0]), lease_s=0,
             record_ttl_s=60,

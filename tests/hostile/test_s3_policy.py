@@ -12,7 +12,7 @@ import pytest
 
 from worker import embedded
 from worker.config.settings import Settings
-from worker.errors import InputNotFound, StorageUnavailable
+from worker.errors import InputNotFoundError, StorageUnavailableError
 from worker.storage import Storage
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def test_the_policy_allows_what_is_done(
         assert answer.read() == b"second"
     _admin(server).put_object(Bucket="sag", Key="inputs/a.safetensors", Body=b"x")
     assert storage.get_input("a.safetensors", "latents") == b"x"
-    with pytest.raises(InputNotFound):
+    with pytest.raises(InputNotFoundError):
         storage.get_input("absent.safetensors", "latents")
     storage.check("host")
     assert {operation for operation, _ in calls} == {
@@ -100,7 +100,7 @@ def test_the_policy_allows_what_is_done(
 )
 def test_anything_else_is_refused(storage: Storage, call: Callable[[Storage], object]) -> None:
     """Other folders, and the bucket itself."""
-    with pytest.raises(StorageUnavailable, match="refused"):
+    with pytest.raises(StorageUnavailableError, match="refused"):
         call(storage)
 
 

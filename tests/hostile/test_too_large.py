@@ -16,7 +16,7 @@ from api_contracts.request import MAX_METADATA_BYTES, MAX_PROMPT_CHARS
 from tests.fuzz.campaign import resident_mib
 from tests.fuzz.mail import calls, message
 from worker.broker.held_messages import MAX_MESSAGE_BYTES, UNACKED
-from worker.broker.validate_message import put_in_order
+from worker.broker.validate_message import normalize
 from worker.metrics import REJECTED
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def test_the_largest_request_is_taken_twice_over(
     assert MAX_MESSAGE_BYTES / 2.1 < len(entry) < MAX_MESSAGE_BYTES / 2
     taker.take()
     (got,) = taker.got
-    assert put_in_order(got) is None
+    assert normalize(got) is None
     assert json.loads(base64.b64decode(json.loads(entry)["body"])) == json.loads(got.body)
     assert json.loads(got.body)[1]["request"] == request
 

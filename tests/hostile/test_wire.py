@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from api_contracts.errors import Fault
+from api_contracts.errors import FieldError
 from api_contracts.events import Failed
 from tests.fuzz.desk import Desk
 from tests.fuzz.mail import message
@@ -144,7 +144,7 @@ def test_a_stranger_in_the_stream_is_passed_over(
 
 def test_half_a_surrogate_is_not_handed_on() -> None:
     """A fault can be written by every writer and read by every reader of JSON."""
-    fault = Fault(where="\ud800", what="a\udfffb", limit="\ud800")
+    fault = FieldError(where="\ud800", what="a\udfffb", limit="\ud800")
     assert (fault.where, fault.what, fault.limit) == ("?", "a?b", "?")
 
 

@@ -22,9 +22,9 @@ from tests.push.receiver import Receiver, receiver
 from tests.record.owners import TTL_S, take, worker
 from tests.wire import faults
 from worker.config.push_targets import ReplyTarget
-from worker.errors import NotPushed
+from worker.errors import PushError
 from worker.push import pusher
-from worker.push.celery_replies import Replies
+from worker.push.celery_replies import CeleryReplies
 from worker.push.pusher import Pusher
 from worker.push.webhooks import Webhooks
 from worker.record import push_queue
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from worker.record.task_record import Claims
+    from worker.record.task_record import TaskRecord
 
 SECRET = SecretStr("whsec_" + "c2Vj" * 8)
 TARGET = ReplyTarget(queue="shop", task="shop.picture_done")
@@ -63,14 +63,14 @@ def hook() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def claims(redis: Redis, keys: Keys) -> Claims:
+def claims(redis: Redis, keys: Keys) -> TaskRecord:
     """A worker's access to the records."""
     return worker(redis, keys, "first")
 
 
 @pytest.fixture
 def start(
-    claims: Claims, redis_url: str, hook: Receiver, monkeypatch: pytest.MonkeyPatch
+    claims: TaskRecord, redis_url: str, hook: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Pusher]]:
     """Start a worker's pusher; its pauses are short."""
     monkeypatch.setattr(pusher, "LOOK_S", 0.02)
@@ -79,7 +79,7 @@ def start(
 
     def begin(retry_s: float = 60.0, targets: tuple[ReplyTarget, ...] = (TARGET,)) -> Pusher:
         webhooks = Webhooks([hook.origin], [SECRET], private_addresses=True)
-        made.append(Pusher(claims.pushes, Replies(targets, redis_url), webhooks, retry_s))
+        made.append(Pusher(claims.pushes, CeleryReplies(targets, redis_url), webhooks, retry_s))
         made[-1].start()
         return made[-1]
 
@@ -89,7 +89,12 @@ def start(
 
 
 def end(
-    client: GenerationClient, claims: Claims, task_id: str, *, closed: bool = True, **wanted: Any
+    client: GenerationClient,
+    claims: TaskRecord,
+    task_id: str,
+    *,
+    closed: bool = True,
+    **wanted: Any,
 ) -> None:
     """Submit a task, and end it as a worker does; until all is told, if `closed`."""
     client.submit({"prompt": "x", "model": client.keys.namespace, **wanted}, task_id)
@@ -113,7 +118,7 @@ def replies(redis: Redis, queue: str = TARGET.queue) -> list[dict[str, Any]]:
 
 
 def test_an_end_goes_where_the_request_says(
-    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
     """Both ways, with the terminal event as it is in the stream; then nothing is due."""
@@ -137,7 +142,7 @@ def test_an_end_goes_where_the_request_says(
 
 
 def test_nothing_is_pushed_before_the_end(
-    client: GenerationClient, claims: Claims, hook: Receiver, redis: Redis
+    client: GenerationClient, claims: TaskRecord, hook: Receiver, redis: Redis
 ) -> None:
     """Noting is refused while the task waits or runs, and done once when it has ended."""
     client.submit({"prompt": "x", "model": client.keys.namespace, "webhook": hook.origin}, "early")
@@ -152,7 +157,7 @@ def test_nothing_is_pushed_before_the_end(
 
 
 def test_what_asks_for_none_costs_nothing(
-    client: GenerationClient, claims: Claims, redis: Redis
+    client: GenerationClient, claims: TaskRecord, redis: Redis
 ) -> None:
     """No key is made; an unknown task and a request that is no JSON are let be."""
     end(client, claims, "plain")
@@ -164,7 +169,7 @@ def test_what_asks_for_none_costs_nothing(
 
 
 def test_a_failure_is_tried_again(
-    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver
+    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver
 ) -> None:
     """Until it is delivered, under one id, and the record says how often."""
     hook.answers = [500, 503, 302]
@@ -179,10 +184,10 @@ def test_a_failure_is_tried_again(
     assert len({message.headers["webhook-id"] for message in messages}) == 1
 
 
-def test_pauses_grow_up_to_a_limit(claims: Claims) -> None:
+def test_pauses_grow_up_to_a_limit(claims: TaskRecord) -> None:
     """1 s, 2 s, 4 s … at most 300 s, each up to half less."""
     made = Pusher(claims.pushes, None, None, 1e9)  # type: ignore[arg-type]  # nobody is asked
-    why = NotPushed("no")
+    why = PushError("no")
     for tries, longest_s in ((0, 1), (1, 2), (5, 32), (50, 300), (10**6, 300)):
         due = push_queue.Due("t", PushKind.WEBHOOK, Push(state="waiting", tries=tries), "", 1, b"")
         _, again_s = made._after(due, why)
@@ -191,7 +196,7 @@ def test_pauses_grow_up_to_a_limit(claims: Claims) -> None:
 
 
 def test_it_is_given_up_in_the_end(
-    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
     """After the time that the settings give; the record says why."""
@@ -205,7 +210,7 @@ def test_it_is_given_up_in_the_end(
 
 
 def test_gone_is_not_tried_again(
-    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver
+    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver
 ) -> None:
     """410 ends it at once."""
     hook.answers = [410]
@@ -216,7 +221,7 @@ def test_gone_is_not_tried_again(
 
 
 def test_what_the_settings_do_not_allow_any_more_is_not_sent(
-    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
     """Whatever the record says: the request was checked by other settings, or by nobody."""
@@ -231,7 +236,7 @@ def test_what_the_settings_do_not_allow_any_more_is_not_sent(
 
 
 def test_who_dies_over_it_leaves_it_to_others(
-    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """What was taken and never settled is due again when it was held long enough."""
@@ -245,7 +250,7 @@ def test_who_dies_over_it_leaves_it_to_others(
 
 
 def test_a_slow_receiver_holds_up_nobody_else(
-    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
     """While many webhooks of one host do not answer, the others are told as if there were none."""
@@ -263,7 +268,7 @@ def test_a_slow_receiver_holds_up_nobody_else(
 
 
 def test_no_more_threads_is_no_end(
-    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A push that no thread could be had for is made later."""
@@ -296,7 +301,7 @@ def test_no_more_threads_is_no_end(
     ids=["no JSON", "deep", "another's", "no end", "large"],
 )
 def test_only_ends_are_pushed(
-    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis, event: bytes,
 ) -> None:  # fmt: skip
     """Whatever else stands last in a stream is sent to nobody; the record says so, and ends."""
@@ -315,7 +320,7 @@ def test_only_ends_are_pushed(
 
 
 def test_the_longest_end_is_pushed(
-    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
     """With as many and as long prompts as a request may have, each character as JSON has it."""
@@ -333,7 +338,7 @@ def test_the_longest_end_is_pushed(
 
 @pytest.mark.parametrize("url", ["http://[", "https://a]b/", "http://[:::]/", "", "x" * 9999])
 def test_a_url_that_is_none_costs_nobody_else(
-    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis, url: str,
 ) -> None:  # fmt: skip
     """A refused request is told of, too, and is whatever somebody sent."""
@@ -347,7 +352,7 @@ def test_a_url_that_is_none_costs_nobody_else(
 
 
 def test_a_backlog_of_one_receiver_is_passed_in_one_look(
-    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """However many pushes wait for a receiver that is away, another's is not behind them.
@@ -370,7 +375,7 @@ def test_a_backlog_of_one_receiver_is_passed_in_one_look(
 
 @pytest.mark.parametrize("field", ["first_at", "tries"])
 def test_a_hostile_state_is_no_way_to_be_pushed_for_ever(
-    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis, field: str,
 ) -> None:  # fmt: skip
     """A first try in the far future counts as now; one beyond counting is odd."""
@@ -389,7 +394,7 @@ def test_a_hostile_state_is_no_way_to_be_pushed_for_ever(
 
 
 def test_a_late_loser_does_not_undo_a_delivery(
-    client: GenerationClient, claims: Claims, hook: Receiver
+    client: GenerationClient, claims: TaskRecord, hook: Receiver
 ) -> None:
     """What another has settled stays settled."""
     end(client, claims, "late", webhook=hook.origin)
@@ -402,7 +407,7 @@ def test_a_late_loser_does_not_undo_a_delivery(
 @pytest.mark.parametrize("closed", ["before", "between", "after"])
 @pytest.mark.parametrize("state", [PushState.DELIVERED, PushState.GIVEN_UP])
 def test_a_record_lives_until_its_last_push_is_settled(
-    client: GenerationClient, claims: Claims, redis: Redis, closed: str, state: PushState
+    client: GenerationClient, claims: TaskRecord, redis: Redis, closed: str, state: PushState
 ) -> None:
     """And then for as long as any: whoever closes it, and when, loses no push with it."""
     keys = [client.keys.task("kept"), client.keys.events("kept")]
@@ -424,7 +429,7 @@ def test_a_record_lives_until_its_last_push_is_settled(
 
 
 def test_odd_pushes_stop_nobody(
-    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
     """Unknown kinds, records that are gone or of another type: each is let go."""
@@ -442,7 +447,7 @@ def test_odd_pushes_stop_nobody(
 
 
 def test_celery_gets_a_task_like_any_other(
-    client: GenerationClient, claims: Claims, start: Callable[..., Pusher], redis_url: str
+    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], redis_url: str
 ) -> None:
     """An application with Celery's own settings finds it in its queue, with one argument."""
     start()

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from api_contracts import InvalidRequest
 from api_contracts.parse import parse_request
 from worker.config.settings import Settings
-from worker.errors import BadRequest
-from worker.execution.resolved_request import Order
+from worker.errors import BadRequestError
+from worker.execution.resolved_request import ResolvedRequest
 
 SECRET = "whsec_" + "c2Vj" * 8
 HOSTS = ["hooks.example.com", "other.example.com:8443", "http://10.0.0.7:8000"]
@@ -27,8 +27,8 @@ def faults(settings: Settings, **wanted: Any) -> dict[str, str]:
     """The limits that a request breaks, by field."""
     request = parse_request({"prompt": "x", **wanted})
     try:
-        Order.of(request, "t", settings)
-    except BadRequest as error:
+        ResolvedRequest.of(request, "t", settings)
+    except BadRequestError as error:
         return {each["where"]: each["limit"] for each in error.details["faults"]}
     return {}
 
@@ -145,7 +145,7 @@ def test_the_environment_says_it_as_json(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_no_file_says_whom_to_tell() -> None:
     """A webhook's URL may hold a token: neither manifest, result nor text chunk has it."""
     wanted = {"webhook": "https://hooks.example.com/token", "reply_to": ALLOWED["reply_to"][0]}
-    order = Order.of(parse_request({"prompt": "x", **wanted}), "t", Settings(**ALLOWED))
+    order = ResolvedRequest.of(parse_request({"prompt": "x", **wanted}), "t", Settings(**ALLOWED))
     assert "token" not in json.dumps([order.parameters, order.origin])
     assert not {"webhook", "reply_to"} & {*order.parameters, *order.origin}
     assert order.origin == {"prompt": "x"}

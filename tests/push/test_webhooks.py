@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from tests.push.receiver import Receiver, receiver
-from worker.errors import NotPushed
+from worker.errors import PushError
 from worker.push import webhooks
 from worker.push.webhooks import Webhooks, is_public
 
@@ -86,7 +86,7 @@ def test_a_redirect_is_not_followed(hook: Receiver) -> None:
     """It is a failure like any other answer that is not 2xx."""
     hook.answers = [302, 307, 404, 500]
     for status in list(hook.answers):
-        with pytest.raises(NotPushed, match=str(status)) as caught:
+        with pytest.raises(PushError, match=str(status)) as caught:
             poster([hook.origin]).post(hook.origin, "id", BODY)
         assert not caught.value.final
     assert [message.path for message in hook.messages] == ["/"] * 4
@@ -95,7 +95,7 @@ def test_a_redirect_is_not_followed(hook: Receiver) -> None:
 def test_gone_is_for_good(hook: Receiver) -> None:
     """410 says never to come again."""
     hook.answers = [410]
-    with pytest.raises(NotPushed) as caught:
+    with pytest.raises(PushError) as caught:
         poster([hook.origin]).post(hook.origin, "id", BODY)
     assert caught.value.final
 
@@ -104,7 +104,7 @@ def test_gone_is_for_good(hook: Receiver) -> None:
 def test_private_addresses_are_not_reached(hook: Receiver, name: str) -> None:
     """Even where the host is allowed, unless the settings say so in words."""
     origin = f"http://{name}:{hook.port}"
-    with pytest.raises(NotPushed, match="private address"):
+    with pytest.raises(PushError, match="private address"):
         poster([origin], private=False).post(origin, "id", BODY)
     assert hook.messages == []
     poster([origin]).post(origin, "id", BODY)
@@ -114,7 +114,7 @@ def test_private_addresses_are_not_reached(hook: Receiver, name: str) -> None:
 def test_one_private_address_among_others_is_enough(asked: Callable[..., list[str]]) -> None:
     """A name that means the open internet and this machine is not called."""
     asked("both.example", "8.8.8.8", "127.0.0.1")
-    with pytest.raises(NotPushed, match="private address"):
+    with pytest.raises(PushError, match="private address"):
         poster(["http://both.example"], private=False).post("http://both.example", "id", BODY)
 
 
@@ -142,7 +142,7 @@ def test_the_next_address_is_tried(hook: Receiver, asked: Callable[..., list[str
 )
 def test_only_named_hosts_are_called(hook: Receiver, url: str) -> None:
     """Another name, another port, no port at all: refused before anybody is asked."""
-    with pytest.raises(NotPushed, match="SAG_WEBHOOK_HOSTS"):
+    with pytest.raises(PushError, match="SAG_WEBHOOK_HOSTS"):
         poster([hook.origin]).post(url, "id", BODY)
 
 
@@ -151,12 +151,12 @@ def test_who_listens_nowhere_and_who_says_nothing(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(webhooks, "ANSWER_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         origin = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(NotPushed, match="no answer") as caught:
+        with pytest.raises(PushError, match="no answer") as caught:
             poster([origin]).post(origin, "id", BODY)
         assert not caught.value.final
-    with pytest.raises(NotPushed, match="NewConnection"):
+    with pytest.raises(PushError, match="NewConnection"):
         poster([origin]).post(origin, "id", BODY)
-    with pytest.raises(NotPushed, match="no answer"):
+    with pytest.raises(PushError, match="no answer"):
         poster(["https://no.invalid"]).post("https://no.invalid", "id", BODY)
 
 
@@ -177,7 +177,7 @@ def test_who_says_a_bit_now_and_then_is_not_heard_for_ever(
         threading.Thread(target=drip, daemon=True).start()
         origin = f"http://127.0.0.1:{server.getsockname()[1]}"
         began_s = time.monotonic()
-        with pytest.raises(NotPushed, match="no answer"):
+        with pytest.raises(PushError, match="no answer"):
             poster([origin]).post(origin, "id", BODY)
         assert time.monotonic() - began_s < 10
 
@@ -187,7 +187,7 @@ def test_who_says_a_bit_now_and_then_is_not_heard_for_ever(
 )
 def test_what_is_no_webhook_is_not_called(hook: Receiver, url: str) -> None:
     """A record is the work of whoever wrote it: what the contract refuses is given up at once."""
-    with pytest.raises(NotPushed) as caught:
+    with pytest.raises(PushError) as caught:
         poster([hook.origin]).post(url, "id", BODY)
     assert caught.value.final
     assert hook.messages == []
@@ -201,10 +201,10 @@ def test_certificates_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     authority.cert_pem.write_to_path(known)
     with receiver(tls) as hook:
         origin, other = (f"https://{name}:{hook.port}" for name in ("localhost", "127.0.0.1"))
-        with pytest.raises(NotPushed, match="CERTIFICATE_VERIFY_FAILED"):
+        with pytest.raises(PushError, match="CERTIFICATE_VERIFY_FAILED"):
             poster([origin]).post(origin, "id", BODY)
         monkeypatch.setenv("SSL_CERT_FILE", str(known))
-        with pytest.raises(NotPushed, match="CertificateError"):
+        with pytest.raises(PushError, match="CertificateError"):
             poster([other]).post(other, "id", BODY)
         assert hook.messages == []
         poster([origin]).post(origin, "id", BODY)

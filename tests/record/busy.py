@@ -7,23 +7,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tests.record.owners import LEASE_S
-from worker.broker.held_messages import Messages
+from worker.broker.held_messages import HeldMessages
 from worker.config.models import ModelSpec
 from worker.config.settings import Settings
 from worker.engine.engine import Engine
-from worker.errors import ModelLoadFailed
-from worker.execution.artifacts import Shelf
+from worker.errors import ModelLoadError
+from worker.execution.artifacts import Artifacts
 from worker.execution.attempt import Attempts
 from worker.execution.delivery import Delivery
 from worker.execution.executor import Executor
 from worker.record.celery_state import CeleryState
-from worker.record.event_publisher import Publisher
+from worker.record.event_publisher import EventPublisher
 from worker.recovery.lease import Lease
 from worker.storage import Storage
 
 if TYPE_CHECKING:
     from worker.execution.outcome import Outcome
-    from worker.record.task_record import Claims
+    from worker.record.task_record import TaskRecord
 
 WAIT_S = 30
 
@@ -33,15 +33,15 @@ class Busy:
 
     first: Future[Outcome]
 
-    def __init__(self, claims: Claims, alias: str) -> None:
+    def __init__(self, claims: TaskRecord, alias: str) -> None:
         self.building, self.go_on = threading.Event(), threading.Event()
         models = {alias: ModelSpec(path="/nowhere", safety_checker=False)}
         settings = Settings(models=models, max_attempts=2)
         self._engine = Engine(models, "cpu", "none", loader=self._load)
-        self._publisher = Publisher(claims, CeleryState(lambda *_: None))
-        shelf = Shelf(Storage(settings))
+        self._publisher = EventPublisher(claims, CeleryState(lambda *_: None))
+        shelf = Artifacts(Storage(settings))
         attempts = Attempts(settings, claims, self._publisher, self._engine, shelf)
-        self.lease = Lease(claims.redis, claims.keys, Messages(claims.redis), list, LEASE_S)
+        self.lease = Lease(claims.redis, claims.keys, HeldMessages(claims.redis), list, LEASE_S)
         self.lease.start()
         self.broken: list[str] = []
         self.executor = Executor(settings, claims, self.lease, attempts, "cpu", self.broken.append)
@@ -64,4 +64,4 @@ class Busy:
     def _load(self, *_: Any, **__: Any) -> NoReturn:
         self.building.set()
         assert self.go_on.wait(WAIT_S)
-        raise ModelLoadFailed("told to")
+        raise ModelLoadError("told to")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-    from worker.record.task_record import Claims
+    from worker.record.task_record import TaskRecord
 
 
 @pytest.fixture
@@ -27,13 +27,13 @@ def keys(namespace: str) -> Keys:
 
 
 @pytest.fixture
-def claims(redis: Redis, keys: Keys) -> Claims:
+def claims(redis: Redis, keys: Keys) -> TaskRecord:
     """The first worker's access."""
     return worker(redis, keys, "first")
 
 
 @pytest.fixture
-def other(redis: Redis, keys: Keys) -> Claims:
+def other(redis: Redis, keys: Keys) -> TaskRecord:
     """Another worker's access."""
     return worker(redis, keys, "other")
 
@@ -67,10 +67,10 @@ class LostAnswer:
 
 
 @pytest.fixture
-def losing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Claims, str], LostAnswer]]:
-    """Make a worker's `Claims` lose the first answer of a script; tried again without a pause."""
+def losing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[TaskRecord, str], LostAnswer]]:
+    """Lose the first answer of a script that a `TaskRecord` runs; retries do not pause."""
 
-    def lose(claims: Claims, script: str) -> LostAnswer:
+    def lose(claims: TaskRecord, script: str) -> LostAnswer:
         lost = LostAnswer(getattr(claims, f"_{script}"))
         monkeypatch.setattr(claims, f"_{script}", lost)
         return lost

@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from worker.record.task_record import Claim, Claims, Ended, Held
+from worker.record.task_record import Claim, Ended, Held, TaskRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,13 +39,13 @@ PATIENCE_S = 30.0
 TTL_S, LEASE_S = 1000, 30.0
 
 
-def worker(redis: Redis, keys: Keys, owner: str, lease_s: float = LEASE_S) -> Claims:
+def worker(redis: Redis, keys: Keys, owner: str, lease_s: float = LEASE_S) -> TaskRecord:
     """The access of a worker's process `owner`."""
-    return Claims(redis, keys, owner, record_ttl_s=TTL_S, lease_s=lease_s)
+    return TaskRecord(redis, keys, owner, record_ttl_s=TTL_S, lease_s=lease_s)
 
 
 def ask(  # noqa: PLR0913  # what a delivery is
-    claims: Claims,
+    claims: TaskRecord,
     task_id: str,
     *,
     deadline_s: float | None = None,
@@ -66,7 +66,7 @@ def ask(  # noqa: PLR0913  # what a delivery is
     )
 
 
-def take(claims: Claims, task_id: str, **options: Any) -> Claim:
+def take(claims: TaskRecord, task_id: str, **options: Any) -> Claim:
     """Claim a task that is to be had."""
     claim = ask(claims, task_id, **options)
     assert isinstance(claim, Claim)
@@ -78,7 +78,7 @@ def lapse(redis: Redis, keys: Keys, task_id: str) -> None:
     redis.hset(keys.task(task_id), "lease_until", "1.0")
 
 
-def take_over(claims: Claims, task_id: str, **options: Any) -> Claim:
+def take_over(claims: TaskRecord, task_id: str, **options: Any) -> Claim:
     """Claim a task whose owner, if it has one, is dead."""
     lapse(claims.redis, claims.keys, task_id)
     return take(claims, task_id, **options)
@@ -120,7 +120,7 @@ def now_s(redis: Redis) -> float:
     return float(seconds) + float(microseconds) / 1e6
 
 
-def listening(redis: Redis, keys: Keys) -> bool:
+def capture_attention(redis: Redis, keys: Keys) -> bool:
     """Whether somebody hears of cancels."""
     return bool(dict(redis.pubsub_numsub(keys.control))[keys.control.encode()])
 

@@ -6,7 +6,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from tests.record.owners import LEASE_S, TTL_S
-from worker.broker.held_messages import Messages
+from worker.broker.held_messages import HeldMessages
 from worker.recovery.reconciler import Reconciler
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Sent:
 
 def reconciler(redis: Redis, keys: Keys, sent: Any, lease_s: float = LEASE_S) -> Reconciler:
     """A worker's reconciler, its thread not begun; see `elected`."""
-    return Reconciler(redis, keys, Messages(redis), sent, lease_s=lease_s, record_ttl_s=TTL_S)
+    return Reconciler(redis, keys, HeldMessages(redis), sent, lease_s=lease_s, record_ttl_s=TTL_S)
 
 
 def elected(redis: Redis, keys: Keys, sent: Any) -> Reconciler:

@@ -7,7 +7,7 @@ import pytest
 from api_contracts.errors import ErrorCode, TaskError
 from api_contracts.result import GenerationResult
 from tests.record.owners import RESULT
-from worker.execution.circuit_breaker import LIMIT, Breaker
+from worker.execution.circuit_breaker import LIMIT, CircuitBreaker
 from worker.execution.outcome import (
     Cancelled,
     Dropped,
@@ -30,14 +30,14 @@ def reasons() -> list[str]:
 
 
 @pytest.fixture
-def breaker(reasons: list[str]) -> Breaker:
+def breaker(reasons: list[str]) -> CircuitBreaker:
     """One that is closed."""
-    return Breaker(reasons.append)
+    return CircuitBreaker(reasons.append)
 
 
 @pytest.mark.parametrize("outcome", BROKEN)
 def test_different_tasks_that_fail_in_a_row_trip_it(
-    breaker: Breaker, reasons: list[str], outcome: Outcome
+    breaker: CircuitBreaker, reasons: list[str], outcome: Outcome
 ) -> None:
     """The third does, once, and it says why; whoever asks afterwards is told the same."""
     for number in range(LIMIT - 1):
@@ -50,7 +50,7 @@ def test_different_tasks_that_fail_in_a_row_trip_it(
     assert FAULT in reasons[0]
 
 
-def test_one_success_and_the_count_begins_anew(breaker: Breaker, reasons: list[str]) -> None:
+def test_one_success_and_the_count_begins_anew(breaker: CircuitBreaker, reasons: list[str]) -> None:
     """A process that can make one picture is not broken."""
     done = Succeeded(GenerationResult.model_validate(RESULT))
     for number in range(10):
@@ -60,7 +60,7 @@ def test_one_success_and_the_count_begins_anew(breaker: Breaker, reasons: list[s
     assert (reasons, breaker.reason) == ([], None)
 
 
-def test_one_task_alone_does_not_trip_it(breaker: Breaker, reasons: list[str]) -> None:
+def test_one_task_alone_does_not_trip_it(breaker: CircuitBreaker, reasons: list[str]) -> None:
     """A task that fails wherever it goes says nothing of the process, however often it comes."""
     for _ in range(10):
         breaker.note("poison", BROKEN[1], FAULT)
@@ -70,7 +70,7 @@ def test_one_task_alone_does_not_trip_it(breaker: Breaker, reasons: list[str]) -
 
 @pytest.mark.parametrize("outcome", [Cancelled(3), Expired(0), Dropped("x"), BROKEN[0], BROKEN[1]])
 def test_what_is_no_fault_of_ours_neither_counts_nor_resets(
-    breaker: Breaker, reasons: list[str], outcome: Outcome
+    breaker: CircuitBreaker, reasons: list[str], outcome: Outcome
 ) -> None:
     """A refused request, a cancel or a drain between them changes nothing."""
     for number in range(LIMIT - 1):

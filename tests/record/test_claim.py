@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.record.task_record import Claims
+    from worker.record.task_record import TaskRecord
 
 
 def submitted_long_ago(redis: Redis, keys: Keys, task_id: str) -> None:
@@ -35,7 +35,7 @@ def submitted_long_ago(redis: Redis, keys: Keys, task_id: str) -> None:
 
 
 def test_a_waiting_task_is_claimed_to_run(
-    claims: Claims, redis: Redis, keys: Keys, task_id: str
+    claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """The first claim is attempt 1, and its event says who has the task."""
     claim = take(claims, task_id)
@@ -48,7 +48,7 @@ def test_a_waiting_task_is_claimed_to_run(
     assert (event["worker"], event["device"]) == ("first", "cpu")
 
 
-def test_a_message_without_a_record_makes_one(claims: Claims, redis: Redis, keys: Keys) -> None:
+def test_a_message_without_a_record_makes_one(claims: TaskRecord, redis: Redis, keys: Keys) -> None:
     """Any Celery producer may send the message alone: the claim writes the record."""
     claim = take(claims, "raw", request='{"prompt":"raw"}')
     assert (claim.answer, claim.attempt) == ("run", 1)
@@ -59,7 +59,7 @@ def test_a_message_without_a_record_makes_one(claims: Claims, redis: Redis, keys
 
 
 def test_what_the_client_wrote_stays(
-    claims: Claims, redis: Redis, keys: Keys, task_id: str
+    claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """A claim does not rewrite the request of a record, whatever its message says."""
     before = record(redis, keys, task_id)["request"]
@@ -67,7 +67,7 @@ def test_what_the_client_wrote_stays(
     assert record(redis, keys, task_id)["request"] == before
 
 
-def test_a_claim_may_be_silent(claims: Claims, redis: Redis, keys: Keys) -> None:
+def test_a_claim_may_be_silent(claims: TaskRecord, redis: Redis, keys: Keys) -> None:
     """A task that is claimed only to be refused tells of no start."""
     claims.claim(
         "refused", started=None, request="{}", queue="q", deadline_s=None, expires_at_s=None,
@@ -77,7 +77,7 @@ def test_a_claim_may_be_silent(claims: Claims, redis: Redis, keys: Keys) -> None
 
 
 def test_a_running_task_is_held(
-    claims: Claims, other: Claims, redis: Redis, keys: Keys, task_id: str
+    claims: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """A message of a task that somebody runs is a duplicate, and changes nothing."""
     take(claims, task_id)
@@ -87,7 +87,7 @@ def test_a_running_task_is_held(
 
 
 def test_a_task_whose_lease_has_run_out_is_taken_over(
-    claims: Claims, other: Claims, redis: Redis, keys: Keys, task_id: str
+    claims: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """An owner that said nothing for a lease is dead: the next attempt is another's."""
     first = take(claims, task_id)
@@ -102,7 +102,7 @@ def test_a_task_whose_lease_has_run_out_is_taken_over(
 @pytest.mark.parametrize("end", [status for status in TaskStatus if status.is_terminal])
 @pytest.mark.parametrize("lapsed", [False, True])
 def test_an_ended_task_is_never_claimed(
-    claims: Claims, other: Claims, task_id: str, end: TaskStatus, lapsed: bool
+    claims: TaskRecord, other: TaskRecord, task_id: str, end: TaskStatus, lapsed: bool
 ) -> None:
     """After the end every delivery is answered with that end and its outcome, however late."""
     outcome = {"step": 3, "nested": {"text": "\u00e4"}}
@@ -113,7 +113,7 @@ def test_an_ended_task_is_never_claimed(
 
 
 def test_a_task_cancelled_while_waiting_is_ended(
-    claims: Claims, client: GenerationClient, task_id: str
+    claims: TaskRecord, client: GenerationClient, task_id: str
 ) -> None:
     """The message of a task that was cancelled in the queue finds the end."""
     client.handle(task_id).cancel()
@@ -137,8 +137,8 @@ REFUSALS: dict[str, tuple[Callable[[Redis, Keys, GenerationClient], Any], dict[s
 
 @pytest.mark.parametrize("answer", REFUSALS)
 def test_a_claim_that_may_only_end_the_task(
-    claims: Claims,
-    other: Claims,
+    claims: TaskRecord,
+    other: TaskRecord,
     redis: Redis,
     client: GenerationClient,
     task_id: str,
@@ -183,7 +183,7 @@ def test_a_claim_whose_answer_was_lost_is_answered_alike(
 
 
 def test_the_deadline_counts_from_submission(
-    claims: Claims, redis: Redis, keys: Keys, task_id: str
+    claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """The wait in the queue is part of the deadline; a claim within it runs."""
     submitted = float(record(redis, keys, task_id)["submitted_at"])
@@ -192,7 +192,7 @@ def test_the_deadline_counts_from_submission(
     assert take_over(claims, task_id, deadline_s=49.0).answer == "expired"
 
 
-def test_attempts_are_bounded(claims: Claims, redis: Redis, keys: Keys, task_id: str) -> None:
+def test_attempts_are_bounded(claims: TaskRecord, redis: Redis, keys: Keys, task_id: str) -> None:
     """A task that kills its workers is run so many times and no more."""
     taken = [take_over(claims, task_id) for _ in range(5)]
     assert [claim.answer for claim in taken] == ["run"] * 3 + ["exhausted"] * 2
@@ -201,7 +201,7 @@ def test_attempts_are_bounded(claims: Claims, redis: Redis, keys: Keys, task_id:
 
 
 def test_a_task_that_has_begun_is_not_overdue(
-    claims: Claims, other: Claims, redis: Redis, keys: Keys, task_id: str
+    claims: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """Its message's time was for the beginning; its next worker goes on from its checkpoint."""
     claim = take(claims, task_id, expires_at_s=redis.time()[0] + 60)
@@ -213,7 +213,7 @@ def test_a_task_that_has_begun_is_not_overdue(
 
 @pytest.mark.parametrize("deadline_s", [None, 5.0])
 def test_the_deadline_of_a_task_without_a_record_is_kept(
-    claims: Claims, redis: Redis, keys: Keys, deadline_s: float | None
+    claims: TaskRecord, redis: Redis, keys: Keys, deadline_s: float | None
 ) -> None:
     """So that it ends in time also when it waits again."""
     take(claims, "raw", deadline_s=deadline_s)
@@ -224,7 +224,7 @@ def test_the_deadline_of_a_task_without_a_record_is_kept(
 
 
 def test_a_task_that_is_to_be_cancelled_is_not_given_back(
-    claims: Claims, redis: Redis, client: GenerationClient, task_id: str
+    claims: TaskRecord, redis: Redis, client: GenerationClient, task_id: str
 ) -> None:
     """It would wait for a worker to be told so; whoever gives it back ends it instead."""
     claim = take(claims, task_id)

@@ -21,7 +21,7 @@ from tests.record.owners import (
     until,
     worker,
 )
-from worker.record.task_record import Claim, Claims, Ended, Held
+from worker.record.task_record import Claim, Ended, Held, TaskRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def test_a_lease_holds_off_others_as_long_as_it_lasts(
-    redis: Redis, other: Claims, keys: Keys, task_id: str
+    redis: Redis, other: TaskRecord, keys: Keys, task_id: str
 ) -> None:
     """Every other message is told `held` until the lease has run out by Redis's clock; then not."""
     first = take(worker(redis, keys, "first", 0.4), task_id)
@@ -53,7 +53,7 @@ def test_a_lease_holds_off_others_as_long_as_it_lasts(
 
 
 def test_the_new_owner_has_a_lease_of_its_own(
-    claims: Claims, other: Claims, redis: Redis, keys: Keys, task_id: str
+    claims: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """A task that was taken over is held again, and the former owner is told so too."""
     take(claims, task_id)
@@ -63,7 +63,7 @@ def test_the_new_owner_has_a_lease_of_its_own(
 
 
 def test_a_running_task_without_a_lease_is_nobodys(
-    claims: Claims, other: Claims, redis: Redis, keys: Keys, task_id: str
+    claims: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """A record whose lease was never written, as by an earlier version, is claimed."""
     take(claims, task_id)
@@ -89,8 +89,8 @@ class Interrupted:
 
 @pytest.mark.parametrize("end", [None, TaskStatus.CANCELLED])
 def test_a_retry_that_comes_too_late_gets_nothing(  # noqa: PLR0913, PLR0917  # fixtures
-    claims: Claims,
-    other: Claims,
+    claims: TaskRecord,
+    other: TaskRecord,
     redis: Redis,
     keys: Keys,
     task_id: str,
@@ -112,7 +112,7 @@ def test_a_retry_that_comes_too_late_gets_nothing(  # noqa: PLR0913, PLR0917  # 
 
 
 def test_a_retry_in_time_has_a_whole_lease(
-    claims: Claims, redis: Redis, keys: Keys, task_id: str, monkeypatch: pytest.MonkeyPatch
+    claims: TaskRecord, redis: Redis, keys: Keys, task_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A claim that took a while to be answered is held for a lease from its answer on."""
     meanwhile = lambda: lapse(redis, keys, task_id)  # noqa: E731  # one line of the test
@@ -124,7 +124,7 @@ def test_a_retry_in_time_has_a_whole_lease(
 
 
 def test_an_attempt_goes_on_from_the_checkpoint_of_the_one_before(
-    claims: Claims, other: Claims, redis: Redis, keys: Keys, task_id: str
+    claims: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """The claim names the step that was kept, its event tells it, and the state can be had."""
     first = take(claims, task_id)
@@ -142,7 +142,7 @@ def test_an_attempt_goes_on_from_the_checkpoint_of_the_one_before(
 
 
 def test_a_message_that_came_too_late_is_overdue(
-    claims: Claims, redis: Redis, keys: Keys, task_id: str
+    claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """Its own time limit is by Redis's clock; a task that was begun in time is not called back."""
     at_s = now_s(redis)
@@ -153,7 +153,7 @@ def test_a_message_that_came_too_late_is_overdue(
 
 
 def test_the_queue_of_a_message_without_a_record_is_kept(
-    claims: Claims, redis: Redis, keys: Keys, task_id: str
+    claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """So that its message can be sent again; where a client wrote the record, it stays."""
     take(claims, "raw", queue="generate.other")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.record.owners import until
-from worker.engine.job import Control, JobStopped, Stop
-from worker.execution.company import Company
+from worker.execution.company import ExclusiveAttempt
+from worker.job_control import Control, JobStopped, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ class Room:
     """Tasks that denoise until they are let go, and who was seen in there together."""
 
     def __init__(self) -> None:
-        self._company, self._threads = Company(), ThreadPoolExecutor(16)
+        self._company, self._threads = ExclusiveAttempt(), ThreadPoolExecutor(16)
         self._lock = threading.Lock()
         self._leave: dict[str, threading.Event] = {}
         self.inside: set[str] = set()
@@ -167,7 +167,7 @@ def test_a_deadline_ends_the_wait(room: Room) -> None:
 
 def test_one_that_fails_makes_room() -> None:
     """An error in there leaves nobody outside."""
-    company = Company()
+    company = ExclusiveAttempt()
     for alone in (True, False, True):
         with pytest.raises(ValueError, match="broken"), company.join(Control(), alone=alone):
             raise ValueError("broken")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.record.task_record import Claims
+    from worker.record.task_record import TaskRecord
 
 DEADLY = {
     ErrorCode.ATTEMPTS_EXHAUSTED,
@@ -70,7 +70,7 @@ def test_other_ends_are_not(outcome: Outcome) -> None:
 
 
 def test_a_letter_says_what_was_asked_for_and_why_it_failed(
-    client: GenerationClient, claims: Claims, other: Claims, keys: Keys, task_id: str
+    client: GenerationClient, claims: TaskRecord, other: TaskRecord, keys: Keys, task_id: str
 ) -> None:
     """Request, attempts, the last worker and the reason; once, also when the answer was lost."""
     take(claims, task_id)
@@ -84,7 +84,7 @@ def test_a_letter_says_what_was_asked_for_and_why_it_failed(
 
 
 def test_one_that_was_overtaken_writes_no_letter(
-    client: GenerationClient, claims: Claims, other: Claims, task_id: str
+    client: GenerationClient, claims: TaskRecord, other: TaskRecord, task_id: str
 ) -> None:
     """The fence guards them as it guards the record."""
     stale = take(claims, task_id)
@@ -94,7 +94,7 @@ def test_one_that_was_overtaken_writes_no_letter(
 
 
 def test_letters_are_not_kept_without_end(
-    client: GenerationClient, claims: Claims, redis: Redis, keys: Keys, task_id: str
+    client: GenerationClient, claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """The oldest make room: about ten thousand stay, the newest among them."""
     pipeline = redis.pipeline(transaction=False)
@@ -109,7 +109,7 @@ def test_letters_are_not_kept_without_end(
 
 
 def test_a_letter_can_be_sent_again(
-    client: GenerationClient, claims: Claims, keys: Keys, task_id: str
+    client: GenerationClient, claims: TaskRecord, keys: Keys, task_id: str
 ) -> None:
     """As a task of its own, with the request that it had, once; the old one stays ended."""
     claims.finish(take(claims, task_id), TaskStatus.FAILED, {}, {"error": {}}, "internal: why")

@@ -13,7 +13,7 @@ from worker.execution import endings
 from worker.execution.circuit_breaker import LIMIT
 from worker.execution.delivery import Delivery
 from worker.execution.outcome import Cancelled, Dropped, Expired, Failed, Requeued
-from worker.execution.resolved_request import Order
+from worker.execution.resolved_request import ResolvedRequest
 from worker.record.task_record import Ended
 from worker.recovery.lease import Lease
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from api_contracts import GenerationClient
     from api_contracts.names import Keys
     from worker.execution.outcome import Outcome
-    from worker.record.task_record import Claims
+    from worker.record.task_record import TaskRecord
 
 BROKEN = "model_load_failed: told to"
 
 
 @pytest.fixture
-def busy(claims: Claims, namespace: str) -> Iterator[Busy]:
+def busy(claims: TaskRecord, namespace: str) -> Iterator[Busy]:
     """The executor, doing task `first`."""
     made = Busy(claims, namespace)
     made.first = made.deliver("first")
@@ -118,7 +118,7 @@ def test_a_request_that_breaks_the_check_is_refused(
     def broken(*_: object) -> None:
         raise ArithmeticError
 
-    monkeypatch.setattr(Order, "of", broken)
+    monkeypatch.setattr(ResolvedRequest, "of", broken)
     outcome = busy.executor.execute(Delivery("odd", {"prompt": "x"}))
     assert isinstance(outcome, Failed)
     assert (outcome.error.code, outcome.error.retryable) == ("internal", False)
@@ -127,7 +127,9 @@ def test_a_request_that_breaks_the_check_is_refused(
 
 
 @pytest.mark.parametrize("prompt", [5, "\ud800", "x" * 10_000])
-def test_who_is_to_be_told_of_a_refusal_is_kept(busy: Busy, claims: Claims, prompt: object) -> None:
+def test_who_is_to_be_told_of_a_refusal_is_kept(
+    busy: Busy, claims: TaskRecord, prompt: object
+) -> None:
     """However odd or long the rest of the request is."""
     asked = {"prompt": prompt, "webhook": "https://a.b/"}
     assert isinstance(busy.executor.execute(Delivery("refused", asked)), Failed)
@@ -165,7 +167,7 @@ def test_a_process_without_a_lease_says_so(busy: Busy, monkeypatch: pytest.Monke
 
 
 def test_one_that_is_overtaken_in_line_writes_nothing(
-    busy: Busy, other: Claims, redis: Redis, keys: Keys
+    busy: Busy, other: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
     """It stops when it hears that the task is another's, and leaves the record to that."""
     second = busy.deliver("second")
@@ -187,7 +189,7 @@ def test_a_message_that_came_too_late_is_not_begun(busy: Busy, redis: Redis, key
 
 
 def test_one_that_took_too_many_workers_is_dead(
-    busy: Busy, other: Claims, redis: Redis, keys: Keys
+    busy: Busy, other: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
     """With its last attempt gone it ends, and goes to the dead letters."""
     take(other, "poison", max_attempts=2)
@@ -201,7 +203,7 @@ def test_one_that_took_too_many_workers_is_dead(
 
 
 def test_a_redis_that_stays_away_is_nobodys_fault(
-    busy: Busy, claims: Claims, redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
+    busy: Busy, claims: TaskRecord, redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message goes back; no dead letter, nothing that ends the process, as no task failed."""
 

@@ -19,8 +19,8 @@ from tests.record.owners import (
     take_over,
     told,
 )
-from worker.broker.held_messages import Messages
-from worker.engine.job import Control, Stop
+from worker.broker.held_messages import HeldMessages
+from worker.job_control import Control, Stop
 from worker.recovery.lease import Lease
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.record.task_record import Claim, Claims
+    from worker.record.task_record import Claim, TaskRecord
 
 
 def snapshot(redis: Redis, keys: Keys, task_id: str) -> tuple[object, ...]:
@@ -39,9 +39,9 @@ def snapshot(redis: Redis, keys: Keys, task_id: str) -> tuple[object, ...]:
     return record(redis, keys, task_id), told(redis, keys, task_id), scores, checkpoint, dead
 
 
-def renewed(claims: Claims, claim: Claim) -> Control:
+def renewed(claims: TaskRecord, claim: Claim) -> Control:
     """What a claim's owner hears when it renews its lease."""
-    lease = Lease(claims.redis, claims.keys, Messages(claims.redis), list, LEASE_S)
+    lease = Lease(claims.redis, claims.keys, HeldMessages(claims.redis), list, LEASE_S)
     lease.hold(claim, control := Control())
     lease.renew()
     return control
@@ -49,7 +49,7 @@ def renewed(claims: Claims, claim: Claim) -> Control:
 
 @pytest.mark.parametrize("since", ["taken over", "taken over and ended", "given back", "again"])
 def test_an_owner_who_lost_the_task_writes_nothing(
-    claims: Claims, other: Claims, redis: Redis, keys: Keys, task_id: str, since: str
+    claims: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str, since: str
 ) -> None:
     """Whatever a former owner tries is refused and changes nothing.
 
@@ -80,7 +80,7 @@ def test_an_owner_who_lost_the_task_writes_nothing(
     assert snapshot(redis, keys, task_id) == before
 
 
-def test_a_stale_owner_on_the_same_worker_writes_nothing(claims: Claims, task_id: str) -> None:
+def test_a_stale_owner_on_the_same_worker_writes_nothing(claims: TaskRecord, task_id: str) -> None:
     """The fence is the claim's, not the worker's: an earlier claim of one's own is stale too."""
     stale = take(claims, task_id)
     current = take_over(claims, task_id)
@@ -91,7 +91,7 @@ def test_a_stale_owner_on_the_same_worker_writes_nothing(claims: Claims, task_id
 
 
 def test_the_end_is_written_once(
-    claims: Claims, redis: Redis, keys: Keys, task_id: str, losing: Callable[..., Any]
+    claims: TaskRecord, redis: Redis, keys: Keys, task_id: str, losing: Callable[..., Any]
 ) -> None:
     """An end whose answer was lost is told once; another end by the same owner is refused."""
     claim = take(claims, task_id)
@@ -108,8 +108,8 @@ def test_the_end_is_written_once(
 
 
 def test_giving_back_does_not_count(
-    claims: Claims,
-    other: Claims,
+    claims: TaskRecord,
+    other: TaskRecord,
     redis: Redis,
     keys: Keys,
     task_id: str,
@@ -129,7 +129,7 @@ def test_giving_back_does_not_count(
     assert not claims.finish(first, TaskStatus.SUCCEEDED, {}, {})
 
 
-def test_a_task_may_be_given_back_without_end(claims: Claims, task_id: str) -> None:
+def test_a_task_may_be_given_back_without_end(claims: TaskRecord, task_id: str) -> None:
     """Draining any number of times never exhausts a task."""
     for number in range(1, 8):
         claim = take(claims, task_id, max_attempts=1)
@@ -137,7 +137,9 @@ def test_a_task_may_be_given_back_without_end(claims: Claims, task_id: str) -> N
         assert claims.requeue(claim, {"reason": "drained"}, counts=False)
 
 
-def test_an_attempt_that_counts_stays_counted(claims: Claims, redis: Redis, task_id: str) -> None:
+def test_an_attempt_that_counts_stays_counted(
+    claims: TaskRecord, redis: Redis, task_id: str
+) -> None:
     """A task that is given back as an attempt has one less, whoever takes it next."""
     for number in (1, 2):
         claim = take(claims, task_id, max_attempts=2)
@@ -151,7 +153,7 @@ def test_an_attempt_that_counts_stays_counted(claims: Claims, redis: Redis, task
 
 
 def test_numbers_have_no_gap_under_threads(
-    claims: Claims, redis: Redis, keys: Keys, task_id: str
+    claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """Events that many threads write at once are numbered 1, 2, 3 … in the order of the stream."""
     claim = take(claims, task_id)
@@ -162,7 +164,7 @@ def test_numbers_have_no_gap_under_threads(
 
 
 def test_records_live_until_their_end_and_then_so_long(
-    claims: Claims, redis: Redis, client: GenerationClient, task_id: str
+    claims: TaskRecord, redis: Redis, client: GenerationClient, task_id: str
 ) -> None:
     """Nothing runs out before everybody knows of a task's end; then record and events do.
 
@@ -194,7 +196,7 @@ def test_records_live_until_their_end_and_then_so_long(
 
 @pytest.mark.parametrize("ends", ["while it waits", "by its worker"])
 def test_a_task_that_is_open_is_not_closed(
-    claims: Claims, redis: Redis, client: GenerationClient, task_id: str, ends: str
+    claims: TaskRecord, redis: Redis, client: GenerationClient, task_id: str, ends: str
 ) -> None:
     """Whoever believes that it has ended is not believed."""
     claim = take(claims, task_id) if ends == "by its worker" else None

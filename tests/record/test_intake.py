@@ -10,7 +10,7 @@ from kombu import Connection
 
 from api_contracts import GenerationClient, names
 from tests.record.mail import HEADERS, celery_takes, fault_in, message
-from worker.broker.validate_message import NOT_AFTER, put_in_order
+from worker.broker.validate_message import NOT_AFTER, normalize
 
 
 def test_a_good_message_passes(client: GenerationClient, redis_url: str, namespace: str) -> None:
@@ -21,7 +21,7 @@ def test_a_good_message_passes(client: GenerationClient, redis_url: str, namespa
         channel = connection.channel()
         made = channel.basic_get(names.queue_name(namespace))
         before = made.body, made.content_type, made.content_encoding
-        assert put_in_order(made) is None
+        assert normalize(made) is None
         assert (made.body, made.content_type, made.content_encoding) == before
         request = celery_takes(made)
         assert (request.id, request.name, request.kwargs) == (
@@ -48,7 +48,7 @@ def test_a_good_message_passes(client: GenerationClient, redis_url: str, namespa
 )
 def test_one_that_nobody_can_answer_has_a_reason(headers: object) -> None:
     """Without our task's name and a task id there is nobody to tell; the log gets the reason."""
-    reason = put_in_order(message(headers=headers))
+    reason = normalize(message(headers=headers))
     assert reason is not None
     assert len(reason) < 500
 
@@ -60,7 +60,7 @@ def test_what_is_nested_too_deep_has_a_reason_too(name: str) -> None:
     for _ in range(100_000):
         nest = [nest]
     made = message(headers={**HEADERS, name: nest})
-    assert "nested too deep" in str(put_in_order(made) or fault_in(made))
+    assert "nested too deep" in str(normalize(made) or fault_in(made))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_what_is_nested_too_deep_has_a_reason_too(name: str) -> None:
 def test_a_broken_body_is_answered(body: object) -> None:
     """A body that is not `[args, kwargs, embed]` becomes a call that says so."""
     made = message(body)
-    assert put_in_order(made) is None
+    assert normalize(made) is None
     assert fault_in(made)
 
 
@@ -82,7 +82,7 @@ def test_a_broken_body_is_answered(body: object) -> None:
 def test_only_json_is_read(kind: object) -> None:
     """Pickle, YAML and whatever else is not read, and the caller is told."""
     made = message(pickle.dumps([[], {"request": {}}, {}]), content_type=kind)
-    assert put_in_order(made) is None
+    assert normalize(made) is None
     assert fault_in(made)
 
 
@@ -90,7 +90,7 @@ def test_only_json_is_read(kind: object) -> None:
 def test_an_odd_encoding_ends_nothing(encoding: object) -> None:
     """Whatever is said of the encoding, the message is handled or answered."""
     made = message(content_encoding=encoding)
-    assert put_in_order(made) is None
+    assert normalize(made) is None
     celery_takes(made)
 
 
@@ -109,7 +109,7 @@ def test_an_odd_encoding_ends_nothing(encoding: object) -> None:
 def test_times_that_are_not_served_are_answered(header: dict[str, object]) -> None:
     """A task for later is refused, and an expiry that is no time."""
     made = message(headers={**HEADERS, **header})
-    assert put_in_order(made) is None
+    assert normalize(made) is None
     assert fault_in(made)
     assert celery_takes(made).expires is None
 
@@ -126,7 +126,7 @@ def test_times_that_are_not_served_are_answered(header: dict[str, object]) -> No
 def test_an_expiry_is_kept_from_celery(expires: str | None, at_s: float | None) -> None:
     """Celery would end an expired task without a word to its record: the task gets the time."""
     made = message(headers={**HEADERS, "expires": expires})
-    assert put_in_order(made) is None
+    assert normalize(made) is None
     assert fault_in(made) is None
     assert made.headers[NOT_AFTER] == at_s
     request = celery_takes(made)
@@ -139,7 +139,7 @@ def test_an_expiry_is_kept_from_celery(expires: str | None, at_s: float | None) 
 def test_what_celery_would_do_afterwards_is_refused(name: str, value: object) -> None:
     """A follow-up is refused by name: one that fails would hold up its slot for ever."""
     made = message(json.dumps([[], {"request": {}}, {name: value}]))
-    assert put_in_order(made) is None
+    assert normalize(made) is None
     assert name in (fault_in(made) or "")
 
 
@@ -147,7 +147,7 @@ def test_protocol_1_is_answered() -> None:
     """A message of Celery's first protocol, which has its id in the body, is told so."""
     body = {"task": names.TASK_NAME, "id": "t", "args": [], "kwargs": {"request": {}}}
     made = message(json.dumps(body), headers={})
-    assert put_in_order(made) is None
+    assert normalize(made) is None
     assert "protocol" in (fault_in(made) or "")
     assert celery_takes(made).id == "t"
 
@@ -159,7 +159,7 @@ def test_headers_are_what_celery_takes_for_granted() -> None:
         "replaced_task_nesting", "stamped_headers", "argsrepr", "ignore_result", "lang",
     )}  # fmt: skip
     made = message(headers={**strange, **HEADERS})
-    assert put_in_order(made) is None
+    assert normalize(made) is None
     request = celery_takes(made)
     assert fault_in(made) is None
     assert (request.time_limits, request.root_id, request.parent_id) == ([None, None], "t", None)

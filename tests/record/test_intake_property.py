@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.record.mail import BODY, HEADERS, celery_takes, message
-from worker.broker.validate_message import put_in_order
+from worker.broker.validate_message import normalize
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -39,7 +39,7 @@ def test_no_message_is_too_odd(
 ) -> None:
     """Whatever comes, putting it in order raises nothing, and Celery can take what it lets pass."""
     made = message(body, headers, kind, encoding)
-    reason = put_in_order(made)
+    reason = normalize(made)
     if reason is None:
         celery_takes(made)
     else:

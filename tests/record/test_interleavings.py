@@ -29,9 +29,9 @@ from tests.record.owners import (
     told,
     worker,
 )
-from worker.broker.held_messages import Messages
-from worker.engine.job import Control, Stop
-from worker.record.task_record import Claim, Claims, Ended, Held
+from worker.broker.held_messages import HeldMessages
+from worker.job_control import Control, Stop
+from worker.record.task_record import Claim, Ended, Held, TaskRecord
 from worker.recovery.lease import Lease
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class World:
     redis: Redis
     keys: Keys
     client: GenerationClient
-    owners: list[Claims]
+    owners: list[TaskRecord]
     taken: list[Claim] = field(default_factory=list)
     #: Who has claimed it last, and whether that claim's lease has run out.
     owner: int = 0
@@ -123,7 +123,7 @@ class World:
         if age >= len(self.taken):
             return
         lease, control = (
-            Lease(self.redis, self.keys, Messages(self.redis), list, LEASE_S),
+            Lease(self.redis, self.keys, HeldMessages(self.redis), list, LEASE_S),
             Control(),
         )
         lease.hold(self.taken[-1 - age], control)

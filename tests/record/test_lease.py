@@ -11,18 +11,18 @@ from api_contracts import GenerationClient, TaskStatus
 from tests.record.box import lapse_all, post, taken
 from tests.record.owners import (
     ask,
+    capture_attention,
     ends_s,
     lapse,
-    listening,
     now_s,
     take,
     take_over,
     until,
     worker,
 )
-from worker.broker.held_messages import MARGIN_S, UNACKED, UNACKED_INDEX, Messages
-from worker.engine.job import Control, Stop
-from worker.record.task_record import Claims, Held
+from worker.broker.held_messages import MARGIN_S, UNACKED, UNACKED_INDEX, HeldMessages
+from worker.job_control import Control, Stop
+from worker.record.task_record import Held, TaskRecord
 from worker.recovery import lease as module
 from worker.recovery.lease import Lease
 
@@ -41,7 +41,7 @@ def leases(redis: Redis, keys: Keys) -> Iterator[Callable[..., Lease]]:
 
     def make(lease_s: float, *tags: str) -> Lease:
         redis.delete(UNACKED, UNACKED_INDEX)
-        made.append(Lease(redis, keys, Messages(redis), lambda: tags, lease_s))
+        made.append(Lease(redis, keys, HeldMessages(redis), lambda: tags, lease_s))
         return made[-1]
 
     yield make
@@ -50,11 +50,11 @@ def leases(redis: Redis, keys: Keys) -> Iterator[Callable[..., Lease]]:
 
 
 def test_tasks_and_messages_are_renewed(
-    leases: Callable[..., Lease], claims: Claims, redis: Redis, keys: Keys, task_id: str
+    leases: Callable[..., Lease], claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """One round holds each task for a lease from now, and each message a margin longer."""
     tags: list[str] = []
-    lease = Lease(redis, keys, Messages(redis), lambda: tags, 40.0)
+    lease = Lease(redis, keys, HeldMessages(redis), lambda: tags, 40.0)
     post(redis, keys.namespace, task_id)
     tags.append(taken(redis, "first", keys.namespace, lease_s=1.0))
     lease.hold(take(claims, task_id), Control())
@@ -90,7 +90,7 @@ def test_the_thread_renews_in_time(
 
 def test_a_cancel_is_heard_at_once(  # fixtures
     leases: Callable[..., Lease],
-    claims: Claims,
+    claims: TaskRecord,
     client: GenerationClient,
     task_id: str,
     monkeypatch: pytest.MonkeyPatch,
@@ -101,7 +101,7 @@ def test_a_cancel_is_heard_at_once(  # fixtures
     lease.hold(take(claims, task_id), control)
     lease.hold(take(claims, "another"), calm)
     lease.start()
-    until(partial(listening, client.redis, client.keys))
+    until(partial(capture_attention, client.redis, client.keys))
     assert client.handle(task_id).cancel() is TaskStatus.RUNNING
     until(lambda: control.asked() is Stop.CANCELLED)
     assert calm.asked() is None
@@ -109,14 +109,14 @@ def test_a_cancel_is_heard_at_once(  # fixtures
 
 
 def test_a_nudge_for_another_worker_is_none(
-    leases: Callable[..., Lease], claims: Claims, client: GenerationClient, task_id: str
+    leases: Callable[..., Lease], claims: TaskRecord, client: GenerationClient, task_id: str
 ) -> None:
     """A cancel of a task that another process runs stops nothing here."""
     lease, control = leases(3600.0), Control()
     lease.hold(take(claims, "mine"), control)
     take(claims, task_id)
     lease.start()
-    until(partial(listening, client.redis, client.keys))
+    until(partial(capture_attention, client.redis, client.keys))
     client.handle(task_id).cancel()
     client.redis.publish(client.keys.control, b"\xff")
     renewed = lease._renewed_s
@@ -125,7 +125,7 @@ def test_a_nudge_for_another_worker_is_none(
 
 
 def test_a_cancel_whose_nudge_was_lost_is_heard_with_the_next_renewal(
-    leases: Callable[..., Lease], claims: Claims, redis: Redis, keys: Keys, task_id: str
+    leases: Callable[..., Lease], claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """The record is the truth; the channel only makes it quick."""
     lease, control = leases(2.0), Control()
@@ -136,7 +136,7 @@ def test_a_cancel_whose_nudge_was_lost_is_heard_with_the_next_renewal(
 
 
 def test_one_that_was_overtaken_is_asked_to_stop(
-    leases: Callable[..., Lease], claims: Claims, other: Claims, redis: Redis, task_id: str
+    leases: Callable[..., Lease], claims: TaskRecord, other: TaskRecord, redis: Redis, task_id: str
 ) -> None:
     """It stops, is renewed no more, and the new owner's lease is left alone."""
     lease, control = leases(3600.0), Control()
@@ -150,7 +150,7 @@ def test_one_that_was_overtaken_is_asked_to_stop(
 
 
 def test_an_earlier_claim_lets_a_later_one_be(
-    leases: Callable[..., Lease], claims: Claims, task_id: str
+    leases: Callable[..., Lease], claims: TaskRecord, task_id: str
 ) -> None:
     """What is heard late of a claim that has ended is not taken for the one that followed it."""
     lease, first = leases(3600.0), take(claims, task_id)

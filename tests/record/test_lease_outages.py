@@ -12,17 +12,17 @@ from api_contracts.redis_io.connection import connect, connect_impatiently
 from tests.record.box import lapse_all, post, taken
 from tests.record.owners import (
     ask,
+    capture_attention,
     ends_s,
     lapse,
-    listening,
     now_s,
     take,
     until,
     worker,
 )
 from worker import embedded
-from worker.broker.held_messages import UNACKED, UNACKED_INDEX, Messages
-from worker.engine.job import Control, Stop
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
+from worker.job_control import Control, Stop
 from worker.record.task_record import Held
 from worker.recovery.lease import Lease
 
@@ -40,17 +40,17 @@ def test_an_outage_ends_its_wellness_and_nothing_else(tmp_path: Path, keys: Keys
     with embedded.redis_server(tmp_path, port) as url:
         redis = connect_impatiently(url, 0.5)
         claim = take(worker(redis, keys, "first", 1.0), "t")
-        lease = Lease(redis, keys, Messages(redis), list, 1.0)
+        lease = Lease(redis, keys, HeldMessages(redis), list, 1.0)
         lease.hold(claim, control)
         lease.start()
-        until(lambda: listening(redis, keys) and lease.is_well)
+        until(lambda: capture_attention(redis, keys) and lease.is_well)
     until(lambda: not lease.is_well)
     assert lease.silent_s >= 1.0
     assert control.asked() is None
     with embedded.redis_server(tmp_path, port) as url, GenerationClient(url, keys.namespace) as far:
         until(lambda: lease.is_well)
         until(lambda: ends_s(connect(url), keys, "t") > now_s(far.redis))
-        until(lambda: listening(far.redis, keys))
+        until(lambda: capture_attention(far.redis, keys))
         far.handle("t").cancel()
         until(lambda: control.asked() is Stop.CANCELLED)
         lease.close()
@@ -64,9 +64,9 @@ def test_one_with_nothing_to_renew_is_not_well_either(
     with embedded.redis_server(tmp_path) as url:
         away = connect_impatiently(url, 0.5)
         records, book = (away, redis) if gone == "records" else (redis, away)
-        lease = Lease(records, keys, Messages(book), list, 1.0)
+        lease = Lease(records, keys, HeldMessages(book), list, 1.0)
         lease.start()
-        until(lambda: listening(records, keys) and lease.is_well)
+        until(lambda: capture_attention(records, keys) and lease.is_well)
     until(lambda: not lease.is_well)
     lease.close()
 
@@ -78,7 +78,7 @@ def test_a_wrong_clock_of_the_worker_changes_nothing(
     """Leases run by Redis's clock alone: whatever a machine's own says."""
     right, redis_s = time.time, now_s(redis)
     monkeypatch.setattr(time, "time", lambda: right() + wrong_s)
-    messages = Messages(redis)
+    messages = HeldMessages(redis)
     redis.delete(UNACKED, UNACKED_INDEX)
     claims, other = worker(redis, keys, "first", 20.0), worker(redis, keys, "other")
     post(redis, keys.namespace, task_id)

@@ -11,17 +11,17 @@ import pytest
 from api_contracts import names
 from tests.record.box import letter, post, taken
 from worker.broker import held_messages as module
-from worker.broker.held_messages import UNACKED, UNACKED_INDEX, Messages
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 
 if TYPE_CHECKING:
     from redis import Redis
 
 
 @pytest.fixture
-def messages(redis: Redis) -> Messages:
+def messages(redis: Redis) -> HeldMessages:
     """Over a book in which nothing stands yet."""
     redis.delete(UNACKED, UNACKED_INDEX)
-    return Messages(redis)
+    return HeldMessages(redis)
 
 
 def flood(redis: Redis, model: str, *task_ids: str) -> None:
@@ -31,7 +31,7 @@ def flood(redis: Redis, model: str, *task_ids: str) -> None:
 
 
 def test_each_list_and_each_holder_is_looked_at(
-    messages: Messages, redis: Redis, namespace: str
+    messages: HeldMessages, redis: Redis, namespace: str
 ) -> None:
     """A message of any priority, waiting or held, is found; those of other queues are not."""
     for priority in names.PRIORITIES:
@@ -49,7 +49,7 @@ def test_each_list_and_each_holder_is_looked_at(
 
 @pytest.mark.parametrize("number", [module.SLICE - 1, module.SLICE, module.SLICE + 1, 1700])
 def test_no_slice_is_forgotten(
-    messages: Messages, redis: Redis, namespace: str, number: int
+    messages: HeldMessages, redis: Redis, namespace: str, number: int
 ) -> None:
     """Each of many is found once, where one slice ends and the next begins too."""
     ids = [f"t{each}" for each in range(number)]
@@ -58,7 +58,7 @@ def test_no_slice_is_forgotten(
 
 
 def test_a_look_is_short_however_large_the_messages(
-    messages: Messages, redis: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
+    messages: HeldMessages, redis: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Redis serves nobody else while it looks: after so many bytes it stops, and is asked again."""
     looked: list[int] = []
@@ -81,7 +81,7 @@ def test_a_look_is_short_however_large_the_messages(
 
 
 def test_what_is_no_message_hides_no_other(
-    messages: Messages, redis: Redis, namespace: str
+    messages: HeldMessages, redis: Redis, namespace: str
 ) -> None:
     """Whatever else lies in a list is passed over."""
     odd = [b"", b"{", b"\xff", b"5", b"null", b"[]", b'"x"', b"[" * 5000, b'{"headers": null}']
@@ -93,7 +93,7 @@ def test_what_is_no_message_hides_no_other(
 
 
 def test_what_moves_meanwhile_is_found(
-    messages: Messages, redis: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
+    messages: HeldMessages, redis: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While messages come and are taken, none that was there all the time is missed."""
     monkeypatch.setattr(module, "SLICE", 20)
@@ -120,7 +120,7 @@ def test_what_moves_meanwhile_is_found(
 
 
 def test_one_that_is_taken_between_two_slices_is_found(
-    messages: Messages, redis: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
+    messages: HeldMessages, redis: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever the look has come to: what leaves a list for a holder is found with the holder."""
     monkeypatch.setattr(module, "SLICE", 4)

@@ -12,20 +12,22 @@ import pytest
 from api_contracts import names
 from tests.record.box import ids_waiting, lapse_all, post, taken, waiting, with_properties
 from tests.record.owners import now_s
-from worker.broker.held_messages import MARGIN_S, UNACKED, UNACKED_INDEX, Messages, new_tag
+from worker.broker.held_messages import MARGIN_S, UNACKED, UNACKED_INDEX, HeldMessages, new_tag
 
 if TYPE_CHECKING:
     from redis import Redis
 
 
 @pytest.fixture
-def messages(redis: Redis) -> Messages:
+def messages(redis: Redis) -> HeldMessages:
     """Over a book in which nothing stands yet."""
     redis.delete(UNACKED, UNACKED_INDEX)
-    return Messages(redis)
+    return HeldMessages(redis)
 
 
-def test_a_lease_is_renewed_from_now_on(messages: Messages, redis: Redis, namespace: str) -> None:
+def test_a_lease_is_renewed_from_now_on(
+    messages: HeldMessages, redis: Redis, namespace: str
+) -> None:
     """A renewed message is held for a lease from then; it outlives its task's lease by a margin."""
     post(redis, namespace, "a", "b")
     tags = [taken(redis, namespace, namespace) for _ in range(2)]
@@ -40,14 +42,18 @@ def test_a_lease_is_renewed_from_now_on(messages: Messages, redis: Redis, namesp
     assert messages.overdue() == tags[1:]
 
 
-def test_the_longest_overdue_come_first(messages: Messages, redis: Redis, namespace: str) -> None:
+def test_the_longest_overdue_come_first(
+    messages: HeldMessages, redis: Redis, namespace: str
+) -> None:
     """Those that wait longest for their recovery are told first, however many there are."""
     redis.zadd(UNACKED_INDEX, {f"x/{number}": 100.0 + number for number in range(300)})
     assert messages.overdue(3) == ["x/0", "x/1", "x/2"]
     assert len(messages.overdue()) == 100
 
 
-def test_what_was_put_back_is_not_renewed(messages: Messages, redis: Redis, namespace: str) -> None:
+def test_what_was_put_back_is_not_renewed(
+    messages: HeldMessages, redis: Redis, namespace: str
+) -> None:
     """A renewal that comes late holds nothing: the message is somebody else's to take."""
     post(redis, namespace, "t")
     tag = taken(redis, namespace, namespace)
@@ -61,7 +67,7 @@ def test_what_was_put_back_is_not_renewed(messages: Messages, redis: Redis, name
 
 
 def test_racing_rescuers_put_a_message_back_once(
-    messages: Messages, redis: Redis, namespace: str
+    messages: HeldMessages, redis: Redis, namespace: str
 ) -> None:
     """Two at once: one of them does it, the other hears that it did not, nothing is doubled."""
     number = 40
@@ -82,7 +88,7 @@ def test_racing_rescuers_put_a_message_back_once(
 
 
 def test_a_renewal_in_between_keeps_a_message(
-    messages: Messages, redis: Redis, namespace: str
+    messages: HeldMessages, redis: Redis, namespace: str
 ) -> None:
     """A holder that renews after it was found overdue, and before it is put back, keeps it."""
     post(redis, namespace, "t")
@@ -99,7 +105,7 @@ def test_a_renewal_in_between_keeps_a_message(
 
 @pytest.mark.parametrize(("first", "order"), [(True, ["t", "a"]), (False, ["a", "t"])])
 def test_it_goes_before_or_behind_the_others_of_its_priority(
-    messages: Messages, redis: Redis, namespace: str, first: bool, order: list[str]
+    messages: HeldMessages, redis: Redis, namespace: str, first: bool, order: list[str]
 ) -> None:
     """One whose holder died had its turn and goes first; it is marked, otherwise as it was."""
     post(redis, namespace, "t", "a", priority=3)
@@ -124,7 +130,7 @@ def test_it_goes_before_or_behind_the_others_of_its_priority(
     [(0, 0), (9, 9), (10, 9), (255, 9), (-1, 0), (None, 0), ("5", 0), (5.5, 0), ([5], 0)],
 )
 def test_an_odd_priority_has_a_list_all_the_same(
-    messages: Messages, redis: Redis, namespace: str, priority: object, place: int
+    messages: HeldMessages, redis: Redis, namespace: str, priority: object, place: int
 ) -> None:
     """A message goes back to where it is looked for, whatever it says of its priority."""
     queue = names.queue_name(namespace)
@@ -137,7 +143,7 @@ def test_an_odd_priority_has_a_list_all_the_same(
     "kept", [b"garbage", b'[5,"","q"]', b'["",""]', b"null", b"\xff", b"[" * 100_000]
 )
 def test_what_is_no_message_does_not_come_back(
-    messages: Messages, redis: Redis, namespace: str, kept: bytes
+    messages: HeldMessages, redis: Redis, namespace: str, kept: bytes
 ) -> None:
     """It is dropped, and those behind it are rescued."""
     tag = new_tag(namespace)
@@ -149,7 +155,7 @@ def test_what_is_no_message_does_not_come_back(
     assert not redis.exists(UNACKED, UNACKED_INDEX)
 
 
-def test_an_entry_without_a_message_leaves_the_index(messages: Messages, redis: Redis) -> None:
+def test_an_entry_without_a_message_leaves_the_index(messages: HeldMessages, redis: Redis) -> None:
     """What is only in the index is taken out, and not looked at for ever."""
     redis.zadd(UNACKED_INDEX, {"x/1": 1.0})
     assert not messages.put_back("x/1", only_overdue=True)
@@ -159,7 +165,7 @@ def test_an_entry_without_a_message_leaves_the_index(messages: Messages, redis: 
 OWNERS = ["host:1", "host:12", "host:1/2", "h*", "h?st:1", "[h]ost:1", "host\\:1", "ho\\*", "host"]
 
 
-def test_a_process_holds_only_its_own(messages: Messages, redis: Redis, namespace: str) -> None:
+def test_a_process_holds_only_its_own(messages: HeldMessages, redis: Redis, namespace: str) -> None:
     """Neither the beginning of a name nor a sign that means something to Redis finds another's."""
     held: dict[str, Any] = {}
     for owner in OWNERS:
@@ -170,7 +176,7 @@ def test_a_process_holds_only_its_own(messages: Messages, redis: Redis, namespac
 
 
 def test_a_process_with_much_is_seen_whole(
-    messages: Messages, redis: Redis, namespace: str
+    messages: HeldMessages, redis: Redis, namespace: str
 ) -> None:
     """More than one slice of the index: each of an owner's tags is told once."""
     tags = [new_tag(owner) for owner in ("mine", "others") for _ in range(1500)]

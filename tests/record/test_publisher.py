@@ -10,11 +10,11 @@ import pytest
 
 from api_contracts import GenerationClient, TaskStatus
 from tests.record.owners import LEASE_S, PROGRESS, TTL_S, kinds, take, take_over, told, until
-from worker.engine.job import Control, Stop
+from worker.job_control import Control, Stop
 from worker.record import event_publisher
 from worker.record.celery_state import CeleryState
-from worker.record.event_publisher import BACKLOG, Publisher
-from worker.record.task_record import Claim, Claims
+from worker.record.event_publisher import BACKLOG, EventPublisher
+from worker.record.task_record import Claim, TaskRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -31,12 +31,12 @@ def step(number: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def publish() -> Iterator[Callable[..., Publisher]]:
+def publish() -> Iterator[Callable[..., EventPublisher]]:
     """Publishers that are closed after the test."""
-    made: list[Publisher] = []
+    made: list[EventPublisher] = []
 
-    def make(claims: Claims) -> Publisher:
-        made.append(Publisher(claims, CeleryState(lambda *_: None)))
+    def make(claims: TaskRecord) -> EventPublisher:
+        made.append(EventPublisher(claims, CeleryState(lambda *_: None)))
         return made[-1]
 
     yield make
@@ -44,7 +44,7 @@ def publish() -> Iterator[Callable[..., Publisher]]:
         each.close()
 
 
-class Stuck(Claims):
+class Stuck(TaskRecord):
     """A Redis that takes its time: the first event waits until it is let go."""
 
     def stick(self) -> None:
@@ -60,14 +60,14 @@ class Stuck(Claims):
 
 @pytest.fixture
 def stuck(redis: Redis, keys: Keys) -> Stuck:
-    """A worker's `Claims` that is stuck."""
+    """A worker's `TaskRecord` that is stuck."""
     claims = Stuck(redis, keys, "first", record_ttl_s=TTL_S, lease_s=LEASE_S)
     claims.stick()
     return claims
 
 
 def test_progress_coalesces_when_redis_is_slow(
-    stuck: Stuck, redis: Redis, keys: Keys, task_id: str, publish: Callable[..., Publisher]
+    stuck: Stuck, redis: Redis, keys: Keys, task_id: str, publish: Callable[..., EventPublisher]
 ) -> None:
     """Steps that can't be told in time are skipped: the oldest that wait and the newest stay."""
     made, claim = publish(stuck), take(stuck, task_id)
@@ -95,7 +95,7 @@ def test_nothing_but_progress_is_skipped(
     stuck: Stuck,
     client: GenerationClient,
     task_id: str,
-    publish: Callable[..., Publisher],
+    publish: Callable[..., EventPublisher],
     posted: list[str],
 ) -> None:
     """However far the publisher falls behind, all that is not progress is told, in order."""
@@ -119,7 +119,7 @@ def test_nothing_but_progress_is_skipped(
 
 
 def test_tasks_take_turns(
-    stuck: Stuck, redis: Redis, keys: Keys, publish: Callable[..., Publisher]
+    stuck: Stuck, redis: Redis, keys: Keys, publish: Callable[..., EventPublisher]
 ) -> None:
     """A task with much to tell does not keep another waiting for more than one event."""
     made, loud, quiet = publish(stuck), take(stuck, "loud"), take(stuck, "quiet")
@@ -138,7 +138,11 @@ def test_tasks_take_turns(
 
 
 def test_release_writes_what_waits(
-    claims: Claims, redis: Redis, keys: Keys, task_id: str, publish: Callable[..., Publisher]
+    claims: TaskRecord,
+    redis: Redis,
+    keys: Keys,
+    task_id: str,
+    publish: Callable[..., EventPublisher],
 ) -> None:
     """After `release` every event posted before it is told, and later posts go nowhere."""
     made, claim = publish(claims), take(claims, task_id)
@@ -154,7 +158,7 @@ def test_release_writes_what_waits(
 def test_release_does_not_wait_for_ever(
     stuck: Stuck,
     task_id: str,
-    publish: Callable[..., Publisher],
+    publish: Callable[..., EventPublisher],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The end of a task waits for its progress only so long."""
@@ -170,10 +174,10 @@ def test_release_does_not_wait_for_ever(
 
 
 def test_a_cancel_comes_back_with_an_event(
-    claims: Claims,
+    claims: TaskRecord,
     client: GenerationClient,
     task_id: str,
-    publish: Callable[..., Publisher],
+    publish: Callable[..., EventPublisher],
 ) -> None:
     """The answer to an event carries the cancel, without a look of its own."""
     made, claim, control = publish(claims), take(claims, task_id), Control()
@@ -185,7 +189,7 @@ def test_a_cancel_comes_back_with_an_event(
 
 
 def test_an_overtaken_owner_hears_of_it(
-    claims: Claims, other: Claims, task_id: str, publish: Callable[..., Publisher]
+    claims: TaskRecord, other: TaskRecord, task_id: str, publish: Callable[..., EventPublisher]
 ) -> None:
     """One whose task another worker has claimed is told to stop with its next event."""
     made, claim, control = publish(claims), take(claims, task_id), Control()

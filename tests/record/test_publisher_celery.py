@@ -13,10 +13,10 @@ from api_contracts import GenerationClient, TaskStatus
 from api_contracts.redis_io.connection import connect
 from tests.record.owners import PROGRESS, kinds, take, take_over, told, until, worker
 from worker import embedded
-from worker.engine.job import Control, Stop
+from worker.job_control import Control, Stop
 from worker.record import celery_state
 from worker.record.celery_state import CeleryState
-from worker.record.event_publisher import Publisher
+from worker.record.event_publisher import EventPublisher
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,20 +24,22 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.record.task_record import Claims
+    from worker.record.task_record import TaskRecord
 
 
 def step(number: int) -> dict[str, Any]:
     return {**PROGRESS, "step": number, "total_steps": 9, "metadata": {"k": "v"}}
 
 
-def test_celery_is_told_at_most_once_a_second(claims: Claims, task_id: str) -> None:
+def test_celery_is_told_at_most_once_a_second(claims: TaskRecord, task_id: str) -> None:
     """A burst of steps is one `PROGRESS` state of step and total, for each task by itself.
 
     Before it comes `STARTED`, unless the first step is faster.
     """
     calls: list[tuple[str, str, dict[str, int]]] = []
-    made = Publisher(claims, CeleryState(lambda *call: calls.append((call[2], call[0], call[1]))))
+    made = EventPublisher(
+        claims, CeleryState(lambda *call: calls.append((call[2], call[0], call[1])))
+    )
     taken = [take(claims, task_id), take(claims, "another")]
     for claim in taken:
         made.watch(claim, Control())
@@ -54,10 +56,10 @@ def test_celery_is_told_at_most_once_a_second(claims: Claims, task_id: str) -> N
     ]
 
 
-def test_celery_is_told_that_a_task_has_begun(claims: Claims, task_id: str) -> None:
+def test_celery_is_told_that_a_task_has_begun(claims: TaskRecord, task_id: str) -> None:
     """`STARTED`, with what Celery's own worker keeps there."""
     calls: list[tuple[str, dict[str, Any], str]] = []
-    made = Publisher(claims, CeleryState(lambda *call: calls.append(call)))
+    made = EventPublisher(claims, CeleryState(lambda *call: calls.append(call)))
     made.watch(claim := take(claims, task_id), Control())
     until(lambda: calls)
     made.release(claim)
@@ -78,7 +80,7 @@ def test_celery_is_told_again_when_it_is_time(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_result_redis_that_hangs_holds_up_nothing(
-    claims: Claims, client: GenerationClient, task_id: str
+    claims: TaskRecord, client: GenerationClient, task_id: str
 ) -> None:
     """While Celery's Redis is away, events are told and their answers are heard."""
     stuck, go_on = threading.Event(), threading.Event()
@@ -87,7 +89,11 @@ def test_a_result_redis_that_hangs_holds_up_nothing(
         stuck.set()
         assert go_on.wait(30)
 
-    made, claim, control = Publisher(claims, CeleryState(hang)), take(claims, task_id), Control()
+    made, claim, control = (
+        EventPublisher(claims, CeleryState(hang)),
+        take(claims, task_id),
+        Control(),
+    )
     made.watch(claim, control)
     made.post(claim, "progress", step(1))
     assert stuck.wait(10)
@@ -101,7 +107,7 @@ def test_a_result_redis_that_hangs_holds_up_nothing(
     made.close()
 
 
-def test_nothing_is_told_after_the_end(claims: Claims, task_id: str) -> None:
+def test_nothing_is_told_after_the_end(claims: TaskRecord, task_id: str) -> None:
     """A state that still waits when its task ends is dropped: it would overwrite the end."""
     stuck, go_on = threading.Event(), threading.Event()
     calls: list[str] = []
@@ -122,10 +128,12 @@ def test_nothing_is_told_after_the_end(claims: Claims, task_id: str) -> None:
     assert calls == ["busy"]
 
 
-def test_a_lost_task_is_not_told_to_celery(claims: Claims, other: Claims, task_id: str) -> None:
+def test_a_lost_task_is_not_told_to_celery(
+    claims: TaskRecord, other: TaskRecord, task_id: str
+) -> None:
     """One whose task is another's writes nothing into Celery's state either."""
     calls: list[str] = []
-    made = Publisher(claims, CeleryState(lambda *call: calls.append(call[2])))
+    made = EventPublisher(claims, CeleryState(lambda *call: calls.append(call[2])))
     claim = take(claims, task_id)
     take_over(other, task_id)
     made.watch(claim, Control())
@@ -137,14 +145,14 @@ def test_a_lost_task_is_not_told_to_celery(claims: Claims, other: Claims, task_i
 
 @pytest.mark.parametrize("fault", [BackendStoreError("result Redis is away"), RuntimeError("x")])
 def test_a_broken_result_backend_does_not_end_the_publisher(
-    claims: Claims, redis: Redis, keys: Keys, task_id: str, fault: Exception
+    claims: TaskRecord, redis: Redis, keys: Keys, task_id: str, fault: Exception
 ) -> None:
     """Celery's backend raises errors of its own; the events go on, and cancels are heard."""
 
     def fail(_task_id: str, _meta: dict[str, Any], _state: str) -> None:
         raise fault
 
-    made, claim = Publisher(claims, CeleryState(fail)), take(claims, task_id)
+    made, claim = EventPublisher(claims, CeleryState(fail)), take(claims, task_id)
     made.watch(claim, Control())
     made.post(claim, "progress", step(1))
     until(lambda: "progress" in kinds(redis, keys, task_id))
@@ -155,10 +163,10 @@ def test_a_broken_result_backend_does_not_end_the_publisher(
 
 
 def test_one_broken_task_does_not_silence_the_others(
-    claims: Claims, redis: Redis, keys: Keys, task_id: str
+    claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """A write that Redis refuses (wrong type) is that event's loss alone, whoever waits beside."""
-    made, good = Publisher(claims, CeleryState(lambda *_: None)), take(claims, task_id)
+    made, good = EventPublisher(claims, CeleryState(lambda *_: None)), take(claims, task_id)
     broken = take(claims, "broken")
     redis.set(keys.events("broken"), "no stream")
     for claim in (broken, good):
@@ -180,7 +188,7 @@ def test_redis_away_does_not_end_the_publisher(tmp_path: Path, keys: Keys) -> No
     with embedded.redis_server(tmp_path, port) as url:
         claims = worker(connect(url), keys, "first")
         claim = take(claims, "t")
-        made = Publisher(claims, CeleryState(lambda *_: None))
+        made = EventPublisher(claims, CeleryState(lambda *_: None))
         made.watch(claim, control)
         made.post(claim, "progress", step(1))
         until(lambda: kinds(claims.redis, keys, "t") == ["started", "progress"])

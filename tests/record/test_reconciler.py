@@ -14,7 +14,7 @@ from tests.record.box import post, taken, waiting
 from tests.record.owners import ask, kinds, lapse, opened, record, take, take_over, told
 from tests.record.rescue import Sent, age, elected
 from worker.app import _configuration, _send
-from worker.broker.held_messages import UNACKED, UNACKED_INDEX, Messages
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 from worker.config.settings import Settings
 from worker.record.task_record import Ended
 from worker.recovery.open_tasks import SLICE, priority_of
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.record.task_record import Claims
+    from worker.record.task_record import TaskRecord
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ def test_a_waiting_task_without_a_message_is_sent_again(
 
 @pytest.mark.parametrize("lost", [True, False])
 def test_a_running_task_is_sent_again_when_its_owner_is_dead(
-    claims: Claims, redis: Redis, task_id: str, sent: Sent, lost: bool
+    claims: TaskRecord, redis: Redis, task_id: str, sent: Sent, lost: bool
 ) -> None:
     """Its lease says which: while it lasts the task is somebody's, message or none."""
     take(claims, task_id)
@@ -81,7 +81,7 @@ def test_a_running_task_is_sent_again_when_its_owner_is_dead(
 
 @pytest.mark.parametrize("place", ["its list", "another priority", "held", "held by the dead"])
 def test_a_task_that_has_a_message_is_not_sent_again(
-    claims: Claims, redis: Redis, task_id: str, sent: Sent, place: str
+    claims: TaskRecord, redis: Redis, task_id: str, sent: Sent, place: str
 ) -> None:
     """Wherever the message is: a second one would be noise."""
     model = claims.keys.namespace
@@ -99,7 +99,7 @@ def test_a_task_that_has_a_message_is_not_sent_again(
 
 
 def test_an_end_of_which_celery_was_not_told_is_sent_again(
-    client: GenerationClient, claims: Claims, redis: Redis, task_id: str, sent: Sent
+    client: GenerationClient, claims: TaskRecord, redis: Redis, task_id: str, sent: Sent
 ) -> None:
     """Whoever claims it repeats the end, until Celery's result is written; then no more."""
     assert client.handle(task_id).cancel() is TaskStatus.QUEUED
@@ -157,7 +157,7 @@ def test_an_odd_record_stops_nobody(
 
 @pytest.mark.parametrize("place", ["its list", "nowhere"])
 def test_an_end_that_nobody_hears_of_is_forgotten_in_time(
-    client: GenerationClient, claims: Claims, redis: Redis, task_id: str, sent: Sent, place: str
+    client: GenerationClient, claims: TaskRecord, redis: Redis, task_id: str, sent: Sent, place: str
 ) -> None:
     """Longer ago than records are kept; not while a message waits, that would begin it anew."""
     keys = claims.keys
@@ -180,10 +180,10 @@ def test_wishes_that_nothing_came_of_are_forgotten(
     for name in ("old", "new", "came"):
         client.handle(name).cancel()
     client.submit(order, "came")
-    redis.zadd(keys.wishes, {"old": 1.0, "came": 1.0, "a/b": 1.0, "string": 1.0})
+    redis.zadd(keys.pending_cancels, {"old": 1.0, "came": 1.0, "a/b": 1.0, "string": 1.0})
     redis.set(keys.task("string"), "x")
     elected(redis, keys, sent).walk()
-    assert redis.zrange(keys.wishes, 0, -1) == [b"new"]
+    assert redis.zrange(keys.pending_cancels, 0, -1) == [b"new"]
     assert not redis.exists(keys.task("old"))
     assert redis.hget(keys.task("new"), "cancel_requested")
     assert redis.hget(keys.task("came"), "cancel_requested")
@@ -215,7 +215,7 @@ def test_what_is_sent_is_what_a_client_sends(
 
 @pytest.mark.parametrize("request_", ["[1, 2", "null", "5", '{"prompt": 5}', '{"priority": "x"}'])
 def test_a_request_that_nobody_can_read_goes_back_too(
-    claims: Claims, redis: Redis, sent: Sent, request_: str
+    claims: TaskRecord, redis: Redis, sent: Sent, request_: str
 ) -> None:
     """Who claims it refuses it by name; without a message it would stay open for ever."""
     take(claims, "odd", request=request_, queue="generate.q")
@@ -255,24 +255,24 @@ def test_a_purge_ends_no_task(
     assert {str(request["prompt"]) for _, request, _ in sent.letters} == set(ids[:4])
 
 
-def claim_it(claims: Claims, other: Claims) -> Any:
+def claim_it(claims: TaskRecord, other: TaskRecord) -> Any:
     return take(claims, "task")
 
 
-def give_back(claims: Claims, other: Claims) -> Any:
+def give_back(claims: TaskRecord, other: TaskRecord) -> Any:
     return claims.requeue(take(claims, "task"), {"reason": "r"}, counts=False)
 
 
-def end_it(claims: Claims, other: Claims) -> Any:
+def end_it(claims: TaskRecord, other: TaskRecord) -> Any:
     return claims.finish(take(claims, "task"), TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
 
 
-def take_it_over(claims: Claims, other: Claims) -> Any:
+def take_it_over(claims: TaskRecord, other: TaskRecord) -> Any:
     take(claims, "task")
     return take_over(other, "task")
 
 
-def forget_it(claims: Claims, other: Claims) -> Any:
+def forget_it(claims: TaskRecord, other: TaskRecord) -> Any:
     return claims.redis.delete(claims.keys.task("task"))
 
 
@@ -281,13 +281,13 @@ MEANWHILE = [claim_it, give_back, end_it, take_it_over, forget_it]
 
 @pytest.mark.parametrize("meanwhile", MEANWHILE)
 def test_what_was_touched_meanwhile_is_let_be(  # noqa: PLR0913, PLR0917  # fixtures
-    claims: Claims,
-    other: Claims,
+    claims: TaskRecord,
+    other: TaskRecord,
     redis: Redis,
     task_id: str,
     sent: Sent,
     monkeypatch: pytest.MonkeyPatch,
-    meanwhile: Callable[[Claims, Claims], Any],
+    meanwhile: Callable[[TaskRecord, TaskRecord], Any],
 ) -> None:
     """What was true when the task was looked at is asked again in the step that sends it."""
     lose(redis, claims.keys.namespace)
@@ -315,4 +315,4 @@ def test_a_long_queue_is_looked_through(client: GenerationClient, redis: Redis, 
     elected(redis, keys, sent).walk()
     assert sorted(sent.ids) == sorted(gone)
     assert told(redis, keys, "t7") == []
-    assert Messages(redis).overdue() == []
+    assert HeldMessages(redis).overdue() == []

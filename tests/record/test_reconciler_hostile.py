@@ -13,7 +13,7 @@ from tests.record.box import lapse_all, post, taken
 from tests.record.owners import ask, lapse, take
 from tests.record.rescue import Sent, age, elected
 from worker.broker import held_messages as module
-from worker.broker.held_messages import MAX_MESSAGE_BYTES, UNACKED, UNACKED_INDEX, Messages
+from worker.broker.held_messages import MAX_MESSAGE_BYTES, UNACKED, UNACKED_INDEX, HeldMessages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from api_contracts import GenerationClient
     from api_contracts.names import Keys
-    from worker.record.task_record import Claims
+    from worker.record.task_record import TaskRecord
 
 
 @pytest.fixture(autouse=True)
@@ -40,27 +40,27 @@ def victim(client: GenerationClient, redis: Redis, keys: Keys) -> str:
     return task_id
 
 
-def wishes_are_none(redis: Redis, keys: Keys, _: Claims) -> None:
-    redis.sadd(keys.wishes, "x")
+def wishes_are_none(redis: Redis, keys: Keys, _: TaskRecord) -> None:
+    redis.sadd(keys.pending_cancels, "x")
 
 
-def a_list_of_its_own_is_none(redis: Redis, keys: Keys, _: Claims) -> None:
+def a_list_of_its_own_is_none(redis: Redis, keys: Keys, _: TaskRecord) -> None:
     redis.sadd(names.queue_lists(keys.namespace)[9], "x")
 
 
-def anothers_list_is_none(redis: Redis, keys: Keys, claims: Claims) -> None:
+def anothers_list_is_none(redis: Redis, keys: Keys, claims: TaskRecord) -> None:
     take(claims, "another", queue="generate.zzz")
     lapse(redis, keys, "another")
     age(redis, keys, "another")
     redis.sadd("generate.zzz", "x")
 
 
-def a_message_is_too_large(redis: Redis, keys: Keys, _: Claims) -> None:
+def a_message_is_too_large(redis: Redis, keys: Keys, _: TaskRecord) -> None:
     large = json.dumps({"headers": {"id": "victim"}, "body": "x" * MAX_MESSAGE_BYTES})
     redis.lpush(names.queue_lists(keys.namespace)[0], large)
 
 
-def a_request_is_too_deep(redis: Redis, keys: Keys, claims: Claims) -> None:
+def a_request_is_too_deep(redis: Redis, keys: Keys, claims: TaskRecord) -> None:
     for depth in range(900, 1000, 4):
         task_id = f"deep-{depth}"
         take(claims, task_id, request="[" * depth + "]" * depth, queue="generate.zzz")
@@ -76,7 +76,7 @@ POISONS = [
 
 @pytest.mark.parametrize("poison", POISONS)
 def test_a_lost_task_is_sent_again_all_the_same(
-    poison: Callable[..., None], victim: str, redis: Redis, keys: Keys, claims: Claims
+    poison: Callable[..., None], victim: str, redis: Redis, keys: Keys, claims: TaskRecord
 ) -> None:
     """In the same walk, whatever else is odd."""
     poison(redis, keys, claims)
@@ -111,7 +111,7 @@ def test_one_that_cannot_be_sent_stops_no_other(
 
 
 def test_open_tasks_that_are_none_make_room(
-    redis: Redis, keys: Keys, claims: Claims, client: GenerationClient
+    redis: Redis, keys: Keys, claims: TaskRecord, client: GenerationClient
 ) -> None:
     """While the key is another type no task is begun, and nothing of it written; then it goes."""
     redis.sadd(keys.open, "x")
@@ -153,7 +153,7 @@ def test_between_two_looks_there_is_time(
     redis.lpush(names.queue_lists(keys.namespace)[0], *["{}"] * 95)
     looks: list[int] = []
     queue = names.queue_name(keys.namespace)
-    assert list(Messages(redis).ids([queue], lambda: looks.append(1))) == []
+    assert list(HeldMessages(redis).ids([queue], lambda: looks.append(1))) == []
     assert len(looks) >= 10
 
 

@@ -20,14 +20,14 @@ from tests.record.box import ids_waiting, lapse_all, post, taken
 from tests.record.owners import kinds, lapse, opened, take, told, until
 from tests.record.rescue import Sent, age, elected, reconciler
 from worker import embedded
-from worker.broker.held_messages import UNACKED, UNACKED_INDEX, Messages
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 from worker.recovery import reconciler as module
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from worker.record.task_record import Claims
+    from worker.record.task_record import TaskRecord
     from worker.recovery.reconciler import Reconciler
 
 
@@ -57,8 +57,8 @@ def test_what_is_overdue_goes_back(redis: Redis, keys: Keys, rounds: list[Reconc
     lapse_all(redis, "dead")
     begin(reconciler(redis, keys, Sent()), rounds)
     until(lambda: ids_waiting(redis, keys.namespace) == ["lost"])
-    assert Messages(redis).held_by("alive") == [kept]
-    assert Messages(redis).held_by("dead") == []
+    assert HeldMessages(redis).held_by("alive") == [kept]
+    assert HeldMessages(redis).held_by("dead") == []
 
 
 def test_one_at_a_time_and_another_when_it_leaves(
@@ -134,7 +134,7 @@ def test_while_redis_is_full_nobody_is_taken_for_dead(tmp_path: Path, keys: Keys
         made = reconciler(redis, keys, Sent())
         with pytest.raises(RedisError, match="OOM"):
             made.run_once()
-        assert Messages(redis).held_by("alive") == [tag]
+        assert HeldMessages(redis).held_by("alive") == [tag]
         redis.config_set("maxmemory", 0)
         made.run_once()
         assert ids_waiting(redis, "m") == ["t"]
@@ -161,7 +161,7 @@ def test_after_a_silence_everybody_has_time_to_renew(tmp_path: Path, keys: Keys)
 
 @pytest.mark.parametrize("where", ["its pause", "a look at the messages", "a walk"])
 def test_whatever_froze_this_process_may_have_frozen_all(
-    claims: Claims, task_id: str, monkeypatch: pytest.MonkeyPatch, where: str
+    claims: TaskRecord, task_id: str, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """After it nothing is taken from anybody until everybody has had time to renew."""
     redis, keys, sent = claims.redis, claims.keys, Sent()
@@ -217,7 +217,7 @@ def test_a_task_that_waits_past_its_deadline_ends(
 
 
 def test_a_running_task_is_not_ended_by_its_deadline_here(
-    client: GenerationClient, claims: Claims, redis: Redis, keys: Keys
+    client: GenerationClient, claims: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
     """Its owner looks after its deadline; one that was given back waits for it again."""
     client.submit({"prompt": "x", "model": keys.namespace, "deadline_s": 0.001}, "t")

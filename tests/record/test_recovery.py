@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from tests.record.box import ids_waiting, post, taken, waiting
 from tests.record.owners import ask, record, take, take_over
-from worker.broker.held_messages import UNACKED, UNACKED_INDEX, Messages
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 from worker.config.settings import Settings
 from worker.embedded import free_port
 from worker.record.task_record import Claim, Held
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.record.task_record import Claims
+    from worker.record.task_record import TaskRecord
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def settings(redis_url: str, redis: Redis, namespace: str) -> Settings:
 
 
 def test_everything_of_the_dead_can_be_had_at_once(
-    settings: Settings, claims: Claims, other: Claims, redis: Redis
+    settings: Settings, claims: TaskRecord, other: TaskRecord, redis: Redis
 ) -> None:
     """Its messages go before the others, marked; its tasks are claimed as the next attempt."""
     model = settings.namespace
@@ -47,12 +47,12 @@ def test_everything_of_the_dead_can_be_had_at_once(
         assert message["properties"]["delivery_info"]["redelivered"] is True
     for task_id in ("a", "b"):
         assert take(other, task_id).attempt == 2
-    assert Messages(redis).held_by("first") == []
+    assert HeldMessages(redis).held_by("first") == []
     assert give_back(settings, "first") == 0
 
 
 def test_others_keep_what_they_have(
-    settings: Settings, claims: Claims, other: Claims, redis: Redis, keys: Keys
+    settings: Settings, claims: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
     """Another's messages and leases stay, also of a task that the dead one had before."""
     model = settings.namespace
@@ -67,12 +67,12 @@ def test_others_keep_what_they_have(
     assert give_back(settings, "first") == 2
     after = [record(redis, keys, task_id)["lease_until"] for task_id in ("lost", "theirs")]
     assert after == leases
-    assert len(Messages(redis).held_by("other")) == 1
+    assert len(HeldMessages(redis).held_by("other")) == 1
     assert [isinstance(ask(other, each), Claim) for each in ("mine", "lost")] == [True, False]
 
 
 def test_a_message_that_was_not_claimed_goes_back_too(
-    settings: Settings, claims: Claims, redis: Redis, keys: Keys
+    settings: Settings, claims: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
     """The process may have died before the claim, or hold what nobody can read."""
     model = settings.namespace

@@ -19,7 +19,7 @@ from tests.record.box import GOOD, Box, ids_waiting, letter, post, waiting
 from tests.record.owners import until
 from worker import embedded
 from worker.broker import transport
-from worker.broker.held_messages import UNACKED, UNACKED_INDEX, Messages
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,7 +66,7 @@ def test_the_order_is_by_priority_over_all_queues(
         "b0", "b0-later", "a5", "a5-later", "b7", "a9",
     ]  # fmt: skip
     assert [each.delivery_info["routing_key"][-1] for each in got] == list("bbaaba")
-    held = [Messages(redis).held(tag) for tag in Messages(redis).held_by(namespace)]
+    held = [HeldMessages(redis).held(tag) for tag in HeldMessages(redis).held_by(namespace)]
     assert sorted(each[1] for each in held if each) == sorted(
         names.queue_name(models[number]) for number in (1, 1, 0, 0, 1, 0)
     )
@@ -81,10 +81,10 @@ def test_a_death_before_the_answer_loses_nothing(
     post(redis, namespace, "lost")
     box.ask()
     box.channel.client.connection.disconnect()
-    until(lambda: Messages(redis).held_by(namespace))
+    until(lambda: HeldMessages(redis).held_by(namespace))
     assert waiting(redis, namespace) == []
-    (tag,) = Messages(redis).held_by(namespace)
-    held = Messages(redis).held(tag)
+    (tag,) = HeldMessages(redis).held_by(namespace)
+    held = HeldMessages(redis).held(tag)
     assert held == (letter("lost"), names.queue_name(namespace))
     seconds, _ = redis.time()
     left_s = float(redis.zscore(UNACKED_INDEX, tag) or 0) - seconds
@@ -173,7 +173,7 @@ def test_one_that_can_not_be_ended_takes_no_slot(  # fixtures
         ways[end]()
     assert box.channel.qos.can_consume()
     if isinstance(fault, RedisConnectionError):
-        assert Messages(redis).held_by(namespace) == []
+        assert HeldMessages(redis).held_by(namespace) == []
         assert len(waiting(redis, namespace)) == (end == "give_back")
 
 
@@ -225,7 +225,7 @@ def test_what_is_no_message_is_dropped_and_counted(  # fixtures
     assert box.take(redis, entry) == []
     assert rejected(reason) == before + 1
     assert waiting(redis, namespace) == []
-    assert Messages(redis).held_by(namespace) == []
+    assert HeldMessages(redis).held_by(namespace) == []
     assert one(box.take(redis, GOOD)).headers["id"] == "t"
 
 
@@ -252,16 +252,16 @@ def test_a_former_holder_touches_nothing(
     first, second = boxes(f"{namespace}-1", namespace), boxes(f"{namespace}-2", namespace)
     post(redis, namespace, "t")
     lost = one(first.drain())
-    assert Messages(redis).put_back(lost.delivery_tag)
+    assert HeldMessages(redis).put_back(lost.delivery_tag)
     kept = one(second.drain())
     assert kept.delivery_tag != lost.delivery_tag
     assert kept.delivery_info["redelivered"] is True
     late(lost)
-    assert Messages(redis).held_by(second.owner) == [kept.delivery_tag]
-    assert Messages(redis).held(kept.delivery_tag) is not None
+    assert HeldMessages(redis).held_by(second.owner) == [kept.delivery_tag]
+    assert HeldMessages(redis).held(kept.delivery_tag) is not None
     assert waiting(redis, namespace) == []
     kept.ack()
-    assert Messages(redis).held_by(second.owner) == []
+    assert HeldMessages(redis).held_by(second.owner) == []
     assert not redis.hexists(UNACKED, kept.delivery_tag)
 
 
@@ -275,7 +275,7 @@ def test_one_that_is_done_or_given_back_is_held_no_more(
     post(redis, namespace, "last", priority=9)
     message = one(box.drain())
     message.reject(requeue=True) if given else message.ack()
-    assert Messages(redis).held_by(namespace) == []
+    assert HeldMessages(redis).held_by(namespace) == []
     assert ids_waiting(redis, namespace) == ["next", *(["t"] if given else []), "last"]
     marks = [
         each["properties"]["delivery_info"].get("redelivered") for each in waiting(redis, namespace)
@@ -297,7 +297,7 @@ def test_what_was_taken_over_a_lost_connection_can_be_ended(
     message = one(box.drain())
     box.channel.close()
     assert ids_waiting(redis, namespace) == []
-    assert Messages(redis).held_by(namespace) == [message.delivery_tag]
+    assert HeldMessages(redis).held_by(namespace) == [message.delivery_tag]
     late(message)
-    assert Messages(redis).held_by(namespace) == []
+    assert HeldMessages(redis).held_by(namespace) == []
     assert ids_waiting(redis, namespace) == left

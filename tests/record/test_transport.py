@@ -15,9 +15,9 @@ from tests.record.box import GOOD, Box, waiting, with_properties
 from tests.record.mail import celery_takes, fault_in
 from tests.record.test_intake_property import JSON
 from worker import embedded
-from worker.broker.held_messages import Messages
+from worker.broker.held_messages import HeldMessages
 from worker.broker.transport import COMPRESSED, envelope
-from worker.broker.validate_message import put_in_order
+from worker.broker.validate_message import normalize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +50,7 @@ def test_a_message_with_an_odd_envelope_is_taken_and_given_back(
 ) -> None:
     """Whatever is said of tag and route, a message with an id is held, and can go back whole."""
     (message,) = box.take(redis, entry)
-    assert put_in_order(message) is None
+    assert normalize(message) is None
     assert celery_takes(message).id == "t"
     message.reject(requeue=True)
     (again,) = waiting(redis, box.owner)
@@ -76,7 +76,7 @@ def test_a_body_that_cannot_be_unpacked_is_answered(
 ) -> None:
     """A body that is no text, or is packed in a way that is not served, becomes a fault."""
     (message,) = box.take(redis, entry)
-    assert put_in_order(message) is None
+    assert normalize(message) is None
     assert fault_in(message)
 
 
@@ -91,7 +91,7 @@ def test_a_compressed_body_is_not_unpacked() -> None:
 def test_what_has_no_headers_is_dropped(box: Box, redis: Redis, entry: object) -> None:
     """An entry that can't have an id is dropped and held by nobody, and the next one is read."""
     assert box.take(redis, entry) == []
-    assert Messages(redis).held_by(box.owner) == []
+    assert HeldMessages(redis).held_by(box.owner) == []
     assert len(box.take(redis, GOOD)) == 1
 
 
@@ -124,7 +124,7 @@ def test_a_loop_that_connects_anew_turns_as_often_as_before(redis_url: str, name
 def test_a_full_redis_loses_no_message(tmp_path: Path, namespace: str) -> None:
     """A message that leaves its list is written down, also where there is no room for anything."""
     with embedded.redis_server(tmp_path) as url, Redis.from_url(url) as redis:
-        box, messages = Box(url, namespace), Messages(redis)
+        box, messages = Box(url, namespace), HeldMessages(redis)
         redis.lpush(box.queues[0], json.dumps(GOOD))
         redis.config_set("maxmemory", 1)
         assert len(box.drain()) == 1

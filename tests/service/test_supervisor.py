@@ -42,7 +42,7 @@ if any("forkserver" in each for each in sys.orig_argv):
 
 
 @dataclass(frozen=True)
-class Child:
+class ChildProcess:
     """A worker process, as the supervisor's log tells of it."""
 
     name: str
@@ -55,10 +55,10 @@ class Child:
         return int(stat(self.pid)[1])
 
 
-def children(service: Service) -> list[Child]:
+def children(service: Service) -> list[ChildProcess]:
     """All that were ever started, in their order."""
     told = re.findall(r"worker (\S+) is process (\d+) \((\S+)\)", service.log.read_text())
-    return [Child(name, int(pid), owner) for name, pid, owner in told]
+    return [ChildProcess(name, int(pid), owner) for name, pid, owner in told]
 
 
 def stat(pid: int) -> list[str]:

@@ -184,10 +184,14 @@ def test_a_refused_url_keeps_its_secret(monkeypatch: pytest.MonkeyPatch) -> None
 def test_urls_fall_back_to_the_broker() -> None:
     """Events and results live on the broker's Redis unless they have one of their own."""
     settings = Settings(broker_url="redis://a")
-    assert settings.events.get_secret_value() == settings.results.get_secret_value() == "redis://a"
+    assert (
+        settings.events_redis_url.get_secret_value()
+        == settings.result_redis_url.get_secret_value()
+        == "redis://a"
+    )
     settings = Settings(broker_url="redis://a", events_url="redis://b", result_url="redis://c")
-    assert settings.events.get_secret_value() == "redis://b"
-    assert settings.results.get_secret_value() == "redis://c"
+    assert settings.events_redis_url.get_secret_value() == "redis://b"
+    assert settings.result_redis_url.get_secret_value() == "redis://c"
 
 
 def test_settings_do_not_change() -> None:

@@ -10,8 +10,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from tests.conftest import BUCKET
-from worker.errors import StorageUnavailable
-from worker.storage import Storage, Superseded, _Outage
+from worker.errors import StorageUnavailableError
+from worker.storage import Storage, SupersededError, _Outage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,7 +97,7 @@ def test_one_frozen_after_its_look_at_the_fence_changes_nothing(
         return was_mine
 
     seen: list[Any] = []
-    with pytest.raises(Superseded):
+    with pytest.raises(SupersededError):
         storage.put(key, b"the sleeper's", PNG, sleep)
     assert [look(key)] == seen
     assert seen[0][0] == b"the new owner's"
@@ -110,7 +110,7 @@ def test_one_that_was_overtaken_sends_nothing(
     """Its look at the fence comes before the upload, and nothing is uploaded after it."""
     other.put(key, b"the new owner's", PNG)
     before = look(key)
-    with pytest.raises(Superseded):
+    with pytest.raises(SupersededError):
         storage.put(key, b"the former owner's", PNG, lambda: False)
     assert storage.asked == ["head_object"]
     assert look(key) == before
@@ -250,6 +250,6 @@ def test_a_bucket_that_is_not_there_is_told_at_once(
         raise refusal(404, "NoSuchBucket")
 
     monkeypatch.setattr(storage._client(settings.s3_endpoint_url), "put_object", refuse)
-    with pytest.raises(StorageUnavailable, match="refused put_object"):
+    with pytest.raises(StorageUnavailableError, match="refused put_object"):
         storage.put(key, b"x", PNG)
     assert storage.asked == ["head_object", "put_object"]

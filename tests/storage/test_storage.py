@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 
 from tests.conftest import BUCKET
 from worker import embedded
-from worker.errors import BadRequest, InputNotFound, StorageUnavailable
+from worker.errors import BadRequestError, InputNotFoundError, StorageUnavailableError
 from worker.storage import Storage
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def test_an_input_comes_from_the_input_prefix_alone(storage: Storage, settings: 
     client.put_object(Bucket=BUCKET, Key=inside, Body=b"tensor")
     client.put_object(Bucket=BUCKET, Key="b.safetensors", Body=b"secret")
     assert storage.get_input("a.safetensors", "latents") == b"tensor"
-    with pytest.raises(InputNotFound) as missing:
+    with pytest.raises(InputNotFoundError) as missing:
         storage.get_input("b.safetensors", "latents")
     assert missing.value.details == {"where": "latents"}
 
@@ -94,7 +94,7 @@ def test_an_input_that_is_too_large_is_not_read(
     client = boto3.client("s3", endpoint_url=settings.s3_endpoint_url)
     key = f"{settings.s3_input_prefix}/large.safetensors"
     client.put_object(Bucket=BUCKET, Key=key, Body=b"\0" * 1025)
-    with pytest.raises(BadRequest) as refused:
+    with pytest.raises(BadRequestError) as refused:
         storage.get_input("large.safetensors", "latents")
     assert refused.value.details["faults"][0]["where"] == "latents"
 
@@ -105,12 +105,12 @@ def test_what_cannot_be_asked_is_no_outage(
     """Missing credentials and impossible names are told at once, as faults of the settings."""
     patient = settings.model_copy(update={"s3_retry_s": 3600})
     odd = patient.model_copy(update={"s3_bucket": "No Bucket!"})
-    with pytest.raises(StorageUnavailable, match="as it is set up"):
+    with pytest.raises(StorageUnavailableError, match="as it is set up"):
         Storage(odd).put("k", b"x", "text/plain")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    with pytest.raises(StorageUnavailable, match="credentials"):
+    with pytest.raises(StorageUnavailableError, match="credentials"):
         Storage(patient).put("k", b"x", "text/plain")
 
 
@@ -118,7 +118,7 @@ def test_wrong_keys_fail_at_once(settings: Settings, monkeypatch: pytest.MonkeyP
     """A refusal is no outage: it is told at once, without using up the retries."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     patient = settings.model_copy(update={"s3_retry_s": 3600})
-    with pytest.raises(StorageUnavailable, match="refused put_object"):
+    with pytest.raises(StorageUnavailableError, match="refused put_object"):
         Storage(patient).put("k", b"x", "text/plain")
 
 
@@ -128,7 +128,7 @@ def test_an_outage_longer_than_the_budget_is_told(settings: Settings) -> None:
     away = settings.model_copy(
         update={"s3_endpoint_url": f"http://127.0.0.1:{port}", "s3_retry_s": 0.5}
     )
-    with pytest.raises(StorageUnavailable, match=r"did not answer for 0\.5 s") as failed:
+    with pytest.raises(StorageUnavailableError, match=r"did not answer for 0\.5 s") as failed:
         Storage(away).put("k", b"x", "text/plain")
     assert failed.value.error.retryable
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from worker.supervisor.process_manager import Crew
+from worker.supervisor.process_manager import ProcessManager
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,7 +50,7 @@ class Yard:
         self.started: list[Stub] = []
         self.died: list[tuple[str, float]] = []
         self.refusal: Exception | None = None
-        self.crew = Crew(
+        self.crew = ProcessManager(
             {name: {"POST": name} for name in names},
             self.start,
             lambda owner, now_s: self.died.append((owner, now_s)),

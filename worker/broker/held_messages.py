@@ -37,7 +37,7 @@ def new_tag(owner: str) -> str:
     return f"{owner}/{uuid.uuid4().hex}"
 
 
-class Messages:
+class HeldMessages:
     """Looks after held messages. Thread-safe; every method raises what redis-py raises."""
 
     def __init__(self, redis: Redis) -> None:

@@ -22,8 +22,14 @@ from redis.exceptions import NoScriptError, ResponseError
 from api_contracts.redis_io import scripts
 from api_contracts.redis_io.connection import is_away
 from worker import metrics
-from worker.broker.held_messages import MAX_MESSAGE_BYTES, UNACKED, UNACKED_INDEX, Messages, new_tag
-from worker.redis_retry import persist
+from worker.broker.held_messages import (
+    MAX_MESSAGE_BYTES,
+    UNACKED,
+    UNACKED_INDEX,
+    HeldMessages,
+    new_tag,
+)
+from worker.redis_retry import retry_redis
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,13 +74,13 @@ class QoS(kombu_redis.QoS):
             return
         try:
             with self.channel.conn_or_acquire() as client:
-                persist(lambda: Messages(client).put_back(delivery_tag, first=False))
+                retry_redis(lambda: HeldMessages(client).put_back(delivery_tag, first=False))
         finally:
             virtual.QoS.ack(self, delivery_tag)
 
     def forget(self, delivery_tag: str) -> None:
         """Drop what was taken and is no message."""
-        persist(lambda: self._remove_from_indices(delivery_tag).execute())
+        retry_redis(lambda: self._remove_from_indices(delivery_tag).execute())
 
     def restore_visible(self, *_: Any, **__: Any) -> None:  # noqa: ANN401  # kombu's signature
         """Do nothing: the reconciler looks for leases that have run out, by Redis's clock."""
@@ -114,7 +120,7 @@ class Channel(kombu_redis.Channel):
         finally:
             pool.disconnect()
 
-    def leave_silence(self) -> None:
+    def drop_stale_connection(self) -> None:
         """Drop the connection on which an answer is overdue: its other end may be gone.
 
         kombu does so too, but after 20 s, in which no task would be taken.
@@ -204,7 +210,7 @@ class Transport(kombu_redis.Transport):
     def _turn(self) -> None:
         """Make the loop turn, as it looks for messages at each turn; leave a dead connection."""
         for channel in list(self.channels):
-            channel.leave_silence()
+            channel.drop_stale_connection()
 
 
 def envelope(entry: Any, queue: str, tag: str) -> dict[str, Any]:  # noqa: ANN401  # any JSON

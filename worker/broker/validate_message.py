@@ -57,12 +57,12 @@ class TolerantConsumer(Consumer):
         self.task_consumer.on_message(message)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:  # noqa: ANN401  # Celery's signature
-        """Celery's handler behind `put_in_order`."""
+        """Celery's handler behind `normalize`."""
         handle = super().create_task_handler(*args, **kwargs)
 
         def on_message(message: Message) -> None:
             try:
-                reason = put_in_order(message)
+                reason = normalize(message)
             except Exception as error:  # noqa: BLE001  # nothing that somebody sends ends the worker
                 reason = f"it can't be put in order: {type(error).__name__}"
             if reason is not None:
@@ -80,7 +80,7 @@ class TolerantConsumer(Consumer):
         return on_message
 
 
-def put_in_order(message: Message) -> str | None:
+def normalize(message: Message) -> str | None:
     """Make the message one that Celery can handle, or say why nobody can be answered."""
     headers = message.headers if isinstance(message.headers, dict) else {}
     body, fault = _body(message)

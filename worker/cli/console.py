@@ -71,7 +71,7 @@ def client() -> GenerationClient:
     return GenerationClient(
         found.broker_url.get_secret_value(),
         found.namespace,
-        events_url=found.events.get_secret_value(),
+        events_url=found.events_redis_url.get_secret_value(),
     )
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from api_contracts.client.records import reach
-from api_contracts.errors import Fault, InvalidRequest
+from api_contracts.errors import FieldError, InvalidRequest
 from api_contracts.names import is_task_id
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _request(letter: DeadLetter) -> Any:  # noqa: ANN401  # whatever was sent
         return json.loads(letter.request)
     except ValueError as error:
         what = "was cut when it was refused, or was never JSON"
-        raise InvalidRequest([Fault(where="request", what=what, limit="JSON")]) from error
+        raise InvalidRequest([FieldError(where="request", what=what, limit="JSON")]) from error
 
 
 def _letter(entry: bytes, fields: dict[bytes, bytes]) -> DeadLetter:

@@ -6,7 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from api_contracts.errors import Fault, InvalidRequest
+from api_contracts.errors import FieldError, InvalidRequest
 from api_contracts.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -126,4 +126,4 @@ def _line(number: int, line: str) -> Any:  # noqa: ANN401  # any JSON
 
 
 def _refused(where: str, what: str, limit: str) -> InvalidRequest:
-    return InvalidRequest([Fault(where=where, what=what, limit=limit)])
+    return InvalidRequest([FieldError(where=where, what=what, limit=limit)])

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
-from api_contracts.errors import Fault
+from api_contracts.errors import FieldError
 from api_contracts.names import queue_name
 from api_contracts.redis_io.connection import connect
 from api_contracts.request import NAME_PATTERN, URL_PATTERN, ReplyTo
@@ -109,14 +109,14 @@ def is_allowed(url: str, hosts: Iterable[str]) -> bool:
 
 def faults(
     request: GenerationRequest, targets: Iterable[ReplyTarget], hosts: Iterable[str]
-) -> Iterator[Fault]:
+) -> Iterator[FieldError]:
     """What of a request's pushes the settings do not allow."""
     allowed = [each.address for each in targets]
     if request.reply_to is not None and request.reply_to not in allowed:
         what = f"queue {request.reply_to.queue} with task {request.reply_to.task} is not allowed"
         names = ", ".join(f"{each.queue} with {each.task}" for each in allowed)
-        yield Fault(where="reply_to", what=what, limit=f"SAG_REPLY_TO: {names or 'none'}")
+        yield FieldError(where="reply_to", what=what, limit=f"SAG_REPLY_TO: {names or 'none'}")
     if request.webhook is not None and not is_allowed(request.webhook, hosts):
         what = f"{urlsplit(request.webhook).netloc} is not allowed"
         limit = f"SAG_WEBHOOK_HOSTS: {', '.join(hosts) or 'none'}"
-        yield Fault(where="webhook", what=what, limit=limit)
+        yield FieldError(where="webhook", what=what, limit=limit)

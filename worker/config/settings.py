@@ -227,12 +227,12 @@ class Settings(BaseSettings):
         return Keys(self.namespace)
 
     @property
-    def events(self) -> SecretStr:
+    def events_redis_url(self) -> SecretStr:
         """The Redis URL of records and events."""
         return self.events_url or self.broker_url
 
     @property
-    def results(self) -> SecretStr:
+    def result_redis_url(self) -> SecretStr:
         """The Redis URL of Celery's results."""
         return self.result_url or self.broker_url
 

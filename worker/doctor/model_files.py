@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from worker.errors import ModelLoadFailed
+from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -51,7 +51,7 @@ def look(folder: Path, *, safety_checker: bool) -> ModelFiles:
     found = ModelFiles()
     try:
         index = _json(folder, "model_index.json")
-    except ModelLoadFailed as error:
+    except ModelLoadError as error:
         found.faults.append(error.message)
         return found
     parts = {
@@ -63,7 +63,7 @@ def look(folder: Path, *, safety_checker: bool) -> ModelFiles:
     for part in sorted(parts if safety_checker else parts - {"safety_checker"}):
         try:
             _part(folder, part, found)
-        except ModelLoadFailed as error:
+        except ModelLoadError as error:
             found.faults.append(error.message)
     return found
 
@@ -98,7 +98,7 @@ def _weights(folder: Path, file: str) -> list[str]:
         return [_there(folder, file, "and only safetensors are loaded")]
     placed = _json(folder, index).get("weight_map")
     if not isinstance(placed, dict):
-        raise ModelLoadFailed(f"{index} has no weight_map")
+        raise ModelLoadError(f"{index} has no weight_map")
     part, names = file.partition("/")[0], set(map(str, placed.values()))
     return [_there(folder, f"{part}/{name}", f"but {index} names it") for name in sorted(names)]
 
@@ -111,21 +111,21 @@ def _numbers(folder: Path, file: str) -> int:
         with safe_open(folder / file, "np") as weights:
             return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118  # no mapping
     except (SafetensorError, OSError) as error:
-        raise ModelLoadFailed(f"{file} is not whole: {error}") from error
+        raise ModelLoadError(f"{file} is not whole: {error}") from error
 
 
 def _json(folder: Path, file: str) -> dict[str, Any]:
     try:
         read = json.loads((folder / _there(folder, file)).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelLoadFailed(f"{file} can't be read: {error}") from error
+        raise ModelLoadError(f"{file} can't be read: {error}") from error
     if not isinstance(read, dict):
-        raise ModelLoadFailed(f"{file} holds no JSON object")
+        raise ModelLoadError(f"{file} holds no JSON object")
     return read
 
 
 def _there(folder: Path, file: str, but: str = "") -> str:
     """The file's own name; raises when it is not there."""
     if not (folder / file).is_file():
-        raise ModelLoadFailed(f"{file} is not there{', ' + but if but else ''}")
+        raise ModelLoadError(f"{file} is not there{', ' + but if but else ''}")
     return file

@@ -14,7 +14,7 @@ from redis.exceptions import NoPermissionError, RedisError
 from api_contracts.redis_io.connection import connect_impatiently
 from worker.broker.held_messages import UNACKED
 from worker.doctor.finding import Finding, no_extra
-from worker.errors import StorageUnavailable
+from worker.errors import StorageUnavailableError
 from worker.storage import Storage
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def s3(settings: Settings) -> Iterator[Finding]:
     try:
         quick = settings.model_copy(update={"s3_retry_s": 0.0})
         theirs_s = Storage(quick).check(socket.gethostname())
-    except StorageUnavailable as error:
+    except StorageUnavailableError as error:
         fix = _CLOCK_FIX if "TimeTooSkewed" in error.message else _S3_FIX
         yield Finding("s3", ok=False, found=error.message, fix=fix)
         return

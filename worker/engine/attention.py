@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Tap(AttnProcessor2_0):
+class SagAttnProcessor(AttnProcessor2_0):
     """Attends as the usual processor does, and keeps the column sums of the first `rows` rows.
 
     The map itself, tokens by tokens for each head, lives only inside `column_sums`.
@@ -31,9 +31,9 @@ class Tap(AttnProcessor2_0):
     def __call__(self, attn: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # diffusers' signature
         """Attention, (rows, tokens, width) to the same."""
         if self.rows:
-            listened = hidden_states[: self.rows]
+            sag_rows = hidden_states[: self.rows]
             query, key = (
-                each(listened).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+                each(sag_rows).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
                 for each in (attn.to_q, attn.to_k)
             )
             self.sums = guidance.column_sums(query, key, attn.scale)
@@ -46,7 +46,7 @@ class Tap(AttnProcessor2_0):
 
 
 @contextmanager
-def listening(unet: Any, tap: Tap, rows: int) -> Iterator[Tap]:  # noqa: ANN401  # a diffusers UNet
+def capture_attention(unet: Any, tap: SagAttnProcessor, rows: int) -> Iterator[SagAttnProcessor]:  # noqa: ANN401  # a diffusers UNet
     """For one call of the UNet, let `tap` see the first `rows` rows; none puts nothing in place."""
     if not rows:
         yield tap

@@ -17,29 +17,29 @@ from worker.engine import batch_scheduler, device_errors
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from worker.engine.image_state import Lane
-    from worker.engine.model_cache import RunnerCache
-    from worker.engine.prepare import Draft
+    from worker.engine.image_state import ImageState
+    from worker.engine.model_cache import ModelCache
+    from worker.engine.prepare import PreparedJob
     from worker.engine.runner import Runner
-    from worker.engine.running_job import InFlight
+    from worker.engine.running_job import RunningJob
 
 logger = logging.getLogger(__name__)
 
 #: Something of a job, which stands first in it.
-_Part = TypeVar("_Part", bound="tuple[InFlight, *tuple[Any, ...]]")
+_Part = TypeVar("_Part", bound="tuple[RunningJob, *tuple[Any, ...]]")
 
 
 class Batch:
     """Jobs come and go at step boundaries."""
 
-    def __init__(self, runners: RunnerCache, beside: Callable[..., object]) -> None:
-        """`beside` gets a function and its arguments, and calls it when it likes, in order."""
-        self._runners, self._beside = runners, beside
-        self._waiting: list[InFlight] = []
-        self._active: list[InFlight] = []
-        self._denoised: list[InFlight] = []
+    def __init__(self, runners: ModelCache, side_executor: Callable[..., object]) -> None:
+        """`side_executor` runs a function with its arguments on another thread, in order."""
+        self._runners, self._side_executor = runners, side_executor
+        self._waiting: list[RunningJob] = []
+        self._active: list[RunningJob] = []
+        self._denoised: list[RunningJob] = []
         #: Every job that has begun and not ended, wherever it is.
-        self._begun: set[InFlight] = set()
+        self._begun: set[RunningJob] = set()
         self._scheduler, self._decode_waited_ticks = batch_scheduler.Scheduler(), 0
 
     @property
@@ -47,7 +47,7 @@ class Batch:
         """Whether a round would do anything."""
         return bool(self._waiting or self._active or self._denoised)
 
-    def add(self, running: InFlight) -> None:
+    def add(self, running: RunningJob) -> None:
         """Let a job wait for the next round."""
         self._waiting.append(running)
 
@@ -76,11 +76,11 @@ class Batch:
         for running in (*self._waiting, *self._active, *self._denoised):
             if (reason := running.must_end()) is None:
                 continue
-            if (last_words := running.last_words(reason)) is None:
+            if (final_checkpoint := running.final_checkpoint(reason)) is None:
                 self._fail(running, reason)
             else:
                 self._take_out(running)
-                self._beside(self._part, running, last_words, reason)
+                self._side_executor(self._part, running, final_checkpoint, reason)
 
     def _admit(self) -> None:
         """Let jobs in, in their order; their texts are encoded together."""
@@ -88,7 +88,7 @@ class Batch:
         wanted = [running.job.model for running in self._waiting]
         number = batch_scheduler.admit(wanted, busy, self._runners.capacity)
         admitted, self._waiting = self._waiting[:number], self._waiting[number:]
-        drafts: dict[str, list[tuple[InFlight, Draft]]] = {}
+        drafts: dict[str, list[tuple[RunningJob, PreparedJob]]] = {}
         for running in admitted:
             if not running.future.set_running_or_notify_cancel():
                 continue
@@ -107,7 +107,7 @@ class Batch:
         for some in drafts.values():
             self._together(some, self._encode)
 
-    def _encode(self, some: Sequence[tuple[InFlight, Draft]]) -> None:
+    def _encode(self, some: Sequence[tuple[RunningJob, PreparedJob]]) -> None:
         together = self._runners.get(some[0][0].job.model).encode([draft for _, draft in some])
         for (running, _), lanes in zip(some, together, strict=True):
             running.begin(lanes)
@@ -136,7 +136,7 @@ class Batch:
     def _limit(self, bucket: batch_scheduler.Bucket) -> int:
         return self._runners.get(bucket.model).network.capacity.limit(bucket.height, bucket.width)
 
-    def _call(self, some: Sequence[tuple[InFlight, Lane]]) -> None:
+    def _call(self, some: Sequence[tuple[RunningJob, ImageState]]) -> None:
         runner = self._runners.get(some[0][0].job.model)
         of = {id(lane): running for running, lane in some}
         jobs = list(dict.fromkeys(of.values()))
@@ -149,7 +149,7 @@ class Batch:
             running.ticks += 1
             running.companions += len(jobs)
             for tell in running.news():
-                self._beside(tell, runner.preview)
+                self._side_executor(tell, runner.preview)
 
     def _decode(self, *, ticked: bool) -> None:
         """Decode what is denoised, when it is due, and let the pictures be finished beside."""
@@ -169,14 +169,14 @@ class Batch:
                 some = [(running,) for running in due if running.job.model == model]
                 self._together(some, self._decode_some)
 
-    def _decode_some(self, some: Sequence[tuple[InFlight]]) -> None:
+    def _decode_some(self, some: Sequence[tuple[RunningJob]]) -> None:
         runner = self._runners.get(some[0][0].job.model)
         decoded = iter(runner.decode([lane for (running,) in some for lane in running.lanes]))
         for (running,) in some:
             own = [next(decoded) for _ in running.lanes]
-            self._beside(self._finish, runner, running, own)
+            self._side_executor(self._finish, runner, running, own)
 
-    def _finish(self, runner: Runner, running: InFlight, decoded: Sequence[Any]) -> None:
+    def _finish(self, runner: Runner, running: RunningJob, decoded: Sequence[Any]) -> None:
         """Give the job its pictures. Runs beside the engine, after all that it was told."""
         self._begun.discard(running)  # or its pictures would be kept here until the next round
         error = running.broken
@@ -216,27 +216,27 @@ class Batch:
         self._together(some[half:], call)
 
     def _part(
-        self, running: InFlight, last_words: Callable[[], None], reason: BaseException
+        self, running: RunningJob, final_checkpoint: Callable[[], None], reason: BaseException
     ) -> None:
         """End a job that was stopped, after what it leaves. Runs beside the engine."""
         try:
-            last_words()
+            final_checkpoint()
         finally:  # without its future the job never ends
             _set_exception(running, reason)
 
-    def _take_out(self, running: InFlight) -> None:
+    def _take_out(self, running: RunningJob) -> None:
         for jobs in (self._waiting, self._active, self._denoised):
             if running in jobs:
                 jobs.remove(running)
         self._begun.discard(running)
         running.lanes.clear()
 
-    def _fail(self, running: InFlight, error: BaseException) -> None:
+    def _fail(self, running: RunningJob, error: BaseException) -> None:
         self._take_out(running)
         _set_exception(running, error)
 
 
-def _set_exception(running: InFlight, error: BaseException) -> None:
+def _set_exception(running: RunningJob, error: BaseException) -> None:
     fault = device_errors.fault_of(error)
     with suppress(InvalidStateError):  # it was cancelled: nobody waits for it
         running.future.set_exception(fault)

@@ -22,9 +22,9 @@ from worker.engine import safetensors_io
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from worker.engine.image_state import Lane
+    from worker.engine.image_state import ImageState
     from worker.engine.job import Job
-    from worker.engine.samplers import Sampling
+    from worker.engine.samplers import SamplerState
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Snapshot:
 
     #: Whole steps of every picture.
     step: int
-    lanes: tuple[Lane, ...]
+    lanes: tuple[ImageState, ...]
     #: Of each lane, as `_state` names them; on the device.
     states: tuple[dict[str, torch.Tensor], ...]
     evaluations: tuple[int, ...]
@@ -61,7 +61,7 @@ class Snapshot:
         return safetensors_io.pack(header, _numbered(self.states))
 
 
-def capture(lanes: Sequence[Lane]) -> Snapshot:
+def capture(lanes: Sequence[ImageState]) -> Snapshot:
     """Where these lanes stand after their last whole evaluations; copies no picture."""
     return Snapshot(
         step=min(lane.steps for lane in lanes),
@@ -71,7 +71,7 @@ def capture(lanes: Sequence[Lane]) -> Snapshot:
     )
 
 
-def resume(data: bytes, lanes: Sequence[Lane]) -> list[Lane] | None:
+def resume(data: bytes, lanes: Sequence[ImageState]) -> list[ImageState] | None:
     """The lanes of the same job as they were left in `data`; `lanes` are new, and stay so.
 
     None, and a warning with the reason, where `data` is of no use. Raises nothing.
@@ -86,7 +86,7 @@ def resume(data: bytes, lanes: Sequence[Lane]) -> list[Lane] | None:
         return None
 
 
-def _resumed(data: bytes, lanes: Sequence[Lane]) -> list[Lane]:
+def _resumed(data: bytes, lanes: Sequence[ImageState]) -> list[ImageState]:
     header, held = safetensors_io.unpack(data)
     for name, here in _identity(lanes).items():
         if (found := header.get(name)) != here:
@@ -113,7 +113,7 @@ def _counts(found: Any, pictures: int, most: int) -> list[int]:  # noqa: ANN401 
     return counts
 
 
-def _rehearsed(lane: Lane, evaluations: int) -> Lane:
+def _rehearsed(lane: ImageState, evaluations: int) -> ImageState:
     """A copy of a new lane that has done so many evaluations, all of nothing."""
     rehearsed = dataclasses.replace(
         lane,
@@ -128,7 +128,7 @@ def _rehearsed(lane: Lane, evaluations: int) -> Lane:
     return rehearsed
 
 
-def _state(lane: Lane) -> dict[str, torch.Tensor]:
+def _state(lane: ImageState) -> dict[str, torch.Tensor]:
     """The tensors that a lane has computed, by name. A half-done evaluation has none yet."""
     state = {"latents": lane.latents, "generator": lane.generator.get_state()}
     scheduler = lane.sampling.scheduler
@@ -149,7 +149,7 @@ def _keeps_all(scheduler: Any) -> bool:  # noqa: ANN401  # diffusers has no base
     return isinstance(scheduler, diffusers.IPNDMScheduler)
 
 
-def _put(lane: Lane, state: Mapping[str, torch.Tensor]) -> None:
+def _put(lane: ImageState, state: Mapping[str, torch.Tensor]) -> None:
     """Give a rehearsed lane its tensors, each to the device of the one that it takes the place of.
 
     The names are those of the lane's own `_state`.
@@ -181,7 +181,7 @@ def _kind(tensor: torch.Tensor) -> str:
     return f"{tensor.dtype} {tuple(tensor.shape)}"
 
 
-def _identity(lanes: Sequence[Lane]) -> dict[str, Any]:
+def _identity(lanes: Sequence[ImageState]) -> dict[str, Any]:
     """What must be the same, or the rest of the picture would be another one's; JSON."""
     job, sampling, latents = lanes[0].job, lanes[0].sampling, lanes[0].latents
     return {
@@ -198,7 +198,7 @@ def _identity(lanes: Sequence[Lane]) -> dict[str, Any]:
     }
 
 
-def _settings(sampling: Sampling) -> str:
+def _settings(sampling: SamplerState) -> str:
     """Digest of what the sampler was made with, the model's own noise schedule among it."""
     # Names with an underscore are diffusers' notes, some of them in the order of a set.
     config = sorted(

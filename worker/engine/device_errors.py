@@ -6,9 +6,9 @@ import logging
 import os
 import traceback
 
-from worker.engine.job import JobStopped
-from worker.errors import OutOfMemory, TaskFault
+from worker.errors import DeviceOutOfMemoryError, TaskFailedError
 from worker.exit_codes import DEVICE_FAILED
+from worker.job_control import JobStopped
 
 logger = logging.getLogger(__name__)
 
@@ -18,13 +18,13 @@ def fault_of(error: BaseException) -> Exception:
 
     The frames of the error and of its causes are emptied: they hold tensors on the device.
     """
-    if isinstance(error, (JobStopped, TaskFault)):
+    if isinstance(error, (JobStopped, TaskFailedError)):
         forget_frames(error)
         return error
     leave_a_failed_device(error)
     forget_frames(error)
     if is_out_of_memory(error):
-        fault = OutOfMemory(
+        fault = DeviceOutOfMemoryError(
             "the device has not enough memory left for this task; ask for a smaller picture or"
             " fewer images, or try again"
         )

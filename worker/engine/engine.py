@@ -14,16 +14,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from worker.engine.batch import Batch
-from worker.engine.model_cache import RunnerCache
-from worker.engine.running_job import InFlight
-from worker.errors import UnknownModel
+from worker.engine.model_cache import ModelCache
+from worker.engine.running_job import RunningJob
+from worker.errors import UnknownModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from worker.config.models import ModelSpec
-    from worker.engine.job import Control, Job, JobResult
+    from worker.engine.job import Job, JobResult
     from worker.engine.model_loader import LoadedModel
+    from worker.job_control import Control
 
 
 def load_model(
@@ -52,13 +53,13 @@ class Engine:
         """Start nothing yet: the thread and the pipeline come with the first job."""
         self.device = device
         self._specs = models
-        self._runners = RunnerCache(
+        self._runners = ModelCache(
             models,
             lambda spec: loader(spec, device, offload, compiled=compiled),
             max_models,
             max_batch_rows,
         )
-        self._inbox: queue.SimpleQueue[InFlight | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[RunningJob | None] = queue.SimpleQueue()
         self._start, self._number = threading.Lock(), 0
         #: When a thread began what it is doing, by the thread.
         self._began_s: dict[int, float] = {}
@@ -78,12 +79,12 @@ class Engine:
         return max(0.0, time.perf_counter() - max(began_s, self._runners.loaded_s))
 
     def submit(self, job: Job, control: Control) -> Future[JobResult]:
-        """Queue a job, from any thread. The future fails with `JobStopped` or a `TaskFault`."""
+        """Queue a job, from any thread. The future raises `JobStopped` or a `TaskFailedError`."""
         future: Future[JobResult] = Future()
         if job.model not in self._specs:
             known = ", ".join(sorted(self._specs))
             message = f"no model {job.model!r} on this worker; it serves {known}"
-            future.set_exception(UnknownModel(message, where="model"))
+            future.set_exception(UnknownModelError(message, where="model"))
             return future
         with self._start:
             self._number += 1
@@ -91,7 +92,7 @@ class Engine:
                 thread = threading.Thread(target=self._serve, name="engine", daemon=True)
                 thread.start()
                 self._thread = thread
-            self._inbox.put(InFlight(self._number, job, control, future))
+            self._inbox.put(RunningJob(self._number, job, control, future))
         return future
 
     def close(self) -> None:
@@ -105,8 +106,8 @@ class Engine:
 
     def _serve(self) -> None:
         closing = False
-        with ThreadPoolExecutor(1, thread_name_prefix="engine-beside") as beside:
-            batch = Batch(self._runners, lambda *call: beside.submit(self._timed, *call))
+        with ThreadPoolExecutor(1, thread_name_prefix="engine-beside") as side_executor:
+            batch = Batch(self._runners, lambda *call: side_executor.submit(self._timed, *call))
             while batch.is_busy or not closing:
                 closing = self._receive(batch) or closing
                 try:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from worker.engine.batch_scheduler import Bucket
     from worker.engine.job import Job
-    from worker.engine.samplers import Level, Sampling
+    from worker.engine.samplers import NoiseLevel, SamplerState
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Degraded:
 
 
 @dataclass
-class Lane:
+class ImageState:
     """State of one picture. Nothing of it lies on the pipeline."""
 
     job: Job
     seed: int
     bucket: Bucket
-    sampling: Sampling
+    sampling: SamplerState
     generator: torch.Generator
     #: (1, channels, height, width), at the scale of the sampler.
     latents: torch.Tensor
@@ -56,7 +56,7 @@ class Lane:
         return self.evaluations == len(self.sampling.levels)
 
     @property
-    def level(self) -> Level:
+    def level(self) -> NoiseLevel:
         """The noise level of the evaluation that comes next or is half done."""
         return self.sampling.levels[self.evaluations]
 

@@ -7,7 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from worker.errors import ModelLoadFailed
+from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class RunnerCache:
+class ModelCache:
     """Runners by the alias of their model, built on first use, on the engine's thread alone."""
 
     def __init__(
@@ -46,7 +46,7 @@ class RunnerCache:
         return None if since_s is None else time.perf_counter() - since_s
 
     def get(self, alias: str, at_work: Collection[str] = ()) -> Runner:
-        """The runner of a model; raises `ModelLoadFailed`. Models at work don't make room."""
+        """The runner of a model; raises `ModelLoadError`. Models at work don't make room."""
         if alias not in self._ready:
             self._build(alias, at_work)
         self._ready[alias] = self._ready.pop(alias)
@@ -87,7 +87,7 @@ class RunnerCache:
                 self._ready[alias] = Runner(model, self._max_batch_rows)
             except Exception as error:
                 message = f"model {alias!r} was loaded but can't run here: {error}"
-                raise ModelLoadFailed(message[:2000]) from error
+                raise ModelLoadError(message[:2000]) from error
         finally:
             self.loaded_s = time.perf_counter()
             self._loading_since_s = None

@@ -16,7 +16,7 @@ from diffusers import StableDiffusionPipeline
 
 from worker.config.models import is_hub_id
 from worker.engine import guidance, samplers
-from worker.errors import ModelLoadFailed
+from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +43,7 @@ class LoadedModel:
 
 
 def load(spec: ModelSpec, device: str, offload: str, *, compiled: bool = False) -> LoadedModel:
-    """Build the pipeline of `spec` on `device`; raises `ModelLoadFailed` with the reason.
+    """Build the pipeline of `spec` on `device`; raises `ModelLoadError` with the reason.
 
     `compiled`: let torch compile the UNet; its first calls then take minutes.
     """
@@ -56,11 +56,11 @@ def load(spec: ModelSpec, device: str, offload: str, *, compiled: bool = False) 
         _check(pipeline, spec)
         _adapt(pipeline, spec)
         mode = _place(pipeline, device, offload)
-    except ModelLoadFailed:
+    except ModelLoadError:
         raise
     except Exception as error:  # files that are not what they seem raise whatever they like
         message = f"model {spec.path!r} could not be loaded: {error}"
-        raise ModelLoadFailed(message[:2000]) from error
+        raise ModelLoadError(message[:2000]) from error
     if device != "cpu":
         # On a CPU it costs 15 % at 24 rows, measured with the small model.
         pipeline.unet.to(memory_format=torch.channels_last)
@@ -127,7 +127,7 @@ def _check(pipeline: Any, spec: ModelSpec) -> None:  # noqa: ANN401  # a diffuse
     """Refuse at once what would fail, or be silently wrong, in the middle of a task."""
     if spec.safety_checker and pipeline.safety_checker is None:
         message = f"model {spec.path!r} has no safety checker; set safety_checker to false for it"
-        raise ModelLoadFailed(message)
+        raise ModelLoadError(message)
     config = pipeline.unet.config
     prediction = pipeline.scheduler.config.get("prediction_type", "epsilon")
     words, known = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
@@ -147,7 +147,7 @@ def _check(pipeline: Any, spec: ModelSpec) -> None:  # noqa: ANN401  # a diffuse
     }  # fmt: skip
     for what, is_wrong in wrong.items():
         if is_wrong:
-            raise ModelLoadFailed(f"model {spec.path!r} {what}")
+            raise ModelLoadError(f"model {spec.path!r} {what}")
 
 
 def _adapt(pipeline: Any, spec: ModelSpec) -> None:  # noqa: ANN401  # a diffusers pipeline

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from api_contracts.errors import Fault
+from api_contracts.errors import FieldError
 from worker.engine import prompts, safetensors_io, samplers
 from worker.engine.batch_scheduler import Bucket
-from worker.engine.image_state import Lane
-from worker.errors import BadRequest
+from worker.engine.image_state import ImageState
+from worker.errors import BadRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Draft:
+class PreparedJob:
     """A job that is checked, before its texts are encoded."""
 
     job: Job
-    wording: prompts.Wording
+    wording: prompts.PromptInputs
     seeds: tuple[int, ...]
     #: One for each picture.
-    samplings: tuple[samplers.Sampling, ...]
+    samplings: tuple[samplers.SamplerState, ...]
     #: (pictures, channels, height, width), where the job brings them.
     latents: torch.Tensor | None
     #: Of the latents.
@@ -37,8 +37,8 @@ class Draft:
     truncated: tuple[str, ...]
 
 
-def check(pipe: Any, job: Job) -> Draft:  # noqa: ANN401  # a diffusers pipeline
-    """Everything about a job that only the model knows; raises `TaskFault`."""
+def check(pipe: Any, job: Job) -> PreparedJob:  # noqa: ANN401  # a diffusers pipeline
+    """Everything about a job that only the model knows; raises `TaskFailedError`."""
     wording = prompts.check(pipe, job)
     seeds = _seeds(job, wording.count)
     height, width = _size(pipe, job)
@@ -51,12 +51,16 @@ def check(pipe: Any, job: Job) -> Draft:  # noqa: ANN401  # a diffusers pipeline
     latents = safetensors_io.read(job.latents, "latents", shape)
     if latents is not None and not torch.isfinite(latents.to(pipe.unet.dtype)).all():
         what = f"holds values that {pipe.unet.dtype} does not reach"
-        raise BadRequest(Fault(where="latents", what=what, limit=str(pipe.unet.dtype)))
+        raise BadRequestError(FieldError(where="latents", what=what, limit=str(pipe.unet.dtype)))
     lost = prompts.truncated(pipe, job)
-    return Draft(job, wording, seeds, samplings, latents, shape[2], shape[3], lost)
+    return PreparedJob(job, wording, seeds, samplings, latents, shape[2], shape[3], lost)
 
 
-def lanes(pipe: Any, draft: Draft, encoded: dict[prompts.Text, torch.Tensor]) -> list[Lane]:  # noqa: ANN401  # a diffusers pipeline
+def lanes(
+    pipe: Any,  # noqa: ANN401  # a diffusers pipeline
+    draft: PreparedJob,
+    encoded: dict[prompts.EncoderInput, torch.Tensor],
+) -> list[ImageState]:
     """One lane for each picture, prompt by prompt, its first latents drawn as diffusers does."""
     wording, job = draft.wording, draft.job
     device, dtype = pipe._execution_device, pipe.unet.dtype  # noqa: SLF001  # diffusers' own way to ask
@@ -76,7 +80,7 @@ def lanes(pipe: Any, draft: Draft, encoded: dict[prompts.Text, torch.Tensor]) ->
             latents = draft.latents[number : number + 1].to(device, dtype)
         prompt = number // job.num_images_per_prompt
         made.append(
-            Lane(
+            ImageState(
                 job=job,
                 seed=seed,
                 bucket=bucket,
@@ -102,7 +106,7 @@ def _size(pipe: Any, job: Job) -> tuple[int, int]:  # noqa: ANN401  # a diffuser
     for where, given in (("height", job.height), ("width", job.width)):
         if given is not None and given % factor:
             what = f"is {given}, which this model's autoencoder can't divide"
-            raise BadRequest(Fault(where=where, what=what, limit=f"multiple of {factor}"))
+            raise BadRequestError(FieldError(where=where, what=what, limit=f"multiple of {factor}"))
     return job.height or own[0] * factor, job.width or own[1] * factor
 
 
@@ -111,18 +115,22 @@ def _seeds(job: Job, prompts_count: int) -> tuple[int, ...]:
     images = prompts_count * job.num_images_per_prompt
     if images > job.max_images:
         what = f"asks for {images} images: {prompts_count} rows x {job.num_images_per_prompt} each"
-        raise BadRequest(Fault(where="prompt_embeds", what=what, limit=f"<= {job.max_images}"))
+        raise BadRequestError(
+            FieldError(where="prompt_embeds", what=what, limit=f"<= {job.max_images}")
+        )
     if len(job.seeds) == images:
         return job.seeds
     if len(job.seeds) > 1:
         what = f"has {len(job.seeds)} entries for {images} images"
-        raise BadRequest(Fault(where="seed", what=what, limit="one, or as many as images"))
+        raise BadRequestError(
+            FieldError(where="seed", what=what, limit="one, or as many as images")
+        )
     return tuple(job.seeds[0] + number for number in range(images))
 
 
 def _rows(
     given: torch.Tensor | None,
-    texts: Sequence[prompts.Text],
-    encoded: dict[prompts.Text, torch.Tensor],
+    texts: Sequence[prompts.EncoderInput],
+    encoded: dict[prompts.EncoderInput, torch.Tensor],
 ) -> list[torch.Tensor]:
     return [encoded[text] for text in texts] if given is None else list(given)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from api_contracts.errors import Fault
+from api_contracts.errors import FieldError
 from worker.engine import safetensors_io
 from worker.engine.lora_scale import lora_scaled
-from worker.errors import BadRequest
+from worker.errors import BadRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Text:
+class EncoderInput:
     """One text for the encoder, and how it is to be read."""
 
     text: str
@@ -32,12 +32,12 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Wording:
+class PromptInputs:
     """What a job says, checked: texts still to be encoded, or the embeddings that it brought."""
 
-    texts: tuple[Text, ...]
+    texts: tuple[EncoderInput, ...]
     #: None where guidance is off.
-    negative_texts: tuple[Text, ...] | None
+    negative_texts: tuple[EncoderInput, ...] | None
     #: (prompts, tokens, width)
     embeds: torch.Tensor | None
     negative_embeds: torch.Tensor | None
@@ -48,8 +48,8 @@ class Wording:
         return len(self.texts) if self.embeds is None else self.embeds.shape[0]
 
 
-def check(pipe: Any, job: Job) -> Wording:  # noqa: ANN401  # a diffusers pipeline
-    """The job's wording; raises `BadRequest` for what the encoder would choke on."""
+def check(pipe: Any, job: Job) -> PromptInputs:  # noqa: ANN401  # a diffusers pipeline
+    """The job's wording; raises `BadRequestError` for what the encoder would choke on."""
     shape = ("n", "tokens", pipe.text_encoder.config.hidden_size)
     embeds = safetensors_io.read(job.prompt_embeds, "prompt_embeds", shape)
     negative = safetensors_io.read(job.negative_prompt_embeds, "negative_prompt_embeds", shape)
@@ -63,21 +63,21 @@ def check(pipe: Any, job: Job) -> Wording:  # noqa: ANN401  # a diffusers pipeli
         _refuse("clip_skip", f"is {job.clip_skip} of {layers} layers", f"< {layers}")
     if job.clip_skip is not None and embeds is not None:
         _refuse("clip_skip", "has no effect on prompt_embeds", "null")
-    texts = tuple(Text(text, job.clip_skip, job.lora_scale) for text in job.prompts)
+    texts = tuple(EncoderInput(text, job.clip_skip, job.lora_scale) for text in job.prompts)
     if job.guidance_scale <= 1:
-        return Wording(texts, None, embeds, None)
+        return PromptInputs(texts, None, embeds, None)
     negatives = job.negative_prompts or ("",)
     negatives = negatives * count if len(negatives) == 1 else negatives
     # diffusers reads the negative prompt to the last layer, whatever `clip_skip` says.
     tokens = None if embeds is None else embeds.shape[1]
-    opposite = tuple(Text(text, None, job.lora_scale, tokens) for text in negatives)
-    return Wording(texts, opposite, embeds, negative)
+    opposite = tuple(EncoderInput(text, None, job.lora_scale, tokens) for text in negatives)
+    return PromptInputs(texts, opposite, embeds, negative)
 
 
-def encode(pipe: Any, texts: Sequence[Text]) -> dict[Text, torch.Tensor]:  # noqa: ANN401  # a diffusers pipeline
+def encode(pipe: Any, texts: Sequence[EncoderInput]) -> dict[EncoderInput, torch.Tensor]:  # noqa: ANN401  # a diffusers pipeline
     """Embeddings (tokens, width) of each text; one call for all of a LoRA scale and a length."""
-    found: dict[Text, torch.Tensor] = {}
-    groups: dict[tuple[float | None, int | None], list[Text]] = {}
+    found: dict[EncoderInput, torch.Tensor] = {}
+    groups: dict[tuple[float | None, int | None], list[EncoderInput]] = {}
     for text in dict.fromkeys(texts):
         groups.setdefault((text.lora_scale, text.tokens), []).append(text)
     for (scale, _), alike in groups.items():
@@ -92,7 +92,7 @@ def truncated(pipe: Any, job: Job) -> tuple[str, ...]:  # noqa: ANN401  # a diff
     return tuple(filter(None, (_beyond(pipe, text) for text in used)))
 
 
-def _encode_alike(pipe: Any, texts: Sequence[Text]) -> list[torch.Tensor]:  # noqa: ANN401  # a diffusers pipeline
+def _encode_alike(pipe: Any, texts: Sequence[EncoderInput]) -> list[torch.Tensor]:  # noqa: ANN401  # a diffusers pipeline
     encoder, device = pipe.text_encoder, pipe._execution_device  # noqa: SLF001  # diffusers' own way to ask
     tokens = pipe.tokenizer(
         pipe.maybe_convert_prompt([text.text for text in texts], pipe.tokenizer),
@@ -146,4 +146,4 @@ def _beyond(pipe: Any, text: str) -> str:  # noqa: ANN401  # a diffusers pipelin
 
 
 def _refuse(where: str, what: str, limit: str) -> NoReturn:
-    raise BadRequest(Fault(where=where, what=what, limit=limit))
+    raise BadRequestError(FieldError(where=where, what=what, limit=limit))

@@ -17,9 +17,9 @@ import transformers
 
 from worker.engine import guidance, prepare, previews, prompts
 from worker.engine.batch_scheduler import DECODE_TOGETHER
-from worker.engine.image_state import Degraded, Lane
+from worker.engine.image_state import Degraded, ImageState
 from worker.engine.job import Picture
-from worker.engine.unet import Network
+from worker.engine.unet import BatchedUnet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Advance:
+class StepOutput:
     """An evaluation that is complete: `lane.advance(output, noisy)` is to follow."""
 
-    lane: Lane
+    lane: ImageState
     output: torch.Tensor
     noisy: torch.Tensor
 
@@ -55,19 +55,19 @@ class Runner:
         self._apart = max_batch_rows == 1
         with torch.inference_mode():
             self.preview_map = previews.fit(self.pipe)
-            self.network = Network(model, max_batch_rows)
+            self.network = BatchedUnet(model, max_batch_rows)
 
     @property
     def moves(self) -> bool:
         """Whether decoding throws the UNet off the device."""
         return self.model.offload != "none"
 
-    def draft(self, job: Job) -> prepare.Draft:
-        """Check everything about a job that only the model can; raises `TaskFault`."""
+    def draft(self, job: Job) -> prepare.PreparedJob:
+        """Check everything about a job that only the model can; raises `TaskFailedError`."""
         return prepare.check(self.pipe, job)
 
     @torch.inference_mode()
-    def encode(self, drafted: Sequence[prepare.Draft]) -> list[list[Lane]]:
+    def encode(self, drafted: Sequence[prepare.PreparedJob]) -> list[list[ImageState]]:
         """The lanes of each job; the texts of all of them go through the encoder together."""
         if self._apart and len(drafted) > 1:
             return [lanes for draft in drafted for lanes in self.encode([draft])]
@@ -82,7 +82,7 @@ class Runner:
         return [prepare.lanes(self.pipe, draft, encoded) for draft in drafted]
 
     @torch.inference_mode()
-    def tick(self, lanes: Sequence[Lane]) -> list[Advance]:
+    def tick(self, lanes: Sequence[ImageState]) -> list[StepOutput]:
         """One UNet call for all of the lanes, each in its phase; they must share a bucket.
 
         Gives the lanes whose evaluation is complete. Raises what the device raises; then no lane
@@ -100,7 +100,7 @@ class Runner:
         rows = [*main, *(main[n] for n in paired), *(lane for lane, _ in second)]
         embeds = [lane.unconditional for lane in rows]
         embeds[len(main) : len(main) + len(paired)] = [main[n].embeds for n in paired]
-        listened = sum(lane.is_self_guided for lane in main)
+        sag_rows = sum(lane.is_self_guided for lane in main)
         scalars = self.network.put(
             [[lane.job.guidance_scale, lane.level.alpha, lane.level.sigma] for lane in main]
         )
@@ -109,11 +109,11 @@ class Runner:
             [lane.level.timestep for lane in rows],
             torch.stack(embeds),
             lanes[0].bucket.lora_scale,
-            listened,
+            sag_rows,
         )
         first, conditional, degraded = output.split([len(main), len(paired), len(second)])
         whole = [
-            Advance(
+            StepOutput(
                 lane,
                 each.guided + lane.job.sag_scale * (each.expected - degraded[n : n + 1]),
                 each.main,
@@ -122,13 +122,13 @@ class Runner:
         ]
         scale, alpha, sigma = scalars.view(-1, 3, 1, 1, 1).unbind(1)
         guided = _guided(paired, first, conditional, scale)
-        whole += [Advance(main[n], guided[n], noisy[n]) for n in range(listened, len(main))]
+        whole += [StepOutput(main[n], guided[n], noisy[n]) for n in range(sag_rows, len(main))]
         if salient is not None:
-            _degrade(main[:listened], noisy, first, guided, (salient, alpha, sigma))
+            _degrade(main[:sag_rows], noisy, first, guided, (salient, alpha, sigma))
         return whole
 
     @torch.inference_mode()
-    def decode(self, lanes: Sequence[Lane]) -> list[torch.Tensor | None]:
+    def decode(self, lanes: Sequence[ImageState]) -> list[torch.Tensor | None]:
         """Each lane's picture on the device, (1, 3, height, width) in -1 … 1, None for `latent`."""
         found: dict[int, torch.Tensor] = {}
         wanted = [lane for lane in lanes if lane.job.output_type != "latent"]
@@ -143,7 +143,7 @@ class Runner:
 
     @torch.inference_mode()
     def finish(
-        self, lanes: Sequence[Lane], decoded: Sequence[torch.Tensor | None]
+        self, lanes: Sequence[ImageState], decoded: Sequence[torch.Tensor | None]
     ) -> list[Picture]:
         """Pictures on the host, looked at by the safety checker where the model has one.
 
@@ -179,7 +179,7 @@ class Runner:
         if self.moves:
             self.pipe.remove_all_hooks()
 
-    def _decoded(self, lanes: Sequence[Lane]) -> list[torch.Tensor]:
+    def _decoded(self, lanes: Sequence[ImageState]) -> list[torch.Tensor]:
         """Pictures of one size; where they do not fit together, in halves."""
         vae, half = self.pipe.vae, len(lanes) // 2
         try:
@@ -191,7 +191,7 @@ class Runner:
         free_memory(self.model.device)
         return self._decoded(lanes[:half]) + self._decoded(lanes[half:])
 
-    def _finished(self, lane: Lane, decoded: torch.Tensor | None) -> Picture:
+    def _finished(self, lane: ImageState, decoded: torch.Tensor | None) -> Picture:
         factor = self.pipe.vae_scale_factor
         height, width = (side * factor for side in lane.latents.shape[-2:])
         if decoded is None:
@@ -217,7 +217,7 @@ def _guided(
 
 
 def _degrade(
-    lanes: Sequence[Lane],
+    lanes: Sequence[ImageState],
     noisy: Sequence[torch.Tensor],
     first: torch.Tensor,
     guided: Sequence[torch.Tensor],

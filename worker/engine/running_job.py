@@ -7,20 +7,22 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from worker.engine.job import JobResult, JobStopped, Step, Stop, Timing
+from worker.engine.job import JobResult, Timing
+from worker.job_control import JobStopped, Step, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
-    from worker.engine.image_state import Lane
-    from worker.engine.job import Control, Job, Picture
+    from worker.engine.image_state import ImageState
+    from worker.engine.job import Job, Picture
+    from worker.job_control import Control
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class InFlight:
+class RunningJob:
     """A job that was submitted. Times are seconds on the monotonic clock."""
 
     number: int
@@ -32,7 +34,7 @@ class InFlight:
     admitted_s: float = 0.0
     encoded_s: float = 0.0
     denoised_s: float = 0.0
-    lanes: list[Lane] = field(default_factory=list)
+    lanes: list[ImageState] = field(default_factory=list)
     truncated: tuple[str, ...] = ()
     #: Steps that every picture has done, and of them those that were told.
     told: int = 0
@@ -55,7 +57,7 @@ class InFlight:
         """Whether nothing is left to denoise."""
         return all(lane.is_done for lane in self.lanes)
 
-    def begin(self, lanes: list[Lane]) -> None:
+    def begin(self, lanes: list[ImageState]) -> None:
         """Take its new lanes, or those that its checkpoint makes of them."""
         self.lanes = lanes
         if self.job.checkpoint is not None:
@@ -91,7 +93,7 @@ class InFlight:
         self.told = steps
         return calls
 
-    def last_words(self, reason: BaseException) -> Callable[..., None] | None:
+    def final_checkpoint(self, reason: BaseException) -> Callable[..., None] | None:
         """A call that keeps a checkpoint, where a job that ends so leaves one."""
         drained = isinstance(reason, JobStopped) and reason.reason is Stop.DRAINED
         if not (drained and self.job.checkpoint_every and self.lanes):

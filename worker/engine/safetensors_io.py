@@ -10,8 +10,8 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from api_contracts.errors import Fault
-from worker.errors import BadRequest
+from api_contracts.errors import FieldError
+from worker.errors import BadRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ _DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 
 def read(data: bytes | None, where: str, shape: Sequence[int | str]) -> torch.Tensor | None:
-    """The one tensor in `data`, or None without data; raises `BadRequest` naming `where`.
+    """The one tensor in `data`, or None without data; raises `BadRequestError` naming `where`.
 
     `shape` has a number for each size that is fixed and a word for each that is free.
     """
@@ -31,10 +31,12 @@ def read(data: bytes | None, where: str, shape: Sequence[int | str]) -> torch.Te
         found = safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError) as error:
         what = f"is not a safetensors file: {error}"
-        raise BadRequest(Fault(where=where, what=what[:300], limit="safetensors")) from error
+        raise BadRequestError(
+            FieldError(where=where, what=what[:300], limit="safetensors")
+        ) from error
     if len(found) != 1:
         what = f"holds {len(found)} tensors"
-        raise BadRequest(Fault(where=where, what=what, limit="exactly one"))
+        raise BadRequestError(FieldError(where=where, what=what, limit="exactly one"))
     tensor = next(iter(found.values()))
     expected = " x ".join(str(size) for size in shape)
     fits = tensor.ndim == len(shape) and all(
@@ -43,10 +45,12 @@ def read(data: bytes | None, where: str, shape: Sequence[int | str]) -> torch.Te
     )
     if not fits or tensor.dtype not in _DTYPES or 0 in tensor.shape:
         what = f"is {tensor.dtype} of shape {tuple(tensor.shape)}"
-        raise BadRequest(Fault(where=where, what=what, limit=f"16 to 64 bit floats, {expected}"))
+        raise BadRequestError(
+            FieldError(where=where, what=what, limit=f"16 to 64 bit floats, {expected}")
+        )
     if not torch.isfinite(tensor).all():
-        raise BadRequest(
-            Fault(where=where, what="holds values that are not finite", limit="finite")
+        raise BadRequestError(
+            FieldError(where=where, what="holds values that are not finite", limit="finite")
         )
     return tensor
 

@@ -10,16 +10,16 @@ import diffusers
 import numpy as np
 import torch
 
-from api_contracts.errors import Fault
+from api_contracts.errors import FieldError
 from api_contracts.request import ETA_SCHEDULERS
-from worker.errors import BadRequest, UnsupportedScheduler
+from worker.errors import BadRequestError, UnsupportedSchedulerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
 @dataclass(frozen=True)
-class Level:
+class NoiseLevel:
     """One evaluation of the network: z = alpha x0 + sigma eps, variance-preserving."""
 
     #: What the UNet is told; may lie between two trained timesteps.
@@ -29,13 +29,13 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplerState:
     """A sampler at work on one picture; everything that a tick reads of it is on the host."""
 
     name: str
     scheduler: Any
     #: One for each evaluation, in order.
-    levels: tuple[Level, ...]
+    levels: tuple[NoiseLevel, ...]
     #: What the network predicts, and what the scheduler's `step` wants.
     kinds: tuple[str, str]
     #: Parameters of the scheduler's `step`.
@@ -50,21 +50,21 @@ class Sampling:
         return done == len(self.levels) or (done > warmup and done % order == 0)
 
 
-def _by_timestep(scheduler: Any, _own: Any) -> list[Level]:  # noqa: ANN401  # diffusers has no base
+def _by_timestep(scheduler: Any, _own: Any) -> list[NoiseLevel]:  # noqa: ANN401  # diffusers has no base
     """DDIM and its kin: the level of timestep t is alphas_cumprod[t]."""
     cumulative = scheduler.alphas_cumprod.double()
     return [
-        Level(float(t), float(cumulative[t] ** 0.5), float((1 - cumulative[t]) ** 0.5))
+        NoiseLevel(float(t), float(cumulative[t] ** 0.5), float((1 - cumulative[t]) ** 0.5))
         for t in scheduler.timesteps.long()
     ]
 
 
-def _by_sigma(scheduler: Any, _own: Any) -> list[Level]:  # noqa: ANN401  # diffusers has no base
+def _by_sigma(scheduler: Any, _own: Any) -> list[NoiseLevel]:  # noqa: ANN401  # diffusers has no base
     """The i-th evaluation is at sigmas[i] = sigma / alpha, whatever integer t was rounded to."""
     return _levels(scheduler.timesteps, scheduler.sigmas)
 
 
-def _between_sigmas(scheduler: Any, _own: Any) -> list[Level]:  # noqa: ANN401  # diffusers has no base
+def _between_sigmas(scheduler: Any, _own: Any) -> list[NoiseLevel]:  # noqa: ANN401  # diffusers has no base
     """KDPM2: every second evaluation is half-way to the next sigma.
 
     Its ancestral kind keeps that one place earlier, as its `scale_model_input` has it.
@@ -76,7 +76,7 @@ def _between_sigmas(scheduler: Any, _own: Any) -> list[Level]:  # noqa: ANN401  
     return _levels(scheduler.timesteps, sigmas)
 
 
-def _by_angle(scheduler: Any, own: Any) -> list[Level]:  # noqa: ANN401  # diffusers has no base
+def _by_angle(scheduler: Any, own: Any) -> list[NoiseLevel]:  # noqa: ANN401  # diffusers has no base
     """IPNDM has noise levels of its own; the UNet is told the timestep at which it knew them."""
     trained = diffusers.DDPMScheduler.from_config(own.config).alphas_cumprod.double()
     cumulative = trained.clamp(min=1e-8).numpy()
@@ -85,15 +85,15 @@ def _by_angle(scheduler: Any, own: Any) -> list[Level]:  # noqa: ANN401  # diffu
     for alpha, sigma in zip(scheduler.alphas[:-1], scheduler.betas[:-1], strict=True):
         ratio = np.log(max(float(sigma), 1e-12) / max(float(alpha), 1e-12))
         timestep = float(np.interp(ratio, known, np.arange(len(known))))
-        levels.append(Level(timestep, float(alpha), float(sigma)))
+        levels.append(NoiseLevel(timestep, float(alpha), float(sigma)))
     return levels
 
 
-def _levels(timesteps: Any, sigmas: Any) -> list[Level]:  # noqa: ANN401  # tensors of diffusers
+def _levels(timesteps: Any, sigmas: Any) -> list[NoiseLevel]:  # noqa: ANN401  # tensors of diffusers
     ratios = [float(sigma) for sigma in sigmas[: len(timesteps)]]
     scales = [(ratio**2 + 1) ** -0.5 for ratio in ratios]
     return [
-        Level(float(t), scale, ratio * scale)
+        NoiseLevel(float(t), scale, ratio * scale)
         for t, scale, ratio in zip(timesteps, scales, ratios, strict=True)
     ]
 
@@ -103,7 +103,7 @@ class _Sampler:
     """A class of diffusers and what it is made with on top of the model's configuration."""
 
     class_name: str
-    levels: Callable[[Any, Any], list[Level]]
+    levels: Callable[[Any, Any], list[NoiseLevel]]
     options: dict[str, Any] = field(default_factory=dict)
     #: Predictions that diffusers' class does not take; they are converted to v.
     lacks: tuple[str, ...] = ()
@@ -164,15 +164,15 @@ SAMPLERS: dict[str, _Sampler] = {
 }
 
 
-def make(name: str | None, own: Any, num_inference_steps: int) -> Sampling:  # noqa: ANN401  # diffusers has no base
+def make(name: str | None, own: Any, num_inference_steps: int) -> SamplerState:  # noqa: ANN401  # diffusers has no base
     """A new sampler of that many steps: `name`, or the kind of the model's `own` when None.
 
-    Raises `UnsupportedScheduler` with the names that are served, and `BadRequest` where diffusers
-    has no such number of steps.
+    Raises `UnsupportedSchedulerError`, which lists the supported names, and `BadRequestError`
+    where the diffusers scheduler does not support this number of steps.
     """
     if name is not None and name not in SAMPLERS:
         message = f"scheduler {name!r} is not known; served are {', '.join(SAMPLERS)}"
-        raise UnsupportedScheduler(message, where="scheduler", served=list(SAMPLERS))
+        raise UnsupportedSchedulerError(message, where="scheduler", served=list(SAMPLERS))
     kind = own.config.get("prediction_type", "epsilon")
     if name is None:
         name, sampler, options = _name_of(own), _kind_of(own), {}
@@ -196,7 +196,7 @@ def make(name: str | None, own: Any, num_inference_steps: int) -> Sampling:  # n
     constants = frozenset(
         n for n, each in vars(scheduler).items() if isinstance(each, torch.Tensor)
     )
-    return Sampling(name, scheduler, levels, (kind, taken), takes, constants)
+    return SamplerState(name, scheduler, levels, (kind, taken), takes, constants)
 
 
 def _set_timesteps(scheduler: Any, name: str, number: int, least: int) -> None:  # noqa: ANN401  # diffusers has no base
@@ -216,8 +216,8 @@ def _set_timesteps(scheduler: Any, name: str, number: int, least: int) -> None: 
             raise ValueError(message)  # noqa: TRY301  # told as diffusers' own refusals are
     except (ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
         what = f"{number} steps are not possible with {name}: {error}"
-        fault = Fault(where="num_inference_steps", what=what[:300], limit=f"what {name} takes")
-        raise BadRequest(fault) from error
+        fault = FieldError(where="num_inference_steps", what=what[:300], limit=f"what {name} takes")
+        raise BadRequestError(fault) from error
 
 
 def is_served(own: Any) -> bool:  # noqa: ANN401  # diffusers has no base
@@ -229,8 +229,8 @@ def check_eta(eta: float, scheduler: str) -> None:
     """Refuse an `eta` that the scheduler would not use."""
     if eta > 0 and scheduler not in ETA_SCHEDULERS:
         what = f"has no meaning for scheduler {scheduler}"
-        raise BadRequest(
-            Fault(where="eta", what=what, limit=f"{' and '.join(ETA_SCHEDULERS)} only")
+        raise BadRequestError(
+            FieldError(where="eta", what=what, limit=f"{' and '.join(ETA_SCHEDULERS)} only")
         )
 
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 COMPILED_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 
 
-class Network:
+class BatchedUnet:
     """One UNet on its device, and how many rows it takes at once."""
 
     def __init__(self, model: LoadedModel, max_batch_rows: int | None) -> None:
@@ -32,7 +32,7 @@ class Network:
         )  # fmt: skip
         self._device = model.pipeline._execution_device  # noqa: SLF001  # diffusers' own way to ask
         self._format = torch.contiguous_format if self._on_cpu else torch.channels_last
-        self._tap = attention.Tap()
+        self._tap = attention.SagAttnProcessor()
         self._marks: deque[torch.cuda.Event] = deque()
         self.capacity = warmup.capacity(model.pipeline, self._call, max_batch_rows)
 
@@ -42,16 +42,16 @@ class Network:
         timesteps: Sequence[float],
         embeds: torch.Tensor,
         lora_scale: float | None,
-        listened: int,
+        sag_rows: int,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The output, and for the first `listened` rows the mask of what they attend to.
+        """The output, and for the first `sag_rows` rows the mask of what they attend to.
 
         `noisy` (rows, c, h, w) and `embeds` (rows, tokens, width) give an output like `noisy` and a
         mask (listened, 1, h, w). Where the rows do not fit, so many are not allowed again.
         """
         rows, _, height, width = noisy.shape
         try:
-            output, sums = self._call(noisy, timesteps, embeds, lora_scale, listened)
+            output, sums = self._call(noisy, timesteps, embeds, lora_scale, sag_rows)
         except torch.OutOfMemoryError:
             self.capacity = self.capacity.less_than(rows, height, width)
             logger.warning("%d rows of %d x %d do not fit", rows, height, width)
@@ -86,7 +86,7 @@ class Network:
         timesteps: Sequence[float],
         embeds: torch.Tensor,
         lora_scale: float | None = None,
-        listened: int = 0,
+        sag_rows: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         rows, told = len(timesteps), self.put(timesteps)
         if self._compiled:
@@ -96,10 +96,10 @@ class Network:
                 for each in (noisy, told, embeds)
             )
         # A compiled call always listens to all rows, or each number of them would be compiled.
-        heard = len(told) if self._compiled else listened
+        heard = len(told) if self._compiled else sag_rows
         with (
             lora_scaled(self._unet, lora_scale),
-            attention.listening(self._unet, self._tap, heard) as tap,
+            attention.capture_attention(self._unet, self._tap, heard) as tap,
         ):
             output: torch.Tensor = self._unet(
                 noisy.to(self._unet.dtype, memory_format=self._format),
@@ -107,5 +107,5 @@ class Network:
                 encoder_hidden_states=embeds,
                 return_dict=False,
             )[0]
-            sums = None if tap.sums is None or not listened else tap.sums[:listened]
+            sums = None if tap.sums is None or not sag_rows else tap.sums[:sag_rows]
         return output[:rows], sums

@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from worker.engine.job import Job, JobResult, Picture
-    from worker.execution.resolved_request import Order
+    from worker.execution.resolved_request import ResolvedRequest
     from worker.record.task_record import Claim
     from worker.storage import Storage
 
 
-class Shelf:
+class Artifacts:
     """Fetches what a job needs and stores what it gives."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
-    def fetch(self, order: Order) -> Job:
+    def fetch(self, order: ResolvedRequest) -> Job:
         """The engine's job, with the objects that the request refers to."""
         references = {
             name: getattr(order.complete, name)
@@ -39,14 +39,15 @@ class Shelf:
     def store(
         self,
         claim: Claim,
-        order: Order,
+        order: ResolvedRequest,
         made: JobResult,
         begun_s: float,
         is_ours: Callable[[], bool],
     ) -> GenerationResult:
         """Encode and upload every picture, one at a time, the manifest last.
 
-        `begun_s` is the monotonic stamp of the claim; raises `Superseded` when `is_ours` says so.
+        `begun_s` is the time of the claim on the monotonic clock. Raises `SupersededError` when
+        `is_ours` returns False.
         """
         storing_s = time.monotonic()
         images = [
@@ -83,7 +84,7 @@ class Shelf:
 
     def _store_one(
         self,
-        order: Order,
+        order: ResolvedRequest,
         made: JobResult,
         number: int,
         picture: Picture,
@@ -114,7 +115,7 @@ class Shelf:
         )
 
 
-def _used(order: Order, made: JobResult) -> dict[str, Any]:
+def _used(order: ResolvedRequest, made: JobResult) -> dict[str, Any]:
     """The parameters with what only the model knew: its own size and scheduler."""
     first = made.pictures[0]
     own = {"height": first.height, "width": first.width, "scheduler": made.scheduler}

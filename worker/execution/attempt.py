@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from worker.engine.job import JobStopped, Stop
-from worker.errors import TaskFault
+from worker.errors import TaskFailedError
 from worker.execution import endings
-from worker.execution.company import Company
+from worker.execution.company import ExclusiveAttempt
 from worker.execution.outcome import Failed, Outcome, Succeeded
-from worker.storage import Superseded
+from worker.job_control import JobStopped, Stop
+from worker.storage import SupersededError
 
 if TYPE_CHECKING:
     from worker.config.settings import Settings
     from worker.engine.engine import Engine
-    from worker.engine.job import Control, JobResult, Step
-    from worker.execution.artifacts import Shelf
-    from worker.execution.resolved_request import Order
-    from worker.record.event_publisher import Publisher
-    from worker.record.task_record import Claim, Claims
+    from worker.engine.job import JobResult
+    from worker.execution.artifacts import Artifacts
+    from worker.execution.resolved_request import ResolvedRequest
+    from worker.job_control import Control, Step
+    from worker.record.event_publisher import EventPublisher
+    from worker.record.task_record import Claim, TaskRecord
 
 logger = logging.getLogger(__name__)
 
@@ -38,17 +39,17 @@ class Attempts:
     def __init__(
         self,
         settings: Settings,
-        claims: Claims,
-        publisher: Publisher,
+        claims: TaskRecord,
+        publisher: EventPublisher,
         engine: Engine,
-        shelf: Shelf,
+        shelf: Artifacts,
     ) -> None:
         """All parts connect or start on first use."""
         self._settings, self._claims, self._publisher = settings, claims, publisher
         self._engine, self._shelf = engine, shelf
-        self._company = Company()
+        self._company = ExclusiveAttempt()
 
-    def work(self, claim: Claim, order: Order, control: Control) -> Outcome:
+    def work(self, claim: Claim, order: ResolvedRequest, control: Control) -> Outcome:
         """Denoise and store; what nobody foresaw becomes `internal`.
 
         Raises only what redis-py raises, when Redis stays away: no fault of the task, nor of ours.
@@ -69,9 +70,9 @@ class Attempts:
             )
         except JobStopped as stopped:
             return endings.stopped(stopped)
-        except Superseded:
+        except SupersededError:
             return endings.stopped(JobStopped(Stop.SUPERSEDED, 0))
-        except TaskFault as fault:
+        except TaskFailedError as fault:
             return Failed(fault.error)
         except RedisError:
             raise
@@ -84,7 +85,7 @@ class Attempts:
     def _is_ours(self, claim: Claim) -> bool:
         return self._claims.is_ours(claim)
 
-    def _denoise(self, claim: Claim, order: Order, control: Control) -> JobResult:
+    def _denoise(self, claim: Claim, order: ResolvedRequest, control: Control) -> JobResult:
         """Wait for the engine, and tell the caller while it builds its pipeline."""
         control.obey(0)
         job = dataclasses.replace(
@@ -105,12 +106,12 @@ class Attempts:
                         control.obey(0)  # it had not begun
                     self._tell_loading(claim, order)
 
-    def _tell_loading(self, claim: Claim, order: Order) -> None:
+    def _tell_loading(self, claim: Claim, order: ResolvedRequest) -> None:
         if (seconds := self._engine.loading_s) is not None:
             fields = {"seconds_so_far": round(seconds, 3), "metadata": order.request.metadata}
             self._publisher.post(claim, "loading", fields)
 
-    def _tell_step(self, claim: Claim, order: Order, step: Step) -> None:
+    def _tell_step(self, claim: Claim, order: ResolvedRequest, step: Step) -> None:
         last = step.step == step.total_steps
         if not last and step.preview is None and step.step % order.request.callback_steps:
             return

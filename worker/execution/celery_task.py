@@ -10,7 +10,7 @@ from celery import Task, states
 from celery.exceptions import Ignore, Reject, TaskRevokedError
 from redis.exceptions import RedisError, ResponseError
 
-from api_contracts.errors import Fault, GenerationExpired, GenerationFailed
+from api_contracts.errors import FieldError, GenerationExpired, GenerationFailed
 from api_contracts.names import TASK_NAME
 from api_contracts.redis_io.connection import unavailable
 from worker import metrics
@@ -26,7 +26,7 @@ from worker.execution.outcome import (
     Requeued,
     Succeeded,
 )
-from worker.redis_retry import persist
+from worker.redis_retry import retry_redis
 
 if TYPE_CHECKING:
     from worker.execution.executor import Executor
@@ -136,7 +136,7 @@ class Generate(Task):
         request = self.request
         patience_s = TELL_S if time.monotonic() - self._failed_s > REST_S else 0.0
         try:
-            persist(
+            retry_redis(
                 lambda: self.backend.store_result(request.id, kept, state, request=request),
                 patience_s,
             )
@@ -166,9 +166,9 @@ def _error(outcome: Failed | Expired) -> GenerationFailed:
     return GenerationExpired.at(outcome.step)
 
 
-def _fault(kwargs: dict[str, Any]) -> Fault | None:
+def _fault(kwargs: dict[str, Any]) -> FieldError | None:
     """What is wrong with the message, as intake found it."""
     if UNREADABLE not in kwargs:
         return None
     what = str(kwargs[UNREADABLE])[:500]
-    return Fault(where="message", what=what, limit="Celery protocol 2, JSON")
+    return FieldError(where="message", what=what, limit="Celery protocol 2, JSON")

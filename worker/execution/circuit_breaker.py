@@ -22,7 +22,7 @@ LIMIT = 3
 OURS = frozenset({ErrorCode.INTERNAL, ErrorCode.MODEL_LOAD_FAILED})
 
 
-class Breaker:
+class CircuitBreaker:
     """Counts the tasks that failed in a row. Thread-safe."""
 
     def __init__(self, on_trip: Callable[[str], None]) -> None:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from worker.engine.job import Control
+    from worker.job_control import Control
 
 #: How soon one that waits for its turn sees that it is to stop, in seconds.
 LOOK_S = 0.25
 
 
-class Company:
+class ExclusiveAttempt:
     """The tasks of this process that are being denoised."""
 
     def __init__(self) -> None:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from api_contracts.errors import InvalidRequest
 from api_contracts.parse import parse_request
 from api_contracts.pushes import PushKind
-from worker.errors import BadRequest, TaskFault
-from worker.execution.resolved_request import Order
+from worker.errors import BadRequestError, TaskFailedError
+from worker.execution.resolved_request import ResolvedRequest
 
 if TYPE_CHECKING:
-    from api_contracts.errors import Fault, TaskError
+    from api_contracts.errors import FieldError, TaskError
     from worker.config.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -34,21 +34,21 @@ class Delivery:
     #: Unix time after which it is not to be begun: Celery's `expires`.
     expires_at_s: float | None = None
     #: What is wrong with the message around the request.
-    fault: Fault | None = None
+    fault: FieldError | None = None
 
-    def checked(self, settings: Settings) -> Order | TaskError:
+    def checked(self, settings: Settings) -> ResolvedRequest | TaskError:
         """The order in it, or why there is none."""
         if self.fault is not None:
-            return BadRequest(self.fault).error
+            return BadRequestError(self.fault).error
         try:
-            return Order.of(parse_request(self.request), self.task_id, settings)
+            return ResolvedRequest.of(parse_request(self.request), self.task_id, settings)
         except InvalidRequest as error:
-            return BadRequest(*error.faults).error
-        except TaskFault as fault:
+            return BadRequestError(*error.faults).error
+        except TaskFailedError as fault:
             return fault.error
         except Exception as error:  # before the claim: raised, it would come back for ever
             logger.exception("task %s: its request can't be checked, which is ours", self.task_id)
-            return TaskFault(f"the request can't be checked: {type(error).__name__}").error
+            return TaskFailedError(f"the request can't be checked: {type(error).__name__}").error
 
     @property
     def kept(self) -> str:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from api_contracts.errors import ErrorCode, TaskError
 from api_contracts.events import TaskStatus
 from api_contracts.result import GenerationResult
-from worker.engine.job import JobStopped, Stop
 from worker.execution.outcome import (
     Cancelled,
     Dropped,
@@ -18,6 +17,7 @@ from worker.execution.outcome import (
     Requeued,
     Succeeded,
 )
+from worker.job_control import JobStopped, Stop
 
 #: Ends that say more of the workers than of the request.
 _DEADLY = frozenset(

@@ -8,9 +8,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from worker import metrics
-from worker.engine.job import Control, Stop
 from worker.execution import endings
-from worker.execution.circuit_breaker import OURS, Breaker
+from worker.execution.circuit_breaker import OURS, CircuitBreaker
 from worker.execution.outcome import (
     Cancelled,
     Dropped,
@@ -20,7 +19,8 @@ from worker.execution.outcome import (
     Requeued,
     Succeeded,
 )
-from worker.execution.resolved_request import Order
+from worker.execution.resolved_request import ResolvedRequest
+from worker.job_control import Control, Stop
 from worker.record.task_record import Claim, Ended, Held
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from worker.config.settings import Settings
     from worker.execution.attempt import Attempts
     from worker.execution.delivery import Delivery
-    from worker.record.task_record import Claims
+    from worker.record.task_record import TaskRecord
     from worker.recovery.lease import Lease
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Executor:
     def __init__(  # its parts
         self,
         settings: Settings,
-        claims: Claims,
+        claims: TaskRecord,
         lease: Lease,
         attempts: Attempts,
         device: str,
@@ -59,7 +59,7 @@ class Executor:
         self._draining = False
         self._stalled = False
         self._on_broken = on_broken
-        self._breaker = Breaker(self._break)
+        self._breaker = CircuitBreaker(self._break)
 
     @property
     def refusal(self) -> str | None:
@@ -129,7 +129,7 @@ class Executor:
 
     def _deliver(self, delivery: Delivery, control: Control) -> Outcome:
         checked = delivery.checked(self._settings)
-        order = checked if isinstance(checked, Order) else None
+        order = checked if isinstance(checked, ResolvedRequest) else None
         claim = self._claim(delivery, order)
         match claim:
             case Held(owner=owner):
@@ -149,7 +149,9 @@ class Executor:
             finally:
                 self._lease.let_go(claim)
 
-    def _outcome(self, claim: Claim, checked: Order | TaskError, control: Control) -> Outcome:
+    def _outcome(
+        self, claim: Claim, checked: ResolvedRequest | TaskError, control: Control
+    ) -> Outcome:
         match claim.answer:
             case "cancelled":
                 return Cancelled(0)
@@ -159,7 +161,7 @@ class Executor:
                 return Expired(0, by_message=True)
             case "exhausted":
                 return Failed(endings.exhausted(claim))
-        if not isinstance(checked, Order):
+        if not isinstance(checked, ResolvedRequest):
             return Failed(checked)
         outcome = self._attempts.work(claim, checked, control)
         fault = None
@@ -174,7 +176,7 @@ class Executor:
         logger.info("task %s: not run, %s", delivery.task_id, reason)
         return Dropped(reason)
 
-    def _claim(self, delivery: Delivery, order: Order | None) -> Claim | Held | Ended:
+    def _claim(self, delivery: Delivery, order: ResolvedRequest | None) -> Claim | Held | Ended:
         started = None
         if order is not None:
             started = {

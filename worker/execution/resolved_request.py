@@ -6,12 +6,12 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from api_contracts.errors import Fault
+from api_contracts.errors import FieldError
 from api_contracts.parse import parse_request
 from api_contracts.pushes import PushKind
 from worker.config import push_targets
 from worker.engine.job import Job
-from worker.errors import BadRequest, UnknownModel
+from worker.errors import BadRequestError, UnknownModelError
 
 if TYPE_CHECKING:
     from api_contracts.request import GenerationRequest
@@ -24,7 +24,7 @@ WHOM_TO_TELL = {kind.value for kind in PushKind}
 
 
 @dataclass(frozen=True)
-class Order:
+class ResolvedRequest:
     """What one task is to make."""
 
     task_id: str
@@ -36,16 +36,16 @@ class Order:
     max_images: int
 
     @classmethod
-    def of(cls, request: GenerationRequest, task_id: str, settings: Settings) -> Order:
+    def of(cls, request: GenerationRequest, task_id: str, settings: Settings) -> ResolvedRequest:
         """Fill in the defaults of the request's model and check the worker's limits.
 
-        Raises `UnknownModel`, `InvalidRequest`, and `BadRequest` for what is not served.
+        Raises `UnknownModelError`, `InvalidRequest`, and `BadRequestError` for what is not served.
         """
         spec = settings.models.get(request.model)
         if spec is None:
             known = ", ".join(sorted(settings.models))
             message = f"no model {request.model!r} on this worker; it serves {known}"
-            raise UnknownModel(message, where="model", limit=known)
+            raise UnknownModelError(message, where="model", limit=known)
         defaults = {
             name: value
             for name, value in spec.defaults.model_dump().items()
@@ -55,7 +55,7 @@ class Order:
         wire |= {name: value for name, value in request.to_wire().items() if value is not None}
         _refuse_unserved(request, spec)
         if refused := [*push_targets.faults(request, settings.reply_to, settings.webhook_hosts)]:
-            raise BadRequest(*refused)
+            raise BadRequestError(*refused)
         complete = parse_request(wire, settings.limits)
         return cls(task_id, request, complete, settings.max_images)
 
@@ -112,9 +112,9 @@ def _refuse_unserved(request: GenerationRequest, spec: ModelSpec) -> None:
     faults = []
     if request.cross_attention_kwargs is not None and not spec.lora:
         what = "has no effect: no LoRA is loaded with this model; leave it out"
-        faults.append(Fault(where="cross_attention_kwargs", what=what, limit="null"))
+        faults.append(FieldError(where="cross_attention_kwargs", what=what, limit="null"))
     if request.preview_every and spec.safety_checker:
         what = "is not served by a model with a safety checker, which can't judge what is not done"
-        faults.append(Fault(where="preview_every", what=what, limit="0"))
+        faults.append(FieldError(where="preview_every", what=what, limit="0"))
     if faults:
-        raise BadRequest(*faults)
+        raise BadRequestError(*faults)

@@ -12,7 +12,7 @@ from kombu.pools import producers
 from redis.exceptions import RedisError
 
 from api_contracts.redis_io.connection import CONNECT_S, celery_tls
-from worker.errors import NotPushed
+from worker.errors import PushError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from worker.config.push_targets import ReplyTarget
 
 
-class Replies:
+class CeleryReplies:
     """Sends to allowed queues. Thread-safe; connects on first use."""
 
     def __init__(self, targets: Sequence[ReplyTarget], broker_url: str) -> None:
@@ -33,9 +33,9 @@ class Replies:
         self._apps = {url: _app(url) for url in self._urls.values()}
 
     def send(self, to: ReplyTo, message_id: str, event: bytes) -> None:
-        """Send the event; raises `NotPushed` unless the queue has it."""
+        """Send the event; raises `PushError` unless the queue has it."""
         if (url := self._urls.get(to)) is None:
-            raise NotPushed("it is not among SAG_REPLY_TO of this worker", final=True)
+            raise PushError("it is not among SAG_REPLY_TO of this worker", final=True)
         app = self._apps[url]
         try:
             # By its URL: of itself Celery would rather believe the variable CELERY_BROKER_URL.
@@ -52,7 +52,7 @@ class Replies:
                     kwargsrepr="<event>",
                 )
         except (KombuError, OperationalError, RedisError, OSError) as error:
-            raise NotPushed(f"not sent: {error!r}"[:300]) from error
+            raise PushError(f"not sent: {error!r}"[:300]) from error
 
     def close(self) -> None:
         """Give the connections back."""

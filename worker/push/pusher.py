@@ -17,14 +17,14 @@ from api_contracts.pushes import MAX_TRIES, Push, PushKind, PushState, message_i
 from api_contracts.redis_io.connection import is_away
 from api_contracts.request import ReplyTo
 from worker import metrics
-from worker.errors import NotPushed
+from worker.errors import PushError
 from worker.record.push_queue import HOLD_S
-from worker.redis_retry import persist
+from worker.redis_retry import retry_redis
 
 if TYPE_CHECKING:
-    from worker.push.celery_replies import Replies
+    from worker.push.celery_replies import CeleryReplies
     from worker.push.webhooks import Webhooks
-    from worker.record.push_queue import Due, Pushes
+    from worker.record.push_queue import Due, PushQueue
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Pusher:
     """A daemon thread that looks what is due, and one for each push that is being tried."""
 
     def __init__(
-        self, pushes: Pushes, replies: Replies, webhooks: Webhooks, retry_s: float
+        self, pushes: PushQueue, replies: CeleryReplies, webhooks: Webhooks, retry_s: float
     ) -> None:
         """A push is given up `retry_s` after its first try."""
         self._pushes, self._replies, self._webhooks = pushes, replies, webhooks
@@ -126,14 +126,14 @@ class Pusher:
     def _try(self, due: Due) -> None:
         try:
             push, again_s = self._after(due, self._tried(due))
-            persist(lambda: self._pushes.settle(due, push, again_s), HOLD_S / 4)
+            retry_redis(lambda: self._pushes.settle(due, push, again_s), HOLD_S / 4)
             metrics.PUSHES.labels(due.kind.value, str(push.state)).inc()
         except RedisError as error:
             logger.warning("task %s: how its push went is not noted: %s", due.task_id, error)
         finally:
             self._done(due)
 
-    def _tried(self, due: Due) -> NotPushed | None:
+    def _tried(self, due: Due) -> PushError | None:
         """Try once; gives why it failed."""
         name = message_id(due.task_id, due.seq)
         try:
@@ -142,16 +142,16 @@ class Pusher:
                     self._replies.send(ReplyTo.model_validate(due.target), name, due.event)
                 case PushKind.WEBHOOK:
                     self._webhooks.post(str(due.target), name, due.event)
-        except NotPushed as why:
+        except PushError as why:
             return why
         except ValidationError:
-            return NotPushed("the request's own is refused", final=True)
+            return PushError("the request's own is refused", final=True)
         except Exception as error:
             logger.exception("task %s: its push failed for a reason that is ours", due.task_id)
-            return NotPushed(f"internal: {type(error).__name__}")
+            return PushError(f"internal: {type(error).__name__}")
         return None
 
-    def _after(self, due: Due, why: NotPushed | None) -> tuple[Push, float | None]:
+    def _after(self, due: Due, why: PushError | None) -> tuple[Push, float | None]:
         """How a push stands after a try, and after which pause it is tried again, if at all."""
         now, tries = datetime.now(UTC), min(due.push.tries + 1, MAX_TRIES)
         first_at, who = min(due.push.first_at or now, now), f"task {due.task_id}: {due.kind.value}"

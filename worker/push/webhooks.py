@@ -25,7 +25,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionErro
 
 from api_contracts.request import MAX_URL_CHARS, URL_PATTERN
 from worker.config.push_targets import is_allowed, key_of
-from worker.errors import NotPushed
+from worker.errors import PushError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,11 +63,11 @@ class Webhooks:
         self._tls = ssl.create_default_context()
 
     def post(self, url: str, message_id: str, body: bytes) -> None:
-        """Post the event; raises `NotPushed` unless the answer is 2xx."""
+        """Post the event; raises `PushError` unless the answer is 2xx."""
         if not re.match(URL_PATTERN, url) or len(url) > MAX_URL_CHARS:
-            raise NotPushed("the request's own is refused", final=True)
+            raise PushError("the request's own is refused", final=True)
         if not is_allowed(url, self._hosts):
-            raise NotPushed("its host is not among SAG_WEBHOOK_HOSTS of this worker", final=True)
+            raise PushError("its host is not among SAG_WEBHOOK_HOSTS of this worker", final=True)
         headers = signed(message_id, int(time.time()), body, self._keys)
         headers |= {
             "Host": urlsplit(url).netloc,
@@ -77,9 +77,9 @@ class Webhooks:
         try:
             status = self._answer(url, body, headers)
         except (HTTPError, HTTPException, OSError, ValueError) as error:  # of certificates, too
-            raise NotPushed(f"no answer: {error!r}"[:300]) from error
+            raise PushError(f"no answer: {error!r}"[:300]) from error
         if not 200 <= status < 300:  # noqa: PLR2004  # HTTP's successes
-            raise NotPushed(f"answered {status}", final=status == GONE)
+            raise PushError(f"answered {status}", final=status == GONE)
 
     def _answer(self, url: str, body: bytes, headers: dict[str, str]) -> int:
         """The status that the first address gives that can be connected to."""
@@ -115,7 +115,7 @@ class Webhooks:
             connection.close()
 
     def _addresses(self, url: str) -> list[str]:
-        """Where the host is; raises `NotPushed` when that is nowhere, or not in the open."""
+        """Where the host is; raises `PushError` when that is nowhere, or not in the open."""
         parts = urlsplit(url)
         port = parts.port or parts.scheme
         found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
@@ -123,7 +123,7 @@ class Webhooks:
         private = [each for each in addresses if not is_public(each)]
         if private and not self._private:
             # Which one is not for the caller to know: it says where the worker's network is.
-            raise NotPushed("its host has a private address (SAG_WEBHOOK_PRIVATE_ADDRESSES)")
+            raise PushError("its host has a private address (SAG_WEBHOOK_PRIVATE_ADDRESSES)")
         return addresses
 
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from api_contracts.redis_io.connection import is_away
-from worker.engine.job import Control, Stop
+from worker.job_control import Control, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from worker.record.celery_state import CeleryState
-    from worker.record.task_record import Claim, Claims
+    from worker.record.task_record import Claim, TaskRecord
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +41,10 @@ class _Watched:
     waiting: deque[_Posted] = field(default_factory=deque)
 
 
-class Publisher:
+class EventPublisher:
     """One daemon thread for all tasks of this worker."""
 
-    def __init__(self, claims: Claims, celery: CeleryState) -> None:
+    def __init__(self, claims: TaskRecord, celery: CeleryState) -> None:
         """`celery` is told the steps that were told."""
         self._claims = claims
         self._celery = celery

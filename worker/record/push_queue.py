@@ -55,7 +55,7 @@ class Due:
     event: bytes
 
 
-class Pushes:
+class PushQueue:
     """Thread-safe; every method raises what redis-py raises."""
 
     def __init__(self, redis: Redis, keys: Keys, record_ttl_s: int) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from api_contracts.client.records import metadata_of
 from api_contracts.pushes import PushKind
 from api_contracts.redis_io.scripts import event_tail, load
-from worker.record.push_queue import Pushes
-from worker.redis_retry import persist
+from worker.record.push_queue import PushQueue
+from worker.redis_retry import retry_redis
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ class Ended:
     outcome: dict[str, Any]
 
 
-class Claims:
+class TaskRecord:
     """Reads and writes records and events. Thread-safe; connects on first use."""
 
     def __init__(
@@ -67,7 +67,7 @@ class Claims:
         """`owner` names this process in records and events."""
         self.redis, self.owner, self.keys = redis, owner, keys
         self._ttl_s, self._lease_s = record_ttl_s, lease_s
-        self.pushes = Pushes(redis, keys, record_ttl_s)
+        self.pushes = PushQueue(redis, keys, record_ttl_s)
         self._claim, self._append, self._finish, self._requeue, self._checkpoint, self._close = (
             load(redis, "worker.record", name)
             for name in ("claim", "append", "finish", "requeue", "checkpoint", "close")
@@ -94,7 +94,7 @@ class Claims:
             task_id, self.owner, tail, request, limits[0], max_attempts, uuid.uuid4().hex,
             self._lease_s, limits[1], queue,
         ]  # fmt: skip
-        reply = persist(lambda: self._claim(keys=self._three(task_id), args=args))
+        reply = retry_redis(lambda: self._claim(keys=self._three(task_id), args=args))
         answer = reply[0].decode()
         if answer == "held":
             return Held(reply[3].decode())
@@ -124,17 +124,17 @@ class Claims:
 
     def kept(self, task_id: str) -> bytes | None:
         """The checkpoint that an earlier attempt left."""
-        state: Any = persist(lambda: self.redis.get(self.keys.checkpoint(task_id)))
+        state: Any = retry_redis(lambda: self.redis.get(self.keys.checkpoint(task_id)))
         return state if isinstance(state, bytes) else None
 
     def metadata(self, task_id: str) -> dict[str, str]:
         """The metadata of the record's request."""
-        request: Any = persist(lambda: self.redis.hget(self.keys.task(task_id), "request"))
+        request: Any = retry_redis(lambda: self.redis.hget(self.keys.task(task_id), "request"))
         return metadata_of(request)
 
     def is_ours(self, claim: Claim) -> bool:
         """Whether nobody has claimed the task since, nor ended it."""
-        reply: Any = persist(
+        reply: Any = retry_redis(
             lambda: self.redis.hmget(self.keys.task(claim.task_id), "fence", "status")
         )
         return list(reply) == [str(claim.fence).encode(), b"running"]
@@ -157,7 +157,7 @@ class Claims:
         args: list[str | int] = [
             claim.task_id, claim.fence, status.value, json.dumps(outcome), tail, dead,
         ]  # fmt: skip
-        return bool(persist(lambda: self._finish(keys=keys, args=args)))
+        return bool(retry_redis(lambda: self._finish(keys=keys, args=args)))
 
     def requeue(self, claim: Claim, fields: Mapping[str, Any], *, counts: bool) -> bool | None:
         """Give the task back; False when another owner has it, None when it is to be cancelled.
@@ -166,14 +166,14 @@ class Claims:
         """
         tail = self._tail(claim.task_id, "requeued", fields)
         args: Sequence[str | int] = [claim.task_id, claim.fence, tail, int(counts)]
-        answer = persist(lambda: self._requeue(keys=self._three(claim.task_id), args=args))
+        answer = retry_redis(lambda: self._requeue(keys=self._three(claim.task_id), args=args))
         return None if answer == CANCEL_WAITS else bool(answer)
 
     def close(self, task_id: str) -> None:
         """Celery's result says how an ended task ended: it may be pushed, and forgotten."""
-        persist(lambda: self.pushes.note(task_id))
+        retry_redis(lambda: self.pushes.note(task_id))
         keys = [*self._three(task_id), self.keys.checkpoint(task_id), self.keys.pushes]
-        persist(lambda: self._close(keys=keys, args=[task_id, self._ttl_s, *PushKind]))
+        retry_redis(lambda: self._close(keys=keys, args=[task_id, self._ttl_s, *PushKind]))
 
     def _three(self, task_id: str) -> list[str]:
         return [self.keys.task(task_id), self.keys.events(task_id), self.keys.open]

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from api_contracts.redis_io.connection import is_away
 from api_contracts.redis_io.scripts import load
-from worker.engine.job import Control, Stop
+from worker.job_control import Control, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.broker.held_messages import Messages
+    from worker.broker.held_messages import HeldMessages
     from worker.record.task_record import Claim
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Lease:
         self,
         redis: Redis,
         keys: Keys,
-        messages: Messages,
+        messages: HeldMessages,
         tags: Callable[[], Sequence[str]],
         lease_s: float,
     ) -> None:

@@ -21,7 +21,7 @@ from api_contracts.parse import parse_request
 from api_contracts.pushes import PushKind
 from api_contracts.redis_io.connection import is_away
 from api_contracts.redis_io.scripts import event_tail, load
-from worker.record.push_queue import WRONG_TYPE, Pushes
+from worker.record.push_queue import WRONG_TYPE, PushQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -60,7 +60,7 @@ class OpenTasks:
         """`redis` has the records."""
         self._redis, self._keys = redis, keys
         self._lease_s, self._ttl_s = lease_s, record_ttl_s
-        self._pushes = Pushes(redis, keys, record_ttl_s)
+        self._pushes = PushQueue(redis, keys, record_ttl_s)
         self._revive, self._expire, self._forget, self._close = (
             load(redis, "worker.record", name) for name in ("revive", "expire", "forget", "close")
         )
@@ -102,18 +102,18 @@ class OpenTasks:
             return request
         return None
 
-    def forget_wishes(self) -> None:
+    def forget_pending_cancels(self) -> None:
         """Let go of cancels that waited for a task for as long as records are kept."""
         last = self._redis.time()[0] - self._ttl_s
-        for name, _ in self._oldest(self._keys.wishes, last, 0):
-            keys = [self._keys.task(name.decode(errors="replace")), self._keys.wishes]
+        for name, _ in self._oldest(self._keys.pending_cancels, last, 0):
+            keys = [self._keys.task(name.decode(errors="replace")), self._keys.pending_cancels]
             try:
                 self._forget(keys=keys, args=[name])
             except ResponseError as error:
                 if is_away(error):
                     raise
                 logger.error("the wish for %r is nobody's: %s", name, error)  # noqa: TRY400  # no fault of ours
-                self._redis.zrem(self._keys.wishes, name)
+                self._redis.zrem(self._keys.pending_cancels, name)
 
     def _oldest(self, key: str, last: float, offset: int) -> list[tuple[bytes, float]]:
         """A slice of the members up to a score, with their scores; a key of another type goes."""

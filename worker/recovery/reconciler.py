@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.broker.held_messages import Messages
+    from worker.broker.held_messages import HeldMessages
     from worker.recovery.open_tasks import Suspect
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class Reconciler:
         self,
         redis: Redis,
         keys: Keys,
-        messages: Messages,
+        messages: HeldMessages,
         send: Callable[[str, Any, str], None],
         *,
         lease_s: float,
@@ -133,7 +133,7 @@ class Reconciler:
 
     def walk(self) -> None:
         """Look at every open task that nobody touched for the time of a lease."""
-        self._tasks.forget_wishes()
+        self._tasks.forget_pending_cancels()
         suspects = dict(self._tasks.suspects(self._stays_elected))
         if not suspects:
             return

@@ -9,7 +9,7 @@ from api_contracts.names import is_task_id
 from api_contracts.redis_io.connection import connect_impatiently
 from api_contracts.redis_io.scripts import load
 from worker import metrics
-from worker.broker.held_messages import Messages, task_id_of
+from worker.broker.held_messages import HeldMessages, task_id_of
 
 if TYPE_CHECKING:
     from worker.config.settings import Settings
@@ -27,9 +27,9 @@ def give_back(settings: Settings, owner: str, reason: str = "death") -> int:
     redis-py raises.
     """
     broker = connect_impatiently(settings.broker_url.get_secret_value(), ANSWER_S)
-    events = connect_impatiently(settings.events.get_secret_value(), ANSWER_S)
+    events = connect_impatiently(settings.events_redis_url.get_secret_value(), ANSWER_S)
     with broker, events:
-        messages, release = Messages(broker), load(events, "worker.record", "release")
+        messages, release = HeldMessages(broker), load(events, "worker.record", "release")
         number = 0
         for tag in messages.held_by(owner):
             held = messages.held(tag)

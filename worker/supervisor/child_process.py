@@ -34,7 +34,7 @@ _forks = multiprocessing.get_context("forkserver")
 _server: int | None = None
 
 
-class Child:
+class ChildProcess:
     """A worker process that was started."""
 
     def __init__(

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Process(Protocol):
-    """What is known of a process, as `worker.supervisor.child_process.Child` has it."""
+    """What is known of a process, as `worker.supervisor.child_process.ChildProcess` has it."""
 
     owner: str
     pid: int
@@ -38,7 +38,7 @@ class Process(Protocol):
 
 
 @dataclass
-class _Post:
+class WorkerSlot:
     """A place that is to have a living process. Times are on the caller's clock, in seconds."""
 
     environment: Mapping[str, str]
@@ -49,7 +49,7 @@ class _Post:
     due_s: float = -math.inf
 
 
-class Crew:
+class ProcessManager:
     """One process at each post, as long as nobody has asked them to leave."""
 
     def __init__(
@@ -64,7 +64,7 @@ class Crew:
         `start` may raise `OSError` or `EOFError`; it is called again. Whoever lives `grace_s` after
         the first `leave` is killed.
         """
-        self._posts = {name: _Post(environment) for name, environment in posts.items()}
+        self._posts = {name: WorkerSlot(environment) for name, environment in posts.items()}
         self._start, self._died, self._grace_s = start, died, grace_s
         self._kill_at_s: float | None = None
         #: 0, or why everybody had to leave.
@@ -103,7 +103,7 @@ class Crew:
     def _living(self) -> Iterator[Process]:
         return (post.process for post in self._posts.values() if post.process is not None)
 
-    def _fill(self, name: str, post: _Post, now_s: float) -> None:
+    def _fill(self, name: str, post: WorkerSlot, now_s: float) -> None:
         try:
             post.process = self._start(name, post.environment)
         except (OSError, EOFError) as error:
@@ -114,7 +114,7 @@ class Crew:
         post.started_s = now_s
         logger.info("worker %s is process %d (%s)", name, post.process.pid, post.process.owner)
 
-    def _look(self, name: str, post: _Post, process: Process, now_s: float) -> None:
+    def _look(self, name: str, post: WorkerSlot, process: Process, now_s: float) -> None:
         status = process.status()
         if status is None:
             return

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from worker import devices
 from worker.recovery import release
-from worker.supervisor.child_process import Child
+from worker.supervisor.child_process import ChildProcess
 from worker.supervisor.orphaned_work import Orphans
-from worker.supervisor.process_manager import Crew
+from worker.supervisor.process_manager import ProcessManager
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -74,9 +74,9 @@ def run(
     with ThreadPoolExecutor(1, "give-back") as beside:
         orphans = Orphans(partial(release.give_back, settings), beside.submit)
         grace_s = settings.drain_timeout_s + GRACE_S
-        crew = Crew(
+        crew = ProcessManager(
             children,
-            lambda name, extra: Child(name, extra, work, settings.log_format),
+            lambda name, extra: ChildProcess(name, extra, work, settings.log_format),
             orphans.add,
             grace_s,
         )

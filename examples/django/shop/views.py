@@ -6,7 +6,7 @@ from typing import Any
 from celery.result import AsyncResult
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, JsonResponse
 
-from api_contracts import Fault, GenerationCancelled, GenerationFailed, InvalidRequest
+from api_contracts import FieldError, GenerationCancelled, GenerationFailed, InvalidRequest
 
 from .sag import client
 from .tasks import illustrate
@@ -55,5 +55,5 @@ def order_in(request: HttpRequest) -> Any:  # noqa: ANN401  # any JSON; the clie
     try:
         return json.loads(request.body)
     except ValueError as error:
-        fault = Fault(where="request", what=f"is no JSON: {error}", limit="JSON")
+        fault = FieldError(where="request", what=f"is no JSON: {error}", limit="JSON")
         raise InvalidRequest([fault]) from error
