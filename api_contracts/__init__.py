@@ -1,10 +1,10 @@
 """What other backends need to submit tasks to the worker and to follow them.
 
-Never imports torch, nor anything of `worker`.
+Start at `client.client` for the calls, at `request` and `events` for the contract. Never imports
+`worker` or torch.
 """
 
-from api_contracts.client.aio_client import AsyncGenerationClient
-from api_contracts.client.aio_handle import AsyncTaskHandle
+from api_contracts.client.aio_client import AsyncGenerationClient, AsyncTaskHandle
 from api_contracts.client.client import GenerationClient
 from api_contracts.client.handle import TaskHandle
 from api_contracts.errors import (
@@ -25,7 +25,7 @@ from api_contracts.pushes import Push, PushKind, PushState
 from api_contracts.request import GenerationRequest, Limits, Reference, ReplyTo
 from api_contracts.result import GenerationResult, ImageResult, Timings
 
-#: The name of `FieldError` in 0.1.
+#: `FieldError` under its name in version 0.1.
 Fault = FieldError
 
 __all__ = [

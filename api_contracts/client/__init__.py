@@ -1,4 +1,4 @@
-"""Clients that submit and follow tasks. Start at `client`; `aio_client` is its asynchronous twin.
+"""Clients that submit and follow tasks. Start at `client`; `aio_client` is the asyncio version.
 
 Owns what a caller needs beside the contract. Never imports `worker` or torch.
 """

@@ -1,26 +1,30 @@
-"""The asynchronous client: `GenerationClient`'s surface for asyncio."""
+"""The asyncio version of `client` and `handle`: the same methods, arguments and errors."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
+
+from redis.exceptions import RedisError
 
 from api_contracts import names
-from api_contracts.client.aio_handle import AsyncTaskHandle
-from api_contracts.client.aio_records import AsyncRecords
-from api_contracts.client.aio_server import AsyncServer
-from api_contracts.client.client import Request, check_all, check_ids
-from api_contracts.client.queues import depths, lists_of, positions
+from api_contracts.client import queues
+from api_contracts.client.aio_records import AsyncRecords, AsyncServer
+from api_contracts.client.client import Request, check_ids, check_submissions
+from api_contracts.client.follow import Following, outcome, unknown_end
+from api_contracts.client.records import service_errors
 from api_contracts.client.sender import Sender
-from api_contracts.errors import ServiceUnavailable
+from api_contracts.errors import TaskNotFound
 from api_contracts.redis_io.connection import COUNT_S
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import AsyncGenerator, Iterable, Sequence
 
-    from api_contracts.events import TaskStatus
+    from api_contracts.events import Event, TaskStatus
+    from api_contracts.pushes import Push, PushKind
     from api_contracts.request import GenerationRequest
+    from api_contracts.result import GenerationResult
 
 
 class AsyncGenerationClient:
@@ -33,7 +37,7 @@ class AsyncGenerationClient:
         *,
         events_url: str | None = None,
     ) -> None:
-        """Connect to nothing yet; `events_url` is the broker's unless the workers differ."""
+        """Makes no connection yet; `events_url` is the broker's unless the workers differ."""
         self._records = AsyncRecords(events_url or broker_url, namespace)
         self.keys, self.redis = self._records.keys, self._records.redis
         self._broker = AsyncServer(broker_url, COUNT_S)
@@ -41,58 +45,47 @@ class AsyncGenerationClient:
 
     async def submit(self, request: Request, task_id: str | None = None) -> AsyncTaskHandle:
         """As `GenerationClient.submit`."""
-        (checked,) = check_all([request])
-        (checked_id,) = check_ids([task_id])
-        return (await self._submit([checked], [checked_id]))[0]
+        return (await self.submit_many([request], None if task_id is None else [task_id]))[0]
 
     async def submit_many(
         self, requests: Sequence[Request], task_ids: Sequence[str] | None = None
     ) -> list[AsyncTaskHandle]:
         """As `GenerationClient.submit_many`."""
-        checked = check_all(requests, numbered=len(requests) > 1)
-        ids = check_ids([None] * len(checked) if task_ids is None else task_ids, len(checked))
-        return await self._submit(checked, ids)
-
-    async def _submit(
-        self, requests: Sequence[GenerationRequest], task_ids: Sequence[str]
-    ) -> list[AsyncTaskHandle]:
-        places = positions(requests, await self._lengths_if_known(requests))
-        waiting = await self._records.submit(list(zip(task_ids, requests, places, strict=True)))
+        checked, ids = check_submissions(requests, task_ids)
+        positions = queues.positions(checked, await self._lengths_if_known(checked))
+        waiting = await self._records.submit(list(zip(ids, checked, positions, strict=True)))
         if waiting:
             await asyncio.to_thread(self._sender.send, waiting)
-        return [AsyncTaskHandle(self._records, task_id) for task_id in task_ids]
+        return [AsyncTaskHandle(self._records, each) for each in ids]
 
     def handle(self, task_id: str) -> AsyncTaskHandle:
-        """The handle of a task that was submitted before, here or elsewhere."""
-        (checked_id,) = check_ids([task_id])
-        return AsyncTaskHandle(self._records, checked_id)
+        """As `GenerationClient.handle`."""
+        return AsyncTaskHandle(self._records, *check_ids([task_id]))
 
     async def status_many(self, task_ids: Iterable[str]) -> dict[str, TaskStatus | None]:
         """As `GenerationClient.status_many`."""
-        wanted = check_ids(list(task_ids))
-        return dict(zip(wanted, await self._records.statuses(wanted), strict=True))
+        ids = check_ids(list(task_ids))
+        return dict(zip(ids, await self._records.statuses(ids), strict=True))
 
     async def queue_depths(self, models: Iterable[str] = (names.DEFAULT_MODEL,)) -> dict[str, int]:
         """As `GenerationClient.queue_depths`."""
         wanted = list(models)
-        return depths(wanted, await self._lengths(lists_of(wanted)))
+        pipeline = queues.length_pipeline(self._broker.redis, wanted)
+        with service_errors():
+            return queues.depths(wanted, await self._broker.call(pipeline.execute))
 
-    async def _lengths(self, lists: Sequence[str], *, or_errors: bool = False) -> dict[str, Any]:
-        pipeline = self._broker.redis.pipeline(transaction=False)
-        for key in lists:
-            pipeline.llen(key)
-        found = await self._broker.reach(lambda: pipeline.execute(not or_errors))
-        return dict(zip(lists, found, strict=True))
-
-    async def _lengths_if_known(self, requests: Sequence[GenerationRequest]) -> dict[str, Any]:
-        lists = lists_of(request.model for request in requests)
+    async def _lengths_if_known(self, requests: Sequence[GenerationRequest]) -> list[object]:
+        pipeline = queues.length_pipeline(self._broker.redis, (each.model for each in requests))
         try:
-            return await self._lengths(lists, or_errors=True)
-        except ServiceUnavailable:  # which sending will say, once there is a record
-            return {}
+            lengths: list[object] = await self._broker.call(
+                lambda: pipeline.execute(raise_on_error=False)
+            )
+        except RedisError:  # sending meets it, too, and reports it once there is a record
+            return []
+        return lengths
 
     async def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         async with AsyncExitStack() as stack:
             stack.push_async_callback(asyncio.to_thread, self._sender.close)
             stack.push_async_callback(self._broker.redis.aclose)
@@ -103,3 +96,38 @@ class AsyncGenerationClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+class AsyncTaskHandle:
+    """A task by its id, submitted here or elsewhere."""
+
+    def __init__(self, records: AsyncRecords, task_id: str) -> None:
+        self.task_id = task_id
+        self._records = records
+
+    def events(self, after: int = 0, timeout: float | None = None) -> AsyncGenerator[Event]:
+        """As `TaskHandle.events`, for `async for`."""
+        return self._records.follow(Following(self.task_id, after, timeout))
+
+    async def result(self, timeout: float | None = None) -> GenerationResult:  # noqa: ASYNC109  # the signature of `TaskHandle`; the task itself goes on after a timeout
+        """As `TaskHandle.result`."""
+        following = Following(self.task_id, timeout=timeout, whole=True)
+        async for event in self._records.follow(following):
+            if event.is_terminal:
+                return outcome(event)
+        raise unknown_end(self.task_id)
+
+    async def status(self) -> TaskStatus:
+        """As `TaskHandle.status`."""
+        (status,) = await self._records.statuses([self.task_id])
+        if status is None:
+            raise TaskNotFound(self.task_id)
+        return status
+
+    async def cancel(self) -> TaskStatus | None:
+        """As `TaskHandle.cancel`."""
+        return await self._records.cancel(self.task_id)
+
+    async def pushes(self) -> dict[PushKind, Push]:
+        """As `TaskHandle.pushes`."""
+        return await self._records.pushes(self.task_id)

@@ -1,80 +1,109 @@
-"""The caller's half of a task's record for asyncio: what `Records` is to the other client.
+"""The asyncio version of `records`.
 
-One task of the event loop waits for news of everything that is followed, over one connection:
-following a thousand tasks takes no more of them than following one.
+One task of the event loop waits for new events of everything that is followed, over one
+connection: following a thousand tasks takes no more connections than following one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from redis.exceptions import NoPermissionError, NoScriptError
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from api_contracts.client import records
-from api_contracts.client.aio_server import AsyncServer
+from api_contracts.client.records import service_errors
 from api_contracts.client.stream_watcher import StreamWatcher
 from api_contracts.names import Keys
 from api_contracts.pushes import FIELDS, Push, PushKind, pushes_of
-from api_contracts.redis_io.connection import REDIS_AWAY, unavailable
-from api_contracts.redis_io.scripts import sha, text
+from api_contracts.redis_io.connection import OPTIONS, checked_url
+from api_contracts.redis_io.scripts import text
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from api_contracts.client.follow import Following
     from api_contracts.events import Event, TaskStatus
     from api_contracts.request import GenerationRequest
 
-#: Least time for Redis to answer a follower, in seconds, however little it wants to wait.
-_PATIENCE_S = 1.0
+#: Most calls at once, each over a connection of its own.
+MAX_CONNECTIONS = 16
+#: Least time for Redis to answer a read of events, in seconds, however soon the wait ends.
+_MIN_READ_S = 1.0
+
+T = TypeVar("T")
+
+
+class AsyncServer:
+    """A Redis with a limit on concurrent calls. Connects on first use."""
+
+    def __init__(self, url: str, answer_s: float | None = None) -> None:
+        """`answer_s` is the longest wait for an answer, where that is less than usual.
+
+        Raises ValueError for an invalid URL.
+        """
+        limits = {"socket_timeout": answer_s, "socket_connect_timeout": answer_s}
+        self.redis = Redis.from_url(checked_url(url), **{**OPTIONS, **(limits if answer_s else {})})
+        # Not redis-py's blocking pool: a cancelled caller may take a connection with it.
+        self._limit = asyncio.Semaphore(MAX_CONNECTIONS)
+
+    async def call(self, command: Callable[[], Awaitable[T]]) -> T:
+        """Await `command()`; raises a cancellation that asyncio or redis-py swallowed."""
+        before = _cancel_requests()
+        try:
+            async with self._limit:
+                return await command()
+        finally:
+            if _cancel_requests() > before:
+                raise asyncio.CancelledError
 
 
 class AsyncRecords:
-    """Reads and writes records; every method but `follow` raises as those of `Records`."""
+    """Reads and writes records; methods raise as those of `Records`."""
 
     def __init__(self, url: str, namespace: str) -> None:
-        """Raises ValueError for what is no URL."""
+        """Raises ValueError for an invalid URL."""
         self.keys, self._server = Keys(namespace), AsyncServer(url)
-        self.redis, self._ear = self._server.redis, StreamWatcher(self._server.redis)
+        self.redis, self._watcher = self._server.redis, StreamWatcher(self._server.redis)
         self._cancel = self.redis.register_script(text("api_contracts.redis_io", "cancel"))
 
     async def submit(
-        self, tasks: Sequence[tuple[str, GenerationRequest, int | None]]
+        self, tasks: Sequence[records.Submission]
     ) -> list[tuple[str, GenerationRequest]]:
         """As `Records.submit`."""
-        calls = [records.submission(self.keys, *task) for task in tasks]
-        replies = await self._server.reach(lambda: self._write(calls))
-        return records.waiting([task_id for task_id, *_ in tasks], replies)
+        with service_errors():
+            return records.to_send(tasks, await self._server.call(lambda: self._write(tasks)))
 
-    async def _write(self, calls: Sequence[records.Call]) -> Any:  # noqa: ANN401  # redis-py's own replies
-        pipeline = self.redis.pipeline(transaction=False)
-        for keys, args in calls:
-            pipeline.evalsha(sha(records.SUBMIT), len(keys), *keys, *args)
+    async def _write(self, tasks: Sequence[records.Submission]) -> Any:  # noqa: ANN401  # redis-py's replies
         try:
-            return await pipeline.execute()
+            return await records.submit_pipeline(self.redis, self.keys, tasks).execute()
         except NoScriptError:
             await self.redis.script_load(records.SUBMIT)
-            return await self._write(calls)
+            return await self._write(tasks)
 
     async def cancel(self, task_id: str) -> TaskStatus | None:
         """As `Records.cancel`."""
-        key = self.keys.task(task_id)
-        request: Any = await self._server.reach(lambda: self.redis.hget(key, "request"))
-        call = records.cancellation(self.keys, task_id, request)
-        return records.former_status(await self._server.reach(lambda: self._cancel(*call)))
+        with service_errors():
+            return records.status_of(await self._server.call(lambda: self._cancelled(task_id)))
+
+    async def _cancelled(self, task_id: str) -> bytes:
+        request: Any = await self.redis.hget(self.keys.task(task_id), "request")
+        reply: bytes = await self._cancel(*records.cancel_call(self.keys, task_id, request))
+        return reply
 
     async def statuses(self, task_ids: Sequence[str]) -> list[TaskStatus | None]:
         """As `Records.statuses`."""
-        pipeline = self.redis.pipeline(transaction=False)
-        for task_id in task_ids:
-            pipeline.hget(self.keys.task(task_id), "status")
-        return [records.status_of(each) for each in await self._server.reach(pipeline.execute)]
+        pipeline = records.status_pipeline(self.redis, self.keys, task_ids)
+        with service_errors():
+            return list(map(records.status_of, await self._server.call(pipeline.execute)))
 
     async def pushes(self, task_id: str) -> dict[PushKind, Push]:
         """As `Records.pushes`."""
         task = self.keys.task(task_id)
-        reply: Any = await self._server.reach(lambda: self.redis.hmget(task, *FIELDS))
+        with service_errors():
+            reply: Any = await self._server.call(lambda: self.redis.hmget(task, FIELDS))
         return pushes_of(reply)
 
     async def follow(self, following: Following) -> AsyncGenerator[Event]:
@@ -83,43 +112,46 @@ class AsyncRecords:
         while True:
             try:
                 entries = await self._read_in_time(following)
-            except (*REDIS_AWAY, TimeoutError):
-                await asyncio.sleep(following.pause_s())
-                following.give_up()
+            except RedisError as error:
+                await asyncio.sleep(following.pause_s(error))
+                following.check_timeout()
                 continue
-            except NoPermissionError as error:
-                raise unavailable(error) or error from error
-            for event in following.found(entries):
+            for event in following.accept(entries):
                 yield event
             if following.is_over:
                 return
-            following.give_up()
-            await self._ear.wait(stream, following.last, following.block_s)
+            following.check_timeout()
+            await self._watcher.wait(stream, following.last, following.block_s)
 
-    async def _read_in_time(self, following: Following) -> list[records.Numbered]:
-        """As `_read`, for no longer than it is worth; what redis-py does not let go is left."""
-        reading = asyncio.ensure_future(self._server.ask(lambda: self._read(following)))
+    async def _read_in_time(self, following: Following) -> list[records.NumberedEvent]:
+        """`_read` with a time limit; where redis-py does not end when cancelled, it is left."""
+        reading = asyncio.ensure_future(self._server.call(lambda: self._read(following)))
         reading.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
-            longest_s = max(following.block_s, _PATIENCE_S)
-            done, _ = await asyncio.wait([reading], timeout=longest_s)
+            done, _ = await asyncio.wait([reading], timeout=max(following.block_s, _MIN_READ_S))
         finally:
             reading.cancel()
         if not done:
-            raise TimeoutError
+            raise RedisTimeoutError
         return reading.result()
 
-    async def _read(self, following: Following) -> list[records.Numbered]:
+    async def _read(self, following: Following) -> list[records.NumberedEvent]:
         stream, task = self.keys.events(following.task_id), self.keys.task(following.task_id)
-        reply: Any = await self.redis.xread({stream: f"{following.last}-0"}, count=records.MOST)
+        reply = await self.redis.xread({stream: f"{following.last}-0"}, records.READ_LIMIT)
         if not (entries := records.numbered(reply)):
-            told: Any = await self.redis.hmget(task, "status", "seq")
-            following.record_says(told=records.was_the_end(told, following.last))
+            state: Any = await self.redis.hmget(task, records.END_FIELDS)
+            following.no_events(ended=records.was_terminal(state, following.last))
         return entries
 
     async def close(self) -> None:
-        """Give the connections back; who waits for news hears of it."""
+        """Close the connections; those who follow get RuntimeError."""
         try:
-            await self._ear.close()
+            await self._watcher.close()
         finally:
             await self.redis.aclose()
+
+
+def _cancel_requests() -> int:
+    """How many cancellations of the running task were requested."""
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0

@@ -1,16 +1,18 @@
-"""The way in for other backends: submit tasks, and get hold of those that were submitted."""
+"""The client for other backends: submits tasks, finds those that were submitted."""
 
 from __future__ import annotations
 
 import uuid
 from typing import TYPE_CHECKING, Any, Self
 
+from redis.exceptions import RedisError
+
 from api_contracts import names
+from api_contracts.client import queues
 from api_contracts.client.handle import TaskHandle
-from api_contracts.client.queues import depths, lists_of, positions
-from api_contracts.client.records import Records, reach
+from api_contracts.client.records import Records, service_errors
 from api_contracts.client.sender import Sender
-from api_contracts.errors import FieldError, InvalidRequest, ServiceUnavailable
+from api_contracts.errors import FieldError, InvalidRequest
 from api_contracts.parse import parse_request
 from api_contracts.redis_io.connection import COUNT_S, connect_impatiently
 from api_contracts.request import GenerationRequest
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from api_contracts.events import TaskStatus
 
-#: A request as it may be given.
+#: A request as callers may pass it.
 Request = GenerationRequest | dict[str, Any]
 
 
@@ -34,7 +36,7 @@ class GenerationClient:
         *,
         events_url: str | None = None,
     ) -> None:
-        """Connect to nothing yet; `events_url` is the broker's unless the workers differ."""
+        """Makes no connection yet; `events_url` is the broker's unless the workers differ."""
         self._records = Records(events_url or broker_url, namespace)
         self.keys, self.redis = self._records.keys, self._records.redis
         self._broker = connect_impatiently(broker_url, COUNT_S)
@@ -43,64 +45,52 @@ class GenerationClient:
     def submit(self, request: Request, task_id: str | None = None) -> TaskHandle:
         """Submit a request; the same `task_id` again is the same task.
 
-        Raises `InvalidRequest` with every fault, `ServiceUnavailable` when Redis is away: then
-        submit again with the same `task_id`, which can never make a second task.
+        Raises `InvalidRequest` with every error, `ServiceUnavailable` when Redis is away: then
+        submit again with the same `task_id`, which never makes a second task.
         """
-        (checked,) = check_all([request])
-        (checked_id,) = check_ids([task_id])
-        return self._submit([checked], [checked_id])[0]
+        return self.submit_many([request], None if task_id is None else [task_id])[0]
 
     def submit_many(
         self, requests: Sequence[Request], task_ids: Sequence[str] | None = None
     ) -> list[TaskHandle]:
-        """Submit requests, one task each, in their order; `task_ids` are as many.
+        """Submit requests in order, one task each; `task_ids` has one id for each.
 
-        All are checked first: `InvalidRequest` says of each fault in which request it is, and
-        nothing was sent. On `ServiceUnavailable` some may have been: submit all again, with the
-        same ids.
+        All are checked first: `InvalidRequest` names the request of each error, and nothing was
+        sent. On `ServiceUnavailable` some may have been sent: submit all again, with the same ids.
         """
-        checked = check_all(requests, numbered=len(requests) > 1)
-        ids = check_ids([None] * len(checked) if task_ids is None else task_ids, len(checked))
-        return self._submit(checked, ids)
-
-    def _submit(
-        self, requests: Sequence[GenerationRequest], task_ids: Sequence[str]
-    ) -> list[TaskHandle]:
-        places = positions(requests, self._lengths_if_known(requests))
-        waiting = self._records.submit(list(zip(task_ids, requests, places, strict=True)))
+        checked, ids = check_submissions(requests, task_ids)
+        positions = queues.positions(checked, self._lengths_if_known(checked))
+        waiting = self._records.submit(list(zip(ids, checked, positions, strict=True)))
         if waiting:
             self._sender.send(waiting)
-        return [TaskHandle(self._records, task_id) for task_id in task_ids]
+        return [TaskHandle(self._records, each) for each in ids]
 
     def handle(self, task_id: str) -> TaskHandle:
         """The handle of a task that was submitted before, here or elsewhere."""
-        (checked_id,) = check_ids([task_id])
-        return TaskHandle(self._records, checked_id)
+        return TaskHandle(self._records, *check_ids([task_id]))
 
     def status_many(self, task_ids: Iterable[str]) -> dict[str, TaskStatus | None]:
         """The status of each task, None for one without a record; one round trip."""
-        wanted = check_ids(list(task_ids))
-        return dict(zip(wanted, self._records.statuses(wanted), strict=True))
+        ids = check_ids(list(task_ids))
+        return dict(zip(ids, self._records.statuses(ids), strict=True))
 
     def queue_depths(self, models: Iterable[str] = (names.DEFAULT_MODEL,)) -> dict[str, int]:
-        """Messages that wait, by model; those that a worker holds are not among them."""
+        """Waiting messages by model, without those that a worker holds."""
         wanted = list(models)
-        return depths(wanted, self._lengths(lists_of(wanted)))
+        with service_errors():
+            lengths = queues.length_pipeline(self._broker, wanted).execute()
+        return queues.depths(wanted, lengths)
 
-    def _lengths(self, lists: Sequence[str], *, or_errors: bool = False) -> dict[str, Any]:
-        pipeline = self._broker.pipeline(transaction=False)
-        for key in lists:
-            pipeline.llen(key)
-        return dict(zip(lists, reach(lambda: pipeline.execute(not or_errors)), strict=True))
-
-    def _lengths_if_known(self, requests: Sequence[GenerationRequest]) -> dict[str, Any]:
+    def _lengths_if_known(self, requests: Sequence[GenerationRequest]) -> list[object]:
+        pipeline = queues.length_pipeline(self._broker, (each.model for each in requests))
         try:
-            return self._lengths(lists_of(request.model for request in requests), or_errors=True)
-        except ServiceUnavailable:  # which sending will say, once there is a record
-            return {}
+            lengths: list[object] = pipeline.execute(raise_on_error=False)
+        except RedisError:  # sending meets it, too, and reports it once there is a record
+            return []
+        return lengths
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self.redis.close()
         self._broker.close()
         self._sender.close()
@@ -112,41 +102,39 @@ class GenerationClient:
         self.close()
 
 
-def check_all(requests: Sequence[Request], *, numbered: bool = False) -> list[GenerationRequest]:
-    """The requests as they would be read by a worker.
+def check_submissions(
+    requests: Sequence[Request], task_ids: Sequence[str] | None
+) -> tuple[list[GenerationRequest], list[str]]:
+    """Requests as a worker would read them, and an id for each, generated where there are none.
 
-    Raises `InvalidRequest` with the faults of all, each with its request's number if `numbered`.
+    Raises `InvalidRequest` with the errors of all requests, each with its request's number where
+    there are several; or when there are not as many different valid ids as requests.
     """
-    checked, faults = [], []
+    checked, errors = [], []
     for number, request in enumerate(requests):
         data = request.to_wire() if isinstance(request, GenerationRequest) else request
         try:
             checked.append(parse_request(data))
-        except InvalidRequest as error:
-            place = f"[{number}]." if numbered else ""
-            faults += [
-                fault.model_copy(update={"where": f"{place}{fault.where}"})
-                for fault in error.faults
+        except InvalidRequest as refused:
+            place = f"[{number}]." if len(requests) > 1 else ""
+            errors += [
+                each.model_copy(update={"where": f"{place}{each.where}"}) for each in refused.faults
             ]
-    if faults:
-        raise InvalidRequest(faults)
-    return checked
-
-
-def check_ids(task_ids: Sequence[str | None], count: int | None = None) -> list[str]:
-    """Ids that may be used, made up where there is None; raises `InvalidRequest` for others.
-
-    `count` is how many, different from each other, there must be.
-    """
-    found = [str(uuid.uuid4()) if each is None else each for each in task_ids]
-    if count is not None and (len(found), len(set(found))) != (count, count):
-        what = f"has {len(found)} ids, {len(set(found))} of them different"
+    if errors:
+        raise InvalidRequest(errors)
+    count = len(checked)
+    ids = [str(uuid.uuid4()) for _ in checked] if task_ids is None else check_ids(task_ids)
+    if (len(ids), len(set(ids))) != (count, count):
+        what = f"has {len(ids)} ids, {len(set(ids))} of them different"
         raise InvalidRequest(
             [FieldError(where="task_ids", what=what, limit=f"{count} different ids")]
         )
-    if all(names.is_task_id(each) for each in found):
-        return found
-    fault = FieldError(
-        where="task_id", what="is not a task id", limit="1 to 128 of A-Z a-z 0-9 . _ -"
-    )
-    raise InvalidRequest([fault])
+    return checked, ids
+
+
+def check_ids(task_ids: Sequence[str]) -> list[str]:
+    """The same ids; raises `InvalidRequest` unless all are valid."""
+    if all(map(names.is_task_id, task_ids)):
+        return list(task_ids)
+    limit = "1 to 128 of A-Z a-z 0-9 . _ -, at least one letter or digit"
+    raise InvalidRequest([FieldError(where="task_id", what="is not a task id", limit=limit)])

@@ -1,7 +1,4 @@
-"""How a task's events are followed, apart from how they are read: what to wait for, when to stop.
-
-Both clients' iterators ask it, so that they end, wait and give up alike.
-"""
+"""When to wait, retry and stop while a task's events are read; shared by both clients."""
 
 from __future__ import annotations
 
@@ -17,26 +14,31 @@ from api_contracts.errors import (
     WaitTimeout,
 )
 from api_contracts.events import Cancelled, Expired, Failed, Succeeded
+from api_contracts.redis_io.connection import is_away, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from api_contracts.client.records import Numbered
+    from redis.exceptions import RedisError
+
+    from api_contracts.client.records import NumberedEvent
     from api_contracts.events import Event
     from api_contracts.result import GenerationResult
 
-#: Longest wait for an event before the record is asked, in seconds.
+#: Longest wait for an event before the record is checked, in seconds.
 BLOCK_S = 5.0
 #: First and longest pause between attempts to reach Redis again, in seconds.
 RECONNECT_S = (0.05, 2.0)
 
 
 class Following:
-    """Where one iterator stands."""
+    """State of one iteration over a task's events."""
 
-    def __init__(self, task_id: str, after: int, timeout: float | None, *, in_all: bool) -> None:
-        """`timeout` is for each silence, or for all of it when `in_all`."""
-        self.task_id, self._timeout, self._in_all = task_id, timeout, in_all
+    def __init__(
+        self, task_id: str, after: int = 0, timeout: float | None = None, *, whole: bool = False
+    ) -> None:
+        """`timeout` limits the time between events, or the whole iteration if `whole`."""
+        self.task_id, self._timeout, self._whole = task_id, timeout, whole
         self.last, self.is_over = after, False
         self._since_s, self._pause_s = time.monotonic(), RECONNECT_S[0]
 
@@ -45,13 +47,18 @@ class Following:
         """How long to wait for the next event."""
         return max(0.0, min(BLOCK_S, self._left_s))
 
-    def pause_s(self) -> float:
-        """How long to wait for Redis to come back: longer each time in a row."""
+    def pause_s(self, error: RedisError) -> float:
+        """How long to wait before the next attempt; raises errors that waiting does not cure.
+
+        Doubles with each attempt in a row.
+        """
+        if not is_away(error):
+            raise unavailable(error) or error from error
         pause_s, self._pause_s = self._pause_s, min(self._pause_s * 2, RECONNECT_S[1])
         return max(0.0, min(pause_s, self._left_s))
 
-    def found(self, entries: Sequence[Numbered]) -> Iterator[Event]:
-        """What to hand on of what was read."""
+    def accept(self, entries: Sequence[NumberedEvent]) -> Iterator[Event]:
+        """Yield the events that were read, up to the terminal one."""
         self._pause_s = RECONNECT_S[0]
         for seq, event in entries:
             self.last = seq
@@ -60,19 +67,19 @@ class Following:
                 yield event
                 if self.is_over:
                     return
-        if entries and not self._in_all:
+        if entries and not self._whole:
             self._since_s = time.monotonic()
 
-    def record_says(self, *, told: bool | None) -> None:
-        """Nothing came: whether the record says that this was the end; None without a record."""
-        if told is None:
+    def no_events(self, *, ended: bool | None) -> None:
+        """Note that nothing was read. `ended`: what the record says; None without a record."""
+        if ended is None:
             raise TaskNotFound(self.task_id)
-        self.is_over = told
+        self.is_over = ended
 
-    def give_up(self) -> None:
-        """Raise `WaitTimeout` when it is time; asked after each wait."""
+    def check_timeout(self) -> None:
+        """Raise `WaitTimeout` when the time is up."""
         if self._timeout is not None and self._left_s <= 0 and not self.is_over:
-            what = "did not end within" if self._in_all else "said nothing for"
+            what = "did not end within" if self._whole else "had no event for"
             raise WaitTimeout(f"task {self.task_id} {what} {self._timeout:g} s")
 
     @property
@@ -83,7 +90,7 @@ class Following:
 
 
 def outcome(event: Event) -> GenerationResult:
-    """The result in a terminal event; raises the other ends."""
+    """The result in a `succeeded` event; raises the error of the other terminal events."""
     match event:
         case Succeeded(result=result):
             return result
@@ -93,10 +100,10 @@ def outcome(event: Event) -> GenerationResult:
             raise GenerationCancelled.at(step)
         case Expired(step=step):
             raise GenerationExpired.at(step)
-    message = f"event {event.type} ends no task"
+    message = f"event {event.type} is not terminal"
     raise ValueError(message)
 
 
 def unknown_end(task_id: str) -> GenerationError:
-    """The error of a task whose end is of a kind that this version does not know."""
-    return GenerationError(f"task {task_id} has ended in a way that this version does not know")
+    """The error for a task that ended with an event type that this version does not know."""
+    return GenerationError(f"task {task_id} ended with an event that this version does not know")

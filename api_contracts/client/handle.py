@@ -1,15 +1,14 @@
-"""One task from its caller's side: follow it, wait for it, cancel it."""
+"""One task from the caller's side: follow it, wait for it, cancel it."""
 
 from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
 
-from redis.exceptions import NoPermissionError
+from redis.exceptions import RedisError
 
 from api_contracts.client.follow import Following, outcome, unknown_end
 from api_contracts.errors import TaskNotFound
-from api_contracts.redis_io.connection import REDIS_AWAY, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,49 +20,48 @@ if TYPE_CHECKING:
 
 
 class TaskHandle:
-    """A task, whether or not it was submitted from here."""
+    """A task by its id, submitted here or elsewhere."""
 
     def __init__(self, records: Records, task_id: str) -> None:
         self.task_id = task_id
         self._records = records
 
     def events(self, after: int = 0, timeout: float | None = None) -> Iterator[Event]:
-        """Every event from number `after` + 1 on, past ones first, the terminal one last.
+        """Yield every event after number `after`: past ones first, the terminal one last.
 
-        Goes on through lost connections. Raises `TaskNotFound` without a record, `WaitTimeout`
-        when nothing new came for `timeout` seconds. Events of kinds that this version does not
-        know are skipped.
+        Survives lost connections. Skips event types that this version does not know. Raises
+        `TaskNotFound` without a record, `WaitTimeout` when no event came for `timeout` seconds.
         """
-        return self._follow(Following(self.task_id, after, timeout, in_all=False))
+        return self._follow(Following(self.task_id, after, timeout))
 
     def result(self, timeout: float | None = None) -> GenerationResult:
-        """Wait for the end and give the result.
+        """Wait for the end and return the result.
 
         Raises `GenerationFailed`, `GenerationCancelled` or `GenerationExpired` for the other
         ends, `WaitTimeout` after `timeout` seconds.
         """
-        for event in self._follow(Following(self.task_id, 0, timeout, in_all=True)):
+        for event in self._follow(Following(self.task_id, timeout=timeout, whole=True)):
             if event.is_terminal:
                 return outcome(event)
         raise unknown_end(self.task_id)
 
     def status(self) -> TaskStatus:
-        """Where the task is now; raises `TaskNotFound` without a record."""
+        """The current status; raises `TaskNotFound` without a record."""
         (status,) = self._records.statuses([self.task_id])
         if status is None:
             raise TaskNotFound(self.task_id)
         return status
 
     def cancel(self) -> TaskStatus | None:
-        """Ask for the task to end, and give the status that it had.
+        """Request cancellation and return the status before it.
 
         A waiting task ends at once, a running one before its next UNet call; one that has ended
-        stays as it is. For an id without a record (None) the wish is kept for when it turns up.
+        stays as it is. Without a record (None) the request is kept until the task arrives.
         """
         return self._records.cancel(self.task_id)
 
     def pushes(self) -> dict[PushKind, Push]:
-        """How far `reply_to` and `webhook` have come; empty before the end, or without them."""
+        """State of `reply_to` and `webhook`; empty before the end, or when neither was asked."""
         return self._records.pushes(self.task_id)
 
     def _follow(self, following: Following) -> Iterator[Event]:
@@ -71,12 +69,9 @@ class TaskHandle:
             try:
                 entries = self._records.read(self.task_id, following.last, following.block_s)
                 if not entries:
-                    told = self._records.is_told(self.task_id, following.last)
-                    following.record_says(told=told)
-            except REDIS_AWAY:
-                time.sleep(following.pause_s())
-            except NoPermissionError as error:
-                raise unavailable(error) or error from error
+                    following.no_events(ended=self._records.has_ended(self.task_id, following.last))
+            except RedisError as error:
+                time.sleep(following.pause_s(error))
             else:
-                yield from following.found(entries)
-            following.give_up()
+                yield from following.accept(entries)
+            following.check_timeout()

@@ -1,8 +1,12 @@
-"""The caller's half of a task's record in Redis: submit, cancel, and read what workers wrote."""
+"""The caller's access to task records in Redis: submit, cancel, read status and events.
+
+The functions build calls and read replies without I/O, for `Records` here and for `aio_records`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 from redis.exceptions import NoScriptError, RedisError
@@ -15,18 +19,20 @@ from api_contracts.redis_io.scripts import event_tail, load, sha, text
 from api_contracts.request import GenerationRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator, Sequence
 
-#: Most events that one read gives.
-MOST = 200
+#: Most events per read.
+READ_LIMIT = 200
 SUBMIT = text("api_contracts.redis_io", "submit")
 
-#: An event's number, and the event; None for one of a kind that this version does not know.
-Numbered = tuple[int, "Event | None"]
+#: An event's number, and the event; None for a type that this version does not know.
+NumberedEvent = tuple[int, "Event | None"]
+#: A task to submit: id, request, position in its queue.
+Submission = tuple[str, GenerationRequest, "int | None"]
 
 
-class Call(NamedTuple):
-    """What a script is called with."""
+class ScriptCall(NamedTuple):
+    """Keys and arguments of a Lua script."""
 
     keys: list[str]
     args: list[str | int]
@@ -35,113 +41,135 @@ class Call(NamedTuple):
 class Records:
     """Reads and writes records. Thread-safe; connects on first use.
 
-    Every method but `read` and `is_told` raises `ServiceUnavailable` when Redis does not answer;
-    those two let redis-py's own errors through, for whoever wants to wait and ask again.
+    Methods raise `ServiceUnavailable` when Redis does not answer; `read` and `has_ended` raise
+    redis-py's errors instead, because their caller retries.
     """
 
     def __init__(self, url: str, namespace: str) -> None:
-        """Raises ValueError for what is no URL."""
+        """Raises ValueError for an invalid URL."""
         self.redis = connect(url)
         self.keys = Keys(namespace)
         self._cancel = load(self.redis, "api_contracts.redis_io", "cancel")
 
-    def submit(
-        self, tasks: Sequence[tuple[str, GenerationRequest, int | None]]
-    ) -> list[tuple[str, GenerationRequest]]:
-        """Write records of ids that have none, in one round trip; gives what is to be sent.
+    def submit(self, tasks: Sequence[Submission]) -> list[tuple[str, GenerationRequest]]:
+        """Write records for new ids in one round trip; returns the messages to send.
 
-        A task is given as id, request and position in its queue. To be sent are those that wait,
-        each with the request that came first under its id.
+        Those are the waiting tasks, each with the request that was first submitted under its id.
         """
-        calls = [submission(self.keys, *task) for task in tasks]
+        with service_errors():
+            return to_send(tasks, self._write(tasks))
 
-        def ask() -> Any:  # noqa: ANN401  # redis-py's own replies
-            pipeline = self.redis.pipeline(transaction=False)
-            for keys, args in calls:
-                pipeline.evalsha(sha(SUBMIT), len(keys), *keys, *args)
-            try:
-                return pipeline.execute()
-            except NoScriptError:
-                self.redis.script_load(SUBMIT)
-                return ask()
-
-        return waiting([task_id for task_id, *_ in tasks], reach(ask))
+    def _write(self, tasks: Sequence[Submission]) -> Any:  # noqa: ANN401  # redis-py's replies
+        try:
+            return submit_pipeline(self.redis, self.keys, tasks).execute()
+        except NoScriptError:
+            self.redis.script_load(SUBMIT)
+            return self._write(tasks)
 
     def cancel(self, task_id: str) -> TaskStatus | None:
-        """Ask for a task to end; gives the status that it had, None without a record."""
-        request = reach(lambda: self.redis.hget(self.keys.task(task_id), "request"))
-        call = cancellation(self.keys, task_id, request)
-        return former_status(reach(lambda: self._cancel(*call)))
+        """Request cancellation; returns the status before it, None without a record."""
+        with service_errors():
+            request: Any = self.redis.hget(self.keys.task(task_id), "request")
+            return status_of(self._cancel(*cancel_call(self.keys, task_id, request)))
 
     def statuses(self, task_ids: Sequence[str]) -> list[TaskStatus | None]:
         """The status of each task, None for one without a record; one round trip."""
-        pipeline = self.redis.pipeline(transaction=False)
-        for task_id in task_ids:
-            pipeline.hget(self.keys.task(task_id), "status")
-        return [status_of(each) for each in reach(pipeline.execute)]
+        with service_errors():
+            return list(map(status_of, status_pipeline(self.redis, self.keys, task_ids).execute()))
 
     def pushes(self, task_id: str) -> dict[PushKind, Push]:
-        """How far an ended task's pushes have come, by what the request asked for."""
-        return pushes_of(reach(lambda: self.redis.hmget(self.keys.task(task_id), FIELDS)))
+        """State of an ended task's pushes, by the request's field."""
+        with service_errors():
+            reply: Any = self.redis.hmget(self.keys.task(task_id), FIELDS)
+        return pushes_of(reply)
 
-    def read(self, task_id: str, after: int, block_s: float) -> list[Numbered]:
+    def read(self, task_id: str, after: int, block_s: float) -> list[NumberedEvent]:
         """Events after number `after`; waits up to `block_s` for the first."""
         stream, block_ms = self.keys.events(task_id), max(1, int(block_s * 1000))
-        reply = self.redis.xread({stream: f"{after}-0"}, count=MOST, block=block_ms)
-        return numbered(reply)
+        return numbered(self.redis.xread({stream: f"{after}-0"}, READ_LIMIT, block=block_ms))
 
-    def is_told(self, task_id: str, last: int) -> bool | None:
-        """Whether the task has ended and event `last` was its end; None without a record."""
-        return was_the_end(self.redis.hmget(self.keys.task(task_id), "status", "seq"), last)
+    def has_ended(self, task_id: str, last: int) -> bool | None:
+        """Whether event `last` was the task's terminal one; None without a record."""
+        return was_terminal(self.redis.hmget(self.keys.task(task_id), END_FIELDS), last)
 
 
-def submission(keys: Keys, task_id: str, request: GenerationRequest, position: int | None) -> Call:
-    """What `submit.lua` is called with."""
+@contextmanager
+def service_errors() -> Iterator[None]:
+    """Raise `ServiceUnavailable` where Redis is away or refuses this user."""
+    try:
+        yield
+    except RedisError as error:
+        if (translated := unavailable(error)) is None:
+            raise
+        raise translated from error
+
+
+def submit_pipeline(redis: Any, keys: Keys, tasks: Sequence[Submission]) -> Any:  # noqa: ANN401  # sync or async
+    """A pipeline that calls `submit.lua` for each task."""
+    pipeline = redis.pipeline(transaction=False)
+    for task in tasks:
+        call = submit_call(keys, *task)
+        pipeline.evalsha(sha(SUBMIT), len(call.keys), *call.keys, *call.args)
+    return pipeline
+
+
+def submit_call(
+    keys: Keys, task_id: str, request: GenerationRequest, position: int | None
+) -> ScriptCall:
+    """Keys and arguments of `submit.lua`."""
     queue = queue_name(request.model)
     fields: dict[str, Any] = {"queue": queue, "position": position, "metadata": request.metadata}
     wire = request.model_dump_json(exclude_unset=True)
     deadline_s = "" if request.deadline_s is None else repr(request.deadline_s)
     tail = event_tail(task_id, "queued", fields)
-    return Call(_three(keys, task_id), [task_id, wire, tail, queue, deadline_s])
+    return ScriptCall(_script_keys(keys, task_id), [task_id, wire, tail, queue, deadline_s])
 
 
-def waiting(task_ids: Sequence[str], replies: Any) -> list[tuple[str, GenerationRequest]]:  # noqa: ANN401  # redis-py's own replies
-    """The tasks that wait, by what `submit.lua` said of each."""
+def to_send(tasks: Sequence[Submission], replies: Any) -> list[tuple[str, GenerationRequest]]:  # noqa: ANN401  # redis-py's replies
+    """The tasks that wait for a message, from the replies of `submit.lua`."""
     return [
-        (task_id, GenerationRequest.model_validate_json(first))
-        for task_id, (status, first) in zip(task_ids, replies, strict=True)
-        if status.decode() == TaskStatus.QUEUED
+        (task_id, GenerationRequest.model_validate_json(first_request))
+        for (task_id, *_), (status, first_request) in zip(tasks, replies, strict=True)
+        if status_of(status) is TaskStatus.QUEUED
     ]
 
 
-def cancellation(keys: Keys, task_id: str, request: bytes | None) -> Call:
-    """What `cancel.lua` is called with; `request` is the record's."""
+def cancel_call(keys: Keys, task_id: str, request: bytes | None) -> ScriptCall:
+    """Keys and arguments of `cancel.lua`; `request` is the record's."""
     tail = event_tail(task_id, "cancelled", {"step": 0, "metadata": metadata_of(request)})
-    return Call([*_three(keys, task_id), keys.pending_cancels], [task_id, tail, keys.control])
+    return ScriptCall(
+        [*_script_keys(keys, task_id), keys.pending_cancels], [task_id, tail, keys.control]
+    )
 
 
-def former_status(reply: bytes) -> TaskStatus | None:
-    """The status that a task had when it was cancelled."""
-    return None if reply == b"unknown" else TaskStatus(reply.decode())
+def status_pipeline(redis: Any, keys: Keys, task_ids: Sequence[str]) -> Any:  # noqa: ANN401  # sync or async
+    """A pipeline that reads the status of each task; `status_of` parses each reply."""
+    pipeline = redis.pipeline(transaction=False)
+    for task_id in task_ids:
+        pipeline.hget(keys.task(task_id), "status")
+    return pipeline
 
 
 def status_of(reply: bytes | None) -> TaskStatus | None:
-    """A record's field as a status."""
-    return TaskStatus(reply.decode()) if reply else None
+    """A status as the record or a script gives it; None without a record."""
+    return None if reply in (None, b"unknown") else TaskStatus(reply.decode())
 
 
-def numbered(reply: Any) -> list[Numbered]:  # noqa: ANN401  # as above
-    """The events in an answer to XREAD of one stream."""
-    streams = cast("list[tuple[bytes, list[tuple[bytes, dict[bytes, bytes]]]]]", reply)
+def numbered(reply: Any) -> list[NumberedEvent]:  # noqa: ANN401  # redis-py's reply
+    """The events in the reply to XREAD of one stream."""
     return [
-        (int(number.split(b"-")[0]), _event(fields))
-        for _, entries in streams
-        for number, fields in entries
+        (int(entry_id.split(b"-")[0]), _event(fields))
+        for _, entries in reply
+        for entry_id, fields in entries
     ]
 
 
-def was_the_end(reply: Any, last: int) -> bool | None:  # noqa: ANN401  # as above
-    """Whether a record's status and last number say that `last` was the end; None without one."""
+#: Fields of the record that say whether an event was the last one.
+END_FIELDS = ("status", "seq")
+
+
+def was_terminal(reply: Any, last: int) -> bool | None:  # noqa: ANN401  # redis-py's reply
+    """Whether event `last` was the terminal one, from `END_FIELDS`; None without a record."""
     status, seq = reply
     if status is None:
         return None
@@ -149,26 +177,14 @@ def was_the_end(reply: Any, last: int) -> bool | None:  # noqa: ANN401  # as abo
 
 
 def metadata_of(request: bytes | None) -> dict[str, str]:
-    """The metadata in a record's request; none where nobody can read it."""
-    if not request:
-        return {}
+    """The metadata in a record's request; empty where the request is missing or invalid."""
     try:
-        return GenerationRequest.model_validate_json(request).metadata
+        return GenerationRequest.model_validate_json(request or b"").metadata
     except ValidationError:
         return {}
 
 
-def reach(call: Callable[[], Any]) -> Any:  # noqa: ANN401  # redis-py's own replies
-    """What `call` gives; raises `ServiceUnavailable` when Redis is away or refuses."""
-    try:
-        return call()
-    except RedisError as error:
-        if (told := unavailable(error)) is None:
-            raise
-        raise told from error
-
-
-def _three(keys: Keys, task_id: str) -> list[str]:
+def _script_keys(keys: Keys, task_id: str) -> list[str]:
     return [keys.task(task_id), keys.events(task_id), keys.open]
 
 

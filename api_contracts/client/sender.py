@@ -1,4 +1,4 @@
-"""Task messages, sent by Celery. Both clients' way into the queue."""
+"""Sends task messages with Celery, for both clients."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ class Sender:
     """A Celery application that only sends. Thread-safe; connects on first use."""
 
     def __init__(self, broker_url: str) -> None:
-        """Raises nothing for a URL that is none; sending does."""
+        """An invalid URL is not detected here but when sending."""
         from celery import Celery  # noqa: PLC0415  # a third of this package's import time
         from kombu.pools import producers  # noqa: PLC0415  # as above
 
         self._url, self._producers = broker_url, producers
-        # Beside other applications: no fixups, since Django's would make this one the default of
-        # all threads; no backend, since CELERY_RESULT_BACKEND would have it ask there.
+        # Must not affect other Celery applications in this process. No fixups: Django's would make
+        # this the default application of all threads. No backend: CELERY_RESULT_BACKEND would
+        # otherwise make this application connect to it.
         self._celery = Celery("sag-client", broker=broker_url, set_as_current=False, fixups=[])
         self._celery.backend_cls = "disabled"
         self._celery.conf.update(
@@ -40,14 +41,14 @@ class Sender:
     def send(self, tasks: Iterable[tuple[str, GenerationRequest]]) -> None:
         """Enqueue tasks, each an id and its request, over one connection.
 
-        Raises `ServiceUnavailable` with the first that could not be sent; those before it were.
+        Raises `ServiceUnavailable` for the first that could not be sent; those before it were sent.
         """
         task_id = ""
         try:
-            # By its URL: of itself Celery would rather believe the variable CELERY_BROKER_URL.
+            # The URL is explicit because Celery prefers the variable CELERY_BROKER_URL.
             connection = self._celery.connection_for_write(self._url)
             with self._producers[connection].acquire(block=True) as producer:
-                for task_id, request in tasks:  # named in the error
+                for task_id, request in tasks:  # the error names the id
                     self._celery.send_task(
                         names.TASK_NAME,
                         kwargs={"request": request.to_wire()},
@@ -56,7 +57,7 @@ class Sender:
                         priority=request.priority,
                         kwargsrepr="<request>",
                         producer=producer,
-                        add_to_parent=False,  # a task of the caller's that this is sent from
+                        add_to_parent=False,  # not a child of the Celery task that submits it
                         retry_policy={"max_retries": 5, "interval_max": 1.0},
                     )
         except (OperationalError, RedisError) as error:
@@ -66,5 +67,5 @@ class Sender:
             raise ServiceUnavailable(message) from error
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._celery.close()

@@ -28,7 +28,7 @@ from api_contracts import (
     TaskStatus,
     WaitTimeout,
 )
-from api_contracts.client.aio_server import MAX_CONNECTIONS
+from api_contracts.client.aio_records import MAX_CONNECTIONS
 from api_contracts.events import Queued
 from api_contracts.names import Keys
 from api_contracts.redis_io.connection import COUNT_S, connect

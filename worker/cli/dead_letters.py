@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from api_contracts.client.records import reach
+from api_contracts.client.records import service_errors
 from api_contracts.errors import FieldError, InvalidRequest
 from api_contracts.names import is_task_id
 
@@ -57,7 +57,8 @@ class DeadLetters:
 
     def _slice(self, first: str) -> Any:  # noqa: ANN401  # redis-py's own reply
         redis, key = self._client.redis, self._client.keys.dead
-        return reach(lambda: redis.xrange(key, min=first, count=SLICE))
+        with service_errors():
+            return redis.xrange(key, min=first, count=SLICE)
 
     def replay(self, task_id: str) -> str | None:
         """Submit a dead task again and forget the letter; gives the new id, None without a letter.
@@ -72,7 +73,8 @@ class DeadLetters:
         if not is_task_id(longer):  # too long: as unlikely to be another's as a random one
             longer = hashlib.sha256(task_id.encode()).hexdigest() + REPLAY
         handle = self._client.submit(_request(letters[-1]), longer)
-        reach(lambda: self._client.redis.xdel(self._client.keys.dead, *(e.entry for e in letters)))
+        with service_errors():
+            self._client.redis.xdel(self._client.keys.dead, *(each.entry for each in letters))
         return handle.task_id
 
 

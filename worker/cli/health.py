@@ -10,7 +10,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from api_contracts.client.queues import lists_of
-from api_contracts.client.records import reach
+from api_contracts.client.records import service_errors
 from api_contracts.errors import ServiceUnavailable
 from api_contracts.names import PRIORITIES, TRANSPORT_OPTIONS
 from api_contracts.redis_io.connection import CONNECT_S, celery_tls, connect
@@ -62,7 +62,8 @@ def depths(settings: Settings) -> dict[str, dict[int, int]]:
     pipeline = broker.pipeline(transaction=False)
     for key in lists_of(list(settings.models)):
         pipeline.llen(key)
-    lengths = iter(reach(pipeline.execute))
+    with service_errors():
+        lengths = iter(pipeline.execute())
     return {
         model: {each: count for each, count in zip(PRIORITIES, lengths, strict=False) if count}
         for model in settings.models
