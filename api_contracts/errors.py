@@ -1,4 +1,4 @@
-"""What can go wrong with a task, as data on the wire and as exceptions for the caller."""
+"""Errors of a task: as data on the wire, and as exceptions for the caller."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class ErrorCode(StrEnum):
 
 
 def _encodable(text: str) -> str:
-    """Half a surrogate pair as `?`: it may stand in JSON, but no strict reader takes it."""
+    """Replace lone surrogates by `?`: JSON escapes can carry them, but UTF-8 can't."""
     return text.encode(errors="replace").decode()
 
 
-#: Text that may repeat what somebody sent.
-Told = Annotated[str, AfterValidator(_encodable)]
+#: Text that may quote input, such as the name of an unknown field.
+QuotingText = Annotated[str, AfterValidator(_encodable)]
 
 
 class FieldError(BaseModel):
@@ -41,9 +41,9 @@ class FieldError(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    where: Told = Field(description="The field, as `prompt` or `seed[2]`.")
-    what: Told = Field(description="What is wrong with it.")
-    limit: Told | None = Field(default=None, description="The limit that it breaks.")
+    where: QuotingText = Field(description="The field, as `prompt` or `seed[2]`.")
+    what: QuotingText = Field(description="What is wrong with it.")
+    limit: QuotingText | None = Field(default=None, description="The limit that it breaks.")
 
 
 class TaskError(BaseModel):
@@ -52,66 +52,66 @@ class TaskError(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     code: ErrorCode | str = Field(description="One of a later version is kept as it came.")
-    message: Told = Field(description="For a person: what happened and what to do.")
+    message: QuotingText = Field(description="For a person: what happened and what to do.")
     retryable: bool = Field(description="Whether it may succeed under a new id.")
     details: dict[str, Any] = Field(
-        # The published schema has these words: `Fault` was the name of `FieldError` in 0.1.
+        # Published in the schema, hence the old name: `Fault` is `FieldError`.
         default_factory=dict,
         description="`faults` where the request is refused, each a `Fault`.",
     )
 
 
 class GenerationError(Exception):
-    """Anything that keeps a caller from a result."""
+    """Base class of all errors that the clients raise."""
 
 
 class InvalidRequest(GenerationError, ValueError):
-    """The request breaks the contract; `faults` says where, all of it at once."""
+    """The request breaks the contract; `faults` has every error in it."""
 
     def __init__(self, faults: Sequence[FieldError]) -> None:
         self.faults = tuple(faults)
         super().__init__("; ".join(f"{fault.where}: {fault.what}" for fault in self.faults))
 
     def __reduce__(self) -> tuple[type[Self], tuple[tuple[FieldError, ...]]]:
-        """Pickled with its faults: pools of processes, Celery's among them, pass errors so."""
+        """Keep `faults` when pickled: process pools and Celery pass exceptions that way."""
         return type(self), (self.faults,)
 
 
 class TaskNotFound(GenerationError, LookupError):
-    """No record of this task: never submitted, or ended longer ago than records are kept."""
+    """There is no record of the task: never submitted, or removed after its end."""
 
 
 class ServiceUnavailable(GenerationError, ConnectionError):
-    """Redis did not answer within the client's patience. Nothing is known to be lost."""
+    """Redis did not answer in time, or refused this user. The call may be repeated."""
 
 
 class WaitTimeout(GenerationError, TimeoutError):
-    """The task did not end, or said nothing, within the time given. It goes on."""
+    """The task did not end, or had no event, within the time given. The task goes on."""
 
 
 class GenerationFailed(GenerationError):
-    """The task ended as `failed`. Its four arguments are the fields of `TaskError`.
+    """The task ended as `failed`. `args` are the four fields of `TaskError`.
 
-    Celery stores the arguments as they are, so `AsyncResult.get()` raises the same.
+    Celery stores `args`, so `AsyncResult.get()` raises an equal exception.
     """
 
     def __init__(
         self,
         code: str,
         message: str,
-        retryable: bool = False,  # noqa: FBT001, FBT002  # Celery rebuilds it from positions
+        retryable: bool = False,  # noqa: FBT001, FBT002  # Celery passes `args` by position
         details: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(code, message, retryable, details or {})
 
     @classmethod
     def of(cls, error: TaskError) -> GenerationFailed:
-        """The exception for an error from the wire."""
+        """The exception for an error on the wire."""
         return cls(str(error.code), error.message, error.retryable, error.details)
 
     @property
     def error(self) -> TaskError:
-        """The same as data."""
+        """The error as data."""
         code, message, retryable, details = self.args
         return TaskError(code=code, message=message, retryable=retryable, details=details)
 
@@ -121,11 +121,11 @@ class GenerationFailed(GenerationError):
 
 
 class GenerationExpired(GenerationFailed):
-    """The task's deadline passed before it was done."""
+    """The deadline passed before the task ended."""
 
     @classmethod
     def at(cls, step: int) -> GenerationExpired:
-        """The exception for a task that had done `step` steps."""
+        """The exception for a task that completed `step` steps."""
         return cls(ErrorCode.DEADLINE_EXCEEDED.value, f"the deadline passed at step {step}")
 
 
@@ -134,5 +134,5 @@ class GenerationCancelled(GenerationError):
 
     @classmethod
     def at(cls, step: int) -> GenerationCancelled:
-        """The exception for a task that had done `step` steps."""
+        """The exception for a task that completed `step` steps."""
         return cls(f"cancelled at step {step}")

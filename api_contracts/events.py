@@ -1,4 +1,4 @@
-"""The events of a task, in the order in which they can occur, and its states."""
+"""The events of a task, in the order in which they occur, and its statuses."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from api_contracts.result import GenerationResult  # noqa: TC001  # pydantic rea
 
 
 class TaskStatus(StrEnum):
-    """Where a task is. The last four are terminal: written once, never changed."""
+    """Status of a task. The last four are terminal: written once, never changed."""
 
-    #: Set by `submit`, or by a worker that gives the task back. A claim moves it on; no crash
-    #: touches it, as nobody holds it.
+    #: Set by `submit`, or by a worker that requeues the task. Next: a claim. No worker owns the
+    #: task, so no crash changes it.
     QUEUED = "queued"
-    #: Set by a claim. Its owner moves it on; when the owner dies, the redelivered message's
-    #: claim does, with the next attempt.
+    #: Set by a claim. Next: whatever its owner writes, or, when the owner died, the claim of the
+    #: redelivered message, as the next attempt.
     RUNNING = "running"
     #: Set by the owner once every file and the manifest are stored.
     SUCCEEDED = "succeeded"
     #: Set by the owner with an error.
     FAILED = "failed"
-    #: Set by the owner at the step where it saw the request to cancel, or by the request
-    #: itself while nobody owned the task.
+    #: Set by the owner at the step where it noticed the cancel request, or by the request itself
+    #: while the task had no owner.
     CANCELLED = "cancelled"
     #: Set by the owner when the deadline passed, before or during the run.
     EXPIRED = "expired"
 
     @property
     def is_terminal(self) -> bool:
-        """Whether nothing follows."""
+        """Whether the task has ended."""
         return self not in (TaskStatus.QUEUED, TaskStatus.RUNNING)
 
 
@@ -147,7 +147,7 @@ Event = Annotated[
     | Expired,
     Field(discriminator="type"),
 ]
-#: A task's last event.
+#: The terminal event of a task.
 End = Annotated[Succeeded | Failed | Cancelled | Expired, Field(discriminator="type")]
 
 EVENT: TypeAdapter[Event] = TypeAdapter(Event)

@@ -1,4 +1,4 @@
-"""The strings that both sides must agree on: task, queues, ids and Redis keys."""
+"""Strings that clients and workers share: task name, queues, ids and Redis keys."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ DEFAULT_MODEL = "default"
 DEFAULT_NAMESPACE = "sag"
 
 #: A task id, which is also the Celery task id: it names keys in Redis and folders in S3.
-#: At least one letter or digit, so that `.` and `..` name nothing.
+#: At least one letter or digit, so that it is never `.` or `..`.
 TASK_ID_PATTERN = r"^(?=.*[A-Za-z0-9])[A-Za-z0-9._-]{1,128}\Z"
-#: A model's alias. Never a path or a hub id.
+#: Alias of a model; never a path or a hub id.
 MODEL_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
-#: Priorities of a message, 0 first. Each is a list of its own in Redis.
+#: Priorities of a message, 0 first. Each has a Redis list of its own.
 PRIORITIES = tuple(range(10))
-#: What kombu puts between a queue's name and a priority above 0.
+#: kombu's separator between the queue's name and a priority above 0.
 PRIORITY_SEPARATOR = "\x06\x16"
 
-#: Broker options that a producer and a worker share.
+#: Broker options of clients and workers.
 TRANSPORT_OPTIONS: dict[str, object] = {
     "priority_steps": list(PRIORITIES),
     "sep": PRIORITY_SEPARATOR,
@@ -33,28 +33,28 @@ TRANSPORT_OPTIONS: dict[str, object] = {
 
 
 def queue_name(model: str) -> str:
-    """The Celery queue of a model's tasks."""
+    """The Celery queue of a model."""
     return f"generate.{model}"
 
 
 def queue_list(queue: str, priority: int) -> str:
-    """The Redis list of a queue's messages of one priority."""
+    """The Redis list of one queue and priority."""
     return f"{queue}{PRIORITY_SEPARATOR}{priority}" if priority else queue
 
 
 def queue_lists(model: str) -> list[str]:
-    """The Redis lists that make up a model's queue, one for each priority."""
+    """The Redis lists of a model's queue, one for each priority."""
     return [queue_list(queue_name(model), priority) for priority in PRIORITIES]
 
 
 def is_task_id(text: object) -> bool:
-    """Whether `text` may be a task id."""
+    """Whether `text` is a valid task id."""
     return isinstance(text, str) and re.match(TASK_ID_PATTERN, text) is not None
 
 
 @dataclass(frozen=True)
 class Keys:
-    """The Redis keys of one namespace. The id's braces keep a task's keys in one hash slot."""
+    """The Redis keys of a namespace. Braces around the id keep a task's keys in one hash slot."""
 
     namespace: str = DEFAULT_NAMESPACE
 
@@ -67,38 +67,38 @@ class Keys:
         return f"{self.namespace}:{{{task_id}}}:events"
 
     def checkpoint(self, task_id: str) -> str:
-        """String: the task's latents at a step, until its end."""
+        """String: latents, sampler and generator state of a running task."""
         return f"{self.namespace}:{{{task_id}}}:checkpoint"
 
     @property
     def open(self) -> str:
-        """Sorted set: ids by when they were last touched (Unix seconds), until all is told.
+        """Sorted set: ids of open tasks by when they were last written (Unix seconds).
 
-        That is until the task has ended and Celery's result says so, too.
+        A task is open until it has ended and Celery's result is written, too.
         """
         return f"{self.namespace}:open"
 
     @property
     def pending_cancels(self) -> str:
-        """Sorted set: ids without a record whose cancel was requested, by when (Unix seconds)."""
+        """Sorted set: ids without a record whose cancel was requested, by time (Unix seconds)."""
         return f"{self.namespace}:wishes"
 
     @property
     def pushes(self) -> str:
-        """Sorted set: `<kind>:<id>` of ended tasks to be pushed, by when to try (Unix seconds)."""
+        """Sorted set: pending pushes as `<kind>:<id>`, by time of the next try (Unix seconds)."""
         return f"{self.namespace}:pushes"
 
     @property
     def dead(self) -> str:
-        """Stream: tasks that no worker could finish, with request and reason."""
+        """Stream: dead letters, with request and reason."""
         return f"{self.namespace}:dead"
 
     @property
     def reconciler(self) -> str:
-        """String: which worker puts lost tasks back, for a few seconds at a time."""
+        """String: the worker elected as reconciler; expires within seconds unless renewed."""
         return f"{self.namespace}:reconciler"
 
     @property
     def control(self) -> str:
-        """Channel: ids whose cancel was requested. A nudge; the record is the truth."""
+        """Channel: ids whose cancel was requested. A hint only; the record decides."""
         return f"{self.namespace}:control"

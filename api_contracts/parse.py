@@ -1,9 +1,7 @@
-"""From untrusted data to a request, or to every fault in it, each with its place and limit."""
+"""Validates untrusted data as a request, or reports every error in it with place and limit."""
 
 from __future__ import annotations
 
-import ipaddress
-import itertools
 import json
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -25,85 +23,88 @@ if TYPE_CHECKING:
 
     from pydantic_core import ErrorDetails
 
-#: Longest piece of a refused value that is repeated to the caller.
-_ECHO_CHARS = 80
-#: More entries than any object of a request can have: metadata of so many is too long already.
-_MOST_ENTRIES = 600
-#: Names that pydantic puts into an error's place for the branch of a union.
-_TAGS = frozenset({"one", "many"})
-#: A field whose value may hold a token: it is not repeated.
-_PRIVATE = "webhook"
-_UNIONS = frozenset({"prompt", "negative_prompt", "seed"})
+#: Most errors that are reported, and most characters of a refused value that are quoted.
+_MAX_ERRORS, _MAX_QUOTED_CHARS = 20, 80
+#: Most characters of a field's name that are quoted.
+_MAX_WHERE_CHARS = 200
+#: Most entries of an object. Pydantic collects an error for each unknown one: the 750,000 that
+#: fit into a message would take 650 MiB and 6 s.
+_MAX_ENTRIES = 600
+#: Fields with a union type, and the names that pydantic adds to an error's place for its branches.
+_UNIONS, _BRANCHES = frozenset({"prompt", "negative_prompt", "seed"}), frozenset({"one", "many"})
+#: A field whose value may contain a token, so it is not quoted.
+_SECRET_FIELD = "webhook"  # noqa: S105  # a name
 
 
 def parse_request(data: Mapping[str, Any], limits: Limits | None = None) -> GenerationRequest:
-    """The request in `data`; raises `InvalidRequest` with every fault that was found.
+    """The request in `data`; raises `InvalidRequest` with every error that was found.
 
     Without `limits` only the contract's own are checked.
     """
     if not isinstance(data, dict):
         raise InvalidRequest([FieldError(where="request", what="is not an object", limit="object")])
-    if crowded := [*_crowded(data)]:
-        raise InvalidRequest(crowded[:20])
+    if oversized := [*_oversized(data)]:
+        raise InvalidRequest(oversized[:_MAX_ERRORS])
     try:
         request = GenerationRequest.model_validate(data)
     except ValidationError as error:
         found = error.errors(include_url=False)
-        raise InvalidRequest([_fault(detail) for detail in found[:20]]) from None
-    faults = [*_contradictions(request), *_nowhere(request.webhook)]
-    if faults := [*faults, *(_beyond(request, limits) if limits else ())]:
-        raise InvalidRequest(faults)
+        raise InvalidRequest([_field_error(each) for each in found[:_MAX_ERRORS]]) from None
+    errors = [*_conflicts(request), *_bad_webhook(request.webhook)]
+    if errors := [*errors, *(_over_limits(request, limits) if limits else ())]:
+        raise InvalidRequest(errors)
     return request
 
 
-def _crowded(data: dict[str, Any]) -> Iterator[FieldError]:
-    """Objects of so many entries that their faults alone would fill the memory."""
-    for where, value in (("request", data), *itertools.islice(data.items(), _MOST_ENTRIES)):
-        if isinstance(value, dict) and len(value) > _MOST_ENTRIES:
+def _oversized(data: dict[str, Any]) -> Iterator[FieldError]:
+    """Objects with more entries than any object of a valid request can have."""
+    for where, value in (("request", data), *data.items()):
+        if isinstance(value, dict) and len(value) > _MAX_ENTRIES:
             what = f"has {len(value)} entries"
-            yield FieldError(where=where[:200], what=what, limit=f"<= {_MOST_ENTRIES} entries")
+            yield FieldError(
+                where=where[:_MAX_WHERE_CHARS], what=what, limit=f"<= {_MAX_ENTRIES} entries"
+            )
 
 
-def _fault(detail: ErrorDetails) -> FieldError:
+def _field_error(detail: ErrorDetails) -> FieldError:
     where = ""
     for part in detail["loc"]:
         if isinstance(part, int):
             where += f"[{part}]"
-        elif part not in _TAGS or where not in _UNIONS:
+        elif part not in _BRANCHES or where not in _UNIONS:
             where += f".{part}" if where else part
-    given = detail["input"]
-    secret = where.startswith(_PRIVATE)
-    echo = "" if secret or detail["type"] == "missing" else f" (got {_echo(given)})"
+    is_quoted = detail["type"] != "missing" and not where.startswith(_SECRET_FIELD)
+    quoted = f" (got {_quote(detail['input'])})" if is_quoted else ""
     context = {key: value for key, value in detail.get("ctx", {}).items() if key != "error"}
     limit = ", ".join(f"{key} {value}" for key, value in context.items()) or detail["type"]
-    return FieldError(where=where[:200] or "request", what=detail["msg"] + echo, limit=limit)
+    return FieldError(
+        where=where[:_MAX_WHERE_CHARS] or "request", what=detail["msg"] + quoted, limit=limit
+    )
 
 
-def _echo(value: object) -> str:
+def _quote(value: object) -> str:
+    """A refused value in at most some 100 characters."""
     if isinstance(value, str | list | dict):
-        text = repr(value[:_ECHO_CHARS]) if isinstance(value, str) else type(value).__name__
+        text = repr(value[:_MAX_QUOTED_CHARS]) if isinstance(value, str) else type(value).__name__
         return f"{text}, length {len(value)}"
-    if isinstance(value, int) and value.bit_length() > _ECHO_CHARS:
+    if isinstance(value, int) and value.bit_length() > _MAX_QUOTED_CHARS:
         return f"an integer of {value.bit_length()} bits"
-    return repr(value)[:_ECHO_CHARS].encode("ascii", "backslashreplace").decode()
+    return repr(value)[:_MAX_QUOTED_CHARS].encode("ascii", "backslashreplace").decode()
 
 
-def _nowhere(url: str | None) -> Iterator[FieldError]:
-    """What is wrong with a URL that looks like one."""
+def _bad_webhook(url: str | None) -> Iterator[FieldError]:
+    """What the pattern of the field can't check: brackets around an IPv6 address, and the port."""
     try:
-        parts = urlsplit(url or "")
-        if parts.netloc.startswith("["):
-            ipaddress.IPv6Address(parts.hostname or "")
-        if parts.port != 0:
-            return
+        is_valid = urlsplit(url or "").port != 0
     except ValueError:
-        pass
-    limit = "a host name or an address, and a port of 1 to 65535"
-    yield FieldError(where="webhook", what="its host or port is none", limit=limit)
+        is_valid = False
+    if not is_valid:
+        limit = "a host name or an address, and a port of 1 to 65535"
+        yield FieldError(where="webhook", what="has no valid host or port", limit=limit)
 
 
-def _contradictions(request: GenerationRequest) -> Iterator[FieldError]:
-    """What is wrong between fields, each of which is right by itself."""
+def _conflicts(request: GenerationRequest) -> Iterator[FieldError]:
+    """Fields that are valid alone, but not together."""
     prompts = len(request.prompts)
     if bool(prompts) == (request.prompt_embeds is not None):
         yield FieldError(
@@ -146,8 +147,8 @@ def _contradictions(request: GenerationRequest) -> Iterator[FieldError]:
         )
 
 
-def _beyond(request: GenerationRequest, limits: Limits) -> Iterator[FieldError]:
-    """What this worker's limits do not allow."""
+def _over_limits(request: GenerationRequest, limits: Limits) -> Iterator[FieldError]:
+    """Values above the limits of this worker."""
     for where, side in (("height", request.height), ("width", request.width)):
         if side is not None and side > limits.max_side_px:
             yield FieldError(where=where, what=f"is {side} px", limit=f"<= {limits.max_side_px}")

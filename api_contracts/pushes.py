@@ -1,4 +1,4 @@
-"""How far the pushes of an ended task have come: to another Celery application, to a webhook."""
+"""Delivery state of the pushes of an ended task, to a Celery application or a webhook."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ if TYPE_CHECKING:
 
 MAX_TRIES = 1_000_000
 MESSAGE_ID_PATTERN = r"^[A-Za-z0-9_:-]+:[0-9]+$"
-#: What `message_id` gives, in words.
+#: Description of `message_id` in the published schemas.
 MESSAGE_ID = (
     "The task's id with a colon for each point, a colon, and the event's `seq`: the same each time."
 )
 
 
 class PushKind(StrEnum):
-    """A way to push, by the request's field that asks for it."""
+    """How an end is pushed; the value is the request's field that asks for it."""
 
     REPLY_TO = "reply_to"
     WEBHOOK = "webhook"
 
     @property
     def field(self) -> str:
-        """Of the record, where the state is kept."""
+        """The field of the task's record that has the state."""
         return f"push_{self.value}"
 
 
 class PushState(StrEnum):
-    """Where a push is."""
+    """State of a push."""
 
-    #: Set when the task has ended; tried until it is one of the others.
+    #: Set when the task has ended; tried until delivered or given up.
     WAITING = "waiting"
-    #: The queue has it, or the webhook answered 2xx.
+    #: It is in the queue, or the webhook answered 2xx.
     DELIVERED = "delivered"
-    #: Tried for as long as the settings say, or told never to come again.
+    #: Failed until the time limit of the settings, or refused for good.
     GIVEN_UP = "given_up"
 
 
@@ -55,9 +55,10 @@ class Push(BaseModel):
 
 
 def message_id(task_id: str, seq: int) -> str:
-    """The id of the message that pushes an event; no other event's.
+    """A unique id for the message that pushes an event.
 
-    No task's id has a colon. A point divides what a webhook's signature is over.
+    Task ids have no colons, so replacing points keeps ids unique. Points are not allowed because
+    they separate the parts that a webhook's signature covers.
     """
     return f"{task_id}:{seq}".replace(".", ":")
 
@@ -66,6 +67,6 @@ FIELDS = tuple(kind.field for kind in PushKind)
 
 
 def pushes_of(values: Sequence[bytes | None]) -> dict[PushKind, Push]:
-    """The pushes in a record's `FIELDS`; none before the task has ended."""
+    """The pushes from the values of a record's `FIELDS`; empty before the task has ended."""
     found: Any = zip(PushKind, values, strict=True)
     return {kind: Push.model_validate_json(value) for kind, value in found if value}

@@ -12,18 +12,18 @@ from api_contracts.names import DEFAULT_MODEL, MODEL_PATTERN
 MAX_PROMPT_CHARS = 2_000
 MAX_METADATA_BYTES = 4_096
 MAX_SEED = 2**63 - 1
-#: Of another application's queues and tasks.
+#: Names of queues and tasks of other applications.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"
 #: A URL without user, password and fragment.
 URL_PATTERN = r"^https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?([/?][!$-~]*)?$"
 MAX_URL_CHARS = 2_000
-#: Those that use `eta`.
+#: Schedulers that use `eta`.
 ETA_SCHEDULERS = ("ddim", "tcd")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a worker allows beyond the contract's own limits; a worker's settings set it."""
+    """Limits of a worker beside those of the contract; set by its settings."""
 
     max_side_px: int = 1024
     max_steps: int = 150
@@ -178,20 +178,20 @@ class GenerationRequest(_Strict):
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The prompts as a row; empty when embeddings stand for them."""
-        return _row(self.prompt)
+        """The prompts as a tuple; empty when embeddings replace them."""
+        return _as_tuple(self.prompt)
 
     @property
     def negative_prompts(self) -> tuple[str, ...]:
-        """The negative prompts as a row."""
-        return _row(self.negative_prompt)
+        """The negative prompts as a tuple."""
+        return _as_tuple(self.negative_prompt)
 
     def to_wire(self) -> dict[str, Any]:
-        """As JSON, with only the fields that were set: a model's defaults stand for the rest."""
+        """As JSON, with only the fields that were set, so that the model's defaults apply."""
         return self.model_dump(mode="json", exclude_unset=True)
 
 
-def _row(value: str | list[str] | None) -> tuple[str, ...]:
+def _as_tuple(value: str | list[str] | None) -> tuple[str, ...]:
     if value is None:
         return ()
     return (value,) if isinstance(value, str) else tuple(value)

@@ -1,4 +1,4 @@
-"""What a task gives when it succeeds."""
+"""The result of a task that succeeded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The AsyncAPI 3 document: over which channels the worker is spoken to, and what it says."""
+"""The AsyncAPI 3 document: the channels of the worker and the messages on them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from api_contracts.schemas import examples
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: Of the contract, not of the worker: goes up when a channel or a schema is added.
+#: Version of the contract, not of the worker; incremented when a channel or schema is added.
 CONTRACT_VERSION = "1.1.0"
 
 
 def document(kinds: Iterable[str]) -> dict[str, Any]:
-    """The whole document; payloads are the schemas beside it. `kinds` are the types of events."""
+    """The document; payloads refer to the schemas beside it. `kinds` are the types of events."""
     events = {kind: f"event-{kind}.json" for kind in kinds}
     return {
         "asyncapi": "3.1.0",
@@ -136,7 +136,7 @@ def _signed(kind: str, file: str) -> dict[str, Any]:
 
 
 def _operations(events: dict[str, str]) -> dict[str, Any]:
-    """What the worker does; whoever submits does the opposite."""
+    """The worker's operations; those of a caller are the opposite ones."""
 
     def of(channel: str, messages: Iterable[str], action: str, summary: str) -> dict[str, Any]:
         return {

@@ -1,4 +1,4 @@
-"""The schema of Celery's message, protocol 2, as kombu lays it into a Redis list."""
+"""The schema of a Celery message, protocol 2, as kombu puts it into a Redis list."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from api_contracts import names
 from api_contracts.pushes import MESSAGE_ID, MESSAGE_ID_PATTERN
 
-#: As `names.TASK_ID_PATTERN`, with the end of the text as ECMA-262 has it.
+#: As `names.TASK_ID_PATTERN`; in ECMA-262 the end of the text is `$`.
 _TASK_ID = {
     "type": "string",
     "pattern": names.TASK_ID_PATTERN.replace(r"\Z", "$"),
@@ -16,7 +16,7 @@ _TASK_ID = {
 
 
 def frame(argument: str, about: dict[str, Any], task: str | None) -> dict[str, Any]:
-    """A message with one keyword argument; `task` is None where another application names it."""
+    """A message with one keyword argument; `task` is None where the caller chooses its name."""
     body = {
         "type": "array",
         "description": "Arguments, keyword arguments, and what Celery embeds.",

@@ -1,4 +1,4 @@
-"""One of everything that travels, as it was seen on the wire; shown in the published schemas."""
+"""Examples of everything on the wire, for the published schemas."""
 
 from __future__ import annotations
 
@@ -93,36 +93,29 @@ EVENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _body(argument: str, value: Any) -> str:  # noqa: ANN401  # any JSON
-    return base64.b64encode(json.dumps([[], {argument: value}, {}]).encode()).decode()
+def _message(
+    task: str, task_id: str, tag: str, queue: str, priority: int, **kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "body": base64.b64encode(json.dumps([[], kwargs, {}]).encode()).decode(),
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {"task": task, "id": task_id},
+        "properties": {
+            "body_encoding": "base64",
+            "correlation_id": task_id,
+            "delivery_tag": tag,
+            "delivery_info": {"exchange": "", "routing_key": queue},
+            "priority": priority,
+        },
+    }
 
 
-REPLY: dict[str, Any] = {
-    "body": base64.b64encode(
-        json.dumps([[], {"event": EVENTS["succeeded"]}, {}]).encode()
-    ).decode(),
-    "content-type": "application/json",
-    "content-encoding": "utf-8",
-    "headers": {"task": "shop.picture_done", "id": "demo-18:7"},
-    "properties": {
-        "body_encoding": "base64",
-        "correlation_id": "demo-18:7",
-        "delivery_tag": "0c1d9a5e-8d0f-4f0e-9d6e-0a8c1f3f6b52",
-        "delivery_info": {"exchange": "", "routing_key": "shop"},
-        "priority": 0,
-    },
-}
-
-MESSAGE: dict[str, Any] = {
-    "body": _body("request", REQUESTS[0]),
-    "content-type": "application/json",
-    "content-encoding": "utf-8",
-    "headers": {"task": TASK_NAME, "id": "raw-1"},
-    "properties": {
-        "body_encoding": "base64",
-        "correlation_id": "raw-1",
-        "delivery_tag": "5f59d2b1-abfe-4e54-87a6-8b33f6462ccc",
-        "delivery_info": {"exchange": "", "routing_key": "generate.default"},
-        "priority": 5,
-    },
-}
+MESSAGE: dict[str, Any] = _message(
+    TASK_NAME, "raw-1", "5f59d2b1-abfe-4e54-87a6-8b33f6462ccc", "generate.default", 5,
+    request=REQUESTS[0],
+)  # fmt: skip
+REPLY: dict[str, Any] = _message(
+    "shop.picture_done", "demo-18:7", "0c1d9a5e-8d0f-4f0e-9d6e-0a8c1f3f6b52", "shop", 0,
+    event=EVENTS["succeeded"],
+)  # fmt: skip

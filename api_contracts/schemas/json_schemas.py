@@ -1,6 +1,7 @@
-"""The published JSON Schemas, made from the models; `python -m api_contracts.schemas` writes them.
+"""The published JSON Schemas, generated from the models.
 
-A file that is published is never edited: what breaks a reader goes into the next version's folder.
+`python -m api_contracts.schemas.json_schemas` writes them. A published file never changes in a way
+that breaks a reader: such a change goes into the folder of the next version.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ FOLDER = Path(__file__).parents[1] / "schema" / f"v{VERSION}"
 
 
 def kinds() -> dict[str, type[BaseModel]]:
-    """The model of each type of event, in the order in which they can occur."""
+    """The model of each event type, in the order in which they occur."""
     models = get_args(get_args(Event)[0])
     return {model.model_fields["type"].default: model for model in models}
 
 
 def documents() -> dict[str, dict[str, Any]]:
-    """Every file of the folder, by its name."""
+    """Every file of the folder, by name."""
     found = {
         "request.json": _request(),
         "event.json": _event(EVENT, "event", [*examples.EVENTS.values()]),
@@ -53,7 +54,7 @@ def _document(model: Any, name: str, shown: list[Any]) -> dict[str, Any]:  # noq
     schema = made.json_schema(mode="validation")
     for each in (schema, *schema.get("$defs", {}).values()):
         for about in each.get("properties", {}).values():
-            about.pop("title", None)  # the field's name again
+            about.pop("title", None)  # repeats the field's name
     return {
         "$schema": DIALECT,
         "$id": f"urn:sag-worker:v{VERSION}:{name}",
@@ -74,7 +75,7 @@ def _request() -> dict[str, Any]:
 
 
 def _event(model: Any, name: str, shown: list[Any]) -> dict[str, Any]:  # noqa: ANN401  # as above
-    """An event. Its type is what tells it from the others, so it is always there."""
+    """An event. Readers distinguish events by `type`, so it is required."""
     found = _document(model, name, shown)
     for each in (found, *found.get("$defs", {}).values()):
         kind = each.get("properties", {}).get("type")
@@ -85,7 +86,7 @@ def _event(model: Any, name: str, shown: list[Any]) -> dict[str, Any]:  # noqa: 
 
 
 def _message() -> dict[str, Any]:
-    """An entry of a queue's list, with the request inside its body."""
+    """An entry of a queue's list, with the request in its body."""
     request, definitions = _inner(_request())
     made = celery_frames.frame("request", {"$ref": "#/$defs/GenerationRequest"}, names.TASK_NAME)
     made["$defs"] |= {**definitions, "GenerationRequest": request}
@@ -93,7 +94,7 @@ def _message() -> dict[str, Any]:
 
 
 def _reply() -> dict[str, Any]:
-    """What `reply_to` sends, with the terminal event inside its body."""
+    """What `reply_to` sends, with the terminal event in its body."""
     event, definitions = _inner(_end())
     made = celery_frames.frame("event", {"$ref": "#/$defs/End"}, None)
     made["$defs"] |= {**definitions, "End": event}
@@ -101,13 +102,13 @@ def _reply() -> dict[str, Any]:
 
 
 def _end() -> dict[str, Any]:
-    """The last event of a task, which is also what is pushed."""
+    """The terminal event of a task, which is also what is pushed."""
     shown = [each for kind, each in examples.EVENTS.items() if asyncapi.is_end(kind)]
     return _event(TypeAdapter(End), "end", shown)
 
 
 def _inner(document: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A document as a part of another one, and the definitions that it refers to."""
+    """A document to embed in another one, and the definitions that it refers to."""
     definitions = document.pop("$defs", {})
     for name in ("$schema", "$id", "examples"):
         del document[name]
@@ -121,12 +122,12 @@ def _whole(name: str, schema: dict[str, Any], shown: dict[str, Any]) -> dict[str
 
 
 def text(document: dict[str, Any]) -> str:
-    """A file's content."""
+    """The content of a file."""
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def main() -> None:
-    """Write the folder."""
+    """Write all files."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, document in documents().items():
         (FOLDER / name).write_text(text(document))
