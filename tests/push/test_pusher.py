@@ -73,8 +73,8 @@ def start(
     claims: TaskRecord, redis_url: str, hook: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Pusher]]:
     """Start a worker's pusher; its pauses are short."""
-    monkeypatch.setattr(pusher, "LOOK_S", 0.02)
-    monkeypatch.setattr(pusher, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(pusher, "POLL_INTERVAL_S", 0.02)
+    monkeypatch.setattr(pusher, "FIRST_RETRY_S", 0.05)
     made: list[Pusher] = []
 
     def begin(retry_s: float = 60.0, targets: tuple[ReplyTarget, ...] = (TARGET,)) -> Pusher:
@@ -256,7 +256,7 @@ def test_a_slow_receiver_holds_up_nobody_else(
     """While many webhooks of one host do not answer, the others are told as if there were none."""
     start()
     with hook.came:  # no answer until it is let go
-        for number in range(3 * pusher.THREADS):
+        for number in range(3 * pusher.MAX_THREADS):
             end(client, claims, f"slow-{number}", webhook=hook.origin)
         for number in range(5):
             to = {"queue": TARGET.queue, "task": TARGET.task}
@@ -264,7 +264,7 @@ def test_a_slow_receiver_holds_up_nobody_else(
             state = settled(client, f"quick-{number}", PushKind.REPLY_TO).state
             assert state is PushState.DELIVERED
         assert hook.messages == []
-    hook.wait(3 * pusher.THREADS)
+    hook.wait(3 * pusher.MAX_THREADS)
 
 
 def test_no_more_threads_is_no_end(
@@ -277,7 +277,7 @@ def test_no_more_threads_is_no_end(
     refused: list[threading.Thread] = []
 
     def begin(self: threading.Thread) -> None:
-        if self.name.startswith("push-") and len(refused) < 2 * pusher.THREADS:
+        if self.name.startswith("push-") and len(refused) < 2 * pusher.MAX_THREADS:
             refused.append(self)
             raise RuntimeError("can't start new thread")
         real(self)
@@ -286,7 +286,7 @@ def test_no_more_threads_is_no_end(
     start()
     end(client, claims, "threadless", webhook=hook.origin)
     assert settled(client, "threadless", PushKind.WEBHOOK).state is PushState.DELIVERED
-    assert len(refused) == 2 * pusher.THREADS
+    assert len(refused) == 2 * pusher.MAX_THREADS
 
 
 @pytest.mark.parametrize(
@@ -360,13 +360,13 @@ def test_a_backlog_of_one_receiver_is_passed_in_one_look(
     And while that one is slow they are not looked at again and again.
     """
     monkeypatch.setattr(pusher, "SLOW_S", 0.0)
-    backlog = 3 * pusher.TAKEN
+    backlog = 3 * pusher.BATCH_SIZE
     with hook.came:  # no answer until it is let go
         for number in range(backlog):
             end(client, claims, f"slow-{number}", webhook=hook.origin)
         end(client, claims, "quick", reply_to={"queue": TARGET.queue, "task": TARGET.task})
         start()
-        monkeypatch.setattr(pusher, "LOOK_S", 1000.0)
+        monkeypatch.setattr(pusher, "POLL_INTERVAL_S", 1000.0)
         assert settled(client, "quick", PushKind.REPLY_TO).state is PushState.DELIVERED
         soon = redis.time()[0] + 0.4 * pusher.SLOW_PAUSE_S
         assert redis.zcount(client.keys.pushes, "-inf", soon) == 0

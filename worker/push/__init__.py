@@ -1,4 +1,5 @@
-"""Pushes of final events to Celery queues and webhooks. Start at `pusher`.
+"""Pushes of terminal events to Celery queues and webhooks. Start at `pusher`.
 
-Owns retries and the address filter. Knows no execution: it reads finished tasks from the record.
+Owns retries, signatures and the address filter. Must not know `execution`: it reads finished tasks
+from the record.
 """

@@ -1,4 +1,4 @@
-"""Ends of tasks sent to other Celery applications, each as a task with one argument, `event`."""
+"""Sends terminal events to other Celery applications, as tasks with one argument, `event`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class CeleryReplies:
-    """Sends to allowed queues. Thread-safe; connects on first use."""
+    """Sends to the queues that the settings allow. Thread-safe; connects on first use."""
 
     def __init__(self, targets: Sequence[ReplyTarget], broker_url: str) -> None:
-        """`broker_url` is that of targets without one."""
+        """`broker_url` is for targets that have none of their own."""
         self._urls = {
             each.address: each.broker_url.get_secret_value() if each.broker_url else broker_url
             for each in targets
@@ -33,12 +33,12 @@ class CeleryReplies:
         self._apps = {url: _app(url) for url in self._urls.values()}
 
     def send(self, to: ReplyTo, message_id: str, event: bytes) -> None:
-        """Send the event; raises `PushError` unless the queue has it."""
+        """Send the event; raises `PushError` unless it is in the queue."""
         if (url := self._urls.get(to)) is None:
             raise PushError("it is not among SAG_REPLY_TO of this worker", final=True)
         app = self._apps[url]
         try:
-            # By its URL: of itself Celery would rather believe the variable CELERY_BROKER_URL.
+            # The URL is explicit because Celery prefers the variable CELERY_BROKER_URL.
             with producers[app.connection_for_write(url)].acquire(block=True) as producer:
                 app.send_task(
                     to.task,
@@ -55,13 +55,13 @@ class CeleryReplies:
             raise PushError(f"not sent: {error!r}"[:300]) from error
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         for app in self._apps.values():
             app.close()
 
 
 def _app(url: str) -> Celery:
-    """An application that only sends, with Celery's own way to name the lists of a queue."""
+    """An application that only sends, with Celery's default priorities and queue names."""
     app = Celery("sag-reply", broker=url, set_as_current=False, fixups=[])
     app.conf.update(
         task_serializer="json",

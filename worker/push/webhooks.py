@@ -1,7 +1,8 @@
-"""Signed posts to callers' webhooks, by the Standard Webhooks specification.
+"""Posts events to callers' webhooks, signed by the Standard Webhooks specification.
 
-To allowed hosts alone, never to private addresses unless the settings allow it, and no redirect is
-followed: a request can't make the worker speak to what only the worker can reach.
+Guards against server-side request forgery: only allowed hosts, no private addresses unless the
+settings allow them, the connection goes to the address that was checked, redirects are not
+followed, no proxy is used, and of the answer only the status is read.
 """
 
 from __future__ import annotations
@@ -29,22 +30,23 @@ from worker.errors import PushError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from urllib.parse import SplitResult
 
     from pydantic import SecretStr
 
-#: Limits of connecting to an address, and of all that follows, in seconds: together with the
-#: resolver's own some 20 s far below what a push is held for.
+#: Timeout of one connection, and of everything after it, in seconds. With some 20 s for resolving
+#: the name, a try takes far less than the time that a push is held for.
 CONNECT_S, ANSWER_S = 5.0, 15.0
-#: Addresses of one host that are tried.
-MOST_ADDRESSES = 3
-#: The answer of a webhook that is to be called no more.
+#: Most addresses of one host that are tried.
+MAX_ADDRESSES = 3
+#: Status by which a webhook ends deliveries for good.
 GONE = 410
 #: IPv6 networks whose last 32 bits are an IPv4 address: mapped, translated, compatible, NAT64.
 _WITH_IPV4 = [
     ipaddress.ip_network(each)
     for each in ("::ffff:0:0/96", "::ffff:0:0:0/96", "::/96", "64:ff9b::/96")
 ]
-#: What Python's `is_global` takes for public: local NAT64, site-local, and the relays of 6to4.
+#: Not public, though Python's `is_global` says so: local NAT64, site-local, 6to4 and its relays.
 _NOT_PUBLIC = [
     ipaddress.ip_network(each)
     for each in ("64:ff9b:1::/48", "fec0::/10", "2002::/16", "192.88.99.0/24")
@@ -57,84 +59,83 @@ class Webhooks:
     def __init__(
         self, hosts: Sequence[str], secrets: Sequence[SecretStr], *, private_addresses: bool
     ) -> None:
-        """Signs with every one of `secrets`, so that one can take another's place."""
+        """Signs with each of `secrets`, so that a secret can be replaced."""
         self._hosts, self._private = hosts, private_addresses
         self._keys = [key_of(secret) for secret in secrets]
         self._tls = ssl.create_default_context()
 
     def post(self, url: str, message_id: str, body: bytes) -> None:
-        """Post the event; raises `PushError` unless the answer is 2xx."""
+        """Post the event; raises `PushError` unless the answer is 2xx.
+
+        `url` is not validated yet: the end of a refused request is pushed, too.
+        """
         if not re.match(URL_PATTERN, url) or len(url) > MAX_URL_CHARS:
-            raise PushError("the request's own is refused", final=True)
+            raise PushError("the URL is not valid", final=True)
         if not is_allowed(url, self._hosts):
             raise PushError("its host is not among SAG_WEBHOOK_HOSTS of this worker", final=True)
-        headers = signed(message_id, int(time.time()), body, self._keys)
-        headers |= {
-            "Host": urlsplit(url).netloc,
+        target = urlsplit(url)
+        headers = {
+            "Host": target.netloc,
             "Content-Type": "application/json",
             "User-Agent": "sag-worker",
+            **signed(message_id, int(time.time()), body, self._keys),
         }
         try:
-            status = self._answer(url, body, headers)
-        except (HTTPError, HTTPException, OSError, ValueError) as error:  # of certificates, too
+            status = self._status(target, body, headers)
+        except (HTTPError, HTTPException, OSError, ValueError) as error:  # ValueError: certificates
             raise PushError(f"no answer: {error!r}"[:300]) from error
-        if not 200 <= status < 300:  # noqa: PLR2004  # HTTP's successes
+        if not 200 <= status < 300:  # noqa: PLR2004  # HTTP success
             raise PushError(f"answered {status}", final=status == GONE)
 
-    def _answer(self, url: str, body: bytes, headers: dict[str, str]) -> int:
-        """The status that the first address gives that can be connected to."""
-        *others, last = self._addresses(url)[:MOST_ADDRESSES]
+    def _status(self, target: SplitResult, body: bytes, headers: dict[str, str]) -> int:
+        """The status from the first address that accepts a connection."""
+        *others, last = self._addresses(target)[:MAX_ADDRESSES]
         for address in others:
-            try:
-                return self._ask(url, address, body, headers)
-            except (NewConnectionError, ConnectTimeoutError):
-                continue
-        return self._ask(url, last, body, headers)
+            with suppress(NewConnectionError, ConnectTimeoutError):
+                return self._post(target, address, body, headers)
+        return self._post(target, last, body, headers)
 
-    def _ask(self, url: str, address: str, body: bytes, headers: dict[str, str]) -> int:
-        """One post. To the address that was looked at, whatever the name means by now."""
-        parts = urlsplit(url)
-        path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
-        connection = HTTPConnection(address, parts.port, timeout=CONNECT_S)
-        if parts.scheme == "https":
+    def _post(self, target: SplitResult, address: str, body: bytes, headers: dict[str, str]) -> int:
+        """Post to the address that was checked; the name is not resolved again (DNS rebinding)."""
+        path = (target.path or "/") + (f"?{target.query}" if target.query else "")
+        connection = HTTPConnection(address, target.port, timeout=CONNECT_S)
+        if target.scheme == "https":
             connection = HTTPSConnection(
-                address, parts.port, timeout=CONNECT_S, ssl_context=self._tls,
-                server_hostname=parts.hostname, assert_hostname=parts.hostname,
+                address, target.port, timeout=CONNECT_S, ssl_context=self._tls,
+                server_hostname=target.hostname, assert_hostname=target.hostname,
             )  # fmt: skip
-        # The socket's own limit is one for each piece of an answer, of which there may be many.
-        end = threading.Timer(ANSWER_S, lambda: _cut(connection))
-        end.daemon = True
+        # The socket's own timeout is for each read, and an answer may take any number of reads.
+        total_timeout = threading.Timer(ANSWER_S, lambda: _shut_down(connection))
+        total_timeout.daemon = True
         try:
             connection.connect()
-            end.start()
+            total_timeout.start()
             connection.sock.settimeout(ANSWER_S)
             connection.request("POST", path, body, headers)
-            return connection.getresponse().status  # whatever else it says, nobody reads it
+            return connection.getresponse().status  # the rest is not read
         finally:
-            end.cancel()
+            total_timeout.cancel()
             connection.close()
 
-    def _addresses(self, url: str) -> list[str]:
-        """Where the host is; raises `PushError` when that is nowhere, or not in the open."""
-        parts = urlsplit(url)
-        port = parts.port or parts.scheme
-        found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    def _addresses(self, target: SplitResult) -> list[str]:
+        """The addresses of the host; raises `PushError` if one of them is private."""
+        port = target.port or target.scheme
+        found = socket.getaddrinfo(target.hostname, port, type=socket.SOCK_STREAM)
         addresses = list(dict.fromkeys(str(each[4][0]) for each in found))
-        private = [each for each in addresses if not is_public(each)]
-        if private and not self._private:
-            # Which one is not for the caller to know: it says where the worker's network is.
+        if not (self._private or all(map(is_public, addresses))):
+            # The address itself is not reported: it would tell the caller about our network.
             raise PushError("its host has a private address (SAG_WEBHOOK_PRIVATE_ADDRESSES)")
         return addresses
 
 
-def _cut(connection: HTTPConnection) -> None:
-    """End what is being sent or read."""
-    with suppress(OSError, AttributeError):  # it has ended by itself
+def _shut_down(connection: HTTPConnection) -> None:
+    """Make pending reads and writes fail."""
+    with suppress(OSError, AttributeError):  # closed meanwhile
         connection.sock.shutdown(socket.SHUT_RDWR)
 
 
 def signed(message_id: str, at: int, body: bytes, keys: Sequence[bytes]) -> dict[str, str]:
-    """The headers of a message, with a signature by each key; `at` is Unix time in seconds."""
+    """The headers of a message with one signature per key; `at` is Unix time in seconds."""
     text = f"{message_id}.{at}.".encode() + body
     macs = [hmac.digest(key, text, hashlib.sha256) for key in keys]
     return {
@@ -145,7 +146,7 @@ def signed(message_id: str, at: int, body: bytes, keys: Sequence[bytes]) -> dict
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is one of the open internet, also in what it stands for."""
+    """Whether an address, and the IPv4 address inside it if any, is on the public internet."""
     found = ipaddress.ip_address(address.partition("%")[0])
     if any(found in network for network in _WITH_IPV4):
         return is_public(str(ipaddress.IPv4Address(int(found) & 0xFFFF_FFFF)))
