@@ -1,4 +1,4 @@
-"""A client over the session's Redis, and a worker's hand on its records."""
+"""A client over the session's Redis, and a worker's access to its records."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def client(redis_url: str, namespace: str) -> Iterator[GenerationClient]:
-    """A client in the test's namespace, its connections named after it."""
+    """A client in the test's namespace; its connections carry the namespace as their name."""
     named = f"{redis_url}?client_name={namespace}"
     with GenerationClient(redis_url, namespace, events_url=named) as made:
         yield made
@@ -33,5 +33,12 @@ def claims(redis: Redis, client: GenerationClient) -> TaskRecord:
 
 @pytest.fixture
 def order(namespace: str) -> dict[str, object]:
-    """A request whose model, and with it its queue, is the test's own."""
+    """A request for a model, and so a queue, of the test's own."""
     return {"prompt": "x", "model": namespace, "metadata": {"k": "v"}}
+
+
+@pytest.fixture
+def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis-py and kombu do not pause between their attempts to connect."""
+    monkeypatch.setattr("redis.retry.sleep", lambda _s: None)
+    monkeypatch.setattr("kombu.utils.functional.sleep", lambda _s: None)

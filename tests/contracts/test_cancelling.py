@@ -1,4 +1,4 @@
-"""Cancelling: what it does to a task in each of its states."""
+"""Cancelling a task in each of its states."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def test_a_waiting_task_ends_at_once(
     client: GenerationClient, redis: Redis, order: dict[str, Any]
 ) -> None:
-    """Cancelling what nobody owns ends it there and then, with one terminal event."""
+    """Cancelling a task without an owner ends it at once, with one terminal event."""
     handle = client.submit(order)
     assert handle.cancel() is TaskStatus.QUEUED
     assert handle.cancel() is TaskStatus.CANCELLED
@@ -32,10 +32,10 @@ def test_a_waiting_task_ends_at_once(
         handle.result(timeout=5)
 
 
-def test_a_running_task_is_told_by_its_next_write(
+def test_a_running_task_notices_at_its_next_write(
     client: GenerationClient, redis: Redis, claims: TaskRecord, order: dict[str, Any]
 ) -> None:
-    """The owner of a cancelled task hears of it, and the task is its until it ends it."""
+    """The owner of a cancelled task is notified, and owns the task until it ends it."""
     handle = client.submit(order)
     claim = take(claims, handle.task_id)
     assert claims.append(claim, "progress", PROGRESS) == 0
@@ -53,10 +53,10 @@ def test_a_running_task_is_told_by_its_next_write(
     assert handle.status() is TaskStatus.CANCELLED
 
 
-def test_the_wish_for_an_unknown_task_is_kept(
+def test_a_cancel_for_an_unknown_task_is_kept(
     client: GenerationClient, redis: Redis, claims: TaskRecord, order: dict[str, Any]
 ) -> None:
-    """A cancel that overtakes its task's message still holds when the message is claimed."""
+    """A cancel that arrives before its task's message takes effect when the message is claimed."""
     assert client.handle("early").cancel() is None
     assert take(claims, "early").answer == "cancelled"
     assert kinds(redis, client.keys, "early") == []
@@ -66,8 +66,8 @@ def test_the_wish_for_an_unknown_task_is_kept(
     assert take(claims, "early2").answer == "cancelled"
 
 
-def test_a_wish_alone_is_forgotten_in_time(client: GenerationClient, redis: Redis) -> None:
-    """What is kept for an id that never turns up is noted to be forgotten, and is no task."""
+def test_a_cancel_without_a_task_is_removed_in_time(client: GenerationClient, redis: Redis) -> None:
+    """A cancel for an id that never appears is listed for removal, and makes no task."""
     client.handle("never").cancel()
     assert redis.zrange(client.keys.pending_cancels, 0, -1) == [b"never"]
     assert client.status_many(["never"]) == {"never": None}
@@ -82,7 +82,7 @@ def test_an_ended_task_stays_as_it_is(
     order: dict[str, Any],
     end: TaskStatus,
 ) -> None:
-    """Cancelling after the end changes nothing and says what the end was."""
+    """Cancelling after the end changes nothing and returns the final status."""
     handle = client.submit(order)
     assert claims.finish(take(claims, handle.task_id), end, {"step": 1}, {"step": 1})
     before = record(redis, client.keys, handle.task_id), told(redis, client.keys, handle.task_id)
@@ -96,7 +96,7 @@ def test_an_ended_task_stays_as_it_is(
 def test_a_task_whose_request_was_refused_can_be_cancelled(
     client: GenerationClient, claims: TaskRecord, kept: str, ended: bool
 ) -> None:
-    """A record may hold a request that no client can read; asking to cancel it is no error."""
+    """A task whose record has an invalid request can be cancelled."""
     claim = take(claims, "raw", request=kept)
     if ended:
         assert claims.finish(claim, TaskStatus.FAILED, ERROR, {"error": ERROR})
@@ -104,10 +104,10 @@ def test_a_task_whose_request_was_refused_can_be_cancelled(
     assert client.handle("raw").cancel() is expected
 
 
-def test_a_task_that_was_given_back_can_be_cancelled(
+def test_a_requeued_task_can_be_cancelled(
     client: GenerationClient, redis: Redis, claims: TaskRecord, order: dict[str, Any]
 ) -> None:
-    """It ends at once, as one that was never begun."""
+    """A requeued task ends at once when cancelled, as one that never started."""
     task = client.submit(order)
     assert claims.requeue(take(claims, task.task_id), {"reason": "drained"}, counts=False)
     assert task.cancel() is TaskStatus.QUEUED

@@ -1,4 +1,4 @@
-"""The events as they come from the wire, and the errors as Celery carries them."""
+"""Events on the wire, and errors in Celery's result backend."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", FIELDS)
 def test_each_type_parses(kind: str) -> None:
-    """Each published event parses, a newer version's extra field is no fault, and the end shows."""
+    """Each event type parses, with a field of a newer version too; `is_terminal` is right."""
     wire = {**COMMON, "type": kind, **FIELDS[kind], "of_a_later_version": 1}
     event = EVENT.validate_json(json.dumps(wire))
     assert event.type == kind
@@ -46,19 +46,19 @@ def test_each_type_parses(kind: str) -> None:
 
 
 def test_an_unknown_type_is_an_error_here() -> None:
-    """A kind that this version does not know is told apart; the client skips it."""
+    """An unknown event type does not validate; the client skips it."""
     with pytest.raises(ValidationError):
         EVENT.validate_python({**COMMON, "type": "dreaming"})
 
 
 def test_terminal_states() -> None:
-    """The four states that nothing follows are the four terminal events."""
+    """The four terminal statuses are the four terminal events."""
     assert {status.value for status in TaskStatus if status.is_terminal} == TERMINAL
 
 
 @pytest.fixture
 def celery_app(redis_url: str) -> Iterator[Celery]:
-    """Somebody's own Celery application over our Redis."""
+    """Another Celery application over our Redis."""
     app = Celery("other", broker=redis_url, backend=redis_url, set_as_current=False)
     app.conf.update(result_serializer="json", accept_content=["json"])
     yield app
@@ -69,7 +69,7 @@ def celery_app(redis_url: str) -> Iterator[Celery]:
 def test_an_error_survives_the_result_backend(
     celery_app: Celery, namespace: str, kind: type[GenerationFailed]
 ) -> None:
-    """`AsyncResult.get()` raises the error that the task raised: same class, same four fields."""
+    """`AsyncResult.get()` raises the error that the task raised: same class, same fields."""
     error = TaskError(
         code=ErrorCode.OUT_OF_MEMORY, message="too big: \u00e4", retryable=True, details={"a": [1]}
     )
@@ -97,17 +97,17 @@ assert "api_contracts" not in sys.modules
 def test_an_error_reaches_one_without_our_package(
     celery_app: Celery, redis_url: str, namespace: str, tmp_path: Path
 ) -> None:
-    """A caller who has nothing of ours still gets an exception of that name and its fields."""
+    """A caller without this package gets an exception of the same name and fields."""
     raised = GenerationFailed("internal", "what to do", True, {"k": 1})
     celery_app.backend.mark_as_failure(namespace, raised)
     command = [sys.executable, "-c", FOREIGN, redis_url, namespace]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    told = str(("internal", "what to do", True, {"k": 1}))
-    assert done.stdout.strip() == f"GenerationFailed {told}"
+    expected = str(("internal", "what to do", True, {"k": 1}))
+    assert done.stdout.strip() == f"GenerationFailed {expected}"
 
 
 def test_an_error_is_the_same_both_ways() -> None:
-    """The wire's error becomes an exception and comes back as it was."""
+    """`TaskError` to exception and back loses nothing."""
     error = TaskError(code=ErrorCode.INTERNAL, message="m", retryable=False, details={"k": 1})
     assert GenerationFailed.of(error).error == error
     assert GenerationFailed("internal", "m").error.details == {}

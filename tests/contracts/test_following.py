@@ -1,4 +1,4 @@
-"""Following a task: every event in order, once, to its end, whatever happens to the connection."""
+"""Following a task: every event once and in order, through lost connections."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ENDS: dict[TaskStatus, dict[str, Any]] = {
 
 @pytest.fixture
 def ended(client: GenerationClient, claims: TaskRecord, order: dict[str, Any]) -> str:
-    """A task with six events, the last its success."""
+    """The id of a task with six events; the last is `succeeded`."""
     task_id = client.submit(order).task_id
     claim = take(claims, task_id)
     for _ in range(3):
@@ -45,8 +45,8 @@ def ended(client: GenerationClient, claims: TaskRecord, order: dict[str, Any]) -
     return task_id
 
 
-def test_events_are_told_from_the_first_to_the_last(client: GenerationClient, ended: str) -> None:
-    """One who comes late sees everything in order, and the iterator ends with the end."""
+def test_events_come_from_the_first_to_the_last(client: GenerationClient, ended: str) -> None:
+    """A late follower sees all events in order; the iterator ends with the terminal one."""
     events = list(client.handle(ended).events(timeout=5))
     assert [event.seq for event in events] == [1, 2, 3, 4, 5, 6]
     assert [event.is_terminal for event in events] == [False] * 5 + [True]
@@ -55,25 +55,25 @@ def test_events_are_told_from_the_first_to_the_last(client: GenerationClient, en
 
 @pytest.mark.parametrize("after", [0, 1, 5])
 def test_events_replay_after_a_number(client: GenerationClient, ended: str, after: int) -> None:
-    """One who comes back names the last event seen and gets exactly the rest."""
+    """`after` skips exactly the events up to that number."""
     seqs = [event.seq for event in client.handle(ended).events(after=after, timeout=5)]
     assert seqs == list(range(after + 1, 7))
 
 
 def test_after_the_end_nothing_follows(client: GenerationClient, ended: str) -> None:
-    """One who comes back having seen the end is told so at once, not left waiting."""
-    assert list(client.handle(ended).events(after=6, timeout=1)) == []
+    """Following after the terminal event ends at once."""
+    assert list(client.handle(ended).events(after=6, timeout=0.1)) == []
 
 
-def test_what_is_there_needs_no_time(client: GenerationClient, ended: str) -> None:
-    """A wait of zero is a look: what has happened is given, and nothing is waited for."""
+def test_past_events_need_no_time(client: GenerationClient, ended: str) -> None:
+    """With a timeout of zero, what is already there is returned."""
     assert client.handle(ended).result(timeout=0) == GenerationResult.model_validate(RESULT)
 
 
 def test_an_event_of_a_later_version_is_skipped(
     client: GenerationClient, claims: TaskRecord, order: dict[str, Any]
 ) -> None:
-    """A kind of event that this client does not know is passed over and costs nothing else."""
+    """An event of an unknown type is skipped and changes nothing else."""
     handle = client.submit(order)
     claim = take(claims, handle.task_id)
     claims.append(claim, "dreaming", {"of": "sheep"})
@@ -87,7 +87,7 @@ def test_an_event_of_a_later_version_is_skipped(
 def test_events_survive_lost_connections(
     client: GenerationClient, redis: Redis, claims: TaskRecord, order: dict[str, Any]
 ) -> None:
-    """A follower whose connection is killed while it waits misses nothing and repeats nothing."""
+    """A follower whose connection is killed while it waits misses and repeats no event."""
     handle = client.submit(order)
     claim = take(claims, handle.task_id)
 
@@ -95,7 +95,7 @@ def test_events_survive_lost_connections(
         found = [each for each in redis.client_list() if each["name"] == client.keys.namespace]
         return [each["id"] for each in found if each["cmd"] == "xread"]
 
-    def kill_and_tell() -> None:
+    def kill_and_append() -> None:
         for _ in range(4):
             until(waiting)
             for number in waiting():
@@ -103,15 +103,15 @@ def test_events_survive_lost_connections(
             claims.append(claim, "progress", PROGRESS)
         claims.finish(claim, TaskStatus.EXPIRED, {"step": 1}, {"step": 1})
 
-    killer = threading.Thread(target=kill_and_tell)
+    killer = threading.Thread(target=kill_and_append)
     killer.start()
     seqs = [event.seq for event in handle.events(timeout=10)]
     killer.join()
     assert seqs == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_silence_ends_a_wait(client: GenerationClient, order: dict[str, Any]) -> None:
-    """Nothing new within the time given raises `WaitTimeout`; the task goes on."""
+def test_a_wait_without_events_times_out(client: GenerationClient, order: dict[str, Any]) -> None:
+    """No event within the timeout raises `WaitTimeout`; the task goes on."""
     handle = client.submit(order)
     events = handle.events(timeout=0.1)
     assert next(events).type == "queued"
@@ -123,7 +123,7 @@ def test_silence_ends_a_wait(client: GenerationClient, order: dict[str, Any]) ->
 
 
 def test_an_unknown_task_is_not_waited_for(client: GenerationClient) -> None:
-    """Without a record, waiting and asking raise `TaskNotFound`."""
+    """Without a record every call raises `TaskNotFound`."""
     handle = client.handle("nobody")
     with pytest.raises(TaskNotFound):
         next(handle.events(timeout=0.1))
@@ -149,7 +149,7 @@ def test_each_end_has_its_exception(
     expected: type[GenerationError],
     text: str,
 ) -> None:
-    """An end without pictures is raised by `result`, each as a kind of its own."""
+    """`result` raises a different error for each end without pictures."""
     handle = client.submit(order)
     claims.finish(take(claims, handle.task_id), end, ENDS[end], ENDS[end])
     with pytest.raises(GenerationError, match=text) as caught:
@@ -160,7 +160,7 @@ def test_each_end_has_its_exception(
 
 
 def test_success_gives_the_result(client: GenerationClient, redis: Redis, ended: str) -> None:
-    """`result` gives what the worker published, which is what the record keeps."""
+    """`result` returns what the worker published, equal to the record's outcome."""
     result = client.handle(ended).result(timeout=5)
     kept: Any = redis.hget(client.keys.task(ended), "outcome")
     assert result.model_dump(mode="json") == RESULT == json.loads(kept)

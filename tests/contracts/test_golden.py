@@ -1,6 +1,6 @@
-"""Frames of schema version 1 as they were once seen on the wire: they stay readable for ever.
+"""Recorded messages and events of schema version 1 stay readable.
 
-A frame in `golden/` is never changed; a new kind gets a new one.
+A file in `golden/` never changes; a new kind gets a new file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def frame(name: str) -> Any:
 
 @pytest.mark.parametrize("sender", SENDERS)
 def test_a_message_of_each_sender_is_taken(sender: str) -> None:
-    """From the list's entry to a request without a fault, with its sender's id."""
+    """A recorded message of each sender becomes a valid request with the sender's id."""
     entry = frame(sender)
     whole = envelope(entry, "generate.default", "owner/tag")
     message = Message(
@@ -57,7 +57,7 @@ def test_a_message_of_each_sender_is_taken(sender: str) -> None:
 
 @pytest.mark.parametrize("sender", SENDERS)
 def test_a_message_of_each_sender_fits_the_schema(sender: str) -> None:
-    """The entry as a whole, and what its body holds."""
+    """A recorded message and its body are valid by the published schema."""
     schema, entry = json_schemas.documents()["message.json"], frame(sender)
     Draft202012Validator(schema).validate(entry)
     body = {"$ref": "#/$defs/Body", "$defs": schema["$defs"]}
@@ -66,7 +66,7 @@ def test_a_message_of_each_sender_fits_the_schema(sender: str) -> None:
 
 @pytest.mark.parametrize("event", frame("events"), ids=lambda event: event["type"])
 def test_an_event_is_read(event: dict[str, Any]) -> None:
-    """Every field that it had is still there, with the same value."""
+    """A recorded event is read with every field and value."""
     read = json.loads(EVENT.validate_python(event).model_dump_json())
     assert _within(event | {"at": read["at"]}, read)
     Draft202012Validator(json_schemas.documents()["event.json"]).validate(event)

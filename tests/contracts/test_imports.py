@@ -1,4 +1,4 @@
-"""What an import costs and loads."""
+"""What imports load and how long they take."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEAVY = {"torch", "diffusers", "transformers", "boto3", "botocore", "PIL", "nump
 
 
 def imported(module: str, **environment: str) -> tuple[float, set[str]]:
-    """Seconds of a processor that the import took, afresh, and the packages then loaded."""
+    """CPU seconds of an import in a new process, and the packages loaded after it."""
     done = subprocess.run(
         [sys.executable, "-c", LOADED.format(module=module)],
         capture_output=True,
@@ -33,7 +33,7 @@ def imported(module: str, **environment: str) -> tuple[float, set[str]]:
 
 
 def test_contracts_are_light() -> None:
-    """A backend pays under half a second of a processor, and loads nothing of the worker."""
+    """Importing `api_contracts` takes under 0.5 s of CPU and loads nothing of the worker."""
     tries = []
     for _ in range(5):
         took_s, names = imported("api_contracts")
@@ -45,14 +45,14 @@ def test_contracts_are_light() -> None:
 
 
 def test_the_worker_loads_no_torch_and_reads_nothing() -> None:
-    """`import worker.app` neither loads torch nor looks at the environment, be it ever so wrong."""
+    """`import worker.app` loads no torch and reads no environment."""
     wrong = {"SAG_BROKER_URL": "nonsense", "SAG_SLOTS": "many", "SAG_MODELS": "{"}
     _, names = imported("worker.app", **wrong)
     assert not names & {"torch", "diffusers", "transformers"}
 
 
 def test_settings_are_read_when_the_application_is_asked_for() -> None:
-    """`worker.app.app` is what reads the environment: a wrong one fails there, by name."""
+    """`worker.app.app` reads the environment; an invalid setting fails there, with its name."""
     done = subprocess.run(
         [sys.executable, "-c", "import worker.app; worker.app.app"],
         capture_output=True,

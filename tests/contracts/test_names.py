@@ -1,4 +1,4 @@
-"""The strings that producers and workers share."""
+"""The strings that clients and workers share."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ BAD_IDS = (
 
 @pytest.mark.parametrize("text", GOOD_IDS)
 def test_a_task_id(text: str) -> None:
-    """1 to 128 letters, digits, dots, underscores and hyphens are a task id."""
+    """A task id is 1 to 128 letters, digits, dots, underscores and hyphens."""
     assert names.is_task_id(text)
 
 
 @pytest.mark.parametrize("text", BAD_IDS)
 def test_no_task_id(text: object) -> None:
-    """What could leave a folder, end a line or name another key is no task id."""
+    """Text that could leave a folder, end a line or name another key is not a task id."""
     assert not names.is_task_id(text)
 
 
 @pytest.mark.parametrize("model", ["default", "sd-1.5"])
 def test_priority_lists_are_those_of_kombu(redis_url: str, model: str) -> None:
-    """The lists that depths are counted over are exactly those that kombu reads and writes."""
+    """The lists of a queue are exactly those that kombu reads and writes."""
     options = names.TRANSPORT_OPTIONS
     with Connection(redis_url, transport_options=options) as connection:
         channel = connection.default_channel
@@ -40,7 +40,7 @@ def test_priority_lists_are_those_of_kombu(redis_url: str, model: str) -> None:
 
 
 def test_keys_of_a_task_share_a_slot() -> None:
-    """Every key of a task carries its id in braces, below the namespace."""
+    """Every key of a task has its id in braces, below the namespace."""
     keys = names.Keys("ns")
     assert (keys.task("t"), keys.events("t"), keys.checkpoint("t")) == (
         "ns:{t}:task",
@@ -52,13 +52,13 @@ def test_keys_of_a_task_share_a_slot() -> None:
 
 
 def test_published_names() -> None:
-    """The names that other code was written against stay."""
+    """The published names never change."""
     assert names.TASK_NAME == "sag.generate"
     assert names.queue_name("default") == "generate.default"
 
 
 def test_an_application_keeps_its_options_to_itself() -> None:
-    """What a worker adds to the options of its broker is nobody else's."""
+    """A worker's additions to the broker options do not reach the shared ones."""
     from worker.app import create_app
     from worker.config.settings import Settings
 

@@ -1,4 +1,4 @@
-"""The client beside other Celery applications in its process: neither takes from the other."""
+"""The client beside other Celery applications in its process: neither affects the other."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_celerys_own_variables_are_those_of_others(
     order: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Messages go to the client's own URL; where others keep results is no matter of its."""
+    """Messages go to the client's own URL; Celery's environment variables are ignored."""
     other = redis_url.removesuffix("0") + "1"
     monkeypatch.setenv("CELERY_BROKER_URL", other)
     monkeypatch.setenv("CELERY_BROKER_WRITE_URL", other)
@@ -49,7 +49,7 @@ def test_celerys_own_variables_are_those_of_others(
 
 
 def test_a_client_that_came_first_is_no_ones_application(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a Django project, too, `current_app` is the project's, in every thread."""
+    """`current_app` is the project's own in every thread, in a Django project too."""
     monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "project.settings")
     command = [sys.executable, "-c", BESIDE_DJANGO]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -59,7 +59,7 @@ def test_a_client_that_came_first_is_no_ones_application(monkeypatch: pytest.Mon
 def test_a_task_that_submits_has_no_children(
     client: GenerationClient, order: dict[str, Any]
 ) -> None:
-    """Sent from a task of another application, a task is none of those that its result names."""
+    """A task submitted from another application's task is not a child of that task."""
     app = Celery("other", set_as_current=False)
 
     @app.task(bind=True)

@@ -1,4 +1,4 @@
-"""What is wrong between fields, with a worker's limits, and how all of it is told."""
+"""Conflicts between fields, limits of a worker, and how errors are reported."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def wheres(data: dict[str, object], limits: Limits | None = None) -> list[str]:
     ],
 )
 def test_fields_that_contradict_each_other(data: dict[str, object], where: str) -> None:
-    """Two fields, each right by itself, that can't both be meant are a fault."""
+    """Two fields that are valid alone but conflict are an error."""
     assert wheres(data) == [where]
 
 
@@ -65,13 +65,13 @@ def test_fields_that_contradict_each_other(data: dict[str, object], where: str) 
     ],
 )
 def test_fields_that_agree(data: dict[str, object]) -> None:
-    """What fits together is taken, up to the edge."""
+    """Values that fit together are accepted, up to the limit."""
     assert parse_request(data).to_wire() == data
 
 
 @pytest.mark.parametrize("text", ["v", "\u00e9", "\U0001f34c"])
 def test_metadata_is_measured_in_bytes(text: str) -> None:
-    """The limit of metadata is on its UTF-8 JSON, whatever the letters."""
+    """The limit of metadata is on the bytes of its UTF-8 JSON."""
     room = MAX_METADATA_BYTES - len(json.dumps({"k": ""}))
     fits = text * (room // len(text.encode()))
     assert parse_request({"prompt": "x", "metadata": {"k": fits}}).metadata == {"k": fits}
@@ -80,13 +80,13 @@ def test_metadata_is_measured_in_bytes(text: str) -> None:
 
 @pytest.mark.parametrize("metadata", [{"k": "\ud800"}, {"\ud800": "v"}])
 def test_metadata_that_is_no_text_is_refused(metadata: dict[str, str]) -> None:
-    r"""A lone surrogate, which JSON can carry as `\ud800`, is a fault like any other."""
+    r"""A lone surrogate, which JSON can carry as `\ud800`, is an error like any other."""
     data = json.loads(json.dumps({"prompt": "x", "metadata": metadata}))
     assert wheres(data)[0].startswith("metadata")
 
 
 def test_limits_of_a_worker_hold_on_top() -> None:
-    """A worker's limits refuse what the contract alone allows, at the edge and not before."""
+    """A worker's limits refuse exactly the values above them."""
     limits = Limits(max_side_px=128, max_steps=10, max_images=4)
     edge = {
         "prompt": ["x", "y"], "height": 128, "width": 128, "num_inference_steps": 10,
@@ -104,7 +104,7 @@ def test_limits_of_a_worker_hold_on_top() -> None:
 
 
 def test_all_faults_come_at_once() -> None:
-    """A caller mends a request in one go: every broken field is named in the first answer."""
+    """The first answer names every invalid field."""
     broken: dict[str, object] = {
         "prompt": "", "height": 65, "seed": [-1, "a"], "eta": 2, "scheduler": "DDIM",
         "latents": {"s3": "../a"}, "metadata": {"k": 1}, "unknown": 0, "num_inference_steps": 0,
@@ -141,20 +141,20 @@ def test_all_faults_come_at_once() -> None:
     ids=lambda data: "-".join(data)[:30],
 )
 def test_a_huge_value_gives_a_short_message(data: dict[str, object]) -> None:
-    """A refusal never carries the megabytes that it refuses: it fits a log line or an event."""
+    """An error message stays short, whatever the size of the refused value."""
     refusal = refused(data, Limits())
     assert len(str(refusal)) < 5_000
-    told = [fault.model_dump_json() for fault in refusal.faults]
-    assert max(map(len, told)) < 1_000
+    dumped = [fault.model_dump_json() for fault in refusal.faults]
+    assert max(map(len, dumped)) < 1_000
 
 
 def test_an_integer_too_long_to_print_is_refused() -> None:
-    """A caller in Python may pass an integer that has no text; it is refused as any other."""
+    """An integer that Python can't print is refused as any other."""
     assert wheres({"prompt": "x", "seed": 10**5000}) == ["seed"]
 
 
 def test_wire_keeps_only_what_was_set() -> None:
-    """What was left out stays out, so that a model's own default may stand for it."""
+    """Fields that were left out stay out, so that the model's defaults apply."""
     given = {"prompt": "x", "guidance_scale": 7.5, "height": None, "metadata": {"a": "b"}}
     request = parse_request(given)
     assert request.to_wire() == given
@@ -162,7 +162,7 @@ def test_wire_keeps_only_what_was_set() -> None:
 
 
 def test_a_refusal_can_be_pickled() -> None:
-    """Between the processes of a pool it stays the same error, with its faults."""
+    """An `InvalidRequest` keeps its class, text and errors when pickled."""
     error = refused({"prompt": "", "seed": -1})
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again), again.faults) == (InvalidRequest, str(error), error.faults)

@@ -1,4 +1,4 @@
-"""Each field of the request by itself: its default, and its limits from both sides."""
+"""Each field of the request: its default, and its limits from both sides."""
 
 from __future__ import annotations
 
@@ -122,27 +122,27 @@ def faults_of(data: object) -> dict[str | None, str | None]:
 
 
 def test_every_default_is_the_published_one() -> None:
-    """A request that says nothing has the contract's defaults, and there is no other field."""
+    """An empty request has the published defaults, and there is no other field."""
     assert GenerationRequest().model_dump() == DEFAULTS
 
 
 @pytest.mark.parametrize(("field", "value"), GOOD)
 def test_a_value_at_the_limit_is_taken(field: str, value: object) -> None:
-    """The limits belong to what is allowed, and a value stays as it was given."""
+    """A value at its limit is accepted and unchanged."""
     request = parse_request({"prompt": "x", field: value})
     assert request.to_wire() == {"prompt": "x", field: value}
 
 
 @pytest.mark.parametrize(("field", "value"), BAD)
 def test_a_value_past_the_limit_is_refused(field: str, value: object) -> None:
-    """One value outside its limits, or of another JSON type, is one fault at that field."""
+    """A value outside its limits, or of another JSON type, is one error at that field."""
     assert set(faults_of({"prompt": "x", field: value})) == {field}
 
 
 @pytest.mark.parametrize("key", HOSTILE_KEYS)
 @pytest.mark.parametrize("field", ["latents", "negative_prompt_embeds"])
 def test_a_reference_names_nothing_outside_its_prefix(field: str, key: str) -> None:
-    """A reference's key is a plain relative path to a `.safetensors` file and nothing else."""
+    """A reference's key is a plain relative path to a `.safetensors` file."""
     assert set(faults_of({"prompt": "x", field: {"s3": key}})) == {f"{field}.s3"}
 
 
@@ -167,16 +167,16 @@ def test_a_reference_names_nothing_outside_its_prefix(field: str, key: str) -> N
     ],
 )
 def test_a_fault_says_where(data: dict[str, object], where: str) -> None:
-    """A fault inside a list, a reference or an object, and an unknown field, is named exactly."""
+    """An error names the exact place inside a list, reference or object, or the unknown field."""
     assert set(faults_of({"prompt": "x", **data})) == {where}
 
 
 @pytest.mark.parametrize("data", [None, 5, "x", [], [{}], True])
 def test_a_request_is_an_object(data: object) -> None:
-    """What is no JSON object is one fault of the whole request."""
+    """A request that is not a JSON object is one error of the whole request."""
     assert faults_of(data) == {"request": "object"}
 
 
 def test_embeddings_stand_for_a_prompt() -> None:
-    """`prompt_embeds` alone is a request; it has no prompts."""
+    """`prompt_embeds` without `prompt` is a valid request without prompts."""
     assert parse_request({"prompt_embeds": EMBEDS}).prompts == ()

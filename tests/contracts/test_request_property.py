@@ -1,4 +1,4 @@
-"""What holds for every request that anybody could send."""
+"""Laws that hold for every possible request."""
 
 from __future__ import annotations
 
@@ -71,22 +71,22 @@ def refusal(data: Any) -> InvalidRequest | None:
 @example(data={"prompt": "x", "metadata": {"k": "\ud800"}})
 @example(data={"\ud800": 1})
 def test_any_json_parses_or_is_refused_with_a_reason(data: Any) -> None:
-    """Whatever comes from the wire is a request or raises `InvalidRequest` with a fault."""
-    told = refusal(data)
-    if told is None:
+    """Any JSON is a valid request or raises `InvalidRequest` with an error."""
+    refused = refusal(data)
+    if refused is None:
         wire = parse_request(data, Limits()).to_wire()
         assert json.loads(json.dumps(wire)).keys() == data.keys()
     else:
-        assert told.faults
-        assert all(fault.where and fault.what and fault.limit for fault in told.faults)
-        assert all(fault.model_dump_json() for fault in told.faults)
-        assert str(told).encode()
+        assert refused.faults
+        assert all(fault.where and fault.what and fault.limit for fault in refused.faults)
+        assert all(fault.model_dump_json() for fault in refused.faults)
+        assert str(refused).encode()
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(data=VALID)
 def test_a_valid_request_travels_unchanged(data: dict[str, Any]) -> None:
-    """A request that was taken once comes back the same from the wire, and is taken again."""
+    """A valid request survives the way over the wire unchanged."""
     request = parse_request(data)
     wire = request.to_wire()
     assert wire == data

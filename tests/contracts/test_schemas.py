@@ -1,4 +1,4 @@
-"""The published schemas: they say what the models say, and what is sent is what they say."""
+"""The published schemas match the models, and what is sent matches the schemas."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def is_valid(name: str, instance: object) -> bool:
 
 
 def test_the_files_are_those_of_the_models() -> None:
-    """Who changes a model sees the change in what is published: `make docs` writes it."""
+    """The published files are those generated from the models (`make docs`)."""
     there = {file.name: file.read_text() for file in json_schemas.FOLDER.iterdir()}
     assert there == {name: json_schemas.text(each) for name, each in DOCUMENTS.items()}
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_each_is_a_schema_whose_examples_hold(name: str) -> None:
-    """By a validator that is not ours; it stands for itself, with no reference to other files."""
+    """Each file is a valid schema without outside references, and its examples are valid."""
     schema = published(name)
     Draft202012Validator.check_schema(schema)
     assert schema["$schema"] == json_schemas.DIALECT
@@ -68,7 +68,7 @@ def _references(node: object) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ["request.json", "event.json", "result.json", "error.json"])
 def test_every_field_is_described(name: str) -> None:
-    """In words, as units can't be guessed; a type of event is its own description."""
+    """Every field has a description."""
     schema = published(name)
     for each in (schema, *schema.get("$defs", {}).values()):
         for field, about in each.get("properties", {}).items():
@@ -79,7 +79,7 @@ def test_every_field_is_described(name: str) -> None:
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(data=VALID | NEAR)
 def test_what_is_accepted_is_valid(data: dict[str, Any]) -> None:
-    """The schema refuses nothing that a worker would take."""
+    """Every request that the parser accepts is valid by the schema."""
     try:
         parse_request(data)
     except ValueError:
@@ -100,7 +100,7 @@ def test_what_is_accepted_is_valid(data: dict[str, Any]) -> None:
     ],
 )  # fmt: skip
 def test_what_is_refused_is_not_valid(data: dict[str, Any]) -> None:
-    """Each limit of a field by itself; what two fields say together only the worker checks."""
+    """Every limit of a single field is in the schema."""
     with pytest.raises(ValueError, match=r"."):
         parse_request(data)
     with pytest.raises(ValidationError):
@@ -108,8 +108,8 @@ def test_what_is_refused_is_not_valid(data: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", json_schemas.kinds())
-def test_an_event_is_told_by_its_type(kind: str) -> None:
-    """Its own schema and that of all hold; those of the others do not."""
+def test_an_event_is_valid_by_its_type_alone(kind: str) -> None:
+    """An event is valid by the schema of its type and by no other type's."""
     event = examples.EVENTS[kind]
     assert EVENT.validate_python(event).type == kind
     assert is_valid("event.json", event)
@@ -120,7 +120,7 @@ def test_an_event_is_told_by_its_type(kind: str) -> None:
 
 
 def test_readers_of_today_take_what_a_later_version_adds() -> None:
-    """A field more, and a code more, are no break: neither for the schema nor for the models."""
+    """Unknown fields and codes are accepted by schemas and models."""
     event = examples.EVENTS["failed"] | {"later": 1}
     error = examples.ERROR | {"code": "of_a_later_version", "later": 1}
     result = examples.RESULT | {"later": {"a": 1}}
@@ -132,7 +132,7 @@ def test_readers_of_today_take_what_a_later_version_adds() -> None:
 
 
 def test_all_kinds_and_codes_are_there() -> None:
-    """Of the states each end has an event; the codes are all named."""
+    """Each terminal status has an event, and each error code is published."""
     ends = {status.value for status in TaskStatus if status.is_terminal}
     assert ends < set(json_schemas.kinds())
     text = json.dumps(published("error.json"))

@@ -1,4 +1,4 @@
-"""Submitting: what is written, what is sent, and what never is."""
+"""Submitting: what is written to the record and sent to the queue."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def messages(redis: Redis, model: str) -> list[dict[str, Any]]:
-    """Every message that waits for a model, first priority first."""
+    """The waiting messages of a model, by priority."""
     lists: list[Any] = [redis.lrange(name, 0, -1) for name in names.queue_lists(model)]
     return [json.loads(entry) for entries in lists for entry in entries]
 
@@ -43,7 +43,7 @@ def request_in(message: dict[str, Any]) -> Any:
 def test_the_message_is_one_that_any_celery_reads(
     client: GenerationClient, redis: Redis, order: dict[str, Any], priority: int
 ) -> None:
-    """A submission is one JSON message of protocol 2, keyword `request`, in its priority's list."""
+    """A submission is one JSON message of protocol 2 in the list of its priority."""
     order["priority"] = priority
     task_id = client.submit(order).task_id
     name = names.queue_lists(order["model"])[priority]
@@ -63,7 +63,7 @@ def test_the_message_is_one_that_any_celery_reads(
 def test_a_submission_writes_record_and_event(
     client: GenerationClient, redis: Redis, order: dict[str, Any]
 ) -> None:
-    """A new task is `queued` in its record, told by event 1, and open."""
+    """A new task has a record with status `queued`, event 1, and is open."""
     handle = client.submit(GenerationRequest.model_validate(order), "my-id")
     kept = record(redis, client.keys, "my-id")
     assert json.loads(kept["request"]) == order
@@ -79,7 +79,7 @@ def test_a_submission_writes_record_and_event(
 def test_the_same_id_is_one_task(
     client: GenerationClient, redis: Redis, order: dict[str, Any]
 ) -> None:
-    """However many submit one id at once, there is one record and one `queued` event."""
+    """Concurrent submissions of one id make one record and one `queued` event."""
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: client.submit(order, "same"), range(16)))
     assert kinds(redis, client.keys, "same") == ["queued"]
@@ -89,7 +89,7 @@ def test_the_same_id_is_one_task(
 def test_the_same_id_with_another_request_is_the_first_request(
     client: GenerationClient, redis: Redis, order: dict[str, Any]
 ) -> None:
-    """What is sent is what the record holds, so that no worker makes pictures of another text."""
+    """The request in the message is the one in the record, which was submitted first."""
     client.submit(order, "same")
     client.submit({**order, "prompt": "another"}, "same")
     kept = json.loads(record(redis, client.keys, "same")["request"])
@@ -101,7 +101,7 @@ def test_the_same_id_with_another_request_is_the_first_request(
 def test_a_task_under_way_or_ended_is_not_sent_again(
     client: GenerationClient, redis: Redis, claims: TaskRecord, order: dict[str, Any], ended: bool
 ) -> None:
-    """Submitting an id that a worker has, or that has ended, sends and writes nothing."""
+    """Submitting an id that is running or has ended sends and writes nothing."""
     client.submit(order, "same")
     claim = take(claims, "same")
     if ended:
@@ -117,7 +117,7 @@ def test_a_task_under_way_or_ended_is_not_sent_again(
 def test_an_invalid_request_leaves_no_trace(
     client: GenerationClient, redis: Redis, order: dict[str, Any]
 ) -> None:
-    """A refused request raises with every fault where it was made; Redis sees none of it."""
+    """An invalid request raises with every error and writes nothing to Redis."""
     with pytest.raises(InvalidRequest) as caught:
         client.submit({**order, "height": 65, "seed": -1, "unknown": 1})
     assert {fault.where for fault in caught.value.faults} == {"height", "seed", "unknown"}
@@ -141,7 +141,7 @@ def test_a_hostile_id_is_refused_everywhere(
 
 
 def test_depths_and_states(client: GenerationClient, order: dict[str, Any]) -> None:
-    """Depths count what waits over all priorities; `status_many` answers for unknown ids too."""
+    """Depths count all priorities; `status_many` also answers for unknown ids."""
     model = order["model"]
     assert client.queue_depths([model]) == {model: 0}
     for priority in (0, 0, 5, 9):
@@ -155,10 +155,10 @@ def test_depths_and_states(client: GenerationClient, order: dict[str, Any]) -> N
     assert client.status_many([]) == {}
 
 
-def test_the_first_event_says_how_many_are_before_it(
+def test_the_first_event_has_the_position_in_the_queue(
     client: GenerationClient, redis: Redis, order: dict[str, Any]
 ) -> None:
-    """`position` counts the messages that a worker takes first, at the time of submission."""
+    """`position` counts the messages that a worker takes before, at the time of submission."""
     client.submit({**order, "model": f"{order['model']}-other"}, "elsewhere")
     client.submit(order, "alone")  # of priority 5, as each but those that say
     priorities = [5, 9, 0, 0, 5]
@@ -171,10 +171,10 @@ def test_the_first_event_says_how_many_are_before_it(
     assert [event["position"] for event in found] == expected
 
 
-def test_a_list_that_is_none_stops_nobody(
+def test_a_list_of_another_type_stops_no_submission(
     client: GenerationClient, redis: Redis, order: dict[str, Any]
 ) -> None:
-    """Only the number before it is not known, for those that stand behind the odd one."""
+    """A list of another type leaves the position unknown and stops no submission."""
     client.submit({**order, "priority": 9}, "first")  # kombu looks at the lists once
     redis.hset(names.queue_lists(order["model"])[3], "a", "b")
     client.submit({**order, "priority": 2}, "before")
@@ -184,7 +184,7 @@ def test_a_list_that_is_none_stops_nobody(
     assert len(redis.lrange(names.queue_lists(order["model"])[5], 0, -1)) == 1
 
 
-def test_redis_away_is_said_at_once(order: dict[str, Any]) -> None:
+def test_redis_away_is_reported_at_once(order: dict[str, Any], no_backoff: None) -> None:
     """Without Redis every call raises `ServiceUnavailable`, a wait `WaitTimeout`; none hangs."""
     with GenerationClient(f"redis://127.0.0.1:{free_port()}/0") as client:
         handle = client.handle("t")
@@ -201,9 +201,9 @@ def test_redis_away_is_said_at_once(order: dict[str, Any]) -> None:
 
 
 def test_a_broker_away_loses_nothing(
-    client: GenerationClient, redis_url: str, redis: Redis, order: dict[str, Any]
+    client: GenerationClient, redis_url: str, redis: Redis, order: dict[str, Any], no_backoff: None
 ) -> None:
-    """When only the broker is away the record is there, and submitting the id again sends it."""
+    """With only the broker away the record is written; submitting the id again sends it."""
     away = f"redis://127.0.0.1:{free_port()}/0"
     namespace = client.keys.namespace
     with (

@@ -1,4 +1,4 @@
-"""The suite's own eye on what travels: what is not as published is found."""
+"""The suite's check of everything on the wire against the published schemas."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def url(tmp_path: Path) -> Iterator[str]:
-    """A Redis that is empty before it ends, so that the eye finds nothing."""
+    """A Redis that is emptied at the end, so that the check finds nothing."""
     from redis import Redis
 
     with embedded.redis_server(tmp_path) as made, Redis.from_url(made) as redis:
@@ -38,19 +38,19 @@ def aside(url: str) -> Iterator[Redis]:
 
 
 def event(redis: Any, **changed: Any) -> None:
-    """Write an event of a task that was begun, as published but for what is changed."""
+    """Write a `started` event, valid but for what is changed."""
     written = {**examples.EVENTS["started"], "task_id": "t", **changed}
     redis.xadd("sag:{t}:events", {"event": json.dumps(written)})
 
 
 def begun(redis: Any) -> None:
-    """A task that was begun, and all is as published."""
+    """Write a started task that is valid."""
     event(redis)
     redis.hset("sag:{t}:task", "request", json.dumps({"prompt": "x"}))
 
 
 def result(redis: Any, status: str, kept: object) -> None:
-    """What Celery keeps of a task."""
+    """Write Celery's result of a task."""
     redis.set("celery-task-meta-t", json.dumps({"status": status, "result": kept}))
 
 
@@ -70,7 +70,7 @@ FAILED = {"exc_type": "GenerationFailed", "exc_message": ["internal", "m", "no",
 def test_what_is_not_published_is_found(
     url: str, aside: Redis, spoil: Callable[[Redis], None], says: str
 ) -> None:
-    """An event, a request that was begun, a result, an error."""
+    """An invalid event, request, result or error is found."""
     begun(aside)
     result(aside, "SUCCESS", examples.RESULT)
     assert list(wire.unpublished(url)) == []
@@ -80,10 +80,8 @@ def test_what_is_not_published_is_found(
     assert all(fault.startswith(says) for _, fault in found)
 
 
-def test_messages_are_looked_at_too(
-    url: str, aside: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those that kombu sent of a task that was begun."""
+def test_messages_are_checked_too(url: str, aside: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An invalid message of a started task is found."""
     begun(aside)
     monkeypatch.setattr(wire, "_sent", {"t": [examples.MESSAGE]})
     assert list(wire.unpublished(url)) == []
@@ -91,8 +89,8 @@ def test_messages_are_looked_at_too(
     assert {fault.split(" ")[0] for _, fault in wire.unpublished(url)} == {"message"}
 
 
-def test_a_server_with_such_ends_with_an_error(tmp_path: Path) -> None:
-    """Of whoever started it."""
+def test_invalid_contents_fail_the_test(tmp_path: Path) -> None:
+    """A server with invalid contents fails the test that started it."""
     from redis import Redis
 
     with (

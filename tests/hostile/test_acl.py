@@ -1,4 +1,4 @@
-"""Redis's ACL file: each user can do what is his, and nothing else."""
+"""Redis's ACL file: each user has the rights it needs and no others."""
 
 from __future__ import annotations
 
@@ -13,9 +13,19 @@ from celery import Celery
 from pydantic import SecretStr
 from redis.exceptions import NoPermissionError, RedisError
 
-from api_contracts import GenerationClient, GenerationFailed, ServiceUnavailable, TaskStatus
+from api_contracts import (
+    GenerationClient,
+    GenerationFailed,
+    Push,
+    PushKind,
+    PushState,
+    ServiceUnavailable,
+    TaskStatus,
+)
 from api_contracts.redis_io.connection import connect
 from tests.hostile.guarded import ACL, USERS, filled_in, introduced, until
+from tests.hostile.test_too_large import Taker
+from tests.record import owners
 from worker import embedded
 from worker.broker.held_messages import HeldMessages
 from worker.cli.dead_letters import DeadLetters
@@ -39,7 +49,7 @@ END_S = 120.0
 def worker(
     server: Guarded, start_service: Callable[..., AbstractContextManager[Service]]
 ) -> Iterator[Service]:
-    """A worker process as user `worker`, in the namespace that the file names."""
+    """A worker process as user `worker`, in the namespace of the file."""
     hosts = {
         "webhook_hosts": '["http://127.0.0.1:9"]',
         "webhook_secrets": json.dumps(["whsec_" + "c2Vj" * 8]),
@@ -51,13 +61,13 @@ def worker(
 
 @pytest.fixture
 def producer(server: Guarded) -> Iterator[GenerationClient]:
-    """Our client as user `producer`."""
+    """A client as user `producer`."""
     with GenerationClient(server.url("producer")) as made:
         yield made
 
 
 def sag_worker(service: Service, command: str, url: str) -> subprocess.CompletedProcess[str]:
-    """One of the command line's questions, asked as whoever the URL names."""
+    """A command, run as the user in the URL."""
     return subprocess.run(
         [sys.executable, "-m", "worker", command],
         env={**service.environment, "PATH": "/usr/bin", "PYTHONPATH": ":".join(sys.path),
@@ -66,10 +76,11 @@ def sag_worker(service: Service, command: str, url: str) -> subprocess.Completed
     )  # fmt: skip
 
 
-def test_nothing_that_is_needed_is_refused(
+@pytest.mark.slow
+def test_everything_needed_is_allowed(
     server: Guarded, worker: Service, producer: GenerationClient
 ) -> None:
-    """Tasks of every way in, cancel, health: and Redis's list of refusals stays empty."""
+    """A worker and its callers do everything without a refusal by Redis."""
     with GenerationClient(server.url("watcher")) as watcher:
         webhook = {"webhook": "http://127.0.0.1:9/"}  # a private address: it is tried, and fails
         task = producer.submit(SMALL | {"preview_every": 1} | webhook, "ours")
@@ -100,8 +111,35 @@ def test_nothing_that_is_needed_is_refused(
     assert server.denials() == []
 
 
+def test_every_call_of_a_task_is_allowed(quiet: Guarded) -> None:
+    """The rights suffice for a task from submission to push, without a worker process."""
+    wanted = SMALL | {"model": "nobodys", "webhook": "http://127.0.0.1:9/"}
+    taker = Taker(quiet.url("worker"), "nobodys")
+    with (
+        connect(quiet.url("worker")) as redis,
+        GenerationClient(quiet.url("producer")) as producer,
+        GenerationClient(quiet.url("watcher")) as watcher,
+    ):
+        producer.submit(wanted, "ours")
+        taker.take()
+        claims = owners.worker(redis, producer.keys, "host:1")
+        claim = owners.take(claims, "ours", request=json.dumps(wanted))
+        claims.append(claim, "progress", owners.PROGRESS)
+        result = owners.RESULT
+        assert claims.finish(claim, TaskStatus.SUCCEEDED, result, {"result": result})
+        claims.close("ours")
+        (due,) = claims.pushes.take(1)
+        claims.pushes.settle(due, Push(state=PushState.DELIVERED, tries=1), None)
+        taker.got.pop().ack()
+        assert [event.seq for event in watcher.handle("ours").events(timeout=5)] == [1, 2, 3, 4]
+        assert producer.handle("ours").cancel() is TaskStatus.SUCCEEDED
+        assert watcher.handle("ours").pushes()[PushKind.WEBHOOK].state is PushState.DELIVERED
+    taker.connection.close()
+    assert quiet.denials() == []
+
+
 def test_a_waiting_task_is_cancelled(server: Guarded, producer: GenerationClient) -> None:
-    """A producer ends it, with nothing but what it may write."""
+    """A producer can cancel a waiting task."""
     task = producer.submit(SMALL | {"model": "nobodys"}, "waiting")
     assert task.cancel() is TaskStatus.QUEUED
     assert task.status() is TaskStatus.CANCELLED
@@ -110,31 +148,33 @@ def test_a_waiting_task_is_cancelled(server: Guarded, producer: GenerationClient
     assert server.denials() == []
 
 
+@pytest.mark.slow
 def test_the_documented_raw_message_is_served(server: Guarded, worker: Service) -> None:
-    """The script of `docs/calling.md` runs as it stands, with the producer's URL."""
+    """The script of `docs/calling.md` runs unchanged with the producer's rights."""
     page = (ACL.parents[2] / "docs" / "calling.md").read_text()
     (script,) = re.findall(r"```python\n(import base64, json, uuid\n.*?)```", page, re.DOTALL)
     url = server.url("producer")
-    told = subprocess.run(
+    printed = subprocess.run(
         [sys.executable, "-c", script.replace("redis://127.0.0.1:6379/0", url)],
         capture_output=True, text=True, check=True, timeout=END_S,
     ).stdout  # fmt: skip
-    assert told.splitlines()[-1].endswith("succeeded")
+    assert printed.splitlines()[-1].endswith("succeeded")
     assert server.denials() == []
 
 
-def test_doctor_asks_for_what_it_may_not_know(server: Guarded, worker: Service) -> None:
-    """Listing keys is refused: doctor says so; the rest it sees, and finds nothing wrong."""
-    told = sag_worker(worker, "doctor", server.url("worker"))
-    assert told.returncode == 0, told.stderr
-    assert told.stderr.count("not checked") == 1
-    assert "redis broker maxmemory-policy: noeviction" in told.stderr
+@pytest.mark.slow
+def test_doctor_reports_what_it_may_not_check(server: Guarded, worker: Service) -> None:
+    """`doctor` reports that it may not list keys, and checks everything else."""
+    asked = sag_worker(worker, "doctor", server.url("worker"))
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stderr.count("not checked") == 1
+    assert "redis broker maxmemory-policy: noeviction" in asked.stderr
     assert {entry["object"] for entry in server.denials()} == {"scan"}
     server.forget_denials()
 
 
-def test_what_is_lost_is_found(quiet: Guarded) -> None:
-    """What only happens after a death is given too: leases, lists, a message sent again."""
+def test_recovery_is_allowed(quiet: Guarded) -> None:
+    """The worker's rights suffice to recover the tasks of a dead worker."""
     settings = Settings(broker_url=SecretStr(quiet.url("worker")))
     sent: list[str] = []
     with (
@@ -169,8 +209,8 @@ def test_what_is_lost_is_found(quiet: Guarded) -> None:
     assert quiet.denials() == []
 
 
-def test_the_dead_are_replayed(server: Guarded) -> None:
-    """What `sag-worker dead` asks for is the worker's own right."""
+def test_dead_letters_can_be_replayed(server: Guarded) -> None:
+    """The worker's rights suffice for `sag-worker dead`."""
     with (
         GenerationClient(server.url("worker")) as client,
         server.connect("operator") as operator,
@@ -183,8 +223,8 @@ def test_the_dead_are_replayed(server: Guarded) -> None:
     assert server.denials() == []
 
 
-def test_every_command_of_a_script_is_given() -> None:
-    """Redis checks what a script calls: the file names all of it for whoever runs the script."""
+def test_every_command_of_a_script_is_allowed() -> None:
+    """Users may run every command that their Lua scripts call."""
     given = {line.split()[1]: line.split() for line in ACL.read_text().splitlines()}
     root = ACL.parents[2]
     for folder, users in (("api_contracts", ("worker", "producer")), ("worker", ("worker",))):
@@ -196,7 +236,7 @@ def test_every_command_of_a_script_is_given() -> None:
                 assert {f"+{name}" for name in called} <= {*given[user]}, script.name
 
 
-NOBODY: list[list[Any]] = [
+FORBIDDEN: list[list[Any]] = [
     ["FLUSHALL"], ["FLUSHDB"], ["KEYS", "*"], ["SCAN", "0"], ["CONFIG", "SET", "maxmemory", "1"],
     ["CONFIG", "GET", "*"], ["SHUTDOWN"], ["ACL", "LIST"], ["ACL", "LOG"],
     ["CLIENT", "LIST"], ["CLIENT", "KILL", "TYPE", "normal"], ["MONITOR"], ["SAVE"],
@@ -236,22 +276,22 @@ NO_WORKER: list[list[Any]] = [
 @pytest.mark.parametrize(
     ("user", "command"),
     [
-        *((user, command) for user in USERS[1:] for command in NOBODY),
+        *((user, command) for user in USERS[1:] for command in FORBIDDEN),
         *(("worker", command) for command in NO_WORKER),
         *(("producer", command) for command in NO_PRODUCER + READS),
         *(("watcher", command) for command in NO_PRODUCER + NO_WATCHER),
     ],
     ids=lambda value: " ".join(map(str, value))[:40] if isinstance(value, list) else value,
 )
-def test_what_is_not_theirs_is_refused(server: Guarded, user: str, command: list[Any]) -> None:
-    """Neither the server, nor other keys and channels, nor what belongs to another user."""
+def test_everything_else_is_refused(server: Guarded, user: str, command: list[Any]) -> None:
+    """Users can't command the server, nor reach keys and channels that are not theirs."""
     with server.connect(user) as redis, pytest.raises(NoPermissionError):
         redis.execute_command(*command)
     server.forget_denials()
 
 
-def test_a_script_may_do_no_more_than_its_user(server: Guarded) -> None:
-    """A producer's own script reaches no key and no command that the producer doesn't."""
+def test_a_script_has_the_rights_of_its_user(server: Guarded) -> None:
+    """A script has no more rights than the user that runs it."""
     lines = ["return redis.call('HGETALL', 'sag.unacked')", "return redis.call('FLUSHALL')"]
     with server.connect("producer") as redis:
         for line in lines:
@@ -260,18 +300,18 @@ def test_a_script_may_do_no_more_than_its_user(server: Guarded) -> None:
     server.forget_denials()
 
 
-def test_without_a_name_nobody_gets_in(server: Guarded) -> None:
-    """The user `default`, who needs no password, is off; a wrong password is one."""
+def test_a_user_and_a_password_are_required(server: Guarded) -> None:
+    """The passwordless user `default` is off; a wrong password is refused and not repeated."""
     nameless = server.url("worker").replace(f"worker:{server.passwords['worker']}@", "")
     for url in (nameless, server.url("worker").replace("pw-", "pq-")):
-        with GenerationClient(url) as client, pytest.raises(ServiceUnavailable) as told:
+        with GenerationClient(url) as client, pytest.raises(ServiceUnavailable) as refused:
             client.submit(SMALL, "x")
-        assert "pq-" not in str(told.value)
+        assert "pq-" not in str(refused.value)
     server.forget_denials()
 
 
-def test_a_client_without_the_right_says_so(server: Guarded) -> None:
-    """A watcher that submits or cancels gets an error of the client's own."""
+def test_the_client_reports_missing_rights(server: Guarded) -> None:
+    """The client raises its own error for calls that its user may not make."""
     with GenerationClient(server.url("watcher")) as watcher:
         for call in (lambda: watcher.submit(SMALL, "x"), lambda: watcher.handle("x").cancel()):
             with pytest.raises(ServiceUnavailable, match="permission"):
@@ -284,8 +324,8 @@ def test_a_client_without_the_right_says_so(server: Guarded) -> None:
     server.forget_denials()
 
 
-def test_a_file_that_nobody_filled_in_starts_no_redis(executable: str, tmp_path: Path) -> None:
-    """A placeholder is no hash: a Redis with passwords that everybody knows does not come up."""
+def test_a_file_with_a_placeholder_starts_no_redis(executable: str, tmp_path: Path) -> None:
+    """Redis does not start with an ACL file in which a placeholder is left."""
     acl = ACL.read_text()
     for user in USERS:
         others = {other: "x" for other in USERS if other != user}
@@ -297,8 +337,8 @@ def test_a_file_that_nobody_filled_in_starts_no_redis(executable: str, tmp_path:
         assert "users.acl" in ended.stdout
 
 
-def test_no_user_has_a_whole_category(server: Guarded) -> None:
-    """Commands are given one by one: what a later Redis adds is nobody's; none is dangerous."""
+def test_no_user_has_a_category(server: Guarded) -> None:
+    """Commands are allowed one by one, never by category, and none is dangerous."""
     with server.connect("operator") as redis:
         dangerous = {*redis.acl_cat("dangerous"), *redis.acl_cat("admin")}
         assert "off" in redis.acl_getuser("default")["flags"]

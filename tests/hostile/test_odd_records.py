@@ -1,4 +1,4 @@
-"""Records that somebody else wrote: a message of one costs the others nothing."""
+"""Records that no worker wrote: their messages do not delay other tasks."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 
     from tests.conftest import Service
 
+#: A worker process serves these. tests/record/test_tasks.py and test_reconciler_hostile.py check
+#: the same law without one.
+pytestmark = pytest.mark.slow
+
 REQUEST = {"prompt": "a red circle", "num_inference_steps": 2}
-#: Fields of a record that no script of ours can go on from.
+#: Records that the scripts can't read.
 ODD: dict[str, dict[str, str] | str] = {
     "another-type": "x",
     "no-attempt": {"status": "queued", "attempt": "x"},
@@ -42,7 +46,7 @@ def narrow(
     start_service: Callable[..., AbstractContextManager[Service]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Service]:
-    """A worker that does one task at a time."""
+    """A worker with one slot."""
     with (
         embedded.redis_server(tmp_path_factory.mktemp("redis")) as url,
         start_service(url, namespace="odd-records", slots="1") as running,
@@ -51,8 +55,8 @@ def narrow(
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_an_odd_record_stops_nobody(narrow: Service, kind: str) -> None:
-    """Its message goes first, again and again if it went back; the last of all is done anyway."""
+def test_an_odd_record_does_not_delay_others(narrow: Service, kind: str) -> None:
+    """A message with an unreadable record, taken first, does not keep other tasks waiting."""
     redis, key = narrow.client.redis, narrow.client.keys.task(kind)
     fields: Any = ODD[kind]
     if isinstance(fields, str):
@@ -71,8 +75,8 @@ def test_an_odd_record_stops_nobody(narrow: Service, kind: str) -> None:
     wait_until(lambda: redis.hlen("sag.unacked") == 0)
 
 
-def test_a_message_that_is_nested_too_deep_ends_nobody(narrow: Service) -> None:
-    """At whatever depth: JSON can still be read where Python can't show it any more."""
+def test_deeply_nested_messages_end_no_worker(narrow: Service) -> None:
+    """Messages nested too deep end no worker, at whatever depth."""
     with Redis.from_url(narrow.broker_url) as broker:
         for depth in range(700, 1000, 3):
             headers = '{"id": "t", "task": ' + "[" * depth + "]" * depth + "}"

@@ -1,4 +1,4 @@
-"""The worker's rights in S3: the policy allows what it does, and nothing else."""
+"""The worker's rights in S3: the policy allows what it does and nothing else."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KEYS = {"accessKey": "least", "secretKey": "least-secret"}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.S3Server]:
-    """An S3 server that knows a worker with the rights of the policy and no more."""
+    """An S3 server with a user that has the rights of the policy."""
     identity = {"name": "least", "credentials": [KEYS], "actions": LEAST}
     with embedded.s3_server(tmp_path_factory.mktemp("s3"), "sag", others=[identity]) as started:
         yield started
@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.S3Serv
 
 @pytest.fixture
 def storage(server: embedded.S3Server, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    """The worker's storage with those rights."""
+    """The worker's storage as that user."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEYS["accessKey"])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEYS["secretKey"])
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -48,7 +48,7 @@ def storage(server: embedded.S3Server, monkeypatch: pytest.MonkeyPatch) -> Stora
 
 @pytest.fixture
 def calls(storage: Storage) -> list[tuple[str, str]]:
-    """Every call that the storage makes, as operation and key."""
+    """Every S3 call that the storage makes, as operation and key."""
     made: list[tuple[str, str]] = []
     client = storage._client(storage._settings.s3_endpoint_url)
 
@@ -60,7 +60,7 @@ def calls(storage: Storage) -> list[tuple[str, str]]:
 
 
 def allows(operation: str, key: str) -> bool:
-    """Whether the policy lets its holder do it."""
+    """Whether the policy allows a call."""
     return any(
         RIGHTS[operation] in statement["Action"]
         and fnmatch.fnmatchcase(f"arn:aws:s3:::sag/{key}", statement["Resource"])
@@ -68,10 +68,10 @@ def allows(operation: str, key: str) -> bool:
     )
 
 
-def test_the_policy_allows_what_is_done(
+def test_the_policy_suffices(
     storage: Storage, calls: list[tuple[str, str]], server: embedded.S3Server
 ) -> None:
-    """Pictures, a second attempt, inputs, what is missing, doctor and presigned URLs all work."""
+    """The policy suffices for uploads, repeated uploads, inputs, `doctor` and presigned URLs."""
     key = storage.key("task", "0.png")
     for data in (b"first", b"second", b"second"):
         storage.put(key, data, "image/png")
@@ -99,13 +99,13 @@ def test_the_policy_allows_what_is_done(
     ],
 )
 def test_anything_else_is_refused(storage: Storage, call: Callable[[Storage], object]) -> None:
-    """Other folders, and the bucket itself."""
+    """Other folders and the bucket itself are refused."""
     with pytest.raises(StorageUnavailableError, match="refused"):
         call(storage)
 
 
 def test_the_policy_allows_no_more() -> None:
-    """No wildcard for actions; removal only of what doctor wrote; no folder but two."""
+    """The policy has no wildcard actions, and deletes only what `doctor` wrote."""
     statements = json.loads(POLICY.read_text())["Statement"]
     named = [statement["Action"] for statement in statements]
     flat = {each for name in named for each in ([name] if isinstance(name, str) else name)}

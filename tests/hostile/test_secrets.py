@@ -1,4 +1,4 @@
-"""What is secret, and what people wrote, appears in no log, no command's words, no exception."""
+"""Secrets and prompts appear in no log, command output or exception."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from celery import Celery
 
 from api_contracts import GenerationClient, GenerationFailed, ServiceUnavailable
+from tests.fuzz.desk import Desk
 from tests.fuzz.mail import calls, message
 from tests.hostile.guarded import guarded, running, until, wheel_redis
 
@@ -26,21 +27,30 @@ if TYPE_CHECKING:
 
 END_S = 120.0
 PROMPT = "a-prompt-that-nobody-else-has"
+CALL = {"request": {"prompt": PROMPT}}
+BAD_MESSAGES = (
+    PROMPT.encode() + b"\xff", b'"' + PROMPT.encode() + b"\xff", PROMPT.encode(),
+    json.dumps({"body": PROMPT}).encode(),
+    json.dumps(message("no/id", calls(CALL))).encode(),
+    json.dumps(message("spoiled", calls(CALL)[:-3])).encode(),
+    json.dumps(message("bytes", json.dumps([[PROMPT], CALL, {}]))).encode(),
+    b"{" + PROMPT.encode() * 400_000,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the Redis of this module keeps its files, so that it can start again."""
+    """The data folder of this module's Redis, so that it can restart."""
     return tmp_path_factory.mktemp("guarded")
 
 
 @pytest.fixture(scope="module")
-def told(
+def output(
     folder: Path,
     s3: S3Server,
     start_service: Callable[..., AbstractContextManager[Service]],
 ) -> tuple[str, list[str]]:
-    """All that a worker and the commands said on a bad day, and what is secret there."""
+    """All output of a worker and of commands through failures, and the secrets in use."""
     said: list[str] = []
     with guarded(folder, wheel_redis()) as server:
         options = {"namespace": "sag", "slots": "2", "lease_s": "2"}
@@ -58,7 +68,7 @@ def told(
 
 
 def _good_and_bad(server: Guarded, service: Service) -> None:
-    """A success, by both ways in; refusals at every stage; a message that nobody can read."""
+    """Submit tasks that succeed, that are refused at every stage, and unreadable messages."""
     with GenerationClient(server.url("producer")) as client:
         wanted = {"prompt": PROMPT, "num_inference_steps": 1, "metadata": {"m": PROMPT}}
         result = client.submit(wanted).result(END_S)
@@ -77,23 +87,14 @@ def _good_and_bad(server: Guarded, service: Service) -> None:
             "sag.generate", kwargs={"request": sent}, queue="generate.default", priority=5
         )
         answer.get(timeout=END_S, propagate=False)
-    plain = {"request": {"prompt": PROMPT}}
     with server.connect("producer") as redis:
-        for raw in (
-            PROMPT.encode() + b"\xff", b'"' + PROMPT.encode() + b"\xff", PROMPT.encode(),
-            json.dumps({"body": PROMPT}).encode(),
-            json.dumps(message("no/id", calls(plain))).encode(),
-            json.dumps(message("spoiled", calls(plain)[:-3])).encode(),
-            json.dumps(message("bytes", json.dumps([[PROMPT], plain, {}]))).encode(),
-            b"{" + PROMPT.encode() * 400_000,
-        ):  # fmt: skip
-            redis.lpush("generate.default", raw)
-        redis.lpush("generate.default", json.dumps(message("last", calls(plain | {"x": 1}))))
+        redis.lpush("generate.default", *BAD_MESSAGES)
+        redis.lpush("generate.default", json.dumps(message("last", calls(CALL | {"x": 1}))))
         until(lambda: redis.hget("sag:{last}:task", "status") == b"failed")
 
 
 def _restart(folder: Path, server: Guarded, service: Service) -> None:
-    """Redis ends, the worker complains, Redis is back, and a task is served."""
+    """Stop Redis until the worker logs it, restart it, and have a task served."""
     with server.connect("operator") as redis:
         redis.shutdown(nosave=True)
     size = service.log.stat().st_size
@@ -121,9 +122,10 @@ def _command(service: Service, name: str, url: str = "", **environment: str) -> 
     return asked.stdout + asked.stderr
 
 
-def test_no_secret_is_told(told: tuple[str, list[str]]) -> None:
-    """Passwords, keys and signatures, through success, failure, outage and wrong passwords."""
-    said, secrets = told
+@pytest.mark.slow
+def test_no_secret_is_shown(output: tuple[str, list[str]]) -> None:
+    """No output contains passwords, keys or signatures."""
+    said, secrets = output
     for secret in secrets:
         assert secret not in said, [line for line in said.splitlines() if secret in line][:2]
     assert "ready." in said
@@ -132,18 +134,20 @@ def test_no_secret_is_told(told: tuple[str, list[str]]) -> None:
     assert "invalid username-password pair" in said
 
 
-def test_no_prompt_is_told(told: tuple[str, list[str]]) -> None:
-    """Neither of a task that is done, nor of one that is refused, nor of what is no message."""
-    said, _ = told
+@pytest.mark.slow
+def test_no_prompt_is_shown(output: tuple[str, list[str]]) -> None:
+    """No output contains a prompt."""
+    said, _ = output
     assert PROMPT not in said, [line for line in said.splitlines() if PROMPT in line][:2]
     assert said.count("rejected a message (") == 6
     assert said.count("too_large") == 1
 
 
-def test_prompts_are_told_to_whoever_asks_for_them(
+@pytest.mark.slow
+def test_prompts_are_logged_when_enabled(
     redis_url: str, start_service: Callable[..., AbstractContextManager[Service]]
 ) -> None:
-    """`SAG_LOG_PROMPTS` says each prompt once, and on one line."""
+    """`SAG_LOG_PROMPTS` logs each prompt once, on one line."""
     wanted = {"prompt": f"{PROMPT}\nsag-worker: forged", "deadline_s": 1e-9}
     models = json.dumps({"default": {"path": "/nowhere"}, "logs": {"path": "/nowhere"}})
     with start_service(redis_url, log_prompts="true", models=models) as service:
@@ -154,13 +158,24 @@ def test_prompts_are_told_to_whoever_asks_for_them(
     assert "forged" in lines[0]
 
 
+def test_no_prompt_of_a_bad_message_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The worker's code logs no prompt of messages that are unreadable, refused or accepted."""
+    desk = Desk()
+    calls_made = [CALL, CALL | {"x": 1}, {"request": {"prompt": [PROMPT, 5]}}]
+    for entry in (*BAD_MESSAGES, *(json.dumps(message("t", calls(each))) for each in calls_made)):
+        desk.take(entry if isinstance(entry, bytes) else entry.encode())
+    assert caplog.text.count("rejected a message (") == 5
+    assert "too_large" in caplog.text
+    assert PROMPT not in caplog.text
+
+
 @pytest.mark.parametrize(
     "url",
     ["redis://worker:hu/sh@127.0.0.1:6379/0", "redis://:hush@127.0.0.1:hush/0",
      "rediss://u:hush@[::1/0", "redis://u:hush@h:99999999/0", "http://u:hush@h"],
 )  # fmt: skip
 def test_a_wrong_url_is_not_repeated(url: str) -> None:
-    """A password in a URL that is none is not part of what the client says of it."""
+    """The client's error for an invalid URL does not contain its password."""
     with pytest.raises(ValueError, match="Redis URL") as wrong:
         GenerationClient(url)
     text = f"{wrong.value!r}{wrong.value.__cause__!r}"

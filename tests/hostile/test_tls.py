@@ -1,11 +1,10 @@
-"""TLS: everything speaks to a Redis whose certificate it can verify, and to no other."""
+"""TLS: everything connects to a Redis whose certificate it can verify, and to no other."""
 
 from __future__ import annotations
 
 import ssl
 import subprocess
 import sys
-from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -35,13 +34,13 @@ END_S = 120.0
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """Whoever signed the servers' certificates."""
+    """The authority that signed the servers' certificates."""
     return Authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture(scope="module")
 def plain_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of a Redis of this module's own, behind the fronts."""
+    """The port of this module's Redis, behind the TLS proxies."""
     port = embedded.free_port()
     with embedded.redis_server(tmp_path_factory.mktemp("redis"), port):
         yield port
@@ -54,9 +53,9 @@ def closed(
     plain_port: int,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[Front, str]]:
-    """A front to which nobody may speak, and the URL to try.
+    """A TLS proxy with a bad certificate, and its URL.
 
-    Its certificate is signed by a stranger, or by one that is trusted, but for another host.
+    Signed by an unknown authority, or by a trusted one for another host.
     """
     stranger = Authority(tmp_path_factory.mktemp("stranger"))
     signer, name = (
@@ -85,34 +84,66 @@ def _command(command: str, **environment: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("server", ["front", "mutual"])
-def test_one_url_serves_them_all(
-    server: str,
+@pytest.fixture(scope="module", params=["front", "mutual"])
+def trusted(
+    request: pytest.FixtureRequest,
     authority: Authority,
     plain_port: int,
-    start_service: Callable[..., AbstractContextManager[Service]],
     tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    """Worker, client, health, doctor, Celery and its results, with the same URL.
-
-    `mutual` is Redis's own TLS, which wants a certificate of its clients, too.
-    """
-    if server == "mutual" and not SYSTEM_REDIS.exists():
+) -> Iterator[str]:
+    """The URL of a Redis behind a TLS proxy, or with TLS of its own and client certificates."""
+    if request.param == "front":
+        with front(_context(authority, embedded.LOOPBACK), plain_port) as made:
+            yield f"{_url(made)}?ssl_cert_reqs=required&ssl_ca_certs={authority.certificate}"
+    elif not SYSTEM_REDIS.exists():
         pytest.skip(f"no {SYSTEM_REDIS} here")
-    with ExitStack() as stack:
-        if server == "mutual":
-            folder = tmp_path_factory.mktemp("tls")
-            url = stack.enter_context(tls_redis(folder, str(SYSTEM_REDIS), authority))
-        else:
-            context = _context(authority, embedded.LOOPBACK)
-            made = stack.enter_context(front(context, plain_port))
-            connect(f"redis://{embedded.LOOPBACK}:{plain_port}/0").flushdb()  # doctor wants its own
-            url = f"{_url(made)}?ssl_cert_reqs=required&ssl_ca_certs={authority.certificate}"
-        service = stack.enter_context(start_service(url))
+    else:
+        with tls_redis(tmp_path_factory.mktemp("tls"), str(SYSTEM_REDIS), authority) as url:
+            yield url
+
+
+def _connects(url: str, backend: str) -> None:
+    """Submit and cancel as a client, and connect as worker and as plain Celery do."""
+    from worker.app import create_app
+    from worker.config.settings import Settings
+
+    with GenerationClient(url) as client:
+        task = client.submit({"prompt": "x", "model": "nobodys"})
+        assert client.queue_depths(["nobodys"])["nobodys"] > 0
+        assert task.cancel() == "queued"
+    plain = Celery("plain", broker=url, backend=backend)
+    plain.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+    for app in (plain, create_app(Settings(broker_url=url, device="cpu"))):
+        assert app.backend.client.ping()
+        with app.connection_for_read() as connection:
+            assert connection.default_channel.client.ping()
+
+
+def test_one_url_connects_all(trusted: str) -> None:
+    """One URL works for client, worker and Celery with its results."""
+    _connects(trusted, trusted)
+
+
+def test_an_authority_of_the_environment_connects_all(
+    authority: Authority, plain_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `SSL_CERT_FILE` the plain URL works for client, worker and Celery."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
+    with front(_context(authority, embedded.LOOPBACK), plain_port) as made:
+        _connects(_url(made), f"{_url(made)}?ssl_cert_reqs=required")
+
+
+@pytest.mark.slow
+def test_one_url_works_for_all(
+    trusted: str, plain_port: int, start_service: Callable[..., AbstractContextManager[Service]]
+) -> None:
+    """One URL works for worker, client, `health`, `doctor`, Celery and its results."""
+    connect(f"redis://{embedded.LOOPBACK}:{plain_port}/0").flushdb()  # doctor: no foreign keys
+    with start_service(trusted) as service:
         wanted = {"prompt": "x", "num_inference_steps": 500}
         with pytest.raises(GenerationFailed):
             service.client.submit(wanted).result(END_S)
-        stranger = Celery("stranger", broker=url, backend=url)
+        stranger = Celery("stranger", broker=trusted, backend=trusted)
         answer = stranger.send_task(
             "sag.generate", kwargs={"request": {"nope": 1}}, queue="generate.default", priority=5
         )
@@ -120,17 +151,18 @@ def test_one_url_serves_them_all(
             answer.get(timeout=END_S)
         for command in ("health", "doctor"):
             asked = _command(command, **service.environment)
-            told, _ = asked.communicate(timeout=60)
-            assert asked.returncode == 0, told
+            output, _ = asked.communicate(timeout=60)
+            assert asked.returncode == 0, output
 
 
-def test_the_environment_can_say_who_is_trusted(
+@pytest.mark.slow
+def test_the_environment_can_name_the_authority(
     authority: Authority,
     plain_port: int,
     start_service: Callable[..., AbstractContextManager[Service]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """`SSL_CERT_FILE` does it for all of them, and the URL stays as it is."""
+    """`SSL_CERT_FILE` makes all of them trust an authority, without a change to the URL."""
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
     with (
         front(_context(authority, embedded.LOOPBACK), plain_port) as made,
@@ -144,12 +176,12 @@ def test_the_environment_can_say_who_is_trusted(
         with pytest.raises(Exception, match="invalid_request"):
             answer.get(timeout=END_S)
         asked = _command("health", **service.environment, SSL_CERT_FILE=str(authority.certificate))
-        told, _ = asked.communicate(timeout=60)
-        assert asked.returncode == 0, told
+        output, _ = asked.communicate(timeout=60)
+        assert asked.returncode == 0, output
 
 
-def test_no_client_speaks_to_a_stranger(closed: tuple[Front, str]) -> None:
-    """Submit, status and cancel raise `ServiceUnavailable`, and nothing was sent."""
+def test_the_client_verifies_the_server(closed: tuple[Front, str], no_backoff: None) -> None:
+    """The client sends nothing to an unverified server and raises `ServiceUnavailable`."""
     made, url = closed
     for each in (_url(made), url):  # kombu keeps connections by host and port alone
         with GenerationClient(each) as client:
@@ -165,40 +197,42 @@ def test_no_client_speaks_to_a_stranger(closed: tuple[Front, str]) -> None:
     assert made.passed_bytes == 0
 
 
-def test_no_results_come_from_a_stranger(closed: tuple[Front, str]) -> None:
-    """Celery's results, as the worker writes and as `docs/calling.md` has a caller read them."""
+def test_celery_verifies_the_server(closed: tuple[Front, str]) -> None:
+    """Neither broker nor result backend of worker and caller connect to an unverified server."""
     from worker.app import create_app
     from worker.config.settings import Settings
 
     made, url = closed
-    backends = [
-        create_app(Settings(broker_url=url, device="cpu")).backend,
-        Celery(backend=f"{url}&ssl_cert_reqs=required").backend,
-    ]
-    for backend in backends:
+    worker = create_app(Settings(broker_url=url, device="cpu"))
+    for backend in (worker.backend, Celery(backend=f"{url}&ssl_cert_reqs=required").backend):
         with pytest.raises((RedisConnectionError, OperationalError), match="verify failed"):
             backend.client.get("x")
+    with (
+        pytest.raises((RedisConnectionError, OperationalError), match="verify failed"),
+        worker.connection_for_read() as connection,
+    ):
+        connection.channel()
     assert made.passed_bytes == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "status"), [("health", 3), ("doctor", 1)])
-def test_no_command_speaks_to_a_stranger(
-    closed: tuple[Front, str], command: str, status: int
-) -> None:
-    """The commands say why, without a traceback."""
+def test_commands_verify_the_server(closed: tuple[Front, str], command: str, status: int) -> None:
+    """Commands report an unverified server without a traceback."""
     made, url = closed
     asked = _command(command, SAG_BROKER_URL=url, SAG_S3_ENDPOINT_URL="http://127.0.0.1:9")
-    told, _ = asked.communicate(timeout=60)
+    output, _ = asked.communicate(timeout=60)
     assert asked.returncode == status
-    assert "certificate verify failed" in told
-    assert "Traceback" not in told
+    assert "certificate verify failed" in output
+    assert "Traceback" not in output
     assert made.passed_bytes == 0
 
 
-def test_no_worker_speaks_to_a_stranger(
+@pytest.mark.slow
+def test_the_worker_verifies_the_server(
     closed: tuple[Front, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """It tries again and again, says why, and neither sends nor takes anything."""
+    """A worker retries, logs why, and sends nothing to an unverified server."""
     made, url = closed
     log = tmp_path_factory.mktemp("worker") / "log"
     with embedded.running(

@@ -1,4 +1,4 @@
-"""The largest message that is taken, and what lies beyond it."""
+"""The largest message that is accepted, and larger ones."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class Taker:
         )
 
     def take(self) -> None:
-        """Look once; what is dropped is nobody's event."""
+        """Take one message; a dropped one gives no event."""
         self.connection.drain_events(timeout=10)
 
 
 @pytest.fixture
 def taker(redis_url: str, namespace: str) -> Iterator[Taker]:
-    """One on a queue of the test's own."""
+    """A transport on a queue of the test's own."""
     made = Taker(redis_url, namespace)
     yield made
     for each in made.got:
@@ -60,12 +60,12 @@ def taker(redis_url: str, namespace: str) -> Iterator[Taker]:
 
 
 def too_large() -> float:
-    """How many were counted."""
+    """The counter of dropped messages."""
     return float(REJECTED.labels("too_large")._value.get())
 
 
 def largest(model: str) -> dict[str, Any]:
-    """A request with everything that the contract allows, as wide as it can be written."""
+    """The request with the longest JSON that the contract allows."""
     room = MAX_METADATA_BYTES - len(json.dumps({"": ""}))
     prompts = [WIDE * MAX_PROMPT_CHARS] * 64
     return {
@@ -79,10 +79,10 @@ def largest(model: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_the_largest_request_is_taken_twice_over(
+def test_the_largest_request_is_within_half_the_limit(
     redis: Redis, redis_url: str, namespace: str, taker: Taker
 ) -> None:
-    """The longest message of our client is half of what is taken, and it is served."""
+    """The longest message of the client is at most half of the limit."""
     request = largest(namespace)
     assert parse_request(request).to_wire() == request
     with GenerationClient(redis_url, namespace) as client:
@@ -97,7 +97,7 @@ def test_the_largest_request_is_taken_twice_over(
 
 
 def test_one_byte_more_is_dropped_and_counted(redis: Redis, namespace: str, taker: Taker) -> None:
-    """As many bytes as may be are taken; one more leaves neither message nor trace in Redis."""
+    """A message at the limit is accepted; one byte more is dropped without a trace in Redis."""
     whole = json.dumps(message("t", calls({"prompt": "x"}))).encode()
     before = too_large()
     for extra in (0, 1):
@@ -111,8 +111,8 @@ def test_one_byte_more_is_dropped_and_counted(redis: Redis, namespace: str, take
     assert [each for each in held if each.startswith(b"unnamed/")] == [tag]
 
 
-def test_they_take_no_memory(redis: Redis, namespace: str, taker: Taker) -> None:
-    """Those beyond it stay in Redis until they are dropped: the worker is told only their size."""
+def test_dropped_messages_take_no_memory(redis: Redis, namespace: str, taker: Taker) -> None:
+    """Messages above the limit are dropped inside Redis and take no memory of the worker."""
     entry = b"[" * (2 * MAX_MESSAGE_BYTES)
     before = too_large()
     Path("/proc/self/clear_refs").write_text("5")  # from now on the peak counts

@@ -1,4 +1,4 @@
-"""What a message may say of the worker's own affairs: nothing."""
+"""Messages can't change what the worker does, reads or answers beside their task."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def sent(call: object, **headers: Any) -> bytes:
 
 @pytest.fixture(scope="module")
 def desk() -> Desk:
-    """The way of a message through the worker's code."""
+    """A message's way through the worker's code."""
     return Desk()
 
 
 def refusal(desk: Desk, entry: bytes) -> str:
-    """What task `t` is told; fails unless it is refused as a message."""
+    """The error of task `t`; fails unless its message is refused."""
     verdict = desk.take(entry)
     assert verdict.kind == "refused"
     assert isinstance(verdict.event, Failed)
@@ -56,7 +56,7 @@ def refusal(desk: Desk, entry: bytes) -> str:
     ],
 )  # fmt: skip
 def test_a_body_does_not_name_the_task(desk: Desk, embedded: dict[str, Any]) -> None:
-    """Celery writes what is embedded over its own request, id and all: it is refused instead."""
+    """Fields embedded in the body, which Celery would copy over its request, are refused."""
     (name,) = embedded
     assert name in refusal(desk, sent([[], {"request": GOOD}, embedded]))
 
@@ -68,14 +68,14 @@ def test_a_body_does_not_name_the_task(desk: Desk, embedded: dict[str, Any]) -> 
         b"9" * 5_000, b"NaN", b'"' + b"\\u0000" * 1_000, b'{"headers": []}', b"\x80\x04N.",
     ],
 )  # fmt: skip
-def test_what_is_no_message_is_rejected(desk: Desk, entry: bytes) -> None:
-    """However it is broken, and however deep: it is dropped, and the next one is read."""
+def test_an_entry_that_is_not_a_message_is_dropped(desk: Desk, entry: bytes) -> None:
+    """An entry that is not a message is dropped, whatever it contains."""
     assert desk.take(entry).kind == "rejected"
 
 
 @pytest.mark.parametrize("name", ["self", "cls", "__unreadable__", "\ud800", "\x00", "a" * 9000])
 def test_no_argument_is_too_odd(desk: Desk, name: str) -> None:
-    """A keyword that Python itself uses, or that no reader of JSON takes, is answered."""
+    """A message with any odd argument is answered."""
     assert len(refusal(desk, sent([[], {"request": GOOD, name: 1}, {}]))) < 600
 
 
@@ -87,16 +87,16 @@ def test_no_argument_is_too_odd(desk: Desk, name: str) -> None:
         for text in ("1e999999999", "gASVAAAAAAAAAAAu", "2030-01-01", "", "[]")
     ],
 )
-def test_no_type_is_named(desk: Desk, value: object) -> None:
-    """What kombu makes of JSON beyond JSON's own types is no part of a request."""
+def test_no_typed_value_is_accepted(desk: Desk, value: object) -> None:
+    """The types that kombu adds to JSON are not part of a request."""
     for request in (value, {"prompt": value}, {"prompt": "x", "seed": value}):
         verdict = desk.take(sent([[], {"request": request}, {}]))
         assert verdict.kind == "refused"
 
 
 @pytest.mark.parametrize("header", ["reply_to", "correlation_id", "root_id", "parent_id", "group"])
-def test_an_answer_goes_nowhere_else(desk: Desk, header: str) -> None:
-    """Whoever the message says is to be told: the task's own record and result are all."""
+def test_answers_go_nowhere_else(desk: Desk, header: str) -> None:
+    """Answers go to the task's record and result, whatever reply headers a message has."""
     for value in ("unacked", "../x", "\ud800", ["x"], {"a": 1}, 5):
         whole = json.loads(sent([[], {"request": GOOD}, {}], **{header: value}))
         whole["properties"][header] = value
@@ -120,17 +120,17 @@ def test_an_answer_goes_nowhere_else(desk: Desk, header: str) -> None:
         {"cross_attention_kwargs": {"processor": "x"}}, {"output_type": "../x"},
     ],
 )  # fmt: skip
-def test_no_place_is_named(desk: Desk, place: dict[str, Any]) -> None:
-    """No path, URL or hub id: a model by its alias, an input by a key below the inputs' folder."""
+def test_no_path_is_accepted(desk: Desk, place: dict[str, Any]) -> None:
+    """A request names models by alias and inputs by key; no path, URL or hub id is accepted."""
     verdict = desk.take(sent([[], {"request": GOOD | place}, {}]))
     assert isinstance(verdict.event, Failed)
     assert verdict.event.error.code == "invalid_request"
 
 
-def test_a_stranger_in_the_stream_is_passed_over(
+def test_foreign_stream_entries_are_skipped(
     redis: Redis, client: GenerationClient, namespace: str
 ) -> None:
-    """A producer may write into streams: what is no event ends nobody's watch."""
+    """Entries of a stream that are not events do not end a follower."""
     task = client.submit({"prompt": "x", "model": namespace}, "watched")
     stream = client.keys.events("watched")
     for seq, fields in enumerate(
@@ -142,15 +142,15 @@ def test_a_stranger_in_the_stream_is_passed_over(
     assert [event.type for event in task.events(timeout=5)] == ["queued", "cancelled"]
 
 
-def test_half_a_surrogate_is_not_handed_on() -> None:
-    """A fault can be written by every writer and read by every reader of JSON."""
+def test_lone_surrogates_are_replaced() -> None:
+    """Lone surrogates are replaced in a `FieldError`, so that any JSON reader can read it."""
     fault = FieldError(where="\ud800", what="a\udfffb", limit="\ud800")
     assert (fault.where, fault.what, fault.limit) == ("?", "a?b", "?")
 
 
 @pytest.mark.parametrize("url", ["http://key:hush@host", "https://hush@host/path"])
-def test_an_endpoint_holds_no_key(url: str) -> None:
-    """It is logged and told to callers: what is before its host would be, too."""
+def test_an_endpoint_has_no_credentials(url: str) -> None:
+    """An S3 endpoint with credentials is refused, because it is logged and shown to callers."""
     with pytest.raises(ValueError, match="AWS_ACCESS_KEY_ID") as refused:
         Settings(s3_endpoint_url=url)
     assert "hush" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""Redis behind TLS, with certificates that nobody but the tests trusts."""
+"""Redis with TLS, with certificates of the tests' own authority."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Authority:
-    """One that signs certificates, and where its own lies."""
+    """A certificate authority and its folder."""
 
     folder: Path
     ca: trustme.CA = field(default_factory=trustme.CA)
 
     @property
     def certificate(self) -> Path:
-        """The file that says whom it trusts."""
+        """The file with the authority's own certificate."""
         path = self.folder / "ca.pem"
         if not path.exists():
             self.ca.cert_pem.write_to_path(str(path))
@@ -48,7 +48,7 @@ class Authority:
 
 @dataclass
 class Front:
-    """A TLS server before a plain Redis: what passes it was encrypted and accepted."""
+    """A TLS proxy before a plain Redis."""
 
     port: int
     target: int
@@ -56,14 +56,14 @@ class Front:
     passed_bytes: int = 0
 
     async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, both ways."""
+        """Relay one connection in both directions."""
         back, forth = await asyncio.open_connection(embedded.LOOPBACK, self.target)
         await asyncio.gather(self.pump(reader, forth, counts=True), self.pump(back, writer))
 
     async def pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, counts: bool = False
     ) -> None:
-        """One way, until either end closes."""
+        """Relay one direction until either end closes."""
         with suppress(OSError):
             while data := await reader.read(65536):
                 self.passed_bytes += len(data) * counts
@@ -75,7 +75,7 @@ class Front:
 
 @contextmanager
 def front(context: ssl.SSLContext, target: int) -> Iterator[Front]:
-    """A front on a thread of its own, before the Redis on port `target`."""
+    """A TLS proxy on a thread, before the Redis on port `target`."""
     made = Front(embedded.free_port(), target)
     started = Future[Callable[[], object]]()
 
@@ -99,7 +99,7 @@ def front(context: ssl.SSLContext, target: int) -> Iterator[Front]:
 
 @contextmanager
 def tls_redis(folder: Path, executable: str, authority: Authority) -> Iterator[str]:
-    """A Redis that speaks TLS itself and wants a certificate of its clients; gives its URL."""
+    """The URL of a Redis with TLS that requires client certificates."""
     certificate, key = authority.files(embedded.LOOPBACK)
     own, own_key = authority.files("client.test")
     port = embedded.free_port()

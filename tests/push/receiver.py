@@ -1,4 +1,4 @@
-"""A webhook's receiver on this machine: notes what comes, and answers as it is told."""
+"""A webhook receiver on this machine: records messages, answers with given statuses."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 
 #: Longest wait for a message, in seconds.
 COME_S = 60.0
+#: How often the server looks whether it was shut down, in seconds.
+POLL_S = 0.01
 
 
 @dataclass(frozen=True)
 class Message:
-    """One post."""
+    """One POST request."""
 
     path: str
     headers: dict[str, str]
@@ -27,7 +29,7 @@ class Message:
 
 @dataclass
 class Receiver:
-    """What came, oldest first."""
+    """The received messages, oldest first."""
 
     port: int
     #: Statuses of the next answers; 200 when there are none.
@@ -41,7 +43,7 @@ class Receiver:
         return f"http://127.0.0.1:{self.port}"
 
     def wait(self, count: int) -> list[Message]:
-        """The messages, when there are so many."""
+        """The messages, once there are `count`."""
         with self.came:
             assert self.came.wait_for(lambda: len(self.messages) >= count, COME_S)
             return list(self.messages)
@@ -64,13 +66,13 @@ def receiver(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True)
     here = Receiver(server.server_address[1])
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(POLL_S,), daemon=True)
     thread.start()
     try:
         yield here

@@ -1,4 +1,4 @@
-"""Another team's Celery application, which is told of ends; it has nothing of ours.
+"""Another team's Celery application that receives terminal events, without this package.
 
 Run as `celery -A tests.push.shop worker`, with the broker in `SHOP_BROKER_URL`.
 """
@@ -12,16 +12,16 @@ from typing import Any
 from celery import Celery
 from redis import Redis
 
-#: What the settings of the worker name.
+#: As in the settings of the worker.
 QUEUE, TASK = "shop", "shop.picture_done"
-#: List of what the task was told.
-TOLD = "shop-told"
+#: The Redis list of received events.
+RECEIVED = "shop-received"
 
 app = Celery("shop", broker=os.environ.get("SHOP_BROKER_URL"), set_as_current=False)
 
 
 @app.task(name=TASK)
 def picture_done(event: dict[str, Any]) -> None:
-    """Note the event."""
+    """Store the event."""
     with Redis.from_url(os.environ["SHOP_BROKER_URL"]) as redis:
-        redis.rpush(TOLD, json.dumps(event))
+        redis.rpush(RECEIVED, json.dumps(event))

@@ -1,4 +1,4 @@
-"""Pushes in Redis and the threads that try them: at least once, and never before the end."""
+"""Pushes in Redis and the threads that try them: at least once, never before the end."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from api_contracts.names import Keys
 from api_contracts.pushes import MESSAGE_ID_PATTERN
 from api_contracts.schemas import examples
 from tests.push.receiver import Receiver, receiver
-from tests.record.owners import TTL_S, take, worker
+from tests.record.owners import ERROR, TTL_S, take, worker
 from tests.wire import faults
+from worker.broker.held_messages import HeldMessages
 from worker.config.push_targets import ReplyTarget
 from worker.errors import PushError
 from worker.push import pusher
@@ -28,6 +29,7 @@ from worker.push.celery_replies import CeleryReplies
 from worker.push.pusher import Pusher
 from worker.push.webhooks import Webhooks
 from worker.record import push_queue
+from worker.recovery.reconciler import Reconciler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,14 +52,14 @@ def keys(namespace: str) -> Keys:
 
 @pytest.fixture
 def client(redis_url: str, namespace: str) -> Iterator[GenerationClient]:
-    """Submits and asks."""
+    """A client in the test's namespace."""
     with GenerationClient(redis_url, namespace) as made:
         yield made
 
 
 @pytest.fixture
 def hook() -> Iterator[Receiver]:
-    """A receiver on this machine."""
+    """A webhook receiver on this machine."""
     with receiver() as made:
         yield made
 
@@ -72,7 +74,7 @@ def claims(redis: Redis, keys: Keys) -> TaskRecord:
 def start(
     claims: TaskRecord, redis_url: str, hook: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Pusher]]:
-    """Start a worker's pusher; its pauses are short."""
+    """Start a pusher with short pauses."""
     monkeypatch.setattr(pusher, "POLL_INTERVAL_S", 0.02)
     monkeypatch.setattr(pusher, "FIRST_RETRY_S", 0.05)
     made: list[Pusher] = []
@@ -96,7 +98,7 @@ def end(
     closed: bool = True,
     **wanted: Any,
 ) -> None:
-    """Submit a task, and end it as a worker does; until all is told, if `closed`."""
+    """Submit a task and end it as a worker does; close the record if `closed`."""
     client.submit({"prompt": "x", "model": client.keys.namespace, **wanted}, task_id)
     claimed = take(claims, task_id)
     assert claims.finish(claimed, TaskStatus.CANCELLED, {"step": 3}, {"step": 3})
@@ -104,7 +106,7 @@ def end(
 
 
 def settled(client: GenerationClient, task_id: str, kind: PushKind) -> Push:
-    """The push, when it is to be tried no more."""
+    """The push, once it is delivered or given up."""
     until_s = time.monotonic() + COME_S
     while (push := client.handle(task_id).pushes()[kind]).state is PushState.WAITING:
         assert time.monotonic() < until_s
@@ -113,15 +115,15 @@ def settled(client: GenerationClient, task_id: str, kind: PushKind) -> Push:
 
 
 def replies(redis: Redis, queue: str = TARGET.queue) -> list[dict[str, Any]]:
-    """What Celery's own application would get, without taking it."""
+    """The messages in the other application's queue."""
     return [json.loads(entry) for entry in redis.lrange(queue, 0, -1)]
 
 
-def test_an_end_goes_where_the_request_says(
+def test_an_end_is_pushed_to_queue_and_webhook(
     client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
-    """Both ways, with the terminal event as it is in the stream; then nothing is due."""
+    """Queue and webhook get the terminal event of the stream; then nothing is due."""
     start()
     to = {"queue": TARGET.queue, "task": TARGET.task}
     end(client, claims, "both", webhook=f"{hook.origin}/x", reply_to=to, metadata={"a": "b"})
@@ -144,7 +146,7 @@ def test_an_end_goes_where_the_request_says(
 def test_nothing_is_pushed_before_the_end(
     client: GenerationClient, claims: TaskRecord, hook: Receiver, redis: Redis
 ) -> None:
-    """Noting is refused while the task waits or runs, and done once when it has ended."""
+    """Pushes are noted once, and only after the task has ended."""
     client.submit({"prompt": "x", "model": client.keys.namespace, "webhook": hook.origin}, "early")
     assert not claims.pushes.note("early")
     claimed = take(claims, "early")
@@ -156,10 +158,10 @@ def test_nothing_is_pushed_before_the_end(
     assert redis.zrange(client.keys.pushes, 0, -1) == [b"webhook:early"]
 
 
-def test_what_asks_for_none_costs_nothing(
+def test_a_task_without_pushes_makes_no_key(
     client: GenerationClient, claims: TaskRecord, redis: Redis
 ) -> None:
-    """No key is made; an unknown task and a request that is no JSON are let be."""
+    """A task without pushes, an unknown task and an invalid request make no key."""
     end(client, claims, "plain")
     redis.hset(client.keys.task("odd"), mapping={"status": "failed", "request": "{no"})
     redis.hset(client.keys.task("deep"), mapping={"status": "failed", "request": "[" * 2000})
@@ -168,10 +170,10 @@ def test_what_asks_for_none_costs_nothing(
     assert not redis.exists(client.keys.pushes)
 
 
-def test_a_failure_is_tried_again(
+def test_a_failure_is_retried(
     client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver
 ) -> None:
-    """Until it is delivered, under one id, and the record says how often."""
+    """A failed push is retried until delivered, under one id; the record counts the tries."""
     hook.answers = [500, 503, 302]
     start()
     end(client, claims, "again", webhook=hook.origin)
@@ -185,8 +187,8 @@ def test_a_failure_is_tried_again(
 
 
 def test_pauses_grow_up_to_a_limit(claims: TaskRecord) -> None:
-    """1 s, 2 s, 4 s … at most 300 s, each up to half less."""
-    made = Pusher(claims.pushes, None, None, 1e9)  # type: ignore[arg-type]  # nobody is asked
+    """Pauses are 1 s, 2 s, 4 s … at most 300 s, each up to half less."""
+    made = Pusher(claims.pushes, None, None, 1e9)  # type: ignore[arg-type]  # not used
     why = PushError("no")
     for tries, longest_s in ((0, 1), (1, 2), (5, 32), (50, 300), (10**6, 300)):
         due = push_queue.Due("t", PushKind.WEBHOOK, Push(state="waiting", tries=tries), "", 1, b"")
@@ -195,11 +197,11 @@ def test_pauses_grow_up_to_a_limit(claims: TaskRecord) -> None:
         assert longest_s / 2 <= again_s <= longest_s
 
 
-def test_it_is_given_up_in_the_end(
+def test_a_push_is_given_up_in_the_end(
     client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
-    """After the time that the settings give; the record says why."""
+    """A push is given up after the time in the settings; the record has the error."""
     hook.answers = [500] * 1000
     start(retry_s=0.3)
     end(client, claims, "never", webhook=hook.origin)
@@ -209,10 +211,10 @@ def test_it_is_given_up_in_the_end(
     assert redis.zcard(client.keys.pushes) == 0
 
 
-def test_gone_is_not_tried_again(
+def test_gone_is_not_retried(
     client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver
 ) -> None:
-    """410 ends it at once."""
+    """Status 410 ends a push at once."""
     hook.answers = [410]
     start()
     end(client, claims, "gone", webhook=hook.origin)
@@ -220,11 +222,11 @@ def test_gone_is_not_tried_again(
     assert (push.state, push.tries) == (PushState.GIVEN_UP, 1)
 
 
-def test_what_the_settings_do_not_allow_any_more_is_not_sent(
+def test_targets_that_are_no_longer_allowed_get_nothing(
     client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
-    """Whatever the record says: the request was checked by other settings, or by nobody."""
+    """Targets that the settings do not allow are given up, whatever the record says."""
     start(retry_s=0.3, targets=())
     to = {"queue": "generate.default", "task": "sag.generate"}
     end(client, claims, "bad", webhook="http://127.0.0.1:1/", reply_to=to)
@@ -235,11 +237,11 @@ def test_what_the_settings_do_not_allow_any_more_is_not_sent(
     assert replies(redis, "generate.default") == []
 
 
-def test_who_dies_over_it_leaves_it_to_others(
+def test_a_push_of_a_dead_process_is_taken_over(
     client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """What was taken and never settled is due again when it was held long enough."""
+    """A push that was taken and never settled is due again after `HOLD_S`."""
     monkeypatch.setattr(push_queue, "HOLD_S", 0.3)
     end(client, claims, "orphan", webhook=hook.origin)
     (taken,) = claims.pushes.take(10)
@@ -249,13 +251,13 @@ def test_who_dies_over_it_leaves_it_to_others(
     assert settled(client, "orphan", PushKind.WEBHOOK).state is PushState.DELIVERED
 
 
-def test_a_slow_receiver_holds_up_nobody_else(
+def test_a_slow_receiver_does_not_delay_others(
     client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
-    """While many webhooks of one host do not answer, the others are told as if there were none."""
+    """A host that does not answer delays no push to another receiver."""
     start()
-    with hook.came:  # no answer until it is let go
+    with hook.came:  # no answer while it is held
         for number in range(3 * pusher.MAX_THREADS):
             end(client, claims, f"slow-{number}", webhook=hook.origin)
         for number in range(5):
@@ -267,17 +269,17 @@ def test_a_slow_receiver_holds_up_nobody_else(
     hook.wait(3 * pusher.MAX_THREADS)
 
 
-def test_no_more_threads_is_no_end(
+def test_a_push_without_a_thread_is_tried_later(
     client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """A push that no thread could be had for is made later."""
-    monkeypatch.setattr(push_queue, "HOLD_S", 0.1)
+    """A push whose thread could not be started is tried later."""
+    monkeypatch.setattr(push_queue, "HOLD_S", 0.05)
     real = threading.Thread.start
     refused: list[threading.Thread] = []
 
     def begin(self: threading.Thread) -> None:
-        if self.name.startswith("push-") and len(refused) < 2 * pusher.MAX_THREADS:
+        if self.name.startswith("push-") and len(refused) <= pusher.MAX_THREADS:
             refused.append(self)
             raise RuntimeError("can't start new thread")
         real(self)
@@ -286,7 +288,7 @@ def test_no_more_threads_is_no_end(
     start()
     end(client, claims, "threadless", webhook=hook.origin)
     assert settled(client, "threadless", PushKind.WEBHOOK).state is PushState.DELIVERED
-    assert len(refused) == 2 * pusher.MAX_THREADS
+    assert len(refused) == pusher.MAX_THREADS + 1
 
 
 @pytest.mark.parametrize(
@@ -304,7 +306,7 @@ def test_only_ends_are_pushed(
     client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis, event: bytes,
 ) -> None:  # fmt: skip
-    """Whatever else stands last in a stream is sent to nobody; the record says so, and ends."""
+    """Only a valid terminal event of the task is sent; anything else is given up."""
     end(client, claims, "forged", webhook=hook.origin)
     redis.xadd(client.keys.events("forged"), {"event": event}, id="9-0")
     start()
@@ -323,7 +325,7 @@ def test_the_longest_end_is_pushed(
     client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
-    """With as many and as long prompts as a request may have, each character as JSON has it."""
+    """The longest possible terminal event is delivered."""
     end(client, claims, "long", webhook=hook.origin)
     event = {**examples.EVENTS["succeeded"], "task_id": "long", "seq": 9}
     texts = ["\U0001f34c" * 2000] * 64
@@ -337,11 +339,11 @@ def test_the_longest_end_is_pushed(
 
 
 @pytest.mark.parametrize("url", ["http://[", "https://a]b/", "http://[:::]/", "", "x" * 9999])
-def test_a_url_that_is_none_costs_nobody_else(
+def test_an_invalid_url_does_not_delay_others(
     client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis, url: str,
 ) -> None:  # fmt: skip
-    """A refused request is told of, too, and is whatever somebody sent."""
+    """The invalid URL of a refused request is given up and delays no other push."""
     end(client, claims, "a-poison", webhook=hook.origin)
     wanted = json.dumps({"prompt": 5, "webhook": url})
     redis.hset(client.keys.task("a-poison"), "request", wanted)
@@ -351,17 +353,14 @@ def test_a_url_that_is_none_costs_nobody_else(
     assert settled(client, "a-poison", PushKind.WEBHOOK).state is PushState.GIVEN_UP
 
 
-def test_a_backlog_of_one_receiver_is_passed_in_one_look(
+def test_a_backlog_of_one_receiver_does_not_delay_others(
     client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """However many pushes wait for a receiver that is away, another's is not behind them.
-
-    And while that one is slow they are not looked at again and again.
-    """
+    """A backlog for one slow receiver does not delay others, and is not polled again and again."""
     monkeypatch.setattr(pusher, "SLOW_S", 0.0)
     backlog = 3 * pusher.BATCH_SIZE
-    with hook.came:  # no answer until it is let go
+    with hook.came:  # no answer while it is held
         for number in range(backlog):
             end(client, claims, f"slow-{number}", webhook=hook.origin)
         end(client, claims, "quick", reply_to={"queue": TARGET.queue, "task": TARGET.task})
@@ -374,11 +373,11 @@ def test_a_backlog_of_one_receiver_is_passed_in_one_look(
 
 
 @pytest.mark.parametrize("field", ["first_at", "tries"])
-def test_a_hostile_state_is_no_way_to_be_pushed_for_ever(
+def test_a_hostile_state_is_not_retried_for_ever(
     client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis, field: str,
 ) -> None:  # fmt: skip
-    """A first try in the far future counts as now; one beyond counting is odd."""
+    """A record's own times and counts can't make a push retry for ever."""
     end(client, claims, "hostile", webhook=hook.origin)
     states = {
         "first_at": '{"state": "waiting", "first_at": "9999-12-31T00:00:00Z"}',
@@ -393,10 +392,10 @@ def test_a_hostile_state_is_no_way_to_be_pushed_for_ever(
         threading.Event().wait(0.02)
 
 
-def test_a_late_loser_does_not_undo_a_delivery(
+def test_a_late_result_does_not_undo_a_delivery(
     client: GenerationClient, claims: TaskRecord, hook: Receiver
 ) -> None:
-    """What another has settled stays settled."""
+    """A settled push stays settled."""
     end(client, claims, "late", webhook=hook.origin)
     (due,) = claims.pushes.take(1)
     claims.pushes.settle(due, Push(state=PushState.DELIVERED, tries=1), None)
@@ -409,7 +408,7 @@ def test_a_late_loser_does_not_undo_a_delivery(
 def test_a_record_lives_until_its_last_push_is_settled(
     client: GenerationClient, claims: TaskRecord, redis: Redis, closed: str, state: PushState
 ) -> None:
-    """And then for as long as any: whoever closes it, and when, loses no push with it."""
+    """Record and events get a time to live with the last settled push, never before."""
     keys = [client.keys.task("kept"), client.keys.events("kept")]
     to = {"queue": TARGET.queue, "task": TARGET.task}
     end(client, claims, "kept", closed=closed == "before", webhook="https://a.b/", reply_to=to)
@@ -428,11 +427,11 @@ def test_a_record_lives_until_its_last_push_is_settled(
     assert [TTL_S - 1 <= redis.ttl(key) <= TTL_S for key in keys] == [True, True]
 
 
-def test_odd_pushes_stop_nobody(
+def test_unreadable_pushes_do_not_delay_others(
     client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
-    """Unknown kinds, records that are gone or of another type: each is let go."""
+    """Unknown kinds and unreadable records are removed and delay no other push."""
     end(client, claims, "good", webhook=hook.origin)
     redis.set(client.keys.task("other-type"), "x")
     kinds = (b"nonsense", b"mail:good", b"webhook:nobody", b"webhook:other-type", b"\xff:x")
@@ -449,7 +448,7 @@ def test_odd_pushes_stop_nobody(
 def test_celery_gets_a_task_like_any_other(
     client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], redis_url: str
 ) -> None:
-    """An application with Celery's own settings finds it in its queue, with one argument."""
+    """An application with default Celery settings receives the task with one argument."""
     start()
     end(client, claims, "a.task", reply_to={"queue": TARGET.queue, "task": TARGET.task})
     assert settled(client, "a.task", PushKind.REPLY_TO).state is PushState.DELIVERED
@@ -463,3 +462,37 @@ def test_celery_gets_a_task_like_any_other(
             found[message.headers["id"]] = (args, kwargs["event"]["type"])
             message.ack()
     assert found["a:task:3"] == ([], "cancelled")
+
+
+def test_a_refusal_is_pushed(
+    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver
+) -> None:
+    """A task of plain Celery that is refused is pushed, with its error."""
+    request = json.dumps({"prompt": "x", "nope": 1, "webhook": hook.origin})
+    assert claims.finish(
+        take(claims, "refused", request=request), TaskStatus.FAILED, ERROR, {"error": ERROR}
+    )
+    claims.close("refused")
+    start()
+    (message,) = hook.wait(1)
+    assert EVENT.validate_json(message.body).model_dump(mode="json")["error"] == ERROR
+    assert settled(client, "refused", PushKind.WEBHOOK).state is PushState.DELIVERED
+
+
+def test_a_cancelled_waiting_task_is_pushed(
+    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
+    redis: Redis,
+) -> None:  # fmt: skip
+    """The reconciler notes the pushes of a task that ended while its message waits."""
+    wanted = {"prompt": "x", "model": client.keys.namespace, "webhook": hook.origin}
+    client.submit(wanted, "waiting").cancel()
+    reconciler = Reconciler(
+        redis, client.keys, HeldMessages(redis), lambda *_: None, lease_s=0, record_ttl_s=TTL_S
+    )
+    start()
+    reconciler.start()
+    try:
+        (message,) = hook.wait(1)
+    finally:
+        reconciler.close()
+    assert EVENT.validate_json(message.body).type == "cancelled"

@@ -1,4 +1,4 @@
-"""What the settings and a request may say of pushes, and which faults name it."""
+"""Targets of pushes in settings and requests, and the errors for those not allowed."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def faults(settings: Settings, **wanted: Any) -> dict[str, str]:
         ],
     ],
 )  # fmt: skip
-def test_what_the_settings_name_is_allowed(wanted: dict[str, Any]) -> None:
-    """A host by any spelling, with the port and scheme that the settings give."""
+def test_targets_of_the_settings_are_allowed(wanted: dict[str, Any]) -> None:
+    """A host is allowed in any spelling, with the port and scheme of the settings."""
     assert faults(Settings(**ALLOWED), **wanted) == {}
 
 
@@ -67,8 +67,8 @@ def test_what_the_settings_name_is_allowed(wanted: dict[str, Any]) -> None:
         ],
     ],
 )  # fmt: skip
-def test_nothing_else_is(wanted: dict[str, Any], where: str) -> None:
-    """Refused with what is allowed; and by settings that name nobody, with that."""
+def test_other_targets_are_refused(wanted: dict[str, Any], where: str) -> None:
+    """Other targets are refused, and the error lists those that are allowed."""
     assert list(faults(Settings(**ALLOWED), **wanted)) == [where]
     assert faults(Settings(), **wanted)[where].endswith(": none")
 
@@ -91,8 +91,8 @@ def test_nothing_else_is(wanted: dict[str, Any], where: str) -> None:
         {"reply_to": "shop"},
     ],
 )  # fmt: skip
-def test_what_names_nobody_is_no_request(wanted: dict[str, Any]) -> None:
-    """Refused by the contract, with the field."""
+def test_invalid_targets_are_refused(wanted: dict[str, Any]) -> None:
+    """Invalid targets are refused by the contract, with the field."""
     with pytest.raises(InvalidRequest) as caught:
         parse_request({"prompt": "x", **wanted})
     (where,) = {fault.where.split(".")[0] for fault in caught.value.faults}
@@ -116,8 +116,8 @@ def test_what_names_nobody_is_no_request(wanted: dict[str, Any]) -> None:
         ("reply_to", [{"queue": "x", "task": "y", "broker_url": "amqp://x"}], "redis://"),
     ],
 )
-def test_settings_that_can_not_be_are_refused(name: str, value: Any, words: str) -> None:
-    """In words, and without the secret."""
+def test_invalid_settings_are_refused(name: str, value: Any, words: str) -> None:
+    """Invalid settings are refused with a reason, without showing the secret."""
     with pytest.raises(ValidationError) as caught:
         Settings(**{**ALLOWED, name: value})
     assert words in str(caught.value)
@@ -125,13 +125,13 @@ def test_settings_that_can_not_be_are_refused(name: str, value: Any, words: str)
 
 
 def test_every_webhook_is_signed() -> None:
-    """Hosts without a secret are refused at start."""
+    """Webhook hosts without a secret are refused at start."""
     with pytest.raises(ValidationError, match="SAG_WEBHOOK_SECRETS"):
         Settings(webhook_hosts=["hooks.example.com"])
 
 
-def test_the_environment_says_it_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the table shows it; and no log shows a secret or a password."""
+def test_settings_come_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings are read as JSON from the environment; logs show no secret or password."""
     for name, value in ALLOWED.items():
         monkeypatch.setenv(f"SAG_{name.upper()}", json.dumps(value))
     target = {"queue": "a", "task": "b", "broker_url": "redis://:password@127.0.0.1/3"}
@@ -142,8 +142,8 @@ def test_the_environment_says_it_as_json(monkeypatch: pytest.MonkeyPatch) -> Non
     assert SECRET not in str(settings.shown())
 
 
-def test_no_file_says_whom_to_tell() -> None:
-    """A webhook's URL may hold a token: neither manifest, result nor text chunk has it."""
+def test_no_file_contains_the_targets() -> None:
+    """Targets, which may contain a token, are not in manifest, result or text chunk."""
     wanted = {"webhook": "https://hooks.example.com/token", "reply_to": ALLOWED["reply_to"][0]}
     order = ResolvedRequest.of(parse_request({"prompt": "x", **wanted}), "t", Settings(**ALLOWED))
     assert "token" not in json.dumps([order.parameters, order.origin])

@@ -1,4 +1,4 @@
-"""Webhooks: signed as the specification says, and no way into the worker's own network."""
+"""Webhooks: signed by the specification, and no way into the worker's own network."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ BODY = b'{"type": "succeeded"}'
 
 @pytest.fixture
 def hook() -> Iterator[Receiver]:
-    """A receiver on this machine."""
+    """A webhook receiver on this machine."""
     with receiver() as made:
         yield made
 
 
 def poster(hosts: Sequence[str], *secrets: str, private: bool = True) -> Webhooks:
-    """As a worker with these settings has it."""
+    """Webhooks with the settings given."""
     keys = [SecretStr(each) for each in secrets or (SECRET,)]
     return Webhooks(hosts, keys, private_addresses=private)
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Give a name addresses; gives the list of all names that are asked for from then on."""
+    """Resolve a name to given addresses; returns the list of names resolved since."""
 
     def means(name: str, *addresses: str) -> list[str]:
         real, names = socket.getaddrinfo, []
@@ -58,8 +58,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     return means
 
 
-def test_receivers_can_verify_who_it_was(hook: Receiver) -> None:
-    """The specification's own library accepts it, by each of two secrets and by no other."""
+def test_receivers_can_verify_the_signature(hook: Receiver) -> None:
+    """The specification's library verifies messages by each of two secrets and by no other."""
     poster([hook.origin], OLD_SECRET, SECRET).post(f"{hook.origin}/ended?x=1", "id-1.7", BODY)
     (message,) = hook.wait(1)
     assert (message.path, message.body) == ("/ended?x=1", BODY)
@@ -74,8 +74,8 @@ def test_receivers_can_verify_who_it_was(hook: Receiver) -> None:
         Webhook(SECRET).verify(message.body.replace(b"succ", b"fail"), message.headers)
 
 
-def test_a_signature_is_of_its_time(hook: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is sent again an hour later by somebody else is refused by the receiver's library."""
+def test_a_signature_expires(hook: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The specification's library refuses a message that is replayed an hour later."""
     monkeypatch.setattr("worker.push.webhooks.time.time", lambda real=time.time: real() - 3600)
     poster([hook.origin]).post(hook.origin, "id-1.7", BODY)
     with pytest.raises(WebhookVerificationError, match="too old"):
@@ -83,7 +83,7 @@ def test_a_signature_is_of_its_time(hook: Receiver, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_redirect_is_not_followed(hook: Receiver) -> None:
-    """It is a failure like any other answer that is not 2xx."""
+    """A redirect is a failure, as any answer that is not 2xx."""
     hook.answers = [302, 307, 404, 500]
     for status in list(hook.answers):
         with pytest.raises(PushError, match=str(status)) as caught:
@@ -92,8 +92,8 @@ def test_a_redirect_is_not_followed(hook: Receiver) -> None:
     assert [message.path for message in hook.messages] == ["/"] * 4
 
 
-def test_gone_is_for_good(hook: Receiver) -> None:
-    """410 says never to come again."""
+def test_gone_is_final(hook: Receiver) -> None:
+    """Status 410 is final."""
     hook.answers = [410]
     with pytest.raises(PushError) as caught:
         poster([hook.origin]).post(hook.origin, "id", BODY)
@@ -102,7 +102,7 @@ def test_gone_is_for_good(hook: Receiver) -> None:
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
 def test_private_addresses_are_not_reached(hook: Receiver, name: str) -> None:
-    """Even where the host is allowed, unless the settings say so in words."""
+    """A private address is refused even on an allowed host, unless the settings allow it."""
     origin = f"http://{name}:{hook.port}"
     with pytest.raises(PushError, match="private address"):
         poster([origin], private=False).post(origin, "id", BODY)
@@ -112,16 +112,16 @@ def test_private_addresses_are_not_reached(hook: Receiver, name: str) -> None:
 
 
 def test_one_private_address_among_others_is_enough(asked: Callable[..., list[str]]) -> None:
-    """A name that means the open internet and this machine is not called."""
+    """A name with a public and a private address is refused."""
     asked("both.example", "8.8.8.8", "127.0.0.1")
     with pytest.raises(PushError, match="private address"):
         poster(["http://both.example"], private=False).post("http://both.example", "id", BODY)
 
 
-def test_what_was_looked_at_is_what_is_called(
+def test_the_checked_address_is_the_one_connected_to(
     hook: Receiver, asked: Callable[..., list[str]]
 ) -> None:
-    """A name is asked once: it can't mean another address by the time of the call."""
+    """A name is resolved once, so it can't change between check and connection."""
     names = asked("moves.example", "127.0.0.1")
     origin = f"http://moves.example:{hook.port}"
     poster([origin]).post(origin, "id", BODY)
@@ -130,7 +130,7 @@ def test_what_was_looked_at_is_what_is_called(
 
 
 def test_the_next_address_is_tried(hook: Receiver, asked: Callable[..., list[str]]) -> None:
-    """Where nobody listens at the first."""
+    """When the first address refuses the connection, the next one is used."""
     asked("two.example", "127.9.9.9", "127.0.0.1")
     origin = f"http://two.example:{hook.port}"
     poster([origin]).post(origin, "id", BODY)
@@ -140,14 +140,16 @@ def test_the_next_address_is_tried(hook: Receiver, asked: Callable[..., list[str
 @pytest.mark.parametrize(
     "url", ["http://other.example/", "http://127.0.0.1:1/", "https://127.0.0.1:99999/"]
 )
-def test_only_named_hosts_are_called(hook: Receiver, url: str) -> None:
-    """Another name, another port, no port at all: refused before anybody is asked."""
+def test_only_allowed_hosts_are_called(hook: Receiver, url: str) -> None:
+    """Another name or port, or an invalid port, is refused without a connection."""
     with pytest.raises(PushError, match="SAG_WEBHOOK_HOSTS"):
         poster([hook.origin]).post(url, "id", BODY)
 
 
-def test_who_listens_nowhere_and_who_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both end soon, as a failure that is tried again."""
+def test_refused_connections_and_silent_receivers_fail_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A refused connection and a silent receiver end soon, as failures to retry."""
     monkeypatch.setattr(webhooks, "ANSWER_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         origin = f"http://127.0.0.1:{silent.getsockname()[1]}"
@@ -160,10 +162,10 @@ def test_who_listens_nowhere_and_who_says_nothing(monkeypatch: pytest.MonkeyPatc
         poster(["https://no.invalid"]).post("https://no.invalid", "id", BODY)
 
 
-def test_who_says_a_bit_now_and_then_is_not_heard_for_ever(
+def test_a_slow_answer_ends_at_the_total_timeout(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A try ends when its time is over, whatever still comes."""
+    """A receiver that sends a little now and then can't exceed the total timeout."""
     monkeypatch.setattr(webhooks, "ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -185,8 +187,8 @@ def test_who_says_a_bit_now_and_then_is_not_heard_for_ever(
 @pytest.mark.parametrize(
     "url", ["127.0.0.1/x", "ftp://127.0.0.1", "http://u:p@127.0.0.1/", "x" * 3000]
 )
-def test_what_is_no_webhook_is_not_called(hook: Receiver, url: str) -> None:
-    """A record is the work of whoever wrote it: what the contract refuses is given up at once."""
+def test_an_invalid_url_is_not_called(hook: Receiver, url: str) -> None:
+    """A URL that the contract refuses is given up at once: records are not trusted."""
     with pytest.raises(PushError) as caught:
         poster([hook.origin]).post(url, "id", BODY)
     assert caught.value.final
@@ -194,7 +196,7 @@ def test_what_is_no_webhook_is_not_called(hook: Receiver, url: str) -> None:
 
 
 def test_certificates_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the name in the URL, though its address is called; an unknown authority is refused."""
+    """Certificates are verified by the URL's name; an unknown authority is refused."""
     authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(tls)
     known = tmp_path / "ca.pem"
@@ -228,6 +230,6 @@ def test_certificates_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ],
     ],
 )  # fmt: skip
-def test_what_is_public(address: str, public: bool) -> None:
-    """Nothing that is, or stands for, this machine or its network."""
+def test_public_addresses(address: str, public: bool) -> None:
+    """Addresses that are or contain a private one are not public."""
     assert is_public(address) is public
