@@ -148,6 +148,15 @@ def test_a_huge_value_gives_a_short_message(data: dict[str, object]) -> None:
     assert max(map(len, dumped)) < 1_000
 
 
+@pytest.mark.parametrize("where", ["request", "metadata", "latents", "unknown"])
+def test_an_object_with_too_many_entries_is_one_error(where: str) -> None:
+    """More entries than any field allows are refused before each of them costs an error."""
+    entries = {f"unknown{number}": "x" for number in range(601)}
+    data = entries if where == "request" else {where: entries}
+    (fault,) = refused({"prompt": "x", **data}).faults
+    assert (fault.where, fault.limit) == (where, "<= 600 entries")
+
+
 def test_an_integer_too_long_to_print_is_refused() -> None:
     """An integer that Python can't print is refused as any other."""
     assert wheres({"prompt": "x", "seed": 10**5000}) == ["seed"]

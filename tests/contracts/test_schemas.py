@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DOCUMENTS = json_schemas.documents()
 SCHEMAS = {name: each for name, each in DOCUMENTS.items() if name != "asyncapi.json"}
+REQUEST = Draft202012Validator(SCHEMAS["request.json"])
 
 
 def published(name: str) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def test_what_is_accepted_is_valid(data: dict[str, Any]) -> None:
         parse_request(data)
     except ValueError:
         return
-    Draft202012Validator(SCHEMAS["request.json"]).validate(data)
+    REQUEST.validate(data)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_what_is_refused_is_not_valid(data: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_request(data)
     with pytest.raises(ValidationError):
-        Draft202012Validator(SCHEMAS["request.json"]).validate(data)
+        REQUEST.validate(data)
 
 
 @pytest.mark.parametrize("kind", json_schemas.kinds())
