@@ -60,7 +60,7 @@ async def known(task_ids: str, client: Client) -> list[AsyncTaskHandle]:
     """The tasks of a path, commas between their ids; raises `TaskNotFound` at the first unknown."""
     ids = task_ids.split(",")
     if len(ids) > MOST_TASKS:
-        what = f"are {len(ids)}"
+        what = f"has {len(ids)} ids"
         raise InvalidRequest([FieldError(where="task_ids", what=what, limit=f"<= {MOST_TASKS}")])
     for task_id, status in (await client.status_many(ids)).items():
         if status is None:

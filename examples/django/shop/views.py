@@ -55,5 +55,5 @@ def order_in(request: HttpRequest) -> Any:  # noqa: ANN401  # any JSON; the clie
     try:
         return json.loads(request.body)
     except ValueError as error:
-        fault = FieldError(where="request", what=f"is no JSON: {error}", limit="JSON")
+        fault = FieldError(where="request", what=f"is not JSON: {error}", limit="JSON")
         raise InvalidRequest([fault]) from error
