@@ -280,10 +280,10 @@ def test_many_are_sent_in_their_order(
     assert ids_waiting(redis, namespace) == [*ids, "fresh"]
 
 
-@pytest.fixture
-def silent(tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def silent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Redis that accepts connections and does not answer."""
-    with embedded.redis_server(tmp_path) as url:
+    with embedded.redis_server(tmp_path_factory.mktemp("silent")) as url:
         with Redis.from_url(url) as redis:
             process = int(redis.info("server")["process_id"])
         os.kill(process, signal.SIGSTOP)

@@ -39,13 +39,13 @@ def test_a_running_task_notices_at_its_next_write(
     handle = client.submit(order)
     claim = take(claims, handle.task_id)
     assert claims.append(claim, "progress", PROGRESS) == 0
-    with redis.pubsub() as nudges:
-        nudges.subscribe(client.keys.control)
-        assert nudges.get_message(timeout=5) is not None
+    with redis.pubsub() as notices:
+        notices.subscribe(client.keys.control)
+        assert notices.get_message(timeout=5) is not None
         assert handle.cancel() is TaskStatus.RUNNING
-        nudge = nudges.get_message(timeout=5)
-    assert nudge is not None
-    assert nudge["data"] == handle.task_id.encode()
+        notice = notices.get_message(timeout=5)
+    assert notice is not None
+    assert notice["data"] == handle.task_id.encode()
     assert claims.append(claim, "progress", PROGRESS) == 1
     assert handle.status() is TaskStatus.RUNNING
     assert redis.ttl(client.keys.task(handle.task_id)) == -1

@@ -18,23 +18,21 @@ if TYPE_CHECKING:
     from redis import Redis
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
-    """A Redis that is emptied at the end, so that the check finds nothing."""
-    from redis import Redis
-
-    with embedded.redis_server(tmp_path) as made, Redis.from_url(made) as redis:
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis of this module's own."""
+    with embedded.redis_server(tmp_path_factory.mktemp("wire")) as made:
         yield made
-        redis.flushall()
 
 
 @pytest.fixture
 def aside(url: str) -> Iterator[Redis]:
-    """A connection to it."""
+    """A connection to it; the Redis is emptied after each test, so that the check finds nothing."""
     from redis import Redis
 
     with Redis.from_url(url) as redis:
         yield redis
+        redis.flushall()
 
 
 def event(redis: Any, **changed: Any) -> None:

@@ -161,9 +161,10 @@ def test_prompts_are_logged_when_enabled(
 def test_no_prompt_of_a_bad_message_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """The worker's code logs no prompt of messages that are unreadable, refused or accepted."""
     desk = Desk()
-    calls_made = [CALL, CALL | {"x": 1}, {"request": {"prompt": [PROMPT, 5]}}]
-    for entry in (*BAD_MESSAGES, *(json.dumps(message("t", calls(each))) for each in calls_made)):
-        desk.take(entry if isinstance(entry, bytes) else entry.encode())
+    made = [CALL, CALL | {"x": 1}, {"request": {"prompt": [PROMPT, 5]}}]
+    answered = [json.dumps(message("t", calls(each))).encode() for each in made]
+    for entry in (*BAD_MESSAGES, *answered):
+        desk.take(entry)
     assert caplog.text.count("rejected a message (") == 5
     assert "too_large" in caplog.text
     assert PROMPT not in caplog.text
