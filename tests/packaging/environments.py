@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Longest run of one command, in seconds. The longest is pip that installs torch.
-COMMAND_S = 600
+#: Longest run of a program, and of a pip that installs torch on a busy machine, in seconds.
+COMMAND_S, INSTALL_S = 600, 1500
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ def downloaded(folder: Path, wheel: Path, extras: frozenset[str]) -> Environment
     """An environment made by `pip install` of the wheel, its dependencies from the index."""
     environment = _empty(folder)
     asked = f"[{','.join(sorted(extras))}]" if extras else ""
-    _pip(environment, "--constraint", str(ROOT / "constraints.txt"), f"{wheel}{asked}")
+    constraints = str(ROOT / "constraints.txt")
+    # To compile every module of transformers takes minutes; Python compiles what it imports.
+    _pip(environment, "--no-compile", "--constraint", constraints, f"{wheel}{asked}")
     return environment
 
 
@@ -78,7 +80,7 @@ def _pip(environment: Environment, *arguments: str) -> None:
     subprocess.run(
         [sys.executable, "-m", "pip", "--python", python, "install", "--quiet",
          "--disable-pip-version-check", *arguments],
-        check=True, timeout=COMMAND_S,
+        check=True, timeout=INSTALL_S,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.packaging.conftest import build
-from tests.packaging.environments import COMMAND_S, ROOT
+from tests.packaging.environments import COMMAND_S, INSTALL_S, ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.packaging.conftest import Distributions
     from tests.packaging.environments import Environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(COMMAND_S)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(INSTALL_S + COMMAND_S)]
 
 PACKAGES = ("api_contracts", "worker")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
