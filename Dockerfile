@@ -1,8 +1,8 @@
-# The worker. Layers from the slowest to change to the fastest: torch, dependencies, model, code.
+# The worker. Layers from the slowest to change to the fastest: torch, dependencies, the wheel.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
-# What is to be installed, read from pyproject.toml: a change to anything else in that file leaves
-# this stage's output, and with it the layers below, as they were.
+# The dependencies, read from pyproject.toml: a change to anything else in that file leaves the
+# output of this stage, and with it the layers below, as they were.
 FROM ${PYTHON_IMAGE} AS requirements
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./
@@ -26,8 +26,21 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python /opt/venv/bin/python install --constraint /build/constraints.txt \
         --requirement /build/requirements.txt
 
+# The wheel that a release publishes: code, Lua scripts, schemas and the bundled model.
+FROM ${PYTHON_IMAGE} AS wheel
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+RUN python -m venv --without-pip /opt/build
+WORKDIR /build
+COPY constraints.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip --python /opt/build/bin/python install --constraint constraints.txt hatchling
+COPY pyproject.toml README.md LICENSE ./
+COPY api_contracts api_contracts
+COPY worker worker
+RUN /opt/build/bin/hatchling build --target wheel --directory /dist
+
 FROM ${PYTHON_IMAGE}
-# tini is process 1: it hands signals on to the supervisor and buries orphans.
+# tini is process 1: it forwards signals to the supervisor and reaps orphaned processes.
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends tini \
     && rm -rf /var/lib/apt/lists/* \
@@ -38,17 +51,11 @@ ENV PATH=/opt/venv/bin:$PATH \
     HF_HOME=/var/cache/huggingface \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
-WORKDIR /app
+WORKDIR /home/sag
 COPY --from=dependencies /opt/venv /opt/venv
-COPY models/tiny-shapes models/tiny-shapes
-COPY pyproject.toml README.md ./
-COPY api_contracts api_contracts
-COPY worker worker
-# Editable, so that the code is run from /app and finds the model beside it.
-RUN --mount=type=cache,target=/root/.cache/pip \
+RUN --mount=type=bind,from=wheel,source=/dist,target=/dist \
     PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
-    pip --python /opt/venv/bin/python install --no-deps --editable . \
-    && python -m compileall -q api_contracts worker
+    pip --python /opt/venv/bin/python install --no-deps --no-index --no-cache-dir /dist/*.whl
 USER sag
 ENTRYPOINT ["/usr/bin/tini", "--", "sag-worker"]
 CMD ["run"]

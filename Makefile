@@ -16,8 +16,9 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0] if not (3, 11) <= sys.version_info[:2] < (3, 14) else 0)'
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt pip
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[worker,demo,examples,train,bench,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[worker,demo]' --group dev
 	touch $@
 
 demo: setup
@@ -59,7 +60,7 @@ train: setup
 	$(BIN)/python -m training
 
 lock: setup
-	$(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//; s/+cu[0-9]*$$//' > constraints.txt
+	$(BIN)/pip freeze --all --exclude setuptools --exclude-editable | sed 's/+cpu$$//; s/+cu[0-9]*$$//' > constraints.txt
 
 clean:
 	rm -rf $(VENV) demo-output .coverage .coverage.* .hypothesis

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 
 from training import card, denoiser, evaluate, export, record, tokenizer, vae
 from training.dataset import Dataset, load_or_draw
+from worker.config.models import SHIPPED_MODEL
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,7 +23,7 @@ def main() -> None:
     """Parse the command line and run all stages."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("--work", type=Path, default=ROOT / ".training", help="checkpoints")
-    parser.add_argument("--out", type=Path, default=ROOT / "models" / "tiny-shapes")
+    parser.add_argument("--out", type=Path, default=SHIPPED_MODEL)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-compile", action="store_true", help="don't compile the UNet")
     arguments = parser.parse_args()

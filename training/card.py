@@ -103,7 +103,7 @@ def _usage(evaluation: Evaluation) -> str:
 ```python
 from diffusers import StableDiffusionSAGPipeline
 
-pipeline = StableDiffusionSAGPipeline.from_pretrained("models/tiny-shapes")
+pipeline = StableDiffusionSAGPipeline.from_pretrained("worker/models/tiny-shapes")
 prompt = "a large red star on a blue background"
 guidance = {{"guidance_scale": {evaluation.guidance_scale:g}, "sag_scale": {SAMPLES_SAG_SCALE:g}}}
 pipeline(prompt, num_inference_steps={evaluation.steps}, **guidance).images[0].save("star.png")

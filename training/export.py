@@ -1,6 +1,7 @@
 """The folder that ships: the trained parts in diffusers' layout, in half precision.
 
-Owns the weights and configurations in `models/tiny-shapes`; knows nothing of how good they are.
+Owns the weights and configurations of `worker.config.models.SHIPPED_MODEL`; knows nothing of how
+good they are.
 """
 
 from __future__ import annotations

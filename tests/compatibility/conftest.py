@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("api_contracts", "worker", "models")
 
 
 def git(*arguments: str) -> bytes:
@@ -23,7 +24,10 @@ def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tag = git("describe", "--tags", "--abbrev=0", "HEAD^").decode().strip()
     news = git("log", "-S", "reply_to: ReplyTo", "--format=%H", "--", "api_contracts/request.py")
     before = f"{news.decode().split()[-1]}^" if news else "HEAD"
-    tree = git("archive", tag or before, "api_contracts", "worker", "models")
+    version = tag or before
+    # The model moved from `models/` into `worker/`: git refuses a path that the version lacks.
+    parts = git("ls-tree", "--name-only", version, *PARTS).decode().split()
+    tree = git("archive", version, *parts) if parts else b""
     if not tree:
         pytest.skip("no history here: a clone with --depth 1, or no git")
     folder = tmp_path_factory.mktemp("previous")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +13,9 @@ from training import card, evaluate
 from training.export import fingerprint
 from training.judge import judge
 from training.shapes import COLOURS, SHAPES, single
+from worker.config.models import SHIPPED_MODEL
 
-FOLDER = Path(__file__).resolve().parents[2] / "models" / "tiny-shapes"
+FOLDER = SHIPPED_MODEL
 LARGEST_BYTES = 15_000_000
 SUFFIXES = {".safetensors", ".json", ".md", ".png"}
 PARTS = ("unet", "vae", "text_encoder")

@@ -8,8 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-#: The small model that the repository carries.
-SHIPPED_MODEL = Path(__file__).resolve().parents[2] / "models" / "tiny-shapes"
+#: The bundled model. It lies inside the package, so that checkout, wheel and image have it alike.
+SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "models" / "tiny-shapes"
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")

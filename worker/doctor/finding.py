@@ -17,5 +17,5 @@ class Finding:
 
 def no_extra(what: str, package: str) -> Finding:
     """What is told where only a caller's packages are installed."""
-    fix = 'install the worker extra, from the checkout: pip install ".[worker]"'
+    fix = 'install the worker extra: pip install "sag-worker[worker]"'
     return Finding(what, ok=False, found=f"{package} is not installed", fix=fix)
