@@ -17,7 +17,7 @@ from api_contracts.client.stream_watcher import StreamWatcher
 from api_contracts.names import Keys
 from api_contracts.pushes import FIELDS, Push, PushKind, pushes_of
 from api_contracts.redis_io.connection import REDIS_AWAY, unavailable
-from api_contracts.redis_io.scripts import sha, text
+from api_contracts.redis_io.scripts import load
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -37,7 +37,7 @@ class AsyncRecords:
         """Raises ValueError for what is no URL."""
         self.keys, self._server = Keys(namespace), AsyncServer(url)
         self.redis, self._ear = self._server.redis, StreamWatcher(self._server.redis)
-        self._cancel = self.redis.register_script(text("api_contracts.redis_io", "cancel"))
+        self._cancel = load(self.redis, "api_contracts.redis_io", "cancel")
 
     async def submit(
         self, tasks: Sequence[tuple[str, GenerationRequest, int | None]]
@@ -47,14 +47,14 @@ class AsyncRecords:
         replies = await self._server.reach(lambda: self._write(calls))
         return records.waiting([task_id for task_id, *_ in tasks], replies)
 
-    async def _write(self, calls: Sequence[records.Call]) -> Any:  # noqa: ANN401  # redis-py's own replies
+    async def _write(self, calls: Sequence[list[Any]]) -> Any:  # noqa: ANN401  # redis-py's own replies
         pipeline = self.redis.pipeline(transaction=False)
-        for keys, args in calls:
-            pipeline.evalsha(sha(records.SUBMIT), len(keys), *keys, *args)
+        for call in calls:
+            pipeline.evalsha(*call)
         try:
             return await pipeline.execute()
         except NoScriptError:
-            await self.redis.script_load(records.SUBMIT)
+            await self.redis.script_load(records.SUBMIT.source)
             return await self._write(calls)
 
     async def cancel(self, task_id: str) -> TaskStatus | None:
@@ -62,7 +62,7 @@ class AsyncRecords:
         key = self.keys.task(task_id)
         request: Any = await self._server.reach(lambda: self.redis.hget(key, "request"))
         call = records.cancellation(self.keys, task_id, request)
-        return records.former_status(await self._server.reach(lambda: self._cancel(*call)))
+        return records.former_status(await self._server.reach(lambda: self._cancel(**call)))
 
     async def statuses(self, task_ids: Sequence[str]) -> list[TaskStatus | None]:
         """As `Records.statuses`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 from redis.exceptions import NoScriptError, RedisError
@@ -11,7 +11,7 @@ from api_contracts.events import EVENT, Event, TaskStatus
 from api_contracts.names import Keys, queue_name
 from api_contracts.pushes import FIELDS, Push, PushKind, pushes_of
 from api_contracts.redis_io.connection import connect, unavailable
-from api_contracts.redis_io.scripts import event_tail, load, sha, text
+from api_contracts.redis_io.scripts import event_tail, load, read
 from api_contracts.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -19,17 +19,10 @@ if TYPE_CHECKING:
 
 #: Most events that one read gives.
 MOST = 200
-SUBMIT = text("api_contracts.redis_io", "submit")
+SUBMIT = read("api_contracts.redis_io", "submit")
 
 #: An event's number, and the event; None for one of a kind that this version does not know.
 Numbered = tuple[int, "Event | None"]
-
-
-class Call(NamedTuple):
-    """What a script is called with."""
-
-    keys: list[str]
-    args: list[str | int]
 
 
 class Records:
@@ -57,12 +50,12 @@ class Records:
 
         def ask() -> Any:  # noqa: ANN401  # redis-py's own replies
             pipeline = self.redis.pipeline(transaction=False)
-            for keys, args in calls:
-                pipeline.evalsha(sha(SUBMIT), len(keys), *keys, *args)
+            for call in calls:
+                pipeline.evalsha(*call)
             try:
                 return pipeline.execute()
             except NoScriptError:
-                self.redis.script_load(SUBMIT)
+                self.redis.script_load(SUBMIT.source)
                 return ask()
 
         return waiting([task_id for task_id, *_ in tasks], reach(ask))
@@ -71,7 +64,7 @@ class Records:
         """Ask for a task to end; gives the status that it had, None without a record."""
         request = reach(lambda: self.redis.hget(self.keys.task(task_id), "request"))
         call = cancellation(self.keys, task_id, request)
-        return former_status(reach(lambda: self._cancel(*call)))
+        return former_status(reach(lambda: self._cancel(**call)))
 
     def statuses(self, task_ids: Sequence[str]) -> list[TaskStatus | None]:
         """The status of each task, None for one without a record; one round trip."""
@@ -95,14 +88,22 @@ class Records:
         return was_the_end(self.redis.hmget(self.keys.task(task_id), "status", "seq"), last)
 
 
-def submission(keys: Keys, task_id: str, request: GenerationRequest, position: int | None) -> Call:
-    """What `submit.lua` is called with."""
+def submission(
+    keys: Keys, task_id: str, request: GenerationRequest, position: int | None
+) -> list[Any]:
+    """The arguments of EVALSHA for `submit.lua`."""
     queue = queue_name(request.model)
     fields: dict[str, Any] = {"queue": queue, "position": position, "metadata": request.metadata}
-    wire = request.model_dump_json(exclude_unset=True)
-    deadline_s = "" if request.deadline_s is None else repr(request.deadline_s)
-    tail = event_tail(task_id, "queued", fields)
-    return Call(_three(keys, task_id), [task_id, wire, tail, queue, deadline_s])
+    return SUBMIT.evalsha(
+        task=keys.task(task_id),
+        events=keys.events(task_id),
+        open=keys.open,
+        id=task_id,
+        request=request.model_dump_json(exclude_unset=True),
+        tail=event_tail(task_id, "queued", fields),
+        queue=queue,
+        deadline_s=request.deadline_s,
+    )
 
 
 def waiting(task_ids: Sequence[str], replies: Any) -> list[tuple[str, GenerationRequest]]:  # noqa: ANN401  # redis-py's own replies
@@ -114,10 +115,17 @@ def waiting(task_ids: Sequence[str], replies: Any) -> list[tuple[str, Generation
     ]
 
 
-def cancellation(keys: Keys, task_id: str, request: bytes | None) -> Call:
-    """What `cancel.lua` is called with; `request` is the record's."""
-    tail = event_tail(task_id, "cancelled", {"step": 0, "metadata": metadata_of(request)})
-    return Call([*_three(keys, task_id), keys.pending_cancels], [task_id, tail, keys.control])
+def cancellation(keys: Keys, task_id: str, request: bytes | None) -> dict[str, str]:
+    """The keys and arguments of `cancel.lua`; `request` is the record's."""
+    return {
+        "task": keys.task(task_id),
+        "events": keys.events(task_id),
+        "open": keys.open,
+        "pending_cancels": keys.pending_cancels,
+        "id": task_id,
+        "tail": event_tail(task_id, "cancelled", {"step": 0, "metadata": metadata_of(request)}),
+        "control": keys.control,
+    }
 
 
 def former_status(reply: bytes) -> TaskStatus | None:
@@ -166,10 +174,6 @@ def reach(call: Callable[[], Any]) -> Any:  # noqa: ANN401  # redis-py's own rep
         if (told := unavailable(error)) is None:
             raise
         raise told from error
-
-
-def _three(keys: Keys, task_id: str) -> list[str]:
-    return [keys.task(task_id), keys.events(task_id), keys.open]
 
 
 def _event(fields: dict[bytes, bytes]) -> Event | None:

@@ -61,8 +61,13 @@ def taken(redis: Redis, owner: str, model: str, lease_s: float = 30.0) -> str:
     """Take a model's next message, as a process whose thread is at its looks; gives its tag."""
     tag, lists = new_tag(owner), names.queue_lists(model)
     answer = load(redis, "worker.broker", "take")(
-        keys=[UNACKED, UNACKED_INDEX, *lists],
-        args=[tag, lease_s, MAX_MESSAGE_BYTES, *([names.queue_name(model)] * len(lists))],
+        unacked=UNACKED,
+        unacked_index=UNACKED_INDEX,
+        lists=lists,
+        tag=tag,
+        lease_s=lease_s,
+        max_bytes=MAX_MESSAGE_BYTES,
+        queues=[names.queue_name(model)] * len(lists),
     )
     assert answer is not None, "nothing waits"
     return tag

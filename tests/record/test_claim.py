@@ -19,7 +19,7 @@ from tests.record.owners import (
     told,
     worker,
 )
-from worker.record.task_record import Ended, Held
+from worker.record.task_record import Ended, Held, WriteAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -205,8 +205,9 @@ def test_a_task_that_has_begun_is_not_overdue(
 ) -> None:
     """Its message's time was for the beginning; its next worker goes on from its checkpoint."""
     claim = take(claims, task_id, expires_at_s=redis.time()[0] + 60)
-    assert claims.keep(claim, 7, b"state") == 1
-    assert claims.requeue(claim, {"reason": "r"}, counts=False)
+    assert claims.save_checkpoint(claim, 7, b"state") is WriteAnswer.WRITTEN
+    answer = claims.requeue(claim, {"reason": "r"}, counts=False)
+    assert answer is WriteAnswer.WRITTEN
     again = take(other, task_id, expires_at_s=1000.0)
     assert (again.answer, again.attempt, again.checkpoint_step) == ("run", 1, 7)
 
@@ -229,6 +230,7 @@ def test_a_task_that_is_to_be_cancelled_is_not_given_back(
     """It would wait for a worker to be told so; whoever gives it back ends it instead."""
     claim = take(claims, task_id)
     client.handle(task_id).cancel()
-    assert claims.requeue(claim, {"reason": "r"}, counts=False) is None
+    answer = claims.requeue(claim, {"reason": "r"}, counts=False)
+    assert answer is WriteAnswer.CANCEL_REQUESTED
     assert kinds(redis, client.keys, task_id) == ["queued", "started"]
     assert claims.finish(claim, TaskStatus.CANCELLED, {"step": 3}, {"step": 3})

@@ -21,6 +21,7 @@ from tests.record.owners import (
 )
 from worker.broker.held_messages import HeldMessages
 from worker.job_control import Control, Stop
+from worker.record.task_record import WriteAnswer
 from worker.recovery.lease import Lease
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ def snapshot(redis: Redis, keys: Keys, task_id: str) -> tuple[object, ...]:
     checkpoint, dead = redis.get(keys.checkpoint(task_id)), redis.xrange(keys.dead)
     scores = redis.zrange(keys.open, 0, -1, withscores=True)
     return record(redis, keys, task_id), told(redis, keys, task_id), scores, checkpoint, dead
+
+
+def given_back(claims: TaskRecord, claim: Claim, *, counts: bool = False) -> WriteAnswer:
+    """The answer to a requeue."""
+    return claims.requeue(claim, {"reason": "r"}, counts=counts)
 
 
 def renewed(claims: TaskRecord, claim: Claim) -> Control:
@@ -56,27 +62,28 @@ def test_an_owner_who_lost_the_task_writes_nothing(
     Neither record nor events, nor the open tasks, the checkpoint, the dead letters.
     """
     stale = take(claims, task_id)
-    assert claims.keep(stale, 3, b"three") == 1
+    assert claims.save_checkpoint(stale, 3, b"three") is WriteAnswer.WRITTEN
     if since == "given back":
-        assert claims.requeue(stale, {"reason": "r"}, counts=False)
+        assert given_back(claims, stale) is WriteAnswer.WRITTEN
     elif since == "again":
-        assert claims.requeue(stale, {"reason": "r"}, counts=False)
+        assert given_back(claims, stale) is WriteAnswer.WRITTEN
         take(other, task_id)
     else:
         claim = take_over(other, task_id)
         if since == "taken over and ended":
             assert other.finish(claim, TaskStatus.FAILED, {}, {"error": {}})
     before = snapshot(redis, keys, task_id)
-    assert claims.append(stale, "progress", PROGRESS) == -1
-    assert claims.keep(stale, 9, b"nine") == -1
+    assert claims.append(stale, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
+    assert claims.save_checkpoint(stale, 9, b"nine") is WriteAnswer.SUPERSEDED
     assert not claims.is_ours(stale)
     assert renewed(claims, stale).asked() is Stop.SUPERSEDED
     for end in (TaskStatus.SUCCEEDED, TaskStatus.FAILED):
         assert not claims.finish(stale, end, {}, {}, dead="late")
     # Where it was given back that is what was asked for, and so True.
     for counts in (False, True):
-        done = claims.requeue(stale, {"reason": "late"}, counts=counts)
-        assert done == (since == "given back")
+        answer = claims.requeue(stale, {"reason": "late"}, counts=counts)
+        is_written = since == "given back"
+        assert answer is (WriteAnswer.WRITTEN if is_written else WriteAnswer.SUPERSEDED)
     assert snapshot(redis, keys, task_id) == before
 
 
@@ -84,8 +91,8 @@ def test_a_stale_owner_on_the_same_worker_writes_nothing(claims: TaskRecord, tas
     """The fence is the claim's, not the worker's: an earlier claim of one's own is stale too."""
     stale = take(claims, task_id)
     current = take_over(claims, task_id)
-    assert claims.append(stale, "progress", PROGRESS) == -1
-    assert claims.append(current, "progress", PROGRESS) == 0
+    assert claims.append(stale, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
+    assert claims.append(current, "progress", PROGRESS) is WriteAnswer.WRITTEN
     assert renewed(claims, stale).asked() is Stop.SUPERSEDED
     assert renewed(claims, current).asked() is None
 
@@ -101,8 +108,8 @@ def test_the_end_is_written_once(
     before = snapshot(redis, keys, task_id)
     assert claims.finish(claim, TaskStatus.SUCCEEDED, {"a": 2}, {"result": {}})
     assert not claims.finish(claim, TaskStatus.FAILED, {}, {"error": {}})
-    assert claims.append(claim, "progress", PROGRESS) == -1
-    assert not claims.requeue(claim, {"reason": "late"}, counts=False)
+    assert claims.append(claim, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
+    assert given_back(claims, claim) is WriteAnswer.SUPERSEDED
     assert snapshot(redis, keys, task_id) == before
     assert kinds(redis, keys, task_id) == ["queued", "started", "succeeded"]
 
@@ -118,7 +125,7 @@ def test_giving_back_does_not_count(
     """A task that was given back waits as before: attempt not counted, fence spent."""
     first = take(claims, task_id)
     script = losing(claims, "requeue")
-    assert claims.requeue(first, {"reason": "drained"}, counts=False)
+    assert given_back(claims, first) is WriteAnswer.WRITTEN
     assert script.calls == 2
     kept = record(redis, keys, task_id)
     assert (kept["status"], kept["attempt"], "owner" in kept) == ("queued", "0", False)
@@ -134,7 +141,7 @@ def test_a_task_may_be_given_back_without_end(claims: TaskRecord, task_id: str) 
     for number in range(1, 8):
         claim = take(claims, task_id, max_attempts=1)
         assert (claim.answer, claim.attempt, claim.fence) == ("run", 1, number)
-        assert claims.requeue(claim, {"reason": "drained"}, counts=False)
+        assert given_back(claims, claim) is WriteAnswer.WRITTEN
 
 
 def test_an_attempt_that_counts_stays_counted(
@@ -144,8 +151,8 @@ def test_an_attempt_that_counts_stays_counted(
     for number in (1, 2):
         claim = take(claims, task_id, max_attempts=2)
         assert (claim.answer, claim.attempt) == ("run", number)
-        assert claims.requeue(claim, {"reason": "internal"}, counts=True)
-        assert claims.requeue(claim, {"reason": "internal"}, counts=True)
+        assert given_back(claims, claim, counts=True) is WriteAnswer.WRITTEN
+        assert given_back(claims, claim, counts=True) is WriteAnswer.WRITTEN
         assert record(redis, claims.keys, task_id)["attempt"] == str(number)
     assert take(claims, task_id, max_attempts=2).answer == "exhausted"
     attempts = [event["attempt"] for event in told(redis, claims.keys, task_id)]
@@ -159,7 +166,7 @@ def test_numbers_have_no_gap_under_threads(
     claim = take(claims, task_id)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: claims.append(claim, "progress", PROGRESS), range(200)))
-    assert answers == [0] * 200
+    assert answers == [WriteAnswer.WRITTEN] * 200
     assert [event["seq"] for event in told(redis, keys, task_id)] == list(range(1, 203))
 
 

@@ -20,7 +20,6 @@ from tests.record.owners import (
     LEASE_S,
     PROGRESS,
     TERMINAL,
-    TTL_S,
     ask,
     lapse,
     opened,
@@ -31,7 +30,7 @@ from tests.record.owners import (
 )
 from worker.broker.held_messages import HeldMessages
 from worker.job_control import Control, Stop
-from worker.record.task_record import Claim, Ended, Held, TaskRecord
+from worker.record.task_record import Claim, Ended, Held, TaskRecord, WriteAnswer
 from worker.recovery.lease import Lease
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ OPERATIONS = st.one_of(
     st.tuples(st.just("lapse")),
     st.tuples(st.just("release"), st.integers(0, 2)),
     st.tuples(st.just("renew"), AGE),
-    st.tuples(st.just("keep"), AGE),
+    st.tuples(st.just("save_checkpoint"), AGE),
     st.tuples(st.just("append"), AGE),
     st.tuples(st.just("requeue"), AGE, st.booleans()),
     st.tuples(st.just("finish"), AGE, ENDS),
@@ -113,8 +112,8 @@ class World:
 
     def release(self, number: int) -> None:
         """Somebody knows that a process is dead; the leases of others stay."""
-        script = load(self.redis, "worker.record", "release")
-        done = script(keys=[self.keys.task("t")], args=[f"owner{number}"])
+        end_lease = load(self.redis, "worker.record", "end_lease")
+        done = end_lease(task=self.keys.task("t"), owner=f"owner{number}")
         assert done == (self.last_status == "running" and number == self.owner)
         self.lapsed = self.lapsed or bool(done)
 
@@ -132,31 +131,33 @@ class World:
         assert (control.asked() is not Stop.SUPERSEDED) == is_ours == bool(lease.held())
         self.lapsed = self.lapsed and not is_ours
 
-    def keep(self, age: int) -> None:
-        """An owner, perhaps a former one, keeps a checkpoint."""
+    def save_checkpoint(self, age: int) -> None:
+        """An owner, perhaps a former one, saves a checkpoint."""
         if age < len(self.taken):
-            done = self.owners[0].keep(self.taken[-1 - age], 7, b"state")
-            assert (done == 1) == (age == 0 and self.last_status == "running")
-            assert done in (1, -1)
+            answer = self.owners[0].save_checkpoint(self.taken[-1 - age], 7, b"state")
+            is_ours = age == 0 and self.last_status == "running"
+            assert answer is (WriteAnswer.WRITTEN if is_ours else WriteAnswer.SUPERSEDED)
 
     def expire(self) -> None:
         """The deadline passes, and the reconciler looks."""
         if self.last_status is not None:
             self.redis.hset(self.keys.task("t"), "deadline_at", "1.0")
-        script, tail = (
-            load(self.redis, "worker.record", "expire"),
-            event_tail("t", "expired", {"step": 0}),
+        done = load(self.redis, "worker.record", "expire")(
+            task=self.keys.task("t"),
+            events=self.keys.events("t"),
+            open=self.keys.open,
+            id="t",
+            tail=event_tail("t", "expired", {"step": 0}),
         )
-        keys = [self.keys.task("t"), self.keys.events("t"), self.keys.open]
-        done = script(keys=[*keys, self.keys.checkpoint("t")], args=["t", tail, TTL_S])
         assert done == (self.last_status == "queued")
 
     def revive(self) -> None:
         """The reconciler finds no message; it sends one unless somebody is at it."""
         touched: Any = self.redis.zscore(self.keys.open, "t")
-        script = load(self.redis, "worker.record", "revive")
-        keys = [self.keys.task("t"), self.keys.open]
-        found = script(keys=keys, args=["t", repr(touched or 0.0)])
+        resend = load(self.redis, "worker.record", "resend")
+        found = resend(
+            task=self.keys.task("t"), open=self.keys.open, id="t", touched_at=touched or 0.0
+        )
         is_held = self.last_status == "running" and not self.lapsed
         assert (found is not None) == (touched is not None and not is_held)
 
@@ -170,18 +171,20 @@ class World:
         """An owner, perhaps a former one, tells of progress."""
         if age < len(self.taken):
             answer = self.owners[0].append(self.taken[-1 - age], "progress", PROGRESS)
-            assert (answer >= 0) == (age == 0 and self.last_status == "running")
+            is_ours = age == 0 and self.last_status == "running"
+            assert (answer is not WriteAnswer.SUPERSEDED) == is_ours
 
     def requeue(self, age: int, counts: bool) -> None:
         """An owner, perhaps a former one, gives the task back."""
         if age < len(self.taken):
             wanted = self.redis.hexists(self.keys.task("t"), "cancel_requested")
-            done = self.owners[0].requeue(self.taken[-1 - age], {"reason": "r"}, counts=counts)
+            answer = self.owners[0].requeue(self.taken[-1 - age], {"reason": "r"}, counts=counts)
             if age == 0 and self.last_status == "running" and wanted:
-                assert done is None
+                assert answer is WriteAnswer.CANCEL_REQUESTED
                 assert record(self.redis, self.keys, "t")["status"] == "running"
             else:
-                assert done == (age == 0 and self.last_status in ("running", "queued"))
+                is_ours = age == 0 and self.last_status in ("running", "queued")
+                assert answer is (WriteAnswer.WRITTEN if is_ours else WriteAnswer.SUPERSEDED)
 
     def finish(self, age: int, end: TaskStatus) -> None:
         """An owner, perhaps a former one, ends the task."""

@@ -14,7 +14,7 @@ from worker.job_control import Control, Stop
 from worker.record import event_publisher
 from worker.record.celery_state import CeleryState
 from worker.record.event_publisher import BACKLOG, EventPublisher
-from worker.record.task_record import Claim, TaskRecord
+from worker.record.task_record import Claim, TaskRecord, WriteAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -51,7 +51,7 @@ class Stuck(TaskRecord):
         """Get stuck from now on."""
         self.reached, self.go_on = threading.Event(), threading.Event()
 
-    def append(self, claim: Claim, kind: str, fields: Mapping[str, Any]) -> int:
+    def append(self, claim: Claim, kind: str, fields: Mapping[str, Any]) -> WriteAnswer:
         """Say that the write was reached, wait, write."""
         self.reached.set()
         assert self.go_on.wait(10)

@@ -44,12 +44,13 @@ class HeldMessages:
         """`redis` is a connection to the broker."""
         self.redis = redis
         self._renew, self._put_back, self._waiting = (
-            load(redis, "worker.broker", name) for name in ("renew", "put_back", "waiting")
+            load(redis, "worker.broker", name)
+            for name in ("renew", "requeue_message", "waiting_ids")
         )
 
     def renew(self, tags: Sequence[str], lease_s: float) -> None:
         """Hold messages for `lease_s` from now; asks the server also when there are none."""
-        self._renew(keys=[UNACKED_INDEX], args=[lease_s + MARGIN_S, *tags])
+        self._renew(unacked_index=UNACKED_INDEX, lease_s=lease_s + MARGIN_S, tags=tags)
 
     def overdue(self, most: int = 100) -> list[str]:
         """Tags of messages whose lease has run out, the longest overdue first."""
@@ -89,10 +90,16 @@ class HeldMessages:
         held = self.held(tag)
         message, queue = held or ({}, "")
         text = json.dumps(redelivered(message)) if held else ""
-        push = "RPUSH" if first else "LPUSH"
-        args: list[str | int] = [tag, text, push, int(only_overdue)]
-        keys = [UNACKED, UNACKED_INDEX, _list(queue, message)]
-        return bool(self._put_back(keys=keys, args=args)) and held is not None
+        moved = self._put_back(
+            unacked=UNACKED,
+            unacked_index=UNACKED_INDEX,
+            list=_list(queue, message),
+            tag=tag,
+            message=text,
+            push="RPUSH" if first else "LPUSH",
+            only_overdue=only_overdue,
+        )
+        return bool(moved) and held is not None
 
     def ids(self, queues: Iterable[str], between: Callable[[], object] = bool) -> Iterator[str]:
         """The task ids of all messages, first of those that wait, then of those that are held.
@@ -105,9 +112,13 @@ class HeldMessages:
         for name in (queue_list(queue, each) for queue in queues for each in PRIORITIES):
             first, count = 0, 1
             while count:
-                last = first + SLICE - 1
-                limits = [SLICE_BYTES, MAX_MESSAGE_BYTES]
-                count, *ids = self._waiting(keys=[name], args=[first, last, *limits])
+                count, *ids = self._waiting(
+                    list=name,
+                    first=first,
+                    last=first + SLICE - 1,
+                    slice_bytes=SLICE_BYTES,
+                    max_bytes=MAX_MESSAGE_BYTES,
+                )
                 yield from (each.decode() for each in ids)
                 between()
                 first += count

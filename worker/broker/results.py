@@ -20,5 +20,7 @@ class Backend(RedisBackend):
     def _set_with_state(self, key: str, value: Any, state: str) -> Any:  # noqa: ANN401  # Celery's signature
         if state in states.READY_STATES:
             return super()._set_with_state(key, value, state)
-        tell = load(self.client, "worker.broker", "tell")
-        return self.ensure(lambda: tell(keys=[key], args=[value, self.expires or 0]), ())
+        set_state = load(self.client, "worker.broker", "set_state")
+        return self.ensure(
+            lambda: set_state(result=key, meta=value, expires_s=self.expires or 0), ()
+        )

@@ -47,6 +47,7 @@ LOOK_S = 0.025
 SILENCE_S = 5.0
 #: Pause after Redis refused to give a message for a reason that passes, in seconds.
 REFUSED_S = 1.0
+TAKE = scripts.read("worker.broker", "take")
 
 
 #: What turns an event loop, one connection after the other.
@@ -151,17 +152,23 @@ class Channel(kombu_redis.Channel):
         lists, queues = [name for name, _ in pairs], [queue for _, queue in pairs]
         self._asked = new_tag(self._owner), queues
         self._in_poll, self._brpop_sent_at = self.client.connection, now_s
-        text = scripts.text("worker.broker", "take")
-        keys = [UNACKED, UNACKED_INDEX, *lists]
-        args = [self._asked[0], self._lease_s, MAX_MESSAGE_BYTES, *queues]
-        self.client.connection.send_command("EVALSHA", scripts.sha(text), len(keys), *keys, *args)
+        call = TAKE.evalsha(
+            unacked=UNACKED,
+            unacked_index=UNACKED_INDEX,
+            lists=lists,
+            tag=self._asked[0],
+            lease_s=self._lease_s,
+            max_bytes=MAX_MESSAGE_BYTES,
+            queues=queues,
+        )
+        self.client.connection.send_command("EVALSHA", *call)
 
     def _brpop_read(self, **options: Any) -> bool:  # noqa: ANN401  # kombu's signature
         (tag, queues), connection = self._asked, self.client.connection
         try:
             answer = self.client.parse_response(connection, "EVALSHA", **options)
         except NoScriptError:
-            self.client.script_load(scripts.text("worker.broker", "take"))
+            self.client.script_load(TAKE.source)
             raise Empty from None
         except self.connection_errors:
             connection.disconnect()  # the next look makes a new one

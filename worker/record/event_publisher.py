@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from api_contracts.redis_io.connection import is_away
-from worker.job_control import Control, Stop
+from worker.record.task_record import WriteAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from worker.job_control import Control
     from worker.record.celery_state import CeleryState
     from worker.record.task_record import Claim, TaskRecord
 
@@ -78,8 +79,8 @@ class EventPublisher:
             watched.waiting.append((kind, fields))
             self._wake.notify_all()
 
-    def keep(self, claim: Claim, step: int, state: bytes) -> None:
-        """Hand a checkpoint over and return at once; an older one that waits is dropped."""
+    def save_checkpoint(self, claim: Claim, step: int, state: bytes) -> None:
+        """Queue a checkpoint and return at once; an older one that waits is dropped."""
         with self._wake:
             watched = self._watched.get(claim.task_id)
             if watched is None:
@@ -147,12 +148,12 @@ class EventPublisher:
         try:
             if kind == _CHECKPOINT:
                 step, state = fields["step"], fields["state"]
-                answer = min(self._claims.keep(watched.claim, step, state), 0)
+                answer = self._claims.save_checkpoint(watched.claim, step, state)
             else:
                 answer = self._claims.append(watched.claim, kind, fields)
-            if answer != 0:
-                watched.control.request(Stop.CANCELLED if answer > 0 else Stop.SUPERSEDED)
-            if kind == "progress" and answer >= 0:
+            if answer.stop is not None:
+                watched.control.request(answer.stop)
+            if kind == "progress" and answer is not WriteAnswer.SUPERSEDED:
                 meta = {name: int(fields[name]) for name in ("step", "total_steps")}
                 self._celery.tell(watched.claim.task_id, meta)
         except Exception as error:

@@ -61,18 +61,19 @@ class PushQueue:
     def __init__(self, redis: Redis, keys: Keys, record_ttl_s: int) -> None:
         """`redis` has the records; each lives on until its last push is settled."""
         self._redis, self._keys, self._ttl_s = redis, keys, record_ttl_s
-        self._push, self._due, self._pushed = (
-            load(redis, "worker.record", name) for name in ("push", "due", "pushed")
+        self._note, self._take, self._settle_push = (
+            load(redis, "worker.record", name)
+            for name in ("note_pushes", "take_pushes", "settle_push")
         )
 
     def note(self, task_id: str) -> bool:
         """Note what an ended task's request wants; False when that is nothing, or noted before."""
-        keys = [self._keys.task(task_id), self._keys.pushes]
-        return bool(self._push(keys=keys, args=[task_id, *PushKind]))
+        task, pushes = self._keys.task(task_id), self._keys.pushes
+        return bool(self._note(task=task, pushes=pushes, id=task_id, kinds=PushKind))
 
     def take(self, most: int) -> list[Due]:
         """Those whose time has come, the longest due first; each is another's after `HOLD_S`."""
-        found: Any = self._due(keys=[self._keys.pushes], args=[most, HOLD_S])
+        found: Any = self._take(pushes=self._keys.pushes, most=most, hold_s=HOLD_S)
         return [due for member in found if (due := self._read(member)) is not None]
 
     def settle(self, due: Due, push: Push, again_s: float | None) -> None:
@@ -80,11 +81,17 @@ class PushQueue:
         self._settle(due.task_id, due.kind, push, again_s)
 
     def _settle(self, task_id: str, kind: PushKind, push: Push, again_s: float | None) -> None:
-        keys, pause = self._keys, "" if again_s is None else repr(again_s)
-        state = push.model_dump_json(exclude_none=True)
-        self._pushed(
-            keys=[keys.task(task_id), keys.events(task_id), keys.pushes, keys.open],
-            args=[task_id, kind, state, pause, self._ttl_s, *PushKind],
+        self._settle_push(
+            task=self._keys.task(task_id),
+            events=self._keys.events(task_id),
+            pushes=self._keys.pushes,
+            open=self._keys.open,
+            id=task_id,
+            kind=kind,
+            state=push.model_dump_json(exclude_none=True),
+            retry_s=again_s,
+            record_ttl_s=self._ttl_s,
+            kinds=PushKind,
         )
 
     def _read(self, member: bytes) -> Due | None:

@@ -29,14 +29,14 @@ def give_back(settings: Settings, owner: str, reason: str = "death") -> int:
     broker = connect_impatiently(settings.broker_url.get_secret_value(), ANSWER_S)
     events = connect_impatiently(settings.events_redis_url.get_secret_value(), ANSWER_S)
     with broker, events:
-        messages, release = HeldMessages(broker), load(events, "worker.record", "release")
+        messages, end_lease = HeldMessages(broker), load(events, "worker.record", "end_lease")
         number = 0
         for tag in messages.held_by(owner):
             held = messages.held(tag)
             task_id = task_id_of(held[0]) if held else None
             # First the lease: a message that is claimed before it is told that the task is held.
             if is_task_id(task_id):
-                release(keys=[settings.keys.task(str(task_id))], args=[owner])
+                end_lease(task=settings.keys.task(str(task_id)), owner=owner)
             number += messages.put_back(tag)
     if number:
         metrics.RECOVERED.labels(reason).inc(number)
