@@ -1,8 +1,8 @@
 """The way of a message through the worker's own code, in one process and without Redis.
 
 All of it is the real code, from the bytes that a list held to the events and Celery's result: the
-transport's hand-over, kombu's message, intake, Celery's request and tracer, the task, the executor,
-its record. Only Redis's scripts are stood in for, and no engine runs: what is accepted ends there.
+transport, the validation of messages, Celery's request and tracer, the task, the executor, its
+record. Only Redis's scripts are stood in for, and no engine runs: an accepted task ends there.
 """
 
 from __future__ import annotations
@@ -110,15 +110,15 @@ class Desk:
         rejected = _rejections()
         self._events.clear()
         self._attempts.orders.clear()
-        forgotten: list[str] = []
+        dropped: list[str] = []
         delivered: list[dict[str, Any]] = []
         channel: Any = SimpleNamespace(
-            qos=SimpleNamespace(forget=forgotten.append),
+            qos=SimpleNamespace(drop=dropped.append),
             connection=SimpleNamespace(_deliver=lambda whole, _queue: delivered.append(whole)),
         )
         too_large = len(entry) if len(entry) > MAX_MESSAGE_BYTES else 0  # as `take.lua` has it
-        Channel._taken(channel, "host:1/tag", QUEUE, b"" if too_large else entry, too_large)
-        assert len(forgotten) + len(delivered) == 1
+        Channel._pass_on(channel, "host:1/tag", QUEUE, b"" if too_large else entry, too_large)
+        assert len(dropped) + len(delivered) == 1
         is_rejected = not (delivered and self._consume(delivered[0], whole=whole))
         took_s = time.perf_counter() - began_s
         if is_rejected:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from celery import Celery
 
-from worker.broker.results import Backend
+from worker.broker.celery_overrides import Backend
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def backend(redis_url: str) -> Backend:
     """The backend as the worker has it."""
     app = Celery(
-        "judge", set_as_current=False, backend=f"worker.broker.results:Backend+{redis_url}"
+        "judge", set_as_current=False, backend=f"worker.broker.celery_overrides:Backend+{redis_url}"
     )
     made = app.backend
     assert isinstance(made, Backend)

@@ -106,7 +106,7 @@ def test_a_server_that_refuses_for_a_while_ends_nobody(
     tmp_path: Path, namespace: str, caplog: pytest.LogCaptureFixture, monkeypatch: Any
 ) -> None:
     """A replica, say, until it is a primary again: it is logged, and then the message comes."""
-    monkeypatch.setattr(transport, "REFUSED_S", 0.01)
+    monkeypatch.setattr(transport, "REFUSED_PAUSE_S", 0.01)
     with embedded.redis_server(tmp_path) as url, Redis.from_url(url) as replica:
         box = Box(url, namespace)
         post(replica, namespace, "t")

@@ -16,8 +16,7 @@ from tests.record.mail import celery_takes, fault_in
 from tests.record.test_intake_property import JSON
 from worker import embedded
 from worker.broker.held_messages import HeldMessages
-from worker.broker.transport import COMPRESSED, envelope
-from worker.broker.validate_message import normalize
+from worker.broker.validate_message import COMPRESSED, envelope, normalize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,7 +117,7 @@ def test_a_loop_that_connects_anew_turns_as_often_as_before(redis_url: str, name
         connection.collect()
         hub.reset()
     live = [each.entry for each in hub.timer.queue if not each.entry.cancelled]
-    assert sum(each.fun.__name__ == "_turn" for each in live) == 1
+    assert sum(each.fun.__name__ == "_tick" for each in live) == 1
 
 
 def test_a_full_redis_loses_no_message(tmp_path: Path, namespace: str) -> None:
