@@ -77,7 +77,7 @@ def test_progress_coalesces_when_redis_is_slow(
     for number in range(1, 101):
         made.post(claim, "progress", step(number))
     stuck.go_on.set()
-    made.release(claim)
+    made.flush(claim)
     steps = [each["step"] for each in told(redis, keys, task_id) if each["type"] == "progress"]
     assert steps == [*range(BACKLOG), 100]
 
@@ -111,7 +111,7 @@ def test_nothing_but_progress_is_skipped(
     for kind in posted:
         made.post(claim, kind, fields[kind])
     stuck.go_on.set()
-    made.release(claim)
+    made.flush(claim)
     seen = kinds(client.redis, client.keys, task_id)[3:]
     expected = [kind for kind in posted if kind != "progress"]
     assert [kind for kind in seen if kind != "progress"] == expected
@@ -131,8 +131,8 @@ def test_tasks_take_turns(
         made.post(loud, "loading", LOADING)
     made.post(quiet, "uploading", UPLOADING)
     stuck.go_on.set()
-    made.release(quiet)
-    made.release(loud)
+    made.flush(quiet)
+    made.flush(loud)
     last = told(redis, keys, "quiet")[-1]["at"]
     assert [each["at"] <= last for each in told(redis, keys, "loud")].count(True) <= 10
 
@@ -149,7 +149,7 @@ def test_release_writes_what_waits(
     made.watch(claim, Control())
     for number in range(BACKLOG):
         made.post(claim, "progress", step(number))
-    made.release(claim)
+    made.flush(claim)
     made.post(claim, "uploading", UPLOADING)
     assert kinds(redis, keys, task_id) == ["queued", "started"] + ["progress"] * BACKLOG
     assert claims.finish(claim, TaskStatus.SUCCEEDED, {}, {})
@@ -168,7 +168,7 @@ def test_release_does_not_wait_for_ever(
     made.post(claim, "progress", step(1))
     assert stuck.reached.wait(10)
     begun_s = time.monotonic()
-    made.release(claim)
+    made.flush(claim)
     assert 0.1 <= time.monotonic() - begun_s < 2
     stuck.go_on.set()
 
@@ -184,7 +184,7 @@ def test_a_cancel_comes_back_with_an_event(
     made.watch(claim, control)
     client.handle(task_id).cancel()
     made.post(claim, "progress", step(1))
-    made.release(claim)
+    made.flush(claim)
     assert control.asked() is Stop.CANCELLED
 
 

@@ -48,7 +48,7 @@ def test_celery_is_told_at_most_once_a_second(claims: TaskRecord, task_id: str) 
             made.post(claim, "progress", step(number))
     until(lambda: [call[0] for call in calls].count("PROGRESS") == 2)
     for claim in taken:
-        made.release(claim)
+        made.flush(claim)
     made.close()
     assert sorted(call for call in calls if call[0] != "STARTED") == [
         ("PROGRESS", "another", {"step": 1, "total_steps": 9}),
@@ -62,7 +62,7 @@ def test_celery_is_told_that_a_task_has_begun(claims: TaskRecord, task_id: str) 
     made = EventPublisher(claims, CeleryState(lambda *call: calls.append(call)))
     made.watch(claim := take(claims, task_id), Control())
     until(lambda: calls)
-    made.release(claim)
+    made.flush(claim)
     made.close()
     ((name, meta, state),) = calls
     assert (name, state, set(meta)) == (task_id, "STARTED", {"pid", "hostname"})
@@ -70,11 +70,11 @@ def test_celery_is_told_that_a_task_has_begun(claims: TaskRecord, task_id: str) 
 
 def test_celery_is_told_again_when_it_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once the pause is over the next step is told."""
-    monkeypatch.setattr(celery_state, "EVERY_S", 0.0)
+    monkeypatch.setattr(celery_state, "MIN_INTERVAL_S", 0.0)
     steps: list[int] = []
     made = CeleryState(lambda _, meta, _state: steps.append(meta["step"]))
     for number in range(1, 4):
-        made.tell("t", {"step": number, "total_steps": 9})
+        made.post_progress("t", {"step": number, "total_steps": 9})
         until(partial(steps.__contains__, number))
     made.close()
 
@@ -103,7 +103,7 @@ def test_a_result_redis_that_hangs_holds_up_nothing(
     made.post(claim, "progress", step(3))
     until(lambda: control.asked() is Stop.CANCELLED)
     go_on.set()
-    made.release(claim)
+    made.flush(claim)
     made.close()
 
 
@@ -118,12 +118,12 @@ def test_nothing_is_told_after_the_end(claims: TaskRecord, task_id: str) -> None
         calls.append(name)
 
     state = CeleryState(store)
-    state.tell("busy", {"step": 1, "total_steps": 2})
+    state.post_progress("busy", {"step": 1, "total_steps": 2})
     assert stuck.wait(10)
-    state.tell(task_id, {"step": 1, "total_steps": 2})
-    state.forget(task_id)
+    state.post_progress(task_id, {"step": 1, "total_steps": 2})
+    state.discard(task_id)
     go_on.set()
-    state.forget("busy")
+    state.discard("busy")
     state.close()
     assert calls == ["busy"]
 
@@ -138,7 +138,7 @@ def test_a_lost_task_is_not_told_to_celery(
     take_over(other, task_id)
     made.watch(claim, Control())
     made.post(claim, "progress", step(1))
-    made.release(claim)
+    made.flush(claim)
     made.close()
     assert "PROGRESS" not in calls
 
@@ -157,7 +157,7 @@ def test_a_broken_result_backend_does_not_end_the_publisher(
     made.post(claim, "progress", step(1))
     until(lambda: "progress" in kinds(redis, keys, task_id))
     made.post(claim, "uploading", {"images": 1})
-    made.release(claim)
+    made.flush(claim)
     made.close()
     assert kinds(redis, keys, task_id)[-1] == "uploading"
 
@@ -177,7 +177,7 @@ def test_one_broken_task_does_not_silence_the_others(
     made.post(good, "uploading", {"images": 1})
     until(lambda: kinds(redis, keys, task_id)[-1] == "uploading")
     assert kinds(redis, keys, task_id).count("progress") == 3
-    made.release(good)
+    made.flush(good)
     made.close()
 
 

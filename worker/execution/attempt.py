@@ -82,7 +82,7 @@ class Attempts:
             logger.exception("task %s failed for a reason that is ours", claim.task_id)
             return Failed(endings.internal(error))
         finally:
-            self._publisher.release(claim)
+            self._publisher.flush(claim)
 
     def _is_ours(self, claim: Claim) -> bool:
         return self._claims.is_ours(claim)

@@ -6,7 +6,7 @@
 -- kinds   fields of the request that ask for a push
 -- Returns the number of pushes added.
 --
--- Field `told` marks that this was done.
+-- Field `told` of the record marks that its pushes were added.
 local task, pushes = unpack(KEYS)
 local id = unpack(ARGV)
 local kinds = {unpack(ARGV, 2)}
