@@ -1,4 +1,4 @@
-"""Celery's thread pool: a slot is free again whatever becomes of its message."""
+"""Celery's thread pool: a slot is free again whatever happens to its message."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("fault", [None, ReadOnlyError("a replica")])
-def test_a_message_that_can_not_go_back_keeps_no_slot(
+def test_a_message_that_can_not_be_requeued_keeps_no_slot(
     monkeypatch: pytest.MonkeyPatch, fault: Exception | None
 ) -> None:
-    """Nor its lease, which would be renewed for ever: after it somebody else gets the message."""
+    """A message that can't be requeued frees its slot, so that its lease is renewed no more."""
     monkeypatch.setattr(celery_overrides, "REQUEUE_PAUSE_S", 0.0)
     ready: list[Any] = []
     monkeypatch.setattr(state, "task_ready", ready.append)
