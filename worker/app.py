@@ -62,10 +62,10 @@ def _configuration(settings: Settings) -> dict[str, Any]:
     result_url = settings.result_redis_url.get_secret_value()
     return {
         "broker_url": settings.broker_url.get_secret_value(),
-        "result_backend": f"worker.broker.results:Backend+{result_url}",
+        "result_backend": f"worker.broker.celery_overrides:Backend+{result_url}",
         # Neither a message nor an outage may end the worker or keep a slot: see their modules.
         "broker_transport": "worker.broker.transport:Transport",
-        "worker_consumer": "worker.broker.validate_message:TolerantConsumer",
+        "worker_consumer": "worker.broker.celery_overrides:TolerantConsumer",
         "accept_content": ["json"],
         "task_serializer": "json",
         "result_serializer": "json",
@@ -74,7 +74,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "task_create_missing_queues": False,
         # A thread for each slot and one engine thread that owns the device: uploads overlap
         # denoising, and the model stays loaded.
-        "worker_pool": "worker.broker.pool:TaskPool",
+        "worker_pool": "worker.broker.celery_overrides:TaskPool",
         "worker_concurrency": settings.slots,
         # A message is acknowledged when its task has ended, and none is taken that can't start.
         "task_acks_late": True,

@@ -1,4 +1,4 @@
-"""Waiting for Redis with what must not be lost."""
+"""Retries Redis calls that must not be lost."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: How long a claim, a return or an end is tried again while Redis is away, in seconds.
+#: How long a call is retried while Redis is away, in seconds.
 PATIENCE_S = 300.0
 
 
 def retry_redis(call: Callable[[], T], patience_s: float | None = None) -> T:
-    """What `call` gives, as often as it takes within `PATIENCE_S`; it must bear being repeated."""
+    """The result of `call`, retried while Redis is away; it must be safe to repeat.
+
+    `patience_s` is `PATIENCE_S` unless given; with 0 there is one try.
+    """
     timeout = PATIENCE_S if patience_s is None else patience_s
     if timeout <= 0:
         return call()

@@ -19,7 +19,7 @@ from api_contracts.client.stream_watcher import StreamWatcher
 from api_contracts.names import Keys
 from api_contracts.pushes import FIELDS, Push, PushKind, pushes_of
 from api_contracts.redis_io.connection import OPTIONS, checked_url
-from api_contracts.redis_io.scripts import text
+from api_contracts.redis_io.scripts import load
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -67,7 +67,7 @@ class AsyncRecords:
         """Raises ValueError for an invalid URL."""
         self.keys, self._server = Keys(namespace), AsyncServer(url)
         self.redis, self._watcher = self._server.redis, StreamWatcher(self._server.redis)
-        self._cancel = self.redis.register_script(text("api_contracts.redis_io", "cancel"))
+        self._cancel = load(self.redis, "api_contracts.redis_io", "cancel")
 
     async def submit(
         self, tasks: Sequence[records.Submission]
@@ -80,7 +80,7 @@ class AsyncRecords:
         try:
             return await records.submit_pipeline(self.redis, self.keys, tasks).execute()
         except NoScriptError:
-            await self.redis.script_load(records.SUBMIT)
+            await self.redis.script_load(records.SUBMIT.source)
             return await self._write(tasks)
 
     async def cancel(self, task_id: str) -> TaskStatus | None:
@@ -90,7 +90,7 @@ class AsyncRecords:
 
     async def _cancelled(self, task_id: str) -> bytes:
         request: Any = await self.redis.hget(self.keys.task(task_id), "request")
-        reply: bytes = await self._cancel(*records.cancel_call(self.keys, task_id, request))
+        reply: bytes = await self._cancel(**records.cancel_call(self.keys, task_id, request))
         return reply
 
     async def statuses(self, task_ids: Sequence[str]) -> list[TaskStatus | None]:

@@ -6,7 +6,7 @@ The functions build calls and read replies without I/O, for `Records` here and f
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 from redis.exceptions import NoScriptError, RedisError
@@ -15,7 +15,7 @@ from api_contracts.events import EVENT, Event, TaskStatus
 from api_contracts.names import Keys, queue_name
 from api_contracts.pushes import FIELDS, Push, PushKind, pushes_of
 from api_contracts.redis_io.connection import connect, unavailable
-from api_contracts.redis_io.scripts import event_tail, load, sha, text
+from api_contracts.redis_io.scripts import event_tail, load, read
 from api_contracts.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -23,19 +23,12 @@ if TYPE_CHECKING:
 
 #: Most events per read.
 READ_LIMIT = 200
-SUBMIT = text("api_contracts.redis_io", "submit")
+SUBMIT = read("api_contracts.redis_io", "submit")
 
 #: An event's number, and the event; None for a type that this version does not know.
 NumberedEvent = tuple[int, "Event | None"]
 #: A task to submit: id, request, position in its queue.
 Submission = tuple[str, GenerationRequest, "int | None"]
-
-
-class ScriptCall(NamedTuple):
-    """Keys and arguments of a Lua script."""
-
-    keys: list[str]
-    args: list[str | int]
 
 
 class Records:
@@ -63,14 +56,14 @@ class Records:
         try:
             return submit_pipeline(self.redis, self.keys, tasks).execute()
         except NoScriptError:
-            self.redis.script_load(SUBMIT)
+            self.redis.script_load(SUBMIT.source)
             return self._write(tasks)
 
     def cancel(self, task_id: str) -> TaskStatus | None:
         """Request cancellation; returns the status before it, None without a record."""
         with service_errors():
             request: Any = self.redis.hget(self.keys.task(task_id), "request")
-            return status_of(self._cancel(*cancel_call(self.keys, task_id, request)))
+            return status_of(self._cancel(**cancel_call(self.keys, task_id, request)))
 
     def statuses(self, task_ids: Sequence[str]) -> list[TaskStatus | None]:
         """The status of each task, None for one without a record; one round trip."""
@@ -108,21 +101,26 @@ def submit_pipeline(redis: Any, keys: Keys, tasks: Sequence[Submission]) -> Any:
     """A pipeline that calls `submit.lua` for each task."""
     pipeline = redis.pipeline(transaction=False)
     for task in tasks:
-        call = submit_call(keys, *task)
-        pipeline.evalsha(sha(SUBMIT), len(call.keys), *call.keys, *call.args)
+        pipeline.evalsha(*submit_call(keys, *task))
     return pipeline
 
 
 def submit_call(
     keys: Keys, task_id: str, request: GenerationRequest, position: int | None
-) -> ScriptCall:
-    """Keys and arguments of `submit.lua`."""
+) -> list[Any]:
+    """The arguments of EVALSHA for `submit.lua`."""
     queue = queue_name(request.model)
     fields: dict[str, Any] = {"queue": queue, "position": position, "metadata": request.metadata}
-    wire = request.model_dump_json(exclude_unset=True)
-    deadline_s = "" if request.deadline_s is None else repr(request.deadline_s)
-    tail = event_tail(task_id, "queued", fields)
-    return ScriptCall(_script_keys(keys, task_id), [task_id, wire, tail, queue, deadline_s])
+    return SUBMIT.evalsha(
+        task=keys.task(task_id),
+        events=keys.events(task_id),
+        open=keys.open,
+        id=task_id,
+        request=request.model_dump_json(exclude_unset=True),
+        tail=event_tail(task_id, "queued", fields),
+        queue=queue,
+        deadline_s=request.deadline_s,
+    )
 
 
 def to_send(tasks: Sequence[Submission], replies: Any) -> list[tuple[str, GenerationRequest]]:  # noqa: ANN401  # redis-py's replies
@@ -134,12 +132,17 @@ def to_send(tasks: Sequence[Submission], replies: Any) -> list[tuple[str, Genera
     ]
 
 
-def cancel_call(keys: Keys, task_id: str, request: bytes | None) -> ScriptCall:
+def cancel_call(keys: Keys, task_id: str, request: bytes | None) -> dict[str, str]:
     """Keys and arguments of `cancel.lua`; `request` is the record's."""
-    tail = event_tail(task_id, "cancelled", {"step": 0, "metadata": metadata_of(request)})
-    return ScriptCall(
-        [*_script_keys(keys, task_id), keys.pending_cancels], [task_id, tail, keys.control]
-    )
+    return {
+        "task": keys.task(task_id),
+        "events": keys.events(task_id),
+        "open": keys.open,
+        "pending_cancels": keys.pending_cancels,
+        "id": task_id,
+        "tail": event_tail(task_id, "cancelled", {"step": 0, "metadata": metadata_of(request)}),
+        "control": keys.control,
+    }
 
 
 def status_pipeline(redis: Any, keys: Keys, task_ids: Sequence[str]) -> Any:  # noqa: ANN401  # sync or async
@@ -182,10 +185,6 @@ def metadata_of(request: bytes | None) -> dict[str, str]:
         return GenerationRequest.model_validate_json(request or b"").metadata
     except ValidationError:
         return {}
-
-
-def _script_keys(keys: Keys, task_id: str) -> list[str]:
-    return [keys.task(task_id), keys.events(task_id), keys.open]
 
 
 def _event(fields: dict[bytes, bytes]) -> Event | None:

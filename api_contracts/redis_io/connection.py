@@ -1,4 +1,4 @@
-"""How Redis is reached: time limits for every call, certificates verified on `rediss://`."""
+"""Connections to Redis: a timeout for every call, certificates verified on `rediss://`."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ from redis.retry import Retry
 
 from api_contracts.errors import ServiceUnavailable
 
-#: What redis-py raises while Redis can't be reached.
+#: Errors of redis-py while Redis can't be reached.
 REDIS_AWAY = (RedisConnectionError, RedisTimeoutError)
-#: Redis's own refusals that pass: full, a replica, a lost primary, a failed save. For some redis-py
-#: has a class; out of a script comes the word alone.
+#: Errors of Redis that pass: out of memory, a replica, a lost primary, a failed save. redis-py has
+#: a class for some; an error out of a script has only the word in its text.
 _PASSING = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError)
 _PASSING_WORDS = ("OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "MISCONF", "BUSY", "NOREPLICAS")
+#: Timeouts of connecting and of one answer, in seconds.
 CONNECT_S, ANSWER_S = 5, 10
-#: For the broker to say how long its queues are, each of two times, in seconds.
+#: Timeout of each of two tries to read the queues' lengths, in seconds.
 COUNT_S = 1.0
-#: For every connection of ours.
+#: Options of every connection.
 OPTIONS: dict[str, Any] = {
     "socket_timeout": ANSWER_S,
     "socket_connect_timeout": CONNECT_S,
@@ -43,12 +44,12 @@ OPTIONS: dict[str, Any] = {
 
 
 def connect(url: str) -> Redis:
-    """A client whose calls end in seconds when Redis is away; raises ValueError for no URL."""
+    """A client whose calls fail in seconds when Redis is away; raises ValueError for a bad URL."""
     return _client(url, OPTIONS)
 
 
 def connect_impatiently(url: str, answer_s: float) -> Redis:
-    """A client that waits at most `answer_s` for an answer, and asks once more at once."""
+    """A client whose calls time out after `answer_s`, with one retry."""
     limits = {"socket_timeout": answer_s, "socket_connect_timeout": answer_s}
     return _client(url, {**OPTIONS, **limits, "retry": Retry(NoBackoff(), 1)})
 
@@ -58,18 +59,18 @@ def _client(url: str, options: dict[str, Any]) -> Redis:
 
 
 def checked_url(url: str) -> str:
-    """The URL itself; raises ValueError for what is none."""
+    """The URL itself; raises ValueError for a bad one."""
     try:
         parse_url(url)
     except ValueError:
-        # Its own message repeats what stands where the port should be: it may be a password.
+        # Its own message repeats what is where the port should be: that may be a password.
         message = "is no Redis URL; in user and password write / as %2F, @ as %40, : as %3A"
         raise ValueError(message) from None
     return url
 
 
 def celery_tls(setting: str, url: str) -> dict[str, dict[str, ssl.VerifyMode]]:
-    """Celery's `setting` that has it verify the server of a `rediss://` URL; by itself it doesn't.
+    """Celery's `setting` that makes it verify the server of a `rediss://` URL, else it does not.
 
     `setting` is `broker_use_ssl` or `redis_backend_use_ssl`. Empty for other URLs.
     """
@@ -77,14 +78,14 @@ def celery_tls(setting: str, url: str) -> dict[str, dict[str, ssl.VerifyMode]]:
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether Redis can't be reached, or can't write just now; it may be well a moment later."""
+    """Whether Redis can't be reached or can't write now; a later call may succeed."""
     if isinstance(error, (*REDIS_AWAY, *_PASSING)):
         return True
     return isinstance(error, ResponseError) and any(word in str(error) for word in _PASSING_WORDS)
 
 
 def unavailable(error: RedisError) -> ServiceUnavailable | None:
-    """What a caller is told when Redis is away or refuses this user; None for any other error."""
+    """The error for a caller when Redis is away or refuses this user; None for any other."""
     if is_away(error):
         return ServiceUnavailable(f"Redis does not answer: {error}")
     if isinstance(error, NoPermissionError):

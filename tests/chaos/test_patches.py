@@ -12,7 +12,7 @@ from tests.chaos.machine import ROOT
 from tests.chaos.site import patches
 from tests.chaos.stage import SITE
 
-#: A task that a second worker has taken over, and what the first may still write: -1 is nothing.
+#: A task that a second worker has taken over, and the answer to what the first writes.
 ZOMBIE = """
 import sys
 from redis import Redis
@@ -28,7 +28,7 @@ ask = dict(
 claim = old.claim("t", **ask)
 redis.hset(keys.task("t"), "lease_until", 0)
 assert new.claim("t", **ask).fence == 2
-print(old.append(claim, "progress", {}))
+print(old.append(claim, "progress", {}).name)
 """
 POISONED = """
 import sys
@@ -60,9 +60,9 @@ def python(code: str, *arguments: str, **environment: str) -> subprocess.Complet
 def test_without_the_fence_a_zombie_writes(redis_url: str, namespace: str) -> None:
     """The switch lets an overtaken owner's event in, and says so; else it is shut out."""
     usual = python(ZOMBIE, redis_url, f"{namespace}a")
-    assert usual.stdout == "-1\n", usual.stderr
+    assert usual.stdout == "SUPERSEDED\n", usual.stderr
     off = python(ZOMBIE, redis_url, f"{namespace}b", **{patches.OFF: "fence"})
-    assert off.stdout == "0\n", off.stderr
+    assert off.stdout == "WRITTEN\n", off.stderr
     assert patches.SAID % "fence" in off.stderr
 
 

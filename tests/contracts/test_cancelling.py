@@ -9,6 +9,7 @@ import pytest
 
 from api_contracts import GenerationCancelled, GenerationClient, TaskStatus
 from tests.record.owners import ERROR, PROGRESS, kinds, opened, record, take, told
+from worker.record.task_record import WriteAnswer
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -38,7 +39,7 @@ def test_a_running_task_notices_at_its_next_write(
     """The owner of a cancelled task is notified, and owns the task until it ends it."""
     handle = client.submit(order)
     claim = take(claims, handle.task_id)
-    assert claims.append(claim, "progress", PROGRESS) == 0
+    assert claims.append(claim, "progress", PROGRESS) is WriteAnswer.WRITTEN
     with redis.pubsub() as notices:
         notices.subscribe(client.keys.control)
         assert notices.get_message(timeout=5) is not None
@@ -46,7 +47,7 @@ def test_a_running_task_notices_at_its_next_write(
         notice = notices.get_message(timeout=5)
     assert notice is not None
     assert notice["data"] == handle.task_id.encode()
-    assert claims.append(claim, "progress", PROGRESS) == 1
+    assert claims.append(claim, "progress", PROGRESS) is WriteAnswer.CANCEL_REQUESTED
     assert handle.status() is TaskStatus.RUNNING
     assert redis.ttl(client.keys.task(handle.task_id)) == -1
     assert claims.finish(claim, TaskStatus.CANCELLED, {"step": 2}, {"step": 2})
@@ -109,7 +110,8 @@ def test_a_requeued_task_can_be_cancelled(
 ) -> None:
     """A requeued task ends at once when cancelled, as one that never started."""
     task = client.submit(order)
-    assert claims.requeue(take(claims, task.task_id), {"reason": "drained"}, counts=False)
+    answer = claims.requeue(take(claims, task.task_id), {"reason": "drained"}, counts=False)
+    assert answer is WriteAnswer.WRITTEN
     assert task.cancel() is TaskStatus.QUEUED
     assert task.status() is TaskStatus.CANCELLED
     assert kinds(redis, client.keys, task.task_id)[-1] == "cancelled"

@@ -18,8 +18,7 @@ from api_contracts.events import EVENT
 from api_contracts.parse import parse_request
 from api_contracts.schemas import json_schemas
 from tests.record.mail import celery_takes, fault_in
-from worker.broker.transport import envelope
-from worker.broker.validate_message import normalize
+from worker.broker.validate_message import envelope, normalize
 
 GOLDEN = Path(__file__).parent / "golden"
 SENDERS = ["client", "celery-python", "celery-node", "raw"]

@@ -1,8 +1,8 @@
 """The way of a message through the worker's own code, in one process and without Redis.
 
 All of it is the real code, from the bytes that a list held to the events and Celery's result: the
-transport's hand-over, kombu's message, intake, Celery's request and tracer, the task, the executor,
-its record. Only Redis's scripts are stood in for, and no engine runs: what is accepted ends there.
+transport, the validation of messages, Celery's request and tracer, the task, the executor, its
+record. Only Redis's scripts are stood in for, and no engine runs: an accepted task ends there.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from api_contracts.errors import GenerationFailed
 from api_contracts.events import EVENT, Failed
 from api_contracts.names import TASK_NAME, is_task_id, queue_name
 from api_contracts.redis_io.connection import connect
+from api_contracts.redis_io.scripts import read
 from worker.broker.held_messages import MAX_MESSAGE_BYTES
 from worker.broker.transport import Channel
 from worker.broker.validate_message import WANTS_RESULT, normalize
@@ -97,7 +98,7 @@ class Desk:
         self._stand_in("claim", self._claimed)
         self._stand_in("finish", self._finished)
         self._stand_in("close", lambda _: 1)
-        self._stand_in("push", lambda _: 0)
+        self._stand_in("note_pushes", lambda _: 0)
 
     def take(self, entry: bytes, *, whole: bool = True) -> Verdict:
         """All that happens to an entry; raises what the worker's consumer would not expect.
@@ -109,15 +110,15 @@ class Desk:
         rejected = _rejections()
         self._events.clear()
         self._attempts.orders.clear()
-        forgotten: list[str] = []
+        dropped: list[str] = []
         delivered: list[dict[str, Any]] = []
         channel: Any = SimpleNamespace(
-            qos=SimpleNamespace(forget=forgotten.append),
+            qos=SimpleNamespace(drop=dropped.append),
             connection=SimpleNamespace(_deliver=lambda whole, _queue: delivered.append(whole)),
         )
         too_large = len(entry) if len(entry) > MAX_MESSAGE_BYTES else 0  # as `take.lua` has it
-        Channel._taken(channel, "host:1/tag", QUEUE, b"" if too_large else entry, too_large)
-        assert len(forgotten) + len(delivered) == 1
+        Channel._pass_on(channel, "host:1/tag", QUEUE, b"" if too_large else entry, too_large)
+        assert len(dropped) + len(delivered) == 1
         is_rejected = not (delivered and self._consume(delivered[0], whole=whole))
         took_s = time.perf_counter() - began_s
         if is_rejected:
@@ -157,30 +158,33 @@ class Desk:
         task.backend.client.cache.clear()
         return True
 
-    def _stand_in(self, script: str, answer: Callable[[list[Any]], Any]) -> None:
+    def _stand_in(self, script: str, answer: Callable[[dict[str, Any]], Any]) -> None:
         """Have a script of the record answered here, with arguments as they go to Redis."""
 
-        def call(*, keys: list[str], args: list[Any]) -> Any:
-            for each in (*keys, *args):
-                self._encoder.encode(each)
-            return answer(args)
+        def call(**values: Any) -> Any:
+            for part in read("worker.record", script).ordered(values):
+                for each in part:
+                    self._encoder.encode(each)
+            return answer(values)
 
-        owner = self._claims.pushes if script == "push" else self._claims
-        setattr(owner, f"_{script}", call)
+        if script == "note_pushes":
+            self._claims.pushes._note = call
+        else:
+            setattr(self._claims, f"_{script}", call)
 
-    def _claimed(self, args: list[Any]) -> list[Any]:
-        if args[2]:
-            EVENT.validate_json(_numbered(args[2], '"resumed_from_step":null,'))
-            json.loads(args[3])
+    def _claimed(self, values: dict[str, Any]) -> list[Any]:
+        if values["tail"]:
+            EVENT.validate_json(_numbered(values["tail"], '"resumed_from_step":null,'))
+            json.loads(values["request"])
         return [b"run", 1, 1, b"0", b"0", 0]
 
-    def _finished(self, args: list[Any]) -> int:
-        json.loads(args[3])
-        event = EVENT.validate_json(_numbered(args[4]))
-        assert event.task_id == args[0]
-        assert not isinstance(event, Failed) or len(args[4]) < ANSWER_BYTES
+    def _finished(self, values: dict[str, Any]) -> int:
+        json.loads(values["outcome"])
+        event = EVENT.validate_json(_numbered(values["tail"]))
+        assert event.task_id == values["id"]
+        assert not isinstance(event, Failed) or len(values["tail"]) < ANSWER_BYTES
         self._events.append(event)
-        return 1
+        return 0
 
 
 def _protected_call(self: Any, *args: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Lists of messages, and those who take from them: kombu's channel, and the bare script."""
+"""Queues of task messages, and consumers of them: kombu's channel, and the bare script."""
 
 from __future__ import annotations
 
@@ -40,29 +40,34 @@ def letter(task_id: str, priority: int = 5) -> dict[str, Any]:
 
 
 def post(redis: Redis, model: str, *task_ids: str, priority: int = 5) -> None:
-    """Send messages as a client does: each behind those that wait."""
+    """Send messages as a client does, each behind those that wait."""
     for task_id in task_ids:
         name = names.queue_list(names.queue_name(model), priority)
         redis.lpush(name, json.dumps(letter(task_id, priority)))
 
 
 def waiting(redis: Redis, model: str) -> list[dict[str, Any]]:
-    """All messages of a model that wait, first choice first."""
+    """All waiting messages of a model, in the order in which they are taken."""
     lists: list[Any] = [redis.lrange(name, 0, -1) for name in names.queue_lists(model)]
     return [json.loads(entry) for entries in lists for entry in reversed(entries)]
 
 
 def ids_waiting(redis: Redis, model: str) -> list[str]:
-    """The task ids of the messages that wait, first choice first."""
+    """The task ids of the waiting messages, in the order in which they are taken."""
     return [message["headers"]["id"] for message in waiting(redis, model)]
 
 
 def taken(redis: Redis, owner: str, model: str, lease_s: float = 30.0) -> str:
-    """Take a model's next message, as a process whose thread is at its looks; gives its tag."""
+    """Take a model's next message for a process; returns its delivery tag."""
     tag, lists = new_tag(owner), names.queue_lists(model)
     answer = load(redis, "worker.broker", "take")(
-        keys=[UNACKED, UNACKED_INDEX, *lists],
-        args=[tag, lease_s, MAX_MESSAGE_BYTES, *([names.queue_name(model)] * len(lists))],
+        unacked=UNACKED,
+        unacked_index=UNACKED_INDEX,
+        lists=lists,
+        tag=tag,
+        lease_s=lease_s,
+        max_bytes=MAX_MESSAGE_BYTES,
+        queues=[names.queue_name(model)] * len(lists),
     )
     assert answer is not None, "nothing waits"
     return tag
@@ -75,10 +80,10 @@ def lapse_all(redis: Redis, owner: str) -> None:
 
 
 class Box:
-    """A channel of the worker's transport over a real Redis."""
+    """A consumer over the worker's transport and a real Redis."""
 
     def __init__(self, url: str, owner: str, *models: str, **options: Any) -> None:
-        """Serve `models`, or one that is called as the owner is."""
+        """Consume the queues of `models`, or of one model named as the owner."""
         self.queues, self.owner = [names.queue_name(each) for each in models or (owner,)], owner
         self.connection = Connection(
             url,
@@ -93,7 +98,7 @@ class Box:
             )
 
     def take(self, redis: Redis, entry: object) -> list[Message]:
-        """What the consumer gets of an entry."""
+        """Queue an entry; returns what the consumer gets of it."""
         redis.lpush(self.queues[0], entry if isinstance(entry, bytes) else json.dumps(entry))
         return self.drain()
 
@@ -104,9 +109,9 @@ class Box:
         return list(self._got)
 
     def ask(self) -> None:
-        """Ask for the next entry, and wait for no answer."""
+        """Poll for the next entry without waiting for the answer."""
         self.channel.connection.cycle.on_poll_start()
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         self.connection.close()

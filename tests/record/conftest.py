@@ -1,4 +1,4 @@
-"""Several workers' and one client's hands on the same records."""
+"""A client and two workers on the same records."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def keys(namespace: str) -> Keys:
 
 @pytest.fixture
 def claims(redis: Redis, keys: Keys) -> TaskRecord:
-    """The first worker's access."""
+    """The record as the first worker accesses it."""
     return worker(redis, keys, "first")
 
 
 @pytest.fixture
 def other(redis: Redis, keys: Keys) -> TaskRecord:
-    """Another worker's access."""
+    """The record as another worker accesses it."""
     return worker(redis, keys, "other")
 
 
@@ -47,12 +47,12 @@ def client(redis_url: str, namespace: str) -> Iterator[GenerationClient]:
 
 @pytest.fixture
 def task_id(client: GenerationClient, namespace: str) -> str:
-    """A task that waits, in a queue of the test's own."""
+    """A queued task, in a queue of the test's own."""
     return client.submit({"prompt": "x", "model": namespace}, "task").task_id
 
 
 class LostAnswer:
-    """A script that does its work while its first answer is lost on the way back."""
+    """A script whose first answer is lost after it ran."""
 
     def __init__(self, script: Callable[..., Any]) -> None:
         self.script, self.calls = script, 0
@@ -68,7 +68,7 @@ class LostAnswer:
 
 @pytest.fixture
 def losing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[TaskRecord, str], LostAnswer]]:
-    """Lose the first answer of a script that a `TaskRecord` runs; retries do not pause."""
+    """Lose the first answer of a script of a `TaskRecord`; retries do not pause."""
 
     def lose(claims: TaskRecord, script: str) -> LostAnswer:
         lost = LostAnswer(getattr(claims, f"_{script}"))

@@ -1,4 +1,4 @@
-"""Messages as kombu hands them over, and Celery's view of them."""
+"""Messages as kombu delivers them, and how Celery reads them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ app = Celery("judge", set_as_current=False)
 
 @app.task(name=names.TASK_NAME, shared=False)
 def judge() -> None:
-    """Stand for the task that Celery looks up."""
+    """Stands for the task that Celery looks up."""
 
 
 def message(
@@ -29,7 +29,7 @@ def message(
     content_type: object = "application/json",
     content_encoding: object = "utf-8",
 ) -> Message:
-    """A message with anything in any place."""
+    """A message with any values."""
     made = Message(
         body=body,
         delivery_tag="d",
@@ -42,11 +42,11 @@ def message(
 
 
 def celery_takes(made: Message) -> Any:
-    """Celery's own view of a message; raises when Celery can't handle it."""
+    """Celery's request for a message; raises when Celery can't handle it."""
     return Request(made, app=app, task=app.tasks[names.TASK_NAME])
 
 
 def fault_in(made: Message) -> str | None:
-    """The fault that a message was given, after a look by Celery."""
+    """The fault that validation found in a message, read through Celery."""
     kwargs = celery_takes(made).kwargs
     return str(kwargs[UNREADABLE]) if UNREADABLE in kwargs else None

@@ -1,4 +1,4 @@
-"""What the tests of records share: claims in few words, and a look at what Redis holds."""
+"""Claims in few words, and what Redis has of a task."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TTL_S, LEASE_S = 1000, 30.0
 
 
 def worker(redis: Redis, keys: Keys, owner: str, lease_s: float = LEASE_S) -> TaskRecord:
-    """The access of a worker's process `owner`."""
+    """The record as worker process `owner` accesses it."""
     return TaskRecord(redis, keys, owner, record_ttl_s=TTL_S, lease_s=lease_s)
 
 
@@ -67,25 +67,25 @@ def ask(  # noqa: PLR0913  # what a delivery is
 
 
 def take(claims: TaskRecord, task_id: str, **options: Any) -> Claim:
-    """Claim a task that is to be had."""
+    """Claim a task that can be claimed."""
     claim = ask(claims, task_id, **options)
     assert isinstance(claim, Claim)
     return claim
 
 
 def lapse(redis: Redis, keys: Keys, task_id: str) -> None:
-    """Let the lease of a task run out, as it does when its owner says nothing any more."""
+    """Let the lease of a task run out."""
     redis.hset(keys.task(task_id), "lease_until", "1.0")
 
 
 def take_over(claims: TaskRecord, task_id: str, **options: Any) -> Claim:
-    """Claim a task whose owner, if it has one, is dead."""
+    """Claim a task after the lease of its owner, if it has one, ran out."""
     lapse(claims.redis, claims.keys, task_id)
     return take(claims, task_id, **options)
 
 
 def told(redis: Redis, keys: Keys, task_id: str) -> list[dict[str, Any]]:
-    """The task's events as they are on the wire, oldest first; entry ids checked."""
+    """The task's events as on the wire, oldest first; checks the entry ids."""
     entries: Any = redis.xrange(keys.events(task_id))
     events = [json.loads(fields[b"event"]) for _, fields in entries]
     assert [number.decode() for number, _ in entries] == [f"{event['seq']}-0" for event in events]
@@ -104,13 +104,13 @@ def record(redis: Redis, keys: Keys, task_id: str) -> dict[str, str]:
 
 
 def opened(redis: Redis, keys: Keys) -> set[str]:
-    """The ids of which not all is told."""
+    """The ids of the open tasks."""
     found: Any = redis.zrange(keys.open, 0, -1)
     return {name.decode() for name in found}
 
 
 def ends_s(redis: Redis, keys: Keys, task_id: str) -> float:
-    """When a task's lease runs out, in Unix seconds."""
+    """The end of a task's lease, in Unix seconds."""
     return float(record(redis, keys, task_id)["lease_until"])
 
 
@@ -121,7 +121,7 @@ def now_s(redis: Redis) -> float:
 
 
 def capture_attention(redis: Redis, keys: Keys) -> bool:
-    """Whether somebody hears of cancels."""
+    """Whether a lease thread is subscribed to cancellations."""
     return bool(dict(redis.pubsub_numsub(keys.control))[keys.control.encode()])
 
 

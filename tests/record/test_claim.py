@@ -1,4 +1,4 @@
-"""Claiming a task: who gets it, and what everybody else is told."""
+"""Claiming a task: which worker gets it, and what a claim answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.record.owners import (
     told,
     worker,
 )
-from worker.record.task_record import Ended, Held
+from worker.record.task_record import Ended, Held, WriteAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ def submitted_long_ago(redis: Redis, keys: Keys, task_id: str) -> None:
 def test_a_waiting_task_is_claimed_to_run(
     claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
-    """The first claim is attempt 1, and its event says who has the task."""
+    """The first claim is attempt 1, and event `started` names the owner."""
     claim = take(claims, task_id)
     assert (claim.answer, claim.fence, claim.attempt) == ("run", 1, 1)
     assert 0 <= claim.claimed_at_s - claim.submitted_at_s < 60
@@ -49,7 +49,7 @@ def test_a_waiting_task_is_claimed_to_run(
 
 
 def test_a_message_without_a_record_makes_one(claims: TaskRecord, redis: Redis, keys: Keys) -> None:
-    """Any Celery producer may send the message alone: the claim writes the record."""
+    """The claim of a message without a record writes the record."""
     claim = take(claims, "raw", request='{"prompt":"raw"}')
     assert (claim.answer, claim.attempt) == ("run", 1)
     assert claim.submitted_at_s == claim.claimed_at_s
@@ -58,17 +58,17 @@ def test_a_message_without_a_record_makes_one(claims: TaskRecord, redis: Redis, 
     assert opened(redis, keys) == {"raw"}
 
 
-def test_what_the_client_wrote_stays(
+def test_a_claim_keeps_the_request_of_the_record(
     claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
-    """A claim does not rewrite the request of a record, whatever its message says."""
+    """A claim never replaces the request of an existing record."""
     before = record(redis, keys, task_id)["request"]
     take(claims, task_id, request='{"prompt":"forged"}')
     assert record(redis, keys, task_id)["request"] == before
 
 
-def test_a_claim_may_be_silent(claims: TaskRecord, redis: Redis, keys: Keys) -> None:
-    """A task that is claimed only to be refused tells of no start."""
+def test_a_claim_may_append_no_event(claims: TaskRecord, redis: Redis, keys: Keys) -> None:
+    """A claim without the fields of `started` appends no event."""
     claims.claim(
         "refused", started=None, request="{}", queue="q", deadline_s=None, expires_at_s=None,
         max_attempts=3,
@@ -79,7 +79,7 @@ def test_a_claim_may_be_silent(claims: TaskRecord, redis: Redis, keys: Keys) -> 
 def test_a_running_task_is_held(
     claims: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
-    """A message of a task that somebody runs is a duplicate, and changes nothing."""
+    """A duplicate message of a running task is answered `held` and changes nothing."""
     take(claims, task_id)
     before = record(redis, keys, task_id), told(redis, keys, task_id)
     assert ask(other, task_id) == Held("first")
@@ -89,7 +89,7 @@ def test_a_running_task_is_held(
 def test_a_task_whose_lease_has_run_out_is_taken_over(
     claims: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
-    """An owner that said nothing for a lease is dead: the next attempt is another's."""
+    """A task whose lease has run out is claimed as the next attempt."""
     first = take(claims, task_id)
     second = take_over(other, task_id)
     assert (second.answer, second.attempt) == ("run", 2)
@@ -104,7 +104,7 @@ def test_a_task_whose_lease_has_run_out_is_taken_over(
 def test_an_ended_task_is_never_claimed(
     claims: TaskRecord, other: TaskRecord, task_id: str, end: TaskStatus, lapsed: bool
 ) -> None:
-    """After the end every delivery is answered with that end and its outcome, however late."""
+    """A claim of an ended task returns its status and outcome."""
     outcome = {"step": 3, "nested": {"text": "\u00e4"}}
     assert claims.finish(take(claims, task_id), end, outcome, {"step": 3})
     if lapsed:
@@ -115,7 +115,7 @@ def test_an_ended_task_is_never_claimed(
 def test_a_task_cancelled_while_waiting_is_ended(
     claims: TaskRecord, client: GenerationClient, task_id: str
 ) -> None:
-    """The message of a task that was cancelled in the queue finds the end."""
+    """A claim of a task that was cancelled while queued returns that end."""
     client.handle(task_id).cancel()
     assert ask(claims, task_id) == Ended("cancelled", {"step": 0})
 
@@ -144,9 +144,9 @@ def test_a_claim_that_may_only_end_the_task(
     task_id: str,
     answer: str,
 ) -> None:
-    """Cancelled, expired, overdue and exhausted tasks are claimed to be ended.
+    """A cancelled, expired, overdue or exhausted task is claimed only to be ended.
 
-    That is no attempt, and no event tells of a start.
+    Such a claim is no attempt and appends no event `started`.
     """
     keys = client.keys
     take(claims, task_id)
@@ -167,7 +167,7 @@ def test_a_claim_whose_answer_was_lost_is_answered_alike(
     answer: str,
     losing: Callable[..., Any],
 ) -> None:
-    """The same call again gives the same answer, fence and attempt, and writes nothing twice."""
+    """A repeated call gives the same answer, fence and attempt, and writes nothing twice."""
     claims = worker(redis, client.keys, "worker")
     take(claims, task_id)
     prepare, options = REFUSALS.get(answer, (lambda *_: None, {}))
@@ -185,7 +185,7 @@ def test_a_claim_whose_answer_was_lost_is_answered_alike(
 def test_the_deadline_counts_from_submission(
     claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
-    """The wait in the queue is part of the deadline; a claim within it runs."""
+    """The time in the queue counts towards the deadline; a claim before it runs."""
     submitted = float(record(redis, keys, task_id)["submitted_at"])
     redis.hset(keys.task(task_id), "submitted_at", str(submitted - 50))
     assert take(claims, task_id, deadline_s=1000.0).answer == "run"
@@ -193,29 +193,30 @@ def test_the_deadline_counts_from_submission(
 
 
 def test_attempts_are_bounded(claims: TaskRecord, redis: Redis, keys: Keys, task_id: str) -> None:
-    """A task that kills its workers is run so many times and no more."""
+    """After the last attempt a claim is answered `exhausted`."""
     taken = [take_over(claims, task_id) for _ in range(5)]
     assert [claim.answer for claim in taken] == ["run"] * 3 + ["exhausted"] * 2
     assert [claim.fence for claim in taken] == [1, 2, 3, 4, 5]
     assert json.loads(record(redis, keys, task_id)["attempt"]) == 3
 
 
-def test_a_task_that_has_begun_is_not_overdue(
+def test_a_task_that_has_started_is_not_overdue(
     claims: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
-    """Its message's time was for the beginning; its next worker goes on from its checkpoint."""
+    """A message's time limit is for the start; a later attempt resumes from the checkpoint."""
     claim = take(claims, task_id, expires_at_s=redis.time()[0] + 60)
-    assert claims.keep(claim, 7, b"state") == 1
-    assert claims.requeue(claim, {"reason": "r"}, counts=False)
+    assert claims.save_checkpoint(claim, 7, b"state") is WriteAnswer.WRITTEN
+    answer = claims.requeue(claim, {"reason": "r"}, counts=False)
+    assert answer is WriteAnswer.WRITTEN
     again = take(other, task_id, expires_at_s=1000.0)
     assert (again.answer, again.attempt, again.checkpoint_step) == ("run", 1, 7)
 
 
 @pytest.mark.parametrize("deadline_s", [None, 5.0])
-def test_the_deadline_of_a_task_without_a_record_is_kept(
+def test_the_deadline_of_a_task_without_a_record_is_stored(
     claims: TaskRecord, redis: Redis, keys: Keys, deadline_s: float | None
 ) -> None:
-    """So that it ends in time also when it waits again."""
+    """A claim without a record stores the deadline, so that a requeued task expires too."""
     take(claims, "raw", deadline_s=deadline_s)
     kept = record(redis, keys, "raw")
     assert ("deadline_at" in kept) == (deadline_s is not None)
@@ -223,12 +224,13 @@ def test_the_deadline_of_a_task_without_a_record_is_kept(
         assert float(kept["deadline_at"]) == pytest.approx(float(kept["submitted_at"]) + deadline_s)
 
 
-def test_a_task_that_is_to_be_cancelled_is_not_given_back(
+def test_a_task_that_is_to_be_cancelled_is_not_requeued(
     claims: TaskRecord, redis: Redis, client: GenerationClient, task_id: str
 ) -> None:
-    """It would wait for a worker to be told so; whoever gives it back ends it instead."""
+    """A requeue is refused when cancellation is requested; the owner ends the task instead."""
     claim = take(claims, task_id)
     client.handle(task_id).cancel()
-    assert claims.requeue(claim, {"reason": "r"}, counts=False) is None
+    answer = claims.requeue(claim, {"reason": "r"}, counts=False)
+    assert answer is WriteAnswer.CANCEL_REQUESTED
     assert kinds(redis, client.keys, task_id) == ["queued", "started"]
     assert claims.finish(claim, TaskStatus.CANCELLED, {"step": 3}, {"step": 3})

@@ -21,7 +21,7 @@ from tests.record.owners import (
     until,
     worker,
 )
-from worker.record.task_record import Claim, Ended, Held, TaskRecord
+from worker.record.task_record import Claim, Ended, Held, TaskRecord, WriteAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,12 +130,12 @@ def test_an_attempt_goes_on_from_the_checkpoint_of_the_one_before(
     first = take(claims, task_id)
     assert first.checkpoint_step == 0
     assert told(redis, keys, task_id)[-1]["resumed_from_step"] is None
-    assert claims.kept(task_id) is None
-    assert claims.keep(first, 5, b"\x00\xff five") == 1
-    assert claims.keep(first, 10, b"\x00\xff ten") == 1
+    assert claims.load_checkpoint(task_id) is None
+    assert claims.save_checkpoint(first, 5, b"\x00\xff five") is WriteAnswer.WRITTEN
+    assert claims.save_checkpoint(first, 10, b"\x00\xff ten") is WriteAnswer.WRITTEN
     second = take_over(other, task_id)
     assert second.checkpoint_step == 10
-    assert other.kept(task_id) == b"\x00\xff ten"
+    assert other.load_checkpoint(task_id) == b"\x00\xff ten"
     assert told(redis, keys, task_id)[-1]["resumed_from_step"] == 10
     other.requeue(second, {"reason": "r"}, counts=True)
     assert take(claims, task_id).checkpoint_step == 10

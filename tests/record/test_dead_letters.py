@@ -1,4 +1,4 @@
-"""The dead letters: which ends go there, what they say, and that they are not kept without end."""
+"""Dead letters: which failures become one, what they hold, how many are kept."""
 
 from __future__ import annotations
 
@@ -59,20 +59,20 @@ def letters(client: GenerationClient) -> list[tuple[str, int, str, str, str]]:
 
 @pytest.mark.parametrize("code", ErrorCode)
 def test_what_no_worker_could_finish_is_dead(code: ErrorCode) -> None:
-    """A failure that says more of the workers than of the request; no refusal of a request."""
+    """A failure caused by the workers becomes a dead letter, a refused request does not."""
     assert endings.why_dead(failed(code)) == (f"{code}: why" if code in DEADLY else "")
 
 
 @pytest.mark.parametrize("outcome", [*OTHERS, failed("of_a_later_version")])
-def test_other_ends_are_not(outcome: Outcome) -> None:
-    """What succeeded, was cancelled, goes on or is unknown here is no letter."""
+def test_other_ends_make_no_dead_letter(outcome: Outcome) -> None:
+    """Success, cancellation, a requeue and unknown error codes make no dead letter."""
     assert endings.why_dead(outcome) == ""
 
 
-def test_a_letter_says_what_was_asked_for_and_why_it_failed(
+def test_a_letter_has_request_and_reason(
     client: GenerationClient, claims: TaskRecord, other: TaskRecord, keys: Keys, task_id: str
 ) -> None:
-    """Request, attempts, the last worker and the reason; once, also when the answer was lost."""
+    """A dead letter has request, attempts, last worker and reason, and is written once."""
     take(claims, task_id)
     claim = take_over(other, task_id)
     for _ in range(2):
@@ -83,20 +83,20 @@ def test_a_letter_says_what_was_asked_for_and_why_it_failed(
     assert len(letters(client)) == 1
 
 
-def test_one_that_was_overtaken_writes_no_letter(
+def test_a_superseded_worker_writes_no_letter(
     client: GenerationClient, claims: TaskRecord, other: TaskRecord, task_id: str
 ) -> None:
-    """The fence guards them as it guards the record."""
+    """A worker that was superseded writes no dead letter."""
     stale = take(claims, task_id)
     take_over(other, task_id)
     assert not claims.finish(stale, TaskStatus.FAILED, {}, {"error": {}}, "internal: late")
     assert letters(client) == []
 
 
-def test_letters_are_not_kept_without_end(
+def test_the_number_of_letters_is_bounded(
     client: GenerationClient, claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
-    """The oldest make room: about ten thousand stay, the newest among them."""
+    """About the newest ten thousand dead letters are kept."""
     pipeline = redis.pipeline(transaction=False)
     for number in range(11_000):
         pipeline.xadd(keys.dead, {"task_id": f"old{number}"})
@@ -108,10 +108,10 @@ def test_letters_are_not_kept_without_end(
     assert newest[0][1][b"task_id"] == task_id.encode()
 
 
-def test_a_letter_can_be_sent_again(
+def test_a_letter_can_be_replayed(
     client: GenerationClient, claims: TaskRecord, keys: Keys, task_id: str
 ) -> None:
-    """As a task of its own, with the request that it had, once; the old one stays ended."""
+    """A replay makes a task of its own with the same request, once; the old task stays ended."""
     claims.finish(take(claims, task_id), TaskStatus.FAILED, {}, {"error": {}}, "internal: why")
     dead = DeadLetters(client)
     assert dead.replay("nobody") is None
@@ -124,18 +124,18 @@ def test_a_letter_can_be_sent_again(
 
 
 @pytest.mark.parametrize("request_", ['{"prompt": "' + "x" * 5000, ""])
-def test_a_letter_whose_request_was_cut_is_not_sent_again(
+def test_a_letter_with_a_truncated_request_is_not_replayed(
     client: GenerationClient, redis: Redis, keys: Keys, request_: str
 ) -> None:
-    """It is refused by name, and stays to be looked at."""
+    """A truncated request is not replayed: an error names it and the letter stays."""
     redis.xadd(keys.dead, {"task_id": "cut", "request": request_[:4000], "reason": "r"})
     with pytest.raises(InvalidRequest, match="request"):
         DeadLetters(client).replay("cut")
     assert len(letters(client)) == 1
 
 
-def test_a_long_id_is_sent_again_once_too(client: GenerationClient, redis: Redis) -> None:
-    """Two operators at once make one task, whose id is made of the old one."""
+def test_a_long_id_is_replayed_once(client: GenerationClient, redis: Redis) -> None:
+    """Two replays of one long id make one task, whose id is derived from it."""
     long, request = "x" * 128, json.dumps({"prompt": "x", "model": client.keys.namespace})
     ids = []
     for _ in range(2):

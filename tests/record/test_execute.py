@@ -14,7 +14,7 @@ from worker.execution.circuit_breaker import LIMIT
 from worker.execution.delivery import Delivery
 from worker.execution.outcome import Cancelled, Dropped, Expired, Failed, Requeued
 from worker.execution.resolved_request import ResolvedRequest
-from worker.record.task_record import Ended
+from worker.record.task_record import Ended, WriteAnswer
 from worker.recovery.lease import Lease
 
 if TYPE_CHECKING:
@@ -210,11 +210,11 @@ def test_a_redis_that_stays_away_is_nobodys_fault(
     def stay_away(_task_id: str) -> bytes | None:
         raise RedisConnectionError("away")
 
-    monkeypatch.setattr(claims, "kept", stay_away)
+    monkeypatch.setattr(claims, "load_checkpoint", stay_away)
     names = [f"t{number}" for number in range(LIMIT + 1)]
     for name in names:
         claim = take(claims, name)
-        assert claims.keep(claim, 1, b"state") == 1
+        assert claims.save_checkpoint(claim, 1, b"state") is WriteAnswer.WRITTEN
         redis.hset(keys.task(name), "lease_until", "1.0")
         with pytest.raises(RedisConnectionError):
             busy.deliver(name).result(WAIT_S)

@@ -1,4 +1,4 @@
-"""Writing behind the fence: what an owner may do, and what nobody else can."""
+"""Writes behind the fence: only the current owner's take effect."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tests.record.owners import (
 )
 from worker.broker.held_messages import HeldMessages
 from worker.job_control import Control, Stop
+from worker.record.task_record import WriteAnswer
 from worker.recovery.lease import Lease
 
 if TYPE_CHECKING:
@@ -33,14 +34,19 @@ if TYPE_CHECKING:
 
 
 def snapshot(redis: Redis, keys: Keys, task_id: str) -> tuple[object, ...]:
-    """Everything that Redis holds about a task."""
+    """Everything that Redis has of a task."""
     checkpoint, dead = redis.get(keys.checkpoint(task_id)), redis.xrange(keys.dead)
     scores = redis.zrange(keys.open, 0, -1, withscores=True)
     return record(redis, keys, task_id), told(redis, keys, task_id), scores, checkpoint, dead
 
 
+def requeued(claims: TaskRecord, claim: Claim, *, counts: bool = False) -> WriteAnswer:
+    """The answer to a requeue."""
+    return claims.requeue(claim, {"reason": "r"}, counts=counts)
+
+
 def renewed(claims: TaskRecord, claim: Claim) -> Control:
-    """What a claim's owner hears when it renews its lease."""
+    """The control of a claim after its lease was renewed."""
     lease = Lease(claims.redis, claims.keys, HeldMessages(claims.redis), list, LEASE_S)
     lease.hold(claim, control := Control())
     lease.renew()
@@ -48,44 +54,45 @@ def renewed(claims: TaskRecord, claim: Claim) -> Control:
 
 
 @pytest.mark.parametrize("since", ["taken over", "taken over and ended", "given back", "again"])
-def test_an_owner_who_lost_the_task_writes_nothing(
+def test_a_former_owner_writes_nothing(
     claims: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str, since: str
 ) -> None:
-    """Whatever a former owner tries is refused and changes nothing.
+    """Every write of a former owner is refused and changes nothing.
 
-    Neither record nor events, nor the open tasks, the checkpoint, the dead letters.
+    That is record, events, open tasks, checkpoint and dead letters.
     """
     stale = take(claims, task_id)
-    assert claims.keep(stale, 3, b"three") == 1
+    assert claims.save_checkpoint(stale, 3, b"three") is WriteAnswer.WRITTEN
     if since == "given back":
-        assert claims.requeue(stale, {"reason": "r"}, counts=False)
+        assert requeued(claims, stale) is WriteAnswer.WRITTEN
     elif since == "again":
-        assert claims.requeue(stale, {"reason": "r"}, counts=False)
+        assert requeued(claims, stale) is WriteAnswer.WRITTEN
         take(other, task_id)
     else:
         claim = take_over(other, task_id)
         if since == "taken over and ended":
             assert other.finish(claim, TaskStatus.FAILED, {}, {"error": {}})
     before = snapshot(redis, keys, task_id)
-    assert claims.append(stale, "progress", PROGRESS) == -1
-    assert claims.keep(stale, 9, b"nine") == -1
+    assert claims.append(stale, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
+    assert claims.save_checkpoint(stale, 9, b"nine") is WriteAnswer.SUPERSEDED
     assert not claims.is_ours(stale)
     assert renewed(claims, stale).asked() is Stop.SUPERSEDED
     for end in (TaskStatus.SUCCEEDED, TaskStatus.FAILED):
         assert not claims.finish(stale, end, {}, {}, dead="late")
     # Where it was given back that is what was asked for, and so True.
     for counts in (False, True):
-        done = claims.requeue(stale, {"reason": "late"}, counts=counts)
-        assert done == (since == "given back")
+        answer = claims.requeue(stale, {"reason": "late"}, counts=counts)
+        is_written = since == "given back"
+        assert answer is (WriteAnswer.WRITTEN if is_written else WriteAnswer.SUPERSEDED)
     assert snapshot(redis, keys, task_id) == before
 
 
 def test_a_stale_owner_on_the_same_worker_writes_nothing(claims: TaskRecord, task_id: str) -> None:
-    """The fence is the claim's, not the worker's: an earlier claim of one's own is stale too."""
+    """The fence belongs to a claim: an earlier claim of the same worker is stale."""
     stale = take(claims, task_id)
     current = take_over(claims, task_id)
-    assert claims.append(stale, "progress", PROGRESS) == -1
-    assert claims.append(current, "progress", PROGRESS) == 0
+    assert claims.append(stale, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
+    assert claims.append(current, "progress", PROGRESS) is WriteAnswer.WRITTEN
     assert renewed(claims, stale).asked() is Stop.SUPERSEDED
     assert renewed(claims, current).asked() is None
 
@@ -93,7 +100,7 @@ def test_a_stale_owner_on_the_same_worker_writes_nothing(claims: TaskRecord, tas
 def test_the_end_is_written_once(
     claims: TaskRecord, redis: Redis, keys: Keys, task_id: str, losing: Callable[..., Any]
 ) -> None:
-    """An end whose answer was lost is told once; another end by the same owner is refused."""
+    """An end whose answer was lost is written once; another end by the same owner is refused."""
     claim = take(claims, task_id)
     script = losing(claims, "finish")
     assert claims.finish(claim, TaskStatus.SUCCEEDED, {"a": 1}, {"result": {}})
@@ -101,13 +108,13 @@ def test_the_end_is_written_once(
     before = snapshot(redis, keys, task_id)
     assert claims.finish(claim, TaskStatus.SUCCEEDED, {"a": 2}, {"result": {}})
     assert not claims.finish(claim, TaskStatus.FAILED, {}, {"error": {}})
-    assert claims.append(claim, "progress", PROGRESS) == -1
-    assert not claims.requeue(claim, {"reason": "late"}, counts=False)
+    assert claims.append(claim, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
+    assert requeued(claims, claim) is WriteAnswer.SUPERSEDED
     assert snapshot(redis, keys, task_id) == before
     assert kinds(redis, keys, task_id) == ["queued", "started", "succeeded"]
 
 
-def test_giving_back_does_not_count(
+def test_a_requeue_does_not_count(
     claims: TaskRecord,
     other: TaskRecord,
     redis: Redis,
@@ -115,10 +122,10 @@ def test_giving_back_does_not_count(
     task_id: str,
     losing: Callable[..., Any],
 ) -> None:
-    """A task that was given back waits as before: attempt not counted, fence spent."""
+    """A requeued task is queued as before: the attempt is not counted, the fence is."""
     first = take(claims, task_id)
     script = losing(claims, "requeue")
-    assert claims.requeue(first, {"reason": "drained"}, counts=False)
+    assert requeued(claims, first) is WriteAnswer.WRITTEN
     assert script.calls == 2
     kept = record(redis, keys, task_id)
     assert (kept["status"], kept["attempt"], "owner" in kept) == ("queued", "0", False)
@@ -129,23 +136,23 @@ def test_giving_back_does_not_count(
     assert not claims.finish(first, TaskStatus.SUCCEEDED, {}, {})
 
 
-def test_a_task_may_be_given_back_without_end(claims: TaskRecord, task_id: str) -> None:
-    """Draining any number of times never exhausts a task."""
+def test_requeues_are_unbounded(claims: TaskRecord, task_id: str) -> None:
+    """Any number of requeues that do not count never exhausts a task."""
     for number in range(1, 8):
         claim = take(claims, task_id, max_attempts=1)
         assert (claim.answer, claim.attempt, claim.fence) == ("run", 1, number)
-        assert claims.requeue(claim, {"reason": "drained"}, counts=False)
+        assert requeued(claims, claim) is WriteAnswer.WRITTEN
 
 
 def test_an_attempt_that_counts_stays_counted(
     claims: TaskRecord, redis: Redis, task_id: str
 ) -> None:
-    """A task that is given back as an attempt has one less, whoever takes it next."""
+    """A requeue that counts uses up one attempt, whichever worker claims next."""
     for number in (1, 2):
         claim = take(claims, task_id, max_attempts=2)
         assert (claim.answer, claim.attempt) == ("run", number)
-        assert claims.requeue(claim, {"reason": "internal"}, counts=True)
-        assert claims.requeue(claim, {"reason": "internal"}, counts=True)
+        assert requeued(claims, claim, counts=True) is WriteAnswer.WRITTEN
+        assert requeued(claims, claim, counts=True) is WriteAnswer.WRITTEN
         assert record(redis, claims.keys, task_id)["attempt"] == str(number)
     assert take(claims, task_id, max_attempts=2).answer == "exhausted"
     attempts = [event["attempt"] for event in told(redis, claims.keys, task_id)]
@@ -155,20 +162,20 @@ def test_an_attempt_that_counts_stays_counted(
 def test_numbers_have_no_gap_under_threads(
     claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
-    """Events that many threads write at once are numbered 1, 2, 3 … in the order of the stream."""
+    """Events that many threads append are numbered 1, 2, 3 … in the order of the stream."""
     claim = take(claims, task_id)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: claims.append(claim, "progress", PROGRESS), range(200)))
-    assert answers == [0] * 200
+    assert answers == [WriteAnswer.WRITTEN] * 200
     assert [event["seq"] for event in told(redis, keys, task_id)] == list(range(1, 203))
 
 
-def test_records_live_until_their_end_and_then_so_long(
+def test_a_record_has_a_ttl_once_it_is_closed(
     claims: TaskRecord, redis: Redis, client: GenerationClient, task_id: str
 ) -> None:
-    """Nothing runs out before everybody knows of a task's end; then record and events do.
+    """Record and events get a time to live only when the task is closed.
 
-    Its message may wait longer than they would live: whoever takes it is to find the end.
+    Its message may wait longer than that; the claim must find the end.
     """
     keys = client.keys
     names = (keys.task(task_id), keys.events(task_id))
@@ -198,7 +205,7 @@ def test_records_live_until_their_end_and_then_so_long(
 def test_a_task_that_is_open_is_not_closed(
     claims: TaskRecord, redis: Redis, client: GenerationClient, task_id: str, ends: str
 ) -> None:
-    """Whoever believes that it has ended is not believed."""
+    """Closing a task that has not ended does nothing."""
     claim = take(claims, task_id) if ends == "by its worker" else None
     claims.close(task_id)
     assert opened(redis, client.keys) == {task_id}

@@ -1,4 +1,4 @@
-"""Messages on their way in: each is handled, answered, or turned away with a reason."""
+"""Validation of messages: each is accepted, refused or dropped with a reason."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worker.broker.validate_message import NOT_AFTER, normalize
 
 
 def test_a_good_message_passes(client: GenerationClient, redis_url: str, namespace: str) -> None:
-    """What our client sends goes to Celery with its body untouched."""
+    """A message of our client reaches Celery with its body unchanged."""
     sent = {"prompt": "x", "model": namespace, "metadata": {"k": "\u00e4"}}
     client.submit(sent, "good")
     with Connection(redis_url, transport_options=names.TRANSPORT_OPTIONS) as connection:
@@ -46,8 +46,8 @@ def test_a_good_message_passes(client: GenerationClient, redis_url: str, namespa
         *({**HEADERS, "id": bad} for bad in (None, 5, "", "../t", "t\n", "{t}", ["t"], "a" * 129)),
     ],
 )
-def test_one_that_nobody_can_answer_has_a_reason(headers: object) -> None:
-    """Without our task's name and a task id there is nobody to tell; the log gets the reason."""
+def test_a_message_without_a_task_is_dropped_with_a_reason(headers: object) -> None:
+    """A message without our task's name or a task id is dropped with a reason."""
     reason = normalize(message(headers=headers))
     assert reason is not None
     assert len(reason) < 500
@@ -55,7 +55,7 @@ def test_one_that_nobody_can_answer_has_a_reason(headers: object) -> None:
 
 @pytest.mark.parametrize("name", ["task", "id", "expires"])
 def test_what_is_nested_too_deep_has_a_reason_too(name: str) -> None:
-    """What can be read may be too deep to be shown."""
+    """A header that is nested too deep for repr has a reason too."""
     nest: list[object] = []
     for _ in range(100_000):
         nest = [nest]
@@ -71,8 +71,8 @@ def test_what_is_nested_too_deep_has_a_reason_too(name: str) -> None:
         '[[], {"request": ' + "9" * 5000 + "}, {}]", '{"args": [], "kwargs": {}}', None, 5,
     ],
 )  # fmt: skip
-def test_a_broken_body_is_answered(body: object) -> None:
-    """A body that is not `[args, kwargs, embed]` becomes a call that says so."""
+def test_a_malformed_body_is_refused(body: object) -> None:
+    """A body that is not `[args, kwargs, embed]` is refused as invalid."""
     made = message(body)
     assert normalize(made) is None
     assert fault_in(made)
@@ -80,15 +80,15 @@ def test_a_broken_body_is_answered(body: object) -> None:
 
 @pytest.mark.parametrize("kind", ["application/x-python-serialize", "text/plain", None, 5, [], {}])
 def test_only_json_is_read(kind: object) -> None:
-    """Pickle, YAML and whatever else is not read, and the caller is told."""
+    """Pickle, YAML and other content types are refused."""
     made = message(pickle.dumps([[], {"request": {}}, {}]), content_type=kind)
     assert normalize(made) is None
     assert fault_in(made)
 
 
 @pytest.mark.parametrize("encoding", [5, ["utf-8"], {}, "no-such-encoding", "\ud800"])
-def test_an_odd_encoding_ends_nothing(encoding: object) -> None:
-    """Whatever is said of the encoding, the message is handled or answered."""
+def test_any_encoding_is_handled_or_refused(encoding: object) -> None:
+    """Any content encoding is either handled or refused."""
     made = message(content_encoding=encoding)
     assert normalize(made) is None
     celery_takes(made)
@@ -106,8 +106,8 @@ def test_an_odd_encoding_ends_nothing(encoding: object) -> None:
         {"expires": "2030-13-45T99:00:00"},
     ],
 )
-def test_times_that_are_not_served_are_answered(header: dict[str, object]) -> None:
-    """A task for later is refused, and an expiry that is no time."""
+def test_times_that_are_not_served_are_refused(header: dict[str, object]) -> None:
+    """`eta`, `countdown` and a malformed `expires` are refused."""
     made = message(headers={**HEADERS, **header})
     assert normalize(made) is None
     assert fault_in(made)
@@ -123,8 +123,8 @@ def test_times_that_are_not_served_are_answered(header: dict[str, object]) -> No
         (None, None),
     ],
 )
-def test_an_expiry_is_kept_from_celery(expires: str | None, at_s: float | None) -> None:
-    """Celery would end an expired task without a word to its record: the task gets the time."""
+def test_an_expiry_is_hidden_from_celery(expires: str | None, at_s: float | None) -> None:
+    """`expires` is passed to our task and hidden from Celery, which would drop the task."""
     made = message(headers={**HEADERS, "expires": expires})
     assert normalize(made) is None
     assert fault_in(made) is None
@@ -136,15 +136,15 @@ def test_an_expiry_is_kept_from_celery(expires: str | None, at_s: float | None) 
 
 @pytest.mark.parametrize("name", ["callbacks", "errbacks", "chain", "chord"])
 @pytest.mark.parametrize("value", [5, [5], [{"task": "notify.me"}], {"task": "x", "args": []}])
-def test_what_celery_would_do_afterwards_is_refused(name: str, value: object) -> None:
-    """A follow-up is refused by name: one that fails would hold up its slot for ever."""
+def test_follow_ups_are_refused(name: str, value: object) -> None:
+    """Callbacks, chains and chords are refused by name: an error in one would keep the slot."""
     made = message(json.dumps([[], {"request": {}}, {name: value}]))
     assert normalize(made) is None
     assert name in (fault_in(made) or "")
 
 
-def test_protocol_1_is_answered() -> None:
-    """A message of Celery's first protocol, which has its id in the body, is told so."""
+def test_protocol_1_is_refused() -> None:
+    """A message of Celery's protocol 1 is refused by name."""
     body = {"task": names.TASK_NAME, "id": "t", "args": [], "kwargs": {"request": {}}}
     made = message(json.dumps(body), headers={})
     assert normalize(made) is None
@@ -152,8 +152,8 @@ def test_protocol_1_is_answered() -> None:
     assert celery_takes(made).id == "t"
 
 
-def test_headers_are_what_celery_takes_for_granted() -> None:
-    """Retries, time limits and other headers of a stranger mean nothing here."""
+def test_headers_have_the_types_that_celery_expects() -> None:
+    """Headers have the types that Celery expects; foreign ones have no effect."""
     strange = {name: [{"odd": 5}] for name in (
         "retries", "timelimit", "group", "root_id", "parent_id", "shadow", "stamps", "origin",
         "replaced_task_nesting", "stamped_headers", "argsrepr", "ignore_result", "lang",

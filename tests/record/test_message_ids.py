@@ -1,4 +1,4 @@
-"""Which tasks have a message: every list and every holder, while both change."""
+"""The task ids of all messages, waiting and held, while both change."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def messages(redis: Redis) -> HeldMessages:
-    """Over a book in which nothing stands yet."""
+    """Held messages over an empty table."""
     redis.delete(UNACKED, UNACKED_INDEX)
     return HeldMessages(redis)
 
 
 def flood(redis: Redis, model: str, *task_ids: str) -> None:
-    """Send many at once."""
+    """Send many messages at once."""
     entries = [json.dumps(letter(task_id)) for task_id in task_ids]
     redis.lpush(names.queue_list(names.queue_name(model), 5), *entries)
 
 
-def test_each_list_and_each_holder_is_looked_at(
+def test_every_list_and_every_holder_is_read(
     messages: HeldMessages, redis: Redis, namespace: str
 ) -> None:
-    """A message of any priority, waiting or held, is found; those of other queues are not."""
+    """Messages of any priority, waiting or held, are found; those of other queues are not."""
     for priority in names.PRIORITIES:
         post(redis, namespace, f"waits{priority}", priority=priority)
     post(redis, "other", "elsewhere")
@@ -48,19 +48,19 @@ def test_each_list_and_each_holder_is_looked_at(
 
 
 @pytest.mark.parametrize("number", [module.SLICE - 1, module.SLICE, module.SLICE + 1, 1700])
-def test_no_slice_is_forgotten(
+def test_no_slice_is_skipped(
     messages: HeldMessages, redis: Redis, namespace: str, number: int
 ) -> None:
-    """Each of many is found once, where one slice ends and the next begins too."""
+    """Each of many messages is found once, also where one slice ends and the next begins."""
     ids = [f"t{each}" for each in range(number)]
     flood(redis, namespace, *ids)
     assert sorted(messages.ids([names.queue_name(namespace)])) == sorted(ids)
 
 
-def test_a_look_is_short_however_large_the_messages(
+def test_one_call_reads_few_bytes(
     messages: HeldMessages, redis: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Redis serves nobody else while it looks: after so many bytes it stops, and is asked again."""
+    """One call stops after a number of bytes, because Redis serves no other client meanwhile."""
     looked: list[int] = []
     script = messages._waiting
 
@@ -80,10 +80,8 @@ def test_a_look_is_short_however_large_the_messages(
     assert sum(looked) == 60
 
 
-def test_what_is_no_message_hides_no_other(
-    messages: HeldMessages, redis: Redis, namespace: str
-) -> None:
-    """Whatever else lies in a list is passed over."""
+def test_other_entries_are_skipped(messages: HeldMessages, redis: Redis, namespace: str) -> None:
+    """Entries that are no messages are skipped."""
     odd = [b"", b"{", b"\xff", b"5", b"null", b"[]", b'"x"', b"[" * 5000, b'{"headers": null}']
     odd += [b'{"headers": {"id": 5}}', b'{"headers": {"id": null}}', b'{"headers": {"id": ["t"]}}']
     for each in odd:
@@ -92,26 +90,31 @@ def test_what_is_no_message_hides_no_other(
     assert list(messages.ids([names.queue_name(namespace)])) == ["good"] * len(odd)
 
 
+@pytest.mark.parametrize("number", [60, pytest.param(400, marks=pytest.mark.slow)])
 def test_what_moves_meanwhile_is_found(
-    messages: HeldMessages, redis: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
+    messages: HeldMessages,
+    redis: Redis,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
 ) -> None:
     """While messages come and are taken, none that was there all the time is missed."""
-    monkeypatch.setattr(module, "SLICE", 20)
-    ids = {f"t{each}" for each in range(400)}
+    monkeypatch.setattr(module, "SLICE", 10)
+    ids = {f"t{each}" for each in range(number)}
     flood(redis, namespace, *sorted(ids))
     stop = threading.Event()
 
     def traffic() -> None:
-        number = 0
+        each = 0
         while not stop.is_set():
-            flood(redis, namespace, f"new{number}")
-            taken(redis, f"owner{number % 5}", namespace)
-            number += 1
+            flood(redis, namespace, f"new{each}")
+            taken(redis, f"owner{each % 5}", namespace)
+            each += 1
 
     thread = threading.Thread(target=traffic)
     thread.start()
     try:
-        rounds = [set(messages.ids([names.queue_name(namespace)])) for _ in range(10)]
+        rounds = [set(messages.ids([names.queue_name(namespace)])) for _ in range(5)]
     finally:
         stop.set()
         thread.join()
@@ -119,10 +122,10 @@ def test_what_moves_meanwhile_is_found(
     assert int(redis.hlen(UNACKED)) > 0
 
 
-def test_one_that_is_taken_between_two_slices_is_found(
+def test_a_message_taken_between_two_slices_is_found(
     messages: HeldMessages, redis: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever the look has come to: what leaves a list for a holder is found with the holder."""
+    """A message that is taken between two slices is found among the held ones."""
     monkeypatch.setattr(module, "SLICE", 4)
     ids = [f"t{each}" for each in range(30)]
     flood(redis, namespace, *ids)

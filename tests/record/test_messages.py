@@ -1,4 +1,4 @@
-"""Held messages: whose they are, how long they stay so, and how they go back, once."""
+"""Held messages: their owners, their leases, and that each is requeued once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def messages(redis: Redis) -> HeldMessages:
-    """Over a book in which nothing stands yet."""
+    """Held messages over an empty table."""
     redis.delete(UNACKED, UNACKED_INDEX)
     return HeldMessages(redis)
 
@@ -28,7 +28,7 @@ def messages(redis: Redis) -> HeldMessages:
 def test_a_lease_is_renewed_from_now_on(
     messages: HeldMessages, redis: Redis, namespace: str
 ) -> None:
-    """A renewed message is held for a lease from then; it outlives its task's lease by a margin."""
+    """A renewal starts a lease from now, which outlives the task's lease by a margin."""
     post(redis, namespace, "a", "b")
     tags = [taken(redis, namespace, namespace) for _ in range(2)]
     lapse_all(redis, namespace)
@@ -45,16 +45,16 @@ def test_a_lease_is_renewed_from_now_on(
 def test_the_longest_overdue_come_first(
     messages: HeldMessages, redis: Redis, namespace: str
 ) -> None:
-    """Those that wait longest for their recovery are told first, however many there are."""
+    """The messages that are overdue the longest are returned first."""
     redis.zadd(UNACKED_INDEX, {f"x/{number}": 100.0 + number for number in range(300)})
     assert messages.overdue(3) == ["x/0", "x/1", "x/2"]
     assert len(messages.overdue()) == 100
 
 
-def test_what_was_put_back_is_not_renewed(
+def test_a_requeued_message_is_not_renewed(
     messages: HeldMessages, redis: Redis, namespace: str
 ) -> None:
-    """A renewal that comes late holds nothing: the message is somebody else's to take."""
+    """A late renewal does not hold a message that was requeued."""
     post(redis, namespace, "t")
     tag = taken(redis, namespace, namespace)
     assert messages.put_back(tag)
@@ -66,10 +66,8 @@ def test_what_was_put_back_is_not_renewed(
     assert ids_waiting(redis, namespace) == ["t"]
 
 
-def test_racing_rescuers_put_a_message_back_once(
-    messages: HeldMessages, redis: Redis, namespace: str
-) -> None:
-    """Two at once: one of them does it, the other hears that it did not, nothing is doubled."""
+def test_a_message_is_requeued_once(messages: HeldMessages, redis: Redis, namespace: str) -> None:
+    """Of processes that requeue one message at once, one does and the others learn it."""
     number = 40
     post(redis, namespace, *map(str, range(number)))
     tags = [taken(redis, namespace, namespace) for _ in range(number)]
@@ -90,7 +88,7 @@ def test_racing_rescuers_put_a_message_back_once(
 def test_a_renewal_in_between_keeps_a_message(
     messages: HeldMessages, redis: Redis, namespace: str
 ) -> None:
-    """A holder that renews after it was found overdue, and before it is put back, keeps it."""
+    """A message that is renewed after it was found overdue is not requeued."""
     post(redis, namespace, "t")
     tag = taken(redis, namespace, namespace)
     lapse_all(redis, namespace)
@@ -104,10 +102,10 @@ def test_a_renewal_in_between_keeps_a_message(
 
 
 @pytest.mark.parametrize(("first", "order"), [(True, ["t", "a"]), (False, ["a", "t"])])
-def test_it_goes_before_or_behind_the_others_of_its_priority(
+def test_a_message_is_requeued_at_either_end_of_its_list(
     messages: HeldMessages, redis: Redis, namespace: str, first: bool, order: list[str]
 ) -> None:
-    """One whose holder died had its turn and goes first; it is marked, otherwise as it was."""
+    """A requeued message goes before or behind its priority's others, marked as redelivered."""
     post(redis, namespace, "t", "a", priority=3)
     post(redis, namespace, "urgent", priority=2)
     post(redis, namespace, "idle", priority=4)
@@ -129,10 +127,10 @@ def test_it_goes_before_or_behind_the_others_of_its_priority(
     ("priority", "place"),
     [(0, 0), (9, 9), (10, 9), (255, 9), (-1, 0), (None, 0), ("5", 0), (5.5, 0), ([5], 0)],
 )
-def test_an_odd_priority_has_a_list_all_the_same(
+def test_any_priority_has_a_list(
     messages: HeldMessages, redis: Redis, namespace: str, priority: object, place: int
 ) -> None:
-    """A message goes back to where it is looked for, whatever it says of its priority."""
+    """A message with an odd priority is requeued to a list that is polled."""
     queue = names.queue_name(namespace)
     redis.lpush(queue, json.dumps(with_properties(priority=priority)))
     assert messages.put_back(taken(redis, namespace, namespace))
@@ -142,10 +140,10 @@ def test_an_odd_priority_has_a_list_all_the_same(
 @pytest.mark.parametrize(
     "kept", [b"garbage", b'[5,"","q"]', b'["",""]', b"null", b"\xff", b"[" * 100_000]
 )
-def test_what_is_no_message_does_not_come_back(
+def test_an_entry_that_is_no_message_is_dropped(
     messages: HeldMessages, redis: Redis, namespace: str, kept: bytes
 ) -> None:
-    """It is dropped, and those behind it are rescued."""
+    """A held entry that is no message is dropped."""
     tag = new_tag(namespace)
     redis.hset(UNACKED, tag, kept)
     redis.zadd(UNACKED_INDEX, {tag: 1.0})
@@ -155,8 +153,8 @@ def test_what_is_no_message_does_not_come_back(
     assert not redis.exists(UNACKED, UNACKED_INDEX)
 
 
-def test_an_entry_without_a_message_leaves_the_index(messages: HeldMessages, redis: Redis) -> None:
-    """What is only in the index is taken out, and not looked at for ever."""
+def test_a_tag_without_a_message_is_removed(messages: HeldMessages, redis: Redis) -> None:
+    """A tag without a message is removed from the index."""
     redis.zadd(UNACKED_INDEX, {"x/1": 1.0})
     assert not messages.put_back("x/1", only_overdue=True)
     assert messages.overdue() == []
@@ -165,8 +163,10 @@ def test_an_entry_without_a_message_leaves_the_index(messages: HeldMessages, red
 OWNERS = ["host:1", "host:12", "host:1/2", "h*", "h?st:1", "[h]ost:1", "host\\:1", "ho\\*", "host"]
 
 
-def test_a_process_holds_only_its_own(messages: HeldMessages, redis: Redis, namespace: str) -> None:
-    """Neither the beginning of a name nor a sign that means something to Redis finds another's."""
+def test_tags_are_matched_by_the_whole_owner(
+    messages: HeldMessages, redis: Redis, namespace: str
+) -> None:
+    """Tags are matched by the whole owner, whatever characters Redis's patterns know."""
     held: dict[str, Any] = {}
     for owner in OWNERS:
         post(redis, namespace, "a", "b")
@@ -175,10 +175,10 @@ def test_a_process_holds_only_its_own(messages: HeldMessages, redis: Redis, name
     assert messages.held_by("nobody") == []
 
 
-def test_a_process_with_much_is_seen_whole(
+def test_all_tags_of_an_owner_are_found(
     messages: HeldMessages, redis: Redis, namespace: str
 ) -> None:
-    """More than one slice of the index: each of an owner's tags is told once."""
+    """All tags of an owner are found, also when the index has more than one slice."""
     tags = [new_tag(owner) for owner in ("mine", "others") for _ in range(1500)]
     redis.zadd(UNACKED_INDEX, dict.fromkeys(tags, 5.0))
     assert messages.held_by("mine") == sorted(tags[:1500])

@@ -1,4 +1,4 @@
-"""Celery's thread pool: a slot is free again whatever becomes of its message."""
+"""Celery's thread pool: a slot is free again whatever happens to its message."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pytest
 from celery.worker import state
 from redis.exceptions import ReadOnlyError
 
-from worker.broker import pool
+from worker.broker import celery_overrides
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
 @pytest.mark.parametrize("fault", [None, ReadOnlyError("a replica")])
-def test_a_message_that_can_not_go_back_keeps_no_slot(
+def test_a_message_that_can_not_be_requeued_keeps_no_slot(
     monkeypatch: pytest.MonkeyPatch, fault: Exception | None
 ) -> None:
-    """Nor its lease, which would be renewed for ever: after it somebody else gets the message."""
-    monkeypatch.setattr(pool, "PAUSE_S", 0.0)
+    """A message that can't be requeued frees its slot, so that its lease is renewed no more."""
+    monkeypatch.setattr(celery_overrides, "REQUEUE_PAUSE_S", 0.0)
     ready: list[Any] = []
     monkeypatch.setattr(state, "task_ready", ready.append)
 
@@ -33,7 +33,7 @@ def test_a_message_that_can_not_go_back_keeps_no_slot(
     request: Any = SimpleNamespace(id="t", reject=reject)
     future: Future[Any] = Future()
     future.set_exception(MemoryError())
-    settle: Callable[..., None] = pool._settle
+    settle: Callable[..., None] = celery_overrides._requeue_failed
     if fault is None:
         settle(request, future)
     else:

@@ -1,4 +1,4 @@
-"""The publisher: what it may skip, what it hears, and what must not end it."""
+"""The event publisher: which events it may skip, and how it reports a stop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worker.job_control import Control, Stop
 from worker.record import event_publisher
 from worker.record.celery_state import CeleryState
 from worker.record.event_publisher import BACKLOG, EventPublisher
-from worker.record.task_record import Claim, TaskRecord
+from worker.record.task_record import Claim, TaskRecord, WriteAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -45,14 +45,14 @@ def publish() -> Iterator[Callable[..., EventPublisher]]:
 
 
 class Stuck(TaskRecord):
-    """A Redis that takes its time: the first event waits until it is let go."""
+    """A record whose first event waits until `go_on`."""
 
     def stick(self) -> None:
-        """Get stuck from now on."""
+        """Block events from now on."""
         self.reached, self.go_on = threading.Event(), threading.Event()
 
-    def append(self, claim: Claim, kind: str, fields: Mapping[str, Any]) -> int:
-        """Say that the write was reached, wait, write."""
+    def append(self, claim: Claim, kind: str, fields: Mapping[str, Any]) -> WriteAnswer:
+        """Signal that the write was reached, wait, then write."""
         self.reached.set()
         assert self.go_on.wait(10)
         return super().append(claim, kind, fields)
@@ -60,7 +60,7 @@ class Stuck(TaskRecord):
 
 @pytest.fixture
 def stuck(redis: Redis, keys: Keys) -> Stuck:
-    """A worker's `TaskRecord` that is stuck."""
+    """A worker's record that is stuck."""
     claims = Stuck(redis, keys, "first", record_ttl_s=TTL_S, lease_s=LEASE_S)
     claims.stick()
     return claims
@@ -69,7 +69,7 @@ def stuck(redis: Redis, keys: Keys) -> Stuck:
 def test_progress_coalesces_when_redis_is_slow(
     stuck: Stuck, redis: Redis, keys: Keys, task_id: str, publish: Callable[..., EventPublisher]
 ) -> None:
-    """Steps that can't be told in time are skipped: the oldest that wait and the newest stay."""
+    """When Redis is slow progress is skipped; the oldest that waits and the newest are written."""
     made, claim = publish(stuck), take(stuck, task_id)
     made.watch(claim, Control())
     made.post(claim, "progress", step(0))
@@ -77,7 +77,7 @@ def test_progress_coalesces_when_redis_is_slow(
     for number in range(1, 101):
         made.post(claim, "progress", step(number))
     stuck.go_on.set()
-    made.release(claim)
+    made.flush(claim)
     steps = [each["step"] for each in told(redis, keys, task_id) if each["type"] == "progress"]
     assert steps == [*range(BACKLOG), 100]
 
@@ -98,7 +98,7 @@ def test_nothing_but_progress_is_skipped(
     publish: Callable[..., EventPublisher],
     posted: list[str],
 ) -> None:
-    """However far the publisher falls behind, all that is not progress is told, in order."""
+    """All events but progress are written, in order, however far the publisher falls behind."""
     made, claim = publish(stuck), take(stuck, task_id)
     made.watch(claim, Control())
     fields: dict[str, dict[str, Any]] = {
@@ -111,7 +111,7 @@ def test_nothing_but_progress_is_skipped(
     for kind in posted:
         made.post(claim, kind, fields[kind])
     stuck.go_on.set()
-    made.release(claim)
+    made.flush(claim)
     seen = kinds(client.redis, client.keys, task_id)[3:]
     expected = [kind for kind in posted if kind != "progress"]
     assert [kind for kind in seen if kind != "progress"] == expected
@@ -121,7 +121,7 @@ def test_nothing_but_progress_is_skipped(
 def test_tasks_take_turns(
     stuck: Stuck, redis: Redis, keys: Keys, publish: Callable[..., EventPublisher]
 ) -> None:
-    """A task with much to tell does not keep another waiting for more than one event."""
+    """A task with many events delays another by one event at most."""
     made, loud, quiet = publish(stuck), take(stuck, "loud"), take(stuck, "quiet")
     for claim in (loud, quiet):
         made.watch(claim, Control())
@@ -131,44 +131,44 @@ def test_tasks_take_turns(
         made.post(loud, "loading", LOADING)
     made.post(quiet, "uploading", UPLOADING)
     stuck.go_on.set()
-    made.release(quiet)
-    made.release(loud)
+    made.flush(quiet)
+    made.flush(loud)
     last = told(redis, keys, "quiet")[-1]["at"]
     assert [each["at"] <= last for each in told(redis, keys, "loud")].count(True) <= 10
 
 
-def test_release_writes_what_waits(
+def test_flush_writes_what_waits(
     claims: TaskRecord,
     redis: Redis,
     keys: Keys,
     task_id: str,
     publish: Callable[..., EventPublisher],
 ) -> None:
-    """After `release` every event posted before it is told, and later posts go nowhere."""
+    """`flush` writes every event that was posted before it; later ones are ignored."""
     made, claim = publish(claims), take(claims, task_id)
     made.watch(claim, Control())
     for number in range(BACKLOG):
         made.post(claim, "progress", step(number))
-    made.release(claim)
+    made.flush(claim)
     made.post(claim, "uploading", UPLOADING)
     assert kinds(redis, keys, task_id) == ["queued", "started"] + ["progress"] * BACKLOG
     assert claims.finish(claim, TaskStatus.SUCCEEDED, {}, {})
 
 
-def test_release_does_not_wait_for_ever(
+def test_flush_waits_for_a_limited_time(
     stuck: Stuck,
     task_id: str,
     publish: Callable[..., EventPublisher],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The end of a task waits for its progress only so long."""
+    """`flush` waits for a limited time."""
     monkeypatch.setattr(event_publisher, "FLUSH_S", 0.1)
     made, claim = publish(stuck), take(stuck, task_id)
     made.watch(claim, Control())
     made.post(claim, "progress", step(1))
     assert stuck.reached.wait(10)
     begun_s = time.monotonic()
-    made.release(claim)
+    made.flush(claim)
     assert 0.1 <= time.monotonic() - begun_s < 2
     stuck.go_on.set()
 
@@ -179,19 +179,19 @@ def test_a_cancel_comes_back_with_an_event(
     task_id: str,
     publish: Callable[..., EventPublisher],
 ) -> None:
-    """The answer to an event carries the cancel, without a look of its own."""
+    """The answer to an event reports a cancellation request."""
     made, claim, control = publish(claims), take(claims, task_id), Control()
     made.watch(claim, control)
     client.handle(task_id).cancel()
     made.post(claim, "progress", step(1))
-    made.release(claim)
+    made.flush(claim)
     assert control.asked() is Stop.CANCELLED
 
 
-def test_an_overtaken_owner_hears_of_it(
+def test_a_superseded_owner_is_stopped(
     claims: TaskRecord, other: TaskRecord, task_id: str, publish: Callable[..., EventPublisher]
 ) -> None:
-    """One whose task another worker has claimed is told to stop with its next event."""
+    """The answer to an event reports that another worker has claimed the task."""
     made, claim, control = publish(claims), take(claims, task_id), Control()
     made.watch(claim, control)
     take_over(other, task_id)

@@ -1,4 +1,4 @@
-"""What the publisher tells Celery, and which faults of others it outlives."""
+"""The publisher and Celery's states, and the errors that the publisher survives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from api_contracts.redis_io.connection import connect
 from tests.record.owners import PROGRESS, kinds, take, take_over, told, until, worker
 from worker import embedded
 from worker.job_control import Control, Stop
-from worker.record import celery_state
+from worker.record import celery_state, event_publisher
 from worker.record.celery_state import CeleryState
 from worker.record.event_publisher import EventPublisher
 
@@ -31,10 +31,10 @@ def step(number: int) -> dict[str, Any]:
     return {**PROGRESS, "step": number, "total_steps": 9, "metadata": {"k": "v"}}
 
 
-def test_celery_is_told_at_most_once_a_second(claims: TaskRecord, task_id: str) -> None:
-    """A burst of steps is one `PROGRESS` state of step and total, for each task by itself.
+def test_progress_is_mirrored_at_most_once_a_second(claims: TaskRecord, task_id: str) -> None:
+    """A burst of steps becomes one `PROGRESS` state per task.
 
-    Before it comes `STARTED`, unless the first step is faster.
+    `STARTED` is written before it, unless the first step is faster.
     """
     calls: list[tuple[str, str, dict[str, int]]] = []
     made = EventPublisher(
@@ -48,7 +48,7 @@ def test_celery_is_told_at_most_once_a_second(claims: TaskRecord, task_id: str) 
             made.post(claim, "progress", step(number))
     until(lambda: [call[0] for call in calls].count("PROGRESS") == 2)
     for claim in taken:
-        made.release(claim)
+        made.flush(claim)
     made.close()
     assert sorted(call for call in calls if call[0] != "STARTED") == [
         ("PROGRESS", "another", {"step": 1, "total_steps": 9}),
@@ -56,33 +56,33 @@ def test_celery_is_told_at_most_once_a_second(claims: TaskRecord, task_id: str) 
     ]
 
 
-def test_celery_is_told_that_a_task_has_begun(claims: TaskRecord, task_id: str) -> None:
-    """`STARTED`, with what Celery's own worker keeps there."""
+def test_the_start_is_mirrored(claims: TaskRecord, task_id: str) -> None:
+    """`STARTED` has the meta of Celery's own workers."""
     calls: list[tuple[str, dict[str, Any], str]] = []
     made = EventPublisher(claims, CeleryState(lambda *call: calls.append(call)))
     made.watch(claim := take(claims, task_id), Control())
     until(lambda: calls)
-    made.release(claim)
+    made.flush(claim)
     made.close()
     ((name, meta, state),) = calls
     assert (name, state, set(meta)) == (task_id, "STARTED", {"pid", "hostname"})
 
 
-def test_celery_is_told_again_when_it_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once the pause is over the next step is told."""
-    monkeypatch.setattr(celery_state, "EVERY_S", 0.0)
+def test_progress_is_mirrored_again_after_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the interval the next step is mirrored."""
+    monkeypatch.setattr(celery_state, "MIN_INTERVAL_S", 0.0)
     steps: list[int] = []
     made = CeleryState(lambda _, meta, _state: steps.append(meta["step"]))
     for number in range(1, 4):
-        made.tell("t", {"step": number, "total_steps": 9})
+        made.post_progress("t", {"step": number, "total_steps": 9})
         until(partial(steps.__contains__, number))
     made.close()
 
 
-def test_a_result_redis_that_hangs_holds_up_nothing(
+def test_a_result_redis_that_hangs_delays_no_event(
     claims: TaskRecord, client: GenerationClient, task_id: str
 ) -> None:
-    """While Celery's Redis is away, events are told and their answers are heard."""
+    """While Celery's Redis hangs, events are written and their answers are read."""
     stuck, go_on = threading.Event(), threading.Event()
 
     def hang(_task_id: str, _meta: dict[str, Any], _state: str) -> None:
@@ -103,12 +103,12 @@ def test_a_result_redis_that_hangs_holds_up_nothing(
     made.post(claim, "progress", step(3))
     until(lambda: control.asked() is Stop.CANCELLED)
     go_on.set()
-    made.release(claim)
+    made.flush(claim)
     made.close()
 
 
-def test_nothing_is_told_after_the_end(claims: TaskRecord, task_id: str) -> None:
-    """A state that still waits when its task ends is dropped: it would overwrite the end."""
+def test_no_state_is_written_after_the_end(claims: TaskRecord, task_id: str) -> None:
+    """A waiting state is dropped when its task ends: it would overwrite the final state."""
     stuck, go_on = threading.Event(), threading.Event()
     calls: list[str] = []
 
@@ -118,27 +118,27 @@ def test_nothing_is_told_after_the_end(claims: TaskRecord, task_id: str) -> None
         calls.append(name)
 
     state = CeleryState(store)
-    state.tell("busy", {"step": 1, "total_steps": 2})
+    state.post_progress("busy", {"step": 1, "total_steps": 2})
     assert stuck.wait(10)
-    state.tell(task_id, {"step": 1, "total_steps": 2})
-    state.forget(task_id)
+    state.post_progress(task_id, {"step": 1, "total_steps": 2})
+    state.discard(task_id)
     go_on.set()
-    state.forget("busy")
+    state.discard("busy")
     state.close()
     assert calls == ["busy"]
 
 
-def test_a_lost_task_is_not_told_to_celery(
+def test_a_superseded_worker_mirrors_nothing(
     claims: TaskRecord, other: TaskRecord, task_id: str
 ) -> None:
-    """One whose task is another's writes nothing into Celery's state either."""
+    """A superseded worker writes no progress into Celery's state."""
     calls: list[str] = []
     made = EventPublisher(claims, CeleryState(lambda *call: calls.append(call[2])))
     claim = take(claims, task_id)
     take_over(other, task_id)
     made.watch(claim, Control())
     made.post(claim, "progress", step(1))
-    made.release(claim)
+    made.flush(claim)
     made.close()
     assert "PROGRESS" not in calls
 
@@ -147,7 +147,7 @@ def test_a_lost_task_is_not_told_to_celery(
 def test_a_broken_result_backend_does_not_end_the_publisher(
     claims: TaskRecord, redis: Redis, keys: Keys, task_id: str, fault: Exception
 ) -> None:
-    """Celery's backend raises errors of its own; the events go on, and cancels are heard."""
+    """Errors of Celery's backend do not stop the events."""
 
     def fail(_task_id: str, _meta: dict[str, Any], _state: str) -> None:
         raise fault
@@ -157,15 +157,20 @@ def test_a_broken_result_backend_does_not_end_the_publisher(
     made.post(claim, "progress", step(1))
     until(lambda: "progress" in kinds(redis, keys, task_id))
     made.post(claim, "uploading", {"images": 1})
-    made.release(claim)
+    made.flush(claim)
     made.close()
     assert kinds(redis, keys, task_id)[-1] == "uploading"
 
 
-def test_one_broken_task_does_not_silence_the_others(
-    claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
+def test_a_refused_write_loses_one_event(
+    claims: TaskRecord,
+    redis: Redis,
+    keys: Keys,
+    task_id: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A write that Redis refuses (wrong type) is that event's loss alone, whoever waits beside."""
+    """A write that Redis refuses (wrong type) loses that event alone."""
+    monkeypatch.setattr(event_publisher, "RETRY_PAUSE_S", 0.01)
     made, good = EventPublisher(claims, CeleryState(lambda *_: None)), take(claims, task_id)
     broken = take(claims, "broken")
     redis.set(keys.events("broken"), "no stream")
@@ -177,12 +182,12 @@ def test_one_broken_task_does_not_silence_the_others(
     made.post(good, "uploading", {"images": 1})
     until(lambda: kinds(redis, keys, task_id)[-1] == "uploading")
     assert kinds(redis, keys, task_id).count("progress") == 3
-    made.release(good)
+    made.flush(good)
     made.close()
 
 
 def test_redis_away_does_not_end_the_publisher(tmp_path: Path, keys: Keys) -> None:
-    """After an outage what was posted is told, progress goes on and cancels are heard again."""
+    """After an outage waiting events are written, and cancellations are noticed again."""
     port = embedded.free_port()
     control = Control()
     with embedded.redis_server(tmp_path, port) as url:

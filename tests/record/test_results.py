@@ -1,4 +1,4 @@
-"""Celery's result key: an end stays, whoever comes late."""
+"""Celery's result backend: a final state is never overwritten."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from celery import Celery
 
-from worker.broker.results import Backend
+from worker.broker.celery_overrides import Backend
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def backend(redis_url: str) -> Backend:
-    """The backend as the worker has it."""
+    """The worker's result backend."""
     app = Celery(
-        "judge", set_as_current=False, backend=f"worker.broker.results:Backend+{redis_url}"
+        "judge", set_as_current=False, backend=f"worker.broker.celery_overrides:Backend+{redis_url}"
     )
     made = app.backend
     assert isinstance(made, Backend)
@@ -25,10 +25,10 @@ def backend(redis_url: str) -> Backend:
 
 
 @pytest.mark.parametrize("end", ["SUCCESS", "FAILURE", "REVOKED"])
-def test_no_state_of_before_is_written_over_an_end(
+def test_a_late_state_does_not_overwrite_a_final_one(
     backend: Backend, namespace: str, end: str
 ) -> None:
-    """Progress that a frozen worker tells after the end changes nothing."""
+    """A late progress state does not overwrite a final one."""
     error = ValueError("no")
     backend.store_result(namespace, {"step": 1}, "PROGRESS")
     assert backend.get_state(namespace) == "PROGRESS"
@@ -39,7 +39,7 @@ def test_no_state_of_before_is_written_over_an_end(
 
 
 def test_states_live_as_long_as_results(backend: Backend, namespace: str, redis: Redis) -> None:
-    """A state that nothing follows is forgotten too."""
+    """A progress state has the time to live of a result."""
     backend.store_result(namespace, {"step": 1}, "PROGRESS")
     left_s = redis.ttl(backend.get_key_for_task(namespace))
     assert isinstance(left_s, int)

@@ -1,4 +1,4 @@
-"""Taking a message: in one step, in the right order, under a tag that is this delivery's alone."""
+"""Taking a message: in one step, by priority, under a delivery tag of its own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import stamina
 from kombu import Exchange, Queue
 from prometheus_client import REGISTRY
 from redis import Redis
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def boxes(redis_url: str) -> Iterator[Callable[..., Box]]:
-    """Processes that take messages; their connections end with the test."""
+    """Consumers that are closed after the test."""
     made: list[Box] = []
 
     def make(owner: str, *models: str, **options: Any) -> Box:
@@ -54,7 +55,7 @@ def one(messages: list[Message]) -> Message:
 def test_the_order_is_by_priority_over_all_queues(
     boxes: Callable[..., Box], redis: Redis, namespace: str
 ) -> None:
-    """0 goes first, whatever queue it lies in; one that came earlier goes before a later one."""
+    """Messages are taken by priority over all queues, then in the order in which they came."""
     models = [f"{namespace}.{name}" for name in "ab"]
     box = boxes(namespace, *models)
     post(redis, models[0], "a9", priority=9)
@@ -72,10 +73,10 @@ def test_the_order_is_by_priority_over_all_queues(
     )
 
 
-def test_a_death_before_the_answer_loses_nothing(
+def test_a_crash_before_the_answer_loses_nothing(
     boxes: Callable[..., Box], redis: Redis, namespace: str
 ) -> None:
-    """A message has left its list only when the book says who has it, and until when."""
+    """A message that left its list is held, with owner and lease, whenever the process dies."""
     box = boxes(namespace, lease_s=77.0)
     one(box.take(redis, GOOD)).ack()
     post(redis, namespace, "lost")
@@ -91,10 +92,10 @@ def test_a_death_before_the_answer_loses_nothing(
     assert 60 < left_s <= 78
 
 
-def test_a_queue_that_is_no_list_holds_up_no_other(
+def test_a_queue_of_another_type_blocks_no_other(
     boxes: Callable[..., Box], redis: Redis, namespace: str
 ) -> None:
-    """Whoever may push could also make something else of an empty queue."""
+    """A queue's key of another type blocks no other queue."""
     models = [f"{namespace}.{name}" for name in "ab"]
     redis.sadd(names.queue_lists(models[0])[0], "x")
     box = boxes(namespace, *models)
@@ -102,11 +103,11 @@ def test_a_queue_that_is_no_list_holds_up_no_other(
     assert one(box.drain()).headers["id"] == "b5"
 
 
-def test_a_server_that_refuses_for_a_while_ends_nobody(
+def test_polling_goes_on_while_redis_refuses_writes(
     tmp_path: Path, namespace: str, caplog: pytest.LogCaptureFixture, monkeypatch: Any
 ) -> None:
-    """A replica, say, until it is a primary again: it is logged, and then the message comes."""
-    monkeypatch.setattr(transport, "REFUSED_S", 0.01)
+    """Polling goes on while Redis refuses writes, as a replica does, with a line in the log."""
+    monkeypatch.setattr(transport, "REFUSED_PAUSE_S", 0.01)
     with embedded.redis_server(tmp_path) as url, Redis.from_url(url) as replica:
         box = Box(url, namespace)
         post(replica, namespace, "t")
@@ -119,8 +120,8 @@ def test_a_server_that_refuses_for_a_while_ends_nobody(
         assert one(box.drain()).headers["id"] == "t"
 
 
-def test_a_server_that_refuses_this_user_is_heard(tmp_path: Path, namespace: str) -> None:
-    """That nothing may be taken at all is an error, not an empty queue."""
+def test_a_missing_right_is_an_error(tmp_path: Path, namespace: str) -> None:
+    """A missing right raises an error and does not look like an empty queue."""
     with embedded.redis_server(tmp_path) as url, Redis.from_url(url) as redis:
         box = Box(url, namespace)
         post(redis, namespace, "t")
@@ -132,7 +133,7 @@ def test_a_server_that_refuses_this_user_is_heard(tmp_path: Path, namespace: str
 def test_one_that_would_claim_nothing_takes_nothing(
     boxes: Callable[..., Box], redis: Redis, namespace: str
 ) -> None:
-    """While a process is not well its messages are left to the others."""
+    """A process that would claim no task takes no message."""
     well = False
     box = boxes(namespace, may_take=lambda: well)
     post(redis, namespace, "t")
@@ -145,7 +146,7 @@ def test_one_that_would_claim_nothing_takes_nothing(
 
 @pytest.mark.parametrize("fault", [RedisConnectionError("reset"), ResponseError("wrong type")])
 @pytest.mark.parametrize("end", ["ack", "drop", "give_back"])
-def test_one_that_can_not_be_ended_takes_no_slot(  # fixtures
+def test_a_message_that_can_not_be_ended_keeps_no_slot(  # fixtures
     boxes: Callable[..., Box],
     redis: Redis,
     namespace: str,
@@ -153,7 +154,7 @@ def test_one_that_can_not_be_ended_takes_no_slot(  # fixtures
     end: str,
     fault: Exception,
 ) -> None:
-    """A lost connection is tried again; whatever comes of it, another message may be taken."""
+    """A message that can't be acknowledged or rejected is retried, and frees its slot."""
     box = boxes(namespace)
     box.channel.basic_qos(prefetch_count=1)
     message = one(box.take(redis, GOOD))
@@ -169,7 +170,7 @@ def test_one_that_can_not_be_ended_takes_no_slot(  # fixtures
     ways = {
         "ack": message.ack, "drop": message.reject, "give_back": lambda: message.reject(True),
     }  # fmt: skip
-    with suppress(ResponseError):
+    with suppress(ResponseError), stamina.set_testing(True, attempts=3):
         ways[end]()
     assert box.channel.qos.can_consume()
     if isinstance(fault, RedisConnectionError):
@@ -177,10 +178,10 @@ def test_one_that_can_not_be_ended_takes_no_slot(  # fixtures
         assert len(waiting(redis, namespace)) == (end == "give_back")
 
 
-def test_one_that_takes_nothing_hears_commands(
+def test_remote_control_works_without_polling(
     boxes: Callable[..., Box], redis: Redis, namespace: str
 ) -> None:
-    """`health` asks a process that is not well, too, and is told why."""
+    """Remote control works in a process that takes no messages."""
     box, heard = boxes(namespace, may_take=lambda: False), list[str]()
     exchange = Exchange(f"{namespace}.ask", type="fanout")
     ask = Queue(f"{namespace}.ask", exchange, auto_delete=True)
@@ -211,7 +212,7 @@ def test_one_that_takes_nothing_hears_commands(
         (b'{"headers": 5}', "no_message"),
     ],
 )
-def test_what_is_no_message_is_dropped_and_counted(  # fixtures
+def test_an_entry_that_is_no_message_is_dropped_and_counted(  # fixtures
     boxes: Callable[..., Box],
     redis: Redis,
     namespace: str,
@@ -219,7 +220,7 @@ def test_what_is_no_message_is_dropped_and_counted(  # fixtures
     entry: bytes,
     reason: str,
 ) -> None:
-    """It leaves its list, is held by nobody, and the next message is read."""
+    """An entry that is no message is dropped and counted, and the next message is taken."""
     monkeypatch.setattr("worker.broker.transport.MAX_MESSAGE_BYTES", 1600)
     box, before = boxes(namespace), rejected(reason)
     assert box.take(redis, entry) == []
@@ -242,13 +243,13 @@ def give_back(message: Message) -> None:
 
 
 @pytest.mark.parametrize("late", [ack, drop, give_back])
-def test_a_former_holder_touches_nothing(
+def test_a_late_acknowledgement_has_no_effect(
     boxes: Callable[..., Box],
     redis: Redis,
     namespace: str,
     late: Callable[[Message], None],
 ) -> None:
-    """Whatever a worker says about a message that it lost, its new holder keeps it, once."""
+    """A late acknowledgement or rejection does not affect the next delivery."""
     first, second = boxes(f"{namespace}-1", namespace), boxes(f"{namespace}-2", namespace)
     post(redis, namespace, "t")
     lost = one(first.drain())
@@ -266,10 +267,10 @@ def test_a_former_holder_touches_nothing(
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_one_that_is_done_or_given_back_is_held_no_more(
+def test_an_ended_message_is_held_no_more(
     boxes: Callable[..., Box], redis: Redis, namespace: str, given: bool
 ) -> None:
-    """What is given back waits behind the others of its priority, marked; what is done is gone."""
+    """A rejected message waits behind its priority's others; an acknowledged one is gone."""
     box = boxes(namespace)
     post(redis, namespace, "t", "next")
     post(redis, namespace, "last", priority=9)
@@ -284,14 +285,14 @@ def test_one_that_is_done_or_given_back_is_held_no_more(
 
 
 @pytest.mark.parametrize(("late", "left"), [(ack, []), (drop, []), (give_back, ["t"])])
-def test_what_was_taken_over_a_lost_connection_can_be_ended(
+def test_a_message_of_a_closed_channel_can_be_ended(
     boxes: Callable[..., Box],
     redis: Redis,
     namespace: str,
     late: Callable[[Message], None],
     left: list[str],
 ) -> None:
-    """The task ran on while its connection was closed: its message is ended over another one."""
+    """A message is ended also after its channel was closed."""
     box = boxes(namespace)
     post(redis, namespace, "t")
     message = one(box.drain())

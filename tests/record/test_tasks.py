@@ -55,7 +55,7 @@ class Desk:
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pause before a message goes back."""
-    monkeypatch.setattr(celery_task, "PAUSE_S", 0.0)
+    monkeypatch.setattr(celery_task, "REQUEUE_PAUSE_S", 0.0)
 
 
 def task(desk: Any) -> Generate:

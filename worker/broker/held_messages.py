@@ -1,18 +1,18 @@
-"""The broker's messages: which are held and by whom, for how long, and which ids wait.
+"""The messages that workers hold, and the task ids of those that wait.
 
-Owns the book of what each worker holds: kombu's `unacked` and `unacked_index`, under keys of its
-own. Three things differ from kombu: a message gets its tag when it is taken, so that nobody's late
-acknowledgement touches another's delivery; the index says when a lease runs out, by Redis's clock;
-a message is put back by one script. Knows nothing of records.
+Replaces kombu's `unacked` bookkeeping, under keys of its own. Three things differ from kombu: a
+message gets its delivery tag when it is taken, so that a late acknowledgement never touches another
+delivery; the index has the end of each lease by Redis's clock; one script requeues a message. Knows
+no task record.
 """
 
 from __future__ import annotations
 
 import json
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from api_contracts.names import PRIORITIES, queue_list
+from api_contracts.names import PRIORITIES, is_task_id, queue_list
 from api_contracts.redis_io.scripts import load
 
 if TYPE_CHECKING:
@@ -20,45 +20,91 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-#: Keys of our own: another Celery worker on the same database would take its own scores for ours.
+#: Not kombu's own names: another Celery worker on the same database would take the scores for its.
 UNACKED, UNACKED_INDEX = "sag.unacked", "sag.unacked_index"
-#: Largest message that is taken, in bytes: twice the largest request that the contract allows.
+#: Largest message that is taken, in bytes: twice the largest request of the contract.
 MAX_MESSAGE_BYTES = 8 * 2**20
-#: How long after its lease a message is put back, in seconds: the task's own lease, renewed just
-#: after it, must have run out, or its next claim is told that the task is held.
+#: How long after its lease a message is requeued, in seconds: the task's own lease, renewed just
+#: after the message's, must have run out, or the next claim is answered `held`.
 MARGIN_S = 0.5
-#: Messages looked at by one call, and bytes after which it looks at no further ones: Redis serves
-#: nobody else meanwhile, and reads some 50 MB of JSON in a second.
+#: Pause before a message is requeued after an error, in seconds: it may be taken again at once.
+REQUEUE_PAUSE_S = 1.0
+#: Messages and bytes that one call reads: Redis serves no other client meanwhile, and parses about
+#: 50 MB of JSON in a second.
 SLICE, SLICE_BYTES = 500, 2**20
 
 
 def new_tag(owner: str) -> str:
-    """A delivery tag that says who holds the message."""
+    """A delivery tag that names the process which holds the message."""
     return f"{owner}/{uuid.uuid4().hex}"
 
 
+class HeldMessage(NamedTuple):
+    """A message that a worker holds. It was written by a producer and may have any fields."""
+
+    message: dict[str, Any]
+    queue: str
+
+    @classmethod
+    def parse(cls, raw: bytes | None) -> HeldMessage | None:
+        """The message in an entry of `UNACKED`; None for anything else."""
+        try:
+            message, _, queue = json.loads(raw or "null")
+            json.dumps(message)  # too deep to be written again: it can't be requeued either
+        except (ValueError, TypeError, RecursionError):
+            return None
+        return cls(message, queue) if isinstance(message, dict) else None
+
+    @property
+    def task_id(self) -> str | None:
+        """The task id in the headers, if it is one."""
+        headers = self.message.get("headers")
+        task_id = headers.get("id") if isinstance(headers, dict) else None
+        return task_id if is_task_id(task_id) else None
+
+    @property
+    def list_key(self) -> str:
+        """The list of the queue that the message's priority names; 0 without a priority."""
+        priority = self._properties.get("priority")
+        if not isinstance(priority, int):
+            return self.queue
+        return queue_list(self.queue, max(PRIORITIES[0], min(priority, PRIORITIES[-1])))
+
+    def redelivered(self) -> str:
+        """The message's JSON, marked as delivered before, as AMQP and kombu mark it."""
+        info = self._properties.get("delivery_info")
+        marked = (info if isinstance(info, dict) else {}) | {"redelivered": True}
+        properties = self._properties | {"delivery_info": marked}
+        return json.dumps(self.message | {"properties": properties})
+
+    @property
+    def _properties(self) -> dict[str, Any]:
+        given = self.message.get("properties")
+        return given if isinstance(given, dict) else {}
+
+
 class HeldMessages:
-    """Looks after held messages. Thread-safe; every method raises what redis-py raises."""
+    """Renews, requeues and lists held messages. Thread-safe; raises what redis-py raises."""
 
     def __init__(self, redis: Redis) -> None:
         """`redis` is a connection to the broker."""
         self.redis = redis
-        self._renew, self._put_back, self._waiting = (
-            load(redis, "worker.broker", name) for name in ("renew", "put_back", "waiting")
+        self._renew, self._requeue, self._waiting = (
+            load(redis, "worker.broker", name)
+            for name in ("renew", "requeue_message", "waiting_ids")
         )
 
     def renew(self, tags: Sequence[str], lease_s: float) -> None:
-        """Hold messages for `lease_s` from now; asks the server also when there are none."""
-        self._renew(keys=[UNACKED_INDEX], args=[lease_s + MARGIN_S, *tags])
+        """Hold messages for `lease_s` from now; calls the server also without tags."""
+        self._renew(unacked_index=UNACKED_INDEX, lease_s=lease_s + MARGIN_S, tags=tags)
 
     def overdue(self, most: int = 100) -> list[str]:
         """Tags of messages whose lease has run out, the longest overdue first."""
         seconds, microseconds = self.redis.time()
-        now_s = seconds + microseconds / 1e6
         tags: Any = self.redis.zrange(
             UNACKED_INDEX,
             "-inf",
-            now_s,
+            seconds + microseconds / 1e6,
             byscore=True,
             offset=0,
             num=most,
@@ -72,42 +118,45 @@ class HeldMessages:
         tags = {tag.decode() for tag, _ in found}
         return sorted(tag for tag in tags if tag.rpartition("/")[0] == owner)
 
-    def held(self, tag: str) -> tuple[dict[str, Any], str] | None:
-        """A held message and its queue; None when it is held no more or is no message."""
-        try:
-            message, _, queue = json.loads(self.redis.hget(UNACKED, tag) or "null")
-            json.dumps(message)  # what is nested too deep for that can't be put back either
-        except (ValueError, TypeError, RecursionError):
-            return None
-        return (message, queue) if isinstance(message, dict) else None
+    def held(self, tag: str) -> HeldMessage | None:
+        """A held message; None when it is held no more or is no message."""
+        raw: Any = self.redis.hget(UNACKED, tag)
+        return HeldMessage.parse(raw)
 
     def put_back(self, tag: str, *, only_overdue: bool = False, first: bool = True) -> bool:
-        """Put a message back before the others, or behind them; False when somebody else did.
+        """Requeue a message before or behind those that wait; False when another process did.
 
-        What is no message is dropped.
+        An entry that is no message is dropped.
         """
         held = self.held(tag)
-        message, queue = held or ({}, "")
-        text = json.dumps(redelivered(message)) if held else ""
-        push = "RPUSH" if first else "LPUSH"
-        args: list[str | int] = [tag, text, push, int(only_overdue)]
-        keys = [UNACKED, UNACKED_INDEX, _list(queue, message)]
-        return bool(self._put_back(keys=keys, args=args)) and held is not None
+        moved = self._requeue(
+            unacked=UNACKED,
+            unacked_index=UNACKED_INDEX,
+            list=held.list_key if held else "",
+            tag=tag,
+            message=held.redelivered() if held else None,
+            push="RPUSH" if first else "LPUSH",
+            only_overdue=only_overdue,
+        )
+        return bool(moved) and held is not None
 
     def ids(self, queues: Iterable[str], between: Callable[[], object] = bool) -> Iterator[str]:
-        """The task ids of all messages, first of those that wait, then of those that are held.
-
-        `between` is called between two questions to Redis: each may take long.
+        """The task ids of all messages: first of those that wait, then of those that are held.
 
         In this order and each list from its newest end, a message that is taken meanwhile is
-        found all the same; only one that is put back meanwhile may be missed.
+        found; only one that is requeued meanwhile may be missed. `between` is called between two
+        calls to Redis, each of which may take long.
         """
         for name in (queue_list(queue, each) for queue in queues for each in PRIORITIES):
             first, count = 0, 1
             while count:
-                last = first + SLICE - 1
-                limits = [SLICE_BYTES, MAX_MESSAGE_BYTES]
-                count, *ids = self._waiting(keys=[name], args=[first, last, *limits])
+                count, *ids = self._waiting(
+                    list=name,
+                    first=first,
+                    last=first + SLICE - 1,
+                    slice_bytes=SLICE_BYTES,
+                    max_bytes=MAX_MESSAGE_BYTES,
+                )
                 yield from (each.decode() for each in ids)
                 between()
                 first += count
@@ -115,33 +164,5 @@ class HeldMessages:
             if number % SLICE == 0:
                 between()
             held = self.held(tag.decode())
-            task_id = task_id_of(held[0]) if held else None
-            if task_id is not None:
-                yield task_id
-
-
-def task_id_of(message: dict[str, Any]) -> str | None:
-    """The id in a message's headers, if it is one at all."""
-    headers = message.get("headers")
-    task_id = headers.get("id") if isinstance(headers, dict) else None
-    return task_id if isinstance(task_id, str) else None
-
-
-def redelivered(message: dict[str, Any]) -> dict[str, Any]:
-    """The message, marked as one that was delivered before, as AMQP and kombu mark it."""
-    marked = dict(message)
-    given = message.get("properties")
-    properties = dict(given) if isinstance(given, dict) else {}
-    info = properties.get("delivery_info")
-    properties["delivery_info"] = (info if isinstance(info, dict) else {}) | {"redelivered": True}
-    marked["properties"] = properties
-    return marked
-
-
-def _list(queue: str, message: dict[str, Any]) -> str:
-    """The list of a queue that a message's priority says; 0 without one."""
-    properties = message.get("properties")
-    priority = properties.get("priority") if isinstance(properties, dict) else None
-    if not isinstance(priority, int):
-        return queue
-    return queue_list(queue, max(PRIORITIES[0], min(priority, PRIORITIES[-1])))
+            if held is not None and held.task_id is not None:
+                yield held.task_id

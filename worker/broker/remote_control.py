@@ -1,4 +1,7 @@
-"""Remote control: Celery's `revoke` becomes a cancel, and a worker says whether it is well."""
+"""Celery's remote control: `revoke` cancels through the record, `sag_well` reports health.
+
+Replaces Celery's `revoke` and `terminate` in `celery.worker.control.Panel`.
+"""
 
 from __future__ import annotations
 
@@ -18,27 +21,27 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: The question of `sag-worker health`.
+#: The command of `sag-worker health`.
 WELL = "sag_well"
 
 
 def install(records: Records, state: Callable[[], dict[str, Any]]) -> None:
-    """Register the commands with Celery, in place of its own of the same names.
+    """Register the commands, in place of Celery's own of the same names.
 
-    Celery would drop a revoked message before its task begins, and the record would never hear of
-    it. Here the record is asked to end the task: a waiting one ends at once, a running one before
-    its next UNet call. `state` says why this worker would claim no task, and what it is doing.
+    Celery drops a revoked message before its task begins, without a word to the record. Here the
+    record is cancelled: a waiting task ends at once, a running one before its next UNet call.
+    `state` gives why this worker would claim no task, and what it is doing.
     """
 
     def revoke(_state: Any, task_id: Any, **_: Any) -> dict[str, str]:  # noqa: ANN401  # Celery's signature
-        asked = [each for each in maybe_list(task_id) or [] if is_task_id(each)]
+        ids = [each for each in maybe_list(task_id) or [] if is_task_id(each)]
         try:
-            for each in asked:
+            for each in ids:
                 records.cancel(each)
         except GenerationError as error:
             logger.warning("not revoked: %s", error)
             return {"error": str(error)}
-        return {"ok": f"tasks {', '.join(asked)} are asked to end"}
+        return {"ok": f"tasks {', '.join(ids)} are asked to end"}
 
     def terminate(state: Any, signal: Any, task_id: Any, **_: Any) -> dict[str, str]:  # noqa: ANN401, ARG001  # Celery's signature
         return revoke(state, task_id)

@@ -1,11 +1,12 @@
-"""kombu's Redis transport, minus the ways in which it loses a message or ends the worker.
+"""kombu's Redis transport, changed where it loses a message or lets one end the worker.
 
-Owns what lies between Redis's lists and a kombu message. What is in the message: see intake.
+Owns the way of a message between Redis's lists and kombu. What the message holds: see
+`validate_message`. Every function of kombu's that is replaced or relied on is listed in
+`tests/record/upstream.py`, for the day on which kombu is upgraded.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import time
@@ -29,6 +30,7 @@ from worker.broker.held_messages import (
     HeldMessages,
     new_tag,
 )
+from worker.broker.validate_message import envelope
 from worker.redis_retry import retry_redis
 
 if TYPE_CHECKING:
@@ -38,37 +40,37 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Header that says how a body was compressed: kombu would unpack any amount of it at once.
-COMPRESSED = "was-compressed"
-#: Pause between two looks into empty lists, in seconds. kombu waits inside Redis instead, which
-#: hands the message out before anybody has written down who has it.
-LOOK_S = 0.025
-#: Longest wait for the answer to such a look, in seconds.
-SILENCE_S = 5.0
-#: Pause after Redis refused to give a message for a reason that passes, in seconds.
-REFUSED_S = 1.0
-
-
-#: What turns an event loop, one connection after the other.
-_TURNS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+#: Pause between two polls of empty lists, in seconds. kombu blocks in BRPOP instead, which hands a
+#: message out before anything records who holds it.
+POLL_INTERVAL_S = 0.025
+#: Longest wait for the answer to a poll, in seconds.
+ANSWER_TIMEOUT_S = 5.0
+#: Pause after Redis refused a poll for a reason that passes, in seconds.
+REFUSED_PAUSE_S = 1.0
+TAKE = scripts.read("worker.broker", "take")
+#: The timer of each event loop that polls, so that a reconnect replaces it.
+_POLL_TIMERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 class QoS(kombu_redis.QoS):
-    """kombu's book of the messages that are held; what was begun is finished when Redis is back."""
+    """kombu's held messages. What can't be acknowledged or rejected now is retried.
+
+    Whether or not Redis hears of it, the message takes no slot any more.
+    """
 
     def append(self, message: Message, delivery_tag: str) -> None:
-        """Remember a message; `take.lua` has written it down already."""
+        """Count a message; `take.lua` has written it to Redis already."""
         virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
-        """Drop a message. Whether or not Redis hears of it, it takes no slot any more."""
+        """Delete a message."""
         try:
-            self.forget(delivery_tag)
+            self.drop(delivery_tag)
         finally:
             virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  # kombu's signature
-        """Give a message back, behind those that wait, or drop it."""
+        """Requeue a message behind those that wait, or delete it."""
         if not requeue:
             self.ack(delivery_tag)
             return
@@ -78,33 +80,35 @@ class QoS(kombu_redis.QoS):
         finally:
             virtual.QoS.ack(self, delivery_tag)
 
-    def forget(self, delivery_tag: str) -> None:
-        """Drop what was taken and is no message."""
+    def drop(self, delivery_tag: str) -> None:
+        """Delete a held entry."""
         retry_redis(lambda: self._remove_from_indices(delivery_tag).execute())
 
     def restore_visible(self, *_: Any, **__: Any) -> None:  # noqa: ANN401  # kombu's signature
-        """Do nothing: the reconciler looks for leases that have run out, by Redis's clock."""
+        """Do nothing: the reconciler requeues messages whose lease has run out."""
 
 
 class Channel(kombu_redis.Channel):
     """kombu's channel, which takes a message in one step.
 
-    A channel that a restart of Redis closed neither puts its messages back while their tasks still
-    run, nor fails when they are acknowledged later: it does so over a connection of its own.
+    Messages taken over a channel that a restart of Redis closed stay held while their tasks run;
+    they are acknowledged and rejected over a connection of their own.
     """
 
     QoS = QoS
     unacked_key, unacked_index_key = UNACKED, UNACKED_INDEX
-    #: The tasks run on; they acknowledge or give back each message themselves.
+    #: The tasks run on; each acknowledges or rejects its own message.
     do_restore = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  # kombu's signature
         super().__init__(*args, **kwargs)
-        self._late = self._connparams()
+        self._late_connection = self._connparams()
         options = self.connection.client.transport_options
         self._owner, self._lease_s = options.get("owner", "unnamed"), options.get("lease_s", 60)
         self.may_take = options.get("may_take", lambda: True)
-        self._looked_s = float("-inf")
+        #: No poll before this monotonic time.
+        self._next_poll_s = float("-inf")
+        #: Delivery tag and queues of the poll that waits for its answer.
         self._asked: tuple[str, list[str]] = "", []
 
     @contextmanager
@@ -114,85 +118,92 @@ class Channel(kombu_redis.Channel):
             with super().conn_or_acquire(client) as usual:
                 yield usual
             return
-        pool = ConnectionPool(**self._late)
+        pool = ConnectionPool(**self._late_connection)
         try:
             yield self.Client(connection_pool=pool)
         finally:
             pool.disconnect()
 
     def drop_stale_connection(self) -> None:
-        """Drop the connection on which an answer is overdue: its other end may be gone.
+        """Disconnect when the answer to a poll is overdue: the server may be gone.
 
-        kombu does so too, but after 20 s, in which no task would be taken.
+        kombu's `maybe_check_brpop_health` does so too, but after 20 s without a message.
         """
         connection = self._in_poll
-        if not connection or time.monotonic() - self._brpop_sent_at < SILENCE_S:
+        if not connection or time.monotonic() - self._brpop_sent_at < ANSWER_TIMEOUT_S:
             return
         sock = connection._sock  # noqa: SLF001  # as kombu's own check does
         if sock is not None and not kombu_redis._socket_readable(sock):  # noqa: SLF001  # as above
-            logger.warning("Redis did not answer for %g s; connecting anew", SILENCE_S)
+            logger.warning("Redis did not answer for %g s; reconnecting", ANSWER_TIMEOUT_S)
             connection.disconnect()
 
     def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002  # kombu's signature
-        """Ask for the next message; its answer is read by `_brpop_read`.
+        """Poll for the next message, unless this process would not claim a task.
 
-        Not when this process would claim no task. (Nor by kombu's own way to say so, with which
-        commands would go unheard too.)
+        (kombu's own way to pause consuming also pauses remote control.)
         """
         queues = self._queue_cycle.consume(len(self.active_queues))
         now_s = time.monotonic()
-        if not queues or now_s - self._looked_s < LOOK_S or not self.may_take():
+        if not queues or now_s < self._next_poll_s or not self.may_take():
             return
         pairs = [
             (self._q_for_pri(queue, each), queue)
             for each in self.priority_steps
             for queue in queues
         ]
-        lists, queues = [name for name, _ in pairs], [queue for _, queue in pairs]
-        self._asked = new_tag(self._owner), queues
+        self._asked = new_tag(self._owner), [queue for _, queue in pairs]
         self._in_poll, self._brpop_sent_at = self.client.connection, now_s
-        text = scripts.text("worker.broker", "take")
-        keys = [UNACKED, UNACKED_INDEX, *lists]
-        args = [self._asked[0], self._lease_s, MAX_MESSAGE_BYTES, *queues]
-        self.client.connection.send_command("EVALSHA", scripts.sha(text), len(keys), *keys, *args)
+        call = TAKE.evalsha(
+            unacked=UNACKED,
+            unacked_index=UNACKED_INDEX,
+            lists=[name for name, _ in pairs],
+            tag=self._asked[0],
+            lease_s=self._lease_s,
+            max_bytes=MAX_MESSAGE_BYTES,
+            queues=self._asked[1],
+        )
+        self.client.connection.send_command("EVALSHA", *call)
 
     def _brpop_read(self, **options: Any) -> bool:  # noqa: ANN401  # kombu's signature
+        """Read the answer to a poll and deliver its message; raises `Empty` without one."""
         (tag, queues), connection = self._asked, self.client.connection
         try:
             answer = self.client.parse_response(connection, "EVALSHA", **options)
         except NoScriptError:
-            self.client.script_load(scripts.text("worker.broker", "take"))
+            self.client.script_load(TAKE.source)
             raise Empty from None
         except self.connection_errors:
-            connection.disconnect()  # the next look makes a new one
+            connection.disconnect()  # the next poll reconnects
             raise
         except ResponseError as error:
             if not is_away(error):
                 raise
             logger.warning("no message taken: %s", error)
-            self._looked_s = time.monotonic() + REFUSED_S
+            self._next_poll_s = time.monotonic() + REFUSED_PAUSE_S
             raise Empty from error
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
         if not answer:
-            self._looked_s = time.monotonic()
+            self._next_poll_s = time.monotonic() + POLL_INTERVAL_S
             raise Empty
-        self._taken(tag, queues[answer[0]], answer[1], *answer[2:])
+        index, entry, *size = answer
+        self._pass_on(tag, queues[index], entry, *size)
         return True
 
-    def _taken(self, tag: str, queue: str, entry: bytes, too_large: int = 0) -> None:
-        """Hand a message on; what is none is dropped, and counted."""
+    def _pass_on(self, tag: str, queue: str, entry: bytes, too_large_bytes: int = 0) -> None:
+        """Pass a message on to kombu; drop and count an entry that is no message."""
         try:
-            if too_large:
-                raise TypeError(f"it has {too_large} bytes of at most {MAX_MESSAGE_BYTES}")  # noqa: TRY301  # one place for all
-            whole = envelope(json.loads(entry), queue, tag)
+            if too_large_bytes:
+                raise TypeError(f"it has {too_large_bytes} bytes of at most {MAX_MESSAGE_BYTES}")  # noqa: TRY301  # one place for all
+            message = envelope(json.loads(entry), queue, tag)
         except (ValueError, TypeError, RecursionError) as error:
-            self.qos.forget(tag)
-            # Its text: the repr of an error of decoding has the message in it, prompt and all.
-            metrics.reject("too_large" if too_large else "no_message", f"{queue}: {error!s:.200}")
+            self.qos.drop(tag)
+            # The error's text: the repr of a decoding error holds the message, prompt and all.
+            reason = "too_large" if too_large_bytes else "no_message"
+            metrics.reject(reason, f"{queue}: {error!s:.200}")
         else:
-            self.connection._deliver(whole, queue)  # noqa: SLF001  # as kombu's own channel does
+            self.connection._deliver(message, queue)  # noqa: SLF001  # as kombu's own channel does
 
 
 class Transport(kombu_redis.Transport):
@@ -201,53 +212,13 @@ class Transport(kombu_redis.Transport):
     Channel = Channel
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:  # noqa: ANN401  # kombu's signature
-        """Let the event loop turn often enough to look for messages."""
+        """Have the event loop poll often enough."""
         super().register_with_event_loop(connection, loop)
-        if (former := _TURNS.pop(loop, None)) is not None:
-            former.cancel()  # of a connection that is gone: it would turn the loop for ever
-        _TURNS[loop] = loop.call_repeatedly(LOOK_S, self._turn)
+        if (former := _POLL_TIMERS.pop(loop, None)) is not None:
+            former.cancel()  # of a connection that is gone
+        _POLL_TIMERS[loop] = loop.call_repeatedly(POLL_INTERVAL_S, self._tick)
 
-    def _turn(self) -> None:
-        """Make the loop turn, as it looks for messages at each turn; leave a dead connection."""
+    def _tick(self) -> None:
+        """Wake the loop, which polls at each of its turns; leave a stale connection."""
         for channel in list(self.channels):
             channel.drop_stale_connection()
-
-
-def envelope(entry: Any, queue: str, tag: str) -> dict[str, Any]:  # noqa: ANN401  # any JSON
-    """An entry of a list with everything that kombu takes for granted around a message.
-
-    A body that can't be unpacked is None, which intake answers. Raises TypeError for what has no
-    headers, and so no task id.
-    """
-    if not isinstance(entry, dict) or not isinstance(entry.get("headers"), dict):
-        raise TypeError("it has no headers")
-    headers, body = dict(entry["headers"]), entry.get("body")
-    given = entry.get("properties")
-    properties = dict(given) if isinstance(given, dict) else {}
-    info, encoding = properties.get("delivery_info"), properties.get("body_encoding")
-    if (compression := headers.pop("compression", None)) is not None:
-        headers[COMPRESSED], body = compression, None
-    if not _decodes(body, encoding):
-        body, encoding = None, None
-    properties |= {
-        "body_encoding": encoding,
-        # Of this delivery alone: whoever had the message before can't acknowledge it any more.
-        "delivery_tag": tag,
-        # The anonymous exchange routes by the queue's name alone.
-        "delivery_info": {
-            "exchange": "",
-            "routing_key": queue,
-            "redelivered": isinstance(info, dict) and info.get("redelivered") is True,
-        },
-    }
-    return entry | {"headers": headers, "body": body, "properties": properties}
-
-
-def _decodes(body: object, encoding: object) -> bool:
-    if not isinstance(body, str) or encoding not in (None, "base64"):
-        return False
-    try:
-        base64.b64decode(body) if encoding else body.encode()
-    except ValueError:
-        return False
-    return True

@@ -1,87 +1,82 @@
-"""What stands before Celery's consumer, so that no message can end the worker.
+"""Validates messages before Celery sees them, so that none can end the worker.
 
-Celery assumes well-formed messages: a body that can't be decoded leaves its slot taken for ever.
-Here each message is put in order before Celery sees it. One that has an id becomes a task that
-fails with `invalid_request`; of one that has none only a line in the log remains.
+`envelope` builds the message that kombu expects from an entry of a Redis list; `normalize` makes
+its headers and body what Celery expects. A message with a task id that is not served becomes a call
+that fails with `invalid_request`; one without is dropped and logged. Code behind this module trusts
+its types.
 """
 
 from __future__ import annotations
 
+import base64
 import json
-import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from celery.worker.consumer import Consumer
 from kombu.exceptions import KombuError
 from kombu.serialization import loads
 
 from api_contracts.errors import InvalidRequest
 from api_contracts.names import TASK_NAME, is_task_id
 from api_contracts.parse import parse_request
-from worker import metrics
-from worker.broker.transport import COMPRESSED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from kombu import Message
 
-logger = logging.getLogger(__name__)
-
-#: Name of the keyword argument in which a message's fault travels to the task.
+#: Name of the keyword argument that tells the task why its message is refused.
 UNREADABLE = "__unreadable__"
-#: Header of the Unix time after which a message is not to be begun, from Celery's `expires`.
+#: Header with the Unix time after which the task must not start, from Celery's `expires`.
 NOT_AFTER = "not_after_s"
-#: Header that says whether Celery is to keep a result, from its `ignore_result`.
+#: Header that says whether Celery is to store a result, from its `ignore_result`.
 WANTS_RESULT = "wants_result"
-_ACCEPTED = {"application/json"}
-#: What Celery would send when the task has ended; what goes wrong there would hold up a slot.
-_FOLLOW_UPS = ("callbacks", "errbacks", "chain", "chord")
-#: What kombu and its codecs raise over a body or its content type.
-_UNREADABLE = (KombuError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
-#: Longest body that goes to a slot unread, in bytes. JSON takes fifty times its length in memory:
-#: what is refused anyway must not do so in all slots at once, which nobody would outlive.
+#: Header with a body's compression; under its own name kombu would decompress any amount of data.
+COMPRESSED = "was-compressed"
+#: Largest body that goes to a slot without being validated, in bytes. Parsed JSON takes fifty times
+#: its length in memory: large requests that are refused must not be parsed in all slots at once.
 LARGE_BYTES = 64 * 2**10
-#: Longest account of what is wrong with one that does not, in characters.
+_ACCEPTED = {"application/json"}
+#: Tasks that Celery would send after this one; an error in sending them would keep the slot.
+_FOLLOW_UPS = ("callbacks", "errbacks", "chain", "chord")
+#: What kombu and its codecs raise for a body or its content type.
+_UNREADABLE = (KombuError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+#: Longest reason of a refused request, in characters.
 _REFUSAL_CHARS = 500
-#: Longest piece of a broken message that is logged, in characters.
+#: Longest part of a malformed message that is repeated in a reason, in characters.
 _ECHO_CHARS = 200
 
 
-class TolerantConsumer(Consumer):
-    """Celery's consumer, given only messages that it can handle."""
+def envelope(entry: Any, queue: str, tag: str) -> dict[str, Any]:  # noqa: ANN401  # any JSON
+    """An entry of a queue's list as kombu expects a message; `tag` is this delivery's.
 
-    def on_decode_error(self, message: Message, exc: Exception) -> None:  # noqa: ARG002  # Celery's signature
-        """Answer a message whose body kombu can't unpack; Celery would only drop it."""
-        self.task_consumer.on_message(message)
-
-    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:  # noqa: ANN401  # Celery's signature
-        """Celery's handler behind `normalize`."""
-        handle = super().create_task_handler(*args, **kwargs)
-
-        def on_message(message: Message) -> None:
-            try:
-                reason = normalize(message)
-            except Exception as error:  # noqa: BLE001  # nothing that somebody sends ends the worker
-                reason = f"it can't be put in order: {type(error).__name__}"
-            if reason is not None:
-                metrics.reject("no_task", reason)
-                message.reject_log_error(logger, self.connection_errors)
-                return
-            try:
-                handle(message)
-            except self.connection_errors:
-                raise
-            except Exception:
-                logger.exception("Celery could not handle message %s", message.headers.get("id"))
-                message.reject_log_error(logger, self.connection_errors)
-
-        return on_message
+    A body that can't be decoded becomes None, which `normalize` refuses. Raises TypeError for an
+    entry without headers: it has no task id.
+    """
+    if not isinstance(entry, dict) or not isinstance(entry.get("headers"), dict):
+        raise TypeError("it has no headers")
+    headers, body = dict(entry["headers"]), entry.get("body")
+    given = entry.get("properties")
+    properties = dict(given) if isinstance(given, dict) else {}
+    info, encoding = properties.get("delivery_info"), properties.get("body_encoding")
+    if (compression := headers.pop("compression", None)) is not None:
+        headers[COMPRESSED], body = compression, None
+    if not _decodes(body, encoding):
+        body, encoding = None, None
+    properties |= {
+        "body_encoding": encoding,
+        # Of this delivery alone: a former holder of the message can't acknowledge it.
+        "delivery_tag": tag,
+        # The anonymous exchange routes by the queue's name alone.
+        "delivery_info": {
+            "exchange": "",
+            "routing_key": queue,
+            "redelivered": isinstance(info, dict) and info.get("redelivered") is True,
+        },
+    }
+    return entry | {"headers": headers, "body": body, "properties": properties}
 
 
 def normalize(message: Message) -> str | None:
-    """Make the message one that Celery can handle, or say why nobody can be answered."""
+    """Make the message one that Celery can handle, or return the reason why it is dropped."""
     headers = message.headers if isinstance(message.headers, dict) else {}
     body, fault = _body(message)
     if "task" not in headers and isinstance(body, dict):  # Celery's protocol 1
@@ -90,8 +85,7 @@ def normalize(message: Message) -> str | None:
         return f"task {_echo(headers.get('task'))} is not {TASK_NAME}"
     if not is_task_id(headers.get("id")):
         return f"id {_echo(headers.get('id'))} is not a task id"
-    fault = fault or _headers_fault(headers)
-    fault = fault or _body_fault(body)
+    fault = fault or _headers_fault(headers) or _body_fault(body)
     if fault is None and len(message.body) > LARGE_BYTES:
         fault = _request_fault(body)
     message.headers = _clean(headers)
@@ -101,9 +95,19 @@ def normalize(message: Message) -> str | None:
     return None
 
 
+def _decodes(body: object, encoding: object) -> bool:
+    if not isinstance(body, str) or encoding not in (None, "base64"):
+        return False
+    try:
+        base64.b64decode(body) if encoding else body.encode()
+    except ValueError:
+        return False
+    return True
+
+
 def _body(message: Message) -> tuple[Any, str | None]:
     if message.errors:
-        return None, f"the body can't be unpacked ({_echo(str(message.errors[0][1]))})"
+        return None, f"the body can't be decoded ({_echo(str(message.errors[0][1]))})"
     try:
         body = loads(message.body, message.content_type, message.content_encoding, _ACCEPTED)
     except _UNREADABLE as error:
@@ -115,10 +119,10 @@ def _body(message: Message) -> tuple[Any, str | None]:
 def _body_fault(body: object) -> str | None:
     match body:
         case [list() | tuple() as args, dict() as kwargs, dict() | None as embed]:
-            if args or set(kwargs) != {"request"}:  # Celery's own code falls over a `self`
+            if args or set(kwargs) != {"request"}:  # Celery's own code fails on a `self`
                 given = [*(f"argument {number}" for number in range(len(args))), *kwargs]
                 return f"was called with {_echo(given[:10])}; one keyword argument, request"
-            # Celery would write whatever else is there over its own request: its id, for one.
+            # Celery overwrites its own request with any other entry, such as an id.
             given = [
                 name for name, value in (embed or {}).items() if value or name not in _FOLLOW_UPS
             ]
@@ -129,7 +133,7 @@ def _body_fault(body: object) -> str | None:
 
 def _request_fault(body: Any) -> str | None:  # noqa: ANN401  # args, kwargs, embed
     try:
-        parse_request(body[1].get("request"))
+        parse_request(body[1]["request"])
     except InvalidRequest as error:
         return f"the request is refused: {error}"[:_REFUSAL_CHARS]
     return None
@@ -146,7 +150,7 @@ def _headers_fault(headers: dict[str, Any]) -> str | None:
 
 
 def _not_after_s(headers: dict[str, Any]) -> float | None:
-    """Celery's `expires`, which Celery itself would obey before the record hears of the task."""
+    """Celery's `expires` in Unix seconds. Celery would apply it before the task has a record."""
     try:
         at = datetime.fromisoformat(headers["expires"])
         return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
@@ -155,16 +159,19 @@ def _not_after_s(headers: dict[str, Any]) -> float | None:
 
 
 def _clean(headers: dict[str, Any]) -> dict[str, Any]:
-    """The headers that mean something here, each of the type that Celery takes for granted."""
-    parent = headers.get("parent_id")
-    root = headers.get("root_id")
+    """The headers that are used here, each of the type that Celery expects."""
+    text = {
+        name: headers[name]
+        for name in ("root_id", "parent_id", "group")
+        if isinstance(headers.get(name), str)
+    }
     return {
         "lang": "py",
         "task": TASK_NAME,
         "id": headers["id"],
-        "root_id": root if isinstance(root, str) else headers["id"],
-        "parent_id": parent if isinstance(parent, str) else None,
-        "group": headers["group"] if isinstance(headers.get("group"), str) else None,
+        "root_id": text.get("root_id", headers["id"]),
+        "parent_id": text.get("parent_id"),
+        "group": text.get("group"),
         "expires": None,
         "retries": 0,
         "timelimit": [None, None],

@@ -58,7 +58,9 @@ class Attempts:
             left_s = claim.submitted_at_s + order.request.deadline_s - claim.claimed_at_s
             control.deadline_s = time.monotonic() + left_s
         control.on_step = lambda step: self._tell_step(claim, order, step)
-        control.on_checkpoint = lambda step, state: self._publisher.keep(claim, step, state)
+        control.on_checkpoint = lambda step, state: self._publisher.save_checkpoint(
+            claim, step, state
+        )
         begun_s = time.monotonic()
         try:
             self._publisher.watch(claim, control)
@@ -80,7 +82,7 @@ class Attempts:
             logger.exception("task %s failed for a reason that is ours", claim.task_id)
             return Failed(endings.internal(error))
         finally:
-            self._publisher.release(claim)
+            self._publisher.flush(claim)
 
     def _is_ours(self, claim: Claim) -> bool:
         return self._claims.is_ours(claim)
@@ -91,7 +93,9 @@ class Attempts:
         job = dataclasses.replace(
             self._shelf.fetch(order),
             checkpoint_every=self._settings.checkpoint_every,
-            checkpoint=self._claims.kept(claim.task_id) if claim.checkpoint_step else None,
+            checkpoint=self._claims.load_checkpoint(claim.task_id)
+            if claim.checkpoint_step
+            else None,
         )
         last = 1 < claim.attempt >= self._settings.max_attempts
         with self._company.join(control, alone=last):

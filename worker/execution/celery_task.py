@@ -14,7 +14,7 @@ from api_contracts.errors import FieldError, GenerationExpired, GenerationFailed
 from api_contracts.names import TASK_NAME
 from api_contracts.redis_io.connection import unavailable
 from worker import metrics
-from worker.broker.pool import PAUSE_S
+from worker.broker.held_messages import REQUEUE_PAUSE_S
 from worker.broker.validate_message import NOT_AFTER, UNREADABLE, WANTS_RESULT
 from worker.execution.delivery import Delivery
 from worker.execution.outcome import (
@@ -110,7 +110,7 @@ class Generate(Task):
         if not goes_back:
             metrics.REJECTED.labels("odd_record").inc()
             return Ignore(str(error))
-        time.sleep(PAUSE_S)
+        time.sleep(REQUEUE_PAUSE_S)
         return Reject(str(error), requeue=True)
 
     def _tell(self, outcome: Outcome) -> None:

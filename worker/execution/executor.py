@@ -21,7 +21,7 @@ from worker.execution.outcome import (
 )
 from worker.execution.resolved_request import ResolvedRequest
 from worker.job_control import Control, Stop
-from worker.record.task_record import Claim, Ended, Held
+from worker.record.task_record import Claim, ClaimAnswer, Ended, Held, WriteAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -153,16 +153,20 @@ class Executor:
         self, claim: Claim, checked: ResolvedRequest | TaskError, control: Control
     ) -> Outcome:
         match claim.answer:
-            case "cancelled":
+            case ClaimAnswer.CANCELLED:
                 return Cancelled(0)
-            case "expired":
+            case ClaimAnswer.EXPIRED:
                 return Expired(0)
-            case "overdue":
+            case ClaimAnswer.OVERDUE:
                 return Expired(0, by_message=True)
-            case "exhausted":
+            case ClaimAnswer.EXHAUSTED:
                 return Failed(endings.exhausted(claim))
-        if not isinstance(checked, ResolvedRequest):
-            return Failed(checked)
+            case ClaimAnswer.RUN if not isinstance(checked, ResolvedRequest):
+                return Failed(checked)
+            case ClaimAnswer.RUN:
+                return self._run(claim, checked, control)
+
+    def _run(self, claim: Claim, checked: ResolvedRequest, control: Control) -> Outcome:
         outcome = self._attempts.work(claim, checked, control)
         fault = None
         if isinstance(outcome, Failed) and outcome.error.code in OURS:
@@ -204,9 +208,10 @@ class Executor:
             return outcome
         if isinstance(outcome, Requeued):
             fields = {"reason": outcome.reason, "metadata": metadata}
-            ours = self._claims.requeue(claim, fields, counts=outcome.counts)
-            if ours is None:
+            answer = self._claims.requeue(claim, fields, counts=outcome.counts)
+            if answer is WriteAnswer.CANCEL_REQUESTED:
                 return self._finish(claim, metadata, Cancelled(outcome.step))
+            ours = answer is WriteAnswer.WRITTEN
         else:
             status, fields = endings.terminal(outcome)
             kept = endings.kept(outcome)

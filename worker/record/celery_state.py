@@ -1,4 +1,4 @@
-"""Celery's states of a running task, written beside the events: its Redis holds nobody up."""
+"""Writes Celery's states of running tasks on a thread of its own, which nothing waits for."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Least time between two states of a task, in seconds.
-EVERY_S = 1.0
-#: How long `forget` waits for a state that is being written, in seconds.
+#: Least time between two `PROGRESS` states of a task, in seconds.
+MIN_INTERVAL_S = 1.0
+#: How long `discard` waits for a state that is being written, in seconds.
 FLUSH_S = 5.0
 
 
@@ -24,31 +24,33 @@ class CeleryState:
     """One daemon thread, which writes the newest state of each task and skips the others."""
 
     def __init__(self, store: Callable[[str, dict[str, Any], str], None]) -> None:
-        """`store` gets a task id, what Celery keeps and the state; it should give up in seconds."""
+        """`store` writes a state: task id, Celery's meta, state. It should give up in seconds."""
         self._store = store
+        #: By task: the state that waits, and when the last progress was queued.
         self._newest: dict[str, tuple[dict[str, Any], str]] = {}
-        self._told_s: dict[str, float] = {}
-        self._busy: str | None = None
+        self._progress_s: dict[str, float] = {}
+        #: The task whose state is being written.
+        self._writing: str | None = None
         self._closed = False
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def begin(self, task_id: str) -> None:
-        """Hand `STARTED` over, with what Celery itself would write, and return at once."""
+    def post_started(self, task_id: str) -> None:
+        """Queue `STARTED`, with the meta of Celery's own workers, and return at once."""
         meta = {"pid": os.getpid(), "hostname": socket.gethostname()}
         with self._wake:
-            self._hand_over(task_id, meta, "STARTED")
+            self._post(task_id, meta, "STARTED")
 
-    def tell(self, task_id: str, meta: dict[str, int]) -> None:
-        """Hand `PROGRESS` over: `{"step", "total_steps"}`. What comes too soon is skipped."""
+    def post_progress(self, task_id: str, meta: dict[str, int]) -> None:
+        """Queue `PROGRESS` (`{"step", "total_steps"}`), at most once per `MIN_INTERVAL_S`."""
         now_s = time.monotonic()
         with self._wake:
-            if now_s - self._told_s.get(task_id, -EVERY_S) < EVERY_S:
+            if now_s - self._progress_s.get(task_id, -MIN_INTERVAL_S) < MIN_INTERVAL_S:
                 return
-            self._told_s[task_id] = now_s
-            self._hand_over(task_id, meta, "PROGRESS")
+            self._progress_s[task_id] = now_s
+            self._post(task_id, meta, "PROGRESS")
 
-    def _hand_over(self, task_id: str, meta: dict[str, Any], state: str) -> None:
+    def _post(self, task_id: str, meta: dict[str, Any], state: str) -> None:
         self._newest[task_id] = meta, state
         if self._thread is None:
             thread = threading.Thread(target=self._serve, name="celery", daemon=True)
@@ -56,17 +58,17 @@ class CeleryState:
             self._thread = thread
         self._wake.notify_all()
 
-    def forget(self, task_id: str) -> None:
-        """Write nothing more about a task: what comes next is its end, which must stay."""
+    def discard(self, task_id: str) -> None:
+        """Write no more states of a task: a late one must not overwrite its final state."""
         deadline_s = time.monotonic() + FLUSH_S
         with self._wake:
             self._newest.pop(task_id, None)
-            self._told_s.pop(task_id, None)
-            while self._busy == task_id and (left_s := deadline_s - time.monotonic()) > 0:
+            self._progress_s.pop(task_id, None)
+            while self._writing == task_id and (left_s := deadline_s - time.monotonic()) > 0:
                 self._wake.wait(left_s)
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         with self._wake:
             self._closed = True
             self._wake.notify_all()
@@ -76,15 +78,15 @@ class CeleryState:
     def _serve(self) -> None:
         while True:
             with self._wake:
-                self._busy = None
+                self._writing = None
                 self._wake.notify_all()
                 while not self._newest and not self._closed:
                     self._wake.wait()
                 if self._closed:
                     return
-                self._busy = task_id = next(iter(self._newest))
+                self._writing = task_id = next(iter(self._newest))
                 newest = self._newest.pop(task_id)
             try:
                 self._store(task_id, *newest)
-            except Exception as error:  # noqa: BLE001  # Celery's backends raise what they like
-                logger.warning("Celery's state of task %s not told: %r", task_id, error)
+            except Exception as error:  # noqa: BLE001  # Celery's backends raise errors of any type
+                logger.warning("task %s: Celery's state not written: %r", task_id, error)

@@ -1,4 +1,4 @@
-"""The thread that writes progress and checkpoints, so that no step waits for Redis."""
+"""Writes events and checkpoints on a thread of its own, so that no step waits for Redis."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from api_contracts.redis_io.connection import is_away
-from worker.job_control import Control, Stop
+from worker.record.task_record import WriteAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from worker.job_control import Control
     from worker.record.celery_state import CeleryState
     from worker.record.task_record import Claim, TaskRecord
 
 logger = logging.getLogger(__name__)
 
-#: Events of a task that may wait; further progress replaces the newest that waits.
+#: Events of a task that may wait; further progress replaces the newest progress that waits.
 BACKLOG = 8
 #: Pause after a failed write, in seconds.
-PAUSE_S = 1.0
-#: How long `release` waits for the last events, in seconds.
+RETRY_PAUSE_S = 1.0
+#: How long `flush` waits for the last events, in seconds.
 FLUSH_S = 2.0
-
 
 #: An event's kind and fields.
 _Posted = tuple[str, "Mapping[str, Any]"]
-#: Among the events: a checkpoint, fields `step` and `state`.
+#: The kind of a checkpoint, which waits among the events; its fields are `step` and `state`.
 _CHECKPOINT = "checkpoint"
 
 
@@ -45,27 +45,28 @@ class EventPublisher:
     """One daemon thread for all tasks of this worker."""
 
     def __init__(self, claims: TaskRecord, celery: CeleryState) -> None:
-        """`celery` is told the steps that were told."""
+        """`celery` mirrors each published step into Celery's state."""
         self._claims = claims
         self._celery = celery
         self._watched: dict[str, _Watched] = {}
         self._wake = threading.Condition()
-        self._busy: str | None = None
+        #: The task whose event is being written.
+        self._writing: str | None = None
         self._closed = False
         self._thread: threading.Thread | None = None
 
     def watch(self, claim: Claim, control: Control) -> None:
-        """Take events of a claimed task, from now until `release`."""
+        """Accept events of a claimed task, from now until `flush`."""
         with self._wake:
             self._watched[claim.task_id] = _Watched(claim, control)
             if self._thread is None:
                 thread = threading.Thread(target=self._serve, name="publisher", daemon=True)
                 thread.start()
                 self._thread = thread
-        self._celery.begin(claim.task_id)
+        self._celery.post_started(claim.task_id)
 
     def post(self, claim: Claim, kind: str, fields: Mapping[str, Any]) -> None:
-        """Hand an event over and return at once."""
+        """Queue an event and return at once."""
         with self._wake:
             watched = self._watched.get(claim.task_id)
             if watched is None:
@@ -78,8 +79,8 @@ class EventPublisher:
             watched.waiting.append((kind, fields))
             self._wake.notify_all()
 
-    def keep(self, claim: Claim, step: int, state: bytes) -> None:
-        """Hand a checkpoint over and return at once; an older one that waits is dropped."""
+    def save_checkpoint(self, claim: Claim, step: int, state: bytes) -> None:
+        """Queue a checkpoint and return at once; an older one that waits is dropped."""
         with self._wake:
             watched = self._watched.get(claim.task_id)
             if watched is None:
@@ -89,24 +90,24 @@ class EventPublisher:
             watched.waiting.append((_CHECKPOINT, {"step": step, "state": state}))
             self._wake.notify_all()
 
-    def release(self, claim: Claim) -> None:
-        """Wait a little until the task's events are written, then forget it.
+    def flush(self, claim: Claim) -> None:
+        """Wait until the task's events are written, then accept no more of them.
 
-        What is still unwritten after `FLUSH_S` is dropped: the end must not wait for progress.
+        Events that are not written after `FLUSH_S` are dropped: the end must not wait for progress.
         """
         deadline_s = time.monotonic() + FLUSH_S
         with self._wake:
             watched = self._watched.get(claim.task_id)
-            while watched and (watched.waiting or self._busy == claim.task_id):
+            while watched and (watched.waiting or self._writing == claim.task_id):
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
                     break
                 self._wake.wait(left_s)
             self._watched.pop(claim.task_id, None)
-        self._celery.forget(claim.task_id)
+        self._celery.discard(claim.task_id)
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         with self._wake:
             self._closed = True
             self._wake.notify_all()
@@ -122,39 +123,39 @@ class EventPublisher:
             try:
                 if found is not None:
                     self._write(*found)
-            except Exception as error:  # without this thread nobody hears of progress
+            except Exception as error:  # the loop must go on
                 away = is_away(error)
-                logger.warning("progress not told: %s", error, exc_info=None if away else error)
+                logger.warning("events not written: %s", error, exc_info=None if away else error)
                 with self._wake:
-                    self._wake.wait(PAUSE_S)
+                    self._wake.wait(RETRY_PAUSE_S)
 
     def _next(self) -> tuple[_Watched, _Posted] | None:
-        """A task's oldest event, each task in its turn; None at the end."""
+        """The oldest event of a task, each task in its turn; None once closed."""
         with self._wake:
             while not self._closed and not any(w.waiting for w in self._watched.values()):
                 self._wake.wait()
             for task_id, watched in self._watched.items():
                 if watched.waiting:
                     self._watched[task_id] = self._watched.pop(task_id)  # last in the next round
-                    self._busy = task_id
+                    self._writing = task_id
                     return watched, watched.waiting.popleft()
         return None
 
     def _write(self, watched: _Watched, posted: _Posted) -> None:
-        """Tell an event; it waits again when Redis could not take it."""
+        """Write an event; it waits again when Redis is away."""
         kind, fields = posted
         away = False
         try:
             if kind == _CHECKPOINT:
                 step, state = fields["step"], fields["state"]
-                answer = min(self._claims.keep(watched.claim, step, state), 0)
+                answer = self._claims.save_checkpoint(watched.claim, step, state)
             else:
                 answer = self._claims.append(watched.claim, kind, fields)
-            if answer != 0:
-                watched.control.request(Stop.CANCELLED if answer > 0 else Stop.SUPERSEDED)
-            if kind == "progress" and answer >= 0:
+            if answer.stop is not None:
+                watched.control.request(answer.stop)
+            if kind == "progress" and answer is not WriteAnswer.SUPERSEDED:
                 meta = {name: int(fields[name]) for name in ("step", "total_steps")}
-                self._celery.tell(watched.claim.task_id, meta)
+                self._celery.post_progress(watched.claim.task_id, meta)
         except Exception as error:
             away = is_away(error)
             raise
@@ -162,5 +163,5 @@ class EventPublisher:
             with self._wake:
                 if away:
                     watched.waiting.appendleft(posted)
-                self._busy = None
+                self._writing = None
                 self._wake.notify_all()

@@ -1,7 +1,7 @@
-"""The pushes of ended tasks in Redis: what is due, who tries, how it went.
+"""The pushes of ended tasks in Redis: which are due, and the outcome of each try.
 
-A push is one way (`PushKind`) to tell of one task's end. It is noted once that end is in the
-stream, and stays until it is delivered or given up: a worker that dies over it leaves it to others.
+A push delivers the terminal event of a task in one way (`PushKind`). It is added once that event is
+in the stream, and stays until it is delivered or given up: when a worker dies over it, others try.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ if TYPE_CHECKING:
 
     from api_contracts.names import Keys
 
-#: What Redis says of a key of another type: whoever wrote it is not of ours.
+#: Redis's error for a key of another type, which none of our scripts writes.
 WRONG_TYPE = "WRONGTYPE"
 
 logger = logging.getLogger(__name__)
 
 _Values: TypeAlias = "list[bytes | None]"
 _Entries: TypeAlias = "list[tuple[bytes, dict[bytes, bytes]]]"
-#: How long a push is somebody's to try, in seconds: longer than any try takes.
+#: How long a taken push is left to its worker, in seconds: longer than any try takes.
 HOLD_S = 120.0
-#: Largest event that is sent, in bytes. The longest prompts of the most images take some 3 MiB.
+#: Largest event that is pushed, in bytes. The longest prompts of the most images take 3 MiB.
 MAX_EVENT_BYTES = 2**23
-#: How a push ends that nobody can read any more.
+#: The state of a push whose record or event can't be read.
 LOST = Push(state=PushState.GIVEN_UP, error="its record or its end can't be read")
 _END: TypeAdapter[End] = TypeAdapter(End)
 
 
 @dataclass(frozen=True)
 class Due:
-    """A push that is this process's to try, for `HOLD_S`."""
+    """A push that this process may try, for `HOLD_S`."""
 
     task_id: str
     kind: PushKind
-    #: As it was before this try.
+    #: Its state before this try.
     push: Push
-    #: What the request says: of `reply_to` an object, of `webhook` a URL.
+    #: The request's field: an object for `reply_to`, a URL for `webhook`.
     target: Any
-    #: The terminal event: its number, and its JSON as it is in the stream.
+    #: The terminal event: its number, and its JSON as in the stream.
     seq: int
     event: bytes
 
@@ -59,43 +59,50 @@ class PushQueue:
     """Thread-safe; every method raises what redis-py raises."""
 
     def __init__(self, redis: Redis, keys: Keys, record_ttl_s: int) -> None:
-        """`redis` has the records; each lives on until its last push is settled."""
+        """`redis` has the records; each lives until its last push is settled, and then its TTL."""
         self._redis, self._keys, self._ttl_s = redis, keys, record_ttl_s
-        self._push, self._due, self._pushed = (
-            load(redis, "worker.record", name) for name in ("push", "due", "pushed")
+        self._note, self._take, self._settle_push = (
+            load(redis, "worker.record", name)
+            for name in ("note_pushes", "take_pushes", "settle_push")
         )
 
     def note(self, task_id: str) -> bool:
-        """Note what an ended task's request wants; False when that is nothing, or noted before."""
-        keys = [self._keys.task(task_id), self._keys.pushes]
-        return bool(self._push(keys=keys, args=[task_id, *PushKind]))
+        """Add the pushes that an ended task's request asks for, once; False when none was added."""
+        task, pushes = self._keys.task(task_id), self._keys.pushes
+        return bool(self._note(task=task, pushes=pushes, id=task_id, kinds=PushKind))
 
     def take(self, most: int) -> list[Due]:
-        """Those whose time has come, the longest due first; each is another's after `HOLD_S`."""
-        found: Any = self._due(keys=[self._keys.pushes], args=[most, HOLD_S])
+        """Pushes that are due, the longest due first; others may take them after `HOLD_S`."""
+        found: Any = self._take(pushes=self._keys.pushes, most=most, hold_s=HOLD_S)
         return [due for member in found if (due := self._read(member)) is not None]
 
     def settle(self, due: Due, push: Push, again_s: float | None) -> None:
-        """Write how a try went; it is tried again in `again_s`, never when that is None."""
+        """Store the outcome of a try; the next is in `again_s`, or never when that is None."""
         self._settle(due.task_id, due.kind, push, again_s)
 
     def _settle(self, task_id: str, kind: PushKind, push: Push, again_s: float | None) -> None:
-        keys, pause = self._keys, "" if again_s is None else repr(again_s)
-        state = push.model_dump_json(exclude_none=True)
-        self._pushed(
-            keys=[keys.task(task_id), keys.events(task_id), keys.pushes, keys.open],
-            args=[task_id, kind, state, pause, self._ttl_s, *PushKind],
+        self._settle_push(
+            task=self._keys.task(task_id),
+            events=self._keys.events(task_id),
+            pushes=self._keys.pushes,
+            open=self._keys.open,
+            id=task_id,
+            kind=kind,
+            state=push.model_dump_json(exclude_none=True),
+            retry_s=again_s,
+            record_ttl_s=self._ttl_s,
+            kinds=PushKind,
         )
 
     def _read(self, member: bytes) -> Due | None:
-        """What a member stands for; None, and one less, where nobody can read it any more."""
+        """The push of a member of the queue; a member that can't be read is dropped: None."""
         kind, _, task_id = member.decode(errors="replace").partition(":")
         try:
             return self._due_of(PushKind(kind), task_id)
         except (ValueError, LookupError, TypeError, RecursionError, ResponseError) as error:
             if isinstance(error, ResponseError) and WRONG_TYPE not in str(error):
                 raise
-            logger.error("push %r is nobody's: its record is gone or odd: %r", member, error)  # noqa: TRY400  # no fault of ours
+            logger.error("push %r dropped: its record can't be read: %r", member, error)  # noqa: TRY400  # no fault of ours
             metrics.PUSHES.labels("unknown", "lost").inc()
             if kind in list(PushKind):
                 self._settle(task_id, PushKind(kind), LOST, None)

@@ -1,20 +1,22 @@
-"""The worker's half of a task's record in Redis: claim once, write behind a fence, end once."""
+"""A task's record in Redis as the worker writes it: claimed once, fenced, ended once."""
 
 from __future__ import annotations
 
 import json
 import uuid
 from dataclasses import dataclass
+from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any
 
 from api_contracts.client.records import metadata_of
 from api_contracts.pushes import PushKind
 from api_contracts.redis_io.scripts import event_tail, load
+from worker.job_control import Stop
 from worker.record.push_queue import PushQueue
 from worker.redis_retry import retry_redis
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from redis import Redis
 
@@ -22,37 +24,65 @@ if TYPE_CHECKING:
     from api_contracts.names import Keys
 
 
-#: What `requeue.lua` gives for a task that somebody wants to end.
-CANCEL_WAITS = 2
+class ClaimAnswer(StrEnum):
+    """Whether a claimed task may run, or why it must end at once."""
+
+    RUN = "run"
+    CANCELLED = "cancelled"
+    #: The task's own deadline has passed.
+    EXPIRED = "expired"
+    #: The message's time limit has passed: Celery's `expires`.
+    OVERDUE = "overdue"
+    #: All attempts are used up.
+    EXHAUSTED = "exhausted"
+
+
+class WriteAnswer(Enum):
+    """What a script answers to a write that is guarded by the fence."""
+
+    #: Another worker has claimed or ended the task; nothing was written.
+    SUPERSEDED = -1
+    WRITTEN = 0
+    #: The task is to be cancelled. A requeue is not written then, every other write is.
+    CANCEL_REQUESTED = 1
+
+    @property
+    def stop(self) -> Stop | None:
+        """Why the task must stop; None when it may go on."""
+        match self:
+            case WriteAnswer.SUPERSEDED:
+                return Stop.SUPERSEDED
+            case WriteAnswer.WRITTEN:
+                return None
+            case WriteAnswer.CANCEL_REQUESTED:
+                return Stop.CANCELLED
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to write to a task until somebody else claims it."""
+    """The right to write to a task until another worker claims it."""
 
     task_id: str
-    #: `run`, or why it must end at once: `cancelled`, `expired` (its own deadline), `overdue` (its
-    #: message's), `exhausted`.
-    answer: str
+    answer: ClaimAnswer
     fence: int
     attempt: int
-    #: Redis's clock, Unix seconds.
+    #: By Redis's clock, in Unix seconds.
     submitted_at_s: float
     claimed_at_s: float
-    #: Of the checkpoint that an earlier attempt left; 0 without one.
+    #: Step of the checkpoint that an earlier attempt saved; 0 without one.
     checkpoint_step: int = 0
 
 
 @dataclass(frozen=True)
 class Held:
-    """A message of a task that another worker runs: a duplicate."""
+    """The message is a duplicate: another worker runs the task."""
 
     owner: str
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The task has ended already, as `status`, with this outcome."""
+    """The task has ended before, as `status`, with this outcome."""
 
     status: str
     outcome: dict[str, Any]
@@ -68,9 +98,9 @@ class TaskRecord:
         self.redis, self.owner, self.keys = redis, owner, keys
         self._ttl_s, self._lease_s = record_ttl_s, lease_s
         self.pushes = PushQueue(redis, keys, record_ttl_s)
-        self._claim, self._append, self._finish, self._requeue, self._checkpoint, self._close = (
+        self._claim, self._append, self._finish, self._requeue, self._save, self._close = (
             load(redis, "worker.record", name)
-            for name in ("claim", "append", "finish", "requeue", "checkpoint", "close")
+            for name in ("claim", "append", "finish", "requeue", "save_checkpoint", "close")
         )
 
     def claim(  # noqa: PLR0913  # what a delivery is
@@ -84,46 +114,72 @@ class TaskRecord:
         expires_at_s: float | None,
         max_attempts: int,
     ) -> Claim | Held | Ended:
-        """Ask for a task; `started` are the fields of its event, None to write none.
+        """Claim a task. `started` has the fields of the event, None to append no event.
 
         `deadline_s` counts from submission; `expires_at_s` (Unix time) is the message's own limit.
+        Retried for up to `PATIENCE_S` while Redis is away; repeating a call changes nothing.
         """
-        tail = "" if started is None else self._tail(task_id, "started", started)
-        limits = ["" if each is None else repr(each) for each in (deadline_s, expires_at_s)]
-        args: list[str | int | float] = [
-            task_id, self.owner, tail, request, limits[0], max_attempts, uuid.uuid4().hex,
-            self._lease_s, limits[1], queue,
-        ]  # fmt: skip
-        reply = retry_redis(lambda: self._claim(keys=self._three(task_id), args=args))
-        answer = reply[0].decode()
-        if answer == "held":
-            return Held(reply[3].decode())
-        if answer == "ended":
-            return Ended(reply[3].decode(), json.loads(reply[4]))
-        fence, attempt, submitted, claimed, step = reply[1:]
-        return Claim(task_id, answer, fence, attempt, float(submitted), float(claimed), step)
+        token = uuid.uuid4().hex
+        reply = retry_redis(
+            lambda: self._claim(
+                **self._keys_of(task_id),
+                id=task_id,
+                owner=self.owner,
+                tail=None if started is None else self._tail(task_id, "started", started),
+                request=request,
+                deadline_s=deadline_s,
+                max_attempts=max_attempts,
+                token=token,
+                lease_s=self._lease_s,
+                expires_at=expires_at_s,
+                queue=queue,
+            )
+        )
+        match reply:
+            case [b"held", _, _, owner]:
+                return Held(owner.decode())
+            case [b"ended", _, _, status, outcome]:
+                return Ended(status.decode(), json.loads(outcome))
+        answer, fence, attempt, submitted, claimed, step = reply
+        return Claim(
+            task_id,
+            ClaimAnswer(answer.decode()),
+            fence,
+            attempt,
+            float(submitted),
+            float(claimed),
+            step,
+        )
 
     def is_known(self, task_id: str) -> bool:
-        """Whether there is something where the task's record should be."""
+        """Whether the task's key exists, of whatever type."""
         return bool(self.redis.exists(self.keys.task(task_id)))
 
-    def append(self, claim: Claim, kind: str, fields: Mapping[str, Any]) -> int:
-        """Add an event: -1 when the task is no longer ours, 1 when a cancel waits, 0 otherwise.
+    def append(self, claim: Claim, kind: str, fields: Mapping[str, Any]) -> WriteAnswer:
+        """Append an event. Not retried: an event before the end may be lost."""
+        return WriteAnswer(
+            self._append(
+                task=self.keys.task(claim.task_id),
+                events=self.keys.events(claim.task_id),
+                fence=claim.fence,
+                tail=self._tail(claim.task_id, kind, fields),
+            )
+        )
 
-        Tried once: an event in the middle may be skipped.
-        """
-        tail = self._tail(claim.task_id, kind, fields)
-        answer: int = self._append(keys=self._three(claim.task_id)[:2], args=[claim.fence, tail])
-        return answer
+    def save_checkpoint(self, claim: Claim, step: int, state: bytes) -> WriteAnswer:
+        """Save a checkpoint. Not retried."""
+        return WriteAnswer(
+            self._save(
+                task=self.keys.task(claim.task_id),
+                checkpoint=self.keys.checkpoint(claim.task_id),
+                fence=claim.fence,
+                step=step,
+                state=state,
+            )
+        )
 
-    def keep(self, claim: Claim, step: int, state: bytes) -> int:
-        """Keep a checkpoint: -1 when the task is no longer ours. Tried once."""
-        keys = [self.keys.task(claim.task_id), self.keys.checkpoint(claim.task_id)]
-        answer: int = self._checkpoint(keys=keys, args=[claim.fence, step, state])
-        return answer
-
-    def kept(self, task_id: str) -> bytes | None:
-        """The checkpoint that an earlier attempt left."""
+    def load_checkpoint(self, task_id: str) -> bytes | None:
+        """The checkpoint that an earlier attempt saved."""
         state: Any = retry_redis(lambda: self.redis.get(self.keys.checkpoint(task_id)))
         return state if isinstance(state, bytes) else None
 
@@ -133,7 +189,7 @@ class TaskRecord:
         return metadata_of(request)
 
     def is_ours(self, claim: Claim) -> bool:
-        """Whether nobody has claimed the task since, nor ended it."""
+        """Whether the task is running and this is its latest claim."""
         reply: Any = retry_redis(
             lambda: self.redis.hmget(self.keys.task(claim.task_id), "fence", "status")
         )
@@ -147,36 +203,64 @@ class TaskRecord:
         fields: Mapping[str, Any],
         dead: str = "",
     ) -> bool:
-        """Write the end and its event; False when another owner has the task.
+        """Write the end and its event; False when another worker has claimed the task.
 
-        `dead` is why it goes to the dead letters too. Waits for Redis up to `PATIENCE_S`; writing
-        it twice is writing it once.
+        `dead` is the reason of its dead letter, '' for none. Retried for up to `PATIENCE_S` while
+        Redis is away; repeating a call changes nothing.
         """
         tail = self._tail(claim.task_id, status.value, fields)
-        keys = [*self._three(claim.task_id), self.keys.checkpoint(claim.task_id), self.keys.dead]
-        args: list[str | int] = [
-            claim.task_id, claim.fence, status.value, json.dumps(outcome), tail, dead,
-        ]  # fmt: skip
-        return bool(retry_redis(lambda: self._finish(keys=keys, args=args)))
+        answer = retry_redis(
+            lambda: self._finish(
+                **self._keys_of(claim.task_id),
+                checkpoint=self.keys.checkpoint(claim.task_id),
+                dead=self.keys.dead,
+                id=claim.task_id,
+                fence=claim.fence,
+                status=status.value,
+                outcome=json.dumps(outcome),
+                tail=tail,
+                dead_reason=dead,
+            )
+        )
+        return WriteAnswer(answer) is WriteAnswer.WRITTEN
 
-    def requeue(self, claim: Claim, fields: Mapping[str, Any], *, counts: bool) -> bool | None:
-        """Give the task back; False when another owner has it, None when it is to be cancelled.
+    def requeue(self, claim: Claim, fields: Mapping[str, Any], *, counts: bool) -> WriteAnswer:
+        """Return the task to `queued`; nothing is written when it is to be cancelled.
 
-        `counts` says whether this was one of its attempts.
+        `counts` says whether this was one of its attempts. Retried as `finish` is.
         """
         tail = self._tail(claim.task_id, "requeued", fields)
-        args: Sequence[str | int] = [claim.task_id, claim.fence, tail, int(counts)]
-        answer = retry_redis(lambda: self._requeue(keys=self._three(claim.task_id), args=args))
-        return None if answer == CANCEL_WAITS else bool(answer)
+        answer = retry_redis(
+            lambda: self._requeue(
+                **self._keys_of(claim.task_id),
+                id=claim.task_id,
+                fence=claim.fence,
+                tail=tail,
+                counts=counts,
+            )
+        )
+        return WriteAnswer(answer)
 
     def close(self, task_id: str) -> None:
-        """Celery's result says how an ended task ended: it may be pushed, and forgotten."""
+        """Close an ended task whose Celery result is written: add its pushes, start its TTL."""
         retry_redis(lambda: self.pushes.note(task_id))
-        keys = [*self._three(task_id), self.keys.checkpoint(task_id), self.keys.pushes]
-        retry_redis(lambda: self._close(keys=keys, args=[task_id, self._ttl_s, *PushKind]))
+        retry_redis(
+            lambda: self._close(
+                **self._keys_of(task_id),
+                checkpoint=self.keys.checkpoint(task_id),
+                pushes=self.keys.pushes,
+                id=task_id,
+                record_ttl_s=self._ttl_s,
+                kinds=PushKind,
+            )
+        )
 
-    def _three(self, task_id: str) -> list[str]:
-        return [self.keys.task(task_id), self.keys.events(task_id), self.keys.open]
+    def _keys_of(self, task_id: str) -> dict[str, str]:
+        return {
+            "task": self.keys.task(task_id),
+            "events": self.keys.events(task_id),
+            "open": self.keys.open,
+        }
 
     def _tail(self, task_id: str, kind: str, fields: Mapping[str, Any]) -> str:
         return event_tail(task_id, kind, {"worker": self.owner, **fields})

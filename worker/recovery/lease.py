@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 
 from api_contracts.redis_io.connection import is_away
 from api_contracts.redis_io.scripts import load
-from worker.job_control import Control, Stop
+from worker.record.task_record import WriteAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from api_contracts.names import Keys
     from worker.broker.held_messages import HeldMessages
+    from worker.job_control import Control
     from worker.record.task_record import Claim
 
 logger = logging.getLogger(__name__)
@@ -112,13 +113,14 @@ class Lease:
         held = self.held()
         pipeline = self._redis.pipeline(transaction=False)
         for claim, _ in held:
-            keys, args = [self._keys.task(claim.task_id)], [claim.fence, self.lease_s]
-            self._heartbeat(keys=keys, args=args, client=pipeline)
+            task = self._keys.task(claim.task_id)
+            self._heartbeat(task=task, fence=claim.fence, lease_s=self.lease_s, client=pipeline)
         pipeline.ping()
-        for (claim, control), answer in zip(held, pipeline.execute()[:-1], strict=True):
-            if answer:
-                control.request(Stop.CANCELLED if answer > 0 else Stop.SUPERSEDED)
-            if answer < 0:
+        for (claim, control), reply in zip(held, pipeline.execute()[:-1], strict=True):
+            answer = WriteAnswer(reply)
+            if answer.stop is not None:
+                control.request(answer.stop)
+            if answer is WriteAnswer.SUPERSEDED:
                 self.let_go(claim)
         self._renewed_s = began_s
 

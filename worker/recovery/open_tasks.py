@@ -61,8 +61,9 @@ class OpenTasks:
         self._redis, self._keys = redis, keys
         self._lease_s, self._ttl_s = lease_s, record_ttl_s
         self._pushes = PushQueue(redis, keys, record_ttl_s)
-        self._revive, self._expire, self._forget, self._close = (
-            load(redis, "worker.record", name) for name in ("revive", "expire", "forget", "close")
+        self._resend, self._expire, self._drop_cancel, self._close = (
+            load(redis, "worker.record", name)
+            for name in ("resend", "expire", "drop_cancel", "close")
         )
 
     def suspects(self, goes_on: Callable[[], bool]) -> Iterator[tuple[str, Suspect]]:
@@ -94,11 +95,21 @@ class OpenTasks:
         """The request to send again; None when somebody has touched the task, or nobody waits."""
         with self._whatever_is_wrong_with(task_id):
             if suspect.is_old:
-                keys = [*self._three(task_id), self._keys.checkpoint(task_id), self._keys.pushes]
-                self._close(keys=keys, args=[task_id, self._ttl_s, *PushKind])
+                self._close(
+                    **self._keys_of(task_id),
+                    checkpoint=self._keys.checkpoint(task_id),
+                    pushes=self._keys.pushes,
+                    id=task_id,
+                    record_ttl_s=self._ttl_s,
+                    kinds=PushKind,
+                )
                 return None
-            keys = [self._keys.task(task_id), self._keys.open]
-            request: bytes | None = self._revive(keys=keys, args=[task_id, repr(suspect.touched)])
+            request: bytes | None = self._resend(
+                task=self._keys.task(task_id),
+                open=self._keys.open,
+                id=task_id,
+                touched_at=suspect.touched,
+            )
             return request
         return None
 
@@ -106,9 +117,9 @@ class OpenTasks:
         """Let go of cancels that waited for a task for as long as records are kept."""
         last = self._redis.time()[0] - self._ttl_s
         for name, _ in self._oldest(self._keys.pending_cancels, last, 0):
-            keys = [self._keys.task(name.decode(errors="replace")), self._keys.pending_cancels]
+            task = self._keys.task(name.decode(errors="replace"))
             try:
-                self._forget(keys=keys, args=[name])
+                self._drop_cancel(task=task, pending_cancels=self._keys.pending_cancels, id=name)
             except ResponseError as error:
                 if is_away(error):
                     raise
@@ -164,14 +175,18 @@ class OpenTasks:
                 return True
 
     def _end_expired(self, task_id: str) -> None:
-        keys = self._three(task_id)
-        request: Any = self._redis.hget(keys[0], "request")
+        keys = self._keys_of(task_id)
+        request: Any = self._redis.hget(keys["task"], "request")
         tail = event_tail(task_id, "expired", {"step": 0, "metadata": metadata_of(request)})
-        if self._expire(keys=keys, args=[task_id, tail]):
+        if self._expire(**keys, id=task_id, tail=tail):
             logger.info("task %s: expired while it waited", task_id)
 
-    def _three(self, task_id: str) -> list[str]:
-        return [self._keys.task(task_id), self._keys.events(task_id), self._keys.open]
+    def _keys_of(self, task_id: str) -> dict[str, str]:
+        return {
+            "task": self._keys.task(task_id),
+            "events": self._keys.events(task_id),
+            "open": self._keys.open,
+        }
 
     @contextmanager
     def _whatever_is_wrong_with(self, task_id: str) -> Iterator[None]:

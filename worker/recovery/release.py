@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from api_contracts.names import is_task_id
 from api_contracts.redis_io.connection import connect_impatiently
 from api_contracts.redis_io.scripts import load
 from worker import metrics
-from worker.broker.held_messages import HeldMessages, task_id_of
+from worker.broker.held_messages import HeldMessages
 
 if TYPE_CHECKING:
     from worker.config.settings import Settings
@@ -29,14 +28,13 @@ def give_back(settings: Settings, owner: str, reason: str = "death") -> int:
     broker = connect_impatiently(settings.broker_url.get_secret_value(), ANSWER_S)
     events = connect_impatiently(settings.events_redis_url.get_secret_value(), ANSWER_S)
     with broker, events:
-        messages, release = HeldMessages(broker), load(events, "worker.record", "release")
+        messages, end_lease = HeldMessages(broker), load(events, "worker.record", "end_lease")
         number = 0
         for tag in messages.held_by(owner):
             held = messages.held(tag)
-            task_id = task_id_of(held[0]) if held else None
             # First the lease: a message that is claimed before it is told that the task is held.
-            if is_task_id(task_id):
-                release(keys=[settings.keys.task(str(task_id))], args=[owner])
+            if held is not None and held.task_id is not None:
+                end_lease(task=settings.keys.task(held.task_id), owner=owner)
             number += messages.put_back(tag)
     if number:
         metrics.RECOVERED.labels(reason).inc(number)

@@ -1,6 +1,8 @@
--- Put before each script that appends an event: adds the event to the stream and numbers it.
--- `tail` is the event's JSON without its opening brace, sequence number and attempt; the script
--- adds those, so that numbers are given in the one place where they cannot collide.
+-- Shared functions, put before the text of every other script.
+
+-- Appends an event to a task's stream and returns its number. `tail` is the event's JSON without
+-- the opening brace, `seq` and `attempt`. Events are numbered here alone, so numbers have no gaps
+-- and two writers never use the same one.
 local function append_event(task, events, tail)
   local seq = redis.call('HINCRBY', task, 'seq', 1)
   local attempt = redis.call('HGET', task, 'attempt') or '0'
@@ -9,7 +11,13 @@ local function append_event(task, events, tail)
   return seq
 end
 
+-- Redis's clock in Unix seconds.
 local function now_s()
   local time = redis.call('TIME')
   return time[1] + time[2] / 1000000
+end
+
+-- Unix seconds as records and sorted sets have them.
+local function stamp(seconds)
+  return string.format('%.6f', seconds)
 end

@@ -1,17 +1,22 @@
--- Writes a task's record unless the id is known. Gives its status.
+-- Writes the record of a task unless one exists.
 --
--- KEYS[1]  ns:{id}:task    hash        written
--- KEYS[2]  ns:{id}:events  stream      event `queued` appended
--- KEYS[3]  ns:open         sorted set  id added
--- ARGV     id, request JSON, event tail, queue, deadline in seconds from now or ''
-local status = redis.call('HGET', KEYS[1], 'status')
-if status then return {status, redis.call('HGET', KEYS[1], 'request')} end
+-- task        ns:{id}:task    hash        written
+-- events      ns:{id}:events  stream      event `queued` appended
+-- open        ns:open         sorted set  id added
+-- id
+-- request     JSON
+-- tail        of the event `queued`, see append_event.lua
+-- queue
+-- deadline_s  seconds from now, or ''
+-- Returns {status, request} of the record.
+local task, events, open = unpack(KEYS)
+local id, request, tail, queue, deadline_s = unpack(ARGV)
+local status = redis.call('HGET', task, 'status')
+if status then return {status, redis.call('HGET', task, 'request')} end
 local now = now_s()
-redis.call('HSET', KEYS[1], 'status', 'queued', 'attempt', 0, 'fence', 0, 'request', ARGV[2],
-  'queue', ARGV[4], 'submitted_at', string.format('%.6f', now))
-if ARGV[5] ~= '' then
-  redis.call('HSET', KEYS[1], 'deadline_at', string.format('%.6f', now + ARGV[5]))
-end
-redis.call('ZADD', KEYS[3], string.format('%.6f', now), ARGV[1])
-append_event(KEYS[1], KEYS[2], ARGV[3])
-return {'queued', ARGV[2]}
+redis.call('HSET', task, 'status', 'queued', 'attempt', 0, 'fence', 0, 'request', request,
+  'queue', queue, 'submitted_at', stamp(now))
+if deadline_s ~= '' then redis.call('HSET', task, 'deadline_at', stamp(now + deadline_s)) end
+redis.call('ZADD', open, stamp(now), id)
+append_event(task, events, tail)
+return {'queued', request}

@@ -31,8 +31,8 @@ OFF = "CHAOS_OFF"
 #: What a process says when it has turned a mechanism off; without it the run proves nothing.
 SAID = "chaos: %s is off"
 
-#: `if held[1] ~= ARGV[…]`: how every script compares the fence.
-_FENCE = re.compile(r"held\[1\] ~= ARGV\[\d+\]")
+#: How every script compares the fence.
+_FENCE = re.compile(r"held\[1\] ~= fence")
 
 
 def install(environment: Mapping[str, str]) -> None:

@@ -1,8 +1,10 @@
--- Renews the lease of messages that a worker holds; one that was put back meanwhile stays so.
+-- Renews the leases of held messages; one that was requeued meanwhile stays so.
 --
--- KEYS[1]  sag.unacked_index  sorted set  scores moved on
--- ARGV     seconds of lease, then the tags
-local untils = now_s() + ARGV[1]
-for number = 2, #ARGV do
-  redis.call('ZADD', KEYS[1], 'XX', untils, ARGV[number])
-end
+-- unacked_index  sag.unacked_index  sorted set  scores of the tags moved on
+-- lease_s
+-- tags
+local unacked_index = unpack(KEYS)
+local lease_s = unpack(ARGV)
+local tags = {unpack(ARGV, 2)}
+local lease_until = now_s() + lease_s
+for _, tag in ipairs(tags) do redis.call('ZADD', unacked_index, 'XX', lease_until, tag) end

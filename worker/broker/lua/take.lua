@@ -1,24 +1,32 @@
--- Takes the next message: off its list and into the book of held messages in one step, so that no
--- death in between loses it. One that is too large is dropped, and only its size is told.
+-- Takes the next message: moves it from its list to the held messages in one step, so that a crash
+-- in between loses nothing. A message that is too large is dropped.
 --
--- KEYS[1]    sag.unacked        hash        [message, exchange, queue] under the tag
--- KEYS[2]    sag.unacked_index  sorted set  tag, by when its lease runs out (Unix seconds)
--- KEYS[3…]   the lists, first choice first
--- ARGV       tag, seconds of lease, largest message in bytes, then each list's queue
--- gives      {number of the list, message} | {number of the list, '', its bytes} | nothing
-for number = 3, #KEYS do
-  local message = redis.pcall('RPOP', KEYS[number])
+-- unacked        sag.unacked        hash        [message, exchange, queue] written under the tag
+-- unacked_index  sag.unacked_index  sorted set  tag added, scored by the end of its lease
+-- lists          of the queues      lists       in the order in which they are looked at
+-- tag
+-- lease_s
+-- max_bytes      of a message
+-- queues         the queue of each list
+-- Returns {index of the list, message}, {index of the list, '', bytes} for one that is too large,
+-- or nothing. The first index is 0.
+local unacked, unacked_index = unpack(KEYS)
+local lists = {unpack(KEYS, 3)}
+local tag, lease_s, max_bytes = unpack(ARGV)
+local queues = {unpack(ARGV, 4)}
+for number, list in ipairs(lists) do
+  local message = redis.pcall('RPOP', list)
   if type(message) == 'table' then
-    -- What is no list stops only who pushes there; everything else is the server's refusal.
+    -- A key of another type blocks only its own queue; any other error is the server's.
     if not string.find(message.err, 'WRONGTYPE', 1, true) then return message end
     message = false
   end
   if message then
-    if #message > tonumber(ARGV[3]) then return {number - 3, '', #message} end
-    local held = '[' .. message .. ',"",' .. cjson.encode(ARGV[number + 1]) .. ']'
-    redis.call('HSET', KEYS[1], ARGV[1], held)
-    redis.call('ZADD', KEYS[2], now_s() + ARGV[2], ARGV[1])
-    return {number - 3, message}
+    if #message > tonumber(max_bytes) then return {number - 1, '', #message} end
+    local held = '[' .. message .. ',"",' .. cjson.encode(queues[number]) .. ']'
+    redis.call('HSET', unacked, tag, held)
+    redis.call('ZADD', unacked_index, now_s() + lease_s, tag)
+    return {number - 1, message}
   end
 end
 return false

@@ -1,19 +1,24 @@
--- Everybody has been told of a task's end, Celery's result too: nothing is left but to push it.
+-- Closes an ended task whose Celery result is written. Only its pushes are left to do.
 --
--- KEYS[1]  ns:{id}:task        hash        TTL set, unless a push waits: then pushed.lua will
--- KEYS[2]  ns:{id}:events      stream      as the record
--- KEYS[3]  ns:open             sorted set  id removed
--- KEYS[4]  ns:{id}:checkpoint  string      removed
--- KEYS[5]  ns:pushes           sorted set  read
--- ARGV     id, seconds that the record of an ended task lives, then the kinds of pushes
--- gives    1, or 0 when the task has not ended
-local status = redis.call('HGET', KEYS[1], 'status')
+-- task          ns:{id}:task        hash        TTL set here, or by settle_push.lua
+-- events        ns:{id}:events      stream      as the record
+-- open          ns:open             sorted set  id removed
+-- checkpoint    ns:{id}:checkpoint  string      deleted
+-- pushes        ns:pushes           sorted set  read
+-- id
+-- record_ttl_s  time to live of the record
+-- kinds         of pushes
+-- Returns 1, or 0 when the task has not ended.
+local task, events, open, checkpoint, pushes = unpack(KEYS)
+local id, record_ttl_s = unpack(ARGV)
+local kinds = {unpack(ARGV, 3)}
+local status = redis.call('HGET', task, 'status')
 if status == 'queued' or status == 'running' then return 0 end
-redis.call('ZREM', KEYS[3], ARGV[1])
-redis.call('DEL', KEYS[4])
-for number = 3, #ARGV do
-  if redis.call('ZSCORE', KEYS[5], ARGV[number] .. ':' .. ARGV[1]) then return 1 end
+redis.call('ZREM', open, id)
+redis.call('DEL', checkpoint)
+for _, kind in ipairs(kinds) do
+  if redis.call('ZSCORE', pushes, kind .. ':' .. id) then return 1 end
 end
-redis.call('EXPIRE', KEYS[1], ARGV[2])
-redis.call('EXPIRE', KEYS[2], ARGV[2])
+redis.call('EXPIRE', task, record_ttl_s)
+redis.call('EXPIRE', events, record_ttl_s)
 return 1

@@ -1,14 +1,17 @@
--- Ends a task that has waited past its deadline, though no worker had time for it.
+-- Ends a task that is still queued after its deadline.
 --
--- KEYS[1]  ns:{id}:task    hash        terminal status and outcome written
--- KEYS[2]  ns:{id}:events  stream      event `expired` appended
--- KEYS[3]  ns:open         sorted set  id touched: it stays until all is told (close.lua)
--- ARGV     id, event tail
--- gives    1, or 0 when it waits no more or its deadline has not passed
-local of = redis.call('HMGET', KEYS[1], 'status', 'deadline_at')
-if of[1] ~= 'queued' or not of[2] or tonumber(of[2]) > now_s() then return 0 end
-append_event(KEYS[1], KEYS[2], ARGV[2])
-local stamp = string.format('%.6f', now_s())
-redis.call('HSET', KEYS[1], 'status', 'expired', 'outcome', '{"step":0}', 'ended_at', stamp)
-redis.call('ZADD', KEYS[3], stamp, ARGV[1])
+-- task    ns:{id}:task    hash        terminal status and outcome written
+-- events  ns:{id}:events  stream      event `expired` appended
+-- open    ns:open         sorted set  id added; it stays until close.lua
+-- id
+-- tail    of the event `expired`, see append_event.lua
+-- Returns 1, or 0 when the task is queued no more or its deadline has not passed.
+local task, events, open = unpack(KEYS)
+local id, tail = unpack(ARGV)
+local status, deadline_at = unpack(redis.call('HMGET', task, 'status', 'deadline_at'))
+if status ~= 'queued' or not deadline_at or tonumber(deadline_at) > now_s() then return 0 end
+append_event(task, events, tail)
+local now = stamp(now_s())
+redis.call('HSET', task, 'status', 'expired', 'outcome', '{"step":0}', 'ended_at', now)
+redis.call('ZADD', open, now, id)
 return 1

@@ -1,24 +1,31 @@
 -- Writes the end of a task and its terminal event, once.
 --
--- KEYS[1]  ns:{id}:task        hash        terminal status and outcome written
--- KEYS[2]  ns:{id}:events      stream      terminal event appended
--- KEYS[3]  ns:open             sorted set  id touched: it stays until all is told (close.lua)
--- KEYS[4]  ns:{id}:checkpoint  string      removed
--- KEYS[5]  ns:dead             stream      id, request and reason appended, where there is a reason
--- ARGV     id, fence, status, outcome JSON, event tail, reason why the task is dead or ''
--- gives    1 when this fence's end is the one that stands (also when it was written before and
---          only the answer was lost), 0 when the task is another's
-local held = redis.call('HMGET', KEYS[1], 'fence', 'status')
-if held[1] ~= ARGV[2] then return 0 end
-if held[2] ~= 'running' then return held[2] == ARGV[3] and 1 or 0 end
-local stamp = string.format('%.6f', now_s())
-redis.call('HSET', KEYS[1], 'status', ARGV[3], 'outcome', ARGV[4], 'ended_at', stamp)
-redis.call('ZADD', KEYS[3], stamp, ARGV[1])
-append_event(KEYS[1], KEYS[2], ARGV[5])
-if ARGV[6] ~= '' then
-  local of = redis.call('HMGET', KEYS[1], 'request', 'attempt', 'owner')
-  redis.call('XADD', KEYS[5], 'MAXLEN', '~', 10000, '*', 'task_id', ARGV[1],
-    'request', of[1] or '', 'attempt', of[2] or '0', 'worker', of[3] or '', 'reason', ARGV[6])
+-- task         ns:{id}:task        hash        terminal status and outcome written
+-- events       ns:{id}:events      stream      terminal event appended
+-- open         ns:open             sorted set  id added; it stays until close.lua
+-- checkpoint   ns:{id}:checkpoint  string      deleted
+-- dead         ns:dead             stream      dead letter appended, where there is a reason
+-- id
+-- fence        of the claim
+-- status
+-- outcome      JSON
+-- tail         of the event, see append_event.lua
+-- dead_reason  why the task becomes a dead letter, or ''
+-- Returns 0, also when this end was written before and only the answer was lost, or -1 when another
+-- worker has claimed or ended the task.
+local task, events, open, checkpoint, dead = unpack(KEYS)
+local id, fence, status, outcome, tail, dead_reason = unpack(ARGV)
+local held = redis.call('HMGET', task, 'fence', 'status')
+if held[1] ~= fence then return -1 end
+if held[2] ~= 'running' then return held[2] == status and 0 or -1 end
+local now = stamp(now_s())
+redis.call('HSET', task, 'status', status, 'outcome', outcome, 'ended_at', now)
+redis.call('ZADD', open, now, id)
+append_event(task, events, tail)
+if dead_reason ~= '' then
+  local request, attempt, owner = unpack(redis.call('HMGET', task, 'request', 'attempt', 'owner'))
+  redis.call('XADD', dead, 'MAXLEN', '~', 10000, '*', 'task_id', id, 'request', request or '',
+    'attempt', attempt or '0', 'worker', owner or '', 'reason', dead_reason)
 end
-redis.call('DEL', KEYS[4])
-return 1
+redis.call('DEL', checkpoint)
+return 0

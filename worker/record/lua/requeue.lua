@@ -1,18 +1,23 @@
--- Gives a task back: it waits again.
+-- Returns a running task to the state `queued`.
 --
--- KEYS[1]  ns:{id}:task    hash        status, attempt
--- KEYS[2]  ns:{id}:events  stream      event `requeued` appended
--- KEYS[3]  ns:open         sorted set  id touched
--- ARGV     id, fence, event tail, 1 when the attempt counts
--- gives    1 (also when it was given back before and only the answer was lost), 0 when the task is
---          another's, or 2, with nothing written, when it is to be cancelled instead
-local held = redis.call('HMGET', KEYS[1], 'fence', 'status')
-if held[1] ~= ARGV[2] then return 0 end
-if held[2] ~= 'running' then return held[2] == 'queued' and 1 or 0 end
-if redis.call('HGET', KEYS[1], 'cancel_requested') then return 2 end
-append_event(KEYS[1], KEYS[2], ARGV[3])
-redis.call('HSET', KEYS[1], 'status', 'queued')
-if ARGV[4] ~= '1' then redis.call('HINCRBY', KEYS[1], 'attempt', -1) end
-redis.call('HDEL', KEYS[1], 'owner', 'lease_until')
-redis.call('ZADD', KEYS[3], string.format('%.6f', now_s()), ARGV[1])
-return 1
+-- task    ns:{id}:task    hash        status written; attempt decremented unless it counts
+-- events  ns:{id}:events  stream      event `requeued` appended
+-- open    ns:open         sorted set  id added with the current time
+-- id
+-- fence   of the claim
+-- tail    of the event `requeued`, see append_event.lua
+-- counts  1 when this attempt counts
+-- Returns 0, also when it was requeued before and only the answer was lost, -1 when another worker
+-- has claimed the task, or 1, with nothing written, when cancellation is requested.
+local task, events, open = unpack(KEYS)
+local id, fence, tail, counts = unpack(ARGV)
+local held = redis.call('HMGET', task, 'fence', 'status', 'cancel_requested')
+if held[1] ~= fence then return -1 end
+if held[2] ~= 'running' then return held[2] == 'queued' and 0 or -1 end
+if held[3] then return 1 end
+append_event(task, events, tail)
+redis.call('HSET', task, 'status', 'queued')
+if counts ~= '1' then redis.call('HINCRBY', task, 'attempt', -1) end
+redis.call('HDEL', task, 'owner', 'lease_until')
+redis.call('ZADD', open, stamp(now_s()), id)
+return 0

@@ -1,0 +1,110 @@
+"""The parts of Celery's worker that this project replaces: consumer, thread pool, result backend.
+
+Overrides of Celery's private functions stand here and in `remote_control`, those of kombu's in
+`transport`. `tests/record/upstream.py` lists each, for the day on which Celery is upgraded.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+from celery import states
+from celery.backends.redis import RedisBackend
+from celery.concurrency import thread
+from celery.worker import state as worker_state
+from celery.worker.consumer import Consumer
+
+from api_contracts.redis_io.scripts import load
+from worker import metrics
+from worker.broker.held_messages import REQUEUE_PAUSE_S
+from worker.broker.validate_message import normalize
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
+    from celery.worker.request import Request
+    from kombu import Message
+
+logger = logging.getLogger(__name__)
+
+
+class TolerantConsumer(Consumer):
+    """Celery's consumer behind `normalize`, so that no message ends the worker.
+
+    Celery assumes well-formed messages: one whose body can't be decoded keeps its slot for ever.
+    """
+
+    def on_decode_error(self, message: Message, exc: Exception) -> None:  # noqa: ARG002  # Celery's signature
+        """Handle a message whose body kombu can't decode; Celery would drop it."""
+        self.task_consumer.on_message(message)
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:  # noqa: ANN401  # Celery's signature
+        """Celery's handler, called with normalized messages only."""
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def on_message(message: Message) -> None:
+            try:
+                reason = normalize(message)
+            except Exception as error:  # noqa: BLE001  # no message may end the worker
+                reason = f"it can't be validated: {type(error).__name__}"
+            if reason is not None:
+                metrics.reject("no_task", reason)
+                message.reject_log_error(logger, self.connection_errors)
+                return
+            try:
+                handle(message)
+            except self.connection_errors:
+                raise
+            except Exception:  # no message may end the worker
+                logger.exception("task %s dropped: Celery failed on it", message.headers.get("id"))
+                message.reject_log_error(logger, self.connection_errors)
+
+        return on_message
+
+
+class TaskPool(thread.TaskPool):
+    """Celery's thread pool, which requeues a task whose result Celery could not write.
+
+    Celery ignores that error, and the message keeps its slot.
+    """
+
+    def on_apply(
+        self,
+        target: Callable[..., Any],
+        args: tuple[Any, ...] | None = None,
+        kwargs: dict[str, Any] | None = None,
+        callback: Callable[..., Any] | None = None,
+        *rest: Any,  # noqa: ANN401  # Celery's signature
+        **options: Any,  # noqa: ANN401  # Celery's signature
+    ) -> thread.ApplyResult:
+        """Run a task; `callback` is its request's `on_success`."""
+        result = super().on_apply(target, args, kwargs, callback, *rest, **options)
+        request: Request | None = getattr(callback, "__self__", None)
+        result.f.add_done_callback(lambda future: _requeue_failed(request, future))
+        return result
+
+
+def _requeue_failed(request: Request | None, future: Future[Any]) -> None:
+    """Requeue the message. Where the task's record has its end, the next delivery repeats it."""
+    if request is None or future.cancelled() or (error := future.exception()) is None:
+        return
+    logger.error("task %s requeued: Celery could not write its result: %r", request.id, error)
+    time.sleep(REQUEUE_PAUSE_S)
+    try:
+        request.reject(requeue=True)
+    finally:
+        worker_state.task_ready(request)
+
+
+class Backend(RedisBackend):
+    """Celery's result backend, in which a late progress state never overwrites a final one."""
+
+    def _set_with_state(self, key: str, value: Any, state: str) -> Any:  # noqa: ANN401  # Celery's signature
+        if state in states.READY_STATES:
+            return super()._set_with_state(key, value, state)
+        set_state = load(self.client, "worker.broker", "set_state")
+        expires_s = self.expires or 0
+        return self.ensure(lambda: set_state(result=key, meta=value, expires_s=expires_s), ())

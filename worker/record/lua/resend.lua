@@ -1,0 +1,22 @@
+-- Before the reconciler sends a task's message again: checks that the task was not touched since
+-- the reconciler looked at it.
+--
+-- task        ns:{id}:task  hash        read
+-- open        ns:open       sorted set  id moved to the current time, so that the message has time
+--                                       to arrive
+-- id
+-- touched_at  the score in ns:open that the reconciler saw
+-- Returns the request's JSON, or nothing when the task is held or was touched meanwhile.
+local task, open = unpack(KEYS)
+local id, touched_at = unpack(ARGV)
+local score = redis.call('ZSCORE', open, id)
+if not score or tonumber(score) ~= tonumber(touched_at) then return false end
+local status, lease_until, request = unpack(
+  redis.call('HMGET', task, 'status', 'lease_until', 'request'))
+if not status then
+  redis.call('ZREM', open, id)
+  return false
+end
+if status == 'running' and tonumber(lease_until or '0') > now_s() then return false end
+redis.call('ZADD', open, stamp(now_s()), id)
+return request or 'null'
