@@ -120,7 +120,7 @@ def now_s(redis: Redis) -> float:
     return float(seconds) + float(microseconds) / 1e6
 
 
-def capture_attention(redis: Redis, keys: Keys) -> bool:
+def is_subscribed(redis: Redis, keys: Keys) -> bool:
     """Whether a lease thread is subscribed to cancellations."""
     return bool(dict(redis.pubsub_numsub(keys.control))[keys.control.encode()])
 

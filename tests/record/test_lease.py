@@ -11,8 +11,8 @@ from api_contracts import GenerationClient, TaskStatus
 from tests.record.box import lapse_all, post, taken
 from tests.record.owners import (
     ask,
-    capture_attention,
     ends_s,
+    is_subscribed,
     lapse,
     now_s,
     take,
@@ -101,7 +101,7 @@ def test_a_cancel_is_heard_at_once(  # fixtures
     lease.hold(take(claims, task_id), control)
     lease.hold(take(claims, "another"), calm)
     lease.start()
-    until(partial(capture_attention, client.redis, client.keys))
+    until(partial(is_subscribed, client.redis, client.keys))
     assert client.handle(task_id).cancel() is TaskStatus.RUNNING
     until(lambda: control.asked() is Stop.CANCELLED)
     assert calm.asked() is None
@@ -116,7 +116,7 @@ def test_a_nudge_for_another_worker_is_none(
     lease.hold(take(claims, "mine"), control)
     take(claims, task_id)
     lease.start()
-    until(partial(capture_attention, client.redis, client.keys))
+    until(partial(is_subscribed, client.redis, client.keys))
     client.handle(task_id).cancel()
     client.redis.publish(client.keys.control, b"\xff")
     renewed = lease._renewed_s

@@ -12,8 +12,8 @@ from api_contracts.redis_io.connection import connect, connect_impatiently
 from tests.record.box import lapse_all, post, taken
 from tests.record.owners import (
     ask,
-    capture_attention,
     ends_s,
+    is_subscribed,
     lapse,
     now_s,
     take,
@@ -43,14 +43,14 @@ def test_an_outage_ends_its_wellness_and_nothing_else(tmp_path: Path, keys: Keys
         lease = Lease(redis, keys, HeldMessages(redis), list, 1.0)
         lease.hold(claim, control)
         lease.start()
-        until(lambda: capture_attention(redis, keys) and lease.is_well)
+        until(lambda: is_subscribed(redis, keys) and lease.is_well)
     until(lambda: not lease.is_well)
     assert lease.silent_s >= 1.0
     assert control.asked() is None
     with embedded.redis_server(tmp_path, port) as url, GenerationClient(url, keys.namespace) as far:
         until(lambda: lease.is_well)
         until(lambda: ends_s(connect(url), keys, "t") > now_s(far.redis))
-        until(lambda: capture_attention(far.redis, keys))
+        until(lambda: is_subscribed(far.redis, keys))
         far.handle("t").cancel()
         until(lambda: control.asked() is Stop.CANCELLED)
         lease.close()
@@ -66,7 +66,7 @@ def test_one_with_nothing_to_renew_is_not_well_either(
         records, book = (away, redis) if gone == "records" else (redis, away)
         lease = Lease(records, keys, HeldMessages(book), list, 1.0)
         lease.start()
-        until(lambda: capture_attention(records, keys) and lease.is_well)
+        until(lambda: is_subscribed(records, keys) and lease.is_well)
     until(lambda: not lease.is_well)
     lease.close()
 
