@@ -13,11 +13,13 @@ from worker.config.settings import Settings
 from worker.engine.engine import Engine
 from worker.errors import ModelLoadError
 from worker.execution.artifacts import Artifacts
-from worker.execution.attempt import Attempts
-from worker.execution.delivery import Delivery
+from worker.execution.attempt import AttemptRunner
+from worker.execution.claim_gate import ClaimGate
 from worker.execution.executor import Executor
+from worker.execution.resolved_request import Delivery
 from worker.record.celery_state import CeleryState
 from worker.record.event_publisher import EventPublisher
+from worker.recovery.active_tasks import ActiveTasks
 from worker.recovery.lease import Lease
 from worker.storage import Storage
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from worker.execution.outcome import Outcome
     from worker.record.task_record import TaskRecord
 
-WAIT_S = 30
+WAIT_S = 120
 
 
 class Busy:
@@ -39,12 +41,17 @@ class Busy:
         settings = Settings(models=models, max_attempts=2)
         self._engine = Engine(models, "cpu", "none", loader=self._load)
         self._publisher = EventPublisher(claims, CeleryState(lambda *_: None))
-        shelf = Artifacts(Storage(settings))
-        attempts = Attempts(settings, claims, self._publisher, self._engine, shelf)
-        self.lease = Lease(claims.redis, claims.keys, HeldMessages(claims.redis), list, LEASE_S)
-        self.lease.start()
+        artifacts = Artifacts(Storage(settings))
+        attempts = AttemptRunner(settings, claims, self._publisher, self._engine, artifacts)
+        self.tasks, messages = ActiveTasks(), HeldMessages(claims.redis)
+        self._lease = Lease(claims.redis, claims.keys, self.tasks, messages, list, LEASE_S)
+        self._lease.start()
+        self.gate = ClaimGate(self._lease)
         self.broken: list[str] = []
-        self.executor = Executor(settings, claims, self.lease, attempts, "cpu", self.broken.append)
+        self.executor = Executor(
+            settings, claims, self.tasks, self.gate, attempts,
+            device="cpu", on_broken=self.broken.append,
+        )  # fmt: skip
         self._alias = alias
         self._threads = ThreadPoolExecutor(4)
 
@@ -59,7 +66,7 @@ class Busy:
         self._threads.shutdown()
         self._engine.close()
         self._publisher.close()
-        self.lease.close()
+        self._lease.close()
 
     def _load(self, *_: Any, **__: Any) -> NoReturn:
         self.building.set()

@@ -13,6 +13,16 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
+    from worker.record.task_record import Claim
+    from worker.recovery.active_tasks import ActiveTask, ActiveTasks
+
+
+def hold(tasks: ActiveTasks, claim: Claim) -> ActiveTask:
+    """Have a process hold a task that it has claimed."""
+    task = tasks.add(claim.task_id)
+    assert task is not None
+    tasks.grant(task, claim)
+    return task
 
 
 class Sent:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.record.owners import until
-from worker.execution.company import ExclusiveAttempt
+from worker.execution.attempt import ExclusiveAttempt
 from worker.job_control import Control, JobStopped, Stop
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Room:
         self._threads.shutdown()
 
     def _be(self, name: str, control: Control, alone: bool) -> None:
-        with self._company.join(control, alone=alone):
+        with self._company.enter(control, alone=alone):
             with self._lock:
                 self.inside.add(name)
                 self.order.append(name)
@@ -169,7 +169,7 @@ def test_one_that_fails_makes_room() -> None:
     """An error in there leaves nobody outside."""
     company = ExclusiveAttempt()
     for alone in (True, False, True):
-        with pytest.raises(ValueError, match="broken"), company.join(Control(), alone=alone):
+        with pytest.raises(ValueError, match="broken"), company.enter(Control(), alone=alone):
             raise ValueError("broken")
-    with company.join(Control(), alone=True):
+    with company.enter(Control(), alone=True):
         pass

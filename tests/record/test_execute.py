@@ -8,13 +8,19 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.record.busy import WAIT_S, Busy
-from tests.record.owners import kinds, record, take, take_over
-from worker.execution import endings
-from worker.execution.circuit_breaker import LIMIT
-from worker.execution.delivery import Delivery
-from worker.execution.outcome import Cancelled, Dropped, Expired, Failed, Requeued
-from worker.execution.resolved_request import ResolvedRequest
-from worker.record.task_record import Ended, WriteAnswer
+from tests.record.owners import ask, kinds, lapse, record, take, take_over, until
+from worker.execution import attempt
+from worker.execution.circuit_breaker import MAX_FAILURES
+from worker.execution.outcome import (
+    TaskCancelled,
+    TaskDropped,
+    TaskExpired,
+    TaskFailed,
+    TaskRequeued,
+    from_record,
+)
+from worker.execution.resolved_request import Delivery, ResolvedRequest
+from worker.record.task_record import Claim, Ended, WriteAnswer
 from worker.recovery.lease import Lease
 
 if TYPE_CHECKING:
@@ -31,13 +37,20 @@ BROKEN = "model_load_failed: told to"
 
 
 @pytest.fixture
-def busy(claims: TaskRecord, namespace: str) -> Iterator[Busy]:
-    """The executor, doing task `first`."""
+def busy(claims: TaskRecord, namespace: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Busy]:
+    """The executor, running task `first`."""
+    monkeypatch.setattr(attempt, "LOADING_EVENT_PERIOD_S", 0.05)
     made = Busy(claims, namespace)
     made.first = made.deliver("first")
     assert made.building.wait(WAIT_S)
     yield made
     made.close()
+
+
+def is_taken_over(other: TaskRecord, task_id: str) -> bool:
+    """Try to claim a task whose lease expired; the lease thread may renew it in between."""
+    lapse(other.redis, other.keys, task_id)
+    return isinstance(ask(other, task_id), Claim)
 
 
 def test_a_task_in_line_hears_of_its_cancel(busy: Busy, client: GenerationClient) -> None:
@@ -50,23 +63,23 @@ def test_a_task_in_line_hears_of_its_cancel(busy: Busy, client: GenerationClient
     while client.status_many(["second"])["second"] is None:
         pass
     handle.cancel()
-    assert second.result(WAIT_S) == Cancelled(0)
+    assert second.result(WAIT_S) == TaskCancelled(0)
     assert not busy.first.done()
 
 
 def test_a_drain_gives_back_what_is_in_line(busy: Busy) -> None:
     """A drain waits for no turn: what has not begun goes back at once, and is no attempt."""
     second = busy.deliver("second")
-    while len(busy.lease.held()) < 2:
+    while len(busy.tasks.claimed()) < 2:
         pass
     busy.executor.drain()
-    assert second.result(WAIT_S) == Requeued("worker drained at step 0", counts=False)
+    assert second.result(WAIT_S) == TaskRequeued("worker drained at step 0", counts=False)
     assert not busy.first.done()
 
 
 def test_a_duplicate_takes_no_slot(busy: Busy) -> None:
     """A second message of a running task is dropped at once, also by the process that runs it."""
-    assert isinstance(busy.deliver("first").result(WAIT_S), Dropped)
+    assert isinstance(busy.deliver("first").result(WAIT_S), TaskDropped)
     assert not busy.first.done()
 
 
@@ -75,11 +88,11 @@ def test_a_fault_of_ours_is_an_attempt(
 ) -> None:
     """A task that fails for a reason of ours goes back, and fails with the last of its attempts."""
     busy.go_on.set()
-    assert busy.first.result(WAIT_S) == Requeued(BROKEN, counts=True)
+    assert busy.first.result(WAIT_S) == TaskRequeued(BROKEN, counts=True)
     assert record(redis, keys, "first")["status"] == "queued"
-    assert busy.lease.held() == []
+    assert busy.tasks.claimed() == []
     last = busy.deliver("first").result(WAIT_S)
-    assert isinstance(last, Failed)
+    assert isinstance(last, TaskFailed)
     assert last.error.code == "model_load_failed"
     told = [kind for kind in kinds(redis, client.keys, "first") if kind != "loading"]
     assert told == ["started", "requeued", "started", "failed"]
@@ -100,7 +113,7 @@ def test_the_log_tells_what_became_of_a_task(busy: Busy, caplog: pytest.LogCaptu
         for record in caplog.records
         if record.name == "worker.execution.executor"
     ]
-    assert lines[0].startswith("task first: not run, a duplicate")
+    assert lines[0].startswith("task first: dropped, a duplicate")
     assert lines[1:] == [
         f"task first attempt 1: requeued ({BROKEN})",
         "task first attempt 2: claimed (fence 2)",
@@ -120,7 +133,7 @@ def test_a_request_that_breaks_the_check_is_refused(
 
     monkeypatch.setattr(ResolvedRequest, "of", broken)
     outcome = busy.executor.execute(Delivery("odd", {"prompt": "x"}))
-    assert isinstance(outcome, Failed)
+    assert isinstance(outcome, TaskFailed)
     assert (outcome.error.code, outcome.error.retryable) == ("internal", False)
     assert "ArithmeticError" in outcome.error.message
     assert record(redis, keys, "odd")["status"] == "failed"
@@ -132,7 +145,7 @@ def test_who_is_to_be_told_of_a_refusal_is_kept(
 ) -> None:
     """However odd or long the rest of the request is."""
     asked = {"prompt": prompt, "webhook": "https://a.b/"}
-    assert isinstance(busy.executor.execute(Delivery("refused", asked)), Failed)
+    assert isinstance(busy.executor.execute(Delivery("refused", asked)), TaskFailed)
     busy.executor.close("refused")
     (due,) = claims.pushes.take(9)
     assert due.target == "https://a.b/"
@@ -144,26 +157,26 @@ def test_a_process_that_fails_them_all_takes_no_more(busy: Busy) -> None:
     The three have one attempt less each; the fourth has none less.
     """
     busy.go_on.set()
-    assert busy.executor.refusal is None
-    assert busy.first.result(WAIT_S) == Requeued(BROKEN, counts=True)
+    assert busy.gate.refusal is None
+    assert busy.first.result(WAIT_S) == TaskRequeued(BROKEN, counts=True)
     for name in ("second", "third"):
         assert busy.broken == []
-        assert busy.deliver(name).result(WAIT_S) == Requeued(BROKEN, counts=True)
+        assert busy.deliver(name).result(WAIT_S) == TaskRequeued(BROKEN, counts=True)
     (reason,) = busy.broken
-    assert busy.executor.refusal == reason
+    assert busy.gate.refusal == reason
     assert "told to" in reason
     fourth = busy.deliver("fourth").result(WAIT_S)
-    assert fourth == Requeued("worker drained at step 0", counts=False)
+    assert fourth == TaskRequeued("worker drained at step 0", counts=False)
     assert len(busy.broken) == 1
 
 
 def test_a_process_without_a_lease_says_so(busy: Busy, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it runs goes on; it would claim nothing more."""
     monkeypatch.setattr(Lease, "is_well", property(lambda _: False))
-    assert "no lease could be renewed" in str(busy.executor.refusal)
+    assert "no lease could be renewed" in str(busy.gate.refusal)
     assert not busy.first.done()
     monkeypatch.undo()
-    assert busy.executor.refusal is None
+    assert busy.gate.refusal is None
 
 
 def test_one_that_is_overtaken_in_line_writes_nothing(
@@ -171,19 +184,19 @@ def test_one_that_is_overtaken_in_line_writes_nothing(
 ) -> None:
     """It stops when it hears that the task is another's, and leaves the record to that."""
     second = busy.deliver("second")
-    while len(busy.lease.held()) < 2:
+    while len(busy.tasks.claimed()) < 2:
         pass
-    take_over(other, "second")
+    until(lambda: is_taken_over(other, "second"))
     before = record(redis, keys, "second"), kinds(redis, keys, "second")
-    assert second.result(WAIT_S) == Dropped("another worker has claimed it")
+    assert second.result(WAIT_S) == TaskDropped("another worker has claimed it")
     assert (record(redis, keys, "second"), kinds(redis, keys, "second")) == before
 
 
 def test_a_message_that_came_too_late_is_not_begun(busy: Busy, redis: Redis, keys: Keys) -> None:
     """Its record says `expired`, in one event, and how it ended is told apart for Celery."""
     late = Delivery("late", {"prompt": "x", "model": keys.namespace}, expires_at_s=1000.0)
-    assert busy.executor.execute(late) == Expired(0, by_message=True)
-    assert busy.executor.execute(late) == Expired(0, by_message=True)  # as before
+    assert busy.executor.execute(late) == TaskExpired(0, by_message=True)
+    assert busy.executor.execute(late) == TaskExpired(0, by_message=True)  # as before
     assert record(redis, keys, "late")["status"] == "expired"
     assert kinds(redis, keys, "late") == ["expired"]
 
@@ -196,7 +209,7 @@ def test_one_that_took_too_many_workers_is_dead(
     take_over(other, "poison", max_attempts=2)
     redis.hset(keys.task("poison"), "lease_until", "1.0")
     outcome = busy.deliver("poison").result(WAIT_S)
-    assert isinstance(outcome, Failed)
+    assert isinstance(outcome, TaskFailed)
     assert outcome.error.code == "attempts_exhausted"
     assert kinds(redis, keys, "poison") == ["started", "started", "failed"]
     assert redis.xlen(keys.dead) == 1
@@ -211,7 +224,7 @@ def test_a_redis_that_stays_away_is_nobodys_fault(
         raise RedisConnectionError("away")
 
     monkeypatch.setattr(claims, "load_checkpoint", stay_away)
-    names = [f"t{number}" for number in range(LIMIT + 1)]
+    names = [f"t{number}" for number in range(MAX_FAILURES + 1)]
     for name in names:
         claim = take(claims, name)
         assert claims.save_checkpoint(claim, 1, b"state") is WriteAnswer.WRITTEN
@@ -220,7 +233,7 @@ def test_a_redis_that_stays_away_is_nobodys_fault(
             busy.deliver(name).result(WAIT_S)
         assert record(redis, keys, name)["status"] == "running"
     assert (busy.broken, redis.xlen(keys.dead)) == ([], 0)
-    assert [claim.task_id for claim, _ in busy.lease.held()] == ["first"]
+    assert [task.task_id for task, _ in busy.tasks.claimed()] == ["first"]
 
 
 def test_a_process_that_hangs_gives_back_and_claims_nothing(
@@ -228,16 +241,16 @@ def test_a_process_that_hangs_gives_back_and_claims_nothing(
 ) -> None:
     """What it gives back is another's to take; what somebody wants to end, ends."""
     second, third = busy.deliver("second"), busy.deliver("third")
-    while len(busy.lease.held()) < 3:
+    while len(busy.tasks.claimed()) < 3:
         pass
     redis.hset(keys.task("third"), "cancel_requested", 1)
-    busy.executor.give_back("it hangs")
-    assert busy.executor.refusal == "a step does not end"
+    busy.executor.report_stall("it hangs")
+    assert busy.gate.refusal == "a step does not end"
     kept = {name: record(redis, keys, name)["status"] for name in ("first", "second", "third")}
     assert kept == {"first": "queued", "second": "queued", "third": "cancelled"}
     assert kinds(redis, keys, "third")[-1] == "cancelled"
     for each in (second, third):
-        assert not isinstance(each.result(WAIT_S), Failed)
+        assert not isinstance(each.result(WAIT_S), TaskFailed)
 
 
 def test_a_cancel_that_meets_a_drain_ends_the_task(
@@ -245,25 +258,25 @@ def test_a_cancel_that_meets_a_drain_ends_the_task(
 ) -> None:
     """It would wait for another worker only to hear of it, and perhaps none comes."""
     second = busy.deliver("second")
-    while len(busy.lease.held()) < 2:
+    while len(busy.tasks.claimed()) < 2:
         pass
     redis.hset(keys.task("second"), "cancel_requested", 1)
     busy.executor.drain()
-    assert second.result(WAIT_S) == Cancelled(0)
+    assert second.result(WAIT_S) == TaskCancelled(0)
     assert kinds(redis, keys, "second")[-1] == "cancelled"
 
 
 @pytest.mark.parametrize(
     ("status", "outcome", "wants"),
     [
-        ("cancelled", {}, Cancelled(0)),
-        ("cancelled", {"step": 3, "later": 1}, Cancelled(3)),
-        ("expired", {}, Expired(0)),
-        ("expired", {"step": 3, "by_message": True, "later": 1}, Expired(3, by_message=True)),
+        ("cancelled", {}, TaskCancelled(0)),
+        ("cancelled", {"step": 3, "later": 1}, TaskCancelled(3)),
+        ("expired", {}, TaskExpired(0)),
+        ("expired", {"step": 3, "by_message": True, "later": 1}, TaskExpired(3, by_message=True)),
     ],
 )
 def test_ends_of_other_versions_are_understood(
     status: str, outcome: dict[str, Any], wants: Outcome
 ) -> None:
     """While versions run beside each other one reads what another wrote."""
-    assert endings.earlier(Ended(status, outcome)) == wants
+    assert from_record(Ended(status, outcome)) == wants

@@ -20,10 +20,12 @@ from tests.record.owners import (
     until,
     worker,
 )
+from tests.record.rescue import hold
 from worker import embedded
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
-from worker.job_control import Control, Stop
+from worker.job_control import Stop
 from worker.record.task_record import Held
+from worker.recovery.active_tasks import ActiveTasks
 from worker.recovery.lease import Lease
 
 if TYPE_CHECKING:
@@ -36,23 +38,22 @@ if TYPE_CHECKING:
 
 def test_an_outage_ends_its_wellness_and_nothing_else(tmp_path: Path, keys: Keys) -> None:
     """A lease without Redis and it is not well; back again it renews, hears cancels, is well."""
-    port, control = embedded.free_port(), Control()
+    port, tasks = embedded.free_port(), ActiveTasks()
     with embedded.redis_server(tmp_path, port) as url:
         redis = connect_impatiently(url, 0.5)
-        claim = take(worker(redis, keys, "first", 1.0), "t")
-        lease = Lease(redis, keys, HeldMessages(redis), list, 1.0)
-        lease.hold(claim, control)
+        task = hold(tasks, take(worker(redis, keys, "first", 1.0), "t"))
+        lease = Lease(redis, keys, tasks, HeldMessages(redis), list, 1.0)
         lease.start()
         until(lambda: capture_attention(redis, keys) and lease.is_well)
     until(lambda: not lease.is_well)
     assert lease.silent_s >= 1.0
-    assert control.asked() is None
+    assert task.control.asked() is None
     with embedded.redis_server(tmp_path, port) as url, GenerationClient(url, keys.namespace) as far:
         until(lambda: lease.is_well)
         until(lambda: ends_s(connect(url), keys, "t") > now_s(far.redis))
         until(lambda: capture_attention(far.redis, keys))
         far.handle("t").cancel()
-        until(lambda: control.asked() is Stop.CANCELLED)
+        until(lambda: task.control.asked() is Stop.CANCELLED)
         lease.close()
 
 
@@ -64,7 +65,7 @@ def test_one_with_nothing_to_renew_is_not_well_either(
     with embedded.redis_server(tmp_path) as url:
         away = connect_impatiently(url, 0.5)
         records, book = (away, redis) if gone == "records" else (redis, away)
-        lease = Lease(records, keys, HeldMessages(book), list, 1.0)
+        lease = Lease(records, keys, ActiveTasks(), HeldMessages(book), list, 1.0)
         lease.start()
         until(lambda: capture_attention(records, keys) and lease.is_well)
     until(lambda: not lease.is_well)
@@ -85,9 +86,8 @@ def test_a_wrong_clock_of_the_worker_changes_nothing(
     tag = taken(redis, "first", keys.namespace, lease_s=20.0)
     claim = take(claims, task_id)
     assert abs(claim.claimed_at_s - redis_s) < 10
-    lease = Lease(redis, keys, messages, lambda: [tag], 20.0)
-    lease.hold(claim, Control())
-    lease.renew()
+    hold(tasks := ActiveTasks(), claim)
+    Lease(redis, keys, tasks, messages, lambda: [tag], 20.0).renew()
     assert messages.overdue() == []
     assert isinstance(ask(other, task_id), Held)
     assert 0 < ends_s(redis, keys, task_id) - redis_s < 60

@@ -127,7 +127,7 @@ def test_a_message_that_cannot_go_back_stays_held(
     redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its list is none, by somebody's doing: it is not lost, and others go back."""
-    monkeypatch.setattr("worker.recovery.reconciler.GRACE_S", 0.0)
+    monkeypatch.setattr("worker.recovery.reconciler.UNAVAILABLE_GRACE_S", 0.0)
     post(redis, keys.namespace, "bad", priority=9)
     bad = taken(redis, "dead", keys.namespace)
     post(redis, keys.namespace, "good")

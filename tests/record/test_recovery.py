@@ -14,7 +14,7 @@ from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 from worker.config.settings import Settings
 from worker.embedded import free_port
 from worker.record.task_record import Claim, Held
-from worker.recovery.release import give_back
+from worker.recovery.release import release_owner
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -40,7 +40,7 @@ def test_everything_of_the_dead_can_be_had_at_once(
         taken(redis, "first", model)
         take(claims, task_id)
     assert isinstance(ask(other, "a"), Held)
-    assert give_back(settings, "first") == 2
+    assert release_owner(settings, "first") == 2
     assert sorted(ids_waiting(redis, model)[:2]) == ["a", "b"]
     assert ids_waiting(redis, model)[2:] == ["c"]
     for message in waiting(redis, model)[:2]:
@@ -48,7 +48,7 @@ def test_everything_of_the_dead_can_be_had_at_once(
     for task_id in ("a", "b"):
         assert take(other, task_id).attempt == 2
     assert HeldMessages(redis).held_by("first") == []
-    assert give_back(settings, "first") == 0
+    assert release_owner(settings, "first") == 0
 
 
 def test_others_keep_what_they_have(
@@ -64,7 +64,7 @@ def test_others_keep_what_they_have(
     take(other, "theirs")
     take_over(other, "lost")
     leases = [record(redis, keys, task_id)["lease_until"] for task_id in ("lost", "theirs")]
-    assert give_back(settings, "first") == 2
+    assert release_owner(settings, "first") == 2
     after = [record(redis, keys, task_id)["lease_until"] for task_id in ("lost", "theirs")]
     assert after == leases
     assert len(HeldMessages(redis).held_by("other")) == 1
@@ -81,7 +81,7 @@ def test_a_message_that_was_not_claimed_goes_back_too(
         taken(redis, "first", model)
     redis.hset(UNACKED, "first/odd", b"garbage")
     redis.zadd(UNACKED_INDEX, {"first/odd": 5.0})
-    assert give_back(settings, "first") == 2
+    assert release_owner(settings, "first") == 2
     assert sorted(ids_waiting(redis, model)) == ["../odd", "unclaimed"]
     assert take(claims, "unclaimed").attempt == 1
     assert not redis.exists(UNACKED, UNACKED_INDEX)
@@ -98,7 +98,7 @@ def test_it_is_counted(settings: Settings, redis: Redis) -> None:
     before = counted()
     post(redis, settings.namespace, "a")
     taken(redis, "first", settings.namespace)
-    give_back(settings, "first")
+    release_owner(settings, "first")
     assert counted() == before + 1
 
 
@@ -108,4 +108,4 @@ def test_without_redis_it_says_so_soon(settings: Settings) -> None:
         update={"broker_url": Settings(broker_url=f"redis://127.0.0.1:{free_port()}").broker_url}
     )
     with pytest.raises(RedisError):
-        give_back(away, "first")
+        release_owner(away, "first")

@@ -20,14 +20,21 @@ from tests.record.owners import ERROR, RESULT
 from worker.broker.validate_message import WANTS_RESULT
 from worker.execution import celery_task
 from worker.execution.celery_task import Generate
-from worker.execution.outcome import Cancelled, Dropped, Expired, Failed, Requeued, Succeeded
+from worker.execution.outcome import (
+    TaskCancelled,
+    TaskDropped,
+    TaskExpired,
+    TaskFailed,
+    TaskRequeued,
+    TaskSucceeded,
+)
 
 if TYPE_CHECKING:
-    from worker.execution.delivery import Delivery
     from worker.execution.outcome import Outcome
+    from worker.execution.resolved_request import Delivery
 
-SUCCEEDED = Succeeded(GenerationResult.model_validate(RESULT))
-FAILED = Failed(TaskError.model_validate(ERROR))
+SUCCEEDED = TaskSucceeded(GenerationResult.model_validate(RESULT))
+FAILED = TaskFailed(TaskError.model_validate(ERROR))
 
 
 @dataclass
@@ -82,9 +89,9 @@ def call(made: Generate, task_id: str, **headers: Any) -> Any:
     [
         (SUCCEEDED, None, "SUCCESS"),
         (FAILED, GenerationFailed, "FAILURE"),
-        (Expired(3), GenerationExpired, "FAILURE"),
-        (Expired(0, by_message=True), Ignore, "REVOKED"),
-        (Cancelled(3), Ignore, "REVOKED"),
+        (TaskExpired(3), GenerationExpired, "FAILURE"),
+        (TaskExpired(0, by_message=True), Ignore, "REVOKED"),
+        (TaskCancelled(3), Ignore, "REVOKED"),
     ],
 )
 @pytest.mark.parametrize("wanted", [True, False])
@@ -103,7 +110,7 @@ def test_an_end_is_kept_and_the_task_closed(
 
 
 @pytest.mark.parametrize(
-    ("outcome", "raises"), [(Requeued("r", counts=True), Reject), (Dropped("d"), Ignore)]
+    ("outcome", "raises"), [(TaskRequeued("r", counts=True), Reject), (TaskDropped("d"), Ignore)]
 )
 def test_what_is_no_end_is_not_kept(outcome: Outcome, raises: type[Exception]) -> None:
     """Celery's state stays as it is, and the task open."""
@@ -132,7 +139,7 @@ def test_what_nobody_foresaw_sends_the_message_back(fault: Exception, task_id: s
     assert (made.backend.get_state("t"), desk.closed) == ("PENDING", [])
 
 
-@pytest.mark.parametrize("outcome", [SUCCEEDED, FAILED, Cancelled(1)])
+@pytest.mark.parametrize("outcome", [SUCCEEDED, FAILED, TaskCancelled(1)])
 def test_an_end_that_can_not_be_kept_stays_open(
     outcome: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +177,7 @@ def test_after_a_failure_each_end_is_tried_but_once(monkeypatch: pytest.MonkeyPa
         tries.append(task_id)
         raise RedisConnectionError("away")
 
-    monkeypatch.setattr(celery_task, "TELL_S", 0.3)
+    monkeypatch.setattr(celery_task, "STORE_TIMEOUT_S", 0.3)
     monkeypatch.setattr(made.backend, "store_result", fail)
     for name in ("first", "second", "third"):
         with pytest.raises(Ignore):
