@@ -36,6 +36,7 @@ class Busy:
     first: Future[Outcome]
 
     def __init__(self, claims: TaskRecord, alias: str) -> None:
+        self.error = ModelLoadError("told to")
         self.building, self.go_on = threading.Event(), threading.Event()
         models = {alias: ModelSpec(path="/nowhere", safety_checker=False)}
         settings = Settings(models=models, max_attempts=2)
@@ -71,4 +72,4 @@ class Busy:
     def _load(self, *_: Any, **__: Any) -> NoReturn:
         self.building.set()
         assert self.go_on.wait(WAIT_S)
-        raise ModelLoadError("told to")
+        raise self.error

@@ -9,6 +9,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.record.busy import WAIT_S, Busy
 from tests.record.owners import ask, kinds, lapse, record, take, take_over, until
+from worker.errors import ModelLoadError
 from worker.execution import attempt
 from worker.execution.circuit_breaker import MAX_FAILURES
 from worker.execution.outcome import (
@@ -98,6 +99,30 @@ def test_a_fault_of_ours_is_an_attempt(
     assert told == ["started", "requeued", "started", "failed"]
     assert record(redis, keys, "first")["attempt"] == "2"
     assert busy.broken == []
+
+
+def test_a_model_that_is_missing_or_broken_fails_its_tasks_at_once(
+    busy: Busy, client: GenerationClient, redis: Redis, keys: Keys
+) -> None:
+    """Other attempts would find the same files: it is a dead letter after the first.
+
+    Three in a row stop the process, as another one may have a good copy of the model.
+    """
+    busy.error = ModelLoadError("no such folder; do this", retryable=False)
+    busy.go_on.set()
+    for future in (busy.first, busy.deliver("second"), busy.deliver("third")):
+        outcome = future.result(WAIT_S)
+        assert isinstance(outcome, TaskFailed)
+        assert (outcome.error.code, outcome.error.retryable) == ("model_load_failed", False)
+    (reason,) = busy.broken
+    assert "do this" in reason
+    assert busy.gate.refusal == reason
+    assert [kind for kind in kinds(redis, keys, "first") if kind != "loading"] == [
+        "started", "failed",
+    ]  # fmt: skip
+    assert redis.xlen(keys.dead) == 3
+    fourth = busy.deliver("fourth").result(WAIT_S)
+    assert fourth == TaskRequeued("worker drained at step 0", counts=False)
 
 
 def test_the_log_tells_what_became_of_a_task(busy: Busy, caplog: pytest.LogCaptureFixture) -> None:

@@ -149,7 +149,7 @@ class Executor:
         fault = None
         if isinstance(outcome, TaskFailed) and outcome.error.code in PROCESS_FAULTS:
             fault = outcome.error.message
-            if claim.attempt < self._settings.max_attempts:
+            if outcome.error.retryable and claim.attempt < self._settings.max_attempts:
                 outcome = TaskRequeued(f"{outcome.error.code}: {fault}"[:500], counts=True)
         self._breaker.note(claim.task_id, outcome, fault)
         return outcome
