@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
+from diffusers import StableDiffusionPipeline
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from worker.config.models import SHIPPED_MODEL, ModelSpec
@@ -126,7 +127,7 @@ def test_a_disk_that_fails_is_not_final(monkeypatch: pytest.MonkeyPatch) -> None
     def fail(*_: object, **__: object) -> NoReturn:
         raise wrapped(OSError(errno.EIO, "Input/output error"))
 
-    monkeypatch.setattr(model_loader.StableDiffusionPipeline, "from_pretrained", fail)
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", fail)
     with pytest.raises(ModelLoadError) as failed:
         model_loader.load(ModelSpec(path=str(EXAMPLE), safety_checker=False), "cpu", "none")
     assert failed.value.error.retryable

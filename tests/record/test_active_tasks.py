@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tests.record.owners import take
-from tests.record.rescue import hold
+from tests.record.reconcilers import hold
 from worker.job_control import Stop
 from worker.recovery.active_tasks import ActiveTasks
 

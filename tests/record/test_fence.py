@@ -19,7 +19,7 @@ from tests.record.owners import (
     take_over,
     told,
 )
-from tests.record.rescue import hold
+from tests.record.reconcilers import hold
 from worker.broker.held_messages import HeldMessages
 from worker.job_control import Stop
 from worker.record.task_record import WriteAnswer

@@ -28,7 +28,7 @@ from tests.record.owners import (
     told,
     worker,
 )
-from tests.record.rescue import hold
+from tests.record.reconcilers import hold
 from worker.broker.held_messages import HeldMessages
 from worker.job_control import Stop
 from worker.record.task_record import Claim, Ended, Held, TaskRecord, WriteAnswer

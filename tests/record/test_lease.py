@@ -18,7 +18,7 @@ from tests.record.owners import (
     take_over,
     until,
 )
-from tests.record.rescue import hold
+from tests.record.reconcilers import hold
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 from worker.job_control import Stop
 from worker.recovery.active_tasks import ActiveTasks

@@ -1,4 +1,4 @@
-"""The lease thread when something around it is wrong: a server, or the clock."""
+"""The lease thread during an outage of a server, and with a wrong clock."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.record.owners import (
     until,
     worker,
 )
-from tests.record.rescue import hold
+from tests.record.reconcilers import hold
 from worker import embedded
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 from worker.job_control import Stop
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from api_contracts.names import Keys
 
 
-def test_an_outage_ends_its_wellness_and_nothing_else(tmp_path: Path, keys: Keys) -> None:
-    """A lease without Redis and it is not well; back again it renews, hears cancels, is well."""
+def test_an_outage_makes_the_process_unwell_and_stops_no_task(tmp_path: Path, keys: Keys) -> None:
+    """Unwell after a lease without Redis; then it renews, notices cancels and is well again."""
     port, tasks = embedded.free_port(), ActiveTasks()
     with embedded.redis_server(tmp_path, port) as url:
         redis = connect_impatiently(url, 0.5)
@@ -58,10 +58,10 @@ def test_an_outage_ends_its_wellness_and_nothing_else(tmp_path: Path, keys: Keys
 
 
 @pytest.mark.parametrize("gone", ["records", "messages"])
-def test_one_with_nothing_to_renew_is_not_well_either(
+def test_a_process_without_tasks_notices_an_outage_too(
     redis: Redis, keys: Keys, tmp_path: Path, gone: str
 ) -> None:
-    """Without a task it knows all the same that a server is away; it would take in vain."""
+    """It could not run what it would claim."""
     with embedded.redis_server(tmp_path) as url:
         away = connect_impatiently(url, 0.5)
         records, book = (away, redis) if gone == "records" else (redis, away)
@@ -76,7 +76,7 @@ def test_one_with_nothing_to_renew_is_not_well_either(
 def test_a_wrong_clock_of_the_worker_changes_nothing(
     redis: Redis, keys: Keys, task_id: str, monkeypatch: pytest.MonkeyPatch, wrong_s: float
 ) -> None:
-    """Leases run by Redis's clock alone: whatever a machine's own says."""
+    """Leases depend on Redis's clock alone."""
     right, redis_s = time.time, now_s(redis)
     monkeypatch.setattr(time, "time", lambda: right() + wrong_s)
     messages = HeldMessages(redis)

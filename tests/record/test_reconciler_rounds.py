@@ -1,4 +1,4 @@
-"""The reconciler's rounds: who does them, when none is done, and what else they end."""
+"""The reconciler's rounds: election, outages and deadlines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from api_contracts.names import Keys, queue_lists
 from api_contracts.redis_io.connection import connect
 from tests.record.box import ids_waiting, lapse_all, post, taken
 from tests.record.owners import kinds, lapse, opened, take, told, until
-from tests.record.rescue import Sent, age, elected, reconciler
+from tests.record.reconcilers import Sent, age, elected, reconciler
 from worker import embedded
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 from worker.recovery import reconciler as module
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def rounds(redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Reconciler]]:
-    """Reconcilers that are closed after the test; none waits long, or after an outage."""
+    """Reconcilers that are closed after the test, with short rounds and no grace period."""
     monkeypatch.setattr(module, "UNAVAILABLE_GRACE_S", 0.0)
     monkeypatch.setattr(module, "RECONCILE_PERIOD_S", 0.02)
     redis.delete(UNACKED, UNACKED_INDEX)
@@ -178,10 +178,10 @@ def test_after_a_silence_every_worker_has_time_to_renew(
 
 
 @pytest.mark.parametrize("where", ["its pause", "a look at the messages", "a walk"])
-def test_whatever_froze_this_process_may_have_frozen_all(
+def test_a_freeze_of_this_process_may_have_frozen_all_workers(
     claims: TaskRecord, task_id: str, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """After it nothing is taken from anybody until everybody has had time to renew."""
+    """After it no lease counts as expired until every worker has had time to renew."""
     redis, keys, sent = claims.redis, claims.keys, Sent()
     take(claims, task_id)
     tag = taken(redis, "alive", keys.namespace)
@@ -213,10 +213,10 @@ def test_whatever_froze_this_process_may_have_frozen_all(
     assert made._is_just_back()
 
 
-def test_a_task_that_waits_past_its_deadline_ends(
+def test_a_queued_task_past_its_deadline_ends(
     client: GenerationClient, redis: Redis, keys: Keys
 ) -> None:
-    """No worker has time for it, and its caller hears of the end all the same, once."""
+    """Even if no worker takes it, its caller gets the final event, once."""
     order = {"prompt": "x", "model": keys.namespace, "metadata": {"k": "v"}}
     late = client.submit({**order, "deadline_s": 0.001}, "late")
     client.submit({**order, "deadline_s": 1000.0}, "early")
@@ -237,7 +237,7 @@ def test_a_task_that_waits_past_its_deadline_ends(
 def test_a_running_task_is_not_ended_by_its_deadline_here(
     client: GenerationClient, claims: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
-    """Its owner looks after its deadline; one that was given back waits for it again."""
+    """Its owner watches the deadline; once requeued, the reconciler does."""
     client.submit({"prompt": "x", "model": keys.namespace, "deadline_s": 0.001}, "t")
     claim = take(claims, "t")
     made = elected(redis, keys, Sent())

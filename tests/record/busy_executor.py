@@ -1,4 +1,4 @@
-"""An executor over real parts, whose engine is busy until a test lets it go on."""
+"""An executor over real parts, whose engine is busy until a test says so."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ WAIT_S = 120
 
 
 class Busy:
-    """An executor whose engine builds its model until it is told to fail, for task `first`."""
+    """An executor whose engine loads its model for task `first`, and then raises `error`."""
 
     first: Future[Outcome]
 
     def __init__(self, claims: TaskRecord, alias: str) -> None:
-        self.error = ModelLoadError("told to")
+        self.error = ModelLoadError("broken")
         self.building, self.go_on = threading.Event(), threading.Event()
         models = {alias: ModelSpec(path="/nowhere", safety_checker=False)}
         settings = Settings(models=models, max_attempts=2)
@@ -57,12 +57,12 @@ class Busy:
         self._threads = ThreadPoolExecutor(4)
 
     def deliver(self, task_id: str) -> Future[Outcome]:
-        """Have a slot's thread do a delivery."""
+        """Execute a delivery on the thread of a slot."""
         request = {"prompt": "x", "model": self._alias}
         return self._threads.submit(self.executor.execute, Delivery(task_id, request))
 
     def close(self) -> None:
-        """Let the build fail, and wait for the rest."""
+        """Let the loading fail, and wait for the rest."""
         self.go_on.set()
         self._threads.shutdown()
         self._engine.close()

@@ -1,4 +1,4 @@
-"""Deliveries beside each other in one process, while the engine is busy."""
+"""Concurrent deliveries in one process whose engine is busy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from tests.record.busy import WAIT_S, Busy
+from tests.record.busy_executor import WAIT_S, Busy
 from tests.record.owners import ask, kinds, lapse, record, take, take_over, until
 from worker.errors import ModelLoadError
 from worker.execution import attempt
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from worker.execution.outcome import Outcome
     from worker.record.task_record import TaskRecord
 
-BROKEN = "model_load_failed: told to"
+BROKEN = "model_load_failed: broken"
 
 
 @pytest.fixture
@@ -54,10 +54,12 @@ def is_taken_over(other: TaskRecord, task_id: str) -> bool:
     return isinstance(ask(other, task_id), Claim)
 
 
-def test_a_task_in_line_hears_of_its_cancel(busy: Busy, client: GenerationClient) -> None:
-    """A claimed task that waits for the engine ends when it is cancelled, not when it is its turn.
+def test_a_task_that_waits_for_the_engine_can_be_cancelled(
+    busy: Busy, client: GenerationClient
+) -> None:
+    """It ends when it is cancelled, not when the engine gets to it.
 
-    The task before it goes on.
+    The task before it keeps running.
     """
     second = busy.deliver("second")
     handle = client.handle("second")
@@ -68,8 +70,8 @@ def test_a_task_in_line_hears_of_its_cancel(busy: Busy, client: GenerationClient
     assert not busy.first.done()
 
 
-def test_a_drain_gives_back_what_is_in_line(busy: Busy) -> None:
-    """A drain waits for no turn: what has not begun goes back at once, and is no attempt."""
+def test_a_drain_requeues_what_waits_for_the_engine(busy: Busy) -> None:
+    """A task that the engine has not begun is requeued at once, and the attempt does not count."""
     second = busy.deliver("second")
     while len(busy.tasks.claimed()) < 2:
         pass
@@ -78,16 +80,16 @@ def test_a_drain_gives_back_what_is_in_line(busy: Busy) -> None:
     assert not busy.first.done()
 
 
-def test_a_duplicate_takes_no_slot(busy: Busy) -> None:
-    """A second message of a running task is dropped at once, also by the process that runs it."""
+def test_a_duplicate_occupies_no_slot(busy: Busy) -> None:
+    """A second message of a running task is dropped at once, even by the process that runs it."""
     assert isinstance(busy.deliver("first").result(WAIT_S), TaskDropped)
     assert not busy.first.done()
 
 
-def test_a_fault_of_ours_is_an_attempt(
+def test_a_fault_of_the_worker_counts_as_an_attempt(
     busy: Busy, client: GenerationClient, redis: Redis, keys: Keys
 ) -> None:
-    """A task that fails for a reason of ours goes back, and fails with the last of its attempts."""
+    """The task is requeued, and fails on its last attempt."""
     busy.go_on.set()
     assert busy.first.result(WAIT_S) == TaskRequeued(BROKEN, counts=True)
     assert record(redis, keys, "first")["status"] == "queued"
@@ -104,9 +106,9 @@ def test_a_fault_of_ours_is_an_attempt(
 def test_a_model_that_is_missing_or_broken_fails_its_tasks_at_once(
     busy: Busy, client: GenerationClient, redis: Redis, keys: Keys
 ) -> None:
-    """Other attempts would find the same files: it is a dead letter after the first.
+    """They become dead letters after one attempt, since others would find the same files.
 
-    Three in a row stop the process, as another one may have a good copy of the model.
+    Three in a row stop the process: another worker may have a good copy of the model.
     """
     busy.error = ModelLoadError("no such folder; do this", retryable=False)
     busy.go_on.set()
@@ -125,8 +127,10 @@ def test_a_model_that_is_missing_or_broken_fails_its_tasks_at_once(
     assert fourth == TaskRequeued("worker drained at step 0", counts=False)
 
 
-def test_the_log_tells_what_became_of_a_task(busy: Busy, caplog: pytest.LogCaptureFixture) -> None:
-    """Claim and end of each attempt are a line, with the code and the reason of a failure."""
+def test_the_log_has_the_claim_and_end_of_each_attempt(
+    busy: Busy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each is one line; a failure has its code and reason, and no part of a refused request."""
     caplog.set_level("INFO")
     busy.deliver("first").result(WAIT_S)
     busy.go_on.set()
@@ -142,16 +146,16 @@ def test_the_log_tells_what_became_of_a_task(busy: Busy, caplog: pytest.LogCaptu
     assert lines[1:] == [
         f"task first attempt 1: requeued ({BROKEN})",
         "task first attempt 2: claimed (fence 2)",
-        "task first attempt 2: failed (model_load_failed: told to)",
+        "task first attempt 2: failed (model_load_failed: broken)",
         "task bad attempt 1: claimed (fence 1)",
         "task bad attempt 1: failed (invalid_request: prompt, secret words)",
     ]
 
 
-def test_a_request_that_breaks_the_check_is_refused(
+def test_a_request_that_breaks_validation_fails(
     busy: Busy, monkeypatch: pytest.MonkeyPatch, redis: Redis, keys: Keys
 ) -> None:
-    """Whatever breaks there: raised before the claim, its message would come back for ever."""
+    """An unexpected exception fails the task: raised before the claim, it would return for ever."""
 
     def broken(*_: object) -> None:
         raise ArithmeticError
@@ -165,10 +169,10 @@ def test_a_request_that_breaks_the_check_is_refused(
 
 
 @pytest.mark.parametrize("prompt", [5, "\ud800", "x" * 10_000])
-def test_who_is_to_be_told_of_a_refusal_is_kept(
+def test_the_record_of_a_refused_request_has_its_pushes(
     busy: Busy, claims: TaskRecord, prompt: object
 ) -> None:
-    """However odd or long the rest of the request is."""
+    """However invalid or long the rest of the request is."""
     asked = {"prompt": prompt, "webhook": "https://a.b/"}
     assert isinstance(busy.executor.execute(Delivery("refused", asked)), TaskFailed)
     busy.executor.close("refused")
@@ -176,10 +180,10 @@ def test_who_is_to_be_told_of_a_refusal_is_kept(
     assert due.target == "https://a.b/"
 
 
-def test_a_process_that_fails_them_all_takes_no_more(busy: Busy) -> None:
-    """After three tasks it says why, once, gives back what it has, and nothing more is an attempt.
+def test_a_process_in_which_every_task_fails_claims_no_more(busy: Busy) -> None:
+    """After three tasks it reports the reason once and requeues the others.
 
-    The three have one attempt less each; the fourth has none less.
+    Each of the three has lost one attempt, the fourth none.
     """
     busy.go_on.set()
     assert busy.gate.refusal is None
@@ -189,14 +193,16 @@ def test_a_process_that_fails_them_all_takes_no_more(busy: Busy) -> None:
         assert busy.deliver(name).result(WAIT_S) == TaskRequeued(BROKEN, counts=True)
     (reason,) = busy.broken
     assert busy.gate.refusal == reason
-    assert "told to" in reason
+    assert "broken" in reason
     fourth = busy.deliver("fourth").result(WAIT_S)
     assert fourth == TaskRequeued("worker drained at step 0", counts=False)
     assert len(busy.broken) == 1
 
 
-def test_a_process_without_a_lease_says_so(busy: Busy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it runs goes on; it would claim nothing more."""
+def test_a_process_that_renews_no_lease_claims_nothing(
+    busy: Busy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the reason; running tasks go on, and renewals open the gate again."""
     monkeypatch.setattr(Lease, "is_well", property(lambda _: False))
     assert "no lease could be renewed" in str(busy.gate.refusal)
     assert not busy.first.done()
@@ -204,10 +210,10 @@ def test_a_process_without_a_lease_says_so(busy: Busy, monkeypatch: pytest.Monke
     assert busy.gate.refusal is None
 
 
-def test_one_that_is_overtaken_in_line_writes_nothing(
+def test_a_task_that_another_worker_claimed_while_it_waited_writes_nothing(
     busy: Busy, other: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
-    """It stops when it hears that the task is another's, and leaves the record to that."""
+    """It is dropped and leaves the record to its new owner."""
     second = busy.deliver("second")
     while len(busy.tasks.claimed()) < 2:
         pass
@@ -217,8 +223,8 @@ def test_one_that_is_overtaken_in_line_writes_nothing(
     assert (record(redis, keys, "second"), kinds(redis, keys, "second")) == before
 
 
-def test_a_message_that_came_too_late_is_not_begun(busy: Busy, redis: Redis, keys: Keys) -> None:
-    """Its record says `expired`, in one event, and how it ended is told apart for Celery."""
+def test_a_message_past_its_expires_is_not_started(busy: Busy, redis: Redis, keys: Keys) -> None:
+    """Its record ends as `expired` with one event, and Celery can tell it from a deadline."""
     late = Delivery("late", {"prompt": "x", "model": keys.namespace}, expires_at_s=1000.0)
     assert busy.executor.execute(late) == TaskExpired(0, by_message=True)
     assert busy.executor.execute(late) == TaskExpired(0, by_message=True)  # as before
@@ -226,10 +232,10 @@ def test_a_message_that_came_too_late_is_not_begun(busy: Busy, redis: Redis, key
     assert kinds(redis, keys, "late") == ["expired"]
 
 
-def test_one_that_took_too_many_workers_is_dead(
+def test_a_task_without_attempts_left_is_a_dead_letter(
     busy: Busy, other: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
-    """With its last attempt gone it ends, and goes to the dead letters."""
+    """It fails with `attempts_exhausted`."""
     take(other, "poison", max_attempts=2)
     take_over(other, "poison", max_attempts=2)
     redis.hset(keys.task("poison"), "lease_until", "1.0")
@@ -240,10 +246,10 @@ def test_one_that_took_too_many_workers_is_dead(
     assert redis.xlen(keys.dead) == 1
 
 
-def test_a_redis_that_stays_away_is_nobodys_fault(
+def test_a_redis_that_stays_unavailable_fails_no_task(
     busy: Busy, claims: TaskRecord, redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message goes back; no dead letter, nothing that ends the process, as no task failed."""
+    """The message is requeued; there is no dead letter, and the circuit breaker does not trip."""
 
     def stay_away(_task_id: str) -> bytes | None:
         raise RedisConnectionError("away")
@@ -261,10 +267,10 @@ def test_a_redis_that_stays_away_is_nobodys_fault(
     assert [task.task_id for task, _ in busy.tasks.claimed()] == ["first"]
 
 
-def test_a_process_that_hangs_gives_back_and_claims_nothing(
+def test_a_process_that_hangs_requeues_its_tasks_and_claims_nothing(
     busy: Busy, client: GenerationClient, redis: Redis, keys: Keys
 ) -> None:
-    """What it gives back is another's to take; what somebody wants to end, ends."""
+    """Other workers can claim them; a task whose cancel was requested ends as cancelled."""
     second, third = busy.deliver("second"), busy.deliver("third")
     while len(busy.tasks.claimed()) < 3:
         pass
@@ -278,10 +284,10 @@ def test_a_process_that_hangs_gives_back_and_claims_nothing(
         assert not isinstance(each.result(WAIT_S), TaskFailed)
 
 
-def test_a_cancel_that_meets_a_drain_ends_the_task(
+def test_a_cancel_wins_over_a_drain(
     busy: Busy, client: GenerationClient, redis: Redis, keys: Keys
 ) -> None:
-    """It would wait for another worker only to hear of it, and perhaps none comes."""
+    """Requeued, the task would wait for another worker only to be cancelled."""
     second = busy.deliver("second")
     while len(busy.tasks.claimed()) < 2:
         pass
@@ -300,8 +306,8 @@ def test_a_cancel_that_meets_a_drain_ends_the_task(
         ("expired", {"step": 3, "by_message": True, "later": 1}, TaskExpired(3, by_message=True)),
     ],
 )
-def test_ends_of_other_versions_are_understood(
+def test_outcomes_of_other_versions_can_be_read(
     status: str, outcome: dict[str, Any], wants: Outcome
 ) -> None:
-    """While versions run beside each other one reads what another wrote."""
+    """Versions that run at the same time read each other's records."""
     assert from_record(Ended(status, outcome)) == wants

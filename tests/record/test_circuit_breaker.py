@@ -1,4 +1,4 @@
-"""The breaker: when it is the process that is broken, and when it is the tasks."""
+"""The circuit breaker: when the process is at fault, and when the tasks are."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ BROKEN: list[Outcome] = [TaskFailed(ERROR), TaskRequeued("internal: a fault", co
 
 @pytest.fixture
 def reasons() -> list[str]:
-    """Why it tripped."""
+    """The reasons with which it tripped."""
     return []
 
 
 @pytest.fixture
 def breaker(reasons: list[str]) -> CircuitBreaker:
-    """One that is closed."""
+    """A breaker that has not tripped."""
     return CircuitBreaker(reasons.append)
 
 
@@ -39,7 +39,7 @@ def breaker(reasons: list[str]) -> CircuitBreaker:
 def test_different_tasks_that_fail_in_a_row_trip_it(
     breaker: CircuitBreaker, reasons: list[str], outcome: Outcome
 ) -> None:
-    """The third does, once, and it says why; whoever asks afterwards is told the same."""
+    """The third one does, once; the reason stays readable."""
     for number in range(MAX_FAILURES - 1):
         breaker.note(f"t{number}", outcome, FAULT)
     assert (reasons, breaker.reason) == ([], None)
@@ -50,8 +50,8 @@ def test_different_tasks_that_fail_in_a_row_trip_it(
     assert FAULT in reasons[0]
 
 
-def test_one_success_and_the_count_begins_anew(breaker: CircuitBreaker, reasons: list[str]) -> None:
-    """A process that can make one picture is not broken."""
+def test_a_success_resets_the_count(breaker: CircuitBreaker, reasons: list[str]) -> None:
+    """A process in which one task succeeds is not broken."""
     done = TaskSucceeded(GenerationResult.model_validate(RESULT))
     for number in range(10):
         breaker.note(f"t{number}", BROKEN[0], FAULT)
@@ -61,7 +61,7 @@ def test_one_success_and_the_count_begins_anew(breaker: CircuitBreaker, reasons:
 
 
 def test_one_task_alone_does_not_trip_it(breaker: CircuitBreaker, reasons: list[str]) -> None:
-    """A task that fails wherever it goes says nothing of the process, however often it comes."""
+    """A task that fails everywhere says nothing about the process, however often it returns."""
     for _ in range(10):
         breaker.note("poison", BROKEN[1], FAULT)
     breaker.note("another", BROKEN[0], FAULT)
@@ -71,10 +71,10 @@ def test_one_task_alone_does_not_trip_it(breaker: CircuitBreaker, reasons: list[
 @pytest.mark.parametrize(
     "outcome", [TaskCancelled(3), TaskExpired(0), TaskDropped("x"), BROKEN[0], BROKEN[1]]
 )
-def test_what_is_no_fault_of_ours_neither_counts_nor_resets(
+def test_what_is_not_the_process_fault_neither_counts_nor_resets(
     breaker: CircuitBreaker, reasons: list[str], outcome: Outcome
 ) -> None:
-    """A refused request, a cancel or a drain between them changes nothing."""
+    """A refused request, a cancel or a drain in between changes nothing."""
     for number in range(MAX_FAILURES - 1):
         breaker.note(f"t{number}", BROKEN[0], FAULT)
         for other in range(5):
