@@ -105,9 +105,12 @@ def test_a_round_that_fails_is_followed_by_another(
     redis.delete(*queue_lists(keys.namespace))
     age(redis, keys, task_id)
     made = begin(reconciler(redis, keys, send), rounds)
-    until(lambda: tries)
-    made._walked_s = float("-inf")
-    until(lambda: sent.ids == [task_id])
+
+    def is_sent() -> bool:
+        made._walked_s = float("-inf")  # the next walk is due now
+        return sent.ids == [task_id]
+
+    until(is_sent)
 
 
 def test_after_a_restart_every_worker_has_time_to_renew(
