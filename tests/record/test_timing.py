@@ -40,9 +40,7 @@ def test_a_failed_renewal_costs_no_lease(lease_s: float) -> None:
 @pytest.mark.parametrize("lease_s", LEASES_S)
 def test_a_message_returns_after_the_lease_of_its_task(lease_s: float) -> None:
     """Earlier, its claim would be answered `held`, and the message dropped as a duplicate."""
-    assert timing.message_lease_s(lease_s) > lease_s
-    # Once per round, and not before the task is lost for the walk either.
-    assert MESSAGE_MARGIN_S >= LOST_TASK_DELAY_S > 0
+    assert timing.message_lease_s(lease_s) == lease_s + MESSAGE_MARGIN_S > lease_s
 
 
 def test_every_worker_can_renew_within_the_grace_period() -> None:
@@ -66,3 +64,4 @@ def test_a_freeze_that_costs_leases_is_noticed() -> None:
 def test_lost_tasks_are_looked_for_in_every_lease(lease_s: float) -> None:
     """A task that was untouched for a lease is found within the next one."""
     assert RECONCILE_PERIOD_S <= timing.walk_period_s(lease_s) < lease_s
+    assert 0 < LOST_TASK_DELAY_S < lease_s

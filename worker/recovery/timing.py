@@ -1,29 +1,27 @@
-"""Every duration of the lease protocol, in seconds: who waits for whom before a task moves on.
+"""Every duration of the lease protocol, in seconds: who waits for whom until a task moves on.
 
-One task whose worker dies right after a renewal, with leases of `lease_s`:
+A worker renews a task and its message, is killed, and another worker goes on:
 
-    worker          renews task and message          dead
-                      |--P--|--P--|--P--|             x
-    task lease                          |<-------- lease_s -------->| expired: may be claimed
-    message lease                       |<-------- lease_s + MESSAGE_MARGIN_S -->| expired
-    reconciler      |R|R|R|R|R|R|R|R|R|R|R|R|R|R|R|R|R|R|R|R|R|R|R|R|R|R|R|R|R|R| puts it back
-    next worker                                                                    | claims: runs
+    worker         P---P---P---x                                 P  renewal_period_s(lease_s)
+    task lease             |------------------->|                lease_s
+    message lease          |----------------------->|            + MESSAGE_MARGIN_S
+    reconciler     R R R R R R R R R R R R R R R R R R           R  RECONCILE_PERIOD_S
+    message                                           requeued
+    next worker                                        claims: the task's lease has expired
 
-    P  renewal_period_s(lease_s)        R  RECONCILE_PERIOD_S
+- P is a fraction of a lease: a renewal can fail and be retried before anything expires.
+- A message's lease outlasts its task's. Requeued earlier, its claim would be answered `held`, and
+  the message would be dropped as a duplicate.
+- The elected reconciler extends its lock in each round; ELECTION_TTL_S after the last time another
+  one is elected. If a reconciler was frozen for that long, Redis or the machine may have frozen
+  every worker, so what expired meanwhile does not count as lost.
+- After an outage of Redis no expired lease counts for UNAVAILABLE_GRACE_S: the longest P, plus the
+  retry of a failed renewal.
+- An orphaned task, whose message is gone too, is sent again by the walk over all open tasks, every
+  walk_period_s(lease_s), once its lease has been expired for LOST_TASK_DELAY_S.
 
-- P is a fraction of a lease, so a renewal may fail or be late without anything expiring.
-- The message returns after its task's lease has expired (MESSAGE_MARGIN_S). Earlier, its claim
-  would be answered `held` and the message be dropped as a duplicate.
-- The elected reconciler extends its lock every R; ELECTION_TTL_S after the last time another one
-  takes over. If it was frozen for that long, so may every worker have been: nothing that expired
-  meanwhile is taken for lost.
-- After an outage of Redis every worker gets UNAVAILABLE_GRACE_S to renew once before expired leases
-  count: the longest P and the pause before a failed renewal is tried again.
-- A running task whose message is lost is sent again LOST_TASK_DELAY_S after its lease expired, not
-  before: the walk over all open tasks, every `walk_period_s(lease_s)`, compares whole seconds.
-
-`tests/record/test_timing.py` checks these inequalities for every lease that the settings allow.
-The broker's modules are passed what they need, so that they import nothing from here.
+`tests/record/test_timing.py` checks these inequalities for the leases that the settings allow. The
+broker imports nothing from here: it is passed the lease of a message.
 """
 
 from __future__ import annotations
@@ -33,17 +31,17 @@ RENEWALS_PER_LEASE = 4
 #: Upper bound of the time between two renewals, and so for noticing a cancel whose pub/sub message
 #: was lost.
 MAX_RENEWAL_PERIOD_S = 2.0
-#: Longest pause after a failed renewal.
+#: Longest pause before a failed renewal is retried.
 MAX_RENEWAL_RETRY_S = 0.25
 #: How much longer than its task's lease a message's lease lasts.
 MESSAGE_MARGIN_S = 0.5
-#: How long after its lease expired a running task is taken for lost.
+#: How long after its lease expired a running task counts as lost.
 LOST_TASK_DELAY_S = 0.5
 #: Pause between two rounds of the reconciler.
 RECONCILE_PERIOD_S = 0.5
 #: Time to live of the elected reconciler's lock, which every round extends.
 ELECTION_TTL_S = 2.0
-#: After an outage, the time in which no expired lease counts.
+#: How long after an outage no expired lease counts.
 UNAVAILABLE_GRACE_S = MAX_RENEWAL_PERIOD_S + 1.0
 
 
