@@ -23,11 +23,11 @@ from api_contracts.names import (
 from api_contracts.redis_io.connection import celery_tls
 from worker import logs
 from worker.broker import remote_control
-from worker.broker.held_messages import MARGIN_S
 from worker.config.environment import read, unknown_variables
 from worker.execution.celery_task import Generate
 from worker.recovery.open_tasks import priority_of
-from worker.runtime import Process
+from worker.recovery.timing import message_lease_s
+from worker.runtime import WorkerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,18 +38,18 @@ logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, owner: str | None = None) -> Celery:
-    """A worker's application. Connects to nothing and loads no torch until a task comes.
+    """A worker's application. Connects to nothing and loads no torch before the first task.
 
-    `owner` names this process in records and events; made up unless given.
+    `owner` names this process in records and events; generated unless given.
     """
     owner = owner or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     app = Celery("sag-worker", set_as_current=False, fixups=[])
     app.conf.update(_configuration(settings))
-    process = Process(settings, owner, _store(settings), lambda *task: _send(app, *task))
+    process = WorkerProcess(settings, owner, _store(settings), lambda *task: _send(app, *task))
     app.conf.broker_transport_options = TRANSPORT_OPTIONS | {
         "owner": owner,
-        "lease_s": settings.lease_s + MARGIN_S,
-        "may_take": lambda: process.executor.refusal is None,
+        "lease_s": message_lease_s(settings.lease_s),
+        "may_take": lambda: process.gate.refusal is None,
     }
     app.register_task(Generate(process.executor))
     _follow_signals(process, settings)
@@ -57,13 +57,13 @@ def create_app(settings: Settings, owner: str | None = None) -> Celery:
 
 
 def _configuration(settings: Settings) -> dict[str, Any]:
-    """Celery's settings, each for a reason that was measured or that an outage taught."""
+    """Celery's settings; each comment gives the reason, from a measurement or an outage."""
     queues = [queue_name(alias) for alias in settings.models]
     result_url = settings.result_redis_url.get_secret_value()
     return {
         "broker_url": settings.broker_url.get_secret_value(),
         "result_backend": f"worker.broker.celery_overrides:Backend+{result_url}",
-        # Neither a message nor an outage may end the worker or keep a slot: see their modules.
+        # No message and no outage may end the worker or occupy a slot: see their modules.
         "broker_transport": "worker.broker.transport:Transport",
         "worker_consumer": "worker.broker.celery_overrides:TolerantConsumer",
         "accept_content": ["json"],
@@ -76,7 +76,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         # denoising, and the model stays loaded.
         "worker_pool": "worker.broker.celery_overrides:TaskPool",
         "worker_concurrency": settings.slots,
-        # A message is acknowledged when its task has ended, and none is taken that can't start.
+        # A message is acknowledged when its task has ended, and none is fetched that can't start.
         "task_acks_late": True,
         "worker_prefetch_multiplier": 1,
         "worker_disable_prefetch": True,
@@ -87,19 +87,18 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "broker_transport_options": dict(TRANSPORT_OPTIONS),
         **celery_tls("broker_use_ssl", settings.broker_url.get_secret_value()),
         **celery_tls("redis_backend_use_ssl", result_url),
-        # Of the results: what can't be told in seconds holds no slot; see tasks.
+        # Of the result backend: a write gives up in seconds and frees its slot; see celery_task.
         "redis_socket_timeout": 2,
         "redis_socket_connect_timeout": 2,
         "redis_socket_keepalive": True,
         "redis_backend_health_check_interval": 10,
-        # Whoever calls tries again, if it is worth it.
+        # Callers retry where it is worth it.
         "result_backend_transport_options": {"retry_policy": {"max_retries": 0}},
         "result_expires": settings.record_ttl_s,
-        # Celery would write this state before the task's body, and fail the task when it can't;
-        # and where it can't write an end, it would write another. See tasks.
+        # Celery would write STARTED before the task's body, and fail the task when it can't.
         "task_track_started": False,
         "task_queue_max_priority": len(PRIORITIES),
-        # What `sag-worker health` asks over: a worker that answers has a consumer that works.
+        # `sag-worker health` uses it: a worker that answers has a working consumer.
         "worker_enable_remote_control": True,
         "worker_send_task_events": False,
         "worker_hijack_root_logger": False,
@@ -107,7 +106,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
 
 
 def _store(settings: Settings) -> Callable[[str, dict[str, Any], str], None]:
-    """What writes Celery's state of a task that runs, or gives up soon."""
+    """A function that writes Celery's state of a running task, or gives up in seconds."""
     progress = Celery("sag-progress", set_as_current=False, fixups=[])
     progress.conf.update(_configuration(settings))
 
@@ -118,10 +117,10 @@ def _store(settings: Settings) -> Callable[[str, dict[str, Any], str], None]:
 
 
 def _send(app: Celery, task_id: str, request: Any, queue: str) -> None:  # noqa: ANN401  # any JSON
-    """Send the message of a task that has lost its own.
+    """Send the message of an orphaned task.
 
-    Celery takes a queue that is not among its own only as an object; by name, or by an exchange
-    and a key, it would use the default model's.
+    The queue is an object: by name, Celery would replace a queue that it does not know by the
+    default one.
     """
     app.send_task(
         TASK_NAME,
@@ -134,17 +133,17 @@ def _send(app: Celery, task_id: str, request: Any, queue: str) -> None:  # noqa:
     )
 
 
-def _follow_signals(process: Process, settings: Settings) -> None:
-    """Log and begin at start; drain on the first signal to stop; end after the last task."""
+def _follow_signals(process: WorkerProcess, settings: Settings) -> None:
+    """Start the process with the worker, drain it on the first stop signal, close it at the end."""
 
-    def start_log(**_: object) -> None:
+    def configure_log(**_: object) -> None:
         logs.configure(settings.log_format)
 
-    def say_settings(**_: object) -> None:
+    def log_settings(**_: object) -> None:
         for name, value in settings.shown().items():
             logger.info("%s=%s", name, value)
         for name in unknown_variables():
-            logger.warning("%s is set and means nothing to this version", name)
+            logger.warning("%s is set, which this version does not know", name)
 
     def start(**_: object) -> None:
         events = settings.events_redis_url.get_secret_value()
@@ -158,31 +157,31 @@ def _follow_signals(process: Process, settings: Settings) -> None:
     def close(**_: object) -> None:
         process.close()
 
-    signals.setup_logging.connect(start_log, weak=False)
-    signals.celeryd_after_setup.connect(say_settings, weak=False)
+    signals.setup_logging.connect(configure_log, weak=False)
+    signals.celeryd_after_setup.connect(log_settings, weak=False)
     signals.celeryd_after_setup.connect(start, weak=False)
     signals.worker_shutting_down.connect(drain, weak=False)
     signals.worker_shutdown.connect(close, weak=False)
 
 
 def work(settings: Settings, name: str, owner: str | None = None) -> int:
-    """Be a worker, until a signal; `name` is the part of its node name before the host.
+    """Run a worker until a signal; `name` is the part of its node name before the host.
 
-    Gives the exit status: Celery's own command would, but what it is called by here drops it.
+    Returns the exit status, which `worker_main` drops.
     """
     options = ["--without-gossip", "--without-mingle", "--loglevel=INFO"]
-    made: list[Any] = []
+    workers: list[Any] = []
 
-    def keep(instance: Any, **_: object) -> None:  # noqa: ANN401  # Celery's own worker
-        made.append(instance)
+    def remember(instance: Any, **_: object) -> None:  # noqa: ANN401  # Celery's own worker
+        workers.append(instance)
 
-    signals.celeryd_after_setup.connect(keep, weak=False)
+    signals.celeryd_after_setup.connect(remember, weak=False)
     create_app(settings, owner).worker_main(["worker", f"--hostname={name}@%h", *options])
-    return int(state.should_stop or max((each.exitcode or 0 for each in made), default=0))
+    return int(state.should_stop or max((each.exitcode or 0 for each in workers), default=0))
 
 
 def __getattr__(name: str) -> Celery:
-    """`app`, made from the environment when `celery -A worker.app` first asks for it."""
+    """`app`, created from the environment when `celery -A worker.app` first reads it."""
     if name in ("app", "celery"):
         globals()["app"] = globals()["celery"] = create_app(read())
         return globals()[name]

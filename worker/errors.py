@@ -1,4 +1,4 @@
-"""What fails: a task, with a code and words for its caller; a push."""
+"""Exceptions that end a task, each with its error code, and one that ends the try of a push."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from api_contracts.errors import ErrorCode, FieldError, TaskError
 
 
 class TaskFailedError(Exception):
-    """A task can't be done. Subclasses fix the code and whether trying again may help."""
+    """The task failed. Subclasses have the code, and whether another try may succeed."""
 
     code: ClassVar[ErrorCode] = ErrorCode.INTERNAL
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
     def __init__(self, message: str, **details: Any) -> None:  # noqa: ANN401  # any JSON
         super().__init__(message)
@@ -20,7 +20,7 @@ class TaskFailedError(Exception):
 
     @property
     def error(self) -> TaskError:
-        """As it goes on the wire."""
+        """The wire format."""
         return TaskError(
             code=self.code, message=self.message, retryable=self.retryable, details=self.details
         )
@@ -45,10 +45,14 @@ class UnknownModelError(TaskFailedError):
 
 
 class ModelLoadError(TaskFailedError):
-    """The model's files are missing or broken."""
+    """The model could not be loaded."""
 
     code = ErrorCode.MODEL_LOAD_FAILED
-    retryable = True
+
+    def __init__(self, message: str, *, retryable: bool = True) -> None:
+        """`retryable` is False when the files are missing, broken or not supported."""
+        super().__init__(message)
+        self.retryable = retryable
 
 
 class DeviceOutOfMemoryError(TaskFailedError):
@@ -71,16 +75,16 @@ class InputNotFoundError(TaskFailedError):
 
 
 class StorageUnavailableError(TaskFailedError):
-    """S3 refused, or did not answer for as long as was allowed."""
+    """S3 refused, or did not answer within `SAG_S3_RETRY_S`."""
 
     code = ErrorCode.STORAGE_UNAVAILABLE
     retryable = True
 
 
 class PushError(Exception):
-    """The end of a task did not get where its request wanted it; the text says why."""
+    """The final event of a task could not be delivered; the text says why."""
 
     def __init__(self, why: str, *, final: bool = False) -> None:
-        """`final` when there is no use in trying again."""
+        """`final` when another try can't succeed."""
         super().__init__(why)
         self.final = final

@@ -1,6 +1,6 @@
-"""How a running job is stopped from other threads, and how it reports its steps.
+"""How other threads stop a job, and how it reports its steps.
 
-Knows neither the engine nor Celery: both sides share these types.
+Shared by the engine and the execution of tasks; knows neither.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Stop(StrEnum):
 
 
 class JobStopped(Exception):
-    """The job was stopped after `step` steps; the pipeline is as it was before."""
+    """The job was stopped after `step` steps; the pipeline is unchanged."""
 
     def __init__(self, reason: Stop, step: int) -> None:
         super().__init__(f"{reason} at step {step}")
@@ -35,38 +35,38 @@ class JobStopped(Exception):
 
 @dataclass(frozen=True)
 class Step:
-    """A step is done."""
+    """A completed step of a job."""
 
     step: int
     total_steps: int
-    #: Seconds that the steps left will take, by the mean of those done.
+    #: Estimated duration of the remaining steps, from the mean of the completed ones, in seconds.
     eta_s: float
-    #: Data URL of a small picture, where one was asked for.
+    #: Data URL of a small image, if the request asks for previews.
     preview: str | None = None
 
 
 @dataclass
 class Control:
-    """The other threads' hold on a job: what they ask takes effect before its next UNet call."""
+    """Cancellation token and callbacks of a job; a stop takes effect before the next UNet call."""
 
     on_step: Callable[[Step], None] = field(default=lambda _: None)
-    #: On the monotonic clock.
+    #: On the monotonic clock, in seconds.
     deadline_s: float | None = None
-    #: Gets a step, and what another attempt goes on from. The pictures of all jobs wait for it.
+    #: Gets the step and state of a checkpoint. The images of all jobs wait for this call.
     on_checkpoint: Callable[[int, bytes], None] = field(default=lambda _step, _state: None)
     _reason: Stop | None = None
 
     def request(self, reason: Stop) -> None:
-        """Stop before the next UNet call; the first reason given stays."""
+        """Stop the job; the first reason stays."""
         self._reason = self._reason or reason
 
     def asked(self) -> Stop | None:
-        """Why to stop now, or None to go on."""
+        """Why the job must stop; None to go on."""
         if self._reason is None and self.deadline_s is not None:
             return Stop.EXPIRED if time.monotonic() > self.deadline_s else None
         return self._reason
 
     def obey(self, step: int) -> None:
-        """Raise `JobStopped` when somebody asked for it."""
+        """Raise `JobStopped` if the job must stop."""
         if (reason := self.asked()) is not None:
             raise JobStopped(reason, step)

@@ -1,4 +1,4 @@
-"""One worker process: its parts, and the order in which they begin and end."""
+"""One worker process: builds its parts, and starts and stops them in order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from worker import devices, metrics
 from worker.broker.held_messages import HeldMessages
 from worker.engine.engine import Engine
 from worker.execution.artifacts import Artifacts
-from worker.execution.attempt import Attempts
+from worker.execution.attempt import AttemptRunner
+from worker.execution.claim_gate import ClaimGate
 from worker.execution.executor import Executor
 from worker.exit_codes import DEVICE_FAILED
 from worker.push.celery_replies import CeleryReplies
@@ -24,9 +25,10 @@ from worker.push.webhooks import Webhooks
 from worker.record.celery_state import CeleryState
 from worker.record.event_publisher import EventPublisher
 from worker.record.task_record import TaskRecord
-from worker.recovery import release
-from worker.recovery.lease import RENEWALS, Lease
+from worker.recovery.active_tasks import ActiveTasks
+from worker.recovery.lease import Lease
 from worker.recovery.reconciler import Reconciler
+from worker.recovery.timing import renewal_timeout_s
 from worker.recovery.watchdog import Watchdog
 from worker.storage import Storage
 
@@ -37,17 +39,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: A signal that follows another within this time, in seconds, is its echo: systemd may send one to
-#: each process beside the supervisor's.
-ECHO_S = 1.0
-#: How long a process that has failed says so before it ends, in seconds.
-REST_S = 5.0
+#: A second signal within this time of the first, in seconds, is a copy of it: systemd may send one
+#: to the worker beside the supervisor's.
+DUPLICATE_SIGNAL_S = 1.0
+#: How long `health` can still read why a broken process takes no tasks before it ends, in seconds.
+BROKEN_EXIT_DELAY_S = 5.0
 
 
-class Process:
-    """All parts but the Celery application. Connects to nothing and loads no torch until it starts.
+class WorkerProcess:
+    """All parts but the Celery application. Connects to nothing and loads no torch until `start`.
 
-    Of Celery it knows what the consumer holds, and how to end it.
+    Of Celery it knows which messages its consumer holds, and how to end it.
     """
 
     def __init__(
@@ -57,26 +59,29 @@ class Process:
         store: Callable[[str, dict[str, Any], str], None],
         send: Callable[[str, Any, str], None],
     ) -> None:
-        """`store` writes Celery's state: id, what is kept, state.
+        """`store` writes Celery's state: task id, result, state.
 
-        `send` sends a task's message: id, request, queue.
+        `send` sends a task's message: task id, request, queue.
         """
         self._settings, self._owner = settings, owner
-        self._asked_s: list[float] = []
+        self._signalled_s: list[float] = []
         broker_url = settings.broker_url.get_secret_value()
         events_url = settings.events_redis_url.get_secret_value()
         keys, lease_s = settings.keys, settings.lease_s
-        self._claims = TaskRecord(
+        record = TaskRecord(
             connect(events_url), keys, owner, record_ttl_s=settings.record_ttl_s, lease_s=lease_s
         )
-        answer_s = lease_s / RENEWALS
-        self.lease = Lease(
-            connect_impatiently(events_url, answer_s),
+        self._tasks = ActiveTasks()
+        timeout_s = renewal_timeout_s(lease_s)
+        self._lease = Lease(
+            connect_impatiently(events_url, timeout_s),
             keys,
-            HeldMessages(connect_impatiently(broker_url, answer_s)),
+            self._tasks,
+            HeldMessages(connect_impatiently(broker_url, timeout_s)),
             held_tags,
             lease_s,
         )
+        self.gate = ClaimGate(self._lease)
         self._reconciler = Reconciler(
             connect(events_url),
             keys,
@@ -91,27 +96,32 @@ class Process:
             private_addresses=settings.webhook_private_addresses,
         )
         replies = CeleryReplies(settings.reply_to, broker_url)
-        self._pusher = Pusher(self._claims.pushes, replies, webhooks, settings.push_retry_s)
-        self._publisher = EventPublisher(self._claims, CeleryState(store))
-        device = devices.resolve(settings.device)
+        self._pusher = Pusher(record.pushes, replies, webhooks, settings.push_retry_s)
+        self._publisher = EventPublisher(record, CeleryState(store))
+        self._device = devices.resolve(settings.device)
         self._engine = Engine(
             settings.specs,
-            device,
+            self._device,
             settings.offload,
             max_models=settings.max_models,
             max_batch_rows=settings.max_batch_rows,
             compiled=settings.compile,
         )
-        shelf = Artifacts(Storage(settings))
-        attempts = Attempts(settings, self._claims, self._publisher, self._engine, shelf)
+        artifacts = Artifacts(Storage(settings))
         self.executor = Executor(
-            settings, self._claims, self.lease, attempts, device, self._leave_broken
+            settings,
+            record,
+            self._tasks,
+            self.gate,
+            AttemptRunner(settings, record, self._publisher, self._engine, artifacts),
+            device=self._device,
+            on_broken=self._end_broken,
         )
-        self._watchdog = Watchdog(self._look, settings.step_timeout_s, self._give_back)
+        self._watchdog = Watchdog(self._measure_step_s, settings.step_timeout_s, self._on_stall)
 
     def start(self) -> None:
-        """Begin what is there before the first task."""
-        self.lease.start()
+        """Start the background threads; those of the engine and the publisher start with a task."""
+        self._lease.start()
         self._reconciler.start()
         self._pusher.start()
         self._watchdog.start()
@@ -119,60 +129,59 @@ class Process:
             metrics.serve(self._settings.metrics_port)
 
     def state(self) -> dict[str, Any]:
-        """Why no task would be claimed now (None: one would), the device, and what is running."""
-        executor = self.executor
+        """What `health` reports: why no task would be claimed (None: one would), device, tasks."""
         return {
-            "refusal": executor.refusal, "device": executor.device, "running": executor.running,
+            "refusal": self.gate.refusal, "device": self._device, "running": self._tasks.ids,
         }  # fmt: skip
 
     def drain(self) -> None:
-        """Give back what is not done `SAG_DRAIN_TIMEOUT_S` from now; asked again, at once."""
-        self._asked_s.append(time.monotonic())
-        wait_s = drain_s(self._asked_s, self._settings.drain_timeout_s)
-        logger.info("leaving: tasks may end within %g s", wait_s)
-        self._later(wait_s, self.executor.drain)
+        """Requeue what is unfinished after `SAG_DRAIN_TIMEOUT_S`, or at once when called again."""
+        self._signalled_s.append(time.monotonic())
+        wait_s = drain_s(self._signalled_s, self._settings.drain_timeout_s)
+        logger.info("draining: tasks may end within %g s", wait_s)
+        _call_later(wait_s, self.executor.drain)
 
     def close(self) -> None:
-        """End the threads, when no delivery is left; the lease last, as it keeps the rest ours."""
+        """Stop the threads once no delivery is left; the lease last, as it keeps the tasks ours."""
         self._watchdog.close()
         self._engine.close()
         self._publisher.close()
         self._pusher.close()
         self._reconciler.close()
-        self.lease.close()
+        self._lease.close()
 
-    def _look(self) -> float:
-        """How long the step at hand lasts; asked each second, so the metrics are told here."""
-        metrics.WELL.set(self.executor.refusal is None)
+    def _measure_step_s(self) -> float:
+        """Duration of the current step. The watchdog asks each second: it updates metrics, too."""
+        metrics.WELL.set(self.gate.refusal is None)
         name = self._owner.split(":")[1]  # host:name:token
-        metrics.RENEWED.labels(name).set(time.time() - self.lease.silent_s)
+        metrics.RENEWED.labels(name).set(time.time() - self._lease.silent_s)
         return self._engine.step_s
 
-    def _leave_broken(self, reason: str) -> None:
-        """Take no more tasks, say why for a while, and end."""
-        logger.critical("this process ends in %g s: %s", REST_S, reason)
-        self._later(REST_S, lambda: setattr(state, "should_stop", DEVICE_FAILED))
+    def _end_broken(self, reason: str) -> None:
+        """End a process that takes no more tasks; until then `health` has the reason."""
+        logger.critical("this process ends in %g s: %s", BROKEN_EXIT_DELAY_S, reason)
+        _call_later(BROKEN_EXIT_DELAY_S, lambda: setattr(state, "should_stop", DEVICE_FAILED))
 
-    def _later(self, pause_s: float, call: Callable[[], None]) -> None:
-        timer = threading.Timer(pause_s, call)
-        timer.daemon = True
-        timer.start()
-
-    def _give_back(self) -> None:
-        """Give back all tasks of a process that hangs, and their messages."""
-        self.executor.give_back(f"a step lasted longer than {self._settings.step_timeout_s:g} s")
-        release.give_back(self._settings, self._owner, "stall")
+    def _on_stall(self) -> None:
+        limit_s = self._settings.step_timeout_s
+        self.executor.report_stall(f"a step lasted longer than {limit_s:g} s")
 
 
-def drain_s(asked_s: Sequence[float], timeout_s: float) -> float:
-    """How long tasks may still take after signals to stop at these times, the newest just now."""
-    return 0.0 if asked_s[-1] - asked_s[0] > ECHO_S else timeout_s
+def _call_later(delay_s: float, call: Callable[[], None]) -> None:
+    timer = threading.Timer(delay_s, call)
+    timer.daemon = True
+    timer.start()
+
+
+def drain_s(signalled_s: Sequence[float], timeout_s: float) -> float:
+    """How long tasks may still run after signals to stop at these times, the newest just now."""
+    return 0.0 if signalled_s[-1] - signalled_s[0] > DUPLICATE_SIGNAL_S else timeout_s
 
 
 def held_tags() -> list[str]:
-    """The delivery tags of all messages that Celery holds, waiting for a thread or at work."""
+    """The delivery tags of all messages that Celery holds, waiting for a thread or running."""
     while True:
         try:
             return [request.message.delivery_tag for request in list(state.reserved_requests)]
-        except RuntimeError:  # another thread has changed the set meanwhile
+        except RuntimeError:  # another thread changed the set during iteration
             continue

@@ -32,10 +32,12 @@ from worker.broker.transport import Channel
 from worker.broker.validate_message import WANTS_RESULT, normalize
 from worker.config.settings import Settings
 from worker.execution.celery_task import Generate
+from worker.execution.claim_gate import ClaimGate
 from worker.execution.executor import Executor
-from worker.execution.outcome import Cancelled
+from worker.execution.outcome import TaskCancelled
 from worker.metrics import REJECTED
 from worker.record.task_record import TaskRecord
+from worker.recovery.active_tasks import ActiveTasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,11 +67,11 @@ class _Attempts:
 
     orders: list[ResolvedRequest] = field(default_factory=list)
 
-    def work(self, _claim: object, order: ResolvedRequest, _control: object) -> Cancelled:
+    def run(self, _claim: object, order: ResolvedRequest, _control: object) -> TaskCancelled:
         """Note what was accepted, and end it."""
         order.job({})
         self.orders.append(order)
-        return Cancelled(0)
+        return TaskCancelled(0)
 
 
 class Desk:
@@ -84,10 +86,15 @@ class Desk:
         self._encoder: Any = redis.connection_pool.get_encoder()
         self._claims = TaskRecord(redis, settings.keys, "host:1", record_ttl_s=60, lease_s=15)
         self._attempts = _Attempts()
-        lease = SimpleNamespace(hold=lambda *_: None, let_go=lambda *_: None, is_well=True)
-        parts: dict[str, Any] = {"lease": lease, "attempts": self._attempts}
+        lease: Any = SimpleNamespace(is_well=True)
+        parts: dict[str, Any] = {"gate": ClaimGate(lease), "attempts": self._attempts}
         executor = Executor(
-            settings, self._claims, **parts, device="cpu", on_broken=lambda _reason: None
+            settings,
+            self._claims,
+            ActiveTasks(),
+            **parts,
+            device="cpu",
+            on_broken=lambda _reason: None,
         )
         self._app.register_task(Generate(executor))
         self._trace = build_tracer(TASK_NAME, self._app.tasks[TASK_NAME], app=self._app)

@@ -196,7 +196,7 @@ def test_recovery_is_allowed(quiet: Guarded) -> None:
             held = json.dumps([{"headers": {"id": "lost"}}, "", "generate.nobodys"])
             operator.hset("sag.unacked", f"{owner}/x", held)
             operator.zadd("sag.unacked_index", {f"{owner}/x": 0})
-        assert release.give_back(settings, "host:2") == 1
+        assert release.release_owner(settings, "host:2") == 1
         reconciler.start()
         try:
             until(lambda: sent == ["late"])

@@ -13,15 +13,15 @@ from api_contracts.result import GenerationResult
 from tests.record.box import waiting
 from tests.record.owners import RESULT, ask, opened, take, take_over, worker
 from worker.cli.dead_letters import DeadLetters
-from worker.execution import endings
 from worker.execution.outcome import (
-    Cancelled,
-    Dropped,
-    Expired,
-    Failed,
     Outcome,
-    Requeued,
-    Succeeded,
+    TaskCancelled,
+    TaskDropped,
+    TaskExpired,
+    TaskFailed,
+    TaskRequeued,
+    TaskSucceeded,
+    dead_letter_reason,
 )
 from worker.record.task_record import Ended
 
@@ -38,16 +38,16 @@ DEADLY = {
     ErrorCode.MODEL_LOAD_FAILED,
 }
 OTHERS: list[Outcome] = [
-    Succeeded(GenerationResult.model_validate(RESULT)),
-    Cancelled(3),
-    Expired(0),
-    Dropped("another's"),
-    Requeued("internal: x", counts=True),
+    TaskSucceeded(GenerationResult.model_validate(RESULT)),
+    TaskCancelled(3),
+    TaskExpired(0),
+    TaskDropped("another's"),
+    TaskRequeued("internal: x", counts=True),
 ]
 
 
-def failed(code: ErrorCode | str) -> Failed:
-    return Failed(TaskError(code=code, message="why", retryable=False))
+def failed(code: ErrorCode | str) -> TaskFailed:
+    return TaskFailed(TaskError(code=code, message="why", retryable=False))
 
 
 def letters(client: GenerationClient) -> list[tuple[str, int, str, str, str]]:
@@ -60,13 +60,13 @@ def letters(client: GenerationClient) -> list[tuple[str, int, str, str, str]]:
 @pytest.mark.parametrize("code", ErrorCode)
 def test_what_no_worker_could_finish_is_dead(code: ErrorCode) -> None:
     """A failure caused by the workers becomes a dead letter, a refused request does not."""
-    assert endings.why_dead(failed(code)) == (f"{code}: why" if code in DEADLY else "")
+    assert dead_letter_reason(failed(code)) == (f"{code}: why" if code in DEADLY else "")
 
 
 @pytest.mark.parametrize("outcome", [*OTHERS, failed("of_a_later_version")])
 def test_other_ends_make_no_dead_letter(outcome: Outcome) -> None:
     """Success, cancellation, a requeue and unknown error codes make no dead letter."""
-    assert endings.why_dead(outcome) == ""
+    assert dead_letter_reason(outcome) == ""
 
 
 def test_a_letter_has_request_and_reason(

@@ -19,9 +19,11 @@ from tests.record.owners import (
     take_over,
     told,
 )
+from tests.record.reconcilers import hold
 from worker.broker.held_messages import HeldMessages
-from worker.job_control import Control, Stop
+from worker.job_control import Stop
 from worker.record.task_record import WriteAnswer
+from worker.recovery.active_tasks import ActiveTasks
 from worker.recovery.lease import Lease
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
+    from worker.job_control import Control
     from worker.record.task_record import Claim, TaskRecord
 
 
@@ -47,10 +50,9 @@ def requeued(claims: TaskRecord, claim: Claim, *, counts: bool = False) -> Write
 
 def renewed(claims: TaskRecord, claim: Claim) -> Control:
     """The control of a claim after its lease was renewed."""
-    lease = Lease(claims.redis, claims.keys, HeldMessages(claims.redis), list, LEASE_S)
-    lease.hold(claim, control := Control())
-    lease.renew()
-    return control
+    task = hold(tasks := ActiveTasks(), claim)
+    Lease(claims.redis, claims.keys, tasks, HeldMessages(claims.redis), list, LEASE_S).renew()
+    return task.control
 
 
 @pytest.mark.parametrize("since", ["taken over", "taken over and ended", "given back", "again"])

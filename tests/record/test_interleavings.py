@@ -28,9 +28,11 @@ from tests.record.owners import (
     told,
     worker,
 )
+from tests.record.reconcilers import hold
 from worker.broker.held_messages import HeldMessages
-from worker.job_control import Control, Stop
+from worker.job_control import Stop
 from worker.record.task_record import Claim, Ended, Held, TaskRecord, WriteAnswer
+from worker.recovery.active_tasks import ActiveTasks
 from worker.recovery.lease import Lease
 
 if TYPE_CHECKING:
@@ -122,14 +124,10 @@ class World:
         """A current or former owner renews; a former one is superseded."""
         if age >= len(self.taken):
             return
-        lease, control = (
-            Lease(self.redis, self.keys, HeldMessages(self.redis), list, LEASE_S),
-            Control(),
-        )
-        lease.hold(self.taken[-1 - age], control)
-        lease.renew()
+        task = hold(tasks := ActiveTasks(), self.taken[-1 - age])
+        Lease(self.redis, self.keys, tasks, HeldMessages(self.redis), list, LEASE_S).renew()
         is_ours = age == 0 and self.last_status == "running"
-        assert (control.asked() is not Stop.SUPERSEDED) == is_ours == bool(lease.held())
+        assert (task.control.asked() is not Stop.SUPERSEDED) == is_ours == bool(tasks.claimed())
         self.lapsed = self.lapsed and not is_ours
 
     def save_checkpoint(self, age: int) -> None:

@@ -1,4 +1,4 @@
-"""The lease thread: what it keeps, whom it asks to stop, and when it says that it is not well."""
+"""The lease thread: what it renews, which tasks it stops, and when the process is unwell."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 from api_contracts import GenerationClient, TaskStatus
 from tests.record.box import lapse_all, post, taken
 from tests.record.owners import (
-    ask,
     ends_s,
     is_subscribed,
     lapse,
@@ -18,13 +17,13 @@ from tests.record.owners import (
     take,
     take_over,
     until,
-    worker,
 )
-from worker.broker.held_messages import MARGIN_S, UNACKED, UNACKED_INDEX, HeldMessages
-from worker.job_control import Control, Stop
-from worker.record.task_record import Held, TaskRecord
-from worker.recovery import lease as module
+from tests.record.reconcilers import hold
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
+from worker.job_control import Stop
+from worker.recovery.active_tasks import ActiveTasks
 from worker.recovery.lease import Lease
+from worker.recovery.timing import MESSAGE_MARGIN_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,32 +31,57 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
+    from worker.record.task_record import TaskRecord
 
 
 @pytest.fixture
-def leases(redis: Redis, keys: Keys) -> Iterator[Callable[..., Lease]]:
-    """Leases, their threads not begun; they end with the test."""
+def tasks() -> ActiveTasks:
+    """The tasks of this process."""
+    return ActiveTasks()
+
+
+@pytest.fixture
+def leases(redis: Redis, keys: Keys, tasks: ActiveTasks) -> Iterator[Callable[..., Lease]]:
+    """Creates leases whose threads are not started; each is closed after the test.
+
+    `period_s` replaces the time between two renewals.
+    """
     made: list[Lease] = []
 
-    def make(lease_s: float, *tags: str) -> Lease:
+    def make(lease_s: float, *tags: str, period_s: float | None = None) -> Lease:
         redis.delete(UNACKED, UNACKED_INDEX)
-        made.append(Lease(redis, keys, HeldMessages(redis), lambda: tags, lease_s))
-        return made[-1]
+        lease = Lease(redis, keys, tasks, HeldMessages(redis), lambda: tags, lease_s)
+        lease._period_s = lease._period_s if period_s is None else period_s
+        made.append(lease)
+        return lease
 
     yield make
     for each in made:
         each.close()
 
 
+def is_later(lease: Lease, renewed_s: float) -> bool:
+    """Whether a renewal has begun after another."""
+    return lease._renewed_s > renewed_s
+
+
+def wait_for_renewals(lease: Lease) -> None:
+    """Wait until two renewals have begun and ended."""
+    for _ in range(2):
+        renewed_s = lease._renewed_s
+        until(partial(is_later, lease, renewed_s))
+
+
 def test_tasks_and_messages_are_renewed(
-    leases: Callable[..., Lease], claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
+    redis: Redis, keys: Keys, tasks: ActiveTasks, claims: TaskRecord, task_id: str
 ) -> None:
-    """One round holds each task for a lease from now, and each message a margin longer."""
+    """A renewal holds each task for a lease from now, and each message for a margin more."""
+    redis.delete(UNACKED, UNACKED_INDEX)
     tags: list[str] = []
-    lease = Lease(redis, keys, HeldMessages(redis), lambda: tags, 40.0)
+    lease = Lease(redis, keys, tasks, HeldMessages(redis), lambda: tags, 40.0)
     post(redis, keys.namespace, task_id)
     tags.append(taken(redis, "first", keys.namespace, lease_s=1.0))
-    lease.hold(take(claims, task_id), Control())
+    hold(tasks, take(claims, task_id))
     lapse(redis, keys, task_id)
     lapse_all(redis, "first")
     before_s = now_s(redis)
@@ -65,97 +89,134 @@ def test_tasks_and_messages_are_renewed(
     task_s = ends_s(redis, keys, task_id)
     message_s = float(redis.zscore(UNACKED_INDEX, tags[0]) or 0)
     assert before_s + 40 <= task_s <= now_s(redis) + 40
-    assert before_s + 40 + MARGIN_S <= message_s <= now_s(redis) + 40 + MARGIN_S
+    margin_s = 40 + MESSAGE_MARGIN_S
+    assert before_s + margin_s <= message_s <= now_s(redis) + margin_s
     assert lease.is_well
 
 
 def test_the_thread_renews_in_time(
-    leases: Callable[..., Lease], redis: Redis, keys: Keys, task_id: str
+    leases: Callable[..., Lease], claims: TaskRecord, redis: Redis, tasks: ActiveTasks, task_id: str
 ) -> None:
-    """A task that is held stays held, for many leases; let go, it is anybody's a lease later."""
-    lease, other = leases(2.0), worker(redis, keys, "other")
-    claim = take(worker(redis, keys, "first", 2.0), task_id)
+    """The lease of a held task is moved on in every period, that of a removed one no more."""
+    lease = leases(30.0, period_s=0.02)
+    task = hold(tasks, take(claims, task_id))
     lease.start()
-    lease.hold(claim, Control())
-    first_s = ends_s(redis, keys, task_id)
-
-    def is_kept_for_two_leases() -> bool:
-        assert isinstance(ask(other, task_id), Held)
-        return ends_s(redis, keys, task_id) > first_s + 4
-
-    until(is_kept_for_two_leases)
-    lease.let_go(claim)
-    until(lambda: not isinstance(ask(other, task_id), Held))
+    for _ in range(3):
+        lapse(redis, claims.keys, task_id)
+        until(lambda: ends_s(redis, claims.keys, task_id) > now_s(redis) + 20)
+    tasks.remove(task)
+    wait_for_renewals(lease)  # one that began before the removal may have been running
+    lapse(redis, claims.keys, task_id)
+    wait_for_renewals(lease)
+    assert ends_s(redis, claims.keys, task_id) < now_s(redis)
 
 
-def test_a_cancel_is_heard_at_once(  # fixtures
+def test_a_new_claim_is_renewed_at_once(
+    leases: Callable[..., Lease], redis: Redis, keys: Keys, tasks: ActiveTasks, claims: TaskRecord
+) -> None:
+    """Not only after a period: the lease of its message may end before that of the task."""
+    lease = leases(3600.0, period_s=900.0)
+    lease.start()
+    until(partial(capture_attention, redis, keys))
+    claim = take(claims, "t")
+    lapse(redis, keys, "t")
+    hold(tasks, claim)
+    until(lambda: ends_s(redis, keys, "t") > now_s(redis))
+
+
+def test_a_cancel_is_noticed_at_once(
     leases: Callable[..., Lease],
+    tasks: ActiveTasks,
     claims: TaskRecord,
     client: GenerationClient,
     task_id: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The nudge of a cancel is enough, long before the next renewal; others run on."""
-    monkeypatch.setattr(module, "MOST_S", 900.0)
-    lease, control, calm = leases(3600.0), Control(), Control()
-    lease.hold(take(claims, task_id), control)
-    lease.hold(take(claims, "another"), calm)
+    """The pub/sub message of a cancel is enough, long before the next renewal; others run on."""
+    lease = leases(3600.0, period_s=900.0)
+    task = hold(tasks, take(claims, task_id))
+    other = hold(tasks, take(claims, "another"))
     lease.start()
     until(partial(is_subscribed, client.redis, client.keys))
     assert client.handle(task_id).cancel() is TaskStatus.RUNNING
-    until(lambda: control.asked() is Stop.CANCELLED)
-    assert calm.asked() is None
-    assert len(lease.held()) == 2
+    until(lambda: task.control.asked() is Stop.CANCELLED)
+    assert other.control.asked() is None
+    assert len(tasks.claimed()) == 2
 
 
-def test_a_nudge_for_another_worker_is_none(
-    leases: Callable[..., Lease], claims: TaskRecord, client: GenerationClient, task_id: str
+def test_the_cancel_of_another_workers_task_is_ignored(
+    leases: Callable[..., Lease],
+    tasks: ActiveTasks,
+    claims: TaskRecord,
+    client: GenerationClient,
+    task_id: str,
 ) -> None:
-    """A cancel of a task that another process runs stops nothing here."""
-    lease, control = leases(3600.0), Control()
-    lease.hold(take(claims, "mine"), control)
+    """A cancel of a task that another process runs, or a channel's noise, stops nothing here."""
+    lease = leases(3600.0, period_s=0.5)
+    task = hold(tasks, take(claims, "mine"))
     take(claims, task_id)
     lease.start()
     until(partial(is_subscribed, client.redis, client.keys))
     client.handle(task_id).cancel()
     client.redis.publish(client.keys.control, b"\xff")
-    renewed = lease._renewed_s
-    until(lambda: lease._renewed_s > renewed)
-    assert control.asked() is None
+    renewed_s = lease._renewed_s
+    until(partial(is_later, lease, renewed_s))
+    assert task.control.asked() is None
 
 
-def test_a_cancel_whose_nudge_was_lost_is_heard_with_the_next_renewal(
-    leases: Callable[..., Lease], claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
+def test_a_cancel_whose_pubsub_message_was_lost_is_noticed_by_the_next_renewal(
+    leases: Callable[..., Lease],
+    tasks: ActiveTasks,
+    claims: TaskRecord,
+    redis: Redis,
+    keys: Keys,
+    task_id: str,
 ) -> None:
-    """The record is the truth; the channel only makes it quick."""
-    lease, control = leases(2.0), Control()
-    lease.hold(take(claims, task_id), control)
-    lease.start()
+    """The record decides; the channel only makes it quick."""
+    lease = leases(2.0)
+    task = hold(tasks, take(claims, task_id))
     redis.hset(keys.task(task_id), "cancel_requested", 1)
-    until(lambda: control.asked() is Stop.CANCELLED)
+    lease.renew()
+    assert task.control.asked() is Stop.CANCELLED
+    assert len(tasks.claimed()) == 1
 
 
-def test_one_that_was_overtaken_is_asked_to_stop(
-    leases: Callable[..., Lease], claims: TaskRecord, other: TaskRecord, redis: Redis, task_id: str
+def test_a_task_that_another_worker_claimed_is_stopped(
+    leases: Callable[..., Lease],
+    tasks: ActiveTasks,
+    claims: TaskRecord,
+    other: TaskRecord,
+    redis: Redis,
+    task_id: str,
 ) -> None:
     """It stops, is renewed no more, and the new owner's lease is left alone."""
-    lease, control = leases(3600.0), Control()
-    lease.hold(take(claims, task_id), control)
+    lease = leases(3600.0)
+    task = hold(tasks, take(claims, task_id))
     take_over(other, task_id)
     theirs_s = ends_s(redis, claims.keys, task_id)
     lease.renew()
-    assert control.asked() is Stop.SUPERSEDED
-    assert lease.held() == []
+    assert task.control.asked() is Stop.SUPERSEDED
+    assert tasks.claimed() == []
     assert ends_s(redis, claims.keys, task_id) == theirs_s
 
 
-def test_an_earlier_claim_lets_a_later_one_be(
-    leases: Callable[..., Lease], claims: TaskRecord, task_id: str
+def test_a_late_answer_for_an_earlier_claim_does_not_stop_a_later_one(
+    leases: Callable[..., Lease],
+    tasks: ActiveTasks,
+    claims: TaskRecord,
+    task_id: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is heard late of a claim that has ended is not taken for the one that followed it."""
-    lease, first = leases(3600.0), take(claims, task_id)
-    claims.requeue(first, {"reason": "r"}, counts=True)
-    second, control = take(claims, task_id), Control()
-    lease.hold(second, control)
-    lease.let_go(first)
-    assert lease.held() == [(second, control)]
+    """The task may end and be claimed here again while a renewal of its first claim is running."""
+    lease = leases(3600.0)
+    first_claim = take(claims, task_id)
+    first = hold(tasks, first_claim)
+    claimed_then = tasks.claimed()
+    claims.requeue(first_claim, {"reason": "r"}, counts=True)
+    tasks.remove(first)
+    second = hold(tasks, second_claim := take(claims, task_id))
+    monkeypatch.setattr(tasks, "claimed", lambda: claimed_then)
+    lease.renew()
+    monkeypatch.undo()
+    assert first.control.asked() is Stop.SUPERSEDED
+    assert second.control.asked() is None
+    assert tasks.claimed() == [(second, second_claim)]

@@ -1,4 +1,4 @@
-"""The lease thread when something around it is wrong: a server, or the clock."""
+"""The lease thread during an outage of a server, and with a wrong clock."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from tests.record.owners import (
     until,
     worker,
 )
+from tests.record.reconcilers import hold
 from worker import embedded
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
-from worker.job_control import Control, Stop
+from worker.job_control import Stop
 from worker.record.task_record import Held
+from worker.recovery.active_tasks import ActiveTasks
 from worker.recovery.lease import Lease
 
 if TYPE_CHECKING:
@@ -34,37 +36,36 @@ if TYPE_CHECKING:
     from api_contracts.names import Keys
 
 
-def test_an_outage_ends_its_wellness_and_nothing_else(tmp_path: Path, keys: Keys) -> None:
-    """A lease without Redis and it is not well; back again it renews, hears cancels, is well."""
-    port, control = embedded.free_port(), Control()
+def test_an_outage_makes_the_process_unwell_and_stops_no_task(tmp_path: Path, keys: Keys) -> None:
+    """Unwell after a lease without Redis; then it renews, notices cancels and is well again."""
+    port, tasks = embedded.free_port(), ActiveTasks()
     with embedded.redis_server(tmp_path, port) as url:
         redis = connect_impatiently(url, 0.5)
-        claim = take(worker(redis, keys, "first", 1.0), "t")
-        lease = Lease(redis, keys, HeldMessages(redis), list, 1.0)
-        lease.hold(claim, control)
+        task = hold(tasks, take(worker(redis, keys, "first", 1.0), "t"))
+        lease = Lease(redis, keys, tasks, HeldMessages(redis), list, 1.0)
         lease.start()
         until(lambda: is_subscribed(redis, keys) and lease.is_well)
     until(lambda: not lease.is_well)
     assert lease.silent_s >= 1.0
-    assert control.asked() is None
+    assert task.control.asked() is None
     with embedded.redis_server(tmp_path, port) as url, GenerationClient(url, keys.namespace) as far:
         until(lambda: lease.is_well)
         until(lambda: ends_s(connect(url), keys, "t") > now_s(far.redis))
         until(lambda: is_subscribed(far.redis, keys))
         far.handle("t").cancel()
-        until(lambda: control.asked() is Stop.CANCELLED)
+        until(lambda: task.control.asked() is Stop.CANCELLED)
         lease.close()
 
 
 @pytest.mark.parametrize("gone", ["records", "messages"])
-def test_one_with_nothing_to_renew_is_not_well_either(
+def test_a_process_without_tasks_notices_an_outage_too(
     redis: Redis, keys: Keys, tmp_path: Path, gone: str
 ) -> None:
-    """Without a task it knows all the same that a server is away; it would take in vain."""
+    """It could not run what it would claim."""
     with embedded.redis_server(tmp_path) as url:
         away = connect_impatiently(url, 0.5)
         records, book = (away, redis) if gone == "records" else (redis, away)
-        lease = Lease(records, keys, HeldMessages(book), list, 1.0)
+        lease = Lease(records, keys, ActiveTasks(), HeldMessages(book), list, 1.0)
         lease.start()
         until(lambda: is_subscribed(records, keys) and lease.is_well)
     until(lambda: not lease.is_well)
@@ -75,7 +76,7 @@ def test_one_with_nothing_to_renew_is_not_well_either(
 def test_a_wrong_clock_of_the_worker_changes_nothing(
     redis: Redis, keys: Keys, task_id: str, monkeypatch: pytest.MonkeyPatch, wrong_s: float
 ) -> None:
-    """Leases run by Redis's clock alone: whatever a machine's own says."""
+    """Leases depend on Redis's clock alone."""
     right, redis_s = time.time, now_s(redis)
     monkeypatch.setattr(time, "time", lambda: right() + wrong_s)
     messages = HeldMessages(redis)
@@ -85,9 +86,8 @@ def test_a_wrong_clock_of_the_worker_changes_nothing(
     tag = taken(redis, "first", keys.namespace, lease_s=20.0)
     claim = take(claims, task_id)
     assert abs(claim.claimed_at_s - redis_s) < 10
-    lease = Lease(redis, keys, messages, lambda: [tag], 20.0)
-    lease.hold(claim, Control())
-    lease.renew()
+    hold(tasks := ActiveTasks(), claim)
+    Lease(redis, keys, tasks, messages, lambda: [tag], 20.0).renew()
     assert messages.overdue() == []
     assert isinstance(ask(other, task_id), Held)
     assert 0 < ends_s(redis, keys, task_id) - redis_s < 60

@@ -1,4 +1,4 @@
-"""The reconciler: which tasks have lost their message, and which only look so."""
+"""The reconciler's walk: which open tasks have lost their message."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from kombu import Exchange, Queue
 from api_contracts import GenerationClient, TaskStatus, names
 from tests.record.box import post, taken, waiting
 from tests.record.owners import ask, kinds, lapse, opened, record, take, take_over, told
-from tests.record.rescue import Sent, age, elected
+from tests.record.reconcilers import Sent, age, elected
 from worker.app import _configuration, _send
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 from worker.config.settings import Settings
+from worker.metrics import REJECTED
 from worker.record.task_record import Ended
 from worker.recovery.open_tasks import SLICE, priority_of
 
@@ -30,18 +31,18 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _empty_book(redis: Redis) -> None:
-    """Nothing is held yet."""
+    """No message is held yet."""
     redis.delete(UNACKED, UNACKED_INDEX)
 
 
 @pytest.fixture
 def sent() -> Sent:
-    """What was sent again."""
+    """What is sent again."""
     return Sent()
 
 
 def lose(redis: Redis, model: str) -> None:
-    """Empty a model's queue by hand."""
+    """Delete the queue of a model."""
     redis.delete(*names.queue_lists(model))
 
 
@@ -69,7 +70,7 @@ def test_a_waiting_task_without_a_message_is_sent_again(
 def test_a_running_task_is_sent_again_when_its_owner_is_dead(
     claims: TaskRecord, redis: Redis, task_id: str, sent: Sent, lost: bool
 ) -> None:
-    """Its lease says which: while it lasts the task is somebody's, message or none."""
+    """While its lease lasts the task is held, whether it has a message or not."""
     take(claims, task_id)
     lose(redis, claims.keys.namespace)
     age(redis, claims.keys, task_id)
@@ -83,7 +84,7 @@ def test_a_running_task_is_sent_again_when_its_owner_is_dead(
 def test_a_task_that_has_a_message_is_not_sent_again(
     claims: TaskRecord, redis: Redis, task_id: str, sent: Sent, place: str
 ) -> None:
-    """Wherever the message is: a second one would be noise."""
+    """Wherever the message is."""
     model = claims.keys.namespace
     if place == "another priority":
         lose(redis, model)
@@ -98,10 +99,10 @@ def test_a_task_that_has_a_message_is_not_sent_again(
     assert sent.letters == []
 
 
-def test_an_end_of_which_celery_was_not_told_is_sent_again(
+def test_a_task_without_a_celery_result_is_sent_again(
     client: GenerationClient, claims: TaskRecord, redis: Redis, task_id: str, sent: Sent
 ) -> None:
-    """Whoever claims it repeats the end, until Celery's result is written; then no more."""
+    """Its claim is answered with its end, until Celery's result is written; then no more."""
     assert client.handle(task_id).cancel() is TaskStatus.QUEUED
     lose(redis, claims.keys.namespace)
     made = elected(redis, claims.keys, sent)
@@ -138,10 +139,10 @@ ODD: dict[str, Callable[[Redis, Keys], Any]] = {
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_an_odd_record_stops_nobody(
+def test_an_unreadable_record_stops_no_other(
     redis: Redis, keys: Keys, task_id: str, sent: Sent, odd: str
 ) -> None:
-    """It is named in the log and let go; the others are looked after as ever."""
+    """It is logged, counted and removed from the open tasks; the others are sent again."""
     if odd != "a string":
         redis.hset(keys.task("odd"), "status", "queued")
     ODD[odd](redis, keys)
@@ -149,17 +150,19 @@ def test_an_odd_record_stops_nobody(
         redis.zadd(keys.open, {"odd": 1.0})
     lose(redis, keys.namespace)
     age(redis, keys, task_id)
-    made = elected(redis, keys, sent)
-    made.walk()
+    unreadable = REJECTED.labels("odd_record")._value
+    before = unreadable.get()
+    elected(redis, keys, sent).walk()
     assert sent.ids == [task_id]
     assert opened(redis, keys) == {task_id}
+    assert unreadable.get() == before + 1
 
 
 @pytest.mark.parametrize("place", ["its list", "nowhere"])
-def test_an_end_that_nobody_hears_of_is_forgotten_in_time(
+def test_an_old_end_is_closed(
     client: GenerationClient, claims: TaskRecord, redis: Redis, task_id: str, sent: Sent, place: str
 ) -> None:
-    """Longer ago than records are kept; not while a message waits, that would begin it anew."""
+    """One of longer ago than records are kept, unless a message waits that would start it again."""
     keys = claims.keys
     client.handle(task_id).cancel()
     if place == "nowhere":
@@ -172,10 +175,10 @@ def test_an_end_that_nobody_hears_of_is_forgotten_in_time(
     assert (int(redis.ttl(keys.task(task_id))) > 0) == (place == "nowhere")
 
 
-def test_wishes_that_nothing_came_of_are_forgotten(
+def test_old_cancels_of_unknown_tasks_are_deleted(
     client: GenerationClient, redis: Redis, keys: Keys, sent: Sent
 ) -> None:
-    """As long as records are kept so are they; a task that has turned up keeps its record."""
+    """They are kept as long as records; a task that was submitted meanwhile keeps its record."""
     order = {"prompt": "x", "model": keys.namespace}
     for name in ("old", "new", "came"):
         client.handle(name).cancel()
@@ -193,7 +196,7 @@ def test_wishes_that_nothing_came_of_are_forgotten(
 def test_what_is_sent_is_what_a_client_sends(
     client: GenerationClient, redis: Redis, redis_url: str, keys: Keys, priority: int
 ) -> None:
-    """The message lies in its model's queue, that no worker here serves, by its priority."""
+    """The message is in the queue of its model and priority, also of a model not served here."""
     model = f"{keys.namespace}.rare"
     client.submit({"prompt": "x", "model": model, "priority": priority}, "t")
     (first,) = waiting(redis, model)
@@ -214,10 +217,10 @@ def test_what_is_sent_is_what_a_client_sends(
 
 
 @pytest.mark.parametrize("request_", ["[1, 2", "null", "5", '{"prompt": 5}', '{"priority": "x"}'])
-def test_a_request_that_nobody_can_read_goes_back_too(
+def test_a_task_with_an_unreadable_request_is_sent_again_too(
     claims: TaskRecord, redis: Redis, sent: Sent, request_: str
 ) -> None:
-    """Who claims it refuses it by name; without a message it would stay open for ever."""
+    """Its next claim fails it; without a message it would stay open for ever."""
     take(claims, "odd", request=request_, queue="generate.q")
     lapse(redis, claims.keys, "odd")
     age(redis, claims.keys, "odd")
@@ -228,7 +231,7 @@ def test_a_request_that_nobody_can_read_goes_back_too(
 
 
 def purge(client: GenerationClient, url: str) -> int:
-    """Do what `celery purge` does; gives how many messages are gone."""
+    """Do what `celery purge` does; returns the number of deleted messages."""
     queue = names.queue_name(client.keys.namespace)
     app = Celery("purger", broker=url, set_as_current=False)
     app.conf.update(
@@ -243,7 +246,7 @@ def purge(client: GenerationClient, url: str) -> int:
 def test_a_purge_ends_no_task(
     client: GenerationClient, redis: Redis, redis_url: str, sent: Sent
 ) -> None:
-    """Records are the truth: what was submitted and not cancelled comes back."""
+    """What was submitted and not cancelled is sent again from the records."""
     ids = [f"t{number}" for number in range(5)]
     for task_id in ids:
         client.submit({"prompt": task_id, "model": client.keys.namespace}, task_id)
@@ -259,7 +262,7 @@ def claim_it(claims: TaskRecord, other: TaskRecord) -> Any:
     return take(claims, "task")
 
 
-def give_back(claims: TaskRecord, other: TaskRecord) -> Any:
+def requeue_it(claims: TaskRecord, other: TaskRecord) -> Any:
     return claims.requeue(take(claims, "task"), {"reason": "r"}, counts=False)
 
 
@@ -272,15 +275,15 @@ def take_it_over(claims: TaskRecord, other: TaskRecord) -> Any:
     return take_over(other, "task")
 
 
-def forget_it(claims: TaskRecord, other: TaskRecord) -> Any:
+def delete_it(claims: TaskRecord, other: TaskRecord) -> Any:
     return claims.redis.delete(claims.keys.task("task"))
 
 
-MEANWHILE = [claim_it, give_back, end_it, take_it_over, forget_it]
+MEANWHILE = [claim_it, requeue_it, end_it, take_it_over, delete_it]
 
 
 @pytest.mark.parametrize("meanwhile", MEANWHILE)
-def test_what_was_touched_meanwhile_is_let_be(  # noqa: PLR0913, PLR0917  # fixtures
+def test_a_task_that_was_written_to_meanwhile_is_not_sent(  # noqa: PLR0913, PLR0917  # fixtures
     claims: TaskRecord,
     other: TaskRecord,
     redis: Redis,
@@ -289,7 +292,7 @@ def test_what_was_touched_meanwhile_is_let_be(  # noqa: PLR0913, PLR0917  # fixt
     monkeypatch: pytest.MonkeyPatch,
     meanwhile: Callable[[TaskRecord, TaskRecord], Any],
 ) -> None:
-    """What was true when the task was looked at is asked again in the step that sends it."""
+    """The condition is checked again in the step that sends it."""
     lose(redis, claims.keys.namespace)
     age(redis, claims.keys, task_id)
     made = elected(redis, claims.keys, sent)
@@ -298,11 +301,11 @@ def test_what_was_touched_meanwhile_is_let_be(  # noqa: PLR0913, PLR0917  # fixt
     assert sent.letters == []
     made.walk()
     assert sent.letters == []
-    assert opened(redis, claims.keys) == (set() if meanwhile is forget_it else {"task"})
+    assert opened(redis, claims.keys) == (set() if meanwhile is delete_it else {"task"})
 
 
-def test_a_long_queue_is_looked_through(client: GenerationClient, redis: Redis, sent: Sent) -> None:
-    """Of thousands that wait, those without a message are found, and only those."""
+def test_a_long_queue_is_searched(client: GenerationClient, redis: Redis, sent: Sent) -> None:
+    """Of thousands of queued tasks, only those without a message are sent again."""
     keys, number, gone = client.keys, 10 * SLICE, {"t7", "t1000", "t1999"}
     pipeline = redis.pipeline(transaction=False)
     queue = names.queue_name(keys.namespace)

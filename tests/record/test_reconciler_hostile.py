@@ -1,4 +1,4 @@
-"""What a producer may write into lists and records stops the reconciler for nobody else."""
+"""What a producer can write into lists and records stops the reconciler for no other task."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kombu.exceptions import EncodeError
 from api_contracts import names
 from tests.record.box import lapse_all, post, taken
 from tests.record.owners import ask, lapse, take
-from tests.record.rescue import Sent, age, elected
+from tests.record.reconcilers import Sent, age, elected
 from worker.broker import held_messages as module
 from worker.broker.held_messages import MAX_MESSAGE_BYTES, UNACKED, UNACKED_INDEX, HeldMessages
 
@@ -27,28 +27,28 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _empty_book(redis: Redis) -> None:
-    """Nothing is held yet."""
+    """No message is held yet."""
     redis.delete(UNACKED, UNACKED_INDEX)
 
 
 @pytest.fixture
 def victim(client: GenerationClient, redis: Redis, keys: Keys) -> str:
-    """A waiting task of an honest caller that has lost its message."""
+    """A queued task of another caller that has lost its message."""
     task_id = client.submit({"prompt": "x", "model": keys.namespace}, "victim").task_id
     redis.delete(*names.queue_lists(keys.namespace))
     age(redis, keys, task_id)
     return task_id
 
 
-def wishes_are_none(redis: Redis, keys: Keys, _: TaskRecord) -> None:
+def pending_cancels_are_a_set(redis: Redis, keys: Keys, _: TaskRecord) -> None:
     redis.sadd(keys.pending_cancels, "x")
 
 
-def a_list_of_its_own_is_none(redis: Redis, keys: Keys, _: TaskRecord) -> None:
+def its_queue_is_a_set(redis: Redis, keys: Keys, _: TaskRecord) -> None:
     redis.sadd(names.queue_lists(keys.namespace)[9], "x")
 
 
-def anothers_list_is_none(redis: Redis, keys: Keys, claims: TaskRecord) -> None:
+def another_queue_is_a_set(redis: Redis, keys: Keys, claims: TaskRecord) -> None:
     take(claims, "another", queue="generate.zzz")
     lapse(redis, keys, "another")
     age(redis, keys, "another")
@@ -69,16 +69,16 @@ def a_request_is_too_deep(redis: Redis, keys: Keys, claims: TaskRecord) -> None:
 
 
 POISONS = [
-    wishes_are_none, a_list_of_its_own_is_none, anothers_list_is_none, a_message_is_too_large,
+    pending_cancels_are_a_set, its_queue_is_a_set, another_queue_is_a_set, a_message_is_too_large,
     a_request_is_too_deep,
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("poison", POISONS)
-def test_a_lost_task_is_sent_again_all_the_same(
+def test_a_lost_task_is_sent_again_anyway(
     poison: Callable[..., None], victim: str, redis: Redis, keys: Keys, claims: TaskRecord
 ) -> None:
-    """In the same walk, whatever else is odd."""
+    """In the same walk, whatever else is malformed."""
     poison(redis, keys, claims)
     sent = Sent()
     try:
@@ -91,7 +91,7 @@ def test_a_lost_task_is_sent_again_all_the_same(
 def test_one_that_cannot_be_sent_stops_no_other(
     victim: str, redis: Redis, keys: Keys, client: GenerationClient
 ) -> None:
-    """Nested too deep for Celery, it goes as a request that is refused; else it waits a lease."""
+    """One nested too deep for Celery is sent without its request; another waits for a lease."""
     for name in ("deep", "broken"):
         client.submit({"prompt": name, "model": keys.namespace}, name)
     redis.delete(*names.queue_lists(keys.namespace))
@@ -110,10 +110,10 @@ def test_one_that_cannot_be_sent_stops_no_other(
     assert dict(zip(sent.ids, sent.letters, strict=True))["deep"][1] is None
 
 
-def test_open_tasks_that_are_none_make_room(
+def test_open_tasks_of_another_type_are_deleted(
     redis: Redis, keys: Keys, claims: TaskRecord, client: GenerationClient
 ) -> None:
-    """While the key is another type no task is begun, and nothing of it written; then it goes."""
+    """Until then no task is claimed, and nothing of it is written."""
     redis.sadd(keys.open, "x")
     with pytest.raises(Exception, match="WRONGTYPE"):
         ask(claims, "new")
@@ -123,11 +123,11 @@ def test_open_tasks_that_are_none_make_room(
     assert redis.zscore(keys.open, "new") is not None
 
 
-def test_a_message_that_cannot_go_back_stays_held(
+def test_a_message_that_can_not_be_requeued_stays_held(
     redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its list is none, by somebody's doing: it is not lost, and others go back."""
-    monkeypatch.setattr("worker.recovery.reconciler.GRACE_S", 0.0)
+    """Its list is of another type: the message is not lost, and others are requeued."""
+    monkeypatch.setattr("worker.recovery.reconciler.UNAVAILABLE_GRACE_S", 0.0)
     post(redis, keys.namespace, "bad", priority=9)
     bad = taken(redis, "dead", keys.namespace)
     post(redis, keys.namespace, "good")
@@ -145,10 +145,10 @@ def test_a_message_that_cannot_go_back_stays_held(
     redis.delete(*lists)
 
 
-def test_between_two_looks_there_is_time(
+def test_the_search_of_a_queue_is_interruptible(
     redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where no message has an id: who looks says again that it is elected."""
+    """Also where no message has an id: the reconciler extends its election in between."""
     monkeypatch.setattr(module, "SLICE", 10)
     redis.lpush(names.queue_lists(keys.namespace)[0], *["{}"] * 95)
     looks: list[int] = []
@@ -157,10 +157,10 @@ def test_between_two_looks_there_is_time(
     assert len(looks) >= 10
 
 
-def test_a_waiting_task_is_asked_for_no_pushes(
+def test_the_pushes_of_a_queued_task_are_not_read(
     victim: str, redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only what has ended: with thousands that wait, each question costs."""
+    """Only those of ended tasks: with thousands of queued ones each call costs."""
     made = elected(redis, keys, sent := Sent())
     asked: list[str] = []
     monkeypatch.setattr(made._tasks._pushes, "note", asked.append)

@@ -1,4 +1,4 @@
-"""The reconciler's rounds: who does them, when none is done, and what else they end."""
+"""The reconciler's rounds: election, outages and deadlines."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from api_contracts.names import Keys, queue_lists
 from api_contracts.redis_io.connection import connect
 from tests.record.box import ids_waiting, lapse_all, post, taken
 from tests.record.owners import kinds, lapse, opened, take, told, until
-from tests.record.rescue import Sent, age, elected, reconciler
+from tests.record.reconcilers import Sent, age, elected, reconciler
 from worker import embedded
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 from worker.recovery import reconciler as module
+from worker.recovery.timing import ELECTION_TTL_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def rounds(redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Reconciler]]:
-    """Reconcilers that are to be closed; Redis counts as having been there for long."""
-    monkeypatch.setattr(module, "GRACE_S", 0.0)
+    """Reconcilers that are closed after the test, with short rounds and no grace period."""
+    monkeypatch.setattr(module, "UNAVAILABLE_GRACE_S", 0.0)
+    monkeypatch.setattr(module, "RECONCILE_PERIOD_S", 0.02)
     redis.delete(UNACKED, UNACKED_INDEX)
     made: list[Reconciler] = []
     yield made
@@ -49,8 +51,8 @@ def begin(made: Reconciler, rounds: list[Reconciler]) -> Reconciler:
     return made
 
 
-def test_what_is_overdue_goes_back(redis: Redis, keys: Keys, rounds: list[Reconciler]) -> None:
-    """A message whose holder says nothing any more is back in its list, a lease later, once."""
+def test_expired_messages_are_requeued(redis: Redis, keys: Keys, rounds: list[Reconciler]) -> None:
+    """A message whose holder no longer renews it is back in its queue, once; others stay held."""
     post(redis, keys.namespace, "lost", "kept")
     taken(redis, "dead", keys.namespace)
     kept = taken(redis, "alive", keys.namespace)
@@ -61,10 +63,10 @@ def test_what_is_overdue_goes_back(redis: Redis, keys: Keys, rounds: list[Reconc
     assert HeldMessages(redis).held_by("dead") == []
 
 
-def test_one_at_a_time_and_another_when_it_leaves(
+def test_one_is_elected_and_another_when_it_leaves(
     redis: Redis, keys: Keys, rounds: list[Reconciler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two one works; when it ends in order or dies, the other goes on within seconds."""
+    """One of several works; when it is closed or dies, another is elected."""
     done: list[str] = []
     made = {name: reconciler(redis, keys, Sent()) for name in ("first", "second", "third")}
     for name, each in made.items():
@@ -79,16 +81,18 @@ def test_one_at_a_time_and_another_when_it_leaves(
     until(lambda: set(done[-2:]) & {"second", "third"})
     heir = done[-1]
     assert set(done) == {"first", heir}
-    # Dead without a word: nobody gives its lock back.
+    # Killed: its lock is not released, and expires by itself.
     monkeypatch.setattr(made[heir]._lock, "release", lambda: None)
     made[heir].close()
+    assert 0 < redis.pttl(keys.reconciler) <= ELECTION_TTL_S * 1000
+    redis.pexpire(keys.reconciler, 1)
     until(lambda: done[-1] not in ("first", heir))
 
 
 def test_a_round_that_fails_is_followed_by_another(
     redis: Redis, keys: Keys, rounds: list[Reconciler], task_id: str
 ) -> None:
-    """Whatever goes wrong in one, the next is made: the others wait for this one's lock."""
+    """Whatever goes wrong in a round, the next one follows: other workers wait for the lock."""
     sent, tries = Sent(), []
 
     def send(*letter: Any) -> None:
@@ -100,12 +104,20 @@ def test_a_round_that_fails_is_followed_by_another(
 
     redis.delete(*queue_lists(keys.namespace))
     age(redis, keys, task_id)
-    begin(reconciler(redis, keys, send), rounds)
-    until(lambda: sent.ids == [task_id])
+    made = begin(reconciler(redis, keys, send), rounds)
+
+    def is_sent() -> bool:
+        made._walked_s = float("-inf")  # the next walk is due now
+        return sent.ids == [task_id]
+
+    until(is_sent)
 
 
-def test_after_a_restart_everybody_has_time_to_renew(tmp_path: Path, keys: Keys) -> None:
-    """While Redis was away nobody could renew: what ran out meanwhile says nothing, for a while."""
+def test_after_a_restart_every_worker_has_time_to_renew(
+    tmp_path: Path, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No worker could renew while Redis was down: for a while no expired lease counts."""
+    monkeypatch.setattr(module, "UNAVAILABLE_GRACE_S", 1.0)
     with embedded.redis_server(tmp_path) as url, Redis.from_url(url, protocol=2) as redis:
         post(redis, "m", "t")
         taken(redis, "alive", "m")
@@ -119,14 +131,19 @@ def test_after_a_restart_everybody_has_time_to_renew(tmp_path: Path, keys: Keys)
             return ids_waiting(redis, "m") == ["t"]
 
         until(is_back)
-        uptime: Any = redis.info("server")
-        assert uptime["uptime_in_seconds"] >= module.GRACE_S
+        assert uptime_s(redis) >= 1.0
 
 
-def test_while_redis_is_full_nobody_is_taken_for_dead(tmp_path: Path, keys: Keys) -> None:
-    """A full Redis lets nobody renew: what runs out then goes back only when it is full no more."""
+def uptime_s(redis: Redis) -> float:
+    """How long the server has been running, in whole seconds."""
+    server: Any = redis.info("server")
+    return float(server["uptime_in_seconds"])
+
+
+@pytest.mark.usefixtures("rounds")
+def test_while_redis_is_full_no_worker_is_taken_for_dead(tmp_path: Path, keys: Keys) -> None:
+    """No worker can renew in a full Redis: what expires is requeued only once it has room again."""
     with embedded.redis_server(tmp_path) as url, connect(url) as redis:
-        until(lambda: redis.info("server")["uptime_in_seconds"] >= module.GRACE_S)
         post(redis, "m", "t")
         tag = taken(redis, "alive", "m")
         lapse_all(redis, "alive")
@@ -140,30 +157,34 @@ def test_while_redis_is_full_nobody_is_taken_for_dead(tmp_path: Path, keys: Keys
         assert ids_waiting(redis, "m") == ["t"]
 
 
-def test_after_a_silence_everybody_has_time_to_renew(tmp_path: Path, keys: Keys) -> None:
-    """A Redis that hangs and then answers everything at once has kept all from renewing, too."""
+def test_after_a_silence_every_worker_has_time_to_renew(
+    tmp_path: Path, keys: Keys, rounds: list[Reconciler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Redis that hung and then answers everything at once has kept workers from renewing, too."""
+    monkeypatch.setattr(module, "ELECTION_TTL_S", 0.3)
     with embedded.redis_server(tmp_path) as url, connect(url) as redis:
-        until(lambda: redis.info("server")["uptime_in_seconds"] >= module.GRACE_S)
+        until(lambda: uptime_s(redis) >= 1.0)
+        monkeypatch.setattr(module, "UNAVAILABLE_GRACE_S", 0.5)
         post(redis, "m", "t")
         made, pause = reconciler(redis, keys, Sent()), threading.Event()
         made.start()
         until(lambda: redis.exists(keys.reconciler))
-        taken(redis, "alive", "m", lease_s=2.0)
+        taken(redis, "alive", "m", lease_s=0.2)
         process = int(redis.info("server")["process_id"])
         os.kill(process, signal.SIGSTOP)
-        pause.wait(module.ELECTED_S + 2.5)
+        pause.wait(0.5)
         os.kill(process, signal.SIGCONT)
         began_s = time.monotonic()
         until(lambda: ids_waiting(redis, "m") == ["t"])
-        assert time.monotonic() - began_s > module.GRACE_S - 0.5
+        assert time.monotonic() - began_s > 0.4
         made.close()
 
 
 @pytest.mark.parametrize("where", ["its pause", "a look at the messages", "a walk"])
-def test_whatever_froze_this_process_may_have_frozen_all(
+def test_a_freeze_of_this_process_may_have_frozen_all_workers(
     claims: TaskRecord, task_id: str, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """After it nothing is taken from anybody until everybody has had time to renew."""
+    """After it no lease counts as expired until every worker has had time to renew."""
     redis, keys, sent = claims.redis, claims.keys, Sent()
     take(claims, task_id)
     tag = taken(redis, "alive", keys.namespace)
@@ -176,7 +197,7 @@ def test_whatever_froze_this_process_may_have_frozen_all(
     made._awake_s = made._walked_s = clock_s[0]
 
     def freeze(result: list[str]) -> list[str]:
-        clock_s[0] += module.ELECTED_S + 1
+        clock_s[0] += ELECTION_TTL_S + 1
         return result
 
     if where == "its pause":
@@ -195,10 +216,10 @@ def test_whatever_froze_this_process_may_have_frozen_all(
     assert made._is_just_back()
 
 
-def test_a_task_that_waits_past_its_deadline_ends(
+def test_a_queued_task_past_its_deadline_ends(
     client: GenerationClient, redis: Redis, keys: Keys
 ) -> None:
-    """No worker has time for it, and its caller hears of the end all the same, once."""
+    """Even if no worker takes it, its caller gets the final event, once."""
     order = {"prompt": "x", "model": keys.namespace, "metadata": {"k": "v"}}
     late = client.submit({**order, "deadline_s": 0.001}, "late")
     client.submit({**order, "deadline_s": 1000.0}, "early")
@@ -219,7 +240,7 @@ def test_a_task_that_waits_past_its_deadline_ends(
 def test_a_running_task_is_not_ended_by_its_deadline_here(
     client: GenerationClient, claims: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
-    """Its owner looks after its deadline; one that was given back waits for it again."""
+    """Its owner watches the deadline; once requeued, the reconciler does."""
     client.submit({"prompt": "x", "model": keys.namespace, "deadline_s": 0.001}, "t")
     claim = take(claims, "t")
     made = elected(redis, keys, Sent())

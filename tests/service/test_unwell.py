@@ -1,4 +1,4 @@
-"""Workers that are not well: they say so, take nothing more, and leave their tasks to others."""
+"""Unwell workers: they report it, claim nothing more, and leave their tasks to others."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tests.service.conftest import END_S, check_events, wait_until
 from tests.service.test_outages import Server
 from worker import embedded
 from worker.broker.held_messages import UNACKED
+from worker.execution.circuit_breaker import MAX_FAILURES
 from worker.exit_codes import DEVICE_FAILED, STALLED
 
 if TYPE_CHECKING:
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
 
     from tests.conftest import Service
 
+pytestmark = pytest.mark.slow  # each starts workers
+
 SHORT = {"prompt": "a large red circle", "num_inference_steps": 1}
 WORK = [sys.executable, "-m", "worker", "work", "--name", "w"]
 
 
 def health(worker: Service) -> tuple[int, str]:
-    """Exit status of `health`, and what it prints."""
+    """Exit status and output of `health`."""
     done = subprocess.run(
         [sys.executable, "-m", "worker", "health"],
         env={**os.environ, **worker.environment},
@@ -40,12 +43,12 @@ def health(worker: Service) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def test_a_worker_that_can_renew_nothing_says_so_and_takes_nothing(
+def test_a_worker_that_can_renew_nothing_reports_it_and_claims_nothing(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
-    """The Redis of records is away and the broker is not: messages stay, `health` tells why.
+    """While the Redis of records is down, and the broker is not, messages stay in the queue.
 
-    When it is back everything goes on.
+    `health` has the reason. When Redis is back everything goes on.
     """
     (folder := tmp_path / "events").mkdir()
     events = Server(folder)
@@ -58,28 +61,30 @@ def test_a_worker_that_can_renew_nothing_says_so_and_takes_nothing(
         events.go()
         wait_until(lambda: "leases not renewed for 3" in worker.log.read_text())
         redis.lpush("generate.default", b'{"headers": {"task": "sag.generate", "id": "t"}}')
-        status, told = health(worker)
+        status, printed = health(worker)
         assert status == 1
-        assert "w@" in told
-        assert "no lease could be renewed" in told
+        assert "w@" in printed
+        assert "no lease could be renewed" in printed
         assert redis.llen("generate.default") == 1
         events.come()
         wait_until(lambda: redis.llen("generate.default") == 0)
-        status, told = health(worker)
-        assert (status, told.split()[-1]) == (0, "well")
+        status, printed = health(worker)
+        assert (status, printed.split()[-1]) == (0, "well")
     events.go()
 
 
 def test_a_broken_worker_ends_and_another_does_its_tasks(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
-    """One that fails every task at once is not let through the queue: each lost one attempt."""
+    """A worker in which every task fails does not empty the queue: each lost one attempt.
+
+    Here its model is on a hub that does not answer: another attempt may succeed.
+    """
     name = f"broken{uuid.uuid4().hex[:8]}"
-    (model := tmp_path / "model").mkdir()
-    (model / "model_index.json").write_text("{}")
-    broken = json.dumps({"default": {"path": str(model), "safety_checker": False}})
+    models = json.dumps({"default": {"path": "owner/name", "safety_checker": False}})
+    hub = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
     with embedded.redis_server(tmp_path) as url, Redis.from_url(url) as redis:
-        with start_service(url, WORK, namespace=name, models=broken) as first:
+        with start_service(url, WORK, hub, namespace=name, models=models) as first:
             ids = [first.client.submit(SHORT).task_id for _ in range(5)]
             assert first.process.wait(END_S) == DEVICE_FAILED
             found = first.client.status_many(ids)
@@ -93,23 +98,59 @@ def test_a_broken_worker_ends_and_another_does_its_tasks(
                 assert events[-1].attempt <= 2
 
 
-def test_a_worker_that_stalls_ends_and_says_so(
+def test_a_broken_model_fails_its_tasks_at_once(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
-    """A step beyond its time: status 75, the task goes back; with its last attempt it fails."""
-    name = f"stalls{uuid.uuid4().hex[:8]}"
-    options = {"namespace": name, "step_timeout_s": "1", "max_attempts": "2", "lease_s": "60"}
-    large = SHORT | {"height": 1024, "width": 1024, "metadata": {"k": "v"}}
+    """After one attempt, with an error that says what to do; three in a row end the worker.
+
+    Those that it has not failed by then are done by a worker with a good copy of the model.
+    """
+    name = f"missing{uuid.uuid4().hex[:8]}"
+    (model := tmp_path / "model").mkdir()
+    (model / "model_index.json").write_text("{}")
+    models = json.dumps({"default": {"path": str(model), "safety_checker": False}})
     with embedded.redis_server(tmp_path) as url, Redis.from_url(url) as redis:
-        for attempt in (1, 2):
-            with start_service(url, WORK, **options) as worker:
-                handle = worker.client.submit(large, "large")
-                assert worker.process.wait(END_S) == STALLED
-                assert "Thread 0x" in worker.log.read_text()
-                assert redis.hlen(UNACKED) == 0
-                if attempt == 1:
-                    assert handle.status() is TaskStatus.QUEUED
+        with start_service(url, WORK, namespace=name, models=models, slots="1") as first:
+            ids = [first.client.submit(SHORT).task_id for _ in range(5)]
+            assert first.process.wait(END_S) == DEVICE_FAILED
+            failed, queued = ids[:MAX_FAILURES], ids[MAX_FAILURES:]
+            for task_id in failed:
+                events = list(first.client.handle(task_id).events(timeout=END_S))
+                check_events(events)
+                kinds = [event.type for event in events if event.type != "loading"]
+                assert kinds == ["queued", "started", "failed"]
+                with pytest.raises(GenerationFailed, match="sag-worker doctor") as error:
+                    first.client.handle(task_id).result(END_S)
+                assert error.value.error.code == "model_load_failed"
+                assert not error.value.error.retryable
+            assert set(first.client.status_many(queued).values()) == {TaskStatus.QUEUED}
+            assert redis.hlen(UNACKED) == 0
+            assert redis.xlen(first.client.keys.dead) == len(failed)
+        with start_service(url, WORK, namespace=name) as second:
+            for task_id in queued:
+                assert second.client.handle(task_id).result(END_S).images
+
+
+def test_a_worker_that_stalls_ends_and_reports_it(
+    start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
+) -> None:
+    """A step beyond its limit: status 75, the task is requeued; with its last attempt it fails.
+
+    The supervisor releases its message at once, long before the lease expires.
+    """
+    options = {"step_timeout_s": "1", "max_attempts": "2", "lease_s": "600"}
+    large = SHORT | {"height": 1024, "width": 1024, "metadata": {"k": "v"}}
+    with (
+        embedded.redis_server(tmp_path) as url,
+        Redis.from_url(url) as redis,
+        start_service(url, **options) as worker,
+    ):
+        handle = worker.client.submit(large, "large")
         events = list(handle.events(timeout=END_S))
+        wait_until(lambda: redis.hlen(UNACKED) == 0)
+        log = worker.log.read_text()
+        assert log.count(f"status {STALLED}, it stalled") >= 1
+        assert "Thread 0x" in log
         check_events(events)
         kinds = [event.type for event in events if event.type not in ("loading", "progress")]
         assert kinds == ["queued", "started", "requeued", "started", "failed"]

@@ -93,7 +93,7 @@ if __name__ == "__main__":
     if (FOLDER / "blind").exists():
         os.pidfd_open = unwatched
     supervisor.GRACE_S = GRACE_S
-    release.give_back = lambda *_: 0  # there is no Redis
+    release.release_owner = lambda *_: 0  # there is no Redis
     posts = {
         f"gpu{n}": {"CUDA_VISIBLE_DEVICES": f"GPU-{n}", "SAG_DEVICE": "cuda:0"} for n in (1, 2)
     }

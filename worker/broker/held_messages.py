@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 UNACKED, UNACKED_INDEX = "sag.unacked", "sag.unacked_index"
 #: Largest message that is taken, in bytes: twice the largest request of the contract.
 MAX_MESSAGE_BYTES = 8 * 2**20
-#: How long after its lease a message is requeued, in seconds: the task's own lease, renewed just
-#: after the message's, must have run out, or the next claim is answered `held`.
-MARGIN_S = 0.5
 #: Pause before a message is requeued after an error, in seconds: it may be taken again at once.
 REQUEUE_PAUSE_S = 1.0
 #: Messages and bytes that one call reads: Redis serves no other client meanwhile, and parses about
@@ -96,7 +93,7 @@ class HeldMessages:
 
     def renew(self, tags: Sequence[str], lease_s: float) -> None:
         """Hold messages for `lease_s` from now; calls the server also without tags."""
-        self._renew(unacked_index=UNACKED_INDEX, lease_s=lease_s + MARGIN_S, tags=tags)
+        self._renew(unacked_index=UNACKED_INDEX, lease_s=lease_s, tags=tags)
 
     def overdue(self, most: int = 100) -> list[str]:
         """Tags of messages whose lease has run out, the longest overdue first."""

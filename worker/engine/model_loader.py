@@ -15,7 +15,7 @@ import transformers
 from diffusers import StableDiffusionPipeline
 
 from worker.config.models import is_hub_id
-from worker.engine import guidance, samplers
+from worker.engine import guidance, load_errors, samplers
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -55,11 +55,17 @@ def load(spec: ModelSpec, device: str, offload: str, *, compiled: bool = False) 
         )
         _check(pipeline, spec)
         _adapt(pipeline, spec)
-        mode = _place(pipeline, device, offload)
     except ModelLoadError:
         raise
-    except Exception as error:  # files that are not what they seem raise whatever they like
-        message = f"model {spec.path!r} could not be loaded: {error}"
+    except Exception as error:  # broken files raise anything
+        message = f"model {spec.path!r} could not be loaded: {error}"[:2000]
+        if load_errors.may_pass(error):
+            raise ModelLoadError(message) from error
+        raise ModelLoadError(message + load_errors.REMEDY, retryable=False) from error
+    try:
+        mode = _place(pipeline, device, offload)
+    except Exception as error:  # of the device or its driver; another worker may do better
+        message = f"model {spec.path!r} could not be placed on {device}: {error}"
         raise ModelLoadError(message[:2000]) from error
     if device != "cpu":
         # On a CPU it costs 15 % at 24 rows, measured with the small model.
@@ -127,7 +133,7 @@ def _check(pipeline: Any, spec: ModelSpec) -> None:  # noqa: ANN401  # a diffuse
     """Refuse at once what would fail, or be silently wrong, in the middle of a task."""
     if spec.safety_checker and pipeline.safety_checker is None:
         message = f"model {spec.path!r} has no safety checker; set safety_checker to false for it"
-        raise ModelLoadError(message)
+        raise ModelLoadError(message, retryable=False)
     config = pipeline.unet.config
     prediction = pipeline.scheduler.config.get("prediction_type", "epsilon")
     words, known = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
@@ -147,7 +153,7 @@ def _check(pipeline: Any, spec: ModelSpec) -> None:  # noqa: ANN401  # a diffuse
     }  # fmt: skip
     for what, is_wrong in wrong.items():
         if is_wrong:
-            raise ModelLoadError(f"model {spec.path!r} {what}")
+            raise ModelLoadError(f"model {spec.path!r} {what}", retryable=False)
 
 
 def _adapt(pipeline: Any, spec: ModelSpec) -> None:  # noqa: ANN401  # a diffusers pipeline

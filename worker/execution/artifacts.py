@@ -1,4 +1,4 @@
-"""A task's files: the inputs that it refers to, and its pictures with their manifest."""
+"""A task's files in S3: inputs that its request refers to, images and their manifest."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 class Artifacts:
-    """Fetches what a job needs and stores what it gives."""
+    """Downloads inputs and uploads results."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
 
-    def fetch(self, order: ResolvedRequest) -> Job:
-        """The engine's job, with the objects that the request refers to."""
+    def fetch(self, resolved: ResolvedRequest) -> Job:
+        """The engine's job, with the input files; raises `InputNotFoundError`."""
         references = {
-            name: getattr(order.complete, name)
+            name: getattr(resolved.complete, name)
             for name in ("latents", "prompt_embeds", "negative_prompt_embeds")
         }
         inputs = {
@@ -34,25 +34,25 @@ class Artifacts:
             for name, reference in references.items()
             if reference is not None
         }
-        return order.job(inputs)
+        return resolved.job(inputs)
 
     def store(
         self,
         claim: Claim,
-        order: ResolvedRequest,
-        made: JobResult,
-        begun_s: float,
+        resolved: ResolvedRequest,
+        output: JobResult,
+        began_s: float,
         is_ours: Callable[[], bool],
     ) -> GenerationResult:
-        """Encode and upload every picture, one at a time, the manifest last.
+        """Encode and upload every image, one at a time, then the manifest.
 
-        `begun_s` is the time of the claim on the monotonic clock. Raises `SupersededError` when
-        `is_ours` returns False.
+        `began_s` is the time of the claim on the monotonic clock. Raises `SupersededError` when
+        `is_ours` returns False: another worker has claimed the task.
         """
         storing_s = time.monotonic()
         images = [
-            self._store_one(order, made, number, picture, is_ours)
-            for number, picture in enumerate(made.pictures)
+            self._store_one(resolved, output, number, picture, is_ours)
+            for number, picture in enumerate(output.pictures)
         ]
         queued_s = claim.claimed_at_s - claim.submitted_at_s
         ended_s = time.monotonic()
@@ -60,49 +60,49 @@ class Artifacts:
             images=images,
             manifest_key=self._storage.key(claim.task_id, "manifest.json"),
             timings=Timings(
-                queued_s=round(queued_s + made.timing.wait_s, 4),
-                load_s=round(made.timing.load_s, 4),
-                encode_s=round(made.timing.encode_s, 4),
-                denoise_s=round(made.timing.denoise_s, 4),
-                decode_s=round(made.timing.decode_s, 4),
+                queued_s=round(queued_s + output.timing.wait_s, 4),
+                load_s=round(output.timing.load_s, 4),
+                encode_s=round(output.timing.encode_s, 4),
+                denoise_s=round(output.timing.denoise_s, 4),
+                decode_s=round(output.timing.decode_s, 4),
                 upload_s=round(ended_s - storing_s, 4),
-                total_s=round(queued_s + ended_s - begun_s, 4),
+                total_s=round(queued_s + ended_s - began_s, 4),
             ),
-            batch=made.batch,
-            model=order.request.model,
-            scheduler=made.scheduler,
-            parameters=_used(order, made),
-            truncated=list(made.truncated),
-            versions=made.versions,
+            batch=output.batch,
+            model=resolved.request.model,
+            scheduler=output.scheduler,
+            parameters=_parameters_used(resolved, output),
+            truncated=list(output.truncated),
+            versions=output.versions,
         )
         manifest = result.model_dump(mode="json") | {"task_id": claim.task_id}
         for image in manifest["images"]:
-            del image["url"]  # it runs out; the manifest stays
+            del image["url"]  # it expires; the manifest does not
         data = json.dumps(manifest, indent=1, sort_keys=True).encode()
         self._storage.put(result.manifest_key, data, "application/json", is_ours)
         return result
 
     def _store_one(
         self,
-        order: ResolvedRequest,
-        made: JobResult,
+        resolved: ResolvedRequest,
+        output: JobResult,
         number: int,
         picture: Picture,
         is_ours: Callable[[], bool],
     ) -> ImageResult:
         from worker.execution import image_files  # noqa: PLC0415  # numpy and Pillow, with the first picture
 
-        output_type = order.complete.output_type
+        output_type = resolved.complete.output_type
         ending, content_type = image_files.FORMATS[output_type]
         origin = {
-            "request": order.origin,
-            "parameters": _used(order, made),
+            "request": resolved.origin,
+            "parameters": _parameters_used(resolved, output),
             "index": number,
             "seed": picture.seed,
-            "versions": made.versions,
+            "versions": output.versions,
         }
         data = image_files.encode(picture, output_type, origin)
-        key = self._storage.key(order.task_id, f"{number}.{ending}")
+        key = self._storage.key(resolved.task_id, f"{number}.{ending}")
         return ImageResult(
             key=key,
             sha256=self._storage.put(key, data, content_type, is_ours),
@@ -115,8 +115,8 @@ class Artifacts:
         )
 
 
-def _used(order: ResolvedRequest, made: JobResult) -> dict[str, Any]:
-    """The parameters with what only the model knew: its own size and scheduler."""
-    first = made.pictures[0]
-    own = {"height": first.height, "width": first.width, "scheduler": made.scheduler}
-    return order.parameters | own
+def _parameters_used(resolved: ResolvedRequest, output: JobResult) -> dict[str, Any]:
+    """The parameters, with the model's own size and scheduler where the request left them out."""
+    first = output.pictures[0]
+    own = {"height": first.height, "width": first.width, "scheduler": output.scheduler}
+    return resolved.parameters | own

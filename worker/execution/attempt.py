@@ -1,23 +1,31 @@
-"""One claimed task at work: its files, the engine, and what is told and kept meanwhile."""
+"""One attempt at a claimed task: fetch its inputs, denoise, upload. Reports events meanwhile."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
 import time
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
 from worker.errors import TaskFailedError
-from worker.execution import endings
-from worker.execution.company import ExclusiveAttempt
-from worker.execution.outcome import Failed, Outcome, Succeeded
+from worker.execution.outcome import (
+    Outcome,
+    TaskFailed,
+    TaskSucceeded,
+    from_stop,
+    internal_error,
+)
 from worker.job_control import JobStopped, Stop
 from worker.storage import SupersededError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from worker.config.settings import Settings
     from worker.engine.engine import Engine
     from worker.engine.job import JobResult
@@ -30,100 +38,136 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 #: Time between two `loading` events, in seconds.
-LOADING_EVERY_S = 1.0
+LOADING_EVENT_PERIOD_S = 1.0
+#: How often a task that waits for its turn checks whether it is to stop, in seconds.
+STOP_CHECK_PERIOD_S = 0.25
 
 
-class Attempts:
-    """Works on claimed tasks, on as many threads as the worker has slots."""
+class AttemptRunner:
+    """Runs attempts, on as many threads as the worker has slots."""
 
     def __init__(
         self,
         settings: Settings,
-        claims: TaskRecord,
+        record: TaskRecord,
         publisher: EventPublisher,
         engine: Engine,
-        shelf: Artifacts,
+        artifacts: Artifacts,
     ) -> None:
         """All parts connect or start on first use."""
-        self._settings, self._claims, self._publisher = settings, claims, publisher
-        self._engine, self._shelf = engine, shelf
-        self._company = ExclusiveAttempt()
+        self._settings, self._record, self._publisher = settings, record, publisher
+        self._engine, self._artifacts = engine, artifacts
+        self._exclusive = ExclusiveAttempt()
 
-    def work(self, claim: Claim, order: ResolvedRequest, control: Control) -> Outcome:
-        """Denoise and store; what nobody foresaw becomes `internal`.
+    def run(self, claim: Claim, resolved: ResolvedRequest, control: Control) -> Outcome:
+        """Denoise and store; an unexpected exception becomes the error code `internal`.
 
-        Raises only what redis-py raises, when Redis stays away: no fault of the task, nor of ours.
+        Raises only redis-py's exceptions, when Redis stays unavailable: neither the task nor the
+        worker is at fault then.
         """
-        if order.request.deadline_s is not None:
-            left_s = claim.submitted_at_s + order.request.deadline_s - claim.claimed_at_s
+        if resolved.request.deadline_s is not None:
+            left_s = claim.submitted_at_s + resolved.request.deadline_s - claim.claimed_at_s
             control.deadline_s = time.monotonic() + left_s
-        control.on_step = lambda step: self._tell_step(claim, order, step)
-        control.on_checkpoint = lambda step, state: self._publisher.save_checkpoint(
-            claim, step, state
-        )
-        begun_s = time.monotonic()
+        control.on_step = lambda step: self._publish_step(claim, resolved, step)
+        control.on_checkpoint = lambda *saved: self._publisher.save_checkpoint(claim, *saved)
+        began_s = time.monotonic()
         try:
             self._publisher.watch(claim, control)
-            made = self._denoise(claim, order, control)
-            fields = {"images": len(made.pictures), "metadata": order.request.metadata}
+            output = self._denoise(claim, resolved, control)
+            fields = {"images": len(output.pictures), "metadata": resolved.request.metadata}
             self._publisher.post(claim, "uploading", fields)
-            return Succeeded(
-                self._shelf.store(claim, order, made, begun_s, lambda: self._is_ours(claim))
-            )
-        except JobStopped as stopped:
-            return endings.stopped(stopped)
+            is_ours = lambda: self._record.is_ours(claim)  # noqa: E731  # asked before each write
+            return TaskSucceeded(self._artifacts.store(claim, resolved, output, began_s, is_ours))
+        except JobStopped as stop:
+            return from_stop(stop)
         except SupersededError:
-            return endings.stopped(JobStopped(Stop.SUPERSEDED, 0))
-        except TaskFailedError as fault:
-            return Failed(fault.error)
+            return from_stop(JobStopped(Stop.SUPERSEDED, 0))
+        except TaskFailedError as error:
+            return TaskFailed(error.error)
         except RedisError:
             raise
         except Exception as error:
-            logger.exception("task %s failed for a reason that is ours", claim.task_id)
-            return Failed(endings.internal(error))
+            logger.exception("task %s failed because of a bug in the worker", claim.task_id)
+            return TaskFailed(internal_error(error))
         finally:
             self._publisher.flush(claim)
 
-    def _is_ours(self, claim: Claim) -> bool:
-        return self._claims.is_ours(claim)
-
-    def _denoise(self, claim: Claim, order: ResolvedRequest, control: Control) -> JobResult:
-        """Wait for the engine, and tell the caller while it builds its pipeline."""
+    def _denoise(self, claim: Claim, resolved: ResolvedRequest, control: Control) -> JobResult:
+        """Wait for the engine; publish `loading` events while it builds the pipeline."""
         control.obey(0)
+        has_checkpoint = claim.checkpoint_step > 0
         job = dataclasses.replace(
-            self._shelf.fetch(order),
+            self._artifacts.fetch(resolved),
             checkpoint_every=self._settings.checkpoint_every,
-            checkpoint=self._claims.load_checkpoint(claim.task_id)
-            if claim.checkpoint_step
-            else None,
+            checkpoint=self._record.load_checkpoint(claim.task_id) if has_checkpoint else None,
         )
-        last = 1 < claim.attempt >= self._settings.max_attempts
-        with self._company.join(control, alone=last):
+        is_last = 1 < claim.attempt >= self._settings.max_attempts
+        with self._exclusive.enter(control, alone=is_last):
             future = self._engine.submit(job, control)
             while True:
                 try:
-                    return future.result(timeout=LOADING_EVERY_S)
+                    return future.result(timeout=LOADING_EVENT_PERIOD_S)
                 except FutureTimeout:
                     if future.done():
                         return future.result()
                     if control.asked() is not None and future.cancel():
-                        control.obey(0)  # it had not begun
-                    self._tell_loading(claim, order)
+                        control.obey(0)  # it was still queued in the engine
+                    self._publish_loading(claim, resolved)
 
-    def _tell_loading(self, claim: Claim, order: ResolvedRequest) -> None:
+    def _publish_loading(self, claim: Claim, resolved: ResolvedRequest) -> None:
         if (seconds := self._engine.loading_s) is not None:
-            fields = {"seconds_so_far": round(seconds, 3), "metadata": order.request.metadata}
+            fields = {"seconds_so_far": round(seconds, 3), "metadata": resolved.request.metadata}
             self._publisher.post(claim, "loading", fields)
 
-    def _tell_step(self, claim: Claim, order: ResolvedRequest, step: Step) -> None:
-        last = step.step == step.total_steps
-        if not last and step.preview is None and step.step % order.request.callback_steps:
+    def _publish_step(self, claim: Claim, resolved: ResolvedRequest, step: Step) -> None:
+        is_last = step.step == step.total_steps
+        if not is_last and step.preview is None and step.step % resolved.request.callback_steps:
             return
         fields = {
             "step": step.step,
             "total_steps": step.total_steps,
             "eta_s": step.eta_s,
             "preview": step.preview,
-            "metadata": order.request.metadata,
+            "metadata": resolved.request.metadata,
         }
         self._publisher.post(claim, "progress", fields)
+
+
+class ExclusiveAttempt:
+    """Lets a task on its last attempt denoise alone.
+
+    What kills a process costs every task in it an attempt. The task at fault must not use up the
+    attempts of the others: alone on its last attempt it takes no other with it, and others on
+    theirs are safe from it. It counts tasks only: which ones is in `ActiveTasks`.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running, self._waiting_alone, self._is_alone = 0, 0, False
+
+    @contextmanager
+    def enter(self, control: Control, *, alone: bool) -> Iterator[None]:
+        """Denoise beside others, or alone; raises `JobStopped` when stopped while it waits."""
+        with self._changed:
+            self._waiting_alone += alone
+            try:
+                while not self._may_enter(alone=alone):
+                    control.obey(0)
+                    self._changed.wait(STOP_CHECK_PERIOD_S)
+            finally:
+                self._waiting_alone -= alone
+                self._changed.notify_all()
+            self._running += 1
+            self._is_alone = alone
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._is_alone = False
+                self._changed.notify_all()
+
+    def _may_enter(self, *, alone: bool) -> bool:
+        if alone:
+            return self._running == 0
+        return not self._is_alone and self._waiting_alone == 0

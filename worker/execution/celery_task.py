@@ -1,4 +1,4 @@
-"""The Celery task: from a message to a delivery, from an outcome to what Celery keeps of it."""
+"""The Celery task `sag.generate`: message to delivery, outcome to Celery's result."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from api_contracts.redis_io.connection import unavailable
 from worker import metrics
 from worker.broker.held_messages import REQUEUE_PAUSE_S
 from worker.broker.validate_message import NOT_AFTER, UNREADABLE, WANTS_RESULT
-from worker.execution.delivery import Delivery
 from worker.execution.outcome import (
-    Cancelled,
-    Dropped,
-    Expired,
-    Failed,
     Outcome,
-    Requeued,
-    Succeeded,
+    TaskCancelled,
+    TaskDropped,
+    TaskExpired,
+    TaskFailed,
+    TaskRequeued,
+    TaskSucceeded,
 )
+from worker.execution.resolved_request import Delivery
 from worker.redis_retry import retry_redis
 
 if TYPE_CHECKING:
@@ -34,11 +34,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: How long an end is tried to be told, and how long after a failure each is tried but once, in
-#: seconds. A try takes some 2 s of a Redis that does not answer.
-TELL_S, REST_S = 5.0, 60.0
-#: How it shows that a record is not as we write them.
-_ODD = (
+#: How long writing a Celery result is retried, in seconds. One try at a Redis that does not answer
+#: takes about 2 s.
+STORE_TIMEOUT_S = 5.0
+#: How long after a failure each result is tried only once, in seconds.
+STORE_COOLDOWN_S = 60.0
+#: What Redis's scripts and our parsing raise over a record that no version of ours wrote.
+_UNREADABLE_RECORD = (
     ResponseError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
     RecursionError,
 )  # fmt: skip
@@ -47,127 +49,128 @@ _ODD = (
 class Generate(Task):
     """`sag.generate`: one keyword argument, `request`.
 
-    What Celery keeps of the end is written here, inside the task's body. Celery itself would write
-    it later; and where it can't, it would write a failure instead once it can.
+    Celery's result is written here, inside the task's body. Celery itself would write it later;
+    and where that fails, it would write a failure instead once its Redis is back.
     """
 
     name = TASK_NAME
-    #: Written here; see above.
+    #: Celery writes no result; see above.
     ignore_result = True
-    #: Answers to the caller, not faults of ours: logged without a traceback.
+    #: Answers to the caller, not bugs: logged without a traceback.
     throws = (GenerationFailed,)
-    #: The broken call is to reach `run`, which answers it.
+    #: A call with wrong arguments reaches `run`, which answers it.
     typing = False
 
     def __init__(self, executor: Executor) -> None:
-        """`executor` does the work."""
+        """`executor` runs the deliveries."""
         self.executor = executor
-        self._failed_s = float("-inf")
+        self._store_failed_s = float("-inf")
 
-    def run(self, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401  # `request`, or what intake put in its place
-        """The result as `GenerationResult`, or Celery's own way to say what else happened.
+    def run(self, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401  # `request`, or what validate_message put there
+        """Return a `GenerationResult` as a dict, or raise Celery's exception for another outcome.
 
-        Whatever goes wrong around the task, a message of it comes again, as long as its record
-        says that something is left to do.
+        An error around the task never ends it: its message comes again while the record is open.
         """
         delivery = Delivery(
             self.request.id,
             kwargs.get("request"),
             queue=str(self.request.delivery_info.get("routing_key") or ""),
             expires_at_s=self.request.get(NOT_AFTER),
-            fault=_fault(kwargs),
+            fault=_message_fault(kwargs),
         )
         try:
             outcome = self.executor.execute(delivery)
         except Exception as error:
-            raise self._later(delivery.task_id, error) from error
+            raise self._requeue_or_ignore(delivery.task_id, error) from error
         try:
-            self._tell(outcome)
+            self._store_outcome(outcome)
         except Exception as error:
-            # It stays open, and its message will come again a lease later. Given back now, it
-            # would be taken before those of a lower priority, again and again.
-            logger.error("task %s: Celery not told (%s): %r", delivery.task_id, outcome, error)  # noqa: TRY400  # its Redis
+            # The task stays open, and the reconciler sends it again a lease later. Requeued now,
+            # it would be taken before those of a lower priority, again and again.
+            logger.error(  # noqa: TRY400  # its Redis, not a bug
+                "task %s: Celery's result not written (%s): %r", delivery.task_id, outcome, error
+            )
             raise Ignore(str(error)) from error
         return _answer(outcome)
 
-    def _later(self, task_id: str, error: Exception) -> Reject | Ignore:
-        """What becomes of a message that was not done for a reason around the task.
+    def _requeue_or_ignore(self, task_id: str, error: Exception) -> Reject | Ignore:
+        """Requeue the message of a delivery that failed around the task.
 
-        Back it goes, unless its record can't be read: it would come back for ever, before all of a
-        lower priority. While such a task is open, the reconciler sends it again a lease later, and
-        else nothing can be done for it.
+        Except when the record is unreadable: the message would return for ever, before all of a
+        lower priority. The reconciler quarantines the record, or sends the task again a lease
+        later if it is open.
         """
         refused = isinstance(error, RedisError) and unavailable(error) is not None
         try:
-            is_odd = isinstance(error, _ODD) and not refused
-            goes_back = not (is_odd and self.executor.is_known(task_id))
+            is_unreadable = isinstance(error, _UNREADABLE_RECORD) and not refused
+            requeues = not (is_unreadable and self.executor.is_known(task_id))
         except RedisError:
-            goes_back = True
+            requeues = True
         logger.error(
-            "task %s %s: %r", task_id, "goes back" if goes_back else "is left alone", error,
-            exc_info=None if refused else error,
+            "task %s %s: %r", task_id, "requeued" if requeues else "dropped, unreadable record",
+            error, exc_info=None if refused else error,
         )  # fmt: skip
-        if not goes_back:
+        if not requeues:
             metrics.REJECTED.labels("odd_record").inc()
             return Ignore(str(error))
         time.sleep(REQUEUE_PAUSE_S)
         return Reject(str(error), requeue=True)
 
-    def _tell(self, outcome: Outcome) -> None:
-        """Write Celery's state of an end. `AsyncResult.get()` gives or raises accordingly."""
-        kept: Any
+    def _store_outcome(self, outcome: Outcome) -> None:
+        """Write Celery's final state, from which `AsyncResult.get()` returns or raises."""
+        result: Any
         match outcome:
-            case Requeued() | Dropped():
+            case TaskRequeued() | TaskDropped():
                 return
-            case Succeeded(result=result):
-                state, kept = states.SUCCESS, result.model_dump(mode="json")
-            case Cancelled() | Expired(by_message=True):
-                state, kept = states.REVOKED, TaskRevokedError(str(outcome))
-            case Failed() | Expired():
-                state, kept = states.FAILURE, _error(outcome)
+            case TaskSucceeded():
+                state, result = states.SUCCESS, outcome.result.model_dump(mode="json")
+            case TaskCancelled() | TaskExpired(by_message=True):
+                state, result = states.REVOKED, TaskRevokedError(str(outcome))
+            case TaskFailed() | TaskExpired():
+                state, result = states.FAILURE, _exception(outcome)
             case _:
                 assert_never(outcome)
         if self.request.get(WANTS_RESULT, True):
-            self._store(kept, state)
+            self._store(result, state)
         self.executor.close(self.request.id)
 
-    def _store(self, kept: Any, state: str) -> None:  # noqa: ANN401  # as Celery keeps it
-        """Try for a while; only once, where it failed a moment ago: others need the slots."""
+    def _store(self, result: Any, state: str) -> None:  # noqa: ANN401  # what Celery serializes
+        """Write with retries; once only if that failed a moment ago, since others need the slot."""
         request = self.request
-        patience_s = TELL_S if time.monotonic() - self._failed_s > REST_S else 0.0
+        failed_recently = time.monotonic() - self._store_failed_s <= STORE_COOLDOWN_S
         try:
             retry_redis(
-                lambda: self.backend.store_result(request.id, kept, state, request=request),
-                patience_s,
+                lambda: self.backend.store_result(request.id, result, state, request=request),
+                0.0 if failed_recently else STORE_TIMEOUT_S,
             )
         except Exception:
-            self._failed_s = time.monotonic()
+            self._store_failed_s = time.monotonic()
             raise
 
 
 def _answer(outcome: Outcome) -> dict[str, Any]:
-    """What Celery logs, and does with the message."""
+    """Return or raise what makes Celery log the outcome and acknowledge or reject the message."""
     match outcome:
-        case Succeeded(result=result):
+        case TaskSucceeded(result=result):
             return result.model_dump(mode="json")
-        case Failed() | Expired(by_message=False):
-            raise _error(outcome)
-        case Requeued(reason=reason):
+        case TaskFailed() | TaskExpired(by_message=False):
+            raise _exception(outcome)
+        case TaskRequeued(reason=reason):
             raise Reject(reason, requeue=True)
-        case Cancelled() | Expired() | Dropped():
+        case TaskCancelled() | TaskExpired() | TaskDropped():
             raise Ignore(str(outcome))
         case _:
             assert_never(outcome)
 
 
-def _error(outcome: Failed | Expired) -> GenerationFailed:
-    if isinstance(outcome, Failed):
+def _exception(outcome: TaskFailed | TaskExpired) -> GenerationFailed:
+    if isinstance(outcome, TaskFailed):
         return GenerationFailed.of(outcome.error)
     return GenerationExpired.at(outcome.step)
 
 
-def _fault(kwargs: dict[str, Any]) -> FieldError | None:
-    """What is wrong with the message, as intake found it."""
+def _message_fault(kwargs: dict[str, Any]) -> FieldError | None:
+    """What is wrong with the message, as `validate_message` found it."""
     if UNREADABLE not in kwargs:
         return None
     what = str(kwargs[UNREADABLE])[:500]

@@ -1,4 +1,4 @@
-"""Pictures as files. Runs on the threads that store, not on the engine's."""
+"""Encodes images as files, on the threads that upload them, not on the engine's."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from worker.engine import safetensors_io
 if TYPE_CHECKING:
     from worker.engine.job import Picture
 
-#: Key of the PNG text chunk from which a picture can be made again.
+#: Key of the PNG text chunk from which the image can be generated again.
 PNG_KEY = "sag-worker"
 QUALITY = 95
-#: `output_type` to the file's ending and content type.
+#: File extension and content type by `output_type`.
 FORMATS = {
     "png": ("png", "image/png"),
     "jpeg": ("jpg", "image/jpeg"),
@@ -28,10 +28,10 @@ FORMATS = {
 
 
 def encode(picture: Picture, output_type: str, origin: dict[str, Any]) -> bytes:
-    """The file of a picture; a PNG carries `origin` as JSON in a text chunk.
+    """The bytes of an image file; a PNG has `origin` as JSON in a text chunk.
 
     `npy` is float32 (height, width, 3) in 0 … 1, `latent` a safetensors file of one tensor
-    (1, channels, height / f, width / f), which a request's `latents` takes as it is.
+    (1, channels, height / f, width / f), which can be the `latents` of another request.
     """
     file = io.BytesIO()
     match output_type:

@@ -1,38 +1,100 @@
-"""A request with every default filled in by the settings, and the engine job it becomes."""
+"""A delivery, its request with every default filled in, and the engine job that it becomes."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from api_contracts.errors import FieldError
+from api_contracts.errors import FieldError, InvalidRequest
 from api_contracts.parse import parse_request
 from api_contracts.pushes import PushKind
 from worker.config import push_targets
 from worker.engine.job import Job
-from worker.errors import BadRequestError, UnknownModelError
+from worker.errors import BadRequestError, TaskFailedError, UnknownModelError
 
 if TYPE_CHECKING:
+    from api_contracts.errors import TaskError
     from api_contracts.request import GenerationRequest
     from worker.config.models import ModelSpec
     from worker.config.settings import Settings
 
+logger = logging.getLogger(__name__)
 
-#: Fields that no picture is made of, and that may hold a token: no file has them.
-WHOM_TO_TELL = {kind.value for kind in PushKind}
+#: Fields that no picture depends on and that may hold a token: they are written to no file.
+PUSH_FIELDS = {kind.value for kind in PushKind}
+#: Longest JSON of a refused request that its record stores, in characters.
+MAX_REFUSED_CHARS = 4_000
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """The content of one message; its request is not yet validated."""
+
+    task_id: str
+    request: Any
+    #: The queue that the message came from.
+    queue: str = ""
+    #: Unix time after which the task must not start: Celery's `expires`.
+    expires_at_s: float | None = None
+    #: What is wrong with the message around the request.
+    fault: FieldError | None = None
+
+    def resolve(self, settings: Settings) -> ResolvedRequest | TaskError:
+        """The resolved request, or the error with which the task fails."""
+        if self.fault is not None:
+            return BadRequestError(self.fault).error
+        try:
+            return ResolvedRequest.of(parse_request(self.request), self.task_id, settings)
+        except InvalidRequest as error:
+            return BadRequestError(*error.faults).error
+        except TaskFailedError as error:
+            return error.error
+        except Exception as error:  # raised before the claim, its message would return for ever
+            logger.exception("task %s: its request can't be checked, which is a bug", self.task_id)
+            return TaskFailedError(f"the request can't be checked: {type(error).__name__}").error
+
+    @property
+    def refused_json(self) -> str:
+        """What the record of a refused task stores of its request.
+
+        One that is too long, or that Redis's JSON reader would not take, is cut down to the fields
+        that say where the end is pushed.
+        """
+        try:
+            text = json.dumps(self.request)
+        except (TypeError, RecursionError):  # a type that kombu decodes; nested too deep
+            return repr(type(self.request))
+        if isinstance(self.request, dict) and not _fits_record(text, self.request):
+            pushes = {kind.value: self.request[kind] for kind in PushKind if kind in self.request}
+            if len(pushes_json := json.dumps(pushes)) <= MAX_REFUSED_CHARS:
+                return pushes_json
+        return text[:MAX_REFUSED_CHARS]
+
+
+def _fits_record(text: str, request: dict[str, Any]) -> bool:
+    """Whether a request is short enough and has no lone surrogate, which cjson refuses."""
+    if len(text) > MAX_REFUSED_CHARS:
+        return False
+    try:
+        json.dumps(request, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
 class ResolvedRequest:
-    """What one task is to make."""
+    """A valid request, and the same with the defaults of its model."""
 
     task_id: str
     #: As the caller sent it.
     request: GenerationRequest
     #: With the model's defaults in place of what was left out, and a seed.
     complete: GenerationRequest
-    #: The worker's limit, which a file of embeddings can break.
+    #: The worker's limit, which a file of embeddings can exceed.
     max_images: int
 
     @classmethod
@@ -51,7 +113,7 @@ class ResolvedRequest:
             for name, value in spec.defaults.model_dump().items()
             if value is not None and name not in request.model_fields_set
         }
-        wire = {"seed": _own_seed(task_id)} | defaults
+        wire = {"seed": _seed_from_id(task_id)} | defaults
         wire |= {name: value for name, value in request.to_wire().items() if value is not None}
         _refuse_unserved(request, spec)
         if refused := [*push_targets.faults(request, settings.reply_to, settings.webhook_hosts)]:
@@ -61,17 +123,14 @@ class ResolvedRequest:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Every field as it was used, for the result and the manifest: but for whom to tell."""
-        return self.complete.model_dump(mode="json", exclude=WHOM_TO_TELL)
+        """Every field as it was used, for the result and the manifest, without push fields."""
+        return self.complete.model_dump(mode="json", exclude=PUSH_FIELDS)
 
     @property
     def origin(self) -> dict[str, Any]:
-        """The request as it was sent, for the picture's text chunk: but for whom to tell."""
-        return {
-            name: value
-            for name, value in self.request.to_wire().items()
-            if name not in WHOM_TO_TELL
-        }
+        """The request as it was sent, for the image's text chunk, without push fields."""
+        wire = self.request.to_wire()
+        return {name: value for name, value in wire.items() if name not in PUSH_FIELDS}
 
     def job(self, inputs: dict[str, bytes]) -> Job:
         """The engine's job; `inputs` are the files of the fields that are references."""
@@ -102,13 +161,13 @@ class ResolvedRequest:
         )
 
 
-def _own_seed(task_id: str) -> int:
-    """The seed of a task that names none: from its id, so that a second attempt draws the same."""
+def _seed_from_id(task_id: str) -> int:
+    """The seed of a request without one: derived from the id, so every attempt draws the same."""
     return int.from_bytes(hashlib.sha256(task_id.encode()).digest()[:4])
 
 
 def _refuse_unserved(request: GenerationRequest, spec: ModelSpec) -> None:
-    """What the contract has and this model can't do."""
+    """Refuse what the contract allows and this model can't do."""
     faults = []
     if request.cross_attention_kwargs is not None and not spec.lora:
         what = "has no effect: no LoRA is loaded with this model; leave it out"

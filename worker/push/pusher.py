@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from api_contracts.pushes import MAX_TRIES, Push, PushKind, PushState, message_id
-from api_contracts.redis_io.connection import is_away
 from api_contracts.request import ReplyTo
 from worker import metrics
+from worker.background import BackgroundThread, log_error
 from worker.errors import PushError
 from worker.record.push_queue import HOLD_S
 from worker.redis_retry import retry_redis
@@ -58,40 +58,31 @@ class Pusher:
         self._wake = threading.Condition()
         #: Running tries: receiver and start (monotonic seconds).
         self._running: dict[tuple[str, PushKind], tuple[str, float]] = {}
-        self._closed = False
-        self._thread: threading.Thread | None = None
+        self._thread = BackgroundThread(
+            "pusher", self._start_due, self._on_error, pause_s=POLL_INTERVAL_S
+        )
 
     def start(self) -> None:
         """Start the thread; does nothing when it runs."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, name="pusher", daemon=True)
-            self._thread.start()
+        self._thread.start()
 
     def close(self) -> None:
         """Start no more tries and wait for those that run; other processes take over the rest."""
         until_s = time.monotonic() + CLOSE_TIMEOUT_S
+        self._thread.stop()
         with self._wake:
-            self._closed = True
-            self._wake.notify_all()
             self._wake.wait_for(lambda: not self._running, until_s - time.monotonic())
         self._replies.close()
 
-    def _serve(self) -> None:
-        while not self._closed:
-            try:
-                self._start_due()
-            except Exception as error:  # the pushes of all tasks depend on this loop
-                away = is_away(error)
-                logger.warning(
-                    "pushes not started: %s; retrying", error, exc_info=None if away else error
-                )
-            with self._wake:
-                self._wake.wait_for(lambda: self._closed, POLL_INTERVAL_S)
+    def _on_error(self, error: Exception) -> None:
+        log_error(logger, "pushes not started, retrying", error)
 
     def _start_due(self) -> None:
         """Start due pushes within the limits; postpone the others."""
         taken = BATCH_SIZE
-        while taken == BATCH_SIZE and len(self._running) < MAX_THREADS and not self._closed:
+        while taken == BATCH_SIZE and len(self._running) < MAX_THREADS:
+            if self._thread.is_stopping:
+                return
             found = self._pushes.take(BATCH_SIZE)
             taken = len(found)
             for due in found:

@@ -9,6 +9,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from worker.background import BackgroundThread
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -31,9 +33,10 @@ class CeleryState:
         self._progress_s: dict[str, float] = {}
         #: The task whose state is being written.
         self._writing: str | None = None
-        self._closed = False
         self._wake = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._thread = BackgroundThread(
+            "celery", self._write_newest, self._on_error, on_exit=self._set_idle
+        )
 
     def post_started(self, task_id: str) -> None:
         """Queue `STARTED`, with the meta of Celery's own workers, and return at once."""
@@ -52,10 +55,7 @@ class CeleryState:
 
     def _post(self, task_id: str, meta: dict[str, Any], state: str) -> None:
         self._newest[task_id] = meta, state
-        if self._thread is None:
-            thread = threading.Thread(target=self._serve, name="celery", daemon=True)
-            thread.start()
-            self._thread = thread
+        self._thread.start()
         self._wake.notify_all()
 
     def discard(self, task_id: str) -> None:
@@ -69,24 +69,26 @@ class CeleryState:
 
     def close(self) -> None:
         """Stop the thread."""
+        self._thread.stop()
         with self._wake:
-            self._closed = True
             self._wake.notify_all()
-        if self._thread is not None:
-            self._thread.join(timeout=FLUSH_S)
+        self._thread.join(FLUSH_S)
 
-    def _serve(self) -> None:
-        while True:
-            with self._wake:
-                self._writing = None
-                self._wake.notify_all()
-                while not self._newest and not self._closed:
-                    self._wake.wait()
-                if self._closed:
-                    return
-                self._writing = task_id = next(iter(self._newest))
-                newest = self._newest.pop(task_id)
-            try:
-                self._store(task_id, *newest)
-            except Exception as error:  # noqa: BLE001  # Celery's backends raise errors of any type
-                logger.warning("task %s: Celery's state not written: %r", task_id, error)
+    def _write_newest(self) -> None:
+        self._set_idle()
+        with self._wake:
+            while not self._newest and not self._thread.is_stopping:
+                self._wake.wait()
+            if self._thread.is_stopping:
+                return
+            self._writing = task_id = next(iter(self._newest))
+            newest = self._newest.pop(task_id)
+        self._store(task_id, *newest)
+
+    def _on_error(self, error: Exception) -> None:
+        logger.warning("task %s: Celery's state not written: %r", self._writing, error)
+
+    def _set_idle(self) -> None:
+        with self._wake:
+            self._writing = None
+            self._wake.notify_all()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from api_contracts.redis_io.connection import is_away
+from worker.background import BackgroundThread, log_error
 from worker.record.task_record import WriteAnswer
 
 if TYPE_CHECKING:
@@ -52,17 +53,15 @@ class EventPublisher:
         self._wake = threading.Condition()
         #: The task whose event is being written.
         self._writing: str | None = None
-        self._closed = False
-        self._thread: threading.Thread | None = None
+        self._thread = BackgroundThread(
+            "publisher", self._write_next, self._on_error, retry_pause_s=RETRY_PAUSE_S
+        )
 
     def watch(self, claim: Claim, control: Control) -> None:
         """Accept events of a claimed task, from now until `flush`."""
         with self._wake:
             self._watched[claim.task_id] = _Watched(claim, control)
-            if self._thread is None:
-                thread = threading.Thread(target=self._serve, name="publisher", daemon=True)
-                thread.start()
-                self._thread = thread
+        self._thread.start()
         self._celery.post_started(claim.task_id)
 
     def post(self, claim: Claim, kind: str, fields: Mapping[str, Any]) -> None:
@@ -108,37 +107,29 @@ class EventPublisher:
 
     def close(self) -> None:
         """Stop the thread."""
+        self._thread.stop()
         with self._wake:
-            self._closed = True
             self._wake.notify_all()
-        if self._thread is not None:
-            self._thread.join(timeout=FLUSH_S)
+        self._thread.join(FLUSH_S)
         self._celery.close()
 
-    def _serve(self) -> None:
-        while True:
-            found = self._next()
-            if self._closed:
-                return
-            try:
-                if found is not None:
-                    self._write(*found)
-            except Exception as error:  # the loop must go on
-                away = is_away(error)
-                logger.warning("events not written: %s", error, exc_info=None if away else error)
-                with self._wake:
-                    self._wake.wait(RETRY_PAUSE_S)
+    def _on_error(self, error: Exception) -> None:
+        log_error(logger, "events not written", error)
+
+    def _write_next(self) -> None:
+        if (found := self._next()) is not None:
+            self._write(*found)
 
     def _next(self) -> tuple[_Watched, _Posted] | None:
         """The oldest event of a task, each task in its turn; None once closed."""
         with self._wake:
-            while not self._closed and not any(w.waiting for w in self._watched.values()):
+            while not self._thread.is_stopping:
+                for task_id, watched in self._watched.items():
+                    if watched.waiting:
+                        self._watched[task_id] = self._watched.pop(task_id)  # last next time
+                        self._writing = task_id
+                        return watched, watched.waiting.popleft()
                 self._wake.wait()
-            for task_id, watched in self._watched.items():
-                if watched.waiting:
-                    self._watched[task_id] = self._watched.pop(task_id)  # last in the next round
-                    self._writing = task_id
-                    return watched, watched.waiting.popleft()
         return None
 
     def _write(self, watched: _Watched, posted: _Posted) -> None:

@@ -1,4 +1,4 @@
-"""What keeps or recovers tasks when something dies: leases, reconciler, watchdog. Start at `lease`.
+"""Keeps and recovers tasks: leases, reconciler, watchdog. Start at `timing`, then `lease`.
 
-Owns all timeouts of that protocol. Knows no engine and no picture.
+Owns the registry of active tasks and all durations of the protocol. Knows no engine and no image.
 """

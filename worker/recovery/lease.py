@@ -1,23 +1,23 @@
-"""The thread that keeps what this process holds: its tasks' leases and its messages'.
+"""Renews the leases of the tasks and messages that this process holds. One daemon thread.
 
-While it gets through, nobody else is given our tasks; when this process dies, somebody is, a lease
-later. It has connections of its own, so that nothing else can hold it up, and it is where a cancel
-is heard. When it can't get through for as long as a lease lasts, this process claims nothing more;
-what it runs goes on, as its end is fenced.
+While renewals succeed no other worker gets our tasks; a lease after this process dies, one does.
+Connections of its own keep the thread from waiting for anything else, and the answers tell it of
+cancels. When nothing could be renewed for a whole lease, this process claims nothing more; running
+tasks go on, as their ends are fenced.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from api_contracts.redis_io.connection import is_away
 from api_contracts.redis_io.scripts import load
+from worker.background import BackgroundThread, log_error
 from worker.record.task_record import WriteAnswer
+from worker.recovery.timing import message_lease_s, renewal_period_s, renewal_retry_s
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,139 +26,103 @@ if TYPE_CHECKING:
 
     from api_contracts.names import Keys
     from worker.broker.held_messages import HeldMessages
-    from worker.job_control import Control
-    from worker.record.task_record import Claim
+    from worker.recovery.active_tasks import ActiveTasks
 
 logger = logging.getLogger(__name__)
 
-#: Renewals in the time that a lease lasts.
-RENEWALS = 4
-#: Longest time between two renewals, in seconds: so late is a cancel heard whose nudge was lost.
-MOST_S = 2.0
-#: How soon the thread sees that it is to end, in seconds.
-LOOK_S = 0.25
+#: Longest wait for a cancel before the thread looks whether it is to stop or to renew, in seconds.
+LISTEN_S = 0.25
 
 
 class Lease:
-    """One daemon thread for all tasks and messages of this process."""
+    """Keeps tasks and messages ours."""
 
     def __init__(
         self,
         redis: Redis,
         keys: Keys,
+        tasks: ActiveTasks,
         messages: HeldMessages,
         tags: Callable[[], Sequence[str]],
         lease_s: float,
     ) -> None:
-        """`redis` has the records; `tags` gives the messages that Celery holds."""
+        """`redis` has the records; `tags` returns the delivery tags that Celery holds."""
         self.lease_s = lease_s
-        self._redis, self._keys, self._messages, self._tags = redis, keys, messages, tags
+        self._redis, self._keys, self._tasks = redis, keys, tasks
+        self._messages, self._tags = messages, tags
         self._heartbeat = load(redis, "worker.record", "heartbeat")
-        self._held: dict[str, tuple[Claim, Control]] = {}
-        self._lock, self._closed = threading.Lock(), threading.Event()
-        #: A task was claimed: its message's lease is to outlast its own from now on.
-        self._news = threading.Event()
+        self._period_s = renewal_period_s(lease_s)
         self._renewed_s = time.monotonic()
         self._pubsub: Any = None
-        self._thread: threading.Thread | None = None
+        self._thread = BackgroundThread(
+            "lease", self._round, self._on_error,
+            retry_pause_s=renewal_retry_s(lease_s), on_exit=self._unsubscribe,
+        )  # fmt: skip
 
     def start(self) -> None:
-        """Begin to renew; a second time does nothing."""
-        with self._lock:
-            if self._thread is None:
-                self._renewed_s = time.monotonic()
-                thread = threading.Thread(target=self._serve, name="lease", daemon=True)
-                thread.start()
-                self._thread = thread
-
-    def hold(self, claim: Claim, control: Control) -> None:
-        """Keep a claimed task from now until `let_go`; `control` is asked to stop it."""
-        with self._lock:
-            self._held[claim.task_id] = claim, control
-        self._news.set()
-
-    def let_go(self, claim: Claim) -> None:
-        """The task has ended, or is another's; a later claim of it stays."""
-        with self._lock:
-            if self._held.get(claim.task_id, (None,))[0] == claim:
-                del self._held[claim.task_id]
-
-    def held(self) -> list[tuple[Claim, Control]]:
-        """The tasks that are kept."""
-        with self._lock:
-            return list(self._held.values())
+        """Start the thread."""
+        self._renewed_s = time.monotonic()
+        self._thread.start()
 
     @property
     def silent_s(self) -> float:
-        """Seconds since the last renewal of everything."""
+        """Seconds since everything was last renewed."""
         return time.monotonic() - self._renewed_s
 
     @property
     def is_well(self) -> bool:
-        """Whether what this process holds is known to be its own."""
+        """Whether the leases of this process are known to last."""
         return self.silent_s < self.lease_s
 
     def close(self) -> None:
-        """End the thread; the last thing to do, since it keeps the tasks ours."""
-        self._closed.set()
-        if self._thread is not None:
-            self._thread.join(timeout=self.lease_s)
+        """Stop the thread; after everything else, since it keeps the tasks ours."""
+        self._thread.close(self.lease_s)
 
     def renew(self) -> None:
-        """One round, which asks both servers, holding nothing too; raises what redis-py raises."""
+        """Renew once. Asks both servers, even with nothing to renew; raises redis-py's errors."""
         began_s = time.monotonic()
-        # First the messages: one that came back before its task's lease has run out would be
-        # taken for a duplicate.
-        self._messages.renew(self._tags(), self.lease_s)
-        held = self.held()
+        # Messages first: one that expired before its task would be dropped as a duplicate.
+        self._messages.renew(self._tags(), message_lease_s(self.lease_s))
+        claimed = self._tasks.claimed()
         pipeline = self._redis.pipeline(transaction=False)
-        for claim, _ in held:
-            task = self._keys.task(claim.task_id)
-            self._heartbeat(task=task, fence=claim.fence, lease_s=self.lease_s, client=pipeline)
+        for _, claim in claimed:
+            key = self._keys.task(claim.task_id)
+            self._heartbeat(task=key, fence=claim.fence, lease_s=self.lease_s, client=pipeline)
         pipeline.ping()
-        for (claim, control), reply in zip(held, pipeline.execute()[:-1], strict=True):
+        for (task, _), reply in zip(claimed, pipeline.execute()[:-1], strict=True):
             answer = WriteAnswer(reply)
             if answer.stop is not None:
-                control.request(answer.stop)
+                task.control.request(answer.stop)
             if answer is WriteAnswer.SUPERSEDED:
-                self.let_go(claim)
+                task.claim = None
         self._renewed_s = began_s
 
-    def _serve(self) -> None:
-        period_s = min(self.lease_s / RENEWALS, MOST_S)
-        while not self._closed.is_set():
-            try:
-                self.renew()
-                self._listen(period_s)
-            except Exception as error:  # without this thread every task is lost to its owner
-                away = is_away(error)
-                logger.warning(
-                    "leases not renewed for %.1f s: %s",
-                    self.silent_s, error, exc_info=None if away else error,
-                )  # fmt: skip
-                self._deafen()
-                self._closed.wait(min(period_s, 1.0) / 4)
-        self._deafen()
+    def _round(self) -> None:
+        self._tasks.new_claim.clear()
+        self.renew()
+        self._wait()
 
-    def _listen(self, period_s: float) -> None:
-        """Wait for the next renewal, or for the cancel of a task that is held here."""
+    def _on_error(self, error: Exception) -> None:
+        log_error(logger, f"leases not renewed for {self.silent_s:.1f} s", error)
+        self._unsubscribe()
+
+    def _wait(self) -> None:
+        """Wait for the next period, a new claim, or the cancel of a task that is claimed here."""
         if self._pubsub is None:
             self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
             self._pubsub.subscribe(self._keys.control)
-        until_s = time.monotonic() + period_s
-        while (left_s := until_s - time.monotonic()) > 0 and not self._closed.is_set():
-            message = self._pubsub.get_message(timeout=min(left_s, LOOK_S))
-            with self._lock:
-                if message and message["data"].decode(errors="replace") in self._held:
-                    return
-            if self._news.is_set():
-                self._news.clear()
+        until_s = time.monotonic() + self._period_s
+        while not self._thread.is_stopping and not self._tasks.new_claim.is_set():
+            if (left_s := until_s - time.monotonic()) <= 0:
+                return
+            message = self._pubsub.get_message(timeout=min(left_s, LISTEN_S))
+            if message and self._tasks.is_claimed(message["data"].decode(errors="replace")):
                 return
 
-    def _deafen(self) -> None:
+    def _unsubscribe(self) -> None:
         if self._pubsub is not None:
             try:
                 self._pubsub.close()
             except RedisError:
-                logger.debug("the connection for cancels was gone already")
+                logger.debug("the pub/sub connection was closed already")
             self._pubsub = None

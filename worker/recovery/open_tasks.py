@@ -1,7 +1,7 @@
-"""The open tasks of a namespace, as an elected reconciler walks them.
+"""The open tasks of a namespace, as the elected reconciler walks them.
 
-Knows their records, and neither messages nor the election. What nobody can read is let go, so that
-one odd record stops nobody else's.
+Knows their records, and neither messages nor the election. A record that can't be read is removed
+from the open tasks, logged and counted in one place, `_quarantine`, so that it stops no other task.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from api_contracts.parse import parse_request
 from api_contracts.pushes import PushKind
 from api_contracts.redis_io.connection import is_away
 from api_contracts.redis_io.scripts import event_tail, load
+from worker import metrics
 from worker.record.push_queue import WRONG_TYPE, PushQueue
+from worker.recovery.timing import LOST_TASK_DELAY_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from redis import Redis
 
@@ -32,14 +34,42 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Open tasks looked at by one call.
+#: Open tasks read by one call.
 SLICE = 200
-#: How long after its lease a task is taken for lost, in seconds.
-LATE_S = 0.5
-#: Of an open task's record.
+#: The fields of a record that are read, as `_Record` has them.
 _FIELDS = ("status", "queue", "lease_until", "deadline_at", "ended_at", "told")
-#: A queue that a task may be sent to: the record is the work of whoever submitted it.
+#: A queue that a task may be sent to: producers can write records, too.
 _QUEUE = re.compile(rf"{re.escape(queue_name(''))}{MODEL_PATTERN[1:-1]}\Z")
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The part of an open task's record that is read. Times are Unix seconds."""
+
+    status: str
+    queue: str
+    lease_until: float
+    deadline_at: float | None
+    ended_at: float | None
+    #: Whether its pushes are noted.
+    pushes_noted: bool
+
+    @classmethod
+    def parse(cls, fields: list[bytes | None]) -> _Record:
+        """Raises ValueError for what no worker of ours writes."""
+        status, queue, lease_until, deadline_at, ended_at, told = fields
+        name = (queue or queue_name(DEFAULT_MODEL).encode()).decode()
+        if not _QUEUE.match(name):
+            message = f"{name!r} is not a queue of tasks"
+            raise ValueError(message)
+        return cls(
+            (status or b"").decode(),
+            name,
+            float(lease_until or 0),
+            float(deadline_at) if deadline_at else None,
+            float(ended_at) if ended_at else None,
+            told is not None,
+        )
 
 
 @dataclass(frozen=True)
@@ -49,12 +79,12 @@ class Suspect:
     queue: str
     #: Its score among the open tasks.
     touched: float
-    #: It ended longer ago than records are kept: nobody waits to be told any more.
+    #: Whether it ended longer ago than records are kept: its result is no longer wanted.
     is_old: bool
 
 
 class OpenTasks:
-    """Reads and mends their records; raises what redis-py raises."""
+    """Reads and repairs records; raises redis-py's exceptions."""
 
     def __init__(self, redis: Redis, keys: Keys, *, lease_s: float, record_ttl_s: int) -> None:
         """`redis` has the records."""
@@ -67,13 +97,13 @@ class OpenTasks:
         )
 
     def suspects(self, goes_on: Callable[[], bool]) -> Iterator[tuple[str, Suspect]]:
-        """Those untouched for a lease that nobody holds, as far as the record says.
+        """Open tasks that were untouched for a lease and that no worker runs.
 
-        On the way those past a deadline end, and of those that have ended the pushes are noted.
-        Stops between two slices when `goes_on` says so.
+        On the way, tasks past their deadline are ended, and the pushes of ended ones noted. Stops
+        between two slices when `goes_on` returns False.
         """
-        seconds, _ = self._redis.time()
-        last, offset = seconds - self._lease_s, 0
+        now_s, _ = self._redis.time()
+        last, offset = now_s - self._lease_s, 0
         while True:
             found = self._oldest(self._keys.open, last, offset)
             pipeline = self._redis.pipeline(transaction=False)
@@ -81,19 +111,18 @@ class OpenTasks:
                 pipeline.hmget(self._keys.task(member.decode(errors="replace")), _FIELDS)
             answers = pipeline.execute(raise_on_error=False)
             for (member, touched), fields in zip(found, answers, strict=True):
-                if (task_id := self._id(member, fields)) is None:
-                    continue
-                if self._is_suspect(task_id, fields, seconds):
-                    queue = (fields[1] or queue_name(DEFAULT_MODEL).encode()).decode()
-                    ended_s = float(fields[4] or seconds)
-                    yield task_id, Suspect(queue, touched, ended_s < seconds - self._ttl_s)
+                with self._quarantine(self._keys.open, member):
+                    task_id, record = _read(member, fields)
+                    if self._is_suspect(task_id, record, now_s):
+                        is_old = (record.ended_at or now_s) < now_s - self._ttl_s
+                        yield task_id, Suspect(record.queue, touched, is_old)
             if len(found) < SLICE or not goes_on():
                 return
             offset += SLICE
 
     def revive(self, task_id: str, suspect: Suspect) -> bytes | None:
-        """The request to send again; None when somebody has touched the task, or nobody waits."""
-        with self._whatever_is_wrong_with(task_id):
+        """The request to send again; None when the task was touched since, or is too old."""
+        with self._quarantine(self._keys.open, task_id.encode()):
             if suspect.is_old:
                 self._close(
                     **self._keys_of(task_id),
@@ -114,20 +143,16 @@ class OpenTasks:
         return None
 
     def forget_pending_cancels(self) -> None:
-        """Let go of cancels that waited for a task for as long as records are kept."""
+        """Delete cancels of unknown tasks that are as old as records may become."""
         last = self._redis.time()[0] - self._ttl_s
-        for name, _ in self._oldest(self._keys.pending_cancels, last, 0):
-            task = self._keys.task(name.decode(errors="replace"))
-            try:
-                self._drop_cancel(task=task, pending_cancels=self._keys.pending_cancels, id=name)
-            except ResponseError as error:
-                if is_away(error):
-                    raise
-                logger.error("the wish for %r is nobody's: %s", name, error)  # noqa: TRY400  # no fault of ours
-                self._redis.zrem(self._keys.pending_cancels, name)
+        pending = self._keys.pending_cancels
+        for member, _ in self._oldest(pending, last, 0):
+            task = self._keys.task(member.decode(errors="replace"))
+            with self._quarantine(pending, member):
+                self._drop_cancel(task=task, pending_cancels=pending, id=member)
 
     def _oldest(self, key: str, last: float, offset: int) -> list[tuple[bytes, float]]:
-        """A slice of the members up to a score, with their scores; a key of another type goes."""
+        """A slice of the members up to a score, with scores; a key of another type is deleted."""
         try:
             found: Any = self._redis.zrange(
                 key, "-inf", last, byscore=True, offset=offset, num=SLICE, withscores=True
@@ -135,43 +160,24 @@ class OpenTasks:
         except ResponseError as error:
             if WRONG_TYPE not in str(error):
                 raise
-            logger.error("%s is no sorted set and goes: somebody else wrote it", key)  # noqa: TRY400  # no fault of ours
+            logger.error("%s is not a sorted set and is deleted: %s", key, error)  # noqa: TRY400  # not our bug
             self._redis.delete(key)
             return []
         return list(found)
 
-    def _id(self, name: bytes, fields: Any) -> str | None:  # noqa: ANN401  # or an error
-        """A member of the open tasks as text; None, and one less, where it or its record is odd."""
-        task_id = name.decode(errors="replace")
-        try:
-            if isinstance(fields, RedisError):
-                raise fields
-            _, queue, *seconds = fields
-            [float(each or 0) for each in seconds]
-            if is_task_id(task_id) and (queue is None or _QUEUE.match(queue.decode())):
-                return task_id
-        except (ResponseError, ValueError):
-            pass
-        logger.error("task %r is nobody's: its record can't be read", task_id)
-        self._redis.zrem(self._keys.open, name)
-        return None
-
-    def _is_suspect(self, task_id: str, fields: Sequence[bytes | None], now_s: int) -> bool:
-        status, _, lease_until, deadline_at, _, told = fields
-        match status:
-            case b"queued" if deadline_at and float(deadline_at) < now_s:
-                with self._whatever_is_wrong_with(task_id):
-                    self._end_expired(task_id)
+    def _is_suspect(self, task_id: str, record: _Record, now_s: int) -> bool:
+        match record.status:
+            case "queued" if record.deadline_at and record.deadline_at < now_s:
+                self._end_expired(task_id)
                 return False
-            case b"running":
-                return float(lease_until or 0) + LATE_S < now_s
-            case b"queued":
+            case "queued":
                 return True
+            case "running":
+                return record.lease_until + LOST_TASK_DELAY_S < now_s
             case _:
-                # A task that ended while it waited has a message that may lie there for long.
-                if told is None:
-                    with self._whatever_is_wrong_with(task_id):
-                        self._pushes.note(task_id)
+                # One that ended while it waited: its message may stay in the queue for long.
+                if not record.pushes_noted:
+                    self._pushes.note(task_id)
                 return True
 
     def _end_expired(self, task_id: str) -> None:
@@ -179,7 +185,7 @@ class OpenTasks:
         request: Any = self._redis.hget(keys["task"], "request")
         tail = event_tail(task_id, "expired", {"step": 0, "metadata": metadata_of(request)})
         if self._expire(**keys, id=task_id, tail=tail):
-            logger.info("task %s: expired while it waited", task_id)
+            logger.info("task %s: expired in the queue", task_id)
 
     def _keys_of(self, task_id: str) -> dict[str, str]:
         return {
@@ -189,27 +195,39 @@ class OpenTasks:
         }
 
     @contextmanager
-    def _whatever_is_wrong_with(self, task_id: str) -> Iterator[None]:
-        """Let one task go whose keys Redis or we can't read; the others are to be looked after."""
+    def _quarantine(self, key: str, member: bytes) -> Iterator[None]:
+        """Remove a member from its set when neither Redis's scripts nor we can read its record."""
         try:
             yield
         except (ResponseError, ValueError, RecursionError) as error:
             if is_away(error) or isinstance(error, NoPermissionError):
                 raise
-            logger.error("task %s is let go, its record is odd: %s", task_id, error)  # noqa: TRY400  # no fault of ours
-            self._redis.zrem(self._keys.open, task_id)
+            task_id = member.decode(errors="replace")
+            logger.error("task %r: unreadable record, removed from %s: %s", task_id, key, error)  # noqa: TRY400  # not our bug
+            metrics.REJECTED.labels("odd_record").inc()
+            self._redis.zrem(key, member)
 
 
-def readable(request: bytes) -> Any:  # noqa: ANN401  # whatever was sent
-    """The request of a record; what is no JSON any more is refused by whoever claims it."""
+def _read(member: bytes, fields: Any) -> tuple[str, _Record]:  # noqa: ANN401  # a list, or an error
+    """An open task's id and record; raises ValueError or what Redis answered instead."""
+    if isinstance(fields, RedisError):
+        raise fields
+    if not is_task_id(task_id := member.decode()):
+        message = "not a task id"
+        raise ValueError(message)
+    return task_id, _Record.parse(fields)
+
+
+def request_of(text: bytes) -> Any:  # noqa: ANN401  # any JSON
+    """The request of a record; None when it is not JSON, which the next claim refuses."""
     try:
-        return json.loads(request)
+        return json.loads(text)
     except (ValueError, RecursionError):
         return None
 
 
-def priority_of(request: Any) -> int:  # noqa: ANN401  # whatever was sent
-    """The priority that a request asks for, the contract's own when it can't be read."""
+def priority_of(request: Any) -> int:  # noqa: ANN401  # any JSON
+    """The priority that a request asks for; the default when the request is not valid."""
     try:
         return parse_request(request).priority
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a process that is known to be dead held, given back at once instead of a lease later."""
+"""Releases what a dead process held, at once instead of when its leases expire."""
 
 from __future__ import annotations
 
@@ -15,28 +15,27 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Longest wait for an answer, in seconds: whoever calls has other processes to look after.
-ANSWER_S = 2.0
+#: Longest wait for an answer of Redis, in seconds: the caller has other processes to look after.
+TIMEOUT_S = 2.0
 
 
-def give_back(settings: Settings, owner: str, reason: str = "death") -> int:
-    """Put the messages of process `owner` back and end its leases; gives how many there were.
+def release_owner(settings: Settings, owner: str) -> int:
+    """Requeue the messages of process `owner`, which is dead, and end its leases.
 
-    The owner must be dead, or about to end; `reason` says which to the metrics. Raises what
-    redis-py raises.
+    Returns the number of messages; raises redis-py's exceptions.
     """
-    broker = connect_impatiently(settings.broker_url.get_secret_value(), ANSWER_S)
-    events = connect_impatiently(settings.events_redis_url.get_secret_value(), ANSWER_S)
+    broker = connect_impatiently(settings.broker_url.get_secret_value(), TIMEOUT_S)
+    events = connect_impatiently(settings.events_redis_url.get_secret_value(), TIMEOUT_S)
     with broker, events:
         messages, end_lease = HeldMessages(broker), load(events, "worker.record", "end_lease")
         number = 0
         for tag in messages.held_by(owner):
             held = messages.held(tag)
-            # First the lease: a message that is claimed before it is told that the task is held.
+            # The lease first: otherwise the next claim of the message is answered `held`.
             if held is not None and held.task_id is not None:
                 end_lease(task=settings.keys.task(held.task_id), owner=owner)
             number += messages.put_back(tag)
     if number:
-        metrics.RECOVERED.labels(reason).inc(number)
-        logger.warning("%d messages of %s put back (%s)", number, owner, reason)
+        metrics.RECOVERED.labels("death").inc(number)
+        logger.warning("%d messages of dead process %s requeued", number, owner)
     return number

@@ -1,7 +1,8 @@
-"""The thread that ends a process whose device hangs.
+"""Ends a process whose device hangs. One daemon thread.
 
-A call into a driver that never returns can't be interrupted; only the end of the process frees the
-device. What it was doing is given back first.
+A driver call that never returns can't be interrupted; only the end of the process frees the device.
+The tasks are requeued in their records first, which say why. The messages come back as those of
+any dead process: by the supervisor at once, without one when their leases have expired.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
+from worker.background import BackgroundThread, log_error
 from worker.exit_codes import STALLED
 
 if TYPE_CHECKING:
@@ -19,51 +21,49 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Time that giving back may take, in seconds: Redis may be away too.
-GIVE_BACK_S = 10.0
+#: Longest wait for `on_stall`, in seconds: Redis may be unavailable, too.
+REPORT_TIMEOUT_S = 10.0
 
 
 class Watchdog:
-    """One daemon thread."""
+    """Compares the duration of the current step with its limit."""
 
     def __init__(
         self,
         step_s: Callable[[], float],
         timeout_s: float,
-        give_back: Callable[[], None],
+        on_stall: Callable[[], None],
         leave: Callable[[int], None] = os._exit,
     ) -> None:
-        """`step_s` says how long the step lasts already; `give_back` is called before the end."""
+        """`step_s` returns the duration of the current step; `on_stall` is called before the end.
+
+        `leave` ends the process.
+        """
         self._step_s, self._timeout_s = step_s, timeout_s
-        self._give_back, self._leave = give_back, leave
-        self._closed = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._on_stall, self._leave = on_stall, leave
+        self._thread = BackgroundThread(
+            "watchdog", self.check, lambda error: log_error(logger, "watchdog", error),
+            pause_s=min(1.0, timeout_s / 4),
+        )  # fmt: skip
 
     def start(self) -> None:
-        """Begin to watch; a second time does nothing."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, name="watchdog", daemon=True)
-            self._thread.start()
+        """Start the thread."""
+        self._thread.start()
 
     def close(self) -> None:
-        """End the thread."""
-        self._closed.set()
+        """Have the thread end; there is nothing to wait for."""
+        self._thread.stop()
 
-    def look(self) -> bool:
-        """Leave when the step lasts too long; gives whether it did."""
+    def check(self) -> None:
+        """End the process when the current step has taken too long."""
         if self._step_s() <= self._timeout_s:
-            return False
+            return
         logger.critical("a step lasts longer than %g s; this process ends", self._timeout_s)
         faulthandler.dump_traceback()
-        # On a thread, as it waits for Redis, which may have stalled everything.
-        thread = threading.Thread(target=self._give_back, name="give-back", daemon=True)
+        # On a thread of its own: it waits for Redis, which may hang, too.
+        thread = threading.Thread(target=self._on_stall, name="stall-report", daemon=True)
         thread.start()
-        thread.join(GIVE_BACK_S)
+        thread.join(REPORT_TIMEOUT_S)
         logging.shutdown()
+        self._thread.stop()
         self._leave(STALLED)
-        return True
-
-    def _serve(self) -> None:
-        while not self._closed.wait(min(1.0, self._timeout_s / 4)):
-            if self.look():
-                return

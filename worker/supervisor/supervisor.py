@@ -72,7 +72,7 @@ def run(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _frame: signals.append(number))
     with ThreadPoolExecutor(1, "give-back") as beside:
-        orphans = Orphans(partial(release.give_back, settings), beside.submit)
+        orphans = Orphans(partial(release.release_owner, settings), beside.submit)
         grace_s = settings.drain_timeout_s + GRACE_S
         crew = ProcessManager(
             children,

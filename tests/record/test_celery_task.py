@@ -1,4 +1,4 @@
-"""The task as Celery calls it: what Celery keeps of an end, and what happens when it can't."""
+"""The Celery task: the result that it stores for each outcome, and what happens when it can't."""
 
 from __future__ import annotations
 
@@ -20,55 +20,62 @@ from tests.record.owners import ERROR, RESULT
 from worker.broker.validate_message import WANTS_RESULT
 from worker.execution import celery_task
 from worker.execution.celery_task import Generate
-from worker.execution.outcome import Cancelled, Dropped, Expired, Failed, Requeued, Succeeded
+from worker.execution.outcome import (
+    TaskCancelled,
+    TaskDropped,
+    TaskExpired,
+    TaskFailed,
+    TaskRequeued,
+    TaskSucceeded,
+)
 
 if TYPE_CHECKING:
-    from worker.execution.delivery import Delivery
     from worker.execution.outcome import Outcome
+    from worker.execution.resolved_request import Delivery
 
-SUCCEEDED = Succeeded(GenerationResult.model_validate(RESULT))
-FAILED = Failed(TaskError.model_validate(ERROR))
+SUCCEEDED = TaskSucceeded(GenerationResult.model_validate(RESULT))
+FAILED = TaskFailed(TaskError.model_validate(ERROR))
 
 
 @dataclass
-class Desk:
-    """Stands where the executor is."""
+class StubExecutor:
+    """Returns or raises one outcome, and records which tasks were closed."""
 
     outcome: Outcome | Exception
     closed: list[str] = field(default_factory=list)
 
     def execute(self, _delivery: Delivery) -> Outcome:
-        """End as told."""
+        """Return or raise the outcome."""
         if isinstance(self.outcome, Exception):
             raise self.outcome
         return self.outcome
 
     def is_known(self, task_id: str) -> bool:
-        """As the test's name for it says."""
+        """Only the task `known` has a record."""
         return task_id == "known"
 
     def close(self, task_id: str) -> None:
-        """Note that everybody was told."""
+        """Record it."""
         self.closed.append(task_id)
 
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pause before a message goes back."""
+    """No pause before a message is requeued."""
     monkeypatch.setattr(celery_task, "REQUEUE_PAUSE_S", 0.0)
 
 
-def task(desk: Any) -> Generate:
-    """The task over a backend that keeps things in memory."""
+def task(executor: Any) -> Generate:
+    """The task over a result backend in memory."""
     app = Celery("judge", backend="cache+memory://", set_as_current=False)
-    made = app.register_task(Generate(desk))
+    made = app.register_task(Generate(executor))
     assert isinstance(made, Generate)
     made.backend.client.cache.clear()
     return made
 
 
 def call(made: Generate, task_id: str, **headers: Any) -> Any:
-    """What Celery's tracer sees."""
+    """Call the task as Celery's tracer does."""
     context = Context({"id": task_id, "delivery_info": {"routing_key": "q"}, **headers})
     made.request_stack.push(context)
     try:
@@ -82,35 +89,37 @@ def call(made: Generate, task_id: str, **headers: Any) -> Any:
     [
         (SUCCEEDED, None, "SUCCESS"),
         (FAILED, GenerationFailed, "FAILURE"),
-        (Expired(3), GenerationExpired, "FAILURE"),
-        (Expired(0, by_message=True), Ignore, "REVOKED"),
-        (Cancelled(3), Ignore, "REVOKED"),
+        (TaskExpired(3), GenerationExpired, "FAILURE"),
+        (TaskExpired(0, by_message=True), Ignore, "REVOKED"),
+        (TaskCancelled(3), Ignore, "REVOKED"),
     ],
 )
 @pytest.mark.parametrize("wanted", [True, False])
-def test_an_end_is_kept_and_the_task_closed(
+def test_an_end_is_stored_and_the_task_closed(
     outcome: Outcome, raises: type[Exception] | None, state: str, wanted: bool
 ) -> None:
-    """Celery's state says how it ended, unless the caller wants none; then nothing is left."""
-    made = task(desk := Desk(outcome))
+    """Celery's state has the end, unless the caller ignores results; the task is closed anyway."""
+    made = task(executor := StubExecutor(outcome))
     if raises is None:
         assert call(made, "t", **{WANTS_RESULT: wanted}) == RESULT
     else:
         with pytest.raises(raises):
             call(made, "t", **{WANTS_RESULT: wanted})
     assert made.backend.get_state("t") == (state if wanted else "PENDING")
-    assert desk.closed == ["t"]
+    assert executor.closed == ["t"]
 
 
 @pytest.mark.parametrize(
-    ("outcome", "raises"), [(Requeued("r", counts=True), Reject), (Dropped("d"), Ignore)]
+    ("outcome", "raises"), [(TaskRequeued("r", counts=True), Reject), (TaskDropped("d"), Ignore)]
 )
-def test_what_is_no_end_is_not_kept(outcome: Outcome, raises: type[Exception]) -> None:
-    """Celery's state stays as it is, and the task open."""
-    made = task(desk := Desk(outcome))
+def test_an_outcome_that_is_not_final_is_not_stored(
+    outcome: Outcome, raises: type[Exception]
+) -> None:
+    """Celery's state stays as it was, and the task stays open."""
+    made = task(executor := StubExecutor(outcome))
     with pytest.raises(raises):
         call(made, "t")
-    assert (made.backend.get_state("t"), desk.closed) == ("PENDING", [])
+    assert (made.backend.get_state("t"), executor.closed) == ("PENDING", [])
 
 
 @pytest.mark.parametrize(
@@ -123,25 +132,25 @@ def test_what_is_no_end_is_not_kept(outcome: Outcome, raises: type[Exception]) -
         (KeyError("x"), "unknown"),
     ],
 )
-def test_what_nobody_foresaw_sends_the_message_back(fault: Exception, task_id: str) -> None:
-    """No failure is kept, nothing is acknowledged, and the task stays open."""
-    made = task(desk := Desk(fault))
+def test_an_unexpected_error_requeues_the_message(fault: Exception, task_id: str) -> None:
+    """No failure is stored, the message is not acknowledged, and the task stays open."""
+    made = task(executor := StubExecutor(fault))
     with pytest.raises(Reject) as sent:
         call(made, task_id)
     assert sent.value.requeue
-    assert (made.backend.get_state("t"), desk.closed) == ("PENDING", [])
+    assert (made.backend.get_state("t"), executor.closed) == ("PENDING", [])
 
 
-@pytest.mark.parametrize("outcome", [SUCCEEDED, FAILED, Cancelled(1)])
-def test_an_end_that_can_not_be_kept_stays_open(
+@pytest.mark.parametrize("outcome", [SUCCEEDED, FAILED, TaskCancelled(1)])
+def test_a_task_whose_end_can_not_be_stored_stays_open(
     outcome: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Celery's own tracer would keep a failure instead once its Redis is back; here none is.
+    """No failure is stored instead, as Celery's own tracer would do once its Redis is back.
 
-    The message is not given back, where it would be before those of a lower priority. The next
-    one, that the reconciler sends for an open task, tries again.
+    The message is not requeued, where it would go before those of a lower priority. The reconciler
+    sends an open task again, and that message tries again.
     """
-    made = task(desk := Desk(outcome))
+    made = task(executor := StubExecutor(outcome))
     trace = build_tracer(TASK_NAME, made, app=made.app)
     kept, away = made.backend.store_result, [True]
 
@@ -156,21 +165,23 @@ def test_an_end_that_can_not_be_kept_stays_open(
     request = {"id": "t", "delivery_info": {"routing_key": "q"}}
     first = trace("t", [], {"request": {"prompt": "x"}}, request)
     assert isinstance(first.info.retval, Ignore)
-    assert (made.backend.get_state("t"), desk.closed) == ("PENDING", [])
+    assert (made.backend.get_state("t"), executor.closed) == ("PENDING", [])
     trace("t", [], {"request": {"prompt": "x"}}, request)
     assert made.backend.get_state("t") in ("SUCCESS", "FAILURE", "REVOKED")
-    assert desk.closed == ["t"]
+    assert executor.closed == ["t"]
 
 
-def test_after_a_failure_each_end_is_tried_but_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slot is worth more than a wait for what failed a moment ago."""
-    made, tries = task(Desk(SUCCEEDED)), list[str]()
+def test_after_a_failure_each_end_is_stored_without_retries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Retries would occupy the slots for what failed a moment ago."""
+    made, tries = task(StubExecutor(SUCCEEDED)), list[str]()
 
     def fail(task_id: str, *_: Any, **__: Any) -> None:
         tries.append(task_id)
         raise RedisConnectionError("away")
 
-    monkeypatch.setattr(celery_task, "TELL_S", 0.3)
+    monkeypatch.setattr(celery_task, "STORE_TIMEOUT_S", 0.3)
     monkeypatch.setattr(made.backend, "store_result", fail)
     for name in ("first", "second", "third"):
         with pytest.raises(Ignore):

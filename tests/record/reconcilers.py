@@ -1,4 +1,4 @@
-"""Reconcilers over the session's Redis, and tasks that look as if nobody had touched them."""
+"""Reconcilers over the shared Redis, held tasks, and tasks that look untouched."""
 
 from __future__ import annotations
 
@@ -13,17 +13,27 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
+    from worker.record.task_record import Claim
+    from worker.recovery.active_tasks import ActiveTask, ActiveTasks
+
+
+def hold(tasks: ActiveTasks, claim: Claim) -> ActiveTask:
+    """Have a process hold a task that it has claimed."""
+    task = tasks.add(claim.task_id)
+    assert task is not None
+    tasks.grant(task, claim)
+    return task
 
 
 class Sent:
-    """What a reconciler has sent again: task id, request and queue."""
+    """Records what a reconciler sends again: task id, request and queue."""
 
     def __init__(self) -> None:
         self.letters: list[tuple[str, Any, str]] = []
         self._lock = threading.Lock()
 
     def __call__(self, task_id: str, request: Any, queue: str) -> None:
-        """Send."""
+        """Record a message."""
         with self._lock:
             self.letters.append((task_id, request, queue))
 
@@ -34,17 +44,17 @@ class Sent:
 
 
 def reconciler(redis: Redis, keys: Keys, sent: Any, lease_s: float = LEASE_S) -> Reconciler:
-    """A worker's reconciler, its thread not begun; see `elected`."""
+    """A worker's reconciler, its thread not started; see `elected`."""
     return Reconciler(redis, keys, HeldMessages(redis), sent, lease_s=lease_s, record_ttl_s=TTL_S)
 
 
 def elected(redis: Redis, keys: Keys, sent: Any) -> Reconciler:
-    """The reconciler of the worker that is elected."""
+    """The reconciler of the elected worker."""
     made = reconciler(redis, keys, sent)
     assert made._lock.acquire()
     return made
 
 
 def age(redis: Redis, keys: Keys, *task_ids: str) -> None:
-    """Make tasks look as if nobody had touched them for long."""
+    """Make tasks look as if they had not been written to for long."""
     redis.zadd(keys.open, dict.fromkeys(task_ids, 1000.5))

@@ -1,4 +1,4 @@
-"""An executor over real parts, whose engine is busy until a test lets it go on."""
+"""An executor over real parts, whose engine is busy until a test says so."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from worker.config.settings import Settings
 from worker.engine.engine import Engine
 from worker.errors import ModelLoadError
 from worker.execution.artifacts import Artifacts
-from worker.execution.attempt import Attempts
-from worker.execution.delivery import Delivery
+from worker.execution.attempt import AttemptRunner
+from worker.execution.claim_gate import ClaimGate
 from worker.execution.executor import Executor
+from worker.execution.resolved_request import Delivery
 from worker.record.celery_state import CeleryState
 from worker.record.event_publisher import EventPublisher
+from worker.recovery.active_tasks import ActiveTasks
 from worker.recovery.lease import Lease
 from worker.storage import Storage
 
@@ -25,43 +27,49 @@ if TYPE_CHECKING:
     from worker.execution.outcome import Outcome
     from worker.record.task_record import TaskRecord
 
-WAIT_S = 30
+WAIT_S = 120
 
 
 class Busy:
-    """An executor whose engine builds its model until it is told to fail, for task `first`."""
+    """An executor whose engine loads its model for task `first`, and then raises `error`."""
 
     first: Future[Outcome]
 
     def __init__(self, claims: TaskRecord, alias: str) -> None:
+        self.error = ModelLoadError("broken")
         self.building, self.go_on = threading.Event(), threading.Event()
         models = {alias: ModelSpec(path="/nowhere", safety_checker=False)}
         settings = Settings(models=models, max_attempts=2)
         self._engine = Engine(models, "cpu", "none", loader=self._load)
         self._publisher = EventPublisher(claims, CeleryState(lambda *_: None))
-        shelf = Artifacts(Storage(settings))
-        attempts = Attempts(settings, claims, self._publisher, self._engine, shelf)
-        self.lease = Lease(claims.redis, claims.keys, HeldMessages(claims.redis), list, LEASE_S)
-        self.lease.start()
+        artifacts = Artifacts(Storage(settings))
+        attempts = AttemptRunner(settings, claims, self._publisher, self._engine, artifacts)
+        self.tasks, messages = ActiveTasks(), HeldMessages(claims.redis)
+        self._lease = Lease(claims.redis, claims.keys, self.tasks, messages, list, LEASE_S)
+        self._lease.start()
+        self.gate = ClaimGate(self._lease)
         self.broken: list[str] = []
-        self.executor = Executor(settings, claims, self.lease, attempts, "cpu", self.broken.append)
+        self.executor = Executor(
+            settings, claims, self.tasks, self.gate, attempts,
+            device="cpu", on_broken=self.broken.append,
+        )  # fmt: skip
         self._alias = alias
         self._threads = ThreadPoolExecutor(4)
 
     def deliver(self, task_id: str) -> Future[Outcome]:
-        """Have a slot's thread do a delivery."""
+        """Execute a delivery on the thread of a slot."""
         request = {"prompt": "x", "model": self._alias}
         return self._threads.submit(self.executor.execute, Delivery(task_id, request))
 
     def close(self) -> None:
-        """Let the build fail, and wait for the rest."""
+        """Let the loading fail, and wait for the rest."""
         self.go_on.set()
         self._threads.shutdown()
         self._engine.close()
         self._publisher.close()
-        self.lease.close()
+        self._lease.close()
 
     def _load(self, *_: Any, **__: Any) -> NoReturn:
         self.building.set()
         assert self.go_on.wait(WAIT_S)
-        raise ModelLoadError("told to")
+        raise self.error

@@ -1,4 +1,4 @@
-"""Who may denoise beside whom: alone means alone, and nobody waits for ever."""
+"""Exclusive attempts: alone means alone, and no task waits for ever."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.record.owners import until
-from worker.execution.company import ExclusiveAttempt
+from worker.execution.attempt import ExclusiveAttempt
 from worker.job_control import Control, JobStopped, Stop
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ WAIT_S = 30
 
 
 class Room:
-    """Tasks that denoise until they are let go, and who was seen in there together."""
+    """Tasks that denoise until told to end, and which of them did so at the same time."""
 
     def __init__(self) -> None:
         self._company, self._threads = ExclusiveAttempt(), ThreadPoolExecutor(16)
@@ -33,30 +33,30 @@ class Room:
     def enter(
         self, name: str, *, alone: bool = False, control: Control | None = None
     ) -> Future[None]:
-        """Have a task denoise."""
+        """Start a task on a thread."""
         self._leave[name] = threading.Event()
         return self._threads.submit(self._be, name, control or Control(), alone)
 
     def leave(self, name: str) -> None:
-        """Have it end."""
+        """End a task."""
         self._leave[name].set()
 
     def waits(self, alone: int = 1) -> bool:
-        """Whether so many that want to be alone stand at the door."""
+        """Whether this many exclusive tasks wait."""
         return self._company._waiting_alone == alone
 
     def has_lost(self, name: str) -> bool:
-        """Whether a task is not in there."""
+        """Whether a task is not denoising."""
         return name not in self.inside
 
     def close(self) -> None:
-        """Let all go."""
+        """End all tasks."""
         for event in self._leave.values():
             event.set()
         self._threads.shutdown()
 
     def _be(self, name: str, control: Control, alone: bool) -> None:
-        with self._company.join(control, alone=alone):
+        with self._company.enter(control, alone=alone):
             with self._lock:
                 self.inside.add(name)
                 self.order.append(name)
@@ -68,21 +68,21 @@ class Room:
 
 @pytest.fixture
 def room() -> Iterator[Room]:
-    """An empty one."""
+    """No task is denoising."""
     made = Room()
     yield made
     made.close()
 
 
-def test_those_who_mind_nobody_work_together(room: Room) -> None:
-    """All at once, and one by one they leave."""
+def test_ordinary_attempts_run_together(room: Room) -> None:
+    """All of them denoise at the same time."""
     for name in "abc":
         room.enter(name)
     until(lambda: room.inside == set("abc"))
 
 
 def test_alone_is_alone(room: Room) -> None:
-    """It waits until the others have left, and nobody joins it before it has ended."""
+    """It waits until the others have ended, and none starts before it has ended."""
     for name in "ab":
         room.enter(name)
     until(lambda: len(room.inside) == 2)
@@ -100,8 +100,8 @@ def test_alone_is_alone(room: Room) -> None:
     assert not later.done()
 
 
-def test_newcomers_do_not_starve_one_that_waits_to_be_alone(room: Room) -> None:
-    """Whoever comes after it goes in after it, however many there are and however long it waits."""
+def test_later_tasks_do_not_starve_an_exclusive_one(room: Room) -> None:
+    """Tasks that come after it start after it, however many they are and however long it waits."""
     room.enter("before")
     until(lambda: room.inside == {"before"})
     room.enter("last", alone=True)
@@ -115,8 +115,8 @@ def test_newcomers_do_not_starve_one_that_waits_to_be_alone(room: Room) -> None:
     assert room.order[:2] == ["before", "last"]
 
 
-def test_two_that_are_to_be_alone_take_turns(room: Room) -> None:
-    """One after the other, and then the rest together."""
+def test_two_exclusive_tasks_take_turns(room: Room) -> None:
+    """One after the other, and then the others together."""
     room.enter("before")
     until(lambda: room.inside == {"before"})
     for name in ("last1", "last2"):
@@ -136,8 +136,8 @@ def test_two_that_are_to_be_alone_take_turns(room: Room) -> None:
 
 @pytest.mark.parametrize("reason", [Stop.DRAINED, Stop.CANCELLED, Stop.SUPERSEDED])
 @pytest.mark.parametrize("alone", [True, False])
-def test_one_that_waits_can_be_stopped(room: Room, reason: Stop, alone: bool) -> None:
-    """A drain or a cancel is heard at the door, and those who stood behind go in."""
+def test_a_task_that_waits_can_be_stopped(room: Room, reason: Stop, alone: bool) -> None:
+    """A drain or a cancel ends the wait, and the tasks behind it start."""
     room.enter("before", alone=not alone)
     until(lambda: room.inside == {"before"})
     control = Control()
@@ -156,7 +156,7 @@ def test_one_that_waits_can_be_stopped(room: Room, reason: Stop, alone: bool) ->
 
 
 def test_a_deadline_ends_the_wait(room: Room) -> None:
-    """It passes at the door as it does in there."""
+    """It stops a waiting task as it stops a running one."""
     room.enter("before")
     until(lambda: room.inside == {"before"})
     waiting = room.enter("waits", alone=True, control=Control(deadline_s=0.0))
@@ -165,11 +165,11 @@ def test_a_deadline_ends_the_wait(room: Room) -> None:
     assert stopped.value.reason is Stop.EXPIRED
 
 
-def test_one_that_fails_makes_room() -> None:
-    """An error in there leaves nobody outside."""
+def test_a_task_that_fails_makes_room() -> None:
+    """After an error other tasks can start."""
     company = ExclusiveAttempt()
     for alone in (True, False, True):
-        with pytest.raises(ValueError, match="broken"), company.join(Control(), alone=alone):
+        with pytest.raises(ValueError, match="broken"), company.enter(Control(), alone=alone):
             raise ValueError("broken")
-    with company.join(Control(), alone=True):
+    with company.enter(Control(), alone=True):
         pass

@@ -1,4 +1,4 @@
-"""The breaker: when it is the process that is broken, and when it is the tasks."""
+"""The circuit breaker: when the process is at fault, and when the tasks are."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ import pytest
 from api_contracts.errors import ErrorCode, TaskError
 from api_contracts.result import GenerationResult
 from tests.record.owners import RESULT
-from worker.execution.circuit_breaker import LIMIT, CircuitBreaker
+from worker.execution.circuit_breaker import MAX_FAILURES, CircuitBreaker
 from worker.execution.outcome import (
-    Cancelled,
-    Dropped,
-    Expired,
-    Failed,
     Outcome,
-    Requeued,
-    Succeeded,
+    TaskCancelled,
+    TaskDropped,
+    TaskExpired,
+    TaskFailed,
+    TaskRequeued,
+    TaskSucceeded,
 )
 
 FAULT = "a fault of the worker (OSError)"
 ERROR = TaskError(code=ErrorCode.INTERNAL, message=FAULT, retryable=True)
-BROKEN: list[Outcome] = [Failed(ERROR), Requeued("internal: a fault", counts=True)]
+BROKEN: list[Outcome] = [TaskFailed(ERROR), TaskRequeued("internal: a fault", counts=True)]
 
 
 @pytest.fixture
 def reasons() -> list[str]:
-    """Why it tripped."""
+    """The reasons with which it tripped."""
     return []
 
 
 @pytest.fixture
 def breaker(reasons: list[str]) -> CircuitBreaker:
-    """One that is closed."""
+    """A breaker that has not tripped."""
     return CircuitBreaker(reasons.append)
 
 
@@ -39,20 +39,20 @@ def breaker(reasons: list[str]) -> CircuitBreaker:
 def test_different_tasks_that_fail_in_a_row_trip_it(
     breaker: CircuitBreaker, reasons: list[str], outcome: Outcome
 ) -> None:
-    """The third does, once, and it says why; whoever asks afterwards is told the same."""
-    for number in range(LIMIT - 1):
+    """The third one does, once; the reason stays readable."""
+    for number in range(MAX_FAILURES - 1):
         breaker.note(f"t{number}", outcome, FAULT)
     assert (reasons, breaker.reason) == ([], None)
-    for number in range(LIMIT - 1, LIMIT + 3):
+    for number in range(MAX_FAILURES - 1, MAX_FAILURES + 3):
         breaker.note(f"t{number}", outcome, FAULT)
-    assert LIMIT == 3
+    assert MAX_FAILURES == 3
     assert reasons == [breaker.reason]
     assert FAULT in reasons[0]
 
 
-def test_one_success_and_the_count_begins_anew(breaker: CircuitBreaker, reasons: list[str]) -> None:
-    """A process that can make one picture is not broken."""
-    done = Succeeded(GenerationResult.model_validate(RESULT))
+def test_a_success_resets_the_count(breaker: CircuitBreaker, reasons: list[str]) -> None:
+    """A process in which one task succeeds is not broken."""
+    done = TaskSucceeded(GenerationResult.model_validate(RESULT))
     for number in range(10):
         breaker.note(f"t{number}", BROKEN[0], FAULT)
         breaker.note(f"u{number}", BROKEN[1], FAULT)
@@ -61,19 +61,21 @@ def test_one_success_and_the_count_begins_anew(breaker: CircuitBreaker, reasons:
 
 
 def test_one_task_alone_does_not_trip_it(breaker: CircuitBreaker, reasons: list[str]) -> None:
-    """A task that fails wherever it goes says nothing of the process, however often it comes."""
+    """A task that fails everywhere says nothing about the process, however often it returns."""
     for _ in range(10):
         breaker.note("poison", BROKEN[1], FAULT)
     breaker.note("another", BROKEN[0], FAULT)
     assert (reasons, breaker.reason) == ([], None)
 
 
-@pytest.mark.parametrize("outcome", [Cancelled(3), Expired(0), Dropped("x"), BROKEN[0], BROKEN[1]])
-def test_what_is_no_fault_of_ours_neither_counts_nor_resets(
+@pytest.mark.parametrize(
+    "outcome", [TaskCancelled(3), TaskExpired(0), TaskDropped("x"), BROKEN[0], BROKEN[1]]
+)
+def test_what_is_not_the_process_fault_neither_counts_nor_resets(
     breaker: CircuitBreaker, reasons: list[str], outcome: Outcome
 ) -> None:
-    """A refused request, a cancel or a drain between them changes nothing."""
-    for number in range(LIMIT - 1):
+    """A refused request, a cancel or a drain in between changes nothing."""
+    for number in range(MAX_FAILURES - 1):
         breaker.note(f"t{number}", BROKEN[0], FAULT)
         for other in range(5):
             breaker.note(f"o{other}", outcome, None)

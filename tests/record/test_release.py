@@ -1,4 +1,4 @@
-"""What a dead process held, given back at once; nobody else's is touched."""
+"""Releasing what a dead process held, without touching what others hold."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 from worker.config.settings import Settings
 from worker.embedded import free_port
 from worker.record.task_record import Claim, Held
-from worker.recovery.release import give_back
+from worker.recovery.release import release_owner
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def settings(redis_url: str, redis: Redis, namespace: str) -> Settings:
-    """Of the workers; nothing is held yet."""
+    """Settings of the workers; no message is held yet."""
     redis.delete(UNACKED, UNACKED_INDEX)
     return Settings(broker_url=redis_url, namespace=namespace)
 
 
-def test_everything_of_the_dead_can_be_had_at_once(
+def test_everything_that_a_dead_process_held_is_available_at_once(
     settings: Settings, claims: TaskRecord, other: TaskRecord, redis: Redis
 ) -> None:
-    """Its messages go before the others, marked; its tasks are claimed as the next attempt."""
+    """Its messages go to the front, marked as redelivered; its tasks can be claimed again."""
     model = settings.namespace
     post(redis, model, "a", "b", "c")
     for task_id in ("a", "b"):
         taken(redis, "first", model)
         take(claims, task_id)
     assert isinstance(ask(other, "a"), Held)
-    assert give_back(settings, "first") == 2
+    assert release_owner(settings, "first") == 2
     assert sorted(ids_waiting(redis, model)[:2]) == ["a", "b"]
     assert ids_waiting(redis, model)[2:] == ["c"]
     for message in waiting(redis, model)[:2]:
@@ -48,13 +48,13 @@ def test_everything_of_the_dead_can_be_had_at_once(
     for task_id in ("a", "b"):
         assert take(other, task_id).attempt == 2
     assert HeldMessages(redis).held_by("first") == []
-    assert give_back(settings, "first") == 0
+    assert release_owner(settings, "first") == 0
 
 
-def test_others_keep_what_they_have(
+def test_other_processes_keep_what_they_hold(
     settings: Settings, claims: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
-    """Another's messages and leases stay, also of a task that the dead one had before."""
+    """Also the lease of a task that the dead process had before."""
     model = settings.namespace
     post(redis, model, "mine", "lost", "theirs")
     for task_id in ("mine", "lost"):
@@ -64,24 +64,24 @@ def test_others_keep_what_they_have(
     take(other, "theirs")
     take_over(other, "lost")
     leases = [record(redis, keys, task_id)["lease_until"] for task_id in ("lost", "theirs")]
-    assert give_back(settings, "first") == 2
+    assert release_owner(settings, "first") == 2
     after = [record(redis, keys, task_id)["lease_until"] for task_id in ("lost", "theirs")]
     assert after == leases
     assert len(HeldMessages(redis).held_by("other")) == 1
     assert [isinstance(ask(other, each), Claim) for each in ("mine", "lost")] == [True, False]
 
 
-def test_a_message_that_was_not_claimed_goes_back_too(
+def test_a_message_without_a_claim_is_requeued_too(
     settings: Settings, claims: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
-    """The process may have died before the claim, or hold what nobody can read."""
+    """The process may have died before the claim, or hold an unreadable message."""
     model = settings.namespace
     post(redis, model, "unclaimed", "../odd")
     for _ in range(2):
         taken(redis, "first", model)
     redis.hset(UNACKED, "first/odd", b"garbage")
     redis.zadd(UNACKED_INDEX, {"first/odd": 5.0})
-    assert give_back(settings, "first") == 2
+    assert release_owner(settings, "first") == 2
     assert sorted(ids_waiting(redis, model)) == ["../odd", "unclaimed"]
     assert take(claims, "unclaimed").attempt == 1
     assert not redis.exists(UNACKED, UNACKED_INDEX)
@@ -89,7 +89,7 @@ def test_a_message_that_was_not_claimed_goes_back_too(
 
 
 def test_it_is_counted(settings: Settings, redis: Redis) -> None:
-    """How many messages came back by a death is a figure of their own."""
+    """The metric counts messages that a death released."""
 
     def counted() -> float:
         name, labels = "sag_messages_recovered_total", {"reason": "death"}
@@ -98,14 +98,14 @@ def test_it_is_counted(settings: Settings, redis: Redis) -> None:
     before = counted()
     post(redis, settings.namespace, "a")
     taken(redis, "first", settings.namespace)
-    give_back(settings, "first")
+    release_owner(settings, "first")
     assert counted() == before + 1
 
 
-def test_without_redis_it_says_so_soon(settings: Settings) -> None:
-    """Whoever calls looks after other processes: an outage is an error within seconds."""
+def test_without_redis_it_raises_soon(settings: Settings) -> None:
+    """An outage is an error within seconds: the caller has other processes to look after."""
     away = settings.model_copy(
         update={"broker_url": Settings(broker_url=f"redis://127.0.0.1:{free_port()}").broker_url}
     )
     with pytest.raises(RedisError):
-        give_back(away, "first")
+        release_owner(away, "first")

@@ -1,0 +1,145 @@
+"""Which failures to load a model may pass by themselves."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+from diffusers import StableDiffusionPipeline
+from huggingface_hub.errors import OfflineModeIsEnabled
+
+from worker.config.models import SHIPPED_MODEL, ModelSpec
+from worker.engine import model_loader
+from worker.engine.load_errors import may_pass
+from worker.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EXAMPLE = Path(SHIPPED_MODEL)
+
+
+def wrapped(cause: BaseException) -> OSError:
+    """As diffusers raises it."""
+    error = OSError("Can't load the model")
+    error.__cause__ = cause
+    return error
+
+
+def answered(status: int) -> Exception:
+    """As the hub's client raises an HTTP status."""
+    error = Exception(f"{status}")
+    error.response = SimpleNamespace(status_code=status)  # type: ignore[attr-defined]
+    return error
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        OSError(errno.EIO, "Input/output error"), OSError(errno.ENOSPC, "No space left"),
+        OSError(errno.ESTALE, "Stale file handle"), OSError(-3, "Temporary failure in name"),
+        ConnectionRefusedError(errno.ECONNREFUSED, "refused"), TimeoutError("timed out"),
+        MemoryError(), answered(503), answered(429),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_disk_or_network_that_fails_may_recover(cause: Exception) -> None:
+    """Another attempt is worth it, however deep the cause is."""
+    assert may_pass(cause)
+    assert may_pass(wrapped(wrapped(cause)))
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file"), PermissionError(errno.EACCES, "denied"),
+        OSError("Error no file named config.json found"), KeyError("_class_name"),
+        ValueError("expected shape"), OfflineModeIsEnabled("offline"), answered(404), answered(401),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_missing_or_broken_files_stay_so(cause: Exception) -> None:
+    """Another attempt would find the same."""
+    assert not may_pass(cause)
+    assert not may_pass(wrapped(cause))
+
+
+def copy(folder: Path) -> Path:
+    return Path(shutil.copytree(EXAMPLE, folder / "model"))
+
+
+def remove(folder: Path) -> Path:
+    return folder / "model"
+
+
+def empty_index(folder: Path) -> Path:
+    path = copy(folder)
+    (path / "model_index.json").write_text("{}")
+    return path
+
+
+def cut_weights(folder: Path) -> Path:
+    path = copy(folder)
+    weights = path / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    return path
+
+
+def no_weights(folder: Path) -> Path:
+    path = copy(folder)
+    (path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    return path
+
+
+def another_kind(folder: Path) -> Path:
+    path = copy(folder)
+    config = path / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"prediction_type": "flow"}))
+    return path
+
+
+@pytest.mark.parametrize("spoil", [remove, empty_index, cut_weights, no_weights, another_kind])
+def test_a_model_that_can_not_be_loaded_is_final(
+    spoil: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """The error names the model and is not retryable."""
+    path = spoil(tmp_path)
+    with pytest.raises(ModelLoadError) as failed:
+        model_loader.load(ModelSpec(path=str(path), safety_checker=False), "cpu", "none")
+    assert not failed.value.error.retryable
+    assert str(path) in failed.value.error.message
+
+
+def test_the_error_says_what_to_do(tmp_path: Path) -> None:
+    """Where to look, and that the task is to be submitted again."""
+    with pytest.raises(ModelLoadError, match=r"SAG_MODELS.*sag-worker doctor.*submit"):
+        model_loader.load(ModelSpec(path=str(tmp_path), safety_checker=False), "cpu", "none")
+
+
+def test_a_disk_that_fails_is_not_final(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that can't be read for now is no reason to fail the task."""
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise wrapped(OSError(errno.EIO, "Input/output error"))
+
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", fail)
+    with pytest.raises(ModelLoadError) as failed:
+        model_loader.load(ModelSpec(path=str(EXAMPLE), safety_checker=False), "cpu", "none")
+    assert failed.value.error.retryable
+
+
+def test_a_device_that_fails_is_not_final(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files are fine; another worker's device may be, too."""
+
+    def fail(*_: object) -> NoReturn:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(model_loader, "_place", fail)
+    with pytest.raises(ModelLoadError, match="could not be placed on cpu") as failed:
+        model_loader.load(ModelSpec(path=str(EXAMPLE), safety_checker=False), "cpu", "none")
+    assert failed.value.error.retryable

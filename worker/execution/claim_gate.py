@@ -1,0 +1,29 @@
+"""Whether this process may claim tasks: one answer, for the transport, `health` and the metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from worker.recovery.lease import Lease
+
+
+class ClaimGate:
+    """Open while leases are renewed and nobody has closed it."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self._closed_because: str | None = None
+
+    def close(self, reason: str) -> None:
+        """Claim nothing more in this process's life; the first reason stays."""
+        self._closed_because = self._closed_because or reason
+
+    @property
+    def refusal(self) -> str | None:
+        """Why no task would be claimed now; None when one would be."""
+        if self._closed_because is not None:
+            return self._closed_because
+        if not self._lease.is_well:
+            return f"no lease could be renewed for {self._lease.silent_s:.0f} s"
+        return None
