@@ -228,9 +228,9 @@ def test_a_row_that_breaks_ends_its_own_job(monkeypatch: pytest.MonkeyPatch) -> 
     bad = company.submit(job(num_inference_steps=STEPS))
     good = [company.submit(job(num_inference_steps=STEPS, seeds=(seed,))) for seed in SEEDS]
     company.batch.step()
-    lane = company.batch._active[0].lanes[0]
-    lane.latents = lane.latents + 1e7
-    lane.degraded = None
+    image = company.batch._active[0].images[0]
+    image.latents = image.latents + 1e7
+    image.degraded = None
     company.run()
     assert "no kernel" in str(bad.exception(timeout=0))
     for seed, future in zip(SEEDS, good, strict=True):
@@ -248,7 +248,7 @@ def test_a_sampler_that_breaks_ends_its_own_job(
     def fail(*_args: Any, **_options: Any) -> None:
         raise ArithmeticError("mine")
 
-    scheduler = company.batch._active[1].lanes[0].sampling.scheduler
+    scheduler = company.batch._active[1].images[0].sampler.scheduler
     monkeypatch.setattr(scheduler, "step", fail)
     company.run()
     assert isinstance(futures[1].exception(timeout=0), ArithmeticError)

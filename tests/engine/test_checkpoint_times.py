@@ -141,7 +141,7 @@ def test_in_the_engine_itself(rounds: Rounds) -> None:
     future = engine.submit(small(num_inference_steps=50, checkpoint_every=1000), control)
     stopped = future.exception(timeout=60)
     assert isinstance(stopped, JobStopped)
-    assert wrote == [(stopped.step, "engine-beside_0")]
+    assert wrote == [(stopped.step, "engine-side_0")]
     engine.close()
 
 

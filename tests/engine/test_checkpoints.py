@@ -116,26 +116,25 @@ def test_pictures_at_different_evaluations(rounds: Rounds, name: str) -> None:
     runner = rounds.runner
     wanted = small(num_inference_steps=4, num_images_per_prompt=2, scheduler=name)
 
-    def go_on(lanes: list[Any], until: tuple[int, int]) -> list[Any]:
-        for lane, count in zip(lanes, until, strict=True):
-            while lane.evaluations < count:
-                for advance in runner.tick([lane]):
-                    lane.advance(advance.output, advance.noisy)
-        return lanes
+    def go_on(images: list[Any], until: tuple[int, int]) -> list[Any]:
+        for image, count in zip(images, until, strict=True):
+            while image.evaluations < count:
+                for output in runner.evaluate([image]):
+                    image.step(output.output, output.noisy)
+        return images
 
     def new() -> list[Any]:
-        return runner.encode([runner.draft(wanted)])[0]
+        return runner.encode([runner.check(wanted)])[0]
 
-    end = (len(new()[0].sampling.levels),) * 2
-    whole = [lane.latents for lane in go_on(new(), end)]
+    end = (len(new()[0].sampler.levels),) * 2
+    whole = [image.latents for image in go_on(new(), end)]
     for until in ((3, 2), (1, 4), (end[0], 2)):
-        lanes = go_on(new(), until)
-        left = checkpoint.capture(lanes)
-        go_on(lanes, end)
-        again = checkpoint.resume(left.serialised(), new())
-        assert again is not None
-        assert tuple(lane.evaluations for lane in again) == until
-        assert min(lane.steps for lane in again) == left.step
+        images = go_on(new(), until)
+        left = checkpoint.capture(images)
+        go_on(images, end)
+        again = checkpoint.resume(left.to_bytes(), new())
+        assert tuple(image.evaluations for image in again) == until
+        assert min(image.steps for image in again) == left.step
         for ours, theirs in zip(go_on(again, end), whole, strict=True):
             assert torch.equal(ours.latents, theirs)
 
@@ -174,15 +173,15 @@ def test_a_sampler_that_adds_in_place(monkeypatch: pytest.MonkeyPatch, rounds: R
     monkeypatch.setattr(rounds.pipe, "scheduler", own)
     wanted = small()
     whole, runner = rounds.result(wanted), rounds.runner
-    lanes = runner.encode([runner.draft(wanted)])[0]
+    images = runner.encode([runner.check(wanted)])[0]
     left = []
-    while not lanes[0].is_done:
-        for advance in runner.tick(lanes):
-            advance.lane.advance(advance.output, advance.noisy)
-            left.append(checkpoint.capture(lanes))
-    assert any("cur_model_output" in name for each in left for name in each.states[0])
+    while not images[0].is_done:
+        for output in runner.evaluate(images):
+            output.image.step(output.output, output.noisy)
+            left.append(checkpoint.capture(images))
+    assert any("cur_model_output" in name for each in left for name in each.tensors[0])
     for snapshot in left[1:-1:3]:
-        again = resumed(company(rounds), wanted, snapshot.serialised())
+        again = resumed(company(rounds), wanted, snapshot.to_bytes())
         assert again.resumed_from_step == snapshot.step
         assert_same(again, whole)
 

@@ -39,8 +39,8 @@ class Failing:
 
 
 PARTS = [
-    (Runner, "encode"), (Runner, "tick"), (Runner, "decode"), (Runner, "finish"),
-    (Runner, "preview"), (Runner, "rest"), (Runner, "draft"), (ModelCache, "free_memory"),
+    (Runner, "encode"), (Runner, "evaluate"), (Runner, "decode"), (Runner, "finish"),
+    (Runner, "preview"), (Runner, "offload_idle"), (Runner, "check"), (ModelCache, "free_memory"),
 ]  # fmt: skip
 
 
@@ -158,8 +158,8 @@ def test_no_sampler_clips_latents(name: str) -> None:
 def test_rows_are_a_maximum_at_every_size() -> None:
     """`max_batch_rows` holds for latents smaller than the model's own, too."""
     rounds = Rounds(max_batch_rows=8)
-    assert rounds.runner.network.capacity.limit(4, 4) == 8
-    assert rounds.runner.network.capacity.limit(64, 64) == 1
+    assert rounds.runner.unet.capacity.limit(4, 4) == 8
+    assert rounds.runner.unet.capacity.limit(64, 64) == 1
 
 
 def test_an_evicted_model_is_gone_before_the_next_is_there() -> None:

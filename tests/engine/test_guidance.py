@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from worker.engine import attention, guidance
+from worker.engine import guidance
+from worker.engine.unet import SagAttnProcessor, capture_attention
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,7 +92,7 @@ def test_the_guidance_is_the_papers(
         assert torch.allclose(degraded, x_deg, rtol=0, atol=1e-12)
         there = told(kind, network(degraded), degraded, alpha, sigma)
         guided = output + scale * (blind - there)
-        found = guidance.clean(kind, noisy, guided, alpha, sigma) / alpha
+        found = guidance.scaled_x0(kind, noisy, guided, alpha, sigma) / alpha
         # 1.2e-14 / alpha was measured: an x0 is told by noise at alpha.
         assert float((found - expected).abs().max()) < 1e-12 / min(alphas)
 
@@ -161,14 +162,14 @@ def test_the_blur_is_upstreams(seed: int, size: tuple[int, int], rows: int, chan
     latents = torch.randn(rows, channels, *size, generator=generator)
     expected = upstream.gaussian_blur_2d(latents, kernel_size=9, sigma=1.0)
     assert torch.allclose(guidance.blur(latents), expected, rtol=0, atol=1e-6)
-    assert min(size) >= guidance.LEAST_SIDE
+    assert min(size) >= guidance.MIN_SIDE
 
 
-@pytest.mark.parametrize("side", [guidance.LEAST_SIDE - 1, guidance.LEAST_SIDE])
+@pytest.mark.parametrize("side", [guidance.MIN_SIDE - 1, guidance.MIN_SIDE])
 def test_the_least_side_is_the_least(side: int) -> None:
-    """A side below `LEAST_SIDE` can't be blurred, and that one can."""
+    """A side below `MIN_SIDE` can't be blurred, and that one can."""
     latents = torch.ones(1, 1, side, 9)
-    if side < guidance.LEAST_SIDE:
+    if side < guidance.MIN_SIDE:
         with pytest.raises(RuntimeError):
             guidance.blur(latents)
     else:
@@ -192,7 +193,7 @@ def test_column_sums_are_those_of_upstreams_map(
     store = upstream.CrossAttnStoreProcessor()
     with torch.no_grad():
         output = store(attn, tokens)
-        tap = attention.SagAttnProcessor()
+        tap = SagAttnProcessor()
         tap.rows = rows
         assert torch.allclose(tap(attn, tokens), output, rtol=0, atol=1e-5)
     probabilities: Any = store.attention_probs
@@ -246,7 +247,7 @@ def test_all_noise_gives_finite_numbers(seed: int, size: tuple[int, int]) -> Non
     alpha, sigma = column(0.0), column(1.0)
     for kind in KINDS:
         degraded, blind = guidance.degrade(kind, noisy, output, salient, alpha, sigma)
-        clean = guidance.clean(kind, noisy, output, alpha, sigma)
+        clean = guidance.scaled_x0(kind, noisy, output, alpha, sigma)
         assert torch.isfinite(degraded).all()
         assert torch.isfinite(blind).all()
         assert torch.isfinite(clean).all()
@@ -269,7 +270,7 @@ def test_a_conversion_keeps_the_x0(seed: int, size: tuple[int, int], alpha: floa
     at = levels(alpha)
     outputs = {kind: told(kind, x0, noisy, *at) for kind in KINDS}
     for kind, output in outputs.items():
-        clean = guidance.clean(kind, noisy, output, *at)
+        clean = guidance.scaled_x0(kind, noisy, output, *at)
         assert torch.allclose(clean, at[0] * x0, rtol=0, atol=1e-9)
         assert guidance.convert(output, noisy, alpha, float(at[1]), (kind, kind)) is output
         converted = guidance.convert(output, noisy, alpha, float(at[1]), (kind, "v_prediction"))
@@ -288,7 +289,7 @@ def test_a_prediction_type_that_is_not_known_is_an_error() -> None:
     """A model of another kind is never read, nor guided, as if it were of a known one."""
     one, level = torch.ones(1, 4, 5, 5), torch.full((1, 1, 1, 1), 0.5**0.5)
     with pytest.raises(ValueError, match="flow_prediction"):
-        guidance.clean("flow_prediction", one, one, level, level)
+        guidance.scaled_x0("flow_prediction", one, one, level, level)
     with pytest.raises(ValueError, match="flow_prediction"):
         guidance.degrade("flow_prediction", one, one, one[:, :1], level, level)
 
@@ -332,10 +333,10 @@ def test_listening_changes_nothing(rounds: Rounds, rows: int) -> None:
 
     While it is, the ear is in one place only; with no rows to hear it is nowhere.
     """
-    unet, tap = rounds.pipe.unet, attention.SagAttnProcessor()
+    unet, tap = rounds.pipe.unet, SagAttnProcessor()
     before, inputs = state(unet), unet_inputs(3, (9, 12))
     plain = unet(**inputs).sample
-    with attention.capture_attention(unet, tap, rows):
+    with capture_attention(unet, tap, rows):
         ears = sum(each is tap for each in unet.attn_processors.values())
         sag_rows = unet(**inputs).sample
         assert (tap.sums is None) == (rows == 0)
@@ -349,17 +350,17 @@ def test_listening_changes_nothing(rounds: Rounds, rows: int) -> None:
 def test_the_first_rows_are_heard(rounds: Rounds) -> None:
     """The sums are those of the first rows, at the mid block's true size, whoever comes after."""
     unet, inputs = rounds.pipe.unet, unet_inputs(3, (9, 12))
-    tap = attention.SagAttnProcessor()
+    tap = SagAttnProcessor()
     heard = []
     for rows in (1, 2):
-        with attention.capture_attention(unet, tap, rows):
+        with capture_attention(unet, tap, rows):
             unet(**inputs)
             assert tap.sums is not None
             assert tap.sums.shape == (rows, 5 * 6)
             assert tap.size == (5, 6)
             heard.append(tap.sums)
     alone = {name: each[1:2] for name, each in inputs.items()}
-    with attention.capture_attention(unet, tap, 1):
+    with capture_attention(unet, tap, 1):
         unet(**alone)
         assert tap.sums is not None
         assert torch.allclose(tap.sums, heard[1][1:], rtol=0, atol=1e-5)
@@ -371,7 +372,7 @@ def test_the_first_rows_are_heard(rounds: Rounds) -> None:
 @torch.inference_mode()
 def test_a_call_that_fails_leaves_the_network_as_it_was(rounds: Rounds, place: str) -> None:
     """Wherever a call breaks, the processor and the hook are put back and the sums forgotten."""
-    unet, tap, before = rounds.pipe.unet, attention.SagAttnProcessor(), state(rounds.pipe.unet)
+    unet, tap, before = rounds.pipe.unet, SagAttnProcessor(), state(rounds.pipe.unet)
     inputs = unet_inputs(2, (8, 8))
     plain = unet(**inputs).sample
 
@@ -381,7 +382,7 @@ def test_a_call_that_fails_leaves_the_network_as_it_was(rounds: Rounds, place: s
     parts = {"down_blocks": unet.down_blocks[0], "mid_block": unet.mid_block.resnets[-1],
              "up_blocks": unet.up_blocks[0]}  # fmt: skip
     hook = parts[place].register_forward_pre_hook(fail) if place in parts else None
-    with pytest.raises(torch.OutOfMemoryError), attention.capture_attention(unet, tap, 2):  # noqa: PT012  # where it fails is the question
+    with pytest.raises(torch.OutOfMemoryError), capture_attention(unet, tap, 2):  # noqa: PT012  # where it fails is the question
         unet(**inputs)
         fail()
     if hook is not None:

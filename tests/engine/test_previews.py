@@ -275,7 +275,7 @@ def test_pure_noise_can_be_shown(rounds: Rounds) -> None:
     """
     clean = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     preview = rounds.runner.preview
-    assert preview(clean, 0.0) == preview(clean, previews.LEAST_ALPHA)
+    assert preview(clean, 0.0) == preview(clean, previews.MIN_ALPHA)
     assert picture(preview(clean, 0.0)).size == (128, 128)
     for alpha in (0.5, 0.25):
         assert preview(clean * alpha, alpha) == preview(clean, 1.0)

@@ -175,9 +175,9 @@ def run(
             "epsilon": eps,
             "v_prediction": level.alpha * eps - level.sigma * clean,
             "sample": clean,
-        }[sampling.kinds[0]]
-        output = guidance.convert(output, noisy, level.alpha, level.sigma, sampling.kinds)
-        extra = {"generator": generator} if "generator" in sampling.takes else {}
+        }[sampling.predictions[0]]
+        output = guidance.convert(output, noisy, level.alpha, level.sigma, sampling.predictions)
+        extra = {"generator": generator} if "generator" in sampling.step_parameters else {}
         latents = scheduler.step(output, timestep, latents, return_dict=False, **extra)[0]
     return sampling, latents
 
@@ -360,7 +360,7 @@ def test_a_prediction_that_a_class_lacks_is_converted(name: str, kind: str) -> N
 
     The class itself is asked whether it can.
     """
-    told, taken = make(name, own(prediction_type=kind), 4).kinds
+    told, taken = make(name, own(prediction_type=kind), 4).predictions
     assert told == kind
     assert taken in (kind, "v_prediction")
     bare = getattr(diffusers, SAMPLERS[name].class_name).from_config(
@@ -378,7 +378,7 @@ def test_a_prediction_that_a_class_lacks_is_converted(name: str, kind: str) -> N
 def test_what_ipndm_takes_is_v() -> None:
     """IPNDM asks for no kind: its formula is that of v, whatever the network predicts."""
     for kind in KINDS:
-        assert make("ipndm", own(prediction_type=kind), 4).kinds == (kind, "v_prediction")
+        assert make("ipndm", own(prediction_type=kind), 4).predictions == (kind, "v_prediction")
 
 
 @pytest.mark.parametrize("kind", ["flow_prediction", "nonsense"])

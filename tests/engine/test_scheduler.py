@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.contracts.test_imports import HEAVY, imported
 from worker.engine.batch_scheduler import (
-    DECODE_TICKS,
-    DECODE_TOGETHER,
+    DECODE_BATCH,
+    DECODE_WAIT_ROUNDS,
     Bucket,
     Candidate,
     Scheduler,
@@ -45,7 +45,7 @@ def candidates(draw: st.DrawFn) -> list[Candidate]:
 
 
 def age(candidate: Candidate) -> tuple[int, int]:
-    return candidate.job, candidate.picture
+    return candidate.job, candidate.image
 
 
 @PURE
@@ -267,13 +267,13 @@ def test_no_model_is_overtaken_for_ever(
 
 
 @pytest.mark.parametrize(("running", "moves"), [(False, False), (True, False), (False, True)])
-@pytest.mark.parametrize("waited_ticks", [0, DECODE_TICKS])
+@pytest.mark.parametrize("waited_ticks", [0, DECODE_WAIT_ROUNDS])
 def test_a_decode_that_disturbs_nobody_is_due_at_once(
     running: bool, moves: bool, waited_ticks: int
 ) -> None:
     """Where nobody runs, or the UNet stays, one picture is enough; none is never due."""
-    for pictures in range(DECODE_TOGETHER + 2):
-        due = decode_due(pictures, waited_ticks, running=running, moves=moves)
+    for pictures in range(DECODE_BATCH + 2):
+        due = decode_due(pictures, waited_ticks, running=running, moves_unet=moves)
         assert due == (pictures > 0)
 
 
@@ -290,16 +290,16 @@ def test_a_decode_that_disturbs_waits_for_company(done: list[int]) -> None:
     for now, pictures in enumerate(done):
         since += [now] * pictures
         waited = waited + 1 if since else 0
-        if decode_due(len(since), waited, running=True, moves=True):
-            assert len(since) >= DECODE_TOGETHER or now - since[0] == DECODE_TICKS - 1
+        if decode_due(len(since), waited, running=True, moves_unet=True):
+            assert len(since) >= DECODE_BATCH or now - since[0] == DECODE_WAIT_ROUNDS - 1
             since, waited = [], 0
         else:
-            assert len(since) < DECODE_TOGETHER
-            assert all(now - each < DECODE_TICKS - 1 for each in since)
-    assert not decode_due(0, 100, running=True, moves=True)
+            assert len(since) < DECODE_BATCH
+            assert all(now - each < DECODE_WAIT_ROUNDS - 1 for each in since)
+    assert not decode_due(0, 100, running=True, moves_unet=True)
 
 
-@pytest.mark.parametrize("module", ["scheduler", "job", "engine"])
+@pytest.mark.parametrize("module", ["batch_scheduler", "job", "engine", "pipeline"])
 def test_no_torch_to_plan(module: str) -> None:
     """The scheduler, the jobs and the engine's front load nothing heavy."""
     _, names = imported(f"worker.engine.{module}")

@@ -12,14 +12,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from worker.engine import warmup
-from worker.engine.warmup import GAIN, LONGEST_S, TRIED, Capacity, capacity
+from worker.engine.warmup import MAX_CALL_S, MIN_GAIN, TRIED_ROWS, Capacity, capacity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 PURE = settings(deadline=None, derandomize=True, max_examples=150)
 SIDE = st.integers(1, 128)
-CAPACITIES = st.builds(Capacity, st.sampled_from(TRIED), SIDE.map(lambda side: side * side))
+CAPACITIES = st.builds(Capacity, st.sampled_from(TRIED_ROWS), SIDE.map(lambda side: side * side))
 
 
 def pipe(sample_size: Any = 64, device: str = "cpu") -> Any:
@@ -65,7 +65,7 @@ class BatchedUnet:
 
 
 @PURE
-@given(st.lists(st.floats(0.001, 2.0), min_size=len(TRIED), max_size=len(TRIED)))
+@given(st.lists(st.floats(0.001, 2.0), min_size=len(TRIED_ROWS), max_size=len(TRIED_ROWS)))
 @example([0.1, 0.11, 0.12, 0.13, 0.14, 0.15, 0.16])
 @example([0.6, 0.7, 0.95, 1.0, 1.0, 1.0, 1.0])
 def test_the_fewest_rows_that_are_cheap(times: list[float]) -> None:
@@ -74,19 +74,19 @@ def test_the_fewest_rows_that_are_cheap(times: list[float]) -> None:
     Bearable is half a second, or half as long again as one row alone. Beyond the first number that
     is not, none is tried.
     """
-    table = dict(zip(TRIED, times, strict=True))
+    table = dict(zip(TRIED_ROWS, times, strict=True))
     network = BatchedUnet(table.__getitem__)
     found = int(network.measured().rows)
-    longest_s = max(LONGEST_S, 1.5 * table[1])
+    longest_s = max(MAX_CALL_S, 1.5 * table[1])
     tried = sorted(set(network.calls))
-    assert tried == list(TRIED[: len(tried)])
+    assert tried == list(TRIED_ROWS[: len(tried)])
     assert all(table[rows] <= longest_s for rows in tried[:-1])
-    assert table[tried[-1]] > longest_s or tried == list(TRIED)
+    assert table[tried[-1]] > longest_s or tried == list(TRIED_ROWS)
     cost = {rows: table[rows] / rows for rows in tried if table[rows] <= longest_s}
     assert found in cost
     for rows, each in cost.items():
-        assert cost[found] <= each * (1 + GAIN) + 1e-9
-        assert rows >= found or each > min(cost.values()) * (1 + GAIN) - 1e-9
+        assert cost[found] <= each * (1 + MIN_GAIN) + 1e-9
+        assert rows >= found or each > min(cost.values()) * (1 + MIN_GAIN) - 1e-9
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_one_disturbed_call_misleads_nobody(disturbed: int, held_up_s: float) ->
 def test_memory_sets_the_limit(holds: int) -> None:
     """Where more rows do not fit, the largest that was tried and fitted is kept."""
     network = BatchedUnet(lambda rows: 0.01 + 0.0001 * rows, holds=holds)
-    assert network.measured().rows == max(rows for rows in TRIED if rows <= holds)
+    assert network.measured().rows == max(rows for rows in TRIED_ROWS if rows <= holds)
     assert sum(rows > holds for rows in network.calls) == 1
     assert max(network.calls) <= 2 * holds
 
@@ -183,9 +183,9 @@ def test_rows_go_with_the_cells(found: Capacity, height: int, width: int) -> Non
     They are as many as that allows, and no more than were ever tried. Never none.
     """
     rows, cells = found.limit(height, width), height * width
-    assert 1 <= rows <= found.most
+    assert 1 <= rows <= found.max_rows
     assert rows == 1 or rows * cells <= found.rows * found.cells
-    assert rows == found.most or (rows + 1) * cells > found.rows * found.cells
+    assert rows == found.max_rows or (rows + 1) * cells > found.rows * found.cells
     assert found.limit(width, height) == rows
     assert found.limit(height + 1, width) <= rows
 
@@ -197,7 +197,7 @@ def test_what_did_not_fit_is_not_tried_again(
 ) -> None:
     """After a call that was too large the limit of its size is lower, or 1, and of none higher."""
     rows = min(rows, found.limit(height, width))
-    less = found.less_than(rows, height, width)
+    less = found.halved(rows, height, width)
     assert less.limit(height, width) >= 1
     assert less.limit(height, width) < max(2, rows)
     assert less.limit(other, other) <= found.limit(other, other)

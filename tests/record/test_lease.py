@@ -117,7 +117,7 @@ def test_a_new_claim_is_renewed_at_once(
     """Not only after a period: the lease of its message may end before that of the task."""
     lease = leases(3600.0, period_s=900.0)
     lease.start()
-    until(partial(capture_attention, redis, keys))
+    until(partial(is_subscribed, redis, keys))
     claim = take(claims, "t")
     lapse(redis, keys, "t")
     hold(tasks, claim)

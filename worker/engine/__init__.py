@@ -1,4 +1,4 @@
-"""Denoising of many jobs at once on one device. Start at `engine`, then `batch`.
+"""Denoises many jobs at once on one device. Start at `engine`, then `batch`.
 
-Owns models, samplers and Self-Attention Guidance. Knows no Celery, Redis or S3.
+Owns models, samplers and Self-Attention Guidance (SAG). Must not know Celery, Redis or S3.
 """

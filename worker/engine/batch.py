@@ -1,7 +1,7 @@
-"""The jobs that share a device, and the round in which each of them gets on by one call.
+"""The jobs that share a device, and the round that advances them by one UNet call.
 
-Not thread-safe: the engine's thread owns it. What waits for the device (previews, pictures, the
-callers' own callbacks) is handed over to be done beside it.
+Not thread-safe: the engine's thread owns it. Work that waits for the device (previews, callbacks,
+finished pictures) goes to the side executor.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import logging
 import time
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from worker.engine import batch_scheduler, device_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    import torch
 
     from worker.engine.image_state import ImageState
     from worker.engine.model_cache import ModelCache
@@ -25,12 +27,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Something of a job, which stands first in it.
-_Part = TypeVar("_Part", bound="tuple[RunningJob, *tuple[Any, ...]]")
+_T = TypeVar("_T")
 
 
 class Batch:
-    """Jobs come and go at step boundaries."""
+    """Jobs that are denoised together. They enter and leave between two UNet calls."""
 
     def __init__(self, runners: ModelCache, side_executor: Callable[..., object]) -> None:
         """`side_executor` runs a function with its arguments on another thread, in order."""
@@ -38,205 +39,220 @@ class Batch:
         self._waiting: list[RunningJob] = []
         self._active: list[RunningJob] = []
         self._denoised: list[RunningJob] = []
-        #: Every job that has begun and not ended, wherever it is.
-        self._begun: set[RunningJob] = set()
-        self._scheduler, self._decode_waited_ticks = batch_scheduler.Scheduler(), 0
+        #: All admitted jobs whose end is not decided, also those in none of the lists above.
+        self._unfinished: set[RunningJob] = set()
+        self._scheduler, self._decode_waited_rounds = batch_scheduler.Scheduler(), 0
 
     @property
     def is_busy(self) -> bool:
-        """Whether a round would do anything."""
+        """Whether the next round has something to do."""
         return bool(self._waiting or self._active or self._denoised)
 
     def add(self, running: RunningJob) -> None:
-        """Let a job wait for the next round."""
+        """Queue a job for the next round."""
         self._waiting.append(running)
 
     def step(self) -> bool:
-        """Who leaves, who comes, one UNet call, what is decoded; gives whether more is left."""
+        """Run a round: stop, admit, make one UNet call, decode. Returns whether work is left."""
         was_busy = self.is_busy
-        self._leave()
+        self._stop_jobs()
         self._admit()
-        ticked = self._tick()
-        self._decode(ticked=ticked)
+        called = self._denoise()
+        self._decode(called=called)
         if was_busy and not self.is_busy:
-            self._runners.rest()
+            self._runners.offload_idle()
         return self.is_busy
 
     def abandon(self, error: BaseException) -> None:
-        """Fail every job that has begun: what they have in common is broken."""
-        fault = device_errors.fault_of(error)
-        for running in list(self._begun):
-            own = RuntimeError(f"a round of the engine failed: {fault!r}")
-            own.__cause__ = fault
-            self._fail(running, own)
+        """Fail all unfinished jobs, because a round itself raised `error`."""
+        cause = device_errors.job_error(error)
+        for running in list(self._unfinished):
+            failure = RuntimeError(f"a round of the engine failed: {cause!r}")
+            failure.__cause__ = cause
+            self._fail(running, failure)
 
-    def _leave(self) -> None:
-        """Take out the jobs that were stopped, or whose own callback broke."""
+    def _stop_jobs(self) -> None:
+        """Remove the jobs that must end now: stopped, expired, or with an error of their own."""
         self._waiting = [each for each in self._waiting if not each.future.cancelled()]
         for running in (*self._waiting, *self._active, *self._denoised):
-            if (reason := running.must_end()) is None:
+            if (reason := running.end_reason()) is None:
                 continue
             if (final_checkpoint := running.final_checkpoint(reason)) is None:
                 self._fail(running, reason)
             else:
-                self._take_out(running)
-                self._side_executor(self._part, running, final_checkpoint, reason)
+                self._remove(running)
+                self._side_executor(_finish_stopped, running, final_checkpoint, reason)
 
     def _admit(self) -> None:
-        """Let jobs in, in their order; their texts are encoded together."""
+        """Start waiting jobs in order, and encode the prompts of all of them together."""
         busy = {running.job.model for running in self._active + self._denoised}
         wanted = [running.job.model for running in self._waiting]
         number = batch_scheduler.admit(wanted, busy, self._runners.capacity)
         admitted, self._waiting = self._waiting[:number], self._waiting[number:]
-        drafts: dict[str, list[tuple[RunningJob, PreparedJob]]] = {}
+        by_model: dict[str, list[tuple[RunningJob, PreparedJob]]] = {}
         for running in admitted:
             if not running.future.set_running_or_notify_cancel():
                 continue
-            self._begun.add(running)
+            self._unfinished.add(running)
             try:
-                runner = self._runners.get(running.job.model, busy)
-                busy.add(running.job.model)
-                running.load_s = self._runners.build_s(running.job.model, running.submitted_s)
-                running.admitted_s = time.perf_counter()
-                draft = runner.draft(running.job)
+                prepared = self._prepare(running, busy)
             except BaseException as error:  # noqa: BLE001  # without this thread no job ends
                 self._fail(running, error)
             else:
-                running.truncated = draft.truncated
-                drafts.setdefault(running.job.model, []).append((running, draft))
-        for some in drafts.values():
-            self._together(some, self._encode)
+                by_model.setdefault(running.job.model, []).append((running, prepared))
+        for parts in by_model.values():
+            self._call_or_halve(parts, self._encode)
 
-    def _encode(self, some: Sequence[tuple[RunningJob, PreparedJob]]) -> None:
-        together = self._runners.get(some[0][0].job.model).encode([draft for _, draft in some])
-        for (running, _), lanes in zip(some, together, strict=True):
-            running.begin(lanes)
+    def _prepare(self, running: RunningJob, busy: set[str]) -> PreparedJob:
+        """Load the job's model if needed, and validate the job against it."""
+        model = running.job.model
+        runner = self._runners.get(model, busy)
+        busy.add(model)
+        running.load_s = self._runners.load_wait_s(model, running.submitted_s)
+        running.admitted_s = time.perf_counter()
+        prepared = runner.check(running.job)
+        running.truncated = prepared.truncated
+        return prepared
+
+    def _encode(self, parts: Sequence[tuple[RunningJob, PreparedJob]]) -> None:
+        runner = self._runners.get(parts[0][0].job.model)
+        encoded = runner.encode([prepared for _, prepared in parts])
+        for (running, _), images in zip(parts, encoded, strict=True):
+            running.begin(images)
             self._active.append(running)
 
-    def _tick(self) -> bool:
-        """One UNet call for as many pictures as it takes; False where none is left to denoise."""
+    def _denoise(self) -> bool:
+        """Make one UNet call for as many images as fit; returns whether there was any."""
         candidates = {
             batch_scheduler.Candidate(
-                running.number, picture, lane.bucket, lane.rows, fresh=lane.steps == 0
-            ): (running, lane)
+                running.number, index, image.bucket, image.rows, fresh=image.steps == 0
+            ): (running, image)
             for running in self._active
-            for picture, lane in enumerate(running.lanes)
-            if not lane.is_done
+            for index, image in enumerate(running.images)
+            if not image.is_done
         }
-        plan = self._scheduler.plan(list(candidates), self._limit)
-        self._together([candidates[each] for each in plan], self._call)
+        plan = self._scheduler.plan(list(candidates), self._limit_rows)
+        self._call_or_halve([candidates[each] for each in plan], self._evaluate)
         if plan:
-            self._runners.get(plan[0].bucket.model).network.pace()
+            self._runners.get(plan[0].bucket.model).unet.pace()
         for running in [running for running in self._active if running.is_done]:
             running.denoised_s = time.perf_counter()
             self._active.remove(running)
             self._denoised.append(running)
         return bool(plan)
 
-    def _limit(self, bucket: batch_scheduler.Bucket) -> int:
-        return self._runners.get(bucket.model).network.capacity.limit(bucket.height, bucket.width)
+    def _limit_rows(self, bucket: batch_scheduler.Bucket) -> int:
+        return self._runners.get(bucket.model).unet.capacity.limit(bucket.height, bucket.width)
 
-    def _call(self, some: Sequence[tuple[RunningJob, ImageState]]) -> None:
-        runner = self._runners.get(some[0][0].job.model)
-        of = {id(lane): running for running, lane in some}
-        jobs = list(dict.fromkeys(of.values()))
-        for advance in runner.tick([lane for _, lane in some]):
+    def _evaluate(self, parts: Sequence[tuple[RunningJob, ImageState]]) -> None:
+        runner = self._runners.get(parts[0][0].job.model)
+        job_of = {image: running for running, image in parts}
+        jobs = list(dict.fromkeys(job_of.values()))
+        for each in runner.evaluate(list(job_of)):
             try:
-                advance.lane.advance(advance.output, advance.noisy)
-            except Exception as error:  # noqa: BLE001  # a sampler that breaks ends its own job
-                of[id(advance.lane)].broken = error
+                each.image.step(each.output, each.noisy)
+            except Exception as error:  # noqa: BLE001  # an error of a sampler ends its job alone
+                job_of[each.image].error = error
         for running in jobs:
-            running.ticks += 1
-            running.companions += len(jobs)
-            for tell in running.news():
-                self._side_executor(tell, runner.preview)
+            running.unet_calls += 1
+            running.jobs_in_calls += len(jobs)
+            for report in running.reports(runner.preview):
+                self._side_executor(report)
 
-    def _decode(self, *, ticked: bool) -> None:
-        """Decode what is denoised, when it is due, and let the pictures be finished beside."""
+    def _decode(self, *, called: bool) -> None:
+        """Decode the denoised images when due, and finish their jobs on the side thread."""
         if not self._denoised:
-            self._decode_waited_ticks = 0
+            self._decode_waited_rounds = 0
             return
-        self._decode_waited_ticks += ticked
+        self._decode_waited_rounds += called
         runners = {each.job.model: self._runners.get(each.job.model) for each in self._denoised}
         if batch_scheduler.decode_due(
-            sum(len(each.lanes) for each in self._denoised),
-            self._decode_waited_ticks,
+            sum(len(each.images) for each in self._denoised),
+            self._decode_waited_rounds,
             running=bool(self._active),
-            moves=any(runner.moves for runner in runners.values()),
+            moves_unet=any(runner.decode_moves_unet for runner in runners.values()),
         ):
-            due, self._denoised, self._decode_waited_ticks = self._denoised, [], 0
+            due, self._denoised, self._decode_waited_rounds = self._denoised, [], 0
             for model in runners:
-                some = [(running,) for running in due if running.job.model == model]
-                self._together(some, self._decode_some)
+                parts = [(each, each.images) for each in due if each.job.model == model]
+                self._call_or_halve(parts, self._decode_jobs)
 
-    def _decode_some(self, some: Sequence[tuple[RunningJob]]) -> None:
-        runner = self._runners.get(some[0][0].job.model)
-        decoded = iter(runner.decode([lane for (running,) in some for lane in running.lanes]))
-        for (running,) in some:
-            own = [next(decoded) for _ in running.lanes]
-            self._side_executor(self._finish, runner, running, own)
+    def _decode_jobs(self, parts: Sequence[tuple[RunningJob, list[ImageState]]]) -> None:
+        runner = self._runners.get(parts[0][0].job.model)
+        decoded = iter(runner.decode([image for _, images in parts for image in images]))
+        for running, images in parts:
+            self._unfinished.discard(running)
+            self._side_executor(_finish, runner, running, [next(decoded) for _ in images])
 
-    def _finish(self, runner: Runner, running: RunningJob, decoded: Sequence[Any]) -> None:
-        """Give the job its pictures. Runs beside the engine, after all that it was told."""
-        self._begun.discard(running)  # or its pictures would be kept here until the next round
-        error = running.broken
-        if error is None:
-            try:
-                pictures = runner.finish(running.lanes, decoded)
-                result = running.result(pictures, runner.versions)
-                running.lanes.clear()  # or they wait on the device until their job is forgotten
-                running.future.set_result(result)
-            except BaseException as raised:  # noqa: BLE001  # without its future the job never ends
-                error = raised
-        if error is not None:
-            running.future.set_exception(device_errors.fault_of(error))
-
-    def _together(self, some: Sequence[_Part], call: Callable[[Sequence[_Part]], None]) -> None:
-        """Do `call` for parts of many jobs; where that fails, for half of them at a time.
-
-        So only a job that fails alone fails. A call that raises must have changed nothing.
-        """
-        some = [part for part in some if not part[0].future.done()]
-        if not some:
-            return
-        try:
-            call(some)
-            return
-        except BaseException as error:  # noqa: BLE001  # without this thread no job ends
-            jobs = {part[0] for part in some}
-            if len(some) == 1 or (len(jobs) == 1 and not device_errors.is_out_of_memory(error)):
-                self._fail(some[0][0], error)
-                return
-            device_errors.leave_a_failed_device(error)
-            logger.warning("a call for %d jobs failed, so halves of it: %r", len(jobs), error)
-            device_errors.forget_frames(error)
-        self._runners.free_memory()
-        half = len(some) // 2
-        self._together(some[:half], call)
-        self._together(some[half:], call)
-
-    def _part(
-        self, running: RunningJob, final_checkpoint: Callable[[], None], reason: BaseException
+    def _call_or_halve(
+        self,
+        parts: Sequence[tuple[RunningJob, _T]],
+        call: Callable[[Sequence[tuple[RunningJob, _T]]], None],
     ) -> None:
-        """End a job that was stopped, after what it leaves. Runs beside the engine."""
-        try:
-            final_checkpoint()
-        finally:  # without its future the job never ends
-            _set_exception(running, reason)
+        """Call `call` with parts of many jobs; where it fails, with each half of them, and so on.
 
-    def _take_out(self, running: RunningJob) -> None:
+        So only a job that fails alone fails. A `call` that raises must have changed nothing.
+        """
+        groups = [parts]
+        while groups:
+            group = [part for part in groups.pop() if not part[0].future.done()]
+            if not group:
+                continue
+            try:
+                call(group)
+            except BaseException as error:  # noqa: BLE001  # without this thread no job ends
+                jobs = {running for running, _ in group}
+                alone = len(jobs) == 1 and not device_errors.is_out_of_memory(error)
+                if len(group) == 1 or alone:
+                    self._fail(group[0][0], error)
+                    continue
+                device_errors.exit_if_device_failed(error)
+                logger.warning("call for %d jobs failed, retrying in halves: %r", len(jobs), error)
+                device_errors.clear_frames(error)
+            else:
+                continue
+            self._runners.free_memory()  # outside of the handler, which keeps `error` alive
+            half = len(group) // 2
+            groups += [group[half:], group[:half]]
+
+    def _remove(self, running: RunningJob) -> None:
         for jobs in (self._waiting, self._active, self._denoised):
             if running in jobs:
                 jobs.remove(running)
-        self._begun.discard(running)
-        running.lanes.clear()
+        self._unfinished.discard(running)
+        running.images.clear()
 
     def _fail(self, running: RunningJob, error: BaseException) -> None:
-        self._take_out(running)
+        self._remove(running)
         _set_exception(running, error)
 
 
+def _finish(runner: Runner, running: RunningJob, decoded: Sequence[torch.Tensor | None]) -> None:
+    """Resolve the future of a decoded job. Runs on the side thread, after the job's reports."""
+    error = running.error
+    if error is None:
+        try:
+            pictures = runner.finish(running.images, decoded)
+            result = running.result(pictures, runner.versions)
+            running.images.clear()  # frees the device while the caller still holds the job
+            running.future.set_result(result)
+        except BaseException as raised:  # noqa: BLE001  # without its future the job never ends
+            error = raised
+    if error is not None:
+        running.future.set_exception(device_errors.job_error(error))
+
+
+def _finish_stopped(
+    running: RunningJob, final_checkpoint: Callable[[], None], reason: BaseException
+) -> None:
+    """Resolve the future of a stopped job after its checkpoint is saved. On the side thread."""
+    try:
+        final_checkpoint()
+    finally:  # without its future the job never ends
+        _set_exception(running, reason)
+
+
 def _set_exception(running: RunningJob, error: BaseException) -> None:
-    fault = device_errors.fault_of(error)
-    with suppress(InvalidStateError):  # it was cancelled: nobody waits for it
-        running.future.set_exception(fault)
+    error = device_errors.job_error(error)
+    with suppress(InvalidStateError):  # the future was cancelled
+        running.future.set_exception(error)

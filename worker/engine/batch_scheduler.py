@@ -1,4 +1,4 @@
-"""Which rows go into the next UNet call. Pure: no torch, no clock; the same in, the same out."""
+"""Chooses the rows of the next UNet call. Pure: no torch, no clock, deterministic."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
-#: Pictures that are decoded together where a decode throws the UNet off the device.
-DECODE_TOGETHER = 8
-#: Ticks that a picture waits for others to be decoded with.
-DECODE_TICKS = 8
+#: Images in one call of the decoder.
+DECODE_BATCH = 8
+#: Rounds that an image waits for a full decoder batch where decoding offloads the UNet.
+DECODE_WAIT_ROUNDS = 8
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """What the rows of one call have in common."""
+    """What all rows of one UNet call must share."""
 
     model: str
     #: Of the latents.
@@ -24,62 +24,63 @@ class Bucket:
     width: int
     #: Length of the text embeddings.
     tokens: int
-    #: Of the LoRA weights, which one call applies to all of its rows.
+    #: Factor on the LoRA weights, which one call applies to all of its rows.
     lora_scale: float | None
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """What one picture needs next: one row for a degraded pass, one or two for a main pass."""
+    """The next pass of one image: one row for a degraded pass, one or two for a main pass."""
 
     #: Number of its job; older jobs have smaller ones.
     job: int
-    #: Number of the picture in its job.
-    picture: int
+    #: Index of the image in its job.
+    image: int
     bucket: Bucket
     rows: int
-    #: Whether it has not made its first step yet.
+    #: Whether it has done no step yet.
     fresh: bool = False
 
 
 class Scheduler:
-    """Buckets in turn, the one that waits longest first.
+    """Serves buckets round robin, least recently served first.
 
-    Within a bucket the oldest job goes first, then those that have not begun, so that a new task's
-    first step is in the next call whatever is under way, then the others by age.
+    Within a bucket the oldest job goes first; then images without a step, so that a new task's
+    first step is in the next call; then the others by age.
     """
 
     def __init__(self) -> None:
-        self._ticks = 0
+        self._calls = 0
+        #: Number of the last call of each bucket that has candidates.
         self._served: dict[Bucket, int] = {}
 
     def plan(
         self, candidates: Sequence[Candidate], limit: Callable[[Bucket], int]
     ) -> list[Candidate]:
-        """The candidates of the next call, all of one bucket, within `limit` rows of it.
+        """The candidates of the next call: all of one bucket, at most `limit(bucket)` rows.
 
-        The oldest of the bucket always goes, even when it alone is over the limit. Where the next
-        does not fit, a younger and smaller one may. No candidates, no call.
+        The bucket's oldest candidate is always taken, even when it alone exceeds the limit. One
+        that does not fit is skipped for a smaller one behind it. Empty without candidates.
         """
         if not candidates:
             return []
-        waiting = sorted(candidates, key=lambda each: (each.job, each.picture))
-        present = {each.bucket for each in waiting}
-        # One that is new comes after all that wait longer, and before what was served last.
+        by_age = sorted(candidates, key=lambda each: (each.job, each.image))
+        present = {each.bucket for each in by_age}
+        # A new bucket goes after those that have waited longer and before the last one served.
         new = present - self._served.keys()
-        self._served = {each: self._served.get(each, self._ticks) for each in present}
+        self._served = {each: self._served.get(each, self._calls) for each in present}
         bucket = min(
-            (each.bucket for each in waiting),
+            (each.bucket for each in by_age),
             key=lambda each: (self._served[each], each not in new),
         )
-        self._ticks += 1
-        self._served[bucket] = self._ticks
-        return _fill([each for each in waiting if each.bucket == bucket], limit(bucket))
+        self._calls += 1
+        self._served[bucket] = self._calls
+        return _fill([each for each in by_age if each.bucket == bucket], limit(bucket))
 
 
-def _fill(waiting: Sequence[Candidate], limit_rows: int) -> list[Candidate]:
-    chosen, left_rows = [waiting[0]], limit_rows - waiting[0].rows
-    for each in sorted(waiting[1:], key=lambda each: not each.fresh):
+def _fill(by_age: Sequence[Candidate], limit_rows: int) -> list[Candidate]:
+    chosen, left_rows = [by_age[0]], limit_rows - by_age[0].rows
+    for each in sorted(by_age[1:], key=lambda each: not each.fresh):
         if each.rows <= left_rows:
             chosen.append(each)
             left_rows -= each.rows
@@ -87,25 +88,26 @@ def _fill(waiting: Sequence[Candidate], limit_rows: int) -> list[Candidate]:
 
 
 def admit(waiting: Sequence[str], busy: Collection[str], capacity: int) -> int:
-    """How many of the jobs that wait may start, in order, by the models that they want.
+    """How many of the waiting jobs may start, in order; `waiting` holds the model of each.
 
-    At most `capacity` models are at work at once. A job whose model must wait for another to be
-    done holds back all behind it, or those would keep the other at work for ever.
+    At most `capacity` models run at once. A job that must wait for another model's jobs to end
+    holds back all jobs behind it; otherwise those could keep the other model busy forever.
     """
-    held = set(busy)
+    models = set(busy)
     for number, model in enumerate(waiting):
-        if model not in held:
-            if len(held) >= capacity:
+        if model not in models:
+            if len(models) >= capacity:
                 return number
-            held.add(model)
+            models.add(model)
     return len(waiting)
 
 
-def decode_due(pictures: int, waited_ticks: int, *, running: bool, moves: bool) -> bool:
-    """Whether to decode now what is denoised.
+def decode_due(images: int, waited_rounds: int, *, running: bool, moves_unet: bool) -> bool:
+    """Whether to decode the denoised images now.
 
-    `moves`: decoding throws the UNet off the device. Then it waits for company while others run.
+    `moves_unet`: decoding offloads the UNet from the device. Then, while other jobs are `running`,
+    decoding waits for a full batch or `DECODE_WAIT_ROUNDS`.
     """
-    if not moves or not running:
-        return pictures > 0
-    return pictures >= DECODE_TOGETHER or (pictures > 0 and waited_ticks >= DECODE_TICKS)
+    if not moves_unet or not running:
+        return images > 0
+    return images >= DECODE_BATCH or (images > 0 and waited_rounds >= DECODE_WAIT_ROUNDS)

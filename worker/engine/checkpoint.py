@@ -1,8 +1,8 @@
-"""What a job leaves so that another attempt goes on from there: one safetensors file of tensors.
+"""Checkpoints: the state of a job's images as one safetensors file, for a later attempt.
 
-Nothing but tensors is taken from a file. What else a scheduler remembers follows from how many
-evaluations it has done: a new one does as many on zeros, and what it then holds says which tensors
-belong where, and of which shape and type. So a file sets no attribute that diffusers did not set.
+Only tensors are read from a file. The rest of a scheduler's state follows from the number of its
+evaluations: a new scheduler replays as many on zeros, and the tensors that it then holds define the
+names, types and shapes that the file must have. So a file sets no attribute that diffusers did not.
 """
 
 from __future__ import annotations
@@ -28,201 +28,189 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Of the file; another number is not read.
+#: Version of the file's layout; other versions are not read.
 FORMAT = 1
 #: Fields of a job that its latents do not depend on.
-_BESIDE_THE_LATENTS = frozenset(
+_IRRELEVANT = frozenset(
     {"id", "max_images", "output_type", "preview_every", "checkpoint_every", "checkpoint"}
 )
-#: IPNDM keeps every output; a step looks at its own and at so many before it.
+#: IPNDM keeps all of its outputs, and a step reads its own and the three before.
 _IPNDM_OUTPUTS = 3
-#: The Runge-Kutta steps of PNDM add to it in place; every other tensor of a scheduler is replaced.
-_ADDED_TO = "cur_model_output"
+#: PNDM's Runge-Kutta steps add to this tensor in place; schedulers replace all of their others.
+_CHANGED_IN_PLACE = "cur_model_output"
 
 
 class Unusable(Exception):
-    """Why a job can't go on from a checkpoint, in words for the log."""
+    """Why a job can't resume from a checkpoint, for the log."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Where a job stood between two rounds; what comes after changes nothing in it."""
+    """The state of a job between two rounds. Later rounds do not change it."""
 
-    #: Whole steps of every picture.
+    #: Steps that every image has done.
     step: int
-    lanes: tuple[ImageState, ...]
-    #: Of each lane, as `_state` names them; on the device.
-    states: tuple[dict[str, torch.Tensor], ...]
+    images: tuple[ImageState, ...]
+    #: Tensors of each image on the device, named as by `_tensors`.
+    tensors: tuple[dict[str, torch.Tensor], ...]
     evaluations: tuple[int, ...]
 
-    def serialised(self) -> bytes:
-        """The file. Waits for the device, so this is done beside the engine."""
-        header = _identity(self.lanes) | {"evaluations": self.evaluations}
-        return safetensors_io.pack(header, _numbered(self.states))
+    def to_bytes(self) -> bytes:
+        """The file. Waits for the device: for the side thread."""
+        header = _identity(self.images) | {"evaluations": self.evaluations}
+        return safetensors_io.pack(header, _numbered(self.tensors))
 
 
-def capture(lanes: Sequence[ImageState]) -> Snapshot:
-    """Where these lanes stand after their last whole evaluations; copies no picture."""
+def capture(images: Sequence[ImageState]) -> Snapshot:
+    """The state after the last complete evaluation of each image; copies no latents."""
     return Snapshot(
-        step=min(lane.steps for lane in lanes),
-        lanes=tuple(lanes),
-        states=tuple(_state(lane) for lane in lanes),
-        evaluations=tuple(lane.evaluations for lane in lanes),
+        step=min(image.steps for image in images),
+        images=tuple(images),
+        tensors=tuple(_tensors(image) for image in images),
+        evaluations=tuple(image.evaluations for image in images),
     )
 
 
-def resume(data: bytes, lanes: Sequence[ImageState]) -> list[ImageState] | None:
-    """The lanes of the same job as they were left in `data`; `lanes` are new, and stay so.
+def resume(data: bytes, images: Sequence[ImageState]) -> list[ImageState]:
+    """The images as they were saved in `data`, or `images` themselves where it is unusable.
 
-    None, and a warning with the reason, where `data` is of no use. Raises nothing.
+    `images` are those of the same job, new; they are not changed. Logs why a checkpoint is
+    unusable, and raises nothing.
     """
     try:
-        return _resumed(data, lanes)
-    except Exception as error:  # noqa: BLE001  # whatever is wrong with it, the job can start anew
-        known = isinstance(error, Unusable)
-        why = str(error) if known else f"it can't be read: {error!r:.200}"
-        job = lanes[0].job.id
-        logger.warning("job %s starts anew, its checkpoint is of no use: %s", job, why)
-        return None
+        return _resumed(data, images)
+    except Exception as error:  # noqa: BLE001  # malformed files raise anything
+        reason = error if isinstance(error, Unusable) else f"cannot be read: {error!r:.200}"
+        job_id = images[0].job.id
+        logger.warning("job %s restarts from step 0, unusable checkpoint: %s", job_id, reason)
+        return list(images)
 
 
-def _resumed(data: bytes, lanes: Sequence[ImageState]) -> list[ImageState]:
-    header, held = safetensors_io.unpack(data)
-    for name, here in _identity(lanes).items():
+def _resumed(data: bytes, images: Sequence[ImageState]) -> list[ImageState]:
+    header, saved = safetensors_io.unpack(data)
+    for name, here in _identity(images).items():
         if (found := header.get(name)) != here:
-            raise Unusable(f"its {name} is {found!r:.80}, here it is {here!r:.80}")
-    counts = _counts(header.get("evaluations"), len(lanes), len(lanes[0].sampling.levels))
-    resumed = [_rehearsed(lane, count) for lane, count in zip(lanes, counts, strict=True)]
-    states = [_state(lane) for lane in resumed]
-    expected = _numbered(states)
-    if odd := sorted(expected.keys() ^ held.keys()):
-        raise Unusable(f"it lacks tensors or has more than it should: {odd!r:.80}")
-    for name, like in expected.items():
-        if (found := _kind(held[name])) != (here := _kind(like)):
-            raise Unusable(f"its {name} is {found}, here it is {here}")
-    for number, (lane, state) in enumerate(zip(resumed, states, strict=True)):
-        _put(lane, {name: held[f"{number}.{name}"] for name in state})
+            raise Unusable(f"its {name} is {found!r:.80}, not {here!r:.80}")
+    counts = header.get("evaluations")
+    most = len(images[0].sampler.levels)
+    if not (
+        isinstance(counts, list)
+        and len(counts) == len(images)
+        and all(type(count) is int and 0 <= count <= most for count in counts)
+    ):
+        raise Unusable(f"its evaluations are {counts!r:.80}, of {most} for {len(images)} images")
+    resumed = [_replayed(image, count) for image, count in zip(images, counts, strict=True)]
+    expected = [_tensors(image) for image in resumed]
+    _check(saved, _numbered(expected))
+    for index, (image, tensors) in enumerate(zip(resumed, expected, strict=True)):
+        _restore(image, {name: saved[f"{index}.{name}"] for name in tensors})
     return resumed
 
 
-def _counts(found: Any, pictures: int, most: int) -> list[int]:  # noqa: ANN401  # JSON
-    """Evaluations of each picture."""
-    counts = found if isinstance(found, list) else []
-    if len(counts) != pictures or not all(type(n) is int and 0 <= n <= most for n in counts):
-        raise Unusable(f"its evaluations are {found!r:.80}, of {most} for {pictures} pictures")
-    return counts
+def _check(saved: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """Raise `Unusable` unless both have the same names, types and shapes."""
+    if names := sorted(expected.keys() ^ saved.keys()):
+        raise Unusable(f"it has missing or unexpected tensors: {names!r:.80}")
+    for name, tensor in expected.items():
+        found, here = (f"{each.dtype} {tuple(each.shape)}" for each in (saved[name], tensor))
+        if found != here:
+            raise Unusable(f"its {name} is {found}, not {here}")
 
 
-def _rehearsed(lane: ImageState, evaluations: int) -> ImageState:
-    """A copy of a new lane that has done so many evaluations, all of nothing."""
-    rehearsed = dataclasses.replace(
-        lane,
-        sampling=copy.deepcopy(lane.sampling),
+def _replayed(image: ImageState, evaluations: int) -> ImageState:
+    """A copy of a new image that has done so many evaluations on zeros."""
+    replayed = dataclasses.replace(
+        image,
+        sampler=copy.deepcopy(image.sampler),
         generator=torch.Generator("cpu"),
-        latents=torch.zeros_like(lane.latents),
+        latents=torch.zeros_like(image.latents),
     )
-    nothing = torch.zeros_like(lane.latents, dtype=torch.float32)
-    while rehearsed.evaluations < evaluations:
-        rehearsed.advance(nothing, rehearsed.noisy())
-    rehearsed.clean = None  # or zeros would be shown
-    return rehearsed
+    zeros = torch.zeros_like(image.latents, dtype=torch.float32)
+    while replayed.evaluations < evaluations:
+        replayed.step(zeros, replayed.unet_input())
+    replayed.scaled_x0 = None  # a preview of zeros
+    return replayed
 
 
-def _state(lane: ImageState) -> dict[str, torch.Tensor]:
-    """The tensors that a lane has computed, by name. A half-done evaluation has none yet."""
-    state = {"latents": lane.latents, "generator": lane.generator.get_state()}
-    scheduler = lane.sampling.scheduler
+def _tensors(image: ImageState) -> dict[str, torch.Tensor]:
+    """The tensors that an image has computed, by name, without those of a half-done evaluation."""
+    tensors = {"latents": image.latents, "generator": image.generator.get_state()}
+    scheduler = image.sampler.scheduler
     for name, value in vars(scheduler).items():
-        if isinstance(value, list):  # most are changed in place, so its elements are what is kept
-            unread = len(value) - _IPNDM_OUTPUTS if _keeps_all(scheduler) else 0
-            state |= {
-                f"scheduler.{name}.{number}": each
-                for number, each in enumerate(value)
-                if number >= unread and isinstance(each, torch.Tensor)
+        if isinstance(value, list):  # schedulers change most lists in place, but not their tensors
+            is_ipndm = isinstance(scheduler, diffusers.IPNDMScheduler)
+            first = len(value) - _IPNDM_OUTPUTS if is_ipndm else 0
+            tensors |= {
+                f"scheduler.{name}.{index}": each
+                for index, each in enumerate(value)
+                if index >= first and isinstance(each, torch.Tensor)
             }
-        elif isinstance(value, torch.Tensor) and name not in lane.sampling.constants:
-            state[f"scheduler.{name}"] = value.clone() if name == _ADDED_TO else value
-    return state
+        elif isinstance(value, torch.Tensor) and name not in image.sampler.constants:
+            tensors[f"scheduler.{name}"] = value.clone() if name == _CHANGED_IN_PLACE else value
+    return tensors
 
 
-def _keeps_all(scheduler: Any) -> bool:  # noqa: ANN401  # diffusers has no base
-    return isinstance(scheduler, diffusers.IPNDMScheduler)
-
-
-def _put(lane: ImageState, state: Mapping[str, torch.Tensor]) -> None:
-    """Give a rehearsed lane its tensors, each to the device of the one that it takes the place of.
-
-    The names are those of the lane's own `_state`.
-    """
-    scheduler = lane.sampling.scheduler
-    for path, tensor in state.items():
+def _restore(image: ImageState, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Replace the tensors of a replayed image, each on its device, by those of its `_tensors`."""
+    scheduler = image.sampler.scheduler
+    for path, tensor in tensors.items():
         match path.split("."):
             case ["latents"]:
-                lane.latents = tensor.to(lane.latents.device)
+                image.latents = tensor.to(image.latents.device)
             case ["generator"]:
-                lane.generator.set_state(tensor)
+                image.generator.set_state(tensor)
             case [_, name]:
                 setattr(scheduler, name, tensor.to(getattr(scheduler, name).device))
-            case [_, name, number]:
+            case [_, name, index]:
                 held = getattr(scheduler, name)
-                held[int(number)] = tensor.to(held[int(number)].device)
+                held[int(index)] = tensor.to(held[int(index)].device)
 
 
-def _numbered(states: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The tensors of all lanes, the number of its lane before each name."""
-    return {
-        f"{number}.{name}": tensor
-        for number, state in enumerate(states)
-        for name, tensor in state.items()
-    }
+def _numbered(tensors: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The tensors of all images, the index of the image before each name."""
+    return {f"{index}.{name}": each[name] for index, each in enumerate(tensors) for name in each}
 
 
-def _kind(tensor: torch.Tensor) -> str:
-    return f"{tensor.dtype} {tuple(tensor.shape)}"
-
-
-def _identity(lanes: Sequence[ImageState]) -> dict[str, Any]:
-    """What must be the same, or the rest of the picture would be another one's; JSON."""
-    job, sampling, latents = lanes[0].job, lanes[0].sampling, lanes[0].latents
+def _identity(images: Sequence[ImageState]) -> dict[str, Any]:
+    """What must be equal here and in the file, as JSON; anything else would mix two pictures."""
+    job, sampler, latents = images[0].job, images[0].sampler, images[0].latents
     return {
         "format": FORMAT,
         "torch": str(torch.__version__),
         "diffusers": str(diffusers.__version__),
-        "scheduler": sampling.name,
+        "scheduler": sampler.name,
         "steps": job.num_inference_steps,
-        "seeds": [lane.seed for lane in lanes],
+        "seeds": [image.seed for image in images],
         "dtype": str(latents.dtype),
         "shape": list(latents.shape),
-        "sampler's settings": _settings(sampling),
-        "request": _request(job),
+        "sampler's settings": _sampler_digest(sampler),
+        "request": _job_digest(job),
     }
 
 
-def _settings(sampling: SamplerState) -> str:
-    """Digest of what the sampler was made with, the model's own noise schedule among it."""
-    # Names with an underscore are diffusers' notes, some of them in the order of a set.
+def _sampler_digest(sampler: SamplerState) -> str:
+    """Of the scheduler's configuration, which includes the model's noise schedule."""
+    # Names with an underscore are diffusers' own notes, some in the order of a set.
     config = sorted(
         (name, repr(value))
-        for name, value in sampling.scheduler.config.items()
+        for name, value in sampler.scheduler.config.items()
         if not name.startswith("_")
     )
-    return _hash(repr((sampling.kinds, config)).encode())
+    return _digest(repr((sampler.predictions, config)).encode())
 
 
-def _request(job: Job) -> str:
-    """Digest of what was asked for."""
+def _job_digest(job: Job) -> str:
+    """Of all fields that the latents depend on."""
     parts: list[bytes] = []
     for each in dataclasses.fields(job):
-        if each.name not in _BESIDE_THE_LATENTS:
+        if each.name not in _IRRELEVANT:
             value = getattr(job, each.name)
-            parts += [
-                each.name.encode(),
-                value if isinstance(value, bytes) else repr(value).encode(),
-            ]
-    return _hash(*parts)
+            encoded = value if isinstance(value, bytes) else repr(value).encode()
+            parts += [each.name.encode(), encoded]
+    return _digest(*parts)
 
 
-def _hash(*parts: bytes) -> str:
+def _digest(*parts: bytes) -> str:
     total = hashlib.blake2b(digest_size=16)
     for part in parts:
         total.update(part)

@@ -1,4 +1,4 @@
-"""What an error means for the job that met it, and for the process."""
+"""Translates errors of the device into errors of a job, and ends the process of a failed device."""
 
 from __future__ import annotations
 
@@ -13,33 +13,32 @@ from worker.job_control import JobStopped
 logger = logging.getLogger(__name__)
 
 
-def fault_of(error: BaseException) -> Exception:
-    """The error as the job's future gives it. A device that fails ends the process instead.
+def job_error(error: BaseException) -> Exception:
+    """The exception for the job's future; exits the process instead where the device failed.
 
-    The frames of the error and of its causes are emptied: they hold tensors on the device.
+    Clears the frames of the error and of its causes, which hold tensors on the device.
     """
     if isinstance(error, (JobStopped, TaskFailedError)):
-        forget_frames(error)
+        clear_frames(error)
         return error
-    leave_a_failed_device(error)
-    forget_frames(error)
+    exit_if_device_failed(error)
+    clear_frames(error)
     if is_out_of_memory(error):
-        fault = DeviceOutOfMemoryError(
+        failure = DeviceOutOfMemoryError(
             "the device has not enough memory left for this task; ask for a smaller picture or"
             " fewer images, or try again"
         )
-        fault.__cause__ = error
-        return fault
+        failure.__cause__ = error
+        return failure
     return error if isinstance(error, Exception) else RuntimeError(repr(error))
 
 
-def leave_a_failed_device(error: BaseException) -> None:
-    """End the process if it is the device that fails.
+def exit_if_device_failed(error: BaseException) -> None:
+    """Exit with status 70 if `error` came from a device on which every later call will fail.
 
-    Every later call would fail too, and end a task each: this leaves the tasks and their messages
-    as they are, for another process.
+    The tasks stay claimed and their messages unacknowledged, for another process.
     """
-    import torch  # noqa: PLC0415  # whoever met an error of a device has loaded it
+    import torch  # noqa: PLC0415  # the engine is imported without it
 
     if not isinstance(error, torch.AcceleratorError):
         return
@@ -47,23 +46,23 @@ def leave_a_failed_device(error: BaseException) -> None:
         torch.zeros(1, device="cuda")
         torch.cuda.synchronize()
     except (RuntimeError, AssertionError):
-        logger.critical("the device fails; this process ends", exc_info=error)
+        logger.critical("device failed, exiting with status %d", DEVICE_FAILED, exc_info=error)
         logging.shutdown()
         os._exit(DEVICE_FAILED)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the same may succeed with less at once."""
-    import torch  # noqa: PLC0415  # see `fault_of`
+    """Whether the same call may succeed with fewer rows."""
+    import torch  # noqa: PLC0415  # the engine is imported without it
 
-    words = "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
+    phrases = "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(each in str(error) for each in words)
+        isinstance(error, RuntimeError) and any(each in str(error) for each in phrases)
     )
 
 
-def forget_frames(error: BaseException | None) -> None:
-    """Empty the frames of an error and of its causes."""
+def clear_frames(error: BaseException | None) -> None:
+    """Clear the local variables in the tracebacks of an error and of its causes."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__

@@ -1,8 +1,7 @@
-"""The engine: jobs come and go at step boundaries; one thread owns the device.
+"""The engine of one device: takes jobs from any thread, runs them together on a thread of its own.
 
-`submit` may be called from any thread. The engine's own thread goes from round to round: jobs that
-must stop leave, new ones are admitted, one UNet call is made, what is done is decoded. A second
-thread, beside it, does what waits for the device.
+The thread `engine` runs the rounds of a `Batch`. The thread `engine-side` runs what waits for the
+device: previews, callbacks, checkpoints, finished pictures.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ if TYPE_CHECKING:
 def load_model(
     spec: ModelSpec, device: str, offload: str, *, compiled: bool = False
 ) -> LoadedModel:
-    """Build a pipeline. Torch and diffusers are imported here, on the engine's thread."""
-    from worker.engine import model_loader  # noqa: PLC0415  # seconds, wanted on the first task only
+    """Load a pipeline, see `model_loader.load`."""
+    from worker.engine import model_loader  # noqa: PLC0415  # torch takes seconds to import
 
     return model_loader.load(spec, device, offload, compiled=compiled)
 
 
 class Engine:
-    """One device, and the jobs that share it."""
+    """One device and the jobs that share it."""
 
     def __init__(  # noqa: PLR0913  # each is a setting
         self,
@@ -50,7 +49,10 @@ class Engine:
         compiled: bool = False,
         loader: Callable[..., LoadedModel] = load_model,
     ) -> None:
-        """Start nothing yet: the thread and the pipeline come with the first job."""
+        """Start nothing: thread and pipeline are made for the first job.
+
+        `max_batch_rows` limits the rows of a UNet call; None measures them when a model is loaded.
+        """
         self.device = device
         self._specs = models
         self._runners = ModelCache(
@@ -59,24 +61,25 @@ class Engine:
             max_models,
             max_batch_rows,
         )
+        #: None ends the thread.
         self._inbox: queue.SimpleQueue[RunningJob | None] = queue.SimpleQueue()
-        self._start, self._number = threading.Lock(), 0
-        #: When a thread began what it is doing, by the thread.
-        self._began_s: dict[int, float] = {}
+        self._lock, self._submitted = threading.Lock(), 0
+        #: Start of the call that each thread is running, by the thread's id.
+        self._call_began_s: dict[int, float] = {}
         self._thread: threading.Thread | None = None
 
     @property
     def loading_s(self) -> float | None:
-        """Seconds for which a pipeline has been in the making, None when none is."""
+        """Seconds since the current loading of a model began; None when no model is loading."""
         return self._runners.loading_s
 
     @property
     def step_s(self) -> float:
-        """Seconds that the step at hand lasts already, without loading; 0 when there is none."""
+        """Seconds that the current step has taken so far, loading excluded; 0 when idle."""
         if self._runners.loading_s is not None:
             return 0.0
-        began_s = min(list(self._began_s.values()), default=float("inf"))
-        return max(0.0, time.perf_counter() - max(began_s, self._runners.loaded_s))
+        began_s = min(list(self._call_began_s.values()), default=float("inf"))
+        return max(0.0, time.perf_counter() - max(began_s, self._runners.load_ended_s))
 
     def submit(self, job: Job, control: Control) -> Future[JobResult]:
         """Queue a job, from any thread. The future raises `JobStopped` or a `TaskFailedError`."""
@@ -86,18 +89,18 @@ class Engine:
             message = f"no model {job.model!r} on this worker; it serves {known}"
             future.set_exception(UnknownModelError(message, where="model"))
             return future
-        with self._start:
-            self._number += 1
+        with self._lock:
+            self._submitted += 1
             if self._thread is None:
                 thread = threading.Thread(target=self._serve, name="engine", daemon=True)
                 thread.start()
                 self._thread = thread
-            self._inbox.put(RunningJob(self._number, job, control, future))
+            self._inbox.put(RunningJob(self._submitted, job, control, future))
         return future
 
     def close(self) -> None:
-        """End the thread after the jobs that wait; stop them first to be quick."""
-        with self._start:
+        """Wait until all submitted jobs have ended, then end the thread and drop the models."""
+        with self._lock:
             if self._thread is not None:
                 self._inbox.put(None)
                 self._thread.join()
@@ -106,7 +109,7 @@ class Engine:
 
     def _serve(self) -> None:
         closing = False
-        with ThreadPoolExecutor(1, thread_name_prefix="engine-beside") as side_executor:
+        with ThreadPoolExecutor(1, thread_name_prefix="engine-side") as side_executor:
             batch = Batch(self._runners, lambda *call: side_executor.submit(self._timed, *call))
             while batch.is_busy or not closing:
                 closing = self._receive(batch) or closing
@@ -117,16 +120,16 @@ class Engine:
 
     def _timed(self, call: Callable[..., object], *args: Any) -> None:  # noqa: ANN401  # any call's
         thread = threading.get_ident()
-        self._began_s[thread] = time.perf_counter()
+        self._call_began_s[thread] = time.perf_counter()
         try:
             call(*args)
         finally:
-            del self._began_s[thread]
+            del self._call_began_s[thread]
 
     def _receive(self, batch: Batch) -> bool:
-        """Take in what has arrived, and wait where there is nothing to do; True is the end."""
+        """Move submitted jobs to the batch, blocking while it is idle; returns whether to close."""
         while not (batch.is_busy and self._inbox.empty()):
-            if (arrived := self._inbox.get()) is None:
+            if (running := self._inbox.get()) is None:
                 return True
-            batch.add(arrived)
+            batch.add(running)
         return False

@@ -1,8 +1,9 @@
-"""The equations of Self-Attention Guidance, batched over rows; no model, no device of their own.
+"""The equations of Self-Attention Guidance, batched over rows. Knows no model and no device.
 
 Hong et al., "Improving Sample Quality of Diffusion Models Using Self-Attention Guidance",
 arXiv 2210.00939. A noisy latent in variance-preserving scale is z = alpha x0 + sigma eps, with
 alpha^2 + sigma^2 = 1. Tensors are (rows, channels, height, width), scalars (rows, 1, 1, 1).
+Prediction types that are not known raise ValueError.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 
-#: What a network may predict.
-KINDS = ("epsilon", "v_prediction", "sample")
-#: Blur of the paper's Stable Diffusion settings.
+#: What a UNet may predict.
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+#: Blur of the paper's Stable Diffusion settings: side in cells, sigma in cells.
 KERNEL, BLUR_SIGMA = 9, 1.0
 #: A token is salient above the mean column sum, which is 1 by construction (section 4.2).
 THRESHOLD = 1.0
+#: Smallest latent side that the blur can pad by reflection; below it there is no SAG.
+MIN_SIDE = KERNEL // 2 + 1
+
 _Scalar: TypeAlias = torch.Tensor | float
-#: Smallest latent side that the blur can pad by reflection; below it there is no guidance.
-LEAST_SIDE = KERNEL // 2 + 1
 
 
 def classifier_free(
@@ -32,57 +34,60 @@ def classifier_free(
 
 
 def column_sums(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor:
-    """How much attention each token gets: (rows, tokens), float32, with mean 1.
+    """How much attention each token receives: (rows, tokens), float32, with mean 1.
 
     Equation 8: `query` and `key` are (rows, heads, tokens, width); the mean over heads, summed over
-    the queries. In half precision the sums would cross the threshold in 0.5 to 1.6 % of all tokens.
+    the queries. In half precision 0.5 to 1.6 % of all tokens would cross the threshold.
     """
     scores = query.float() @ key.float().transpose(-1, -2) * scale
     return scores.softmax(-1).mean(1).sum(1)
 
 
 def mask(sums: torch.Tensor, size: tuple[int, int], latent: tuple[int, int]) -> torch.Tensor:
-    """1 where a token is salient, equation 9: (rows, 1, *latent), from the mid block's `size`."""
+    """1 where a token is salient, equation 9: (rows, 1, *latent), nearest.
+
+    `sums` is (rows, tokens), `size` height and width of the mid block, `latent` of the latents.
+    """
     salient = (sums > THRESHOLD).float().reshape(-1, 1, *size)
     return F.interpolate(salient, latent)
 
 
 def blur(latents: torch.Tensor) -> torch.Tensor:
-    """Gaussian blur, edges reflected; both sides must be at least `LEAST_SIDE`."""
+    """Gaussian blur with reflected edges; both sides must be at least `MIN_SIDE`."""
     channels = latents.shape[1]
     kernel = _kernel(latents.device, latents.dtype).expand(channels, 1, KERNEL, KERNEL)
     return F.conv2d(F.pad(latents, [KERNEL // 2] * 4, mode="reflect"), kernel, groups=channels)
 
 
-def clean(
-    kind: str, noisy: torch.Tensor, output: torch.Tensor, alpha: _Scalar, sigma: _Scalar
+def scaled_x0(
+    prediction: str, noisy: torch.Tensor, output: torch.Tensor, alpha: _Scalar, sigma: _Scalar
 ) -> torch.Tensor:
-    """The x0 that a network's `output` stands for, times alpha; divides by nothing."""
-    match kind:
+    """`alpha x0` from a UNet's `output` at input `noisy`: finite at alpha = 0."""
+    match prediction:
         case "epsilon":
             return noisy - sigma * output
         case "v_prediction":
             return alpha * (alpha * noisy - sigma * output)
         case "sample":
             return alpha * output
-    raise ValueError(f"unknown prediction type {kind!r}")
+    raise ValueError(f"unknown prediction type {prediction!r}")
 
 
 def degrade(
-    kind: str,
+    prediction: str,
     noisy: torch.Tensor,
     output: torch.Tensor,
     salient: torch.Tensor,
     alpha: torch.Tensor,
     sigma: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The degraded input of equation 10, and the output that a network blind to it would give.
+    """The degraded input of equation 10, and the output expected there of a UNet blind to the blur.
 
-    x0 is blurred where it is salient and gets the same noise back. Against a network's real
-    output there, that second value is the guidance: for epsilon it is the old output, for v and
-    sample that which belongs to the same noise and the blurred x0.
+    x0 is blurred where it is salient and gets the same noise back. SAG is the difference between
+    the expected output and the real one: for epsilon the expected output is the old one, for v and
+    sample the one that belongs to the same noise and the blurred x0.
     """
-    match kind:
+    match prediction:
         case "epsilon":
             y = noisy - sigma * output
             return noisy + salient * (blur(y) - y), output
@@ -93,22 +98,26 @@ def degrade(
         case "sample":
             change = salient * (blur(output) - output)
             return noisy + alpha * change, output + change
-    raise ValueError(f"unknown prediction type {kind!r}")
+    raise ValueError(f"unknown prediction type {prediction!r}")
 
 
 def convert(
-    output: torch.Tensor, noisy: torch.Tensor, alpha: float, sigma: float, kinds: tuple[str, str]
+    output: torch.Tensor,
+    noisy: torch.Tensor,
+    alpha: float,
+    sigma: float,
+    predictions: tuple[str, str],
 ) -> torch.Tensor:
-    """A network's output of the first kind, as the same x0 would be told by the second."""
-    match kinds:
+    """Convert an output of the first prediction type to the second, for the same x0."""
+    match predictions:
         case (old, new) if old == new:
             return output
         case ("sample", "v_prediction"):
             return (alpha * noisy - output) / sigma
         case ("epsilon", "v_prediction"):
-            # At alpha = 0 the latent is all noise and v is -x0, which epsilon can't tell: 0 then.
+            # At alpha = 0 the latent is all noise and v is -x0, which epsilon does not determine.
             return (output - sigma * noisy) / alpha if alpha > 0 else torch.zeros_like(output)
-    raise ValueError(f"no way from {kinds[0]} to {kinds[1]}")
+    raise ValueError(f"can't convert {predictions[0]} to {predictions[1]}")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""One picture on its way: its latents, its own sampler and generator, and where it stands."""
+"""State of one image while it is denoised: latents, embeddings, sampler, random generator."""
 
 from __future__ import annotations
 
@@ -17,97 +17,97 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Degraded:
-    """What the main pass of an evaluation leaves for the degraded one, each (1, c, h, w)."""
+    """What the main pass of an evaluation leaves for its degraded pass, each (1, c, h, w)."""
 
-    #: Input of the main pass.
+    #: UNet input of the main pass.
     main: torch.Tensor
-    #: Input of the degraded pass.
+    #: UNet input of the degraded pass.
     noisy: torch.Tensor
-    #: What a network blind to the blur would answer there.
+    #: UNet output there if the UNet did not see the blur.
     expected: torch.Tensor
-    #: Output of the main pass, guided by the prompt.
+    #: Output of the main pass under classifier-free guidance.
     guided: torch.Tensor
 
 
-@dataclass
+@dataclass(eq=False)
 class ImageState:
-    """State of one picture. Nothing of it lies on the pipeline."""
+    """One image. None of its state is on the pipeline, which all jobs share."""
 
     job: Job
     seed: int
     bucket: Bucket
-    sampling: SamplerState
+    sampler: SamplerState
     generator: torch.Generator
-    #: (1, channels, height, width), at the scale of the sampler.
+    #: (1, channels, height, width), in the scale of the sampler.
     latents: torch.Tensor
-    #: (tokens, width); `negative` is None without classifier-free guidance.
+    #: (tokens, width); `negative_embeds` is None without classifier-free guidance.
     embeds: torch.Tensor
-    negative: torch.Tensor | None
-    #: Evaluations of the network that are done, and whole steps.
+    negative_embeds: torch.Tensor | None
+    #: Completed evaluations of the UNet, and completed steps of the sampler.
     evaluations: int = 0
     steps: int = 0
+    #: Set between the main and the degraded pass of an evaluation.
     degraded: Degraded | None = None
-    #: The last whole x0 times alpha, for a preview; only where previews are asked for.
-    clean: torch.Tensor | None = None
+    #: alpha x0 of the last evaluation, (1, c, h, w), for a preview; None without previews.
+    scaled_x0: torch.Tensor | None = None
 
     @property
     def is_done(self) -> bool:
         """Whether the latents are final."""
-        return self.evaluations == len(self.sampling.levels)
+        return self.evaluations == len(self.sampler.levels)
 
     @property
     def level(self) -> NoiseLevel:
-        """The noise level of the evaluation that comes next or is half done."""
-        return self.sampling.levels[self.evaluations]
+        """Noise level of the current evaluation."""
+        return self.sampler.levels[self.evaluations]
 
     @property
-    def is_self_guided(self) -> bool:
-        """Whether SAG is on; latents too small for its blur go without."""
-        large_enough = min(self.latents.shape[-2:]) >= guidance.LEAST_SIDE
-        return self.job.sag_scale > 0 and large_enough
+    def uses_sag(self) -> bool:
+        """Whether SAG is on: not at scale 0, nor for latents that are too small to be blurred."""
+        return self.job.sag_scale > 0 and min(self.latents.shape[-2:]) >= guidance.MIN_SIDE
 
     @property
-    def unconditional(self) -> torch.Tensor:
-        """The embeddings of its first and of its degraded row; the prompt's without guidance."""
-        return self.embeds if self.negative is None else self.negative
+    def unconditional_embeds(self) -> torch.Tensor:
+        """Embeddings of the first and of the degraded row; the prompt's own without guidance."""
+        return self.embeds if self.negative_embeds is None else self.negative_embeds
 
     @property
     def rows(self) -> int:
-        """Rows of the UNet that it needs next."""
-        return 1 if self.degraded is not None or self.negative is None else 2
+        """UNet rows of the next pass."""
+        return 1 if self.degraded is not None or self.negative_embeds is None else 2
 
-    def noisy(self) -> torch.Tensor:
-        """The network's input for the main pass."""
-        scheduler = self.sampling.scheduler
+    def unet_input(self) -> torch.Tensor:
+        """UNet input of the main pass, (1, c, h, w)."""
+        scheduler = self.sampler.scheduler
         timestep = scheduler.timesteps[self.evaluations]
         scaled: torch.Tensor = scheduler.scale_model_input(self.latents, timestep)
         return scaled
 
-    def advance(self, output: torch.Tensor, noisy: torch.Tensor) -> None:
-        """End the evaluation with the guided `output` of the network at `noisy`."""
-        level, sampling = self.level, self.sampling
+    def step(self, output: torch.Tensor, noisy: torch.Tensor) -> None:
+        """Complete the evaluation: give the guided UNet `output` at input `noisy` to the sampler.
+
+        Both are (1, c, h, w).
+        """
+        level, sampler = self.level, self.sampler
         if self.job.preview_every:
-            kind = sampling.kinds[0]
-            self.clean = guidance.clean(kind, noisy, output, level.alpha, level.sigma)
-        output = guidance.convert(output, noisy, level.alpha, level.sigma, sampling.kinds)
-        scheduler = sampling.scheduler
-        timestep = scheduler.timesteps[self.evaluations]
+            self.scaled_x0 = guidance.scaled_x0(
+                sampler.predictions[0], noisy, output, level.alpha, level.sigma
+            )
+        output = guidance.convert(output, noisy, level.alpha, level.sigma, sampler.predictions)
+        scheduler = sampler.scheduler
         stepped = scheduler.step(
             output.to(self.latents.dtype),
-            timestep,
+            scheduler.timesteps[self.evaluations],
             self.latents,
-            **self._extra(),
+            **self._step_options(),
             return_dict=False,
         )
         self.latents, self.degraded = stepped[0], None
         self.evaluations += 1
-        self.steps += sampling.is_step(self.evaluations)
+        self.steps += sampler.is_step(self.evaluations)
 
-    def _extra(self) -> dict[str, Any]:
-        """What diffusers' own pipelines hand to a scheduler's `step`, where it takes it."""
-        extra: dict[str, Any] = {}
-        if "generator" in self.sampling.takes:
-            extra["generator"] = self.generator
-        if "eta" in self.sampling.takes:
-            extra["eta"] = self.job.eta
-        return extra
+    def _step_options(self) -> dict[str, Any]:
+        """What diffusers' pipelines pass to a scheduler's `step` that accepts it."""
+        options = {"generator": self.generator, "eta": self.job.eta}
+        accepted = self.sampler.step_parameters
+        return {name: value for name, value in options.items() if name in accepted}

@@ -1,19 +1,23 @@
-"""What the engine is asked for and what it returns: `Job` and `JobResult`. No torch here."""
+"""What the engine is asked for and what it returns: `Job` and `JobResult`. No torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from api_contracts.errors import FieldError
+from worker.errors import BadRequestError
+
 
 @dataclass(frozen=True)
 class Job:
-    """What to make. The names are diffusers'; every default is filled in but the model's own."""
+    """One request, with the names of diffusers; only the model's own defaults are left as None."""
 
     id: str
     model: str
     prompts: tuple[str, ...]
     negative_prompts: tuple[str, ...]
+    #: In pixels; None is the model's own size.
     height: int | None
     width: int | None
     num_inference_steps: int
@@ -21,29 +25,30 @@ class Job:
     sag_scale: float
     num_images_per_prompt: int
     eta: float
-    #: One for each image, or one that counts up.
+    #: One for each image, or the first of consecutive seeds.
     seeds: tuple[int, ...]
     max_images: int
     scheduler: str | None
     output_type: str
+    #: Steps between two previews; 0 is none.
     preview_every: int = 0
     #: Last layers of the text encoder that are left out.
     clip_skip: int | None = None
-    #: Of the model's LoRA weights; None is as loaded.
+    #: Factor on the scales of the model's LoRA weights; None is 1.
     lora_scale: float | None = None
-    #: Safetensors files of one tensor each, as bytes.
+    #: Contents of safetensors files, one tensor each.
     latents: bytes | None = None
     prompt_embeds: bytes | None = None
     negative_prompt_embeds: bytes | None = None
     #: Steps between two checkpoints; 0 is none.
     checkpoint_every: int = 0
-    #: What an earlier attempt left. One that is of no use costs a warning.
+    #: Checkpoint of an earlier attempt. An unusable one is logged and ignored.
     checkpoint: bytes | None = None
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a job inside the engine."""
+    """Seconds that a job spent in each phase inside the engine."""
 
     wait_s: float
     load_s: float
@@ -60,20 +65,26 @@ class Picture:
     width: int
     height: int
     seed: int
+    #: None where the model has no safety checker, and for latents.
     nsfw_content_detected: bool | None
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """What a job gives."""
+    """The pictures of a finished job, and how they were made."""
 
     pictures: tuple[Picture, ...]
     timing: Timing
     scheduler: str
-    #: Mean number of jobs in its steps.
+    #: Mean number of jobs in its UNet calls.
     batch: float
     versions: dict[str, str]
-    #: What of the prompts was beyond the text encoder's length and had no effect.
+    #: Ends of prompts beyond the text encoder's length, which had no effect.
     truncated: tuple[str, ...] = ()
-    #: Step of the checkpoint that it went on from.
+    #: Step of the checkpoint that it resumed from.
     resumed_from_step: int | None = None
+
+
+def refusal(where: str, what: str, limit: str) -> BadRequestError:
+    """The error that refuses a job for its field `where`."""
+    return BadRequestError(FieldError(where=where, what=what[:300], limit=limit))

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def lora_scaled(module: nn.Module, scale: float | None) -> Iterator[None]:
-    """For one call, the LoRA layers in `module` at `scale` times what the settings give them.
+    """Multiply the scales of all LoRA layers in `module` by `scale`, for one call; None is 1.
 
-    diffusers' own way divides by the scale afterwards, and so forgets the settings at 0.
+    diffusers' own way divides by the scale afterwards, which loses the scales at 0.
     """
     if scale is None:
         yield

@@ -1,4 +1,4 @@
-"""The models that are loaded, each with its runner; the one longest unused makes room."""
+"""The loaded models, each with its runner. Evicts the least recently used."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class ModelCache:
-    """Runners by the alias of their model, built on first use, on the engine's thread alone."""
+    """Runners by the alias of their model, loaded on first use. For the engine's thread alone."""
 
     def __init__(
         self,
@@ -31,73 +31,68 @@ class ModelCache:
     ) -> None:
         self.capacity = max_models
         self._specs, self._load, self._max_batch_rows = specs, load, max_batch_rows
-        #: In the order of their last use.
-        self._ready: dict[str, Runner] = {}
-        #: When the last build began and ended, on the monotonic clock.
-        self._built_s: dict[str, tuple[float, float]] = {}
+        #: Least recently used first.
+        self._runners: dict[str, Runner] = {}
+        #: Begin and end of the last loading of each model, on the monotonic clock.
+        self._load_times_s: dict[str, tuple[float, float]] = {}
         self._loading_since_s: float | None = None
-        #: When the last build ended, also one that failed.
-        self.loaded_s = float("-inf")
+        #: End of the last loading, successful or not.
+        self.load_ended_s = float("-inf")
 
     @property
     def loading_s(self) -> float | None:
-        """Seconds for which a model has been in the making, None when none is."""
+        """Seconds since the current loading began; None when no model is loading."""
         since_s = self._loading_since_s
         return None if since_s is None else time.perf_counter() - since_s
 
-    def get(self, alias: str, at_work: Collection[str] = ()) -> Runner:
-        """The runner of a model; raises `ModelLoadError`. Models at work don't make room."""
-        if alias not in self._ready:
-            self._build(alias, at_work)
-        self._ready[alias] = self._ready.pop(alias)
-        return self._ready[alias]
+    def get(self, alias: str, busy: Collection[str] = ()) -> Runner:
+        """The runner of a model, loaded if needed; evicts no `busy` one. `ModelLoadError`."""
+        if alias not in self._runners:
+            self._build(alias, busy)
+        self._runners[alias] = self._runners.pop(alias)
+        return self._runners[alias]
 
-    def build_s(self, alias: str, since_s: float) -> float:
-        """Seconds of the model's build that somebody who has waited `since_s` has waited for."""
-        began_s, ended_s = self._built_s[alias]
+    def load_wait_s(self, alias: str, since_s: float) -> float:
+        """Seconds of the model's loading that fall after `since_s`."""
+        began_s, ended_s = self._load_times_s[alias]
         return max(0.0, ended_s - max(began_s, since_s))
 
-    def rest(self) -> None:
-        """Nothing is left to do for now."""
-        for runner in self._ready.values():
-            runner.rest()
+    def offload_idle(self) -> None:
+        """Move offloaded models off the device, when no job is left."""
+        for runner in self._runners.values():
+            runner.offload_idle()
 
     def free_memory(self) -> None:
-        """Give what no tensor holds back to the device."""
-        from worker.engine.runner import free_memory  # noqa: PLC0415  # see `_build`
+        """Return memory that no tensor uses to the device, which others may share."""
+        import torch  # noqa: PLC0415  # takes seconds to import
 
         gc.collect()
-        for device in {runner.model.device for runner in self._ready.values()}:
-            free_memory(device)
+        torch.cuda.empty_cache()  # does nothing before CUDA is used
 
     def clear(self) -> None:
-        """Let all models go."""
-        self._ready.clear()
+        """Drop all models."""
+        self._runners.clear()
 
-    def _build(self, alias: str, at_work: Collection[str]) -> None:
-        from worker.engine.runner import Runner  # noqa: PLC0415  # torch, with the first task only
+    def _build(self, alias: str, busy: Collection[str]) -> None:
+        from worker.engine.runner import Runner  # noqa: PLC0415  # imports torch
 
         began_s = self._loading_since_s = time.perf_counter()
         try:
-            idle = [each for each in self._ready if each not in at_work]
-            while len(self._ready) >= self.capacity and idle:
+            idle = [each for each in self._runners if each not in busy]
+            while len(self._runners) >= self.capacity and idle:
                 self._evict(idle.pop(0))
             model = self._load(self._specs[alias])
             try:
-                self._ready[alias] = Runner(model, self._max_batch_rows)
+                self._runners[alias] = Runner(model, self._max_batch_rows)
             except Exception as error:
                 message = f"model {alias!r} was loaded but can't run here: {error}"
                 raise ModelLoadError(message[:2000]) from error
         finally:
-            self.loaded_s = time.perf_counter()
+            self.load_ended_s = time.perf_counter()
             self._loading_since_s = None
-        self._built_s[alias] = began_s, time.perf_counter()
+        self._load_times_s[alias] = began_s, time.perf_counter()
 
     def _evict(self, alias: str) -> None:
-        from worker.engine.runner import free_memory  # noqa: PLC0415  # see `_build`
-
-        logger.info("model %s makes room for another", alias)
-        device = self._ready[alias].model.device
-        self._ready.pop(alias).close()
-        gc.collect()
-        free_memory(device)
+        logger.info("evicted model %s to load another", alias)
+        self._runners.pop(alias).close()
+        self.free_memory()

@@ -1,4 +1,4 @@
-"""Where a pipeline comes from: loading, the device it runs on, and what is offloaded."""
+"""Loads a pipeline, validates it, adds LoRA and textual inversion, and places it on its device."""
 
 from __future__ import annotations
 
@@ -22,22 +22,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from worker.config.models import ModelSpec
+    from worker.engine.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
 
-#: `auto` keeps a model resident when it fits this many times over: weights, activations, the VAE.
-_ROOM = 2.5
-#: No pickles.
+#: Offload `auto` keeps a model on the device when its weights fit this many times: the rest is for
+#: activations and the decoder.
+_WEIGHTS_FACTOR = 2.5
+#: Never load pickles, which run code.
 _SAFE = {"use_safetensors": True}
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A pipeline that is ready, and where it runs."""
+    """A pipeline on its device."""
 
-    pipeline: Any
+    pipeline: Pipeline
     device: str
-    #: The mode that was taken: `none`, `model` or `sequential`.
+    #: Mode in use: `none`, `model` or `sequential`.
     offload: str
     compiled: bool = False
 
@@ -45,19 +47,20 @@ class LoadedModel:
 def load(spec: ModelSpec, device: str, offload: str, *, compiled: bool = False) -> LoadedModel:
     """Build the pipeline of `spec` on `device`; raises `ModelLoadError` with the reason.
 
-    `compiled`: let torch compile the UNet; its first calls then take minutes.
+    `offload` is `none`, `model`, `sequential` or `auto`. With `compiled` torch compiles the UNet;
+    its first calls then take minutes.
     """
     began_s = time.perf_counter()
-    _quieten()
+    _silence_libraries()
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             _source(spec.path), dtype=_dtype(spec, device), **_options(spec)
         )
-        _check(pipeline, spec)
-        _adapt(pipeline, spec)
+        _check_supported(pipeline, spec)
+        _add_adapters(pipeline, spec)
     except ModelLoadError:
         raise
-    except Exception as error:  # broken files raise anything
+    except Exception as error:  # malformed files raise anything
         message = f"model {spec.path!r} could not be loaded: {error}"[:2000]
         if load_errors.may_pass(error):
             raise ModelLoadError(message) from error
@@ -68,20 +71,20 @@ def load(spec: ModelSpec, device: str, offload: str, *, compiled: bool = False) 
         message = f"model {spec.path!r} could not be placed on {device}: {error}"
         raise ModelLoadError(message[:2000]) from error
     if device != "cpu":
-        # On a CPU it costs 15 % at 24 rows, measured with the small model.
+        # On a CPU this costs 15 % at 24 rows, measured with the bundled model.
         pipeline.unet.to(memory_format=torch.channels_last)
         pipeline.vae.to(memory_format=torch.channels_last)
     pipeline.set_progress_bar_config(disable=True)
     if compiled:
-        # One graph for each number of rows and each size of latents; torch gives up after 8.
+        # One graph for each number of rows and size of latents; torch's default limit is 8.
         torch._dynamo.config.recompile_limit = 256  # noqa: SLF001  # torch's documented place
         pipeline.unet.compile(dynamic=False)
     logger.info("built %s on %s in %.1f s", spec.path, device, time.perf_counter() - began_s)
     return LoadedModel(pipeline, device, mode, compiled)
 
 
-def _quieten() -> None:
-    """Bring the libraries' own handlers and bars into the one log: only their errors, no bars."""
+def _silence_libraries() -> None:
+    """Log only the libraries' errors, through the root logger; no progress bars."""
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.disable_progress_bar()
         library.disable_default_handler()
@@ -90,7 +93,7 @@ def _quieten() -> None:
 
 
 def _source(path: str) -> str:
-    """What is there, or a hub id."""
+    """The path, if it exists or is a hub id; raises OSError."""
     if Path(path).exists() or is_hub_id(path):
         return path
     message = f"{path!r} is neither on this machine nor a hub id (owner/name)"
@@ -98,24 +101,21 @@ def _source(path: str) -> str:
 
 
 @contextmanager
-def _naming(path: str) -> Iterator[None]:
-    """The libraries' errors do not say which file it is."""
+def _errors_name(path: str) -> Iterator[None]:
+    """Add the path to an error, since the libraries' own errors do not name the file."""
     try:
         yield
     except Exception as error:
         raise OSError(f"{path}: {error}") from error
 
 
-def _where(path: str) -> dict[str, bool]:
-    """Never the network for what is on this machine."""
+def _local_only(path: str) -> dict[str, bool]:
+    """Options that never download what is on this machine."""
     return {"local_files_only": Path(path).exists()}
 
 
 def _options(spec: ModelSpec) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        **_SAFE,
-        **_where(spec.path),
-    }
+    options: dict[str, Any] = {**_SAFE, **_local_only(spec.path)}
     if not spec.safety_checker:
         options |= {"safety_checker": None, "requires_safety_checker": False}
     return options
@@ -129,47 +129,51 @@ def _dtype(spec: ModelSpec, device: str) -> torch.dtype:
     return dtype
 
 
-def _check(pipeline: Any, spec: ModelSpec) -> None:  # noqa: ANN401  # a diffusers pipeline
-    """Refuse at once what would fail, or be silently wrong, in the middle of a task."""
+def _check_supported(pipeline: Pipeline, spec: ModelSpec) -> None:
+    """Raise `ModelLoadError` for a model that would fail, or be silently wrong, during a task."""
     if spec.safety_checker and pipeline.safety_checker is None:
         message = f"model {spec.path!r} has no safety checker; set safety_checker to false for it"
         raise ModelLoadError(message, retryable=False)
     config = pipeline.unet.config
     prediction = pipeline.scheduler.config.get("prediction_type", "epsilon")
-    words, known = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
+    tokens, vocabulary = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
     wrong = {
-        "has no attention in its mid block, which SAG reads":
+        "has no attention in its mid block, which SAG needs":
             config.mid_block_type != "UNetMidBlock2DCrossAttn",
-        "wants more beside the text, as SDXL does; only Stable Diffusion 1 and 2 are served":
+        "has inputs beside the text, as SDXL; only Stable Diffusion 1 and 2 are supported":
             config.addition_embed_type is not None or config.class_embed_type is not None,
         "takes the guidance scale as an input; load its LoRA on the model it came from":
             config.time_cond_proj_dim is not None,
-        f"takes {config.in_channels} channels and gives {config.out_channels}; inpainting and the "
-        "like are not served": config.in_channels != config.out_channels,
-        f"predicts {prediction}, which is not known here": prediction not in guidance.KINDS,
-        f"has a tokenizer of {words} words for an encoder of {known}": words != known,
-        f"comes with {type(pipeline.scheduler).__name__}, whose noise levels are not known here":
-            not samplers.is_served(pipeline.scheduler),
+        f"has {config.in_channels} input and {config.out_channels} output channels; inpainting "
+        "models are not supported": config.in_channels != config.out_channels,
+        f"predicts {prediction}, which is not supported":
+            prediction not in guidance.PREDICTION_TYPES,
+        f"has a tokenizer of {tokens} tokens for an encoder of {vocabulary}": tokens != vocabulary,
+        f"comes with {type(pipeline.scheduler).__name__}, which is not supported":
+            not samplers.is_supported(pipeline.scheduler),
     }  # fmt: skip
     for what, is_wrong in wrong.items():
         if is_wrong:
             raise ModelLoadError(f"model {spec.path!r} {what}", retryable=False)
 
 
-def _adapt(pipeline: Any, spec: ModelSpec) -> None:  # noqa: ANN401  # a diffusers pipeline
-    """Load what the settings put on top of the weights, and choose how the parts compute."""
+def _add_adapters(pipeline: Pipeline, spec: ModelSpec) -> None:
+    """Load LoRA weights and textual inversions, and set VAE slicing and tiling."""
     for number, each in enumerate(spec.lora):
-        with _naming(each.path):
+        with _errors_name(each.path):
             pipeline.load_lora_weights(
-                _source(each.path), adapter_name=f"lora{number}", **_SAFE, **_where(each.path)
+                _source(each.path), adapter_name=f"lora{number}", **_SAFE, **_local_only(each.path)
             )
     if spec.lora:
         names = [f"lora{number}" for number in range(len(spec.lora))]
         pipeline.set_adapters(names, [each.scale for each in spec.lora])
     for inversion in spec.textual_inversion:
-        with _naming(inversion.path):
+        with _errors_name(inversion.path):
             pipeline.load_textual_inversion(
-                _source(inversion.path), token=inversion.token, **_SAFE, **_where(inversion.path)
+                _source(inversion.path),
+                token=inversion.token,
+                **_SAFE,
+                **_local_only(inversion.path),
             )
     if spec.vae_slicing:
         pipeline.vae.enable_slicing()
@@ -177,13 +181,13 @@ def _adapt(pipeline: Any, spec: ModelSpec) -> None:  # noqa: ANN401  # a diffuse
         pipeline.vae.enable_tiling()
 
 
-def _place(pipeline: Any, device: str, offload: str) -> str:  # noqa: ANN401  # a diffusers pipeline
-    """Move the pipeline or hook it up, as `offload` says; gives the mode that was taken."""
+def _place(pipeline: Pipeline, device: str, offload: str) -> str:
+    """Move the pipeline to the device or install offload hooks; returns the mode in use."""
     if device == "cpu":
-        logger.info("no accelerator: offload %r has no meaning and is not used", offload)
+        logger.info("no accelerator: offload %r ignored", offload)
         pipeline.to("cpu")
         return "none"
-    mode = _auto(pipeline, device) if offload == "auto" else offload
+    mode = _choose_offload(pipeline, device) if offload == "auto" else offload
     match mode:
         case "none":
             pipeline.to(device)
@@ -195,11 +199,12 @@ def _place(pipeline: Any, device: str, offload: str) -> str:  # noqa: ANN401  # 
     return mode
 
 
-def _auto(pipeline: Any, device: str) -> str:  # noqa: ANN401  # a diffusers pipeline
+def _choose_offload(pipeline: Pipeline, device: str) -> str:
+    """`none` where the model fits on the device, else `model`."""
     modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     weights_bytes = sum(p.numel() * p.element_size() for part in modules for p in part.parameters())
     free_bytes, _ = torch.cuda.mem_get_info(device)
-    mode = "none" if weights_bytes * _ROOM < free_bytes else "model"
+    mode = "none" if weights_bytes * _WEIGHTS_FACTOR < free_bytes else "model"
     logger.info(
         "offload auto: weights %.1f GiB, free %.1f GiB, so %s",
         weights_bytes / 2**30,

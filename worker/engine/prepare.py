@@ -1,35 +1,36 @@
-"""A job that a model has checked, and the lanes that it becomes once its texts are encoded."""
+"""Validates a job against its model, and makes the initial state of its images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from api_contracts.errors import FieldError
 from worker.engine import prompts, safetensors_io, samplers
 from worker.engine.batch_scheduler import Bucket
 from worker.engine.image_state import ImageState
-from worker.errors import BadRequestError
+from worker.engine.job import refusal
+from worker.engine.pipeline import device_of, native_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from worker.engine.job import Job
+    from worker.engine.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
 class PreparedJob:
-    """A job that is checked, before its texts are encoded."""
+    """A validated job, before its prompts are encoded."""
 
     job: Job
-    wording: prompts.PromptInputs
+    prompt_inputs: prompts.PromptInputs
+    #: One for each image, as `samplers`.
     seeds: tuple[int, ...]
-    #: One for each picture.
-    samplings: tuple[samplers.SamplerState, ...]
-    #: (pictures, channels, height, width), where the job brings them.
+    samplers: tuple[samplers.SamplerState, ...]
+    #: (images, channels, height, width), where the job brings them.
     latents: torch.Tensor | None
     #: Of the latents.
     height: int
@@ -37,100 +38,90 @@ class PreparedJob:
     truncated: tuple[str, ...]
 
 
-def check(pipe: Any, job: Job) -> PreparedJob:  # noqa: ANN401  # a diffusers pipeline
-    """Everything about a job that only the model knows; raises `TaskFailedError`."""
-    wording = prompts.check(pipe, job)
-    seeds = _seeds(job, wording.count)
-    height, width = _size(pipe, job)
-    samplings = tuple(
+def check(pipe: Pipeline, job: Job) -> PreparedJob:
+    """Validate everything that depends on the model; raises `TaskFailedError`."""
+    prompt_inputs = prompts.check(pipe, job)
+    seeds = _seeds(job, prompt_inputs.count)
+    height, width = _size_px(pipe, job)
+    own = tuple(
         samplers.make(job.scheduler, pipe.scheduler, job.num_inference_steps) for _ in seeds
     )
-    samplers.check_eta(job.eta, samplings[0].name)
-    factor = pipe.vae_scale_factor
+    samplers.check_eta(job.eta, own[0].name)
+    factor, dtype = pipe.vae_scale_factor, pipe.unet.dtype
     shape = (len(seeds), pipe.unet.config.in_channels, height // factor, width // factor)
     latents = safetensors_io.read(job.latents, "latents", shape)
-    if latents is not None and not torch.isfinite(latents.to(pipe.unet.dtype)).all():
-        what = f"holds values that {pipe.unet.dtype} does not reach"
-        raise BadRequestError(FieldError(where="latents", what=what, limit=str(pipe.unet.dtype)))
-    lost = prompts.truncated(pipe, job)
-    return PreparedJob(job, wording, seeds, samplings, latents, shape[2], shape[3], lost)
+    if latents is not None and not torch.isfinite(latents.to(dtype)).all():
+        raise refusal("latents", f"holds values that {dtype} does not reach", str(dtype))
+    truncated = prompts.truncated(pipe, job)
+    return PreparedJob(job, prompt_inputs, seeds, own, latents, shape[2], shape[3], truncated)
 
 
-def lanes(
-    pipe: Any,  # noqa: ANN401  # a diffusers pipeline
-    draft: PreparedJob,
-    encoded: dict[prompts.EncoderInput, torch.Tensor],
+def image_states(
+    pipe: Pipeline,
+    prepared: PreparedJob,
+    encoded: Mapping[prompts.EncoderInput, torch.Tensor],
 ) -> list[ImageState]:
-    """One lane for each picture, prompt by prompt, its first latents drawn as diffusers does."""
-    wording, job = draft.wording, draft.job
-    device, dtype = pipe._execution_device, pipe.unet.dtype  # noqa: SLF001  # diffusers' own way to ask
-    embeds = _rows(wording.embeds, wording.texts, encoded)
-    opposite = None
-    if wording.negative_texts is not None:
-        opposite = _rows(wording.negative_embeds, wording.negative_texts, encoded)
+    """One state for each image, prompt by prompt; initial latents are drawn as diffusers does."""
+    inputs, job = prepared.prompt_inputs, prepared.job
+    device, dtype = device_of(pipe), pipe.unet.dtype
+    embeds = _embeds(inputs.embeds, inputs.texts, encoded)
+    negatives = None
+    if inputs.negative_texts is not None:
+        negatives = _embeds(inputs.negative_embeds, inputs.negative_texts, encoded)
     tokens = embeds[0].shape[0]
-    bucket = Bucket(job.model, draft.height, draft.width, tokens, job.lora_scale)
-    shape = (1, pipe.unet.config.in_channels, draft.height, draft.width)
-    made = []
-    for number, (seed, sampling) in enumerate(zip(draft.seeds, draft.samplings, strict=True)):
+    bucket = Bucket(job.model, prepared.height, prepared.width, tokens, job.lora_scale)
+    shape = (1, pipe.unet.config.in_channels, prepared.height, prepared.width)
+    images = []
+    for index, (seed, sampler) in enumerate(zip(prepared.seeds, prepared.samplers, strict=True)):
         generator = torch.Generator("cpu").manual_seed(seed)
-        if draft.latents is None:
+        if prepared.latents is None:
             latents = randn_tensor(shape, generator, device, dtype)
         else:
-            latents = draft.latents[number : number + 1].to(device, dtype)
-        prompt = number // job.num_images_per_prompt
-        made.append(
+            latents = prepared.latents[index : index + 1].to(device, dtype)
+        prompt = index // job.num_images_per_prompt
+        images.append(
             ImageState(
                 job=job,
                 seed=seed,
                 bucket=bucket,
-                sampling=sampling,
+                sampler=sampler,
                 generator=generator,
-                latents=latents * sampling.scheduler.init_noise_sigma,
+                latents=latents * sampler.scheduler.init_noise_sigma,
                 embeds=embeds[prompt].to(device, dtype),
-                negative=None if opposite is None else opposite[prompt].to(device, dtype),
+                negative_embeds=None if negatives is None else negatives[prompt].to(device, dtype),
             )
         )
-    return made
+    return images
 
 
-def own_size(pipe: Any) -> tuple[int, int]:  # noqa: ANN401  # a diffusers pipeline
-    """Height and width of the latents that the model was trained on."""
-    size = pipe.unet.config.sample_size
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _size(pipe: Any, job: Job) -> tuple[int, int]:  # noqa: ANN401  # a diffusers pipeline
-    """Height and width in pixels, the model's own where the job says nothing."""
-    factor, own = pipe.vae_scale_factor, own_size(pipe)
+def _size_px(pipe: Pipeline, job: Job) -> tuple[int, int]:
+    """Height and width in pixels, the model's own where the job has none."""
+    factor, (height, width) = pipe.vae_scale_factor, native_size(pipe)
     for where, given in (("height", job.height), ("width", job.width)):
         if given is not None and given % factor:
             what = f"is {given}, which this model's autoencoder can't divide"
-            raise BadRequestError(FieldError(where=where, what=what, limit=f"multiple of {factor}"))
-    return job.height or own[0] * factor, job.width or own[1] * factor
+            raise refusal(where, what, f"multiple of {factor}")
+    return job.height or height * factor, job.width or width * factor
 
 
 def _seeds(job: Job, prompts_count: int) -> tuple[int, ...]:
-    """The seed of each image; only here is known how many a file of embeddings asks for."""
+    """The seed of each image; the number of prompts may come from a file of embeddings."""
     images = prompts_count * job.num_images_per_prompt
     if images > job.max_images:
         what = f"asks for {images} images: {prompts_count} rows x {job.num_images_per_prompt} each"
-        raise BadRequestError(
-            FieldError(where="prompt_embeds", what=what, limit=f"<= {job.max_images}")
-        )
+        raise refusal("prompt_embeds", what, f"<= {job.max_images}")
     if len(job.seeds) == images:
         return job.seeds
     if len(job.seeds) > 1:
         what = f"has {len(job.seeds)} entries for {images} images"
-        raise BadRequestError(
-            FieldError(where="seed", what=what, limit="one, or as many as images")
-        )
-    return tuple(job.seeds[0] + number for number in range(images))
+        raise refusal("seed", what, "one, or as many as images")
+    return tuple(job.seeds[0] + index for index in range(images))
 
 
-def _rows(
+def _embeds(
     given: torch.Tensor | None,
     texts: Sequence[prompts.EncoderInput],
-    encoded: dict[prompts.EncoderInput, torch.Tensor],
+    encoded: Mapping[prompts.EncoderInput, torch.Tensor],
 ) -> list[torch.Tensor]:
+    """Embeddings (tokens, width) of each prompt."""
     return [encoded[text] for text in texts] if given is None else list(given)

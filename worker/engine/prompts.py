@@ -1,14 +1,14 @@
-"""Prompts and their opposites as embeddings, for many jobs in one call of the text encoder."""
+"""Prompts and negative prompts as embeddings, for many jobs in one call of the text encoder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
-from api_contracts.errors import FieldError
 from worker.engine import safetensors_io
+from worker.engine.job import refusal
 from worker.engine.lora_scale import lora_scaled
-from worker.errors import BadRequestError
+from worker.engine.pipeline import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,27 +16,28 @@ if TYPE_CHECKING:
     import torch
 
     from worker.engine.job import Job
+    from worker.engine.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
 class EncoderInput:
-    """One text for the encoder, and how it is to be read."""
+    """One text for the encoder, and how to encode it."""
 
     text: str
     #: Last layers that are left out, as diffusers counts them.
     clip_skip: int | None = None
-    #: Of the LoRA weights in the text encoder; None is as loaded.
+    #: Factor on the LoRA weights in the text encoder; None is 1.
     lora_scale: float | None = None
-    #: Tokens that it is padded to; None is the tokenizer's own length.
+    #: Length that it is padded to, in tokens; None is the tokenizer's own.
     tokens: int | None = None
 
 
 @dataclass(frozen=True)
 class PromptInputs:
-    """What a job says, checked: texts still to be encoded, or the embeddings that it brought."""
+    """A job's prompts, validated: texts to encode, or the embeddings that the job brings."""
 
     texts: tuple[EncoderInput, ...]
-    #: None where guidance is off.
+    #: None without classifier-free guidance.
     negative_texts: tuple[EncoderInput, ...] | None
     #: (prompts, tokens, width)
     embeds: torch.Tensor | None
@@ -47,53 +48,59 @@ class PromptInputs:
         """Number of prompts."""
         return len(self.texts) if self.embeds is None else self.embeds.shape[0]
 
+    @property
+    def to_encode(self) -> tuple[EncoderInput, ...]:
+        """All texts that need the encoder."""
+        negative = self.negative_texts if self.negative_embeds is None else None
+        return self.texts + (negative or ())
 
-def check(pipe: Any, job: Job) -> PromptInputs:  # noqa: ANN401  # a diffusers pipeline
-    """The job's wording; raises `BadRequestError` for what the encoder would choke on."""
+
+def check(pipe: Pipeline, job: Job) -> PromptInputs:
+    """Validate the job's prompts against the model; raises `BadRequestError`."""
     shape = ("n", "tokens", pipe.text_encoder.config.hidden_size)
     embeds = safetensors_io.read(job.prompt_embeds, "prompt_embeds", shape)
     negative = safetensors_io.read(job.negative_prompt_embeds, "negative_prompt_embeds", shape)
     count = len(job.prompts) or (0 if embeds is None else embeds.shape[0])
     if len(job.negative_prompts) not in (0, 1, count):
         what = f"has {len(job.negative_prompts)} entries for {count} prompts"
-        _refuse("negative_prompt", what, "as many as prompts")
+        raise refusal("negative_prompt", what, "as many as prompts")
     _check_lengths(pipe, job, embeds, negative, count)
     layers: int = pipe.text_encoder.config.num_hidden_layers
     if job.clip_skip is not None and job.clip_skip >= layers:
-        _refuse("clip_skip", f"is {job.clip_skip} of {layers} layers", f"< {layers}")
+        raise refusal("clip_skip", f"is {job.clip_skip} of {layers} layers", f"< {layers}")
     if job.clip_skip is not None and embeds is not None:
-        _refuse("clip_skip", "has no effect on prompt_embeds", "null")
+        raise refusal("clip_skip", "has no effect on prompt_embeds", "null")
     texts = tuple(EncoderInput(text, job.clip_skip, job.lora_scale) for text in job.prompts)
     if job.guidance_scale <= 1:
         return PromptInputs(texts, None, embeds, None)
     negatives = job.negative_prompts or ("",)
     negatives = negatives * count if len(negatives) == 1 else negatives
-    # diffusers reads the negative prompt to the last layer, whatever `clip_skip` says.
+    # diffusers ignores `clip_skip` for the negative prompt.
     tokens = None if embeds is None else embeds.shape[1]
-    opposite = tuple(EncoderInput(text, None, job.lora_scale, tokens) for text in negatives)
-    return PromptInputs(texts, opposite, embeds, negative)
+    negative_texts = tuple(EncoderInput(text, None, job.lora_scale, tokens) for text in negatives)
+    return PromptInputs(texts, negative_texts, embeds, negative)
 
 
-def encode(pipe: Any, texts: Sequence[EncoderInput]) -> dict[EncoderInput, torch.Tensor]:  # noqa: ANN401  # a diffusers pipeline
-    """Embeddings (tokens, width) of each text; one call for all of a LoRA scale and a length."""
+def encode(pipe: Pipeline, texts: Sequence[EncoderInput]) -> dict[EncoderInput, torch.Tensor]:
+    """Embeddings (tokens, width) of each text; one encoder call per LoRA scale and length."""
     found: dict[EncoderInput, torch.Tensor] = {}
     groups: dict[tuple[float | None, int | None], list[EncoderInput]] = {}
     for text in dict.fromkeys(texts):
         groups.setdefault((text.lora_scale, text.tokens), []).append(text)
-    for (scale, _), alike in groups.items():
+    for (scale, _), group in groups.items():
         with lora_scaled(pipe.text_encoder, scale):
-            found |= zip(alike, _encode_alike(pipe, alike), strict=True)
+            found |= zip(group, _encode_group(pipe, group), strict=True)
     return found
 
 
-def truncated(pipe: Any, job: Job) -> tuple[str, ...]:  # noqa: ANN401  # a diffusers pipeline
-    """What of the prompts is beyond the encoder's length and has no effect."""
+def truncated(pipe: Pipeline, job: Job) -> tuple[str, ...]:
+    """The ends of the prompts that exceed the encoder's length and have no effect."""
     used = (*job.prompts, *(job.negative_prompts if job.guidance_scale > 1 else ()))
-    return tuple(filter(None, (_beyond(pipe, text) for text in used)))
+    return tuple(filter(None, (_cut_off(pipe, text) for text in used)))
 
 
-def _encode_alike(pipe: Any, texts: Sequence[EncoderInput]) -> list[torch.Tensor]:  # noqa: ANN401  # a diffusers pipeline
-    encoder, device = pipe.text_encoder, pipe._execution_device  # noqa: SLF001  # diffusers' own way to ask
+def _encode_group(pipe: Pipeline, texts: Sequence[EncoderInput]) -> list[torch.Tensor]:
+    encoder, device = pipe.text_encoder, device_of(pipe)
     tokens = pipe.tokenizer(
         pipe.maybe_convert_prompt([text.text for text in texts], pipe.tokenizer),
         padding="max_length",
@@ -107,7 +114,7 @@ def _encode_alike(pipe: Any, texts: Sequence[EncoderInput]) -> list[torch.Tensor
         attention_mask=tokens.attention_mask.to(device) if masked else None,
         output_hidden_states=any(text.clip_skip is not None for text in texts),
     )
-    # Where it lies depends on transformers' version: 5 has no `text_model` around it.
+    # transformers 5 has no `text_model` between the encoder and its norm.
     norm = getattr(encoder, "text_model", encoder).final_layer_norm
     return [
         output[0][row]
@@ -118,32 +125,29 @@ def _encode_alike(pipe: Any, texts: Sequence[EncoderInput]) -> list[torch.Tensor
 
 
 def _check_lengths(
-    pipe: Any,  # noqa: ANN401  # a diffusers pipeline
+    pipe: Pipeline,
     job: Job,
     embeds: torch.Tensor | None,
     negative: torch.Tensor | None,
     count: int,
 ) -> None:
-    """Embeddings and their opposites go through the UNet together, so they must be alike."""
+    """Positive and negative embeddings share a UNet call, so they must have one length."""
     longest: int = pipe.tokenizer.model_max_length
     if negative is None:
         if embeds is not None and job.guidance_scale > 1 and embeds.shape[1] > longest:
             what = f"has {embeds.shape[1]} tokens and no negative_prompt_embeds beside it"
-            _refuse("prompt_embeds", what, f"<= {longest}")
+            raise refusal("prompt_embeds", what, f"<= {longest}")
         return
     tokens = longest if embeds is None else embeds.shape[1]
     if negative.shape[:2] != (count, tokens):
         what = f"has {negative.shape[0]} rows of {negative.shape[1]} tokens"
-        _refuse("negative_prompt_embeds", what, f"as many as the prompts: {count} of {tokens}")
+        limit = f"as many as the prompts: {count} of {tokens}"
+        raise refusal("negative_prompt_embeds", what, limit)
 
 
-def _beyond(pipe: Any, text: str) -> str:  # noqa: ANN401  # a diffusers pipeline
-    """The end of a text that the tokenizer cuts off."""
+def _cut_off(pipe: Pipeline, text: str) -> str:
+    """The end of a text that the tokenizer truncates."""
     text = pipe.maybe_convert_prompt(text, pipe.tokenizer)
     ids = pipe.tokenizer(text, truncation=False).input_ids
     cut: str = pipe.tokenizer.decode(ids[pipe.tokenizer.model_max_length - 1 : -1])
     return cut.strip()
-
-
-def _refuse(where: str, what: str, limit: str) -> NoReturn:
-    raise BadRequestError(FieldError(where=where, what=what, limit=limit))

@@ -1,12 +1,11 @@
-"""Encode, tick, decode, for many jobs at once. The only code that runs a network.
+"""Runs the networks of one model: encode, evaluate, decode, for many jobs at once.
 
-Knows no queue and no future: it is given jobs and lanes, and gives lanes and pictures back. All of
-it runs on the engine's thread but `finish` and `preview`, which wait for the device beside it.
+Knows no queue and no future. Runs on the engine's thread, but for `finish` and `preview`, which
+wait for the device on the side thread.
 """
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,8 +14,8 @@ import diffusers
 import torch
 import transformers
 
-from worker.engine import guidance, prepare, previews, prompts
-from worker.engine.batch_scheduler import DECODE_TOGETHER
+from worker.engine import checkpoint, guidance, prepare, previews, prompts
+from worker.engine.batch_scheduler import DECODE_BATCH
 from worker.engine.image_state import Degraded, ImageState
 from worker.engine.job import Picture
 from worker.engine.unet import BatchedUnet
@@ -30,17 +29,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """An evaluation that is complete: `lane.advance(output, noisy)` is to follow."""
+    """A complete evaluation of an image, for `ImageState.step`; tensors are (1, c, h, w)."""
 
-    lane: ImageState
+    image: ImageState
+    #: Under both guidances.
     output: torch.Tensor
+    #: UNet input of the main pass.
     noisy: torch.Tensor
 
 
 class Runner:
     """One model on its device."""
 
-    #: Of what makes the pictures.
+    #: Of the libraries that make the pictures.
     versions: ClassVar[dict[str, str]] = {
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
@@ -49,115 +50,119 @@ class Runner:
     }
 
     def __init__(self, model: LoadedModel, max_batch_rows: int | None) -> None:
-        """Warm up; measures how many rows one call takes unless `max_batch_rows` says it."""
+        """Warm up; measures the rows of a UNet call unless `max_batch_rows` sets them."""
         self.model, self.pipe = model, model.pipeline
-        #: Nothing of one job is computed together with another's, so that its bits are its own.
-        self._apart = max_batch_rows == 1
+        #: With one row a call no job shares any call, so its bits depend on no other job.
+        self._alone = max_batch_rows == 1
         with torch.inference_mode():
             self.preview_map = previews.fit(self.pipe)
-            self.network = BatchedUnet(model, max_batch_rows)
+            self.unet = BatchedUnet(model, max_batch_rows)
 
     @property
-    def moves(self) -> bool:
-        """Whether decoding throws the UNet off the device."""
+    def decode_moves_unet(self) -> bool:
+        """Whether decoding moves the UNet off the device."""
         return self.model.offload != "none"
 
-    def draft(self, job: Job) -> prepare.PreparedJob:
-        """Check everything about a job that only the model can; raises `TaskFailedError`."""
+    def check(self, job: Job) -> prepare.PreparedJob:
+        """Validate a job against the model; raises `TaskFailedError`."""
         return prepare.check(self.pipe, job)
 
     @torch.inference_mode()
-    def encode(self, drafted: Sequence[prepare.PreparedJob]) -> list[list[ImageState]]:
-        """The lanes of each job; the texts of all of them go through the encoder together."""
-        if self._apart and len(drafted) > 1:
-            return [lanes for draft in drafted for lanes in self.encode([draft])]
-        wordings = [draft.wording for draft in drafted]
-        texts = [
-            *itertools.chain.from_iterable(each.texts for each in wordings),
-            *itertools.chain.from_iterable(
-                each.negative_texts or () for each in wordings if each.negative_embeds is None
-            ),
-        ]
-        encoded = prompts.encode(self.pipe, texts) if texts else {}
-        return [prepare.lanes(self.pipe, draft, encoded) for draft in drafted]
+    def encode(self, prepared: Sequence[prepare.PreparedJob]) -> list[list[ImageState]]:
+        """The images of each job, new or from its checkpoint; prompts are encoded together."""
+        groups = [[each] for each in prepared] if self._alone else [prepared]
+        encoded: list[list[ImageState]] = []
+        for group in groups:
+            texts = [text for each in group for text in each.prompt_inputs.to_encode]
+            embeds = prompts.encode(self.pipe, texts)
+            for each in group:
+                images = prepare.image_states(self.pipe, each, embeds)
+                if each.job.checkpoint is not None:
+                    images = checkpoint.resume(each.job.checkpoint, images)
+                encoded.append(images)
+        return encoded
 
     @torch.inference_mode()
-    def tick(self, lanes: Sequence[ImageState]) -> list[StepOutput]:
-        """One UNet call for all of the lanes, each in its phase; they must share a bucket.
+    def evaluate(self, images: Sequence[ImageState]) -> list[StepOutput]:
+        """Make one UNet call for the next pass of all images, which must share a bucket.
 
-        Gives the lanes whose evaluation is complete. Raises what the device raises; then no lane
-        has changed.
+        Returns the evaluations that are complete with it. Raises what the device raises; then no
+        image has changed.
         """
-        # Those whose attention is listened to come first, so that their rows are a slice.
+        # Images with SAG come first, so that the rows whose attention is captured are a slice.
         main = sorted(
-            (lane for lane in lanes if lane.degraded is None),
-            key=lambda lane: not lane.is_self_guided,
+            (image for image in images if image.degraded is None),
+            key=lambda image: not image.uses_sag,
         )
-        paired = [number for number, lane in enumerate(main) if lane.negative is not None]
-        second = [(lane, lane.degraded) for lane in lanes if lane.degraded is not None]
-        noisy = [lane.noisy() for lane in main]
-        inputs = [*noisy, *(noisy[n] for n in paired), *(each.noisy for _, each in second)]
-        rows = [*main, *(main[n] for n in paired), *(lane for lane, _ in second)]
-        embeds = [lane.unconditional for lane in rows]
-        embeds[len(main) : len(main) + len(paired)] = [main[n].embeds for n in paired]
-        sag_rows = sum(lane.is_self_guided for lane in main)
-        scalars = self.network.put(
-            [[lane.job.guidance_scale, lane.level.alpha, lane.level.sigma] for lane in main]
+        sag_rows = sum(image.uses_sag for image in main)
+        paired = [index for index, image in enumerate(main) if image.negative_embeds is not None]
+        second = [(image, image.degraded) for image in images if image.degraded is not None]
+        noisy = [image.unet_input() for image in main]
+        rows = [
+            *((image, z, image.unconditional_embeds) for image, z in zip(main, noisy, strict=True)),
+            *((main[index], noisy[index], main[index].embeds) for index in paired),
+            *((image, each.noisy, image.unconditional_embeds) for image, each in second),
+        ]
+        scalars = self.unet.to_device(
+            [[image.job.guidance_scale, image.level.alpha, image.level.sigma] for image in main]
         )
-        output, salient = self.network(
-            torch.cat(inputs),
-            [lane.level.timestep for lane in rows],
-            torch.stack(embeds),
-            lanes[0].bucket.lora_scale,
+        output, salient = self.unet(
+            torch.cat([z for _, z, _ in rows]),
+            [image.level.timestep for image, _, _ in rows],
+            torch.stack([embeds for _, _, embeds in rows]),
+            images[0].bucket.lora_scale,
             sag_rows,
         )
-        first, conditional, degraded = output.split([len(main), len(paired), len(second)])
-        whole = [
+        first, conditional, blurred = output.split([len(main), len(paired), len(second)])
+        outputs = [
             StepOutput(
-                lane,
-                each.guided + lane.job.sag_scale * (each.expected - degraded[n : n + 1]),
+                image,
+                each.guided + image.job.sag_scale * (each.expected - blurred[row : row + 1]),
                 each.main,
             )
-            for n, (lane, each) in enumerate(second)
+            for row, (image, each) in enumerate(second)
         ]
         scale, alpha, sigma = scalars.view(-1, 3, 1, 1, 1).unbind(1)
         guided = _guided(paired, first, conditional, scale)
-        whole += [StepOutput(main[n], guided[n], noisy[n]) for n in range(sag_rows, len(main))]
+        outputs += [
+            StepOutput(main[row], guided[row], noisy[row]) for row in range(sag_rows, len(main))
+        ]
         if salient is not None:
             _degrade(main[:sag_rows], noisy, first, guided, (salient, alpha, sigma))
-        return whole
+        return outputs
 
     @torch.inference_mode()
-    def decode(self, lanes: Sequence[ImageState]) -> list[torch.Tensor | None]:
-        """Each lane's picture on the device, (1, 3, height, width) in -1 … 1, None for `latent`."""
-        found: dict[int, torch.Tensor] = {}
-        wanted = [lane for lane in lanes if lane.job.output_type != "latent"]
-        wanted.sort(key=lambda lane: lane.latents.shape)
-        for _, group in itertools.groupby(wanted, key=lambda lane: lane.latents.shape):
-            alike = list(group)
-            together = 1 if self._apart else DECODE_TOGETHER
-            for begin in range(0, len(alike), together):
-                some = alike[begin : begin + together]
-                found |= zip(map(id, some), self._decoded(some), strict=True)
-        return [found.get(id(lane)) for lane in lanes]
+    def decode(self, images: Sequence[ImageState]) -> list[torch.Tensor | None]:
+        """Each image on the device, (1, 3, height, width) in -1 … 1; None for output `latent`."""
+        groups: dict[torch.Size, list[ImageState]] = {}
+        for image in images:
+            if image.job.output_type != "latent":
+                groups.setdefault(image.latents.shape, []).append(image)
+        most = 1 if self._alone else DECODE_BATCH
+        decoded: dict[ImageState, torch.Tensor] = {}
+        for group in groups.values():
+            for begin in range(0, len(group), most):
+                some = group[begin : begin + most]
+                decoded |= zip(some, self._decode_some(some), strict=True)
+        return [decoded.get(image) for image in images]
 
     @torch.inference_mode()
     def finish(
-        self, lanes: Sequence[ImageState], decoded: Sequence[torch.Tensor | None]
+        self, images: Sequence[ImageState], decoded: Sequence[torch.Tensor | None]
     ) -> list[Picture]:
-        """Pictures on the host, looked at by the safety checker where the model has one.
+        """Pictures on the host, checked by the safety checker where the model has one.
 
-        Waits for the device. May run beside the engine: it uses no network but the checker.
+        Waits for the device. For the side thread: it uses no network but the checker.
         """
-        return [self._finished(lane, each) for lane, each in zip(lanes, decoded, strict=True)]
+        return [self._picture(image, each) for image, each in zip(images, decoded, strict=True)]
 
-    def preview(self, clean: torch.Tensor, alpha: float) -> str:
-        """A small picture of an x0, told as alpha x0, as a data URL. May run beside the engine.
+    def preview(self, scaled_x0: torch.Tensor, alpha: float) -> str:
+        """A data URL that shows x0, given as alpha x0, (1, c, h, w). For the side thread.
 
-        By the linear map, or by the autoencoder where the map is poor and nothing has to move.
+        By the linear map, or by the decoder where the map is poor and decoding moves nothing.
         """
-        latents = clean / max(alpha, previews.LEAST_ALPHA)
-        if self.moves or self.preview_map.unexplained <= previews.UNEXPLAINED:
+        latents = scaled_x0 / max(alpha, previews.MIN_ALPHA)
+        if self.decode_moves_unet or self.preview_map.unexplained <= previews.MAX_UNEXPLAINED:
             return self.preview_map.data_url(latents)
         vae = self.pipe.vae
         with torch.inference_mode():
@@ -165,81 +170,81 @@ class Runner:
             decoded = vae.decode(latents, return_dict=False)[0]
         return previews.data_url(decoded[0].float().cpu().movedim(0, -1))
 
-    def rest(self) -> None:
-        """Nothing is left to do for now: with offload the device is given back.
+    def offload_idle(self) -> None:
+        """With offload, move the networks off the device.
 
-        Not by `maybe_free_model_hooks`, which also moves the safety checker under the feet of the
-        pictures that are being finished.
+        `maybe_free_model_hooks` would also move the safety checker, which the side thread may use.
         """
         for hook in getattr(self.pipe, "_all_hooks", ()):
             hook.offload()
 
     def close(self) -> None:
-        """Let go of the device; hooks would keep the model in a circle with itself."""
-        if self.moves:
+        """Release the device. Hooks are a reference cycle with the model."""
+        if self.decode_moves_unet:
             self.pipe.remove_all_hooks()
 
-    def _decoded(self, lanes: Sequence[ImageState]) -> list[torch.Tensor]:
-        """Pictures of one size; where they do not fit together, in halves."""
-        vae, half = self.pipe.vae, len(lanes) // 2
-        try:
-            latents = torch.cat([lane.latents for lane in lanes]) / vae.config.scaling_factor
-            return list(vae.decode(latents, return_dict=False)[0].split(1))
-        except torch.OutOfMemoryError:
-            if not half:
-                raise
-        free_memory(self.model.device)
-        return self._decoded(lanes[:half]) + self._decoded(lanes[half:])
+    def _decode_some(self, images: Sequence[ImageState]) -> list[torch.Tensor]:
+        """Images of one size; after an out of memory, half as many at a time."""
+        vae, size, decoded = self.pipe.vae, len(images), list[torch.Tensor]()
+        while len(decoded) < len(images):
+            some = images[len(decoded) : len(decoded) + size]
+            try:
+                latents = torch.cat([image.latents for image in some]) / vae.config.scaling_factor
+                decoded += vae.decode(latents, return_dict=False)[0].split(1)
+                continue
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+            torch.cuda.empty_cache()  # outside of the handler, which keeps the call's tensors
+            size = (size + 1) // 2
+        return decoded
 
-    def _finished(self, lane: ImageState, decoded: torch.Tensor | None) -> Picture:
+    def _picture(self, image: ImageState, decoded: torch.Tensor | None) -> Picture:
         factor = self.pipe.vae_scale_factor
-        height, width = (side * factor for side in lane.latents.shape[-2:])
+        height, width = (side * factor for side in image.latents.shape[-2:])
         if decoded is None:
-            return Picture(lane.latents[0].float().cpu(), width, height, lane.seed, None)
+            return Picture(image.latents[0].float().cpu(), width, height, image.seed, None)
         decoded, flags = self.pipe.run_safety_checker(decoded, decoded.device, decoded.dtype)
         pixels = self.pipe.image_processor.postprocess(
             decoded,
-            output_type="np" if lane.job.output_type == "npy" else "pil",
+            output_type="np" if image.job.output_type == "npy" else "pil",
             do_denormalize=[not flag for flag in flags] if flags is not None else None,
         )[0]
-        return Picture(pixels, width, height, lane.seed, None if flags is None else bool(flags[0]))
+        return Picture(pixels, width, height, image.seed, None if flags is None else bool(flags[0]))
 
 
 def _guided(
     paired: list[int], first: torch.Tensor, conditional: torch.Tensor, scale: torch.Tensor
 ) -> list[torch.Tensor]:
-    """The main pass of each lane, guided by the prompt where that is on; (1, c, h, w), float32."""
+    """Each image's main pass under classifier-free guidance where it is on; (1, c, h, w), float32.
+
+    `first` are the rows of all images, `conditional` the second rows of the images `paired`.
+    """
     guided = list(first.float().split(1))
-    for row, number in enumerate(paired):
-        unconditional, prompted = guided[number], conditional[row : row + 1]
-        guided[number] = guidance.classifier_free(unconditional, prompted, scale[number])
+    for row, index in enumerate(paired):
+        conditioned = conditional[row : row + 1]
+        guided[index] = guidance.classifier_free(guided[index], conditioned, scale[index])
     return guided
 
 
 def _degrade(
-    lanes: Sequence[ImageState],
+    images: Sequence[ImageState],
     noisy: Sequence[torch.Tensor],
     first: torch.Tensor,
     guided: Sequence[torch.Tensor],
     terms: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> None:
-    """Leave each of these lanes, the first of a main pass, what its degraded pass needs."""
-    number = len(lanes)
+    """Set `degraded` of the first images of a main pass. `terms` are mask, alpha and sigma."""
+    rows = len(images)
     salient, alpha, sigma = terms
     degraded, expected = guidance.degrade(
-        lanes[0].sampling.kinds[0],
-        torch.cat(list(noisy[:number])),
-        first[:number],
+        images[0].sampler.predictions[0],
+        torch.cat(list(noisy[:rows])),
+        first[:rows],
         salient,
-        alpha[:number],
-        sigma[:number],
+        alpha[:rows],
+        sigma[:rows],
     )
-    parts = zip(lanes, noisy, degraded.split(1), expected.split(1), guided, strict=False)
-    for lane, *each in parts:
-        lane.degraded = Degraded(*each)
-
-
-def free_memory(device: str) -> None:
-    """Give the memory that no tensor holds back to the device, for whoever shares it."""
-    if device != "cpu":
-        torch.cuda.empty_cache()
+    parts = zip(images, noisy, degraded.split(1), expected.split(1), guided, strict=False)
+    for image, *each in parts:
+        image.degraded = Degraded(*each)

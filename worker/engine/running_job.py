@@ -1,11 +1,12 @@
-"""One job between its submission and its end: its lanes, what it waited for, what it is told."""
+"""Runtime state of one submitted job, from `Engine.submit` to the result of its future."""
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
 from worker.engine.job import JobResult, Timing
 from worker.job_control import JobStopped, Step, Stop
@@ -14,17 +15,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
+    import torch
+
+    from worker.engine.checkpoint import Snapshot
     from worker.engine.image_state import ImageState
     from worker.engine.job import Job, Picture
     from worker.job_control import Control
+
+    #: `Runner.preview`: a data URL from alpha x0 and alpha.
+    Preview: TypeAlias = Callable[[torch.Tensor, float], str]
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class RunningJob:
-    """A job that was submitted. Times are seconds on the monotonic clock."""
+    """One job. Times are seconds on the monotonic clock.
 
+    The engine's thread owns it; `error` and `saved_step` are written on the side thread.
+    """
+
+    #: Order of submission.
     number: int
     job: Job
     control: Control
@@ -34,116 +45,67 @@ class RunningJob:
     admitted_s: float = 0.0
     encoded_s: float = 0.0
     denoised_s: float = 0.0
-    lanes: list[ImageState] = field(default_factory=list)
+    images: list[ImageState] = field(default_factory=list)
     truncated: tuple[str, ...] = ()
-    #: Steps that every picture has done, and of them those that were told.
-    told: int = 0
-    #: Step of the checkpoint that it went on from, and of the newest that its caller has.
+    #: Last step that was reported to the caller.
+    reported_steps: int = 0
     resumed_from_step: int | None = None
-    kept: int = 0
-    #: UNet calls that it took part in, and the sum of the jobs in them.
-    ticks: int = 0
-    companions: int = 0
-    #: What its own callback raised.
-    broken: BaseException | None = None
+    #: Step of the last checkpoint that the caller has.
+    saved_step: int = 0
+    #: UNet calls that it took part in, and the sum over them of the jobs in each.
+    unet_calls: int = 0
+    jobs_in_calls: int = 0
+    #: What its callback or its sampler raised.
+    error: BaseException | None = None
 
     @property
     def steps(self) -> int:
-        """Steps that every picture has done."""
-        return min((lane.steps for lane in self.lanes), default=0)
+        """Steps that every image has done."""
+        return min((image.steps for image in self.images), default=0)
 
     @property
     def is_done(self) -> bool:
         """Whether nothing is left to denoise."""
-        return all(lane.is_done for lane in self.lanes)
+        return all(image.is_done for image in self.images)
 
-    def begin(self, lanes: list[ImageState]) -> None:
-        """Take its new lanes, or those that its checkpoint makes of them."""
-        self.lanes = lanes
-        if self.job.checkpoint is not None:
-            from worker.engine import checkpoint  # noqa: PLC0415  # torch, with the first task only
-
-            if (resumed := checkpoint.resume(self.job.checkpoint, lanes)) is not None:
-                self.lanes = resumed
-                self.resumed_from_step = self.told = self.kept = self.steps
+    def begin(self, images: list[ImageState]) -> None:
+        """Start denoising `images`, which are new or resumed from the job's checkpoint."""
+        self.images = images
+        if self.steps:
+            self.resumed_from_step = self.reported_steps = self.saved_step = self.steps
         self.encoded_s = time.perf_counter()
 
-    def must_end(self) -> BaseException | None:
-        """Why it must end before it is done, if it must."""
-        if self.broken is not None:
-            return self.broken
+    def end_reason(self) -> BaseException | None:
+        """Why the job must end now, or None to go on."""
+        if self.error is not None:
+            return self.error
         reason = self.control.asked()
         return None if reason is None else JobStopped(reason, self.steps)
 
-    def news(self) -> list[Callable[[Callable[[Any, float], str]], None]]:
-        """A call for each step that is done and not told yet; it is given what makes previews.
-
-        One more keeps a checkpoint, where it is time for one.
-        """
+    def reports(self, preview: Preview) -> list[Callable[[], None]]:
+        """Calls for the side thread: one for each new step, then a checkpoint where one is due."""
         steps, total = self.steps, self.job.num_inference_steps
         own_steps = steps - (self.resumed_from_step or 0)
         mean_s = (time.perf_counter() - self.encoded_s) / max(1, own_steps)
-        calls = []
-        for step in range(self.told + 1, steps + 1):
-            eta_s = round(mean_s * max(0, total - step), 3)
-            calls.append(self._teller(step, total, eta_s))
+        calls: list[Callable[[], None]] = []
+        for number in range(self.reported_steps + 1, steps + 1):
+            step = Step(number, total, round(mean_s * max(0, total - number), 3))
+            calls.append(partial(self._report, step, self._draw(number, preview)))
         every = self.job.checkpoint_every
-        if every and steps // every > self.told // every and not self.is_done:
-            calls.append(self._keeper())
-        self.told = steps
+        if every and steps // every > self.reported_steps // every and not self.is_done:
+            calls += [save] if (save := self._checkpoint()) else []
+        self.reported_steps = steps
         return calls
 
-    def final_checkpoint(self, reason: BaseException) -> Callable[..., None] | None:
-        """A call that keeps a checkpoint, where a job that ends so leaves one."""
+    def final_checkpoint(self, reason: BaseException) -> Callable[[], None] | None:
+        """A call that saves a checkpoint, for a job that is drained; None for any other end."""
         drained = isinstance(reason, JobStopped) and reason.reason is Stop.DRAINED
-        if not (drained and self.job.checkpoint_every and self.lanes):
+        if not (drained and self.job.checkpoint_every and self.images):
             return None
-        return self._keeper()
-
-    def _keeper(self) -> Callable[..., None]:
-        """Capture where it stands; the call, beside the engine, makes a file of that.
-
-        Neither raises: a job without its checkpoint is still a job.
-        """
-        from worker.engine import checkpoint  # noqa: PLC0415  # torch, with the first task only
-
-        try:
-            snapshot = checkpoint.capture(self.lanes)
-        except Exception as error:  # noqa: BLE001  # see above
-            logger.warning("job %s: no checkpoint: %r", self.job.id, error)
-            return lambda *_: None
-
-        def keep(*_: object) -> None:
-            if self.broken is not None or snapshot.step <= self.kept:
-                return
-            try:
-                self.control.on_checkpoint(snapshot.step, snapshot.serialised())
-                self.kept = snapshot.step
-            except Exception as error:  # noqa: BLE001  # see above
-                logger.warning("job %s: no checkpoint: %r", self.job.id, error)
-
-        return keep
-
-    def _teller(
-        self, step: int, total: int, eta_s: float
-    ) -> Callable[[Callable[[Any, float], str]], None]:
-        every, lane = self.job.preview_every, self.lanes[0]  # it may be ahead of the others
-        clean = lane.clean if every and step % every == 0 else None
-        alpha = lane.sampling.levels[lane.evaluations - 1].alpha
-
-        def tell(draw: Callable[[Any, float], str]) -> None:
-            if self.broken is not None:
-                return
-            try:
-                preview = None if clean is None else draw(clean, alpha)
-                self.control.on_step(Step(step, total, eta_s, preview))
-            except Exception as error:  # noqa: BLE001  # whatever it is, it ends this job alone
-                self.broken = error
-
-        return tell
+        return self._checkpoint()
 
     def result(self, pictures: list[Picture], versions: dict[str, str]) -> JobResult:
-        """What it gives, once its pictures are on the host."""
+        """The result, once the pictures are on the host."""
         timing = Timing(
             wait_s=max(0.0, self.admitted_s - self.submitted_s - self.load_s),
             load_s=self.load_s,
@@ -151,8 +113,48 @@ class RunningJob:
             denoise_s=self.denoised_s - self.encoded_s,
             decode_s=time.perf_counter() - self.denoised_s,
         )
-        name = self.lanes[0].sampling.name
-        batch = round(self.companions / max(1, self.ticks), 2)
+        name = self.images[0].sampler.name
+        batch = round(self.jobs_in_calls / max(1, self.unet_calls), 2)
         return JobResult(
             tuple(pictures), timing, name, batch, versions, self.truncated, self.resumed_from_step
         )
+
+    def _draw(self, step: int, preview: Preview) -> Callable[[], str] | None:
+        """The call that draws the preview of a step, or None where the step has none.
+
+        It shows the first image, which may be ahead of the others.
+        """
+        image, every = self.images[0], self.job.preview_every
+        if not every or step % every or image.scaled_x0 is None:
+            return None
+        alpha = image.sampler.levels[image.evaluations - 1].alpha
+        return partial(preview, image.scaled_x0, alpha)
+
+    def _report(self, step: Step, draw: Callable[[], str] | None) -> None:
+        """Call the job's `on_step`. An error of the preview or the callback ends this job alone."""
+        if self.error is not None:
+            return
+        try:
+            self.control.on_step(step if draw is None else replace(step, preview=draw()))
+        except Exception as error:  # noqa: BLE001  # a callback may raise anything
+            self.error = error
+
+    def _checkpoint(self) -> Callable[[], None] | None:
+        """The call that saves the current state; None, with a warning, where capturing fails."""
+        from worker.engine import checkpoint  # noqa: PLC0415  # imports torch
+
+        try:
+            return partial(self._save, checkpoint.capture(self.images))
+        except Exception as error:  # noqa: BLE001  # a job goes on without its checkpoint
+            logger.warning("job %s: checkpoint not saved: %r", self.job.id, error)
+            return None
+
+    def _save(self, snapshot: Snapshot) -> None:
+        """Give the caller a checkpoint, unless it has this step's. An error is logged."""
+        if self.error is not None or snapshot.step <= self.saved_step:
+            return
+        try:
+            self.control.on_checkpoint(snapshot.step, snapshot.to_bytes())
+            self.saved_step = snapshot.step
+        except Exception as error:  # noqa: BLE001  # a job goes on without its checkpoint
+            logger.warning("job %s: checkpoint not saved: %r", self.job.id, error)

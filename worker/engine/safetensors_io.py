@@ -1,4 +1,4 @@
-"""Tensors in and out of safetensors files, checked before use."""
+"""Reads and writes safetensors files; validates the tensors that it reads."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from api_contracts.errors import FieldError
-from worker.errors import BadRequestError
+from worker.engine.job import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,20 +22,16 @@ _DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64
 def read(data: bytes | None, where: str, shape: Sequence[int | str]) -> torch.Tensor | None:
     """The one tensor in `data`, or None without data; raises `BadRequestError` naming `where`.
 
-    `shape` has a number for each size that is fixed and a word for each that is free.
+    `shape` has a number for each fixed size and a word for each free one.
     """
     if data is None:
         return None
     try:
         found = safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError) as error:
-        what = f"is not a safetensors file: {error}"
-        raise BadRequestError(
-            FieldError(where=where, what=what[:300], limit="safetensors")
-        ) from error
+        raise refusal(where, f"is not a safetensors file: {error}", "safetensors") from error
     if len(found) != 1:
-        what = f"holds {len(found)} tensors"
-        raise BadRequestError(FieldError(where=where, what=what, limit="exactly one"))
+        raise refusal(where, f"holds {len(found)} tensors", "exactly one")
     tensor = next(iter(found.values()))
     expected = " x ".join(str(size) for size in shape)
     fits = tensor.ndim == len(shape) and all(
@@ -45,25 +40,21 @@ def read(data: bytes | None, where: str, shape: Sequence[int | str]) -> torch.Te
     )
     if not fits or tensor.dtype not in _DTYPES or 0 in tensor.shape:
         what = f"is {tensor.dtype} of shape {tuple(tensor.shape)}"
-        raise BadRequestError(
-            FieldError(where=where, what=what, limit=f"16 to 64 bit floats, {expected}")
-        )
+        raise refusal(where, what, f"16 to 64 bit floats, {expected}")
     if not torch.isfinite(tensor).all():
-        raise BadRequestError(
-            FieldError(where=where, what="holds values that are not finite", limit="finite")
-        )
+        raise refusal(where, "holds values that are not finite", "finite")
     return tensor
 
 
 def write(tensor: torch.Tensor) -> bytes:
-    """A file that `read` takes back: the tensor, with a leading axis of one, as `latents`."""
+    """A file that `read` accepts: the tensor, with a leading axis of one, as `latents`."""
     return safetensors.torch.save({"latents": tensor.unsqueeze(0).contiguous()})
 
 
 def pack(header: Mapping[str, Any], named: Mapping[str, torch.Tensor]) -> bytes:
-    """A file that `unpack` takes back: tensors, and a header of JSON. Waits for the device."""
+    """A file for `unpack`: tensors, a JSON header, and a digest of both. Waits for the device."""
     held = {
-        # Each in memory of its own, without gaps: safetensors refuses anything else.
+        # A contiguous copy of each: safetensors refuses tensors that share memory.
         name: tensor.to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in named.items()
     }
@@ -72,15 +63,15 @@ def pack(header: Mapping[str, Any], named: Mapping[str, torch.Tensor]) -> bytes:
 
 
 def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Header and tensors, on the host.
+    """Header and tensors of a `pack`ed file, on the host.
 
-    Raises ValueError where a bit was lost or turned, and whatever else broken files make raise.
+    Raises ValueError where the digest does not match, and any exception for malformed files.
     """
     named = safetensors.torch.load(data)
     size_bytes = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + size_bytes])["__metadata__"]
     if _digest(metadata["header"], named) != metadata["digest"]:
-        raise ValueError("its digest is that of another file")
+        raise ValueError("the digest does not match the content")
     header: dict[str, Any] = json.loads(metadata["header"])
     return header, named
 

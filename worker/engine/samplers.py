@@ -1,4 +1,4 @@
-"""The samplers by their name on the wire, each made anew for a picture from the model's own."""
+"""The samplers by their wire names; each image gets one of its own, built from the model's."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ import diffusers
 import numpy as np
 import torch
 
-from api_contracts.errors import FieldError
 from api_contracts.request import ETA_SCHEDULERS
-from worker.errors import BadRequestError, UnsupportedSchedulerError
+from worker.engine.job import refusal
+from worker.errors import UnsupportedSchedulerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from worker.engine.pipeline import DiffusersScheduler
+
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """One evaluation of the network: z = alpha x0 + sigma eps, variance-preserving."""
+    """Of one evaluation of the UNet: z = alpha x0 + sigma eps, variance-preserving."""
 
-    #: What the UNet is told; may lie between two trained timesteps.
+    #: Input of the UNet; may lie between two trained timesteps.
     timestep: float
     alpha: float
     sigma: float
@@ -30,28 +32,29 @@ class NoiseLevel:
 
 @dataclass(frozen=True)
 class SamplerState:
-    """A sampler at work on one picture; everything that a tick reads of it is on the host."""
+    """The sampler of one image. What the engine reads of it in each round is on the host."""
 
     name: str
-    scheduler: Any
+    scheduler: DiffusersScheduler
     #: One for each evaluation, in order.
     levels: tuple[NoiseLevel, ...]
-    #: What the network predicts, and what the scheduler's `step` wants.
-    kinds: tuple[str, str]
-    #: Parameters of the scheduler's `step`.
-    takes: frozenset[str]
-    #: Tensors of the scheduler that no step changes.
+    #: Prediction types: of the UNet, and of what the scheduler's `step` takes.
+    predictions: tuple[str, str]
+    #: Names of the parameters of the scheduler's `step`.
+    step_parameters: frozenset[str]
+    #: Names of the scheduler's tensors that no step changes.
     constants: frozenset[str]
 
-    def is_step(self, done: int) -> bool:
-        """Whether after `done` evaluations a step is complete, as diffusers counts them."""
+    def is_step(self, evaluations: int) -> bool:
+        """Whether a step ends after so many evaluations, as diffusers counts them."""
         order: int = self.scheduler.order
         warmup = len(self.levels) - self.scheduler.num_inference_steps * order
-        return done == len(self.levels) or (done > warmup and done % order == 0)
+        is_last = evaluations == len(self.levels)
+        return is_last or (evaluations > warmup and evaluations % order == 0)
 
 
-def _by_timestep(scheduler: Any, _own: Any) -> list[NoiseLevel]:  # noqa: ANN401  # diffusers has no base
-    """DDIM and its kin: the level of timestep t is alphas_cumprod[t]."""
+def _by_timestep(scheduler: DiffusersScheduler, _own: DiffusersScheduler) -> list[NoiseLevel]:
+    """DDIM and its like: alpha^2 at timestep t is alphas_cumprod[t]."""
     cumulative = scheduler.alphas_cumprod.double()
     return [
         NoiseLevel(float(t), float(cumulative[t] ** 0.5), float((1 - cumulative[t]) ** 0.5))
@@ -59,15 +62,15 @@ def _by_timestep(scheduler: Any, _own: Any) -> list[NoiseLevel]:  # noqa: ANN401
     ]
 
 
-def _by_sigma(scheduler: Any, _own: Any) -> list[NoiseLevel]:  # noqa: ANN401  # diffusers has no base
-    """The i-th evaluation is at sigmas[i] = sigma / alpha, whatever integer t was rounded to."""
+def _by_sigma(scheduler: DiffusersScheduler, _own: DiffusersScheduler) -> list[NoiseLevel]:
+    """Evaluation i is at sigmas[i] = sigma / alpha, whatever integer its timestep is rounded to."""
     return _levels(scheduler.timesteps, scheduler.sigmas)
 
 
-def _between_sigmas(scheduler: Any, _own: Any) -> list[NoiseLevel]:  # noqa: ANN401  # diffusers has no base
+def _between_sigmas(scheduler: DiffusersScheduler, _own: DiffusersScheduler) -> list[NoiseLevel]:
     """KDPM2: every second evaluation is half-way to the next sigma.
 
-    Its ancestral kind keeps that one place earlier, as its `scale_model_input` has it.
+    The ancestral one keeps that sigma one place earlier, as its `scale_model_input` reads it.
     """
     sigmas, between = scheduler.sigmas.clone(), scheduler.sigmas_interpol
     if isinstance(scheduler, diffusers.KDPM2AncestralDiscreteScheduler):
@@ -76,56 +79,60 @@ def _between_sigmas(scheduler: Any, _own: Any) -> list[NoiseLevel]:  # noqa: ANN
     return _levels(scheduler.timesteps, sigmas)
 
 
-def _by_angle(scheduler: Any, own: Any) -> list[NoiseLevel]:  # noqa: ANN401  # diffusers has no base
-    """IPNDM has noise levels of its own; the UNet is told the timestep at which it knew them."""
+def _by_angle(scheduler: DiffusersScheduler, own: DiffusersScheduler) -> list[NoiseLevel]:
+    """IPNDM has noise levels of its own; the timestep is where the UNet was trained at that level.
+
+    It is interpolated linearly in log(sigma / alpha).
+    """
     trained = diffusers.DDPMScheduler.from_config(own.config).alphas_cumprod.double()
     cumulative = trained.clamp(min=1e-8).numpy()
-    known = np.log(((1 - cumulative) / cumulative) ** 0.5)
+    log_ratios = np.log(((1 - cumulative) / cumulative) ** 0.5)
     levels = []
     for alpha, sigma in zip(scheduler.alphas[:-1], scheduler.betas[:-1], strict=True):
-        ratio = np.log(max(float(sigma), 1e-12) / max(float(alpha), 1e-12))
-        timestep = float(np.interp(ratio, known, np.arange(len(known))))
+        log_ratio = np.log(max(float(sigma), 1e-12) / max(float(alpha), 1e-12))
+        timestep = float(np.interp(log_ratio, log_ratios, np.arange(len(log_ratios))))
         levels.append(NoiseLevel(timestep, float(alpha), float(sigma)))
     return levels
 
 
-def _levels(timesteps: Any, sigmas: Any) -> list[NoiseLevel]:  # noqa: ANN401  # tensors of diffusers
-    ratios = [float(sigma) for sigma in sigmas[: len(timesteps)]]
-    scales = [(ratio**2 + 1) ** -0.5 for ratio in ratios]
-    return [
-        NoiseLevel(float(t), scale, ratio * scale)
-        for t, scale, ratio in zip(timesteps, scales, ratios, strict=True)
-    ]
+def _levels(timesteps: torch.Tensor, sigmas: torch.Tensor) -> list[NoiseLevel]:
+    """Levels from sigma / alpha, of which diffusers has one more than timesteps."""
+    levels = []
+    for timestep, sigma in zip(timesteps, sigmas[: len(timesteps)], strict=True):
+        ratio = float(sigma)
+        alpha = (ratio**2 + 1) ** -0.5
+        levels.append(NoiseLevel(float(timestep), alpha, ratio * alpha))
+    return levels
 
 
 @dataclass(frozen=True)
 class _Sampler:
-    """A class of diffusers and what it is made with on top of the model's configuration."""
+    """A scheduler class of diffusers and its options."""
 
     class_name: str
-    levels: Callable[[Any, Any], list[NoiseLevel]]
+    levels: Callable[[DiffusersScheduler, DiffusersScheduler], list[NoiseLevel]]
     options: dict[str, Any] = field(default_factory=dict)
-    #: Predictions that diffusers' class does not take; they are converted to v.
+    #: Prediction types that the class does not take; outputs are converted to v.
     lacks: tuple[str, ...] = ()
-    #: With fewer it ends in noise.
-    least_steps: int = 1
+    #: With fewer steps the result is noise.
+    min_steps: int = 1
 
     @property
     def flags(self) -> dict[str, Any]:
-        """Everything of the configuration that makes this sampler what it is."""
-        known = self.parameters
-        own = {name: known[name].default for name in _SAMPLERS_OWN if name in known}
-        return own | self.options
+        """All configuration that distinguishes samplers: the class's defaults, and the options."""
+        parameters = self.parameters
+        defaults = {n: parameters[n].default for n in _SAMPLER_OPTIONS if n in parameters}
+        return defaults | self.options
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
-        """Of diffusers' class."""
+        """Of the class's `__init__`."""
         return inspect.signature(getattr(diffusers, self.class_name).__init__).parameters
 
 
-#: What in a scheduler's configuration is the sampler and not the model. A name means the values of
-#: diffusers' class, whatever the model's own scheduler is set to.
-_SAMPLERS_OWN = (
+#: Configuration that belongs to the sampler and not to the model: a wire name implies the values of
+#: diffusers' class, whatever the model's own scheduler has.
+_SAMPLER_OPTIONS = (
     "algorithm_type", "solver_order", "solver_type", "skip_prk_steps", "use_karras_sigmas",
     "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas",
     "lower_order_final", "euler_at_final", "final_sigmas_type", "predict_x0",
@@ -133,7 +140,6 @@ _SAMPLERS_OWN = (
 _DPMPP = {"algorithm_type": "dpmsolver++"}
 _SDE = {"algorithm_type": "sde-dpmsolver++"}
 _KARRAS = {"use_karras_sigmas": True}
-_ALL = ("epsilon", "sample")
 
 SAMPLERS: dict[str, _Sampler] = {
     "ddim": _Sampler("DDIMScheduler", _by_timestep),
@@ -150,7 +156,7 @@ SAMPLERS: dict[str, _Sampler] = {
     "unipc": _Sampler("UniPCMultistepScheduler", _by_sigma),
     "unipc_karras": _Sampler("UniPCMultistepScheduler", _by_sigma, _KARRAS),
     "deis": _Sampler("DEISMultistepScheduler", _by_sigma),
-    "deis_karras": _Sampler("DEISMultistepScheduler", _by_sigma, _KARRAS, least_steps=2),
+    "deis_karras": _Sampler("DEISMultistepScheduler", _by_sigma, _KARRAS, min_steps=2),
     "lms": _Sampler("LMSDiscreteScheduler", _by_sigma),
     "lms_karras": _Sampler("LMSDiscreteScheduler", _by_sigma, _KARRAS),
     "euler": _Sampler("EulerDiscreteScheduler", _by_sigma),
@@ -160,88 +166,95 @@ SAMPLERS: dict[str, _Sampler] = {
     "heun_karras": _Sampler("HeunDiscreteScheduler", _by_sigma, _KARRAS),
     "kdpm2": _Sampler("KDPM2DiscreteScheduler", _between_sigmas, lacks=("sample",)),
     "kdpm2_a": _Sampler("KDPM2AncestralDiscreteScheduler", _between_sigmas, lacks=("sample",)),
-    "ipndm": _Sampler("IPNDMScheduler", _by_angle, lacks=_ALL, least_steps=2),
+    "ipndm": _Sampler("IPNDMScheduler", _by_angle, lacks=("epsilon", "sample"), min_steps=2),
 }
 
 
-def make(name: str | None, own: Any, num_inference_steps: int) -> SamplerState:  # noqa: ANN401  # diffusers has no base
+def make(name: str | None, own: DiffusersScheduler, num_inference_steps: int) -> SamplerState:
     """A new sampler of that many steps: `name`, or the kind of the model's `own` when None.
 
-    Raises `UnsupportedSchedulerError`, which lists the supported names, and `BadRequestError`
-    where the diffusers scheduler does not support this number of steps.
+    Raises `UnsupportedSchedulerError` with the supported names, and `BadRequestError` where the
+    scheduler does not support this number of steps.
     """
     if name is not None and name not in SAMPLERS:
-        message = f"scheduler {name!r} is not known; served are {', '.join(SAMPLERS)}"
+        message = f"unknown scheduler {name!r}; supported are {', '.join(SAMPLERS)}"
         raise UnsupportedSchedulerError(message, where="scheduler", served=list(SAMPLERS))
-    kind = own.config.get("prediction_type", "epsilon")
     if name is None:
-        name, sampler, options = _name_of(own), _kind_of(own), {}
+        name, sampler, options = _name_of(own), _of_class(own)[0][1], {}
     else:
         sampler = SAMPLERS[name]
         options = sampler.flags
-    taken = "v_prediction" if kind in sampler.lacks else kind
-    scheduler_class = getattr(diffusers, sampler.class_name)
-    told: dict[str, Any] = {} if taken == kind else {"prediction_type": taken}
-    if "clip_sample" in sampler.parameters and "clip_sample" not in own.config:
-        told["clip_sample"] = False  # the class's own would clip latents to -1 … 1
+    prediction = own.config.get("prediction_type", "epsilon")
+    predictions = prediction, "v_prediction" if prediction in sampler.lacks else prediction
     if sampler.levels is _by_angle:
-        told = {"trained_betas": None}
-    scheduler = scheduler_class.from_config(own.config, **options, **told)
-    _set_timesteps(scheduler, name, num_inference_steps, sampler.least_steps)
+        options = options | {"trained_betas": None}  # it computes its own, and asks for no type
+    elif predictions[0] != predictions[1]:
+        options = options | {"prediction_type": predictions[1]}
+    if "clip_sample" in sampler.parameters and "clip_sample" not in own.config:
+        options = options | {"clip_sample": False}  # the class's default clips latents to -1 … 1
+    scheduler = getattr(diffusers, sampler.class_name).from_config(own.config, **options)
+    _set_timesteps(scheduler, name, num_inference_steps, sampler.min_steps)
     if hasattr(scheduler, "set_begin_index"):
-        # Or it looks for the first timestep, and finds the second where two were rounded alike.
+        # Otherwise it searches for the first timestep, and of two equal ones finds the second.
         scheduler.set_begin_index(0)
     levels = tuple(sampler.levels(scheduler, own))
-    takes = frozenset(inspect.signature(scheduler.step).parameters)
+    parameters = frozenset(inspect.signature(scheduler.step).parameters)
     constants = frozenset(
         n for n, each in vars(scheduler).items() if isinstance(each, torch.Tensor)
     )
-    return SamplerState(name, scheduler, levels, (kind, taken), takes, constants)
+    return SamplerState(name, scheduler, levels, predictions, parameters, constants)
 
 
-def _set_timesteps(scheduler: Any, name: str, number: int, least: int) -> None:  # noqa: ANN401  # diffusers has no base
-    """On the host: a timestep that lies on the device would be read from it in every step."""
-    try:
-        most = scheduler.config.num_train_timesteps
-        if not least <= number <= most:
-            raise ValueError(f"it takes {least} to {most}")  # noqa: TRY301  # as below
-        scheduler.set_timesteps(number, device="cpu")
-        sigmas = getattr(scheduler, "sigmas", None)
-        if number == 1 and sigmas is not None and sigmas[1] >= sigmas[0]:
-            raise ValueError("its only step has no length")  # noqa: TRY301  # as below
-        if float(scheduler.timesteps.min()) < 0:
-            # Rounding in diffusers' "trailing" spacing, for 61 and a few others of 1,000: DDIM
-            # would take it as the noisiest, and the picture would be lost.
-            message = "diffusers gives the last of them the timestep -1; take one more or less"
-            raise ValueError(message)  # noqa: TRY301  # told as diffusers' own refusals are
-    except (ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
-        what = f"{number} steps are not possible with {name}: {error}"
-        fault = FieldError(where="num_inference_steps", what=what[:300], limit=f"what {name} takes")
-        raise BadRequestError(fault) from error
-
-
-def is_served(own: Any) -> bool:  # noqa: ANN401  # diffusers has no base
-    """Whether a model's own scheduler is of a kind whose noise levels are known here."""
-    return any(each.class_name == type(own).__name__ for each in SAMPLERS.values())
+def is_supported(own: DiffusersScheduler) -> bool:
+    """Whether a model's own scheduler is of a class whose noise levels are known here."""
+    return bool(_of_class(own))
 
 
 def check_eta(eta: float, scheduler: str) -> None:
-    """Refuse an `eta` that the scheduler would not use."""
+    """Refuse an `eta` that the scheduler would ignore."""
     if eta > 0 and scheduler not in ETA_SCHEDULERS:
         what = f"has no meaning for scheduler {scheduler}"
-        raise BadRequestError(
-            FieldError(where="eta", what=what, limit=f"{' and '.join(ETA_SCHEDULERS)} only")
-        )
+        raise refusal("eta", what, f"{' and '.join(ETA_SCHEDULERS)} only")
 
 
-def _kind_of(own: Any) -> _Sampler:  # noqa: ANN401  # diffusers has no base
-    return next(each for each in SAMPLERS.values() if each.class_name == type(own).__name__)
+def _set_timesteps(scheduler: DiffusersScheduler, name: str, steps: int, min_steps: int) -> None:
+    """Set the timesteps, on the host: each step would wait for a device to read them.
+
+    Raises `BadRequestError` for a number of steps that diffusers or the sampler can't do.
+    """
+    max_steps = scheduler.config.num_train_timesteps
+    reason: str | None = f"it takes {min_steps} to {max_steps}"
+    if min_steps <= steps <= max_steps:
+        try:
+            scheduler.set_timesteps(steps, device="cpu")
+            reason = _bad_timesteps(scheduler, steps)
+        except (ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
+            reason = str(error)
+    if reason is not None:
+        what = f"{steps} steps are not possible with {name}: {reason}"
+        raise refusal("num_inference_steps", what, f"what {name} takes")
 
 
-def _name_of(own: Any) -> str:  # noqa: ANN401  # diffusers has no base
-    for name, sampler in SAMPLERS.items():
-        if sampler.class_name == type(own).__name__ and all(
-            own.config.get(key) == value for key, value in sampler.flags.items()
-        ):
+def _bad_timesteps(scheduler: DiffusersScheduler, steps: int) -> str | None:
+    """What is wrong with the timesteps that diffusers has set, or None."""
+    sigmas = getattr(scheduler, "sigmas", None)
+    if steps == 1 and sigmas is not None and sigmas[1] >= sigmas[0]:
+        return "its only step has no length"
+    if float(scheduler.timesteps.min()) < 0:
+        # By rounding in the "trailing" spacing, for 61 and a few others of 1,000. DDIM would read
+        # index -1, the noisiest level, and the picture would be lost.
+        return "diffusers gives the last of them the timestep -1; take one more or less"
+    return None
+
+
+def _of_class(own: DiffusersScheduler) -> list[tuple[str, _Sampler]]:
+    """The samplers of the class of a model's own scheduler."""
+    return [each for each in SAMPLERS.items() if each[1].class_name == type(own).__name__]
+
+
+def _name_of(own: DiffusersScheduler) -> str:
+    """The wire name of a model's own scheduler; its class's name where none has its options."""
+    for name, sampler in _of_class(own):
+        if all(own.config.get(key) == value for key, value in sampler.flags.items()):
             return name
     return type(own).__name__

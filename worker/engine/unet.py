@@ -1,20 +1,24 @@
-"""The UNet as the engine calls it: any rows together, each with its own timestep and prompt."""
+"""The UNet call: any rows together, each with its own timestep and prompt, some with SAG's mask."""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 
-from worker.engine import attention, guidance, warmup
+from worker.engine import guidance, warmup
 from worker.engine.lora_scale import lora_scaled
+from worker.engine.pipeline import device_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from worker.engine.model_loader import LoadedModel
+    from worker.engine.pipeline import Unet
 
 logger = logging.getLogger(__name__)
 
@@ -22,18 +26,70 @@ logger = logging.getLogger(__name__)
 COMPILED_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 
 
+class SagAttnProcessor(AttnProcessor2_0):
+    """Attention processor that records how much attention each token receives (equation 8).
+
+    It attends as `AttnProcessor2_0` does and keeps the column sums of the first `rows` rows. The
+    attention map, (heads, tokens, tokens) for each row, lives only inside `column_sums`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = 0
+        self.sums: torch.Tensor | None = None
+        #: Height and width of the mid block.
+        self.size = (0, 0)
+
+    def __call__(self, attn: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # diffusers' signature
+        """Attention, (rows, tokens, width) to the same shape."""
+        if self.rows:
+            sag_rows = hidden_states[: self.rows]
+            query, key = (
+                each(sag_rows).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+                for each in (attn.to_q, attn.to_k)
+            )
+            self.sums = guidance.column_sums(query, key, attn.scale)
+        return super().__call__(attn, hidden_states, *args, **kwargs)
+
+    def record_size(self, _module: Any, inputs: tuple[torch.Tensor, ...]) -> None:  # noqa: ANN401  # torch's signature
+        """Forward pre-hook of the mid block: odd latents make its size no fraction of theirs."""
+        height, width = inputs[0].shape[-2:]
+        self.size = height, width
+
+
+@contextmanager
+def capture_attention(unet: Unet, processor: SagAttnProcessor, rows: int) -> Iterator[None]:
+    """Install `processor` at the mid block for one call, for its first `rows` rows, unless 0.
+
+    `processor.sums` is None again afterwards.
+    """
+    if not rows:
+        yield
+        return
+    block = unet.mid_block.attentions[0]
+    attn = block.transformer_blocks[0].attn1
+    usual, processor.rows = attn.processor, rows
+    hook = block.register_forward_pre_hook(processor.record_size)
+    attn.processor = processor
+    try:
+        yield
+    finally:
+        attn.processor = usual
+        hook.remove()
+        processor.sums = None
+
+
 class BatchedUnet:
-    """One UNet on its device, and how many rows it takes at once."""
+    """One UNet on its device, and the number of rows that a call may have."""
 
     def __init__(self, model: LoadedModel, max_batch_rows: int | None) -> None:
-        """Warm up; measures the rows of one call unless `max_batch_rows` says them."""
-        self._unet, self._compiled, self._on_cpu = (
-            model.pipeline.unet, model.compiled, model.device == "cpu",
-        )  # fmt: skip
-        self._device = model.pipeline._execution_device  # noqa: SLF001  # diffusers' own way to ask
+        """Warm up; measures the rows of one call unless `max_batch_rows` sets them."""
+        self._unet, self._compiled = model.pipeline.unet, model.compiled
+        self._device, self._on_cpu = device_of(model.pipeline), model.device == "cpu"
         self._format = torch.contiguous_format if self._on_cpu else torch.channels_last
-        self._tap = attention.SagAttnProcessor()
-        self._marks: deque[torch.cuda.Event] = deque()
+        self._processor = SagAttnProcessor()
+        #: Recorded after each call whose end was not waited for.
+        self._call_ends: deque[torch.cuda.Event] = deque()
         self.capacity = warmup.capacity(model.pipeline, self._call, max_batch_rows)
 
     def __call__(
@@ -44,41 +100,45 @@ class BatchedUnet:
         lora_scale: float | None,
         sag_rows: int,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The output, and for the first `sag_rows` rows the mask of what they attend to.
+        """The UNet's output, and SAG's mask for the first `sag_rows` rows.
 
         `noisy` (rows, c, h, w) and `embeds` (rows, tokens, width) give an output like `noisy` and a
-        mask (listened, 1, h, w). Where the rows do not fit, so many are not allowed again.
+        mask (sag_rows, 1, h, w). Raises `torch.OutOfMemoryError`, and lowers the capacity then.
         """
         rows, _, height, width = noisy.shape
         try:
             output, sums = self._call(noisy, timesteps, embeds, lora_scale, sag_rows)
         except torch.OutOfMemoryError:
-            self.capacity = self.capacity.less_than(rows, height, width)
-            logger.warning("%d rows of %d x %d do not fit", rows, height, width)
+            self.capacity = self.capacity.halved(rows, height, width)
+            logger.warning(
+                "out of memory in a call of %d rows of %d x %d; the limit is half of that now",
+                rows, height, width,
+            )  # fmt: skip
             raise
         if sums is None:
             return output, None
-        return output, guidance.mask(sums, self._tap.size, (height, width))
+        return output, guidance.mask(sums, self._processor.size, (height, width))
 
-    def put(self, numbers: Sequence[Sequence[float]] | Sequence[float]) -> torch.Tensor:
-        """Numbers of the host on the device, float32, without waiting for it."""
+    def to_device(self, numbers: Sequence[Sequence[float]] | Sequence[float]) -> torch.Tensor:
+        """Copy numbers from the host to the device as float32, without waiting for it."""
         tensor = torch.tensor(numbers, dtype=torch.float32)
         if self._on_cpu:
             return tensor
         return tensor.pin_memory().to(self._device, non_blocking=True)
 
     def pace(self) -> None:
-        """Let the device be one tick behind and no more, or steps were told before they are done.
+        """Wait for the end of the call before the last, so that the host is one call ahead at most.
 
-        It waits for an event and reads nothing; the device has the next tick to do meanwhile.
+        Otherwise steps would be reported before they are done. Reads nothing from the device, which
+        meanwhile runs the last call.
         """
         if self._on_cpu:
             return
-        mark = torch.cuda.Event()
-        mark.record(torch.cuda.current_stream(self._device))
-        self._marks.append(mark)
-        if len(self._marks) > 1:
-            self._marks.popleft().synchronize()
+        end = torch.cuda.Event()
+        end.record(torch.cuda.current_stream(self._device))
+        self._call_ends.append(end)
+        if len(self._call_ends) > 1:
+            self._call_ends.popleft().synchronize()
 
     def _call(
         self,
@@ -88,24 +148,25 @@ class BatchedUnet:
         lora_scale: float | None = None,
         sag_rows: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        rows, told = len(timesteps), self.put(timesteps)
+        """Output and column sums, (sag_rows, tokens)."""
+        rows, times = len(timesteps), self.to_device(timesteps)
         if self._compiled:
             extra = next((n for n in COMPILED_ROWS if n >= rows), rows) - rows
-            noisy, told, embeds = (
+            noisy, times, embeds = (
                 torch.cat([each, each[-1:].expand(extra, *each.shape[1:])])
-                for each in (noisy, told, embeds)
+                for each in (noisy, times, embeds)
             )
-        # A compiled call always listens to all rows, or each number of them would be compiled.
-        heard = len(told) if self._compiled else sag_rows
+        # A compiled call captures all rows; otherwise each number of SAG rows would be compiled.
+        captured_rows = len(times) if self._compiled else sag_rows
         with (
             lora_scaled(self._unet, lora_scale),
-            attention.capture_attention(self._unet, self._tap, heard) as tap,
+            capture_attention(self._unet, self._processor, captured_rows),
         ):
             output: torch.Tensor = self._unet(
                 noisy.to(self._unet.dtype, memory_format=self._format),
-                told,
+                times,
                 encoder_hidden_states=embeds,
                 return_dict=False,
             )[0]
-            sums = None if tap.sums is None or not sag_rows else tap.sums[:sag_rows]
-        return output[:rows], sums
+            sums = self._processor.sums
+        return output[:rows], sums[:sag_rows] if sag_rows and sums is not None else None

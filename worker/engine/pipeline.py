@@ -1,0 +1,27 @@
+"""Names for diffusers' untyped objects, and what the engine reads from a pipeline. No torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    import torch
+
+#: A `diffusers.StableDiffusionPipeline`. diffusers ships no types.
+Pipeline: TypeAlias = Any
+#: A `diffusers.UNet2DConditionModel`.
+Unet: TypeAlias = Any
+#: A scheduler of diffusers, of any class: they have no common base.
+DiffusersScheduler: TypeAlias = Any
+
+
+def device_of(pipe: Pipeline) -> torch.device:
+    """The device that its networks run on, which with offload is not where the weights are."""
+    device: torch.device = pipe._execution_device  # noqa: SLF001  # diffusers has no public name
+    return device
+
+
+def native_size(pipe: Pipeline) -> tuple[int, int]:
+    """Height and width of the latents that the model was trained on."""
+    size = pipe.unet.config.sample_size
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
