@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,13 +11,17 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.packaging import environments
-from tests.packaging.environments import ROOT, Environment
+from tests.packaging.environments import ROOT
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.packaging.environments import Environment
 
 #: `linked` takes seconds, `downloaded` takes minutes and needs the package index.
 WAYS = ["linked", pytest.param("downloaded", marks=pytest.mark.nightly)]
+WAYS_BY_NAME = {"linked": environments.linked, "downloaded": environments.downloaded}
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,11 @@ def service(
     request: pytest.FixtureRequest,
     distributions: Distributions,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Environment:
+) -> Iterator[Environment]:
     """`sag-worker[worker,demo]` in an environment of its own."""
-    install = getattr(environments, request.param)
-    extras = frozenset({"worker", "demo"})
-    made: Environment = install(tmp_path_factory.mktemp("service"), distributions.wheel, extras)
-    return made
+    folder = tmp_path_factory.mktemp("service")
+    yield WAYS_BY_NAME[request.param](folder, distributions.wheel, frozenset({"worker", "demo"}))
+    shutil.rmtree(folder)  # 1.5 GB of torch where it was downloaded
 
 
 @pytest.fixture(scope="session", params=WAYS)
@@ -65,8 +69,5 @@ def caller(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Environment:
     """`sag-worker` without extras in an environment of its own."""
-    install = getattr(environments, request.param)
-    made: Environment = install(
-        tmp_path_factory.mktemp("caller"), distributions.wheel, frozenset[str]()
-    )
-    return made
+    folder = tmp_path_factory.mktemp("caller")
+    return WAYS_BY_NAME[request.param](folder, distributions.wheel, frozenset())
