@@ -55,11 +55,17 @@ def test_a_round_that_raises_is_followed_by_the_next() -> None:
 
 def test_it_is_started_once() -> None:
     """A second start does nothing: one thread runs the rounds."""
-    threads: set[int] = set()
-    thread, _ = three_rounds(lambda _: threads.add(threading.get_ident()))
+    threads, go_on = set[int](), threading.Event()
+
+    def run_round() -> None:
+        threads.add(threading.get_ident())
+        go_on.wait()
+
+    thread = BackgroundThread("test", run_round, ignore)
     thread.start()
     thread.start()
-    thread.join(WAIT_S)
+    go_on.set()
+    thread.close(WAIT_S)
     thread.start()
     assert len(threads) == 1
 

@@ -28,6 +28,7 @@ from worker.execution.outcome import (
     TaskRequeued,
     TaskSucceeded,
 )
+from worker.metrics import REJECTED
 
 if TYPE_CHECKING:
     from worker.execution.outcome import Outcome
@@ -138,6 +139,19 @@ def test_an_unexpected_error_requeues_the_message(fault: Exception, task_id: str
     with pytest.raises(Reject) as sent:
         call(made, task_id)
     assert sent.value.requeue
+    assert (made.backend.get_state("t"), executor.closed) == ("PENDING", [])
+
+
+@pytest.mark.parametrize(
+    "fault", [ResponseError("attempt is not a number"), ValueError("no JSON"), KeyError("images")]
+)
+def test_the_message_of_an_unreadable_record_is_dropped(fault: Exception) -> None:
+    """Requeued, it would return for ever, before those of a lower priority; it is counted."""
+    made, unreadable = task(executor := StubExecutor(fault)), REJECTED.labels("odd_record")._value
+    before = unreadable.get()
+    with pytest.raises(Ignore):
+        call(made, "known")
+    assert unreadable.get() == before + 1
     assert (made.backend.get_state("t"), executor.closed) == ("PENDING", [])
 
 
