@@ -148,7 +148,7 @@ def test_a_large_database_is_looked_at_in_part(
 def test_silent_servers_cost_seconds(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A port that accepts and says nothing is a fault, for Redis and S3; the rest is looked at."""
     monkeypatch.setattr(servers, "ANSWER_S", 0.2)
-    monkeypatch.setattr(storage, "READ_S", 0.2)
+    monkeypatch.setattr(storage, "READ_TIMEOUT_S", 0.2)
     with socket.socket() as silent:
         silent.bind((embedded.LOOPBACK, 0))
         silent.listen()
