@@ -73,7 +73,7 @@ def test_an_interrupt_stops_everything(tmp_path: Path) -> None:
     """Ctrl-C in the middle: status 130, no server and no worker left."""
     process = demo(tmp_path)
     assert process.stderr is not None
-    wait_until(lambda: len(children(process.pid)) == 3)  # Redis, S3, the worker
+    wait_until(lambda: len(children(process.pid)) == 4)  # Redis, S3, the worker and their guard
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=END_S)
     assert process.returncode == 130
