@@ -69,7 +69,7 @@ def test_the_option_goes_before_the_setting(
 
     monkeypatch.setenv("SAG_DEVICE", "cuda:1")
     monkeypatch.setattr(logs, "configure", lambda _: None)
-    monkeypatch.setattr(supervisor, "environments", environments)
+    monkeypatch.setattr(supervisor, "worker_environments", environments)
     monkeypatch.setattr(supervisor, "run", lambda *_: 0)
     assert CliRunner().invoke(main.app, ["run", *given]).exit_code == 0
     assert asked == [chosen]

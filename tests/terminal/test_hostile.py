@@ -292,7 +292,7 @@ def test_what_workers_answer_is_printable(
     answer = {"device": EVIL, "refusal": EVIL, "running": [EVIL]}
     monkeypatch.setattr(health, "everybody", lambda _: {EVIL: answer})
     monkeypatch.setattr(health, "answering", lambda _: {EVIL: EVIL})
-    monkeypatch.setattr(checks, "examine", lambda _: [Finding(EVIL, ok=False, found=EVIL)])
+    monkeypatch.setattr(checks, "run_checks", lambda _: [Finding(EVIL, ok=False, found=EVIL)])
     monkeypatch.setenv("SAG_BROKER_URL", redis_url)
     monkeypatch.setenv("SAG_NAMESPACE", namespace)
     redis.xadd(Keys(namespace).dead, {"task_id": EVIL, "reason": EVIL})

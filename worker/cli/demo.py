@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
@@ -79,7 +78,7 @@ def _start(stack: ExitStack, console: Console) -> GenerationClient:
         "SAG_DRAIN_TIMEOUT_S": "1",
     }
     log = folder / "worker.log"
-    command = [sys.executable, "-m", "worker", "work", "--parent", str(os.getpid())]
+    command = [sys.executable, "-m", "worker", "work"]
     stack.enter_context(embedded.running(command, log, lambda: _ready(log), environment))
     return stack.enter_context(GenerationClient(url))
 

@@ -53,25 +53,21 @@ def run(
         fail("give --gpu or --device, not both", INVALID)
     chosen = device or settings.device
     try:
-        children = supervisor.environments(chosen, gpu or [], workers)
+        environments = supervisor.worker_environments(chosen, gpu or [], workers)
         if settings.metrics_port is not None:
             metrics.serve(settings.metrics_port)
     except (ValueError, RuntimeError) as error:
         fail(str(error), INVALID)
     except OSError as error:
         fail(f"SAG_METRICS_PORT={settings.metrics_port}: {error}", INVALID)
-    sys.exit(supervisor.run(settings, children, work))
+    sys.exit(supervisor.run(settings, environments, work, "worker.cli.forkserver_preload"))
 
 
 @app.command(hidden=True)
-def work(name: str = "worker", owner: str | None = None, parent: int | None = None) -> None:
-    """Be one worker process, as `run` forks them; end when process `parent` does."""
+def work(name: str = "worker", owner: str | None = None) -> None:
+    """Be one worker process, as `run` forks them."""
     from worker.app import work as be_worker  # noqa: PLC0415  # Celery's worker side
 
-    if parent is not None:
-        from worker.supervisor.child_process import end_with_parent  # noqa: PLC0415  # as above
-
-        end_with_parent(parent)
     sys.exit(be_worker(read_settings(), name, owner))
 
 
@@ -92,10 +88,10 @@ def health() -> None:
 @app.command()
 def doctor() -> None:
     """Look at Redis, S3, clocks, device, models and memory: what works, and how to fix the rest."""
-    from worker.doctor.checks import examine  # noqa: PLC0415  # what only this command needs
+    from worker.doctor.checks import run_checks  # noqa: PLC0415  # what only this command needs
 
     well = True
-    for finding in examine(read_settings()):
+    for finding in run_checks(read_settings()):
         well &= finding.ok
         mark = "[green]ok[/]  " if finding.ok else "[red]FAIL[/]"
         fix = "" if finding.ok else f"\n      fix: {finding.fix}"
