@@ -14,6 +14,7 @@ from api_contracts import GenerationClient
 from tests import wire
 from worker import embedded
 from worker.config.settings import Settings
+from worker.process_guard import guard_children
 
 if TYPE_CHECKING:
     import subprocess
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 BUCKET = "tests"
 
+guard_children()
 embedded.redis_server = wire.watched(embedded.redis_server)  # type: ignore[assignment]  # the same arguments
 wire.note_messages()
 

@@ -1,86 +1,177 @@
-"""Which GPUs the machine has, asked of the driver, without torch; what `auto` stands for."""
+"""The GPUs that this process may use, from NVIDIA's driver (NVML). Knows no torch, starts no CUDA.
+
+`CUDA_VISIBLE_DEVICES` means here what it means to CUDA.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
-import shutil
-import subprocess
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from worker.time_limit import call_within
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+logger = logging.getLogger(__name__)
 
 #: Longest wait for the driver, in seconds.
-ANSWER_S = 30
+DRIVER_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as `nvidia-smi` lists it."""
+    """A GPU, or an instance of a GPU in MIG mode."""
 
+    #: Of the GPU, in PCI order as `nvidia-smi` numbers them.
     index: int
-    uuid: str
+    gpu_uuid: str
     name: str
-    memory_mib: int | None
-    #: Of it, what nobody uses just now.
-    free_mib: int | None
+    #: None where the driver does not report it, as for a GPU that shares the host's memory.
+    memory_mib: int | None = None
+    free_mib: int | None = None
+    #: Of an instance: its number as `nvidia-smi -L` shows it, its own UUID, and its GPU instance
+    #: and compute instance as `13/0`.
+    mig_index: int | None = None
+    mig_uuid: str = ""
+    mig_ids: str = ""
+
+    @property
+    def uuid(self) -> str:
+        """What `CUDA_VISIBLE_DEVICES` calls the device."""
+        return self.mig_uuid or self.gpu_uuid
+
+    @property
+    def label(self) -> str:
+        """Name of a worker process on the device."""
+        return f"gpu{self.index}" + ("" if self.mig_index is None else f"-mig{self.mig_index}")
 
 
 def list_gpus() -> list[Gpu]:
-    """The GPUs that this process may use; none where there is no driver.
+    """Return the devices that this process may use; empty where there is no driver.
 
-    `CUDA_VISIBLE_DEVICES` is kept to. Raises `RuntimeError` when there is a driver that fails:
-    to serve on the CPU instead would be a surprise.
+    Raises `RuntimeError` when a driver is there and fails, when it has GPUs in MIG mode and no
+    instance of them, and when `CUDA_VISIBLE_DEVICES` names an instance that is not there: serving
+    on the CPU instead would go unnoticed.
     """
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    wanted = "index,uuid,name,memory.total,memory.free"
-    query = [program, f"--query-gpu={wanted}", "--format=csv,noheader,nounits"]
+    import pynvml  # noqa: PLC0415  # the worker extra
+
     try:
-        answer = subprocess.run(  # noqa: S603  # a fixed command
-            query, capture_output=True, text=True, timeout=ANSWER_S, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        message = f"nvidia-smi did not answer within {ANSWER_S} s; set SAG_DEVICE=cpu to go without"
-        raise RuntimeError(message) from error
-    said = (answer.stdout + answer.stderr).strip()[:500]
-    if "No devices were found" in said:
+        gpus = call_within(DRIVER_TIMEOUT_S, _ask_driver)
+    except pynvml.NVMLError_LibraryNotFound:
         return []
-    if answer.returncode:
-        message = f"nvidia-smi failed: {said}; set SAG_DEVICE=cpu to go without"
+    except (pynvml.NVMLError, TimeoutError) as error:
+        message = f"NVIDIA's driver fails: {error}; repair it, or set SAG_DEVICE=cpu"
+        raise RuntimeError(message) from error
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return gpus if value is None else visible(gpus, value)
+
+
+def visible(gpus: Sequence[Gpu], value: str) -> list[Gpu]:
+    """Return the devices that a value of `CUDA_VISIBLE_DEVICES` names, in its order.
+
+    The first name says what the list holds: UUIDs of GPUs or of MIG instances, or else indices. As
+    in CUDA a UUID may be cut short where it stays unique, the first name that names no device ends
+    the list, and a device that is named twice hides all. A GPU in MIG mode stands for all of its
+    instances (CUDA itself would use one). Raises `RuntimeError` when nothing is left of a list
+    with MIG instances.
+    """
+    kind = value[:4]
+    found: list[Gpu] = []
+    for name in value.split(","):
+        named = [gpu for gpu in gpus if _is_named(gpu, name, kind)]
+        if len({gpu.gpu_uuid for gpu in named}) != 1:
+            break
+        if named[0] in found:
+            found = []
+            break
+        found += named
+    if not found and "MIG-" in value:
+        known = ", ".join(gpu.mig_uuid for gpu in gpus if gpu.mig_uuid) or "none"
+        message = f"CUDA_VISIBLE_DEVICES={value} names no MIG instance; the driver lists {known}"
         raise RuntimeError(message)
-    rows = (line.split(", ") for line in answer.stdout.splitlines() if line.count(", ") == 4)  # noqa: PLR2004  # the columns asked for
-    return _visible(
-        [
-            Gpu(int(index), uuid, name, _mib(memory), _mib(free))
-            for index, uuid, name, memory, free in rows
-        ]
-    )
-
-
-def _mib(told: str) -> int | None:
-    """A number, or what a GPU says that shares the host's memory: `[N/A]`."""
-    return int(told) if told.isdigit() else None
-
-
-def _visible(gpus: list[Gpu]) -> list[Gpu]:
-    """Those that `CUDA_VISIBLE_DEVICES` names, by index or by the beginning of their UUID."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
-        return gpus
-    names = [name.strip() for name in named.split(",") if name.strip()]
-    return [
-        gpu
-        for name in names
-        for gpu in gpus
-        if name == str(gpu.index) or (name.startswith("GPU-") and gpu.uuid.startswith(name))
-    ]
+    return found
 
 
 def resolve(device: str, gpus: Sequence[Gpu] | None = None) -> str:
-    """The device that `auto` and `cuda` stand for; the driver is asked unless `gpus` are known."""
+    """Return the device that `auto` and `cuda` stand for; without `gpus` the driver is asked."""
     if device == "auto":
         return "cuda:0" if (list_gpus() if gpus is None else gpus) else "cpu"
     return "cuda:0" if device == "cuda" else device
+
+
+def _is_named(gpu: Gpu, name: str, kind: str) -> bool:
+    if kind == "GPU-":
+        return name.startswith(kind) and gpu.gpu_uuid.startswith(name)
+    if kind == "MIG-":
+        uuid, _, ids = name.removeprefix(kind).partition("/")  # MIG-GPU-…/13/0, before R470
+        return bool(gpu.mig_uuid) and (
+            name == gpu.mig_uuid
+            or (uuid.startswith("GPU-") and gpu.gpu_uuid.startswith(uuid) and ids == gpu.mig_ids)
+        )
+    # CUDA reads indices as C's strtol does: blanks before and anything behind are ignored.
+    digits = re.match(r"\s*([+-]?\d+)", name, re.ASCII)
+    return digits is not None and int(digits[1]) == gpu.index
+
+
+def _ask_driver() -> list[Gpu]:
+    """Return every device that the driver lists, in PCI order."""
+    import pynvml  # noqa: PLC0415  # the worker extra
+
+    pynvml.nvmlInit()
+    try:
+        count = pynvml.nvmlDeviceGetCount()
+        gpus = [gpu for index in range(count) for gpu in _devices_of(index)]
+    finally:
+        pynvml.nvmlShutdown()
+    if count and not gpus:
+        message = (
+            "every GPU is in MIG mode and has no instance; create one (nvidia-smi mig -cgi … -C),"
+            " or set SAG_DEVICE=cpu"
+        )
+        raise RuntimeError(message)
+    return gpus
+
+
+def _devices_of(index: int) -> Iterator[Gpu]:
+    """Yield a GPU, or its instances where it is in MIG mode."""
+    import pynvml  # noqa: PLC0415  # the worker extra
+
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    uuid = pynvml.nvmlDeviceGetUUID(handle)
+    try:
+        is_mig, _ = pynvml.nvmlDeviceGetMigMode(handle)
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound):
+        is_mig = False
+    if not is_mig:
+        yield Gpu(index, uuid, pynvml.nvmlDeviceGetName(handle), *_memory_mib(handle))
+        return
+    is_empty = True
+    for mig_index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        try:
+            instance = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, mig_index)
+        except pynvml.NVMLError_NotFound:  # instances need not be numbered without gaps
+            continue
+        is_empty = False
+        gi = pynvml.nvmlDeviceGetGpuInstanceId(instance)
+        ci = pynvml.nvmlDeviceGetComputeInstanceId(instance)
+        name = pynvml.nvmlDeviceGetName(instance)
+        mig_uuid = pynvml.nvmlDeviceGetUUID(instance)
+        memory = _memory_mib(instance)
+        yield Gpu(index, uuid, name, *memory, mig_index, mig_uuid, f"{gi}/{ci}")
+    if is_empty:
+        logger.warning("GPU %d (%s) is in MIG mode and has no instance: not used", index, uuid)
+
+
+def _memory_mib(handle: Any) -> tuple[int | None, int | None]:  # noqa: ANN401  # NVML's own handle
+    """Return total and free memory, None for both where the driver does not report it."""
+    import pynvml  # noqa: PLC0415  # the worker extra
+
+    try:
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    except pynvml.NVMLError_NotSupported:
+        return None, None
+    return memory.total >> 20, memory.free >> 20

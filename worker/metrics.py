@@ -1,7 +1,8 @@
-"""What a scrape of Prometheus sees of this machine's workers.
+"""Prometheus metrics of the workers of one supervisor.
 
-The processes of one supervisor write into files of a common folder, which it reads to answer:
-`FOLDER` is in the environment before any of them imports this, or there is one process alone.
+Its processes write to files in a common folder, which the supervisor reads for each scrape. The
+folder must be in the environment, as `FOLDER`, before this module is imported; without it the
+metrics are those of one process.
 """
 
 from __future__ import annotations
@@ -21,17 +22,15 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 logger = logging.getLogger(__name__)
 
-#: prometheus_client's name for the variable.
+#: The variable of prometheus_client that names the folder.
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
-DELIVERIES = Counter("sag_deliveries", "Deliveries by how they ended.", ["outcome"])
-REJECTED = Counter("sag_messages_rejected", "Messages that became no task.", ["reason"])
+DELIVERIES = Counter("sag_deliveries", "Deliveries, by outcome.", ["outcome"])
+REJECTED = Counter("sag_messages_rejected", "Messages that were rejected.", ["reason"])
 RUNNING = Gauge(
-    "sag_tasks_running", "Tasks that are claimed and not ended.", multiprocess_mode="livesum"
+    "sag_tasks_running", "Tasks that are claimed and have not ended.", multiprocess_mode="livesum"
 )
-WELL = Gauge(
-    "sag_workers_well", "Processes that would claim a task now.", multiprocess_mode="livesum"
-)
+WELL = Gauge("sag_workers_well", "Processes that accept tasks.", multiprocess_mode="livesum")
 RENEWED = Gauge(
     "sag_lease_renewed_timestamp_seconds",
     "When a process last renewed its leases.",
@@ -40,33 +39,33 @@ RENEWED = Gauge(
 )
 TASK_S = Histogram(
     "sag_task_seconds",
-    "From submission to success.",
+    "Time from submission to success.",
     buckets=(0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600),
 )
 RECOVERED = Counter(
-    "sag_messages_recovered", "Messages put back or sent again, by why.", ["reason"]
+    "sag_messages_recovered", "Messages put back or sent again, by reason.", ["reason"]
 )
-PUSHES = Counter("sag_pushes", "Tries to push ends, by what became of them.", ["kind", "state"])
-RESTARTS = Counter("sag_worker_restarts", "Processes that died and were replaced.", ["worker"])
+PUSHES = Counter("sag_pushes", "Attempts to push results, by kind and state.", ["kind", "state"])
+RESTARTS = Counter("sag_worker_restarts", "Restarts of worker processes.", ["worker"])
 
 
 def serve(port: int) -> None:
-    """Answer scrapes on a daemon thread; raises `OSError` when the port is taken."""
+    """Serve the metrics from a daemon thread; raises `OSError` when the port is taken."""
     registry = REGISTRY
     if FOLDER in os.environ:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)
     start_http_server(port, registry=registry)
-    logger.info("metrics are at port %d", port)
+    logger.info("serving metrics on port %d", port)
 
 
-def forget(pid: int) -> None:
-    """A process has ended: what it said of itself holds no more."""
+def remove_process(pid: int) -> None:
+    """Remove the gauges of an exited process."""
     if FOLDER in os.environ:
         mark_process_dead(pid)
 
 
 def reject(reason: str, detail: str) -> None:
-    """Count a message that became no task, and say why in the log."""
+    """Count and log a message that is rejected."""
     REJECTED.labels(reason).inc()
     logger.warning("rejected a message (%s): %s", reason, detail)

@@ -70,7 +70,7 @@ def _start(stack: ExitStack) -> str:
         "SAG_DRAIN_TIMEOUT_S": "1",
     }
     log = folder / "worker.log"
-    command = [sys.executable, "-m", "worker", "work", "--parent", str(os.getpid())]
+    command = [sys.executable, "-m", "worker", "work"]
     ready = lambda: "ready." in log.read_text(errors="replace")  # noqa: E731
     stack.enter_context(embedded.running(command, log, ready, environment))
     return url

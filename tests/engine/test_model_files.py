@@ -12,7 +12,7 @@ import torch
 
 from tests.engine.jobs import SPEC
 from worker.config.models import SHIPPED_MODEL, ModelSpec
-from worker.doctor.model_files import look
+from worker.doctor.model_files import inspect
 from worker.engine import model_loader
 from worker.errors import ModelLoadError
 
@@ -66,13 +66,13 @@ def test_a_file_is_missed_when_loading_misses_it(
 ) -> None:
     """Each file taken away: `look` has a fault just when the model can't be loaded any more."""
     files = sorted(file.relative_to(whole) for file in whole.rglob("*") if file.is_file())
-    assert look(whole, safety_checker=safety_checker).faults == []
+    assert inspect(whole, safety_checker=safety_checker).faults == []
     missed = 0
     for number, file in enumerate(files):
         folder = tmp_path / str(number)
         shutil.copytree(whole, folder)
         (folder / file).unlink()
-        faults = look(folder, safety_checker=safety_checker).faults
+        faults = inspect(folder, safety_checker=safety_checker).faults
         assert bool(faults) is not loads(folder, safety_checker=safety_checker), (file, faults)
         missed += bool(faults)
         assert not faults or str(file).removesuffix(".index.json") in faults[0]
@@ -90,10 +90,10 @@ def test_a_tokenizer_may_be_in_two_files(whole: Path, tmp_path: Path) -> None:
     (tokenizer / "vocab.json").write_text(json.dumps(model["vocab"]))
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     (tokenizer / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
-    assert look(folder, safety_checker=True).faults == []
+    assert inspect(folder, safety_checker=True).faults == []
     assert loads(folder, safety_checker=True)
     (tokenizer / "merges.txt").unlink()
-    (fault,) = look(folder, safety_checker=True).faults
+    (fault,) = inspect(folder, safety_checker=True).faults
     assert fault.startswith("tokenizer/merges.txt is not there")
     assert not loads(folder, safety_checker=True)
 
@@ -153,7 +153,7 @@ def test_a_broken_file_is_named(
     folder = tmp_path / "model"
     shutil.copytree(whole, folder)
     harm(folder)
-    (fault,) = look(folder, safety_checker=True).faults
+    (fault,) = inspect(folder, safety_checker=True).faults
     assert fault.startswith(named)
     assert not loads(folder, safety_checker=True)
 
@@ -165,5 +165,5 @@ def test_numbers_are_those_of_the_weights(whole: Path) -> None:
         part: sum(each.numel() for each in getattr(pipe, part).state_dict().values())
         for part in ("unet", "vae", "text_encoder")
     }
-    assert look(SHIPPED_MODEL, safety_checker=False).numbers == counted
-    assert counted.items() < look(whole, safety_checker=False).numbers.items()
+    assert inspect(SHIPPED_MODEL, safety_checker=False).parameters == counted
+    assert counted.items() < inspect(whole, safety_checker=False).parameters.items()

@@ -89,7 +89,8 @@ def running(folder: Path, executable: str, server: Guarded) -> Iterator[None]:
     command = [
         executable, "--port", str(server.port), "--bind", embedded.LOOPBACK,
         "--dir", str(folder), "--appendonly", "yes", "--save", "",
-        "--maxmemory-policy", "noeviction", "--aclfile", str(folder / "users.acl"),
+        "--maxmemory-policy", "noeviction", *embedded.KEEP_ENVIRONMENT,
+        "--aclfile", str(folder / "users.acl"),
     ]  # fmt: skip
 
     def answers() -> bool:

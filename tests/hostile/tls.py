@@ -108,6 +108,7 @@ def tls_redis(folder: Path, executable: str, authority: Authority) -> Iterator[s
         "--tls-cert-file", str(certificate), "--tls-key-file", str(key),
         "--tls-ca-cert-file", str(authority.certificate), "--dir", str(folder),
         "--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction",
+        *embedded.KEEP_ENVIRONMENT,
     ]  # fmt: skip
     url = (
         f"rediss://{embedded.LOOPBACK}:{port}/0?ssl_cert_reqs=required"

@@ -16,7 +16,15 @@ from tests.service.conftest import wait_until
 END_S = 170
 
 
-def demo(tmp_path: Path, *options: str) -> subprocess.Popen[str]:
+#: In `sitecustomize`: a worker whose bundled model is not there.
+NO_MODEL = """
+from pathlib import Path
+from worker.config import models
+models.SHIPPED_MODEL = Path("/nowhere")
+"""
+
+
+def demo(tmp_path: Path, *options: str, **variables: str) -> subprocess.Popen[str]:
     """A demo whose servers keep their files below `tmp_path`."""
     return subprocess.Popen(
         [sys.executable, "-m", "worker", "demo", "--out", str(tmp_path / "out"), *options],
@@ -29,6 +37,7 @@ def demo(tmp_path: Path, *options: str) -> subprocess.Popen[str]:
             "AWS_ACCESS_KEY_ID": "mine",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_DEFAULT_REGION": "eu-central-1",
+            **variables,
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -73,7 +82,7 @@ def test_an_interrupt_stops_everything(tmp_path: Path) -> None:
     """Ctrl-C in the middle: status 130, no server and no worker left."""
     process = demo(tmp_path)
     assert process.stderr is not None
-    wait_until(lambda: len(children(process.pid)) == 3)  # Redis, S3, the worker
+    wait_until(lambda: len(children(process.pid)) == 4)  # Redis, S3, the worker and their guard
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=END_S)
     assert process.returncode == 130
@@ -88,4 +97,39 @@ def test_a_demo_that_fails_says_so(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=END_S)
     assert process.returncode == 1
     assert "prompt" in errors
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(END_S + 10)
+def test_a_demo_without_a_model_fails(tmp_path: Path) -> None:
+    """When every task fails the demo prints why and exits with 1, without waiting for more."""
+    (tmp_path / "sitecustomize.py").write_text(NO_MODEL)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    process = demo(tmp_path, PYTHONPATH=path)
+    _, errors = process.communicate(timeout=END_S)
+    assert process.returncode == 1
+    assert "model_load_failed" in errors
+    assert "0 of 6 images" in errors
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(END_S + 10)
+def test_a_demo_whose_worker_died_fails(tmp_path: Path) -> None:
+    """The demo prints how its worker ended and its log, and exits with 1."""
+    process = demo(tmp_path)
+    assert process.stderr is not None
+    wait_until(lambda: any(tmp_path.glob("sag-worker-*/worker.log")))
+    (log,) = tmp_path.glob("sag-worker-*/worker.log")
+    wait_until(lambda: "ready." in log.read_text())
+    (worker,) = [
+        child
+        for child in children(process.pid)
+        if b"work" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+    ]
+    os.kill(worker, signal.SIGKILL)
+    _, errors = process.communicate(timeout=END_S)
+    assert process.returncode == 1
+    assert "the worker exited (killed by SIGKILL)" in errors
+    assert "ready." in errors
     assert left_behind(tmp_path) == []

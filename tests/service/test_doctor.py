@@ -60,6 +60,6 @@ def test_our_own_keys_are_nobody_elses(
         (found, fix) = told.stderr.partition("FAIL redis broker database: ")[2].splitlines()[:2]
         assert {"celery (1)", "session:* (1)"} <= set(found.partition("such as ")[2].split(", "))
         assert "hunter2" not in told.stderr
-        assert "fix: a database of its own" in fix
+        assert "a database of its own" in fix
         assert told.stderr.count("FAIL") == 1
         running.cancel()

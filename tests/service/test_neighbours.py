@@ -11,7 +11,7 @@ from celery import Celery
 from tests.service.conftest import END_S
 from tests.service.test_commands import command
 from worker import embedded
-from worker.config.environment import CELERYS_OWN
+from worker.config.environment import CELERY_VARIABLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +33,7 @@ def test_celerys_own_variables_mean_nothing_to_it(
 
     Nor does it become part of a Django project that the environment names.
     """
-    elsewhere = dict.fromkeys(CELERYS_OWN, f"redis://127.0.0.1:{embedded.free_port()}/0")
+    elsewhere = dict.fromkeys(CELERY_VARIABLES, f"redis://127.0.0.1:{embedded.free_port()}/0")
     elsewhere["DJANGO_SETTINGS_MODULE"] = "nowhere.settings"
     with (
         embedded.redis_server(tmp_path) as url,
@@ -47,6 +47,6 @@ def test_celerys_own_variables_mean_nothing_to_it(
         assert answer.get(timeout=END_S)["images"]
         told = command(service, "queue")
         assert told.returncode == 0, told.stderr
-        for name in CELERYS_OWN:
-            assert f"{name} is set and means nothing here" in service.log.read_text()
-            assert f"{name} is set and means nothing here" in told.stderr
+        for name in CELERY_VARIABLES:
+            assert f"{name} is ignored; use" in service.log.read_text()
+            assert f"{name} is ignored; use" in told.stderr

@@ -165,4 +165,4 @@ def test_a_worker_that_an_error_ends_says_so(
     with embedded.redis_server(tmp_path) as url, start_service(url, namespace="ended") as worker:
         with Redis.from_url(url) as redis:
             redis.acl_setuser("default", commands=["-rpop"])
-        wait_until(lambda: "worker cpu ended (status 1)" in worker.log.read_text())
+        wait_until(lambda: "worker cpu exited (status 1)" in worker.log.read_text())

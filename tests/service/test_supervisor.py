@@ -57,7 +57,7 @@ class ChildProcess:
 
 def children(service: Service) -> list[ChildProcess]:
     """All that were ever started, in their order."""
-    told = re.findall(r"worker (\S+) is process (\d+) \((\S+)\)", service.log.read_text())
+    told = re.findall(r"worker (\S+) started: pid (\d+), owner (\S+)", service.log.read_text())
     return [ChildProcess(name, int(pid), owner) for name, pid, owner in told]
 
 
@@ -105,8 +105,8 @@ def test_a_killed_child_is_replaced_and_the_other_works_on(
         os.kill(first.pid, signal.SIGKILL)
         wait_until(lambda: ready(service) == 3)
         log = service.log.read_text()
-        assert f"worker {first.name} ended (killed by SIGKILL); starts again in 0.1 s" in log
-        assert re.search(rf"gave back \d+ messages of {re.escape(first.owner)}", log)
+        assert f"worker {first.name} exited (killed by SIGKILL); restarting in 0.1 s" in log
+        assert re.search(rf"returned \d+ orphaned messages of {re.escape(first.owner)}", log)
         third = children(service)[-1]
         assert third.name == first.name
         assert third.owner != first.owner
@@ -158,7 +158,7 @@ def test_a_signal_ends_all_children(start_service: StartService, tmp_path: Path)
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(END_S) == 0
         assert [handle.status() for handle in handles] == [TaskStatus.QUEUED] * 2
-        assert service.log.read_text().count("ended (status 0)") == 2
+        assert service.log.read_text().count("exited (status 0)") == 2
         wait_until(lambda: not any(map(lives, pids)))
 
 
@@ -190,7 +190,7 @@ def test_settings_that_only_a_child_reads_are_refused_too() -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert "SAG_DEVICE" in done.stderr
-    assert "starts again" not in done.stderr
+    assert "restarting" not in done.stderr
 
 
 def test_a_forked_worker_draws_what_a_fresh_one_draws(
@@ -226,7 +226,7 @@ def test_a_child_of_a_server_that_touched_cuda_starts_anew(
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{path}" if path else str(tmp_path))
     with embedded.redis_server(tmp_path) as url, start_service(url, ONE) as service:
         (child,) = children(service)
-        assert "CUDA was touched before the fork" in service.log.read_text()
+        assert "CUDA was initialised before the fork" in service.log.read_text()
         command = Path(f"/proc/{child.pid}/cmdline").read_text().split("\0")
         assert command[command.index("--owner") + 1] == child.owner
         assert service.client.submit(SHORT).result(END_S).images

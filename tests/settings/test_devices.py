@@ -1,211 +1,393 @@
-"""Which devices the machine has, and which worker gets which."""
+"""Which devices this process may use, and which worker process gets which."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import itertools
+import threading
 
+import pynvml
 import pytest
+from hypothesis import assume, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
+from tests.settings import nvml
+from tests.settings.nvml import H100, Device, Driver
 from worker import devices
 from worker.config.settings import Settings
+from worker.devices import Gpu
 from worker.doctor import servers
-from worker.doctor.checks import examine, memory
-from worker.doctor.checks import models as examine_models
+from worker.doctor.checks import check_memory, check_models, run_checks
 from worker.doctor.model_files import weights_bytes
-from worker.supervisor.supervisor import environments
+from worker.supervisor.supervisor import worker_environments
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-TWO = (
-    "0, GPU-aaaa, NVIDIA H100 80GB HBM3, 81559, 81004\n"
-    "1, GPU-bbbb, NVIDIA H100 80GB HBM3, 81559, 12\n"
-)
+TWO = (Device("GPU-aaaa"), Device("GPU-bbbb", free_mib=12))
 FIRST = {"CUDA_VISIBLE_DEVICES": "GPU-aaaa", "SAG_DEVICE": "cuda:0"}
 SECOND = {"CUDA_VISIBLE_DEVICES": "GPU-bbbb", "SAG_DEVICE": "cuda:0"}
+CPU = {"cpu": {"SAG_DEVICE": "cpu"}}
+#: GPU 1 is in MIG mode: three instances, numbered with a gap, two of them on one GPU instance.
+INSTANCES: list[Device | None] = [
+    Device("MIG-1111", f"{H100} MIG 3g.40gb", 40448, 40000, ids=(1, 0)),
+    None,
+    Device("MIG-2222", f"{H100} MIG 1c.3g.40gb", 40448, 40000, ids=(2, 0)),
+    Device("MIG-1122", f"{H100} MIG 1c.3g.40gb", 40448, 40000, ids=(2, 1)),
+]
+MIXED = (Device("GPU-aaaa"), Device("GPU-bbbb", instances=INSTANCES), Device("GPU-bbcc"))
 
 
-@pytest.fixture
-def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Make `nvidia-smi` answer what is given; without a call there is no driver."""
-    monkeypatch.setenv("PATH", str(tmp_path))
-
-    def answer(text: str, status: int = 0) -> None:
-        program = tmp_path / "nvidia-smi"
-        (tmp_path / "answer").write_text(text)
-        lines = f'while read -r line; do echo "$line"; done < {tmp_path}/answer\nexit {status}\n'
-        program.write_text(f"#!/bin/sh\n{lines}")
-        program.chmod(0o755)
-
-    return answer
+@pytest.fixture(autouse=True)
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    """The machine's driver; none until the test gives it GPUs."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    made = Driver()
+    made.install(monkeypatch)
+    return made
 
 
-def test_each_gpu_gets_a_worker_of_its_own(driver: Callable[..., None]) -> None:
-    """`auto` starts one worker a GPU, pinned by UUID, so that renumbering can't swap two."""
-    driver(TWO)
-    assert environments("auto", []) == {"gpu0": FIRST, "gpu1": SECOND}
+def test_each_gpu_gets_a_worker(driver: Driver) -> None:
+    """`auto` starts a worker for each GPU, pinned by UUID, which renumbering does not change."""
+    driver.has(*TWO)
+    assert worker_environments("auto", []) == {"gpu0": FIRST, "gpu1": SECOND}
     assert devices.resolve("auto") == "cuda:0"
-    assert devices.list_gpus()[1] == devices.Gpu(1, "GPU-bbbb", "NVIDIA H100 80GB HBM3", 81559, 12)
+    assert devices.list_gpus()[1] == Gpu(1, "GPU-bbbb", H100, 81559, 12)
 
 
-def test_a_device_may_have_several_workers(driver: Callable[..., None]) -> None:
-    """`--workers 2` is two workers with names of their own on each device."""
-    driver(TWO)
-    assert environments("auto", [1], workers=2) == {"gpu1-1": SECOND, "gpu1-2": SECOND}
-    assert sorted(environments("auto", [], workers=2)) == ["gpu0-1", "gpu0-2", "gpu1-1", "gpu1-2"]
-    cpu = {"SAG_DEVICE": "cpu"}
-    assert environments("cpu", [], workers=3) == {"cpu-1": cpu, "cpu-2": cpu, "cpu-3": cpu}
-    assert environments("cpu", [], workers=1) == {"cpu": cpu}
+def test_a_device_may_have_several_workers(driver: Driver) -> None:
+    """`--workers 2` starts two workers with their own names on each device."""
+    driver.has(*TWO)
+    assert worker_environments("auto", [1], workers=2) == {"gpu1-1": SECOND, "gpu1-2": SECOND}
+    names = ["gpu0-1", "gpu0-2", "gpu1-1", "gpu1-2"]
+    assert sorted(worker_environments("auto", [], workers=2)) == names
+    cpu = CPU["cpu"]
+    assert worker_environments("cpu", [], workers=3) == {"cpu-1": cpu, "cpu-2": cpu, "cpu-3": cpu}
+    assert worker_environments("cpu", [], workers=1) == CPU
 
 
-def test_chosen_gpus_are_the_ones_that_work(driver: Callable[..., None]) -> None:
+def test_chosen_gpus_are_used(driver: Driver) -> None:
     """`--gpu 1` starts a worker on that GPU alone, whatever `SAG_DEVICE` says."""
-    driver(TWO)
-    assert environments("auto", [1]) == {"gpu1": SECOND}
-    assert environments("cuda:0", [1, 0]) == {"gpu1": SECOND, "gpu0": FIRST}
+    driver.has(*TWO)
+    assert worker_environments("auto", [1]) == {"gpu1": SECOND}
+    assert worker_environments("cuda:0", [1, 0]) == {"gpu1": SECOND, "gpu0": FIRST}
 
 
 @pytest.mark.parametrize("gpus", [[2], [0, 5], [-1]])
-def test_a_gpu_that_is_not_there_is_an_error(driver: Callable[..., None], gpus: list[int]) -> None:
-    """A wrong index stops the start and names what there is."""
-    driver(TWO)
+def test_a_missing_gpu_is_an_error(driver: Driver, gpus: list[int]) -> None:
+    """A wrong index stops the start and names the GPUs that exist."""
+    driver.has(*TWO)
     with pytest.raises(ValueError, match=rf"no GPU {gpus[-1]}.*\[0, 1\]"):
-        environments("auto", gpus)
+        worker_environments("auto", gpus)
 
 
 @pytest.mark.parametrize("gpus", [[], [0]])
-def test_without_a_driver_it_is_the_cpu(driver: Callable[..., None], gpus: list[int]) -> None:
-    """`auto` without GPUs is one worker on the CPU; asking for a GPU there is an error."""
+def test_without_a_driver_the_cpu_is_used(gpus: list[int]) -> None:
+    """Without NVIDIA's library `auto` is one worker on the CPU; asking for a GPU is an error."""
     assert devices.list_gpus() == []
     assert devices.resolve("auto") == "cpu"
     if gpus:
         with pytest.raises(ValueError, match="none"):
-            environments("auto", gpus)
+            worker_environments("auto", gpus)
     else:
-        assert environments("auto", gpus) == {"cpu": {"SAG_DEVICE": "cpu"}}
+        assert worker_environments("auto", gpus) == CPU
 
 
-def test_a_driver_that_fails_is_an_error(driver: Callable[..., None]) -> None:
-    """A GPU host whose driver is broken says so: it would serve on its CPU, unnoticed."""
-    driver("Failed to initialize NVML: Driver/library version mismatch\n", 18)
-    with pytest.raises(RuntimeError, match=r"version mismatch.*SAG_DEVICE=cpu"):
-        environments("auto", [])
-    assert environments("cpu", []) == {"cpu": {"SAG_DEVICE": "cpu"}}
-    driver("No devices were found\n", 6)
-    assert environments("auto", []) == {"cpu": {"SAG_DEVICE": "cpu"}}
+def test_a_machine_without_the_library_has_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real `pynvml` reports a missing library as the error that means no GPUs."""
+    monkeypatch.undo()
+    monkeypatch.setattr(pynvml, "nvmlLib", None)
+    monkeypatch.setattr(pynvml, "CDLL", lambda name: (_ for _ in ()).throw(OSError(name)))
+    assert devices.list_gpus() == []
 
 
 @pytest.mark.parametrize(
-    ("named", "workers"),
+    "function",
     [
+        "nvmlInit", "nvmlDeviceGetCount", "nvmlDeviceGetHandleByIndex", "nvmlDeviceGetUUID",
+        "nvmlDeviceGetName", "nvmlDeviceGetMigMode", "nvmlDeviceGetMemoryInfo",
+    ],
+)  # fmt: skip
+def test_a_failing_driver_stops_the_start(driver: Driver, function: str) -> None:
+    """A GPU host with a broken driver must not serve on its CPU unnoticed."""
+    driver.has(*TWO)
+    driver.errors[function] = nvml.BROKEN
+    with pytest.raises(RuntimeError, match=r"driver fails: .*SAG_DEVICE=cpu"):
+        worker_environments("auto", [])
+    assert worker_environments("cpu", []) == CPU
+
+
+def test_a_hanging_driver_stops_the_start(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that does not answer is an error after a time limit."""
+    answer = threading.Event()
+    driver.has(*TWO)
+    driver.on_start = answer.wait
+    monkeypatch.setattr(devices, "DRIVER_TIMEOUT_S", 0.05)
+    with pytest.raises(RuntimeError, match=r"no answer within 0\.05 s.*SAG_DEVICE=cpu"):
+        worker_environments("auto", [])
+    answer.set()
+
+
+def test_a_driver_without_gpus_means_the_cpu(driver: Driver) -> None:
+    """A driver may be installed on a machine whose GPUs were removed."""
+    driver.has()
+    assert worker_environments("auto", []) == CPU
+
+
+@pytest.mark.parametrize(
+    "gpu",
+    [
+        Device("GPU-aaaa"),
+        Device("GPU-aaaa", instances=[]),
+        Device("GPU-aaaa", mig_error=pynvml.NVML_ERROR_FUNCTION_NOT_FOUND),
+    ],
+    ids=["no MIG mode", "MIG mode off", "old driver"],
+)
+def test_a_gpu_without_mig_mode_is_one_device(driver: Driver, gpu: Device) -> None:
+    """Whether it has no such mode, has it switched off, or its driver does not know the mode."""
+    driver.has(gpu)
+    assert worker_environments("auto", []) == {"gpu0": FIRST}
+
+
+def test_each_mig_instance_gets_a_worker(driver: Driver) -> None:
+    """A GPU in MIG mode can be used through its instances only; each has its own UUID."""
+    driver.has(*MIXED)
+    names = ["gpu0", "gpu1-mig0", "gpu1-mig2", "gpu1-mig3", "gpu2"]
+    started = worker_environments("auto", [])
+    assert list(started) == names
+    pins = [each["CUDA_VISIBLE_DEVICES"] for each in started.values()]
+    assert pins == ["GPU-aaaa", "MIG-1111", "MIG-2222", "MIG-1122", "GPU-bbcc"]
+    assert list(worker_environments("auto", [1])) == names[1:4]
+    assert devices.list_gpus()[1] == Gpu(
+        1, "GPU-bbbb", f"{H100} MIG 3g.40gb", 40448, 40000, 0, "MIG-1111", "1/0"
+    )
+
+
+def test_a_gpu_in_mig_mode_needs_an_instance(
+    driver: Driver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without one it is not used, with a warning; where that leaves no GPU the start stops."""
+    driver.has(*TWO, Device("GPU-cccc", instances=[None, None]))
+    assert list(worker_environments("auto", [])) == ["gpu0", "gpu1"]
+    assert "GPU 2 (GPU-cccc) is in MIG mode and has no instance" in caplog.text
+    driver.has(Device("GPU-cccc", instances=[None]))
+    with pytest.raises(RuntimeError, match=r"MIG mode.*SAG_DEVICE=cpu"):
+        worker_environments("auto", [])
+
+
+@pytest.mark.parametrize(
+    ("value", "workers"),
+    [
+        # Indices. The first that is invalid ends the list, as NVIDIA documents.
         ("1", ["gpu1"]),
-        ("1,0", ["gpu0", "gpu1"]),
-        ("GPU-bb", ["gpu1"]),
-        ("", ["cpu"]),
+        ("1,0", ["gpu1", "gpu0"]),
+        ("0,-1,1", ["gpu0"]),
+        ("-1,0", ["cpu"]),
         ("7", ["cpu"]),
+        ("0,7,1", ["gpu0"]),
+        ("", ["cpu"]),
+        (" ", ["cpu"]),
+        ("none", ["cpu"]),
+        ("NoDevFiles", ["cpu"]),
+        ("0,,1", ["gpu0"]),
+        (",0", ["cpu"]),
+        # As read by C's strtol.
+        (" 1 , 0 ", ["gpu1", "gpu0"]),
+        ("+1", ["gpu1"]),
+        ("1gpu,0x1", ["gpu1", "gpu0"]),
+        ("1.5", ["gpu1"]),
+        ("01", ["gpu1"]),
+        # A device that is named twice hides all.
+        ("0,0", ["cpu"]),
+        ("1,0,1", ["cpu"]),
+        ("0,-1,0", ["gpu0"]),
+        ("0,00", ["cpu"]),
+        # UUIDs, whole or cut short; the first that is unknown or ambiguous ends the list.
+        ("GPU-aaaa", ["gpu0"]),
+        ("GPU-bbbb,GPU-a", ["gpu1", "gpu0"]),
+        ("GPU-bb", ["gpu1"]),
+        ("GPU-", ["cpu"]),
+        ("GPU-aaaa,GPU-x,GPU-bbbb", ["gpu0"]),
+        ("GPU-aaaaa", ["cpu"]),
+        ("GPU-AAAA", ["cpu"]),
+        ("gpu-aaaa", ["cpu"]),
+        ("aaaa", ["cpu"]),
+        ("GPU-aaaa,GPU-aaaa", ["cpu"]),
+        ("GPU-aaaa,GPU-aa", ["cpu"]),
+        # The first name says what the list holds.
+        ("GPU-aaaa,1", ["gpu0"]),
+        ("1,GPU-aaaa", ["gpu1"]),
+        ("GPU-aaaa,MIG-aaaa", ["gpu0"]),
     ],
 )
-def test_gpus_that_are_hidden_are_not_used(
-    driver: Callable[..., None], monkeypatch: pytest.MonkeyPatch, named: str, workers: list[str]
+def test_cuda_visible_devices_is_obeyed(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, value: str, workers: list[str]
 ) -> None:
-    """`CUDA_VISIBLE_DEVICES` is somebody's decision; the start keeps to it."""
-    driver(TWO)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    assert sorted(environments("auto", [])) == workers
+    """The start uses the GPUs that CUDA would see, in that order."""
+    driver.has(*TWO)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert list(worker_environments("auto", [])) == workers
+    assert devices.resolve("auto") == ("cpu" if workers == ["cpu"] else "cuda:0")
 
 
-def test_memory_that_the_driver_does_not_tell(driver: Callable[..., None]) -> None:
-    """A GPU that shares the host's memory says `[N/A]` for it, and is a GPU none the less."""
-    driver("0, GPU-aaaa, NVIDIA GB10, [N/A], [N/A]\n")
-    assert environments("auto", []) == {"gpu0": FIRST}
-    told = memory("model x", {"unet": 2**40}, "auto", "none", devices.list_gpus()[0])
-    assert told.ok
-    assert "not compared" in told.found
+@pytest.mark.parametrize(
+    ("value", "workers"),
+    [
+        ("MIG-1111", ["gpu1-mig0"]),
+        ("MIG-2222,MIG-1111", ["gpu1-mig2", "gpu1-mig0"]),
+        ("MIG-GPU-bbbb/2/1", ["gpu1-mig3"]),
+        ("MIG-GPU-bbb/1/0", ["gpu1-mig0"]),
+        ("MIG-1111,MIG-nope,MIG-2222", ["gpu1-mig0"]),
+        ("MIG-1111,1", ["gpu1-mig0"]),
+        # A GPU in MIG mode stands for its instances.
+        ("1", ["gpu1-mig0", "gpu1-mig2", "gpu1-mig3"]),
+        ("GPU-bbbb,GPU-aaaa", ["gpu1-mig0", "gpu1-mig2", "gpu1-mig3", "gpu0"]),
+        ("GPU-bb", ["cpu"]),
+        ("1,1", ["cpu"]),
+        ("GPU-bbbb,GPU-bbb", ["cpu"]),
+        ("GPU-bbbb,GPU-bb", ["gpu1-mig0", "gpu1-mig2", "gpu1-mig3"]),
+    ],
+)
+def test_mig_instances_are_found_by_name(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, value: str, workers: list[str]
+) -> None:
+    """By UUID, or by GPU, GPU instance and compute instance, as drivers before R470 name them."""
+    driver.has(*MIXED)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert list(worker_environments("auto", [])) == workers
 
 
-def test_doctor_compares_with_the_smallest_gpu_that_is_used(driver: Callable[..., None]) -> None:
-    """Of those that `SAG_DEVICE` may mean; on the CPU there is nothing to compare."""
-    driver(TWO + "2, GPU-cccc, NVIDIA T4, 1, 1\n")
+@pytest.mark.parametrize(
+    "value",
+    [
+        "MIG-nope", "MIG-", "MIG-11", "MIG-GPU-bbbb", "MIG-GPU-bbbb/9/0", "MIG-GPU-aaaa/1/0",
+        "MIG-GPU-/1/0/0", "MIG-aaaa", "MIG-1111,MIG-1111", " MIG-1111, ",
+    ],
+)  # fmt: skip
+def test_an_unknown_mig_instance_stops_the_start(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    """CUDA would see no device: serving on the CPU instead would go unnoticed."""
+    driver.has(*MIXED)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    with pytest.raises(RuntimeError, match="MIG-1111, MIG-2222, MIG-1122"):
+        worker_environments("auto", [])
 
-    def told(device: str, offload: str = "model") -> list[str]:
-        found = examine_models(Settings(device=device, offload=offload), devices.list_gpus())
-        return [each.found for each in found if each.what == "model default memory"]
 
-    assert [text.partition(";")[2] for text in told("auto")] == [" NVIDIA T4 has 1 MiB, 1 free"]
-    (second,) = told("cuda:1")
+NAMES = st.sampled_from(
+    ["0", "1", " 0", "1 ", "-1", "+1", "1x", "x", "", "GPU-aaaa", "GPU-bbbb", "GPU-a", "GPU-bb",
+     "GPU-b", "GPU-"]
+)  # fmt: skip
+
+
+@pytest.mark.slow  # it imports torch; the tables above are its fast form
+@hypothesis_settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(NAMES, min_size=1, max_size=4))
+def test_cuda_visible_devices_is_read_as_torch_reads_it(names: list[str]) -> None:
+    """The result is that of torch, which has its own reading instead of a call to CUDA.
+
+    But for a name that is repeated behind one that is invalid: there torch sees no device.
+    """
+    from torch.cuda import _parse_visible_devices, _transform_uuid_to_ordinals
+
+    value, uuids = ",".join(names), ["GPU-aaaa", "GPU-bbbb", "GPU-bbcc"]
+    gpus = [Gpu(index, uuid, H100) for index, uuid in enumerate(uuids)]
+    valid = list(itertools.takewhile(lambda name: devices.visible(gpus, name), names))
+    assume(len(valid) == len(names) or len(set(names)) == len(names))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", value)
+        expected = list(_parse_visible_devices())
+    if expected and isinstance(expected[0], str):
+        expected = list(_transform_uuid_to_ordinals([str(each) for each in expected], uuids))
+    assert [gpu.index for gpu in devices.visible(gpus, value)] == expected
+
+
+def test_memory_that_the_driver_does_not_report(driver: Driver) -> None:
+    """A GPU that shares the host's memory reports none, and is used all the same."""
+    driver.has(Device("GPU-aaaa", "NVIDIA GB10", memory_mib=None))
+    assert worker_environments("auto", []) == {"gpu0": FIRST}
+    found = check_memory("model x", {"unet": 2**40}, "auto", "none", devices.list_gpus()[0])
+    assert found.ok
+    assert "not compared" in found.found
+
+
+def test_doctor_compares_with_the_smallest_gpu_that_is_used(driver: Driver) -> None:
+    """Among those that `SAG_DEVICE` may mean; on the CPU there is nothing to compare."""
+    driver.has(*TWO, Device("GPU-cccc", "NVIDIA T4", 1, 1))
+
+    def found(device: str, offload: str = "model") -> list[str]:
+        findings = check_models(Settings(device=device, offload=offload), devices.list_gpus())
+        return [each.found for each in findings if each.what == "model default memory"]
+
+    assert [text.partition(";")[2] for text in found("auto")] == [" NVIDIA T4 has 1 MiB, 1 free"]
+    (second,) = found("cuda:1")
     assert second.startswith("6 MiB of weights at once in float16; NVIDIA H100 80GB HBM3 has 81559")
-    assert told("cpu") == told("auto", "sequential") == told("cuda:9") == []
+    assert found("cpu") == found("auto", "sequential") == found("cuda:9") == []
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda:1", "cpu"])
-@pytest.mark.parametrize("status", [0, 18])
+@pytest.mark.parametrize("is_broken", [False, True])
 def test_doctor_asks_the_driver_once(
-    driver: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    device: str, status: int,
-) -> None:  # fmt: skip
-    """For all that it says of device and memory; one that fails is told, and the rest looked at."""
-    monkeypatch.setattr(servers, "redis", lambda _: [])
-    monkeypatch.setattr(servers, "s3", lambda _: [])
-    driver(TWO, status)
-    program = tmp_path / "nvidia-smi"
-    program.write_text(
-        f"{program.read_text()}".replace("while", f"echo >> {tmp_path}/asked\nwhile")
-    )
-    told = {each.what: each for each in examine(Settings(device=device))}
-    assert (tmp_path / "asked").read_text() == "\n"
-    assert told["model default"].ok
-    assert ("model default memory" in told) is (device != "cpu" and not status)
-    if status:
-        assert (told["device"].ok, told["device"].fix) == (False, "repair the driver")
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, device: str, is_broken: bool
+) -> None:
+    """For device and memory; one that fails is reported, and the rest is checked."""
+    monkeypatch.setattr(servers, "check_redis", lambda _: [])
+    monkeypatch.setattr(servers, "check_s3", lambda _: [])
+    driver.has(*TWO)
+    if is_broken:
+        driver.errors["nvmlDeviceGetCount"] = nvml.BROKEN
+    findings = {each.what: each for each in run_checks(Settings(device=device))}
+    assert driver.starts == 1
+    assert findings["model default"].ok
+    assert ("model default memory" in findings) is (device != "cpu" and not is_broken)
+    if is_broken:
+        assert not findings["device"].ok
+        assert "repair the driver" in findings["device"].fix
 
 
 @pytest.mark.parametrize(
-    ("offload", "total_mib", "free_mib", "ok", "says"),
+    ("offload", "total_mib", "free_mib", "ok", "words"),
     [
         ("model", 2000, 2000, True, "1639 MiB of weights at once in float16"),
         ("auto", 2000, 2000, True, "1639 MiB"),
         ("model", 1638, 1638, False, "SAG_OFFLOAD=sequential"),
-        ("model", 2000, 1638, True, "no room beside"),
+        ("model", 2000, 1638, True, "too little free memory"),
         ("none", 1900, 1900, False, "SAG_OFFLOAD=model"),
         ("none", 2100, 2100, True, "2034 MiB"),
     ],
 )
-def test_what_must_fit_into_a_gpu(
-    offload: str, total_mib: int, free_mib: int, ok: bool, says: str
+def test_weights_must_fit_into_a_gpu(
+    offload: str, total_mib: int, free_mib: int, ok: bool, words: str
 ) -> None:
-    """The largest part of a model, all parts without offload. Never fits: a fault. Now: a remark.
+    """The largest part of a model, or all parts without offload; free memory is only mentioned.
 
     The numbers are those of Stable Diffusion 1.5.
     """
-    numbers = {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
-    told = memory("model x", numbers, "auto", offload, devices.Gpu(0, "", "T", total_mib, free_mib))
-    assert told.ok is ok
-    assert says in told.found + told.fix
-    assert ("no room" in told.found) == (says == "no room beside")
+    parameters = {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
+    gpu = Gpu(0, "", "T", total_mib, free_mib)
+    found = check_memory("model x", parameters, "auto", offload, gpu)
+    assert found.ok is ok
+    assert words in found.found + found.fix
+    assert ("too little free" in found.found) == (words == "too little free memory")
 
 
-def test_weights_take_what_their_precision_takes() -> None:
-    """Four bytes a number in float32; what goes layer by layer is never there as a whole."""
-    numbers = {"unet": 10, "vae": 5}
-    assert weights_bytes(numbers, "float32", "none") == 60
-    assert weights_bytes(numbers, "bfloat16", "model") == 20
-    assert weights_bytes(numbers, "float16", "sequential") == 0
+def test_the_size_of_weights_follows_their_precision() -> None:
+    """Four bytes a parameter in float32; layer by layer they are never on the GPU as a whole."""
+    parameters = {"unet": 10, "vae": 5}
+    assert weights_bytes(parameters, "float32", "none") == 60
+    assert weights_bytes(parameters, "bfloat16", "model") == 20
+    assert weights_bytes(parameters, "float16", "sequential") == 0
 
 
 @pytest.mark.parametrize(
     ("device", "name"), [("cpu", "cpu"), ("cuda:1", "cuda1"), ("cuda", "cuda")]
 )
-def test_a_device_by_name_is_one_worker(
-    driver: Callable[..., None], device: str, name: str
-) -> None:
-    """A device that was named is taken as it is, and no driver is asked."""
-    assert environments(device, []) == {name: {"SAG_DEVICE": device}}
+def test_a_device_by_name_is_one_worker(driver: Driver, device: str, name: str) -> None:
+    """A device that was named is used as it is, and the driver is not asked."""
+    assert worker_environments(device, []) == {name: {"SAG_DEVICE": device}}
+    assert driver.starts == 0
 
 
 @pytest.mark.parametrize(
     ("device", "expected"), [("cuda", "cuda:0"), ("cuda:1", "cuda:1"), ("cpu", "cpu")]
 )
-def test_a_name_resolves(driver: Callable[..., None], device: str, expected: str) -> None:
+def test_a_name_resolves(device: str, expected: str) -> None:
     """`cuda` is the first GPU; a full name is itself."""
     assert devices.resolve(device) == expected

@@ -1,4 +1,4 @@
-"""What `doctor` finds at Redis, S3 and the clocks, each made unwell on purpose."""
+"""What `doctor` reports of Redis, S3, clocks and models that are broken on purpose."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from redis import Redis
 from worker import embedded, storage
 from worker.config.models import SHIPPED_MODEL, Lora, ModelSpec, TextualInversion
 from worker.doctor import servers
-from worker.doctor.checks import examine, models
+from worker.doctor.checks import check_models, run_checks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
-    """A Redis of the test's own, to be set up badly."""
+def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    """A Redis of the test's own, to be misconfigured."""
     with (
         embedded.redis_server(tmp_path_factory.mktemp("redis")) as url,
         Redis.from_url(url, protocol=2) as redis,
@@ -40,90 +40,89 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
 
 
 @pytest.fixture
-def mine(settings: Settings, own: Redis) -> Settings:
-    """Settings over that Redis."""
-    port = own.connection_pool.connection_kwargs["port"]
+def mine(settings: Settings, own_redis: Redis) -> Settings:
+    """Settings with that Redis."""
+    port = own_redis.connection_pool.connection_kwargs["port"]
     url = SecretStr(f"redis://{embedded.LOOPBACK}:{port}/0")
     return settings.model_copy(update={"broker_url": url})
 
 
-def only(findings: Iterator[Finding], what: str) -> Finding:
+def the_one(findings: Iterator[Finding], what: str) -> Finding:
     (found,) = [each for each in findings if each.what == what]
     return found
 
 
-def test_all_is_well_with_servers_as_they_should_be(mine: Settings) -> None:
-    """Every finding of a machine that is set up as the documents say is well."""
-    told = list(examine(mine))
-    assert [each for each in told if not each.ok] == []
+def test_all_is_ok_with_a_correct_setup(mine: Settings) -> None:
+    """On a machine that is set up as documented every finding is ok."""
+    findings = list(run_checks(mine))
+    assert [each for each in findings if not each.ok] == []
     assert {"redis broker clock", "s3 clock", "redis broker database"} <= {
-        each.what for each in told
+        each.what for each in findings
     }
 
 
 @pytest.mark.parametrize(
     ("setting", "value"), [("appendonly", "no"), ("maxmemory-policy", "allkeys-lru")]
 )
-def test_a_redis_that_forgets_is_a_fault(
-    mine: Settings, own: Redis, setting: str, value: str
+def test_a_redis_that_may_lose_data_is_reported(
+    mine: Settings, own_redis: Redis, setting: str, value: str
 ) -> None:
-    """With its value and the setting that mends it."""
-    own.config_set(setting, value)
-    found = only(servers.redis(mine), f"redis broker {setting}")
+    """With the value, and the setting that fixes it."""
+    own_redis.config_set(setting, value)
+    found = the_one(servers.check_redis(mine), f"redis broker {setting}")
     assert (found.ok, found.found) == (False, value)
     assert f"set {setting}" in found.fix
 
 
-def test_a_redis_that_is_nearly_full_is_a_fault(mine: Settings, own: Redis) -> None:
+def test_a_redis_that_is_nearly_full_is_reported(mine: Settings, own_redis: Redis) -> None:
     """From 90 % of `maxmemory` on; without a limit it is never full."""
     for number in range(512):  # in pieces, or Redis's buffers for them count too
-        own.set(f"ballast:{number}", bytes(2**16))
-    used = own.info("memory")["used_memory"]
+        own_redis.set(f"ballast:{number}", bytes(2**16))
+    used = own_redis.info("memory")["used_memory"]
     for most, ok in ((used * 2, True), (int(used * 1.05), False), (0, True)):
-        own.config_set("maxmemory", most)
-        assert only(servers.redis(mine), "redis broker memory").ok is ok
+        own_redis.config_set("maxmemory", most)
+        assert the_one(servers.check_redis(mine), "redis broker memory").ok is ok
 
 
 @pytest.mark.parametrize(("off_s", "ok"), [(30, True), (-30, True), (61.5, False), (-62, False)])
-def test_a_clock_that_is_off_is_a_fault(
+def test_a_clock_that_is_off_is_reported(
     mine: Settings, monkeypatch: pytest.MonkeyPatch, off_s: float, ok: bool
 ) -> None:
-    """More than a minute between this machine and Redis, or S3, on either side."""
+    """More than a minute between this machine and Redis, or S3, in either direction."""
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() - off_s)
-    for found in (
-        only(servers.redis(mine), "redis broker clock"), only(servers.s3(mine), "s3 clock"),
-    ):  # fmt: skip
+    redis_clock = the_one(servers.check_redis(mine), "redis broker clock")
+    for found in (redis_clock, the_one(servers.check_s3(mine), "s3 clock")):
         assert found.ok is ok
         assert ("ahead of" if off_s > 0 else "behind") in found.found
         assert "NTP" in found.fix
 
 
-def test_a_signature_of_another_time_is_blamed_on_the_clock(
+def test_a_refused_signature_is_blamed_on_the_clock(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """S3 refuses what is signed 20 minutes off; the keys are not at fault."""
+    """S3 refuses a signature that is 20 minutes off; the credentials are right."""
     real = botocore.auth.get_current_datetime
     late = timedelta(minutes=20)
     monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: real() - late)
-    (found,) = servers.s3(settings)
+    (found,) = servers.check_s3(settings)
     assert not found.ok
     assert "NTP" in found.fix
 
 
-def test_a_database_with_other_keys_is_a_fault(mine: Settings, own: Redis) -> None:
-    """Told by kind and number, without what may be secret in a name; our own are not counted."""
+def test_a_database_with_foreign_keys_is_reported(mine: Settings, own_redis: Redis) -> None:
+    """By kind and number, without what may be secret in a name; own keys do not count."""
     for name in (
         f"{mine.namespace}:open", f"{mine.namespace}:{{a}}:task", "generate.default",
         "generate.default\x06\x169", "sag.unacked_index", "celery-task-meta-odd",
         "_kombu.binding.generate.default", "_kombu.binding_permanent.generate.default",
         "_kombu.binding_deadlines", "_kombu.binding.celery.pidbox", "x.reply.celery.pidbox",
     ):  # fmt: skip
-        own.set(name, "")
-    assert "none of 11 keys" in only(servers.redis(mine), "redis broker database").found
+        own_redis.set(name, "")
+    assert "none of 11 keys" in the_one(servers.check_redis(mine), "redis broker database").found
     for name in ("session:hunter2", "session:hunter3", "user81", "celery", "\x1b[31m"):
-        own.set(name, "")
-    found = only(servers.redis(mine), "redis broker database")
+        own_redis.set(name, "")
+    found = the_one(servers.check_redis(mine), "redis broker database")
     assert not found.ok
     assert "5 of 16 keys" in found.found
     assert "session:* (2)" in found.found
@@ -132,57 +131,57 @@ def test_a_database_with_other_keys_is_a_fault(mine: Settings, own: Redis) -> No
     assert "database of its own" in found.fix
 
 
-def test_a_large_database_is_looked_at_in_part(
-    mine: Settings, own: Redis, monkeypatch: pytest.MonkeyPatch
+def test_a_large_database_is_scanned_in_part(
+    mine: Settings, own_redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many keys there are, so many are asked for and no more."""
+    """The number of SCAN calls is bounded."""
     monkeypatch.setattr(servers, "SCANS", 2)
-    monkeypatch.setattr(servers, "SCANNED", 100)
-    own.mset({f"x:{number}": "" for number in range(2000)})
-    calls = own.info("commandstats")
-    found = only(servers.redis(mine), "redis broker database")
-    scans = own.info("commandstats")["cmdstat_scan"]["calls"]
+    monkeypatch.setattr(servers, "KEYS_PER_SCAN", 100)
+    own_redis.mset({f"x:{number}": "" for number in range(2000)})
+    calls = own_redis.info("commandstats")
+    found = the_one(servers.check_redis(mine), "redis broker database")
+    scans = own_redis.info("commandstats")["cmdstat_scan"]["calls"]
     assert (found.ok, scans - calls.get("cmdstat_scan", {}).get("calls", 0)) == (False, 2)
 
 
 def test_silent_servers_cost_seconds(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A port that accepts and says nothing is a fault, for Redis and S3; the rest is looked at."""
-    monkeypatch.setattr(servers, "ANSWER_S", 0.2)
-    monkeypatch.setattr(storage, "READ_S", 0.2)
+    """A port that accepts and never answers is reported, for Redis and S3; the rest is checked."""
+    monkeypatch.setattr(servers, "REDIS_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(storage, "READ_TIMEOUT_S", 0.2)
     with socket.socket() as silent:
         silent.bind((embedded.LOOPBACK, 0))
         silent.listen()
         there = f"{embedded.LOOPBACK}:{silent.getsockname()[1]}"
         url = SecretStr(f"redis://{there}/0")
         dead = {"broker_url": url, "events_url": url, "s3_endpoint_url": f"http://{there}"}
-        began_s = time.monotonic()
-        told = list(examine(settings.model_copy(update=dead)))
-        assert time.monotonic() - began_s < 20
-    assert {each.what for each in told if not each.ok} == {"redis broker", "redis events", "s3"}
-    assert {"device", "model default"} <= {each.what for each in told}
+        started_s = time.monotonic()
+        findings = list(run_checks(settings.model_copy(update=dead)))
+        assert time.monotonic() - started_s < 20
+    assert {each.what for each in findings if not each.ok} == {"redis broker", "redis events", "s3"}
+    assert {"device", "model default"} <= {each.what for each in findings}
 
 
-def test_a_model_that_lacks_a_file_is_a_fault(settings: Settings) -> None:
-    """Its folder, its LoRA, its words: each that is not there is named with its model."""
+def test_a_missing_model_file_is_reported(settings: Settings) -> None:
+    """Its folder, LoRA or textual inversion: each that is missing is named with its model."""
     spec = ModelSpec(
         path=str(SHIPPED_MODEL),
         lora=(Lora(path="/no/lora.safetensors"), Lora(path="some/hub-id")),
         textual_inversion=(TextualInversion(path="/no/word", token="<w>"),),
     )
     broken = settings.model_copy(update={"models": {"a": spec, "b": ModelSpec(path="/nowhere")}})
-    told = [each for each in models(broken) if not each.ok]
-    assert [(each.what, each.found.rpartition(": ")[2]) for each in told] == [
+    findings = [each for each in check_models(broken) if not each.ok]
+    assert [(each.what, each.found.rpartition(": ")[2]) for each in findings] == [
         ("model a", "model_index.json names no safety_checker"),
         ("model a", "/no/lora.safetensors is not there"),
         ("model a", "/no/word is not there"),
         ("model b", "/nowhere is not there"),
     ]
-    assert all("SAG_MODELS" in each.fix for each in told)
+    assert all("SAG_MODELS" in each.fix for each in findings)
 
 
 @pytest.fixture
-def nobody(tmp_path: Path) -> Iterator[Path]:
-    """A folder that this user may not look into; root may, so becomes somebody else."""
+def unreadable(tmp_path: Path) -> Iterator[Path]:
+    """A folder that this user may not read; root may, so it becomes another user."""
     (tmp_path / "closed" / "model").mkdir(parents=True)
     (tmp_path / "closed").chmod(0)
     root = os.geteuid() == 0
@@ -195,43 +194,47 @@ def nobody(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("addition", [False, True])
-def test_a_model_that_cannot_be_looked_at_is_a_fault(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, nobody: Path, addition: bool
+def test_a_model_that_cannot_be_read_is_reported(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, unreadable: Path, addition: bool
 ) -> None:
-    """Its folder or its LoRA below one that is closed, or a name longer than any: told, no end."""
+    """A folder or LoRA without permission, or a name that is too long, does not end the checks."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "/")
-    lora = (Lora(path=str(nobody)),) if addition else ()
-    spec = ModelSpec(path="owner/name" if addition else str(nobody), lora=lora)
+    lora = (Lora(path=str(unreadable)),) if addition else ()
+    spec = ModelSpec(path="owner/name" if addition else str(unreadable), lora=lora)
     longer = ModelSpec(path=f"/{'x' * 300}")
-    told = list(models(settings.model_copy(update={"models": {"a": spec, "b": longer}})))
-    found = {each.what: each for each in told if not each.ok}
+    broken = settings.model_copy(update={"models": {"a": spec, "b": longer}})
+    found = {each.what: each for each in check_models(broken) if not each.ok}
     assert list(found) == ["model a", "model b"]
-    assert str(nobody) in found["model a"].found
+    assert str(unreadable) in found["model a"].found
     assert all("SAG_MODELS" in each.fix for each in found.values())
 
 
-@pytest.mark.parametrize(
-    ("variable", "below"), [("HOME", ".cache/huggingface/hub"), ("HF_HOME", "hub")]
-)
-@pytest.mark.parametrize("there", [True, False])
-def test_room_for_the_hub_is_where_its_cache_is(
-    tmp_path: Path, variable: str, below: str, there: bool
-) -> None:
-    """Also where that folder, or home itself, is still to be made; torch isn't loaded for it."""
-    home = tmp_path / "not" / "yet"
-    if there:
-        (home / below).mkdir(parents=True)
+def test_disk_space_is_that_of_the_hub_cache(tmp_path: Path) -> None:
+    """Also where that folder, or home itself, does not exist yet; torch is not imported for it."""
     program = (
-        "import sys; from worker.doctor.checks import models\n"
+        "import importlib, os, sys\n"
+        "from huggingface_hub import constants\n"
         "from worker.config.settings import Settings\n"
-        "(found,) = models(Settings(models={'a': {'path': 'owner/name'}}))\n"
-        "assert found.ok and 'torch' not in sys.modules; print(found.found)"
+        "from worker.doctor.checks import check_models\n"
+        "for variable, home in zip(sys.argv[1::2], sys.argv[2::2]):\n"
+        "    os.environ[variable] = home\n"
+        "    importlib.reload(constants)\n"
+        "    (found,) = check_models(Settings(models={'a': {'path': 'owner/name'}}))\n"
+        "    assert found.ok and 'torch' not in sys.modules; print(found.found)\n"
     )
-    mine = {
+    caches = {"HOME": ".cache/huggingface/hub", "HF_HOME": "hub"}  # HF_HOME overrides HOME
+    arguments, places = [], []
+    for variable, cache in caches.items():
+        home = tmp_path / variable
+        (home / "full" / cache).mkdir(parents=True)
+        arguments += [variable, str(home / "full"), variable, str(home / "not" / "yet")]
+        places += [home / "full" / cache, home]
+    plain = {
         name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG"))
     }
     done = subprocess.run(
-        [sys.executable, "-c", program], env={**mine, variable: str(home)},
+        [sys.executable, "-c", program, *arguments], env=plain,
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
-    assert done.stdout.endswith(f" GiB free at {home / below if there else tmp_path}\n")
+    lines = done.stdout.splitlines()
+    assert [line.rpartition(" GiB free at ")[2] for line in lines] == list(map(str, places))

@@ -1,4 +1,4 @@
-"""The settings: each from its variable, each refused by name, none of the secrets shown."""
+"""Each setting is read from its variable and validated; secrets are never shown."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ BAD: list[tuple[str, str]] = [
 
 
 def plain(value: Any) -> Any:
-    """A setting as JSON would have it, secrets opened."""
+    """A setting as JSON, secrets revealed."""
     if hasattr(value, "get_secret_value"):
         return value.get_secret_value()
     if isinstance(value, dict):
@@ -97,13 +97,13 @@ def plain(value: Any) -> Any:
 
 
 def test_every_field_is_tried_here() -> None:
-    """No setting is without a test of its variable."""
+    """Every setting is in `GOOD`."""
     assert set(GOOD) == set(Settings.model_fields)
 
 
 @pytest.mark.parametrize("name", GOOD)
 def test_each_is_read_from_its_variable(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Field `x` is what `SAG_X` says."""
+    """Field `x` is read from `SAG_X`."""
     text, expected = GOOD[name]
     monkeypatch.setenv(f"SAG_{name.upper()}", text)
     assert plain(getattr(Settings(), name)) == expected
@@ -111,7 +111,7 @@ def test_each_is_read_from_its_variable(name: str, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(("name", "text"), BAD)
 def test_a_bad_value_is_named(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable that can't mean anything stops the start and is named in the message."""
+    """An invalid value is refused, and the message names the setting."""
     monkeypatch.setenv(f"SAG_{name.upper()}", text)
     with pytest.raises(ValidationError) as caught:
         Settings()
@@ -126,17 +126,17 @@ def test_a_bad_value_is_named(name: str, text: str, monkeypatch: pytest.MonkeyPa
         ("SAG_MODELS", '{"a": {"path": "x", "defaults": {"height": 4096}}}', "height: is 4096"),
     ],
 )
-def test_defaults_that_every_request_would_break_on_stop_the_start(
+def test_invalid_defaults_of_a_model_are_refused(
     monkeypatch: pytest.MonkeyPatch, variable: str, text: str, says: str
 ) -> None:
-    """A model's default beyond a limit is the settings' fault, and no caller's."""
+    """A model's default beyond a limit would have every request refused."""
     monkeypatch.setenv(variable, text)
     with pytest.raises(ValidationError, match=says):
         Settings()
 
 
-def test_a_password_that_breaks_its_url_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unescaped slash makes a part of the password look like a port; the message has none."""
+def test_a_password_that_breaks_its_url_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unescaped slash makes part of a password look like a port; the message hides it."""
     monkeypatch.setenv("SAG_BROKER_URL", "redis://:s3cr/et@h:6379/0")
     with pytest.raises(ValidationError) as caught:
         Settings()
@@ -145,14 +145,14 @@ def test_a_password_that_breaks_its_url_is_not_repeated(monkeypatch: pytest.Monk
 
 
 def test_models_that_are_not_json_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Broken JSON is told as such, by the setting's name."""
+    """The error about broken JSON has the setting's name."""
     monkeypatch.setenv("SAG_MODELS", "{")
     with pytest.raises(SettingsError, match="models"):
         Settings()
 
 
-def test_several_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One start tells of every variable that is wrong."""
+def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One error names every variable that is wrong."""
     for name in ("SLOTS", "MAX_STEPS", "DEVICE"):
         monkeypatch.setenv(f"SAG_{name}", "wrong")
     with pytest.raises(ValidationError) as caught:
@@ -161,7 +161,7 @@ def test_several_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_secrets_stay_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A password in a URL is in no log line, no repr and no dump of the settings."""
+    """A password in a URL is in no log, repr or dump of the settings."""
     for name in ("BROKER", "RESULT", "EVENTS"):
         monkeypatch.setenv(f"SAG_{name}_URL", URL)
     settings = Settings()
@@ -173,7 +173,7 @@ def test_secrets_stay_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_refused_url_keeps_its_secret(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message about a wrong URL, which goes to a terminal or a log, hides its password."""
+    """The message about a wrong URL hides its password."""
     monkeypatch.setenv("SAG_BROKER_URL", f"redis+sentinel://:{SECRET}@h:26379/0")
     with pytest.raises(ValidationError) as caught:
         Settings()
@@ -181,8 +181,8 @@ def test_a_refused_url_keeps_its_secret(monkeypatch: pytest.MonkeyPatch) -> None
     assert SECRET not in str(caught.value)
 
 
-def test_urls_fall_back_to_the_broker() -> None:
-    """Events and results live on the broker's Redis unless they have one of their own."""
+def test_urls_default_to_the_broker() -> None:
+    """Events and results are in the broker's Redis unless set."""
     settings = Settings(broker_url="redis://a")
     assert (
         settings.events_redis_url.get_secret_value()
@@ -194,8 +194,8 @@ def test_urls_fall_back_to_the_broker() -> None:
     assert settings.result_redis_url.get_secret_value() == "redis://c"
 
 
-def test_settings_do_not_change() -> None:
-    """What was read once stays."""
+def test_settings_are_immutable() -> None:
+    """Assigning to a setting is refused."""
     settings = Settings(max_side_px=128, max_steps=30, max_images=3, namespace="n")
     with pytest.raises(ValidationError):
         settings.slots = 3  # type: ignore[misc]  # the law is that it fails
@@ -204,14 +204,14 @@ def test_settings_do_not_change() -> None:
 
 
 def test_unknown_variables_are_listed() -> None:
-    """A misspelt variable is told of, not passed over; others' variables are none of ours."""
+    """A misspelt `SAG_` variable is listed; other variables are not."""
     given = {"SAG_SLOT": "1", "SAG_SLOTS": "1", "SAG_MODEL": "x", "sag_slots": "1", "PATH": ""}
     assert unknown_variables(given) == ["SAG_MODEL", "SAG_SLOT"]
     assert unknown_variables({}) == []
 
 
 def test_the_table_names_every_setting() -> None:
-    """Each setting is one row, with its meaning. No path of this machine is in it."""
+    """Each setting is a row with its meaning; no path of this machine is in it."""
     rows = markdown_table().splitlines()[2:]
     assert [row.split("`")[1] for row in rows] == [
         f"SAG_{n.upper()}" for n in Settings.model_fields
@@ -220,8 +220,8 @@ def test_the_table_names_every_setting() -> None:
     assert not any(str(Path.home()) in row for row in rows)
 
 
-def test_the_table_says_what_a_number_may_be() -> None:
-    """From the least to the most, or the least alone; of what is no number nothing."""
+def test_the_table_has_the_range_of_a_number() -> None:
+    """Both bounds, or the lower one; empty for anything else."""
     rows = {row.split("`")[1]: row.split(" | ")[2] for row in markdown_table().splitlines()[2:]}
     assert rows["SAG_SLOTS"] == "1 to 64"
     assert rows["SAG_MAX_BATCH_ROWS"] == "1 to 1024"
@@ -229,18 +229,18 @@ def test_the_table_says_what_a_number_may_be() -> None:
     assert rows["SAG_S3_BUCKET"] == rows["SAG_COMPILE"] == ""
 
 
-def test_the_page_has_the_table_of_today() -> None:
+def test_the_page_has_the_current_table() -> None:
     """The table of settings in `docs/settings.md` is the one that `make docs` writes."""
     text = settings_table.PAGE.read_text()
     assert text.count(settings_table.BEGIN) == text.count(settings_table.END) == 1
-    assert settings_table.renewed(text) == text
+    assert settings_table.update(text) == text
 
 
 def test_the_table_replaces_only_itself() -> None:
-    """Renewing leaves what stands around the marks, and twice is as once."""
+    """The text around the marks stays; a second update changes nothing."""
     text = f"before\n{settings_table.BEGIN}\nstale row\n{settings_table.END}\nafter\n"
-    once = settings_table.renewed(text)
+    once = settings_table.update(text)
     assert once.startswith("before\n")
     assert once.endswith("\nafter\n")
     assert "stale row" not in once
-    assert settings_table.renewed(once) == once
+    assert settings_table.update(once) == once

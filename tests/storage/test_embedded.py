@@ -1,4 +1,4 @@
-"""The embedded servers: ready means that a file can be stored; nothing is left running."""
+"""The embedded servers are ready when a file can be stored, and are always stopped."""
 
 from __future__ import annotations
 
@@ -13,13 +13,29 @@ from botocore.exceptions import ClientError
 from worker import embedded
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
-def test_a_server_that_can_store_nothing_yet_is_asked_again(
+def test_s3_can_store_when_a_file_was_stored(tmp_path: Path, s3: embedded.S3Server) -> None:
+    """A server that has the bucket but no room for a file yet is not ready; it says why."""
+    client = boto3.client("s3", endpoint_url=s3.endpoint_url)
+    client.put_object, real = refuse_put, client.put_object
+    assert not embedded._can_store(client, "early", tmp_path)
+    assert "InternalError" in (tmp_path / "s3.refusal").read_text()
+    client.put_object = real
+    assert embedded._can_store(client, "early", tmp_path)
+
+
+def refuse_put(**_: Any) -> None:
+    raise ClientError({"Error": {"Code": "InternalError"}}, "PutObject")
+
+
+@pytest.mark.slow  # it starts a server; the check above is its fast form
+def test_s3_is_ready_when_a_file_can_be_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bucket may be there before there is room for a file; that is no reason to give up."""
+    """The bucket may exist before a file can be stored; the check is repeated."""
     made = boto3.client
     refused: list[str] = []
 
@@ -41,10 +57,19 @@ def test_a_server_that_can_store_nothing_yet_is_asked_again(
         assert refused == [".ready"]
 
 
+@pytest.fixture
+def _default_signals() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt; where the tests run in the background it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_default_signals")
 def test_an_interrupt_in_the_middle_of_a_start_leaves_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process runs, and nobody has been told its id yet: Ctrl-C waits until somebody has."""
+    """Ctrl-C after the fork and before `Popen` returns stops the process all the same."""
     made, started = subprocess.Popen, []
 
     def start(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Uploads behind the fence: whoever was overtaken changes no file, however long it slept."""
+"""Fenced uploads: a worker that lost its task changes no object, however long it was frozen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 
 from tests.conftest import BUCKET
 from worker.errors import StorageUnavailableError
-from worker.storage import Storage, SupersededError, _Outage
+from worker.storage import Storage, SupersededError, _RetryableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,50 +22,50 @@ PNG = "image/png"
 
 
 class Watched(Storage):
-    """A storage whose requests are seen, and fail as a test says."""
+    """A storage that records its requests; a test may act before and after one."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self.asked: list[str] = []
-        #: What happens before and after a request, by its name, the first time.
+        self.calls: list[str] = []
+        #: Called before and after the first request of a name.
         self.before: dict[str, Callable[[], object]] = {}
         self.after: dict[str, Callable[[], object]] = {}
 
-    def _once(self, operation: str, arguments: dict[str, Any], *, read: int = 0) -> Any:
-        self.asked.append(operation)
+    def _call(self, operation: str, arguments: dict[str, Any], *, read_bytes: int = 0) -> Any:
+        self.calls.append(operation)
         self.before.pop(operation, lambda: None)()
-        reply = super()._once(operation, arguments, read=read)
+        reply = super()._call(operation, arguments, read_bytes=read_bytes)
         self.after.pop(operation, lambda: None)()
         return reply
 
 
 @pytest.fixture
 def patient(settings: Settings) -> Settings:
-    """As a worker has them: time enough for another try."""
+    """Settings with time for retries, as a worker has them."""
     return settings.model_copy(update={"s3_retry_s": 60})
 
 
 @pytest.fixture
 def storage(patient: Settings) -> Watched:
-    """A worker's own."""
+    """The storage of the worker under test."""
     return Watched(patient)
 
 
 @pytest.fixture
 def other(patient: Settings) -> Storage:
-    """Another worker's, of the same bucket."""
+    """The storage of another worker, with the same bucket."""
     return Storage(patient)
 
 
 @pytest.fixture
 def key(storage: Watched) -> str:
-    """Where the picture goes."""
+    """The key of the object."""
     return storage.key("task", "0.png")
 
 
 @pytest.fixture
-def look(settings: Settings) -> Callable[[str], tuple[bytes, str, Any]]:
-    """An object's bytes, ETag and time of change."""
+def read_object(settings: Settings) -> Callable[[str], tuple[bytes, str, Any]]:
+    """Return an object's bytes, ETag and time of change."""
     client = boto3.client("s3", endpoint_url=settings.s3_endpoint_url)
 
     def read(key: str) -> tuple[bytes, str, Any]:
@@ -76,157 +76,159 @@ def look(settings: Settings) -> Callable[[str], tuple[bytes, str, Any]]:
 
 
 def lose_the_answer() -> None:
-    raise _Outage("the answer was lost")
+    raise _RetryableError("the answer was lost")
 
 
 @pytest.mark.parametrize("was_there", [False, True])
-def test_one_frozen_after_its_look_at_the_fence_changes_nothing(
-    storage: Watched, other: Storage, key: str, look: Callable[..., Any], was_there: bool
+def test_a_worker_frozen_after_its_check_changes_nothing(
+    storage: Watched, other: Storage, key: str, read_object: Callable[..., Any], was_there: bool
 ) -> None:
-    """It was the owner when it asked; by the time of its upload another's picture is there."""
+    """It was the owner when it checked; before its upload another worker stored its object."""
     if was_there:
-        other.put(key, b"of an attempt before", PNG)
-    mine = True
+        other.put(key, b"an earlier attempt's", PNG)
+    is_owner = True
 
-    def sleep() -> bool:
-        nonlocal mine
-        was_mine, mine = mine, False
-        if was_mine:
+    def check_and_freeze() -> bool:
+        nonlocal is_owner
+        was_owner, is_owner = is_owner, False
+        if was_owner:
             other.put(key, b"the new owner's", PNG)
-            seen.append(look(key))
-        return was_mine
+            seen.append(read_object(key))
+        return was_owner
 
     seen: list[Any] = []
     with pytest.raises(SupersededError):
-        storage.put(key, b"the sleeper's", PNG, sleep)
-    assert [look(key)] == seen
+        storage.put(key, b"the frozen worker's", PNG, check_and_freeze)
+    assert [read_object(key)] == seen
     assert seen[0][0] == b"the new owner's"
-    assert storage.asked == ["head_object", "put_object", "head_object"]
+    assert storage.calls == ["head_object", "put_object", "head_object"]
 
 
-def test_one_that_was_overtaken_sends_nothing(
-    storage: Watched, other: Storage, key: str, look: Callable[..., Any]
+def test_a_former_owner_uploads_nothing(
+    storage: Watched, other: Storage, key: str, read_object: Callable[..., Any]
 ) -> None:
-    """Its look at the fence comes before the upload, and nothing is uploaded after it."""
+    """The owner is checked before the upload, and nothing is sent when it is another."""
     other.put(key, b"the new owner's", PNG)
-    before = look(key)
+    before = read_object(key)
     with pytest.raises(SupersededError):
         storage.put(key, b"the former owner's", PNG, lambda: False)
-    assert storage.asked == ["head_object"]
-    assert look(key) == before
+    assert storage.calls == ["head_object"]
+    assert read_object(key) == before
 
 
-def test_the_owner_writes_over_what_an_attempt_before_left(
-    storage: Watched, other: Storage, key: str, look: Callable[..., Any]
+def test_the_owner_replaces_the_object_of_an_earlier_attempt(
+    storage: Watched, other: Storage, key: str, read_object: Callable[..., Any]
 ) -> None:
-    """A picture that differs, as from another device, is replaced by the one of this attempt."""
+    """An object that differs, as from another device, is replaced."""
     other.put(key, b"first", PNG)
     digest = storage.put(key, b"second", PNG, lambda: True)
-    assert look(key)[0] == b"second"
+    assert read_object(key)[0] == b"second"
     assert digest == hashlib.sha256(b"second").hexdigest()
 
 
-def test_the_same_bytes_are_not_sent_twice(
-    storage: Watched, other: Storage, key: str, look: Callable[..., Any]
+def test_the_same_bytes_are_not_uploaded_twice(
+    storage: Watched, other: Storage, key: str, read_object: Callable[..., Any]
 ) -> None:
-    """What an earlier attempt has stored already is left as it is, and its digest is told."""
+    """An object that an earlier attempt stored is kept, and its digest returned."""
     other.put(key, b"same", PNG)
-    before = look(key)
+    before = read_object(key)
     assert storage.put(key, b"same", PNG, lambda: True) == hashlib.sha256(b"same").hexdigest()
-    assert storage.asked == ["head_object"]
-    assert look(key) == before
+    assert storage.calls == ["head_object"]
+    assert read_object(key) == before
 
 
-def test_a_lost_answer_is_no_failure(storage: Watched, key: str, look: Callable[..., Any]) -> None:
-    """The upload arrived though its answer did not: the next look finds it, and that is all."""
-    storage.after["put_object"] = lose_the_answer
-    storage.put(key, b"picture", PNG, lambda: True)
-    assert look(key)[0] == b"picture"
-    assert storage.asked == ["head_object", "put_object", "head_object"]
-
-
-def test_a_collision_is_looked_at_afresh(
-    storage: Watched, other: Storage, key: str, look: Callable[..., Any]
+def test_a_lost_answer_is_no_failure(
+    storage: Watched, key: str, read_object: Callable[..., Any]
 ) -> None:
-    """Somebody wrote between look and upload; the owner looks again, and its picture stands."""
-    storage.before["put_object"] = lambda: other.put(key, b"a sleeper's", PNG)
-    looks: list[bool] = []
+    """The retry after a lost answer finds the object and uploads nothing."""
+    storage.after["put_object"] = lose_the_answer
+    storage.put(key, b"image", PNG, lambda: True)
+    assert read_object(key)[0] == b"image"
+    assert storage.calls == ["head_object", "put_object", "head_object"]
 
-    def is_ours() -> bool:
-        looks.append(True)
+
+def test_a_concurrent_write_is_retried(
+    storage: Watched, other: Storage, key: str, read_object: Callable[..., Any]
+) -> None:
+    """After a write between check and upload the owner checks again, and its object is stored."""
+    storage.before["put_object"] = lambda: other.put(key, b"a frozen worker's", PNG)
+    checks: list[bool] = []
+
+    def is_owner() -> bool:
+        checks.append(True)
         return True
 
-    storage.put(key, b"the owner's", PNG, is_ours)
-    assert look(key)[0] == b"the owner's"
-    assert len(looks) == 2
-    assert storage.asked == ["head_object", "put_object"] * 2
+    storage.put(key, b"the owner's", PNG, is_owner)
+    assert read_object(key)[0] == b"the owner's"
+    assert len(checks) == 2
+    assert storage.calls == ["head_object", "put_object"] * 2
 
 
-def test_one_that_was_removed_between_is_stored(
-    storage: Watched, other: Storage, key: str, look: Callable[..., Any]
+def test_an_object_removed_before_the_upload_is_stored(
+    storage: Watched, other: Storage, key: str, read_object: Callable[..., Any]
 ) -> None:
-    """A file that was there at the look and is gone at the upload is no reason to give up."""
+    """A removal between check and upload is retried."""
     other.put(key, b"old", PNG)
-    place = {"Bucket": BUCKET, "Key": key}
-    storage.before["put_object"] = lambda: other._once("delete_object", place)
+    address = {"Bucket": BUCKET, "Key": key}
+    storage.before["put_object"] = lambda: other._call("delete_object", address)
     storage.put(key, b"new", PNG, lambda: True)
-    assert look(key)[0] == b"new"
+    assert read_object(key)[0] == b"new"
 
 
-def test_an_object_of_somebody_else_is_written_over(
-    storage: Watched, settings: Settings, key: str, look: Callable[..., Any]
+def test_a_foreign_object_is_replaced(
+    storage: Watched, settings: Settings, key: str, read_object: Callable[..., Any]
 ) -> None:
-    """What was put there by hand, without a digest of ours, is not taken for the picture."""
+    """An object without our digest is not taken for the upload, whatever its bytes."""
     client = boto3.client("s3", endpoint_url=settings.s3_endpoint_url)
-    client.put_object(Bucket=BUCKET, Key=key, Body=b"picture")
-    storage.put(key, b"picture", PNG, lambda: True)
-    assert storage.asked == ["head_object", "put_object"]
-    assert look(key)[0] == b"picture"
+    client.put_object(Bucket=BUCKET, Key=key, Body=b"image")
+    storage.put(key, b"image", PNG, lambda: True)
+    assert storage.calls == ["head_object", "put_object"]
+    assert read_object(key)[0] == b"image"
 
 
-def test_a_fence_that_cannot_be_asked_is_no_permission(storage: Watched, key: str) -> None:
-    """While Redis is away nothing is uploaded: the error goes to whoever asked."""
+def test_without_an_answer_of_the_fence_nothing_is_uploaded(storage: Watched, key: str) -> None:
+    """While Redis is unreachable the error is raised to the caller."""
 
-    def away() -> bool:
+    def unreachable() -> bool:
         raise ConnectionError("no Redis")
 
     with pytest.raises(ConnectionError):
-        storage.put(key, b"picture", PNG, away)
-    assert "put_object" not in storage.asked
+        storage.put(key, b"image", PNG, unreachable)
+    assert "put_object" not in storage.calls
 
 
 def refusal(status: int, code: str) -> ClientError:
-    """What S3 answers, as boto3 raises it."""
-    told = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
-    return ClientError(told, "operation")
+    """An answer of S3 as boto3 raises it."""
+    answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, "operation")
 
 
-def test_keys_that_may_not_list_may_store(
+def test_storing_needs_no_permission_to_list(
     storage: Watched,
     settings: Settings,
     key: str,
-    look: Callable[..., Any],
+    read_object: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """S3 says 403 of what is not there to whoever may not list the bucket; the upload tells."""
+    """Without that permission S3 answers 403 for a missing object; the upload decides."""
 
     def refuse(**_: object) -> None:
         raise refusal(403, "403")
 
     monkeypatch.setattr(storage._client(settings.s3_endpoint_url), "head_object", refuse)
-    storage.put(key, b"picture", PNG, lambda: True)
-    assert look(key)[0] == b"picture"
+    storage.put(key, b"image", PNG, lambda: True)
+    assert read_object(key)[0] == b"image"
 
 
-def test_one_that_vanished_under_the_upload_is_stored(
+def test_a_404_for_a_conditional_upload_is_retried(
     storage: Watched,
     other: Storage,
     settings: Settings,
     key: str,
-    look: Callable[..., Any],
+    read_object: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """AWS says 404 where there is nothing to replace any more; that passes with the next look."""
+    """AWS answers 404 when the object to replace was removed; the next check finds none."""
     other.put(key, b"old", PNG)
     client = storage._client(settings.s3_endpoint_url)
     real = client.put_object
@@ -238,13 +240,13 @@ def test_one_that_vanished_under_the_upload_is_stored(
 
     monkeypatch.setattr(client, "put_object", vanish)
     storage.put(key, b"new", PNG, lambda: True)
-    assert look(key)[0] == b"new"
+    assert read_object(key)[0] == b"new"
 
 
-def test_a_bucket_that_is_not_there_is_told_at_once(
+def test_a_missing_bucket_is_not_retried(
     storage: Watched, settings: Settings, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It will not be there in a minute either."""
+    """The upload fails at once."""
 
     def refuse(**_: object) -> None:
         raise refusal(404, "NoSuchBucket")
@@ -252,4 +254,4 @@ def test_a_bucket_that_is_not_there_is_told_at_once(
     monkeypatch.setattr(storage._client(settings.s3_endpoint_url), "put_object", refuse)
     with pytest.raises(StorageUnavailableError, match="refused put_object"):
         storage.put(key, b"x", PNG)
-    assert storage.asked == ["head_object", "put_object"]
+    assert storage.calls == ["head_object", "put_object"]

@@ -1,4 +1,4 @@
-"""Files in a real S3: what arrives is what was sent, and an outage costs only time."""
+"""Objects in a real S3: uploads, inputs, presigned URLs, refusals and outages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError
 
 from tests.conftest import BUCKET
 from worker import embedded
@@ -26,14 +26,12 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def storage(settings: Settings) -> Storage:
-    """Over the session's S3 server."""
+    """A storage in the S3 server of this test run."""
     return Storage(settings)
 
 
-def test_what_is_put_is_there_with_its_type_and_digest(
-    storage: Storage, settings: Settings
-) -> None:
-    """A file arrives whole, under its content type, and its digest is told."""
+def test_an_upload_has_its_type_and_digest(storage: Storage, settings: Settings) -> None:
+    """An object is stored with its content type, and its digest is returned."""
     key = storage.key("task", "0.png")
     digest = storage.put(key, b"picture", "image/png")
     client = boto3.client("s3", endpoint_url=settings.s3_endpoint_url)
@@ -45,7 +43,7 @@ def test_what_is_put_is_there_with_its_type_and_digest(
 
 
 def test_the_server_checks_the_digest(s3: embedded.S3Server) -> None:
-    """A body that does not match the sha256 sent with it is refused by the server."""
+    """A body that does not match its sha256 is refused by the server."""
     client = boto3.client("s3", endpoint_url=s3.endpoint_url)
     wrong = base64.b64encode(hashlib.sha256(b"other").digest()).decode()
     with pytest.raises(ClientError) as refused:
@@ -55,8 +53,8 @@ def test_the_server_checks_the_digest(s3: embedded.S3Server) -> None:
         client.head_object(Bucket=BUCKET, Key="digest")
 
 
-def test_a_presigned_url_reads_the_file_and_no_other(storage: Storage) -> None:
-    """Whoever has the URL has the file; a changed URL has nothing."""
+def test_a_presigned_url_reads_one_object(storage: Storage) -> None:
+    """The URL reads its object without credentials; with another key it is refused."""
     key = storage.key("task", "1.png")
     storage.put(key, b"picture", "image/png")
     url = storage.presign(key)
@@ -67,15 +65,15 @@ def test_a_presigned_url_reads_the_file_and_no_other(storage: Storage) -> None:
         urllib.request.urlopen(url.replace("1.png", "2.png"), timeout=10)
 
 
-def test_presigned_urls_name_the_public_host_or_none(settings: Settings) -> None:
-    """Callers see the host that the settings name for them; without presigning they get no URL."""
+def test_presigned_urls_have_the_public_host(settings: Settings) -> None:
+    """URLs have the host for callers, if set; without presigning there are none."""
     public = settings.model_copy(update={"s3_public_endpoint_url": "https://pictures.example"})
     assert str(Storage(public).presign("k")).startswith(f"https://pictures.example/{BUCKET}/k?")
     assert Storage(settings.model_copy(update={"presign_s": 0})).presign("k") is None
 
 
-def test_an_input_comes_from_the_input_prefix_alone(storage: Storage, settings: Settings) -> None:
-    """A reference is read below the input prefix; what lies elsewhere is not found."""
+def test_an_input_is_read_below_its_prefix_only(storage: Storage, settings: Settings) -> None:
+    """A reference is relative to the input prefix; an object elsewhere is not found."""
     client = boto3.client("s3", endpoint_url=settings.s3_endpoint_url)
     inside = f"{settings.s3_input_prefix}/a.safetensors"
     client.put_object(Bucket=BUCKET, Key=inside, Body=b"tensor")
@@ -89,7 +87,7 @@ def test_an_input_comes_from_the_input_prefix_alone(storage: Storage, settings: 
 def test_an_input_that_is_too_large_is_not_read(
     storage: Storage, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No more is read than may be used, whatever a look at its size would have said."""
+    """No more is read than the limit, whatever size is announced."""
     monkeypatch.setattr("worker.storage.MAX_INPUT_BYTES", 1024)
     client = boto3.client("s3", endpoint_url=settings.s3_endpoint_url)
     key = f"{settings.s3_input_prefix}/large.safetensors"
@@ -99,13 +97,13 @@ def test_an_input_that_is_too_large_is_not_read(
     assert refused.value.details["faults"][0]["where"] == "latents"
 
 
-def test_what_cannot_be_asked_is_no_outage(
+def test_wrong_settings_are_not_retried(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Missing credentials and impossible names are told at once, as faults of the settings."""
+    """Missing credentials and an invalid bucket name fail at once."""
     patient = settings.model_copy(update={"s3_retry_s": 3600})
     odd = patient.model_copy(update={"s3_bucket": "No Bucket!"})
-    with pytest.raises(StorageUnavailableError, match="as it is set up"):
+    with pytest.raises(StorageUnavailableError, match="settings of S3 are wrong"):
         Storage(odd).put("k", b"x", "text/plain")
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
@@ -114,42 +112,70 @@ def test_what_cannot_be_asked_is_no_outage(
         Storage(patient).put("k", b"x", "text/plain")
 
 
-def test_wrong_keys_fail_at_once(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A refusal is no outage: it is told at once, without using up the retries."""
+def test_a_refusal_is_not_retried(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong credentials fail at once."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     patient = settings.model_copy(update={"s3_retry_s": 3600})
     with pytest.raises(StorageUnavailableError, match="refused put_object"):
         Storage(patient).put("k", b"x", "text/plain")
 
 
-def test_an_outage_longer_than_the_budget_is_told(settings: Settings) -> None:
-    """When S3 stays away for the whole budget, the error says where and for how long."""
+def test_an_outage_beyond_the_limit_fails(settings: Settings) -> None:
+    """When S3 does not answer for `s3_retry_s`, the error has the endpoint and the time."""
     port = embedded.free_port()
-    away = settings.model_copy(
+    unreachable = settings.model_copy(
         update={"s3_endpoint_url": f"http://127.0.0.1:{port}", "s3_retry_s": 0.5}
     )
     with pytest.raises(StorageUnavailableError, match=r"did not answer for 0\.5 s") as failed:
-        Storage(away).put("k", b"x", "text/plain")
+        Storage(unreachable).put("k", b"x", "text/plain")
     assert failed.value.error.retryable
 
 
-def test_an_outage_shorter_than_the_budget_costs_only_time(
+def test_an_outage_within_the_limit_is_retried(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Connections that are refused and answers that fail delay an upload, and no more."""
+    storage = Storage(settings)
+    client = storage._client(settings.s3_endpoint_url)
+    real, failures = (
+        client.put_object,
+        [
+            EndpointConnectionError(endpoint_url="http://s3"),
+            ConnectionClosedError(endpoint_url="http://s3"),
+            ClientError({"Error": {"Code": "SlowDown"}, "ResponseMetadata": {}}, "PutObject"),
+            ClientError({"Error": {}, "ResponseMetadata": {"HTTPStatusCode": 503}}, "PutObject"),
+            TimeoutError(),
+        ],
+    )
+
+    def put_object(**arguments: object) -> object:
+        if failures:
+            raise failures.pop(0)
+        return real(**arguments)
+
+    monkeypatch.setattr(client, "put_object", put_object)
+    assert storage.put("late", b"late", "text/plain") == hashlib.sha256(b"late").hexdigest()
+    assert failures == []
+
+
+@pytest.mark.slow  # it starts a server; the failures above are its fast form
+def test_an_upload_waits_for_the_server(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An upload that begins while S3 is away ends well once it is back."""
+    """An upload that begins while the server is down succeeds when it is up."""
     port = embedded.free_port()
-    away = settings.model_copy(
+    unreachable = settings.model_copy(
         update={"s3_endpoint_url": f"http://127.0.0.1:{port}", "s3_retry_s": 60}
     )
-    trying = threading.Event()
-    storage = Storage(away)
-    once = storage._once
+    attempted = threading.Event()
+    storage = Storage(unreachable)
+    call = storage._call
 
     def watched(*args: object, **kwargs: object) -> object:
-        trying.set()
-        return once(*args, **kwargs)  # type: ignore[arg-type]  # passed through
+        attempted.set()
+        return call(*args, **kwargs)  # type: ignore[arg-type]  # passed through
 
-    monkeypatch.setattr(storage, "_once", watched)
+    monkeypatch.setattr(storage, "_call", watched)
     digests: list[str] = []
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "embedded")
     upload = threading.Thread(
@@ -159,7 +185,7 @@ def test_an_outage_shorter_than_the_budget_costs_only_time(
         patch.setattr("secrets.token_hex", lambda _: "known")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "known")
         upload.start()
-        assert trying.wait(10)
+        assert attempted.wait(10)
         with embedded.s3_server(tmp_path, BUCKET, port):
             upload.join(60)
     assert digests == [hashlib.sha256(b"late").hexdigest()]

@@ -1,6 +1,6 @@
-"""`program.py KIND FOLDER GRACE_S`: the real supervisor over stubs, which write down what they see.
+"""`program.py KIND FOLDER GRACE_S`: the real supervisor with stub workers that write records.
 
-Its fork server imports nothing, so that a test takes a second.
+Workers and fork server import no more than they need, so that a test takes about a second.
 """
 
 from __future__ import annotations
@@ -15,15 +15,11 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from worker.config.settings import Settings
-from worker.recovery import release
-from worker.supervisor import child_process, supervisor
-
 KIND, FOLDER, GRACE_S = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
 
 
-def tell(name: str, owner: str) -> None:
-    """Write down who and where this process is."""
+def record(name: str, owner: str) -> None:
+    """Write the identity and environment of this process to a file."""
     seen = {
         "name": name,
         "owner": owner,
@@ -39,42 +35,42 @@ def tell(name: str, owner: str) -> None:
     draft.rename(FOLDER / f"{owner}.json")
 
 
-def unwatched(pid: int, flags: int = 0) -> NoReturn:
-    """A kernel that gives nothing to watch a process by."""
+def refuse_pidfd(pid: int, flags: int = 0) -> NoReturn:
+    """Act as a kernel without pidfd."""
     (FOLDER / f"{pid}.unwatched").touch()
     raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
 
-def stay() -> NoReturn:
+def sleep_forever() -> NoReturn:
     """Live until a signal."""
     while True:
         time.sleep(60)
 
 
-def settled(name: str, owner: str) -> None:
-    """Work until SIGTERM, and then end in order."""
+def orderly(name: str, owner: str) -> None:
+    """Work until SIGTERM, then exit with 0."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    tell(name, owner)
-    stay()
+    record(name, owner)
+    sleep_forever()
 
 
 def stubborn(name: str, owner: str) -> None:
-    """Never end by itself."""
+    """Ignore SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    tell(name, owner)
-    stay()
+    record(name, owner)
+    sleep_forever()
 
 
 def failing(name: str, owner: str) -> None:
-    """Be a process whose device fails; its neighbour is well."""
+    """Exit as with a failing device; the second worker is orderly."""
     if name.endswith("2"):
-        settled(name, owner)
-    tell(name, owner)
+        orderly(name, owner)
+    record(name, owner)
     os._exit(70)
 
 
 def slow(name: str, owner: str) -> None:
-    """End in order, but long after SIGTERM: when the test says so."""
+    """Exit with 0 after SIGTERM, but only when the test says so."""
 
     def drain(*_: object) -> None:
         (FOLDER / f"{owner}.draining").touch()
@@ -83,18 +79,24 @@ def slow(name: str, owner: str) -> None:
         sys.exit(0)
 
     signal.signal(signal.SIGTERM, drain)
-    tell(name, owner)
-    stay()
+    record(name, owner)
+    sleep_forever()
 
 
 if __name__ == "__main__":
+    from worker.config.settings import Settings
+    from worker.recovery import release
+    from worker.supervisor import process_manager, supervisor
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    child_process.PRELOAD, os.environ["STUBS"] = "tests.supervisor.server", str(FOLDER)
-    if (FOLDER / "blind").exists():
-        os.pidfd_open = unwatched
+    os.environ["STUBS"] = str(FOLDER)
+    if (FOLDER / "no-pidfd").exists():
+        os.pidfd_open = refuse_pidfd
     supervisor.GRACE_S = GRACE_S
+    process_manager._MIN_PAUSE_S[70] = 0.2
     release.release_owner = lambda *_: 0  # there is no Redis
-    posts = {
+    environments = {
         f"gpu{n}": {"CUDA_VISIBLE_DEVICES": f"GPU-{n}", "SAG_DEVICE": "cuda:0"} for n in (1, 2)
     }
-    sys.exit(supervisor.run(Settings(drain_timeout_s=0), posts, globals()[KIND]))
+    settings = Settings(drain_timeout_s=0)
+    sys.exit(supervisor.run(settings, environments, globals()[KIND], "tests.supervisor.server"))

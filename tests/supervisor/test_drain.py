@@ -1,4 +1,4 @@
-"""How long tasks may take to end, by the signals that came."""
+"""The time that tasks have to finish, by the signals received."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ from worker.runtime import drain_s
         ([5.0, 5.5, 6.2], 0.0),
     ],
 )
-def test_a_second_wish_to_stop_ends_the_drain(asked_s: list[float], expected_s: float) -> None:
-    """The first signal gives tasks the drain, another gives none; within a second it is an echo."""
+def test_a_second_signal_ends_the_drain(asked_s: list[float], expected_s: float) -> None:
+    """The first signal starts the drain, a second one ends it unless within a second."""
     assert drain_s(asked_s, 30.0) == expected_s

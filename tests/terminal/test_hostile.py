@@ -1,4 +1,4 @@
-"""Records, events and servers that mean harm to the terminal of whoever watches."""
+"""Malicious records, events and servers against the terminal of a caller."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 BODY = bytes(range(256)) * 300
 CONTROLS = "".join(map(chr, (*range(0x20), *range(0x7F, 0xA0))))
-#: A title for the window, by ESC and by C1; a line that was never printed; markup that ends nothing
+#: A window title by ESC and by C1, a forged line, and unbalanced markup.
 EVIL = "[/x] [red]\x1b]0;owned\x07 \x9d0;owned\x9c \x00\x7f\rforged\n"
 ENDS: dict[str, dict[str, Any]] = {
     "failed": {"error": {"code": EVIL, "message": EVIL, "retryable": False}},
@@ -58,7 +58,7 @@ ENDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-#: How an answer begins that has no end, by its path.
+#: The beginning of an endless answer, by its path.
 DRIPS = {
     "/drip-body": b"HTTP/1.0 200 OK\r\n\r\n",
     "/drip-header": b"HTTP/1.0 200 OK\r\nX-Y: ",
@@ -67,7 +67,7 @@ DRIPS = {
 
 
 class Web(BaseHTTPRequestHandler):
-    """Gives `BODY`, but sends whoever asks for `/away` on to it; keeps what was asked for."""
+    """Serves `BODY`, redirects `/away`, and records the paths of requests."""
 
     def __init__(self, asked: list[str], *arguments: Any) -> None:
         self.asked = asked
@@ -88,18 +88,18 @@ class Web(BaseHTTPRequestHandler):
         self.wfile.write(BODY)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def asked() -> list[str]:
-    """The paths that the server was asked for."""
+    """The paths of the requests."""
     return []
 
 
 @pytest.fixture
 def web(asked: list[str]) -> Iterator[str]:
-    """A server that a record names."""
+    """The URL of a server, as a record has it."""
     with ThreadingHTTPServer((embedded.LOOPBACK, 0), partial(Web, asked)) as server:
         server.dry = threading.Event()  # type: ignore[attr-defined]
         threading.Thread(target=server.serve_forever, args=(0.05,)).start()
@@ -115,8 +115,8 @@ def named(url: str | None, size_bytes: int = len(BODY), key: str = "a/0.png") ->
     )  # fmt: skip
 
 
-def test_a_picture_costs_what_came(web: str) -> None:
-    """However many bytes the record claims, no more memory is taken than the server fills."""
+def test_a_download_costs_what_is_received(web: str) -> None:
+    """However many bytes a record claims, memory is taken for the received ones only."""
     tracemalloc.start()
     try:
         assert download.fetch(named(f"{web}/x", 10**12)) == BODY
@@ -125,47 +125,47 @@ def test_a_picture_costs_what_came(web: str) -> None:
         tracemalloc.stop()
 
 
-def test_no_more_is_read_than_the_record_says(web: str) -> None:
-    """One byte beyond is enough to know that it is another file."""
-    with pytest.raises(GenerationError, match="not what the worker stored"):
+def test_no_more_is_read_than_the_record_claims(web: str) -> None:
+    """One byte more is enough to know that it is another file."""
+    with pytest.raises(GenerationError, match="differs from what the worker stored"):
         download.fetch(named(f"{web}/x", len(BODY) - 2))
 
 
 @pytest.mark.parametrize("path", DRIPS)
-def test_a_picture_that_drips_ends_in_time(web: str, path: str) -> None:
-    """The time that a picture may take is that of the whole answer, not of each of its bytes."""
-    with pytest.raises(GenerationError, match=r"did not come in 0\.2 s"):
+def test_a_dripping_download_ends_in_time(web: str, path: str) -> None:
+    """The time limit is that of the whole answer, not of each read."""
+    with pytest.raises(GenerationError, match=r"no answer within 0\.2 s"):
         download.fetch(named(f"{web}{path}", 10**6), timeout_s=0.2)
 
 
 def test_a_redirect_is_not_followed(web: str, asked: list[str]) -> None:
-    """The server that a record names can't send its reader elsewhere."""
+    """The server of a record cannot send the command elsewhere."""
     with pytest.raises(GenerationError, match="302"):
         download.fetch(named(f"{web}/away"))
     assert asked == ["/away"]
 
 
 @pytest.mark.parametrize("url", ["http://[", "http://x:y/", "http://127.0.0.1:1/ä", "http://\n"])
-def test_what_is_no_url_is_only_told(url: str) -> None:
-    """Nothing that a record may hold in its place ends the command."""
+def test_an_invalid_url_is_reported(url: str) -> None:
+    """No value in its place crashes the command."""
     with pytest.raises(GenerationError, match="could not fetch"):
         download.fetch(named(url))
 
 
 @pytest.mark.parametrize("saved", [True, False])
-def test_a_file_that_is_too_large_is_not_shown(
+def test_a_file_that_is_too_large_is_not_drawn(
     web: str, asked: list[str], tmp_path: Path, saved: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By what the record says, before anybody is asked; the same for a file on disk."""
+    """By the size in the record, before any request; the same for a file on disk."""
     (tmp_path / "x.png").write_bytes(b"")
     path = tmp_path / "x.png" if saved else None
-    output._show(named(f"{web}/x", terminal_image.MOST_BYTES + 1), path, Preview.KITTY)
+    output._show(named(f"{web}/x", terminal_image.MAX_BYTES + 1), path)
     assert asked == []
     assert "at most 32 MiB" in capsys.readouterr().err
 
 
-def test_controls_are_written_out() -> None:
-    """Each as its JSON escape, white space as a space; all else stays."""
+def test_control_characters_are_escaped() -> None:
+    """A control character becomes its JSON escape, white space a space; the rest stays."""
     told = printable(CONTROLS + "aä▀[/x]\\")
     assert not set(told) & set(CONTROLS)
     assert told.startswith("\\u0000\\u0001")
@@ -173,23 +173,23 @@ def test_controls_are_written_out() -> None:
     assert printable("a\tb\nc\rd") == "a b c d"
 
 
-def test_a_key_is_no_command_to_the_file_system(web: str, tmp_path: Path) -> None:
-    """A picture is saved whatever its key holds, and its name can be printed."""
+def test_a_key_cannot_leave_the_folder(web: str, tmp_path: Path) -> None:
+    """An image is saved whatever its key contains, and its name can be printed."""
     path = download.save(named(web, key=f"../a/{CONTROLS[:34]}\x9d.png"), "task", tmp_path)
     assert path.read_bytes() == BODY
     assert [*tmp_path.iterdir()] == [path]
     assert not set(path.name) & set(CONTROLS)
 
 
-def test_a_name_that_is_too_long_is_only_told(web: str, tmp_path: Path) -> None:
-    """As any file that can't be written."""
+def test_a_name_that_is_too_long_is_reported(web: str, tmp_path: Path) -> None:
+    """As any file that cannot be written."""
     with pytest.raises(GenerationError, match="could not write"):
         download.save(named(web, key="x" * 1000), "task", tmp_path)
 
 
 @pytest.fixture
 def task(redis: Redis, redis_url: str, namespace: str) -> Iterator[TaskHandle]:
-    """A task of which nothing is written yet; nor at the end, as all that stays must be sound."""
+    """A task without a record; the one that the test writes is removed, as it is malformed."""
     with GenerationClient(redis_url, namespace) as client:
         yield client.handle("t1")
     keys = Keys(namespace)
@@ -197,7 +197,7 @@ def task(redis: Redis, redis_url: str, namespace: str) -> Iterator[TaskHandle]:
 
 
 def write(redis: Redis, namespace: str, end: str) -> None:
-    """A record that only somebody who means harm would write: every text is `EVIL`."""
+    """Write a malicious record: every text is `EVIL`."""
     events: list[dict[str, Any]] = [
         {"type": "started", "model": EVIL, "device": EVIL, "worker": EVIL},
         {"type": "requeued", "reason": EVIL, "metadata": {"a": EVIL}},
@@ -210,22 +210,22 @@ def write(redis: Redis, namespace: str, end: str) -> None:
 
 
 def follow(task: TaskHandle, end: str, *, machine: bool) -> None:
-    """What `watch` does; its status is that of the end."""
+    """Follow a task as `watch` does; the exit status is that of its end."""
     failed = pytest.raises(SystemExit, match="1") if end == "failed" else contextlib.nullcontext()
     with failed:
         output.follow([task], None, Preview.NONE, machine=machine)
 
 
 def unwanted(text: str) -> set[str]:
-    """Control characters other than a line's end."""
+    """Control characters other than line ends."""
     return set(text) & set(CONTROLS) - {"\n"}
 
 
 @pytest.mark.parametrize("end", list(ENDS))
-def test_a_pipe_gets_no_controls(
+def test_a_pipe_gets_no_control_characters(
     redis: Redis, namespace: str, task: TaskHandle, end: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither of the outputs, whatever events and record hold; the command goes to its end."""
+    """On either output, whatever events and record contain; the command goes on to the end."""
     write(redis, namespace, end)
     follow(task, end, machine=False)
     heard = capsys.readouterr()
@@ -235,10 +235,10 @@ def test_a_pipe_gets_no_controls(
 
 
 @pytest.mark.parametrize("end", list(ENDS))
-def test_json_keeps_what_it_escapes(
+def test_json_is_lossless(
     redis: Redis, namespace: str, task: TaskHandle, end: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With --json every event is what was written, to the last character, in plain characters."""
+    """With --json every event is exactly what was written, in printable characters."""
     write(redis, namespace, end)
     follow(task, end, machine=True)
     out = capsys.readouterr().out
@@ -247,15 +247,15 @@ def test_json_keeps_what_it_escapes(
 
 
 @pytest.mark.parametrize("kind", ["started", "requeued", "failed"])
-def test_bars_say_what_events_hold(kind: str) -> None:
-    """As it is: no markup, and no command to the terminal."""
+def test_bars_show_the_text_of_events(kind: str) -> None:
+    """Literally: no markup, and no commands to the terminal."""
     known = {"started": {"model": "", "device": EVIL}, "requeued": {"reason": EVIL}, **ENDS}
     common = {"task_id": "t1", "seq": 1, "attempt": 1, "at": "2026-01-01T00:00:00Z", "type": kind}
     event = EVENT.validate_python(common | known[kind])
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=200, legacy_windows=False, _environ={})
     with progress._Bars(console, None) as bars:
-        progress._shown(event, bars, bars.add_task("t1", state=progress._state(event)))
+        progress._show(event, bars, bars.add_task("t1", state=progress._state(event)))
     told = file.getvalue()
     assert "[/x] [red]\\u001b]0;owned\\u0007 \\u009d0;owned\\u009c" in told
     assert "\x1b]" not in told
@@ -265,8 +265,8 @@ def test_bars_say_what_events_hold(kind: str) -> None:
 @pytest.mark.parametrize(
     ("position", "words"), [(3, "queued, 3 before it"), (0, "queued"), (None, "queued")]
 )
-def test_a_bar_says_how_many_wait_before_it(position: int | None, words: str) -> None:
-    """Where there is somebody, and where it is known."""
+def test_a_bar_shows_the_position_in_the_queue(position: int | None, words: str) -> None:
+    """If it is known and not 0."""
     event = {
         "task_id": "t1", "seq": 1, "attempt": 0, "at": "2026-01-01T00:00:00Z", "type": "queued",
         "queue": "generate.default", "position": position,
@@ -274,8 +274,8 @@ def test_a_bar_says_how_many_wait_before_it(position: int | None, words: str) ->
     assert progress._state(EVENT.validate_python(event)).plain == words
 
 
-def test_faults_of_anothers_request_are_printable(capsys: pytest.CaptureFixture[str]) -> None:
-    """An error's own words may repeat what somebody sent."""
+def test_error_messages_are_printable(capsys: pytest.CaptureFixture[str]) -> None:
+    """An error's message may repeat what a caller sent."""
 
     def refuse() -> None:
         raise GenerationError(EVIL)
@@ -285,14 +285,14 @@ def test_faults_of_anothers_request_are_printable(capsys: pytest.CaptureFixture[
     assert unwanted(capsys.readouterr().err) == set()
 
 
-def test_what_workers_answer_is_printable(
+def test_answers_of_workers_are_printable(
     monkeypatch: pytest.MonkeyPatch, redis: Redis, redis_url: str, namespace: str
 ) -> None:
-    """Whoever reaches the broker may answer for a worker, and write a dead letter."""
+    """Anyone with access to the broker may answer for a worker, and write a dead letter."""
     answer = {"device": EVIL, "refusal": EVIL, "running": [EVIL]}
-    monkeypatch.setattr(health, "everybody", lambda _: {EVIL: answer})
-    monkeypatch.setattr(health, "answering", lambda _: {EVIL: EVIL})
-    monkeypatch.setattr(checks, "examine", lambda _: [Finding(EVIL, ok=False, found=EVIL)])
+    monkeypatch.setattr(health, "all_workers", lambda _: {EVIL: answer})
+    monkeypatch.setattr(health, "host_workers", lambda _: {EVIL: EVIL})
+    monkeypatch.setattr(checks, "run_checks", lambda _: [Finding(EVIL, ok=False, found=EVIL)])
     monkeypatch.setenv("SAG_BROKER_URL", redis_url)
     monkeypatch.setenv("SAG_NAMESPACE", namespace)
     redis.xadd(Keys(namespace).dead, {"task_id": EVIL, "reason": EVIL})

@@ -1,4 +1,4 @@
-"""The commands of whoever asks for pictures: submit, watch, cancel, queue, and the dead letters."""
+"""The `sag-worker` commands for callers: submit, watch, cancel, queue and dead letters."""
 
 from __future__ import annotations
 
@@ -16,26 +16,28 @@ from worker.cli.terminal_image import Preview
 from worker.exit_codes import INVALID
 
 app = typer.Typer()
-dead = typer.Typer(help="Tasks that no worker could finish.", no_args_is_help=True)
+dead = typer.Typer(help="Dead letters: tasks that no worker could finish.", no_args_is_help=True)
 app.add_typer(dead, name="dead")
 
-Machine = Annotated[bool, typer.Option("--json", help="For machines: one JSON object a line.")]
-Out = Annotated[Path | None, typer.Option(help="Folder for the pictures; implies --wait.")]
+Machine = Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")]
+Out = Annotated[Path | None, typer.Option(help="Save the images in this folder; implies --wait.")]
 Shown = Annotated[
-    Preview, typer.Option("--preview", help="How a terminal shows the pictures; a pipe gets none.")
+    Preview, typer.Option("--preview", help="Draw the images in a terminal; never into a pipe.")
 ]
 
 
 @app.command()
-def submit(  # noqa: PLR0913  # a flag for each thing that people set by hand
-    prompt: Annotated[str | None, typer.Argument(help="One of these four says what.")] = None,
+def submit(  # noqa: PLR0913  # a flag for each field that people set by hand
+    prompt: Annotated[
+        str | None, typer.Argument(help="What to draw; or one of the next three options.")
+    ] = None,
     *,
     request: Annotated[
-        str | None, typer.Option(help="File of JSON: one request, a list, or one a line.")
+        str | None, typer.Option(help="JSON file: one request, a list, or one a line.")
     ] = None,
     prompts: Annotated[str | None, typer.Option(help="File with a prompt on each line.")] = None,
     from_image: Annotated[
-        Path | None, typer.Option(help="A PNG of a worker's, to be made again.")
+        Path | None, typer.Option(help="A PNG that a worker made, to make again.")
     ] = None,
     negative_prompt: str | None = None,
     seed: int | None = None,
@@ -48,32 +50,28 @@ def submit(  # noqa: PLR0913  # a flag for each thing that people set by hand
     images: Annotated[int | None, typer.Option(help="num_images_per_prompt")] = None,
     output_type: str | None = None,
     model: str | None = None,
-    preview_every: Annotated[
-        int | None, typer.Option(help="Steps between two previews while it is made.")
-    ] = None,
+    preview_every: Annotated[int | None, typer.Option(help="Steps between two previews.")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any field, as JSON; again for more."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Any field, as JSON; repeatable."),
     ] = None,
     task_id: Annotated[
         str | None,
-        typer.Option(
-            help="Id of the task (of a single one); the same id again makes no second task."
-        ),
+        typer.Option(help="Id of a single task; submitting an id twice makes one task."),
     ] = None,
-    wait: Annotated[bool, typer.Option(help="Follow the tasks to their ends.")] = False,
+    wait: Annotated[bool, typer.Option(help="Follow the tasks until they end.")] = False,
     out: Out = None,
     preview: Shown = Preview.AUTO,
     machine: Machine = False,
 ) -> None:
-    """Submit tasks: a PROMPT, --request, --prompts (`-` is standard input) or --from-image.
+    """Submit tasks from a PROMPT, --request, --prompts (`-` is standard input) or --from-image.
 
-    Flags and --set stand above what a file says. Prints the ids, then with --wait the pictures'
-    URLs, with --out the files.
+    Flags and --set override the file. Prints the ids; with --wait then the images' URLs, with --out
+    their files.
     """
     sources = [prompt, request, prompts, from_image]
     if sum(each is not None for each in sources) != 1:
-        fail("say what to make in one way: PROMPT, --request, --prompts or --from-image", INVALID)
+        fail("give one of PROMPT, --request, --prompts and --from-image", INVALID)
     given = {
         "negative_prompt": negative_prompt,
         "seed": seed,
@@ -95,15 +93,15 @@ def submit(  # noqa: PLR0913  # a flag for each thing that people set by hand
         elif prompts is not None:
             found = request_sources.from_prompts(prompts)
         elif from_image is not None:
-            found = [request_sources.from_picture(from_image)]
+            found = [request_sources.from_image_file(from_image)]
         else:
             found = [{"prompt": prompt}]
         return request_sources.with_flags(found, given, set_ or [])
 
     found = or_exit(requests)
     ids = [task_id] if task_id is not None else None
-    with client() as asked:
-        handles = or_exit(lambda: asked.submit_many(found, ids))
+    with client() as connected:
+        handles = or_exit(lambda: connected.submit_many(found, ids))
         for handle in handles:
             print(json.dumps({"task_id": handle.task_id}) if machine else handle.task_id)
         sys.stdout.flush()
@@ -115,32 +113,32 @@ def submit(  # noqa: PLR0913  # a flag for each thing that people set by hand
 def watch(
     task_id: str,
     *,
-    out: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Save the images in this folder.")] = None,
     preview: Shown = Preview.AUTO,
     machine: Machine = False,
 ) -> None:
-    """Follow a task to its end, whoever submitted it."""
-    with client() as asked:
-        handle = or_exit(lambda: asked.handle(task_id))
+    """Follow a task, submitted by anyone, until it ends."""
+    with client() as connected:
+        handle = or_exit(lambda: connected.handle(task_id))
         or_exit(handle.status)
         output.follow([handle], out, preview, machine=machine)
 
 
 @app.command()
 def cancel(task_id: str) -> None:
-    """Ask for a task to end; prints the status that it had."""
-    with client() as asked:
-        print(or_exit(lambda: asked.handle(task_id).cancel()) or "unknown")
+    """Request a task's cancellation; prints the status that it had."""
+    with client() as connected:
+        print(or_exit(lambda: connected.handle(task_id).cancel()) or "unknown")
 
 
 @app.command()
 def queue(*, machine: Machine = False) -> None:
-    """How many messages wait, by model and priority, and what each worker is doing."""
-    from worker.cli import health  # noqa: PLC0415  # Celery's own side
+    """Print how many messages wait, by model and priority, and what each worker does."""
+    from worker.cli import health  # noqa: PLC0415  # imports Celery
 
     found = settings()
     queues = or_exit(lambda: health.depths(found))
-    workers = or_exit(lambda: health.everybody(found))
+    workers = or_exit(lambda: health.all_workers(found))
     if machine:
         print(json.dumps({"queues": queues, "workers": workers}))
         return
@@ -148,25 +146,25 @@ def queue(*, machine: Machine = False) -> None:
         waiting = ", ".join(f"{count} of priority {each}" for each, count in lengths.items())
         print(f"{model}: {waiting or 'nothing waits'}")
     for name, worker in sorted(workers.items()):
-        what = worker.get("refusal") or worker.get("error") or "well"
+        state = worker.get("refusal") or worker.get("error") or "well"
         running = " ".join(worker.get("running", [])) or "nothing"
-        print(printable(f"{name} ({worker.get('device', '?')}, {what}): {running}"))
+        print(printable(f"{name} ({worker.get('device', '?')}, {state}): {running}"))
     if not workers:
         print("no worker answers")
 
 
 @dead.command("list")
 def dead_list() -> None:
-    """Print the dead letters, one a line: when, task, attempts, reason; separated by tabs."""
-    with client() as asked:
-        for each in or_exit(lambda: list(DeadLetters(asked))):
+    """Print the dead letters, one a line: time, task, attempts and reason, separated by tabs."""
+    with client() as connected:
+        for each in or_exit(lambda: list(DeadLetters(connected))):
             at = each.at.isoformat(timespec="seconds").replace("+00:00", "Z")
             print(at, printable(each.task_id), each.attempt, ascii(each.reason)[1:-1], sep="\t")
 
 
 @dead.command("replay")
 def dead_replay(task_id: str) -> None:
-    """Submit a dead task again, under a new id, which is printed; its letter is removed."""
-    with client() as asked:
-        new_id = or_exit(lambda: DeadLetters(asked).replay(task_id))
+    """Submit a dead task again under a new id, print that and remove the letter."""
+    with client() as connected:
+        new_id = or_exit(lambda: DeadLetters(connected).replay(task_id))
     print(new_id or fail(f"no dead letter of task {task_id}"))

@@ -1,4 +1,4 @@
-"""What all commands share: where they speak, how they fail, and whom they ask."""
+"""Shared by the commands: the console, error exits, settings and client."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: For people; results and identifiers go to standard output.
+#: Messages for people; results and identifiers go to standard output.
 console = Console(stderr=True)
-#: C0, DEL and C1: what a terminal may take for a command.
+#: C0, DEL and C1, which a terminal may take for a command, to their JSON escapes.
 _CONTROLS = {code: f"\\u{code:04x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
 _CONTROLS |= dict.fromkeys(map(ord, "\t\n\r"), " ")
 
 
 def printable(text: str) -> str:
-    """What came from elsewhere, on one line and as a terminal may have it.
+    """Return foreign text on one line and without control characters.
 
-    A control character becomes its JSON escape, so that JSON stays what it was.
+    Each becomes its JSON escape, so that JSON keeps its meaning.
     """
     return text.translate(_CONTROLS)
 
 
 def or_exit(call: Callable[[], T]) -> T:
-    """What `call` gives; the client's errors become a message and an exit status."""
+    """Return the result of `call`; a client error becomes a message and an exit status."""
     try:
         return call()
     except InvalidRequest as error:
@@ -52,11 +52,11 @@ def or_exit(call: Callable[[], T]) -> T:
 
 
 def settings() -> Settings:
-    """The settings, or an exit that names what is wrong with them."""
+    """Read the settings; exits with a message that names what is wrong."""
     try:
         return read()
     except SettingsError as error:
-        fail(f"{error}; its value is not the JSON that it should be", INVALID)
+        fail(f"{error}; its value is not valid JSON", INVALID)
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_input=False):
             first, *rest = map(str, detail["loc"] or ("models",))
@@ -66,7 +66,7 @@ def settings() -> Settings:
 
 
 def client() -> GenerationClient:
-    """A client of the workers that these settings are for."""
+    """Create a client with the broker and namespace of the settings."""
     found = settings()
     return GenerationClient(
         found.broker_url.get_secret_value(),
@@ -76,7 +76,6 @@ def client() -> GenerationClient:
 
 
 def fail(message: str, status: int = FAILED) -> NoReturn:
-    """Say why, and end."""
-    said = printable(message)
-    console.print(said, style="red", markup=False, highlight=False, soft_wrap=True)
+    """Print a message and exit."""
+    console.print(printable(message), style="red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(status)

@@ -1,4 +1,4 @@
-"""The dead letters: tasks that no worker could finish, kept with request and reason."""
+"""Dead letters: tasks that no worker could finish, stored with their request and reason."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from api_contracts.client.client import GenerationClient
 
 #: Entries read by one call.
-SLICE = 500
-#: What a replayed task's id has behind the old one.
-REPLAY = ".replay"
+PAGE_ENTRIES = 500
+#: Suffix of a replayed task's id.
+REPLAY_SUFFIX = ".replay"
 
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """One task that ended for want of a worker that could do it."""
+    """A task that failed because no worker could finish it."""
 
     entry: str
     task_id: str
     at: datetime
     attempt: int
-    #: The last that tried.
+    #: The last worker that tried.
     worker: str
     reason: str
     #: As JSON.
@@ -39,54 +39,57 @@ class DeadLetter:
 
 
 class DeadLetters:
-    """The stream of a namespace, oldest first. Raises `ServiceUnavailable` when Redis is away."""
+    """The dead letters of a namespace, oldest first.
+
+    Raises `ServiceUnavailable` when Redis does not answer.
+    """
 
     def __init__(self, client: GenerationClient) -> None:
-        """`client` also submits what is replayed."""
+        """`client` reads the letters and submits the tasks that are replayed."""
         self._client = client
 
     def __iter__(self) -> Iterator[DeadLetter]:
-        first = "-"
+        start = "-"
         while True:
-            entries = self._slice(first)
+            entries = self._page(start)
             for entry, fields in entries:
-                yield _letter(entry, fields)
-            if len(entries) < SLICE:
+                yield _parse(entry, fields)
+            if len(entries) < PAGE_ENTRIES:
                 return
-            first = f"({entries[-1][0].decode()}"
+            start = f"({entries[-1][0].decode()}"
 
-    def _slice(self, first: str) -> Any:  # noqa: ANN401  # redis-py's own reply
+    def _page(self, start: str) -> Any:  # noqa: ANN401  # redis-py's own reply
         redis, key = self._client.redis, self._client.keys.dead
         with service_errors():
-            return redis.xrange(key, min=first, count=SLICE)
+            return redis.xrange(key, min=start, count=PAGE_ENTRIES)
 
     def replay(self, task_id: str) -> str | None:
-        """Submit a dead task again and forget the letter; gives the new id, None without a letter.
+        """Submit a dead task again and delete its letter; return the new id, None without a letter.
 
-        The old id has ended and stays so. Doing it twice makes one task. Raises `InvalidRequest`
-        when the request can't be read any more.
+        The old task stays failed. Two replays make one task: the new id follows from the old one.
+        Raises `InvalidRequest` when the stored request is not readable.
         """
         letters = [letter for letter in self if letter.task_id == task_id]
         if not letters:
             return None
-        longer = task_id + REPLAY
-        if not is_task_id(longer):  # too long: as unlikely to be another's as a random one
-            longer = hashlib.sha256(task_id.encode()).hexdigest() + REPLAY
-        handle = self._client.submit(_request(letters[-1]), longer)
+        new_id = task_id + REPLAY_SUFFIX
+        if not is_task_id(new_id):  # too long
+            new_id = hashlib.sha256(task_id.encode()).hexdigest() + REPLAY_SUFFIX
+        handle = self._client.submit(_request(letters[-1]), new_id)
         with service_errors():
             self._client.redis.xdel(self._client.keys.dead, *(each.entry for each in letters))
         return handle.task_id
 
 
-def _request(letter: DeadLetter) -> Any:  # noqa: ANN401  # whatever was sent
+def _request(letter: DeadLetter) -> Any:  # noqa: ANN401  # any JSON
     try:
         return json.loads(letter.request)
     except ValueError as error:
-        what = "was cut when it was refused, or was never JSON"
+        what = "is no JSON: it was cut when it was refused, or never was"
         raise InvalidRequest([FieldError(where="request", what=what, limit="JSON")]) from error
 
 
-def _letter(entry: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
+def _parse(entry: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
     text = {name.decode(): value.decode(errors="replace") for name, value in fields.items()}
     milliseconds = int(entry.split(b"-")[0])
     return DeadLetter(

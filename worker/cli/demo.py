@@ -1,21 +1,24 @@
-"""The whole service on one machine for a minute: servers, worker, a few pictures, and an end."""
+"""`sag-worker demo`: starts servers and a worker, makes a few images, and stops everything."""
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
+import textwrap
 import time
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from api_contracts import GenerationClient, GenerationError, GenerationResult
 from worker import embedded
 from worker.cli import download, progress
 from worker.cli.console import printable
-from worker.exit_codes import INTERRUPTED
+from worker.exit_codes import FAILED, INTERRUPTED
+from worker.supervisor.process_manager import describe_exit
 
 if TYPE_CHECKING:
+    import subprocess
     from pathlib import Path
     from types import FrameType
 
@@ -31,26 +34,27 @@ PROMPTS = (
 )
 SEED = 7
 BUCKET = "demo"
-#: Longest silence of a task before the demo gives up, in seconds.
-SILENCE_S = 120.0
-#: Edge of a picture on the contact sheet, and the space for its caption, in pixels.
+#: Longest time without an event of a task before the demo gives up, in seconds.
+MAX_SILENCE_S = 120.0
+#: Characters at the end of the worker's log that are printed when it has exited.
+LOG_TAIL_CHARS = 2000
+#: Edge of an image on the contact sheet, and the space for its caption, in pixels.
 TILE_PX, CAPTION_PX, GAP_PX = 256, 44, 12
 COLUMNS = 3
 
 
 def run_demo(prompt: str | None, out: Path, console: Console) -> int:
-    """Make pictures of `prompt`, or of `PROMPTS`, into `out`; gives the exit status.
+    """Make images of `prompt`, or of `PROMPTS`, in folder `out`; return the exit status.
 
     The last line on standard output is the path of the contact sheet.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):  # in a background job SIGINT may be ignored
+    for number in (signal.SIGINT, signal.SIGTERM):  # a background job may inherit an ignored SIGINT
         signal.signal(number, _interrupt)
-    began_s = time.monotonic()
+    started_s = time.monotonic()
     prompts = (prompt,) if prompt else PROMPTS
     try:
         with ExitStack() as stack:
-            client = _start(stack, console)
-            results = _submit(client, prompts, console)
+            results = _make_images(stack, prompts, console)
             files = _save(prompts, results, out, console)
             console.print("stopping")
     except KeyboardInterrupt:
@@ -58,15 +62,18 @@ def run_demo(prompt: str | None, out: Path, console: Console) -> int:
         return INTERRUPTED
     except (GenerationError, RuntimeError) as error:
         console.print(str(error), style="red", markup=False, highlight=False)
-        return 1
-    console.print(f"{len(files)} of {len(prompts)} pictures in {time.monotonic() - began_s:.0f} s")
+        return FAILED
+    duration_s = time.monotonic() - started_s
+    console.print(f"{len(files)} of {len(prompts)} images in {duration_s:.0f} s")
     if files:
         print(_contact_sheet(files, out))
-    return 0 if len(files) == len(prompts) else 1
+    return 0 if len(files) == len(prompts) else FAILED
 
 
-def _start(stack: ExitStack, console: Console) -> GenerationClient:
-    """Redis, S3, a worker that answers, and a client; each is ended by `stack`."""
+def _make_images(
+    stack: ExitStack, prompts: tuple[str, ...], console: Console
+) -> list[GenerationResult | GenerationError]:
+    """Start Redis, S3 and a worker, to be stopped by `stack`, and follow a task for each prompt."""
     folder = stack.enter_context(embedded.scratch())
     url = stack.enter_context(embedded.redis_server(folder))
     s3 = stack.enter_context(embedded.s3_server(folder, BUCKET))
@@ -77,22 +84,34 @@ def _start(stack: ExitStack, console: Console) -> GenerationClient:
         "SAG_S3_ENDPOINT_URL": s3.endpoint_url,
         "SAG_S3_BUCKET": BUCKET,
         "SAG_DRAIN_TIMEOUT_S": "1",
+        # A task that failed on the only worker fails there again.
+        "SAG_MAX_ATTEMPTS": "1",
     }
     log = folder / "worker.log"
-    command = [sys.executable, "-m", "worker", "work", "--parent", str(os.getpid())]
-    stack.enter_context(embedded.running(command, log, lambda: _ready(log), environment))
-    return stack.enter_context(GenerationClient(url))
-
-
-def _ready(log: Path) -> bool:
-    return "ready." in log.read_text(errors="replace")
-
-
-def _submit(
-    client: GenerationClient, prompts: tuple[str, ...], console: Console
-) -> list[GenerationResult | GenerationError]:
+    command = [sys.executable, "-m", "worker", "work"]
+    worker = stack.enter_context(
+        embedded.running(command, log, lambda: "ready." in _read(log), environment)
+    )
+    client = stack.enter_context(GenerationClient(url))
     handles = [client.submit({"prompt": text, "seed": SEED}) for text in prompts]
-    return progress.follow(handles, console, labels=prompts, timeout=SILENCE_S)
+    results = progress.follow(handles, console, prompts, partial(_give_up, worker))
+    if worker.poll() is not None:
+        tail = _read(log)[-LOG_TAIL_CHARS:]
+        console.print(tail, style="dim", markup=False, highlight=False)
+    return results
+
+
+def _give_up(worker: subprocess.Popen[bytes], silent_s: float) -> str | None:
+    """Return why no more events of a task are expected."""
+    if (status := worker.poll()) is not None:
+        return f"the worker exited ({describe_exit(status)}) before the task ended"
+    if silent_s > MAX_SILENCE_S:
+        return f"no event for {MAX_SILENCE_S:g} s"
+    return None
+
+
+def _read(log: Path) -> str:
+    return log.read_text(errors="replace")
 
 
 def _save(
@@ -101,49 +120,39 @@ def _save(
     out: Path,
     console: Console,
 ) -> list[tuple[str, Path]]:
-    """Fetch the pictures; gives each with its caption."""
+    """Download the images; return each file with its prompt."""
     files = []
     for prompt, result in zip(prompts, results, strict=True):
         if isinstance(result, GenerationError):
-            told = printable(f"{prompt}: {result}")
-            console.print(told, style="red", markup=False, highlight=False)
+            text = printable(f"{prompt}: {result}")
+            console.print(text, style="red", markup=False, highlight=False)
             continue
-        name = (
-            "-".join("".join(c if c.isalnum() else " " for c in prompt).split())[:60] or "picture"
-        )
+        words = "".join(char if char.isalnum() else " " for char in prompt).split()
+        name = "-".join(words)[:60] or "image"
         files += [(prompt, download.save(image, name, out)) for image in result.images]
     return files
 
 
 def _contact_sheet(files: list[tuple[str, Path]], out: Path) -> Path:
-    """All pictures with their prompts on one sheet."""
+    """Save all images with their prompts on one sheet; return its file."""
     from PIL import Image, ImageDraw, ImageFont  # noqa: PLC0415  # the worker extra
 
     columns = min(COLUMNS, len(files))
     rows = -(-len(files) // columns)
     cell_px = (TILE_PX + GAP_PX, TILE_PX + CAPTION_PX)
     sheet = Image.new("RGB", (columns * cell_px[0] + GAP_PX, rows * cell_px[1] + GAP_PX), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
     for number, (caption, file) in enumerate(files):
         x = GAP_PX + number % columns * cell_px[0]
         y = GAP_PX + number // columns * cell_px[1]
-        with Image.open(file) as picture:
-            sheet.paste(
-                picture.convert("RGB").resize((TILE_PX, TILE_PX), Image.Resampling.LANCZOS), (x, y)
-            )
-        pen.multiline_text((x, y + TILE_PX + 4), _wrapped(caption), "black", font, spacing=2)
+        with Image.open(file) as image:
+            tile = image.convert("RGB").resize((TILE_PX, TILE_PX), Image.Resampling.LANCZOS)
+        sheet.paste(tile, (x, y))
+        lines = textwrap.wrap(caption, 38)[:2]
+        draw.multiline_text((x, y + TILE_PX + 4), "\n".join(lines), "black", font, spacing=2)
     path = out / "contact-sheet.png"
     sheet.save(path)
     return path
-
-
-def _wrapped(text: str, width: int = 38) -> str:
-    lines = [""]
-    for word in text.split():
-        if len(lines[-1]) + len(word) > width and lines[-1]:
-            lines.append("")
-        lines[-1] += f"{word} "
-    return "\n".join(lines[:2])
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -1,4 +1,4 @@
-"""`health` and `queue`: do workers answer, what are they doing, and what waits for them?"""
+"""What `health` and `queue` show: the workers that answer, their tasks and the queue lengths."""
 
 from __future__ import annotations
 
@@ -19,26 +19,25 @@ from worker.broker.remote_control import WELL
 if TYPE_CHECKING:
     from worker.config.settings import Settings
 
-#: Time for the workers of this machine to answer, in seconds.
-PING_S = 5.0
+#: Time in which workers may answer, in seconds.
+ANSWER_TIMEOUT_S = 5.0
 
 
-def answering(settings: Settings) -> dict[str, str | None]:
-    """This host's workers whose consumers answer through the broker, by node name.
+def host_workers(settings: Settings) -> dict[str, str | None]:
+    """Return why each worker of this host takes no task now, None where it does, by node name.
 
-    With each goes why it would claim no task now, None when it would.
     Raises `ServiceUnavailable` when Redis does not answer.
     """
     host = socket.gethostname()
     return {
         name: answer.get("refusal", answer.get("error"))
-        for name, answer in everybody(settings).items()
+        for name, answer in all_workers(settings).items()
         if name.partition("@")[2] == host
     }
 
 
-def everybody(settings: Settings) -> dict[str, dict[str, Any]]:
-    """All workers of the broker, by node name: `refusal`, `device`, `running`.
+def all_workers(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Return `refusal`, `device` and `running` of each worker of the broker, by node name.
 
     Raises `ServiceUnavailable` when Redis does not answer.
     """
@@ -50,14 +49,14 @@ def everybody(settings: Settings) -> dict[str, dict[str, Any]]:
         **celery_tls("broker_use_ssl", url),
     )
     try:
-        replies = app.control.broadcast(WELL, reply=True, timeout=PING_S)
+        replies = app.control.broadcast(WELL, reply=True, timeout=ANSWER_TIMEOUT_S)
     except (OperationalError, RedisError) as error:
         raise ServiceUnavailable(f"Redis does not answer: {error}") from error
     return {name: answer for reply in replies for name, answer in sorted(reply.items())}
 
 
 def depths(settings: Settings) -> dict[str, dict[int, int]]:
-    """How many messages wait, by model and priority; raises as `everybody`."""
+    """Return how many messages wait, by model and priority; raises as `all_workers`."""
     broker = connect(settings.broker_url.get_secret_value())
     pipeline = broker.pipeline(transaction=False)
     for key in lists_of(list(settings.models)):

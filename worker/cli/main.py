@@ -1,4 +1,4 @@
-"""The `sag-worker` commands of whoever runs workers; those of their callers are in `ask`."""
+"""The `sag-worker` commands for operators; those for callers are in `client`."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ app.add_typer(client.app)
 @app.command()
 def run(
     gpu: Annotated[
-        list[int] | None, typer.Option(help="Index of a GPU; again for more. All unless given.")
+        list[int] | None,
+        typer.Option(help="Index of a GPU as nvidia-smi lists it; repeatable. Default: all."),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="`cpu`, `cuda:1` or `auto`; `SAG_DEVICE` unless given.")
+        str | None, typer.Option(help="`cpu`, `cuda:1` or `auto`. Default: `SAG_DEVICE`.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes for each device.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes for each device.")] = 1,
 ) -> None:
-    """Start the worker: one process for each GPU, or one on the CPU."""
+    """Run workers: one process for each GPU or MIG instance, or one on the CPU."""
     settings = read_settings()
     logs.configure(settings.log_format)
     if settings.metrics_port is not None:
-        # Before prometheus_client is imported, here and in the processes that this one starts.
+        # Set before prometheus_client is imported, here and in the worker processes.
         folder = tempfile.mkdtemp(prefix="sag-metrics-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
@@ -53,34 +54,30 @@ def run(
         fail("give --gpu or --device, not both", INVALID)
     chosen = device or settings.device
     try:
-        children = supervisor.environments(chosen, gpu or [], workers)
+        environments = supervisor.worker_environments(chosen, gpu or [], workers)
         if settings.metrics_port is not None:
             metrics.serve(settings.metrics_port)
     except (ValueError, RuntimeError) as error:
         fail(str(error), INVALID)
     except OSError as error:
         fail(f"SAG_METRICS_PORT={settings.metrics_port}: {error}", INVALID)
-    sys.exit(supervisor.run(settings, children, work))
+    sys.exit(supervisor.run(settings, environments, work, "worker.cli.forkserver_preload"))
 
 
 @app.command(hidden=True)
-def work(name: str = "worker", owner: str | None = None, parent: int | None = None) -> None:
-    """Be one worker process, as `run` forks them; end when process `parent` does."""
-    from worker.app import work as be_worker  # noqa: PLC0415  # Celery's worker side
+def work(name: str = "worker", owner: str | None = None) -> None:
+    """Run one worker process in this process, as `run` does in each that it forks."""
+    from worker.app import work as run_worker  # noqa: PLC0415  # imports Celery's worker side
 
-    if parent is not None:
-        from worker.supervisor.child_process import end_with_parent  # noqa: PLC0415  # as above
-
-        end_with_parent(parent)
-    sys.exit(be_worker(read_settings(), name, owner))
+    sys.exit(run_worker(read_settings(), name, owner))
 
 
 @app.command()
 def health() -> None:
-    """Ask this host's workers through the broker; status 0 when all that answer would work."""
-    from worker.cli.health import answering  # noqa: PLC0415  # Celery's own side
+    """Ask this host's workers through the broker; status 0 when all that answer take tasks."""
+    from worker.cli.health import host_workers  # noqa: PLC0415  # imports Celery
 
-    workers = or_exit(lambda: answering(read_settings()))
+    workers = or_exit(lambda: host_workers(read_settings()))
     if not workers:
         fail("no worker of this host answers")
     for name, refusal in workers.items():
@@ -91,32 +88,32 @@ def health() -> None:
 
 @app.command()
 def doctor() -> None:
-    """Look at Redis, S3, clocks, device, models and memory: what works, and how to fix the rest."""
-    from worker.doctor.checks import examine  # noqa: PLC0415  # what only this command needs
+    """Check Redis, S3, clocks, device, models and memory, and say how to fix what fails."""
+    from worker.doctor.checks import run_checks  # noqa: PLC0415  # only for this command
 
-    well = True
-    for finding in examine(read_settings()):
-        well &= finding.ok
+    all_ok = True
+    for finding in run_checks(read_settings()):
+        all_ok &= finding.ok
         mark = "[green]ok[/]  " if finding.ok else "[red]FAIL[/]"
         fix = "" if finding.ok else f"\n      fix: {finding.fix}"
-        told = escape(printable(f"{finding.what}: {finding.found}") + fix)
-        console.print(f"{mark} {told}", highlight=False, soft_wrap=True)
-    sys.exit(0 if well else FAILED)
+        text = escape(printable(f"{finding.what}: {finding.found}") + fix)
+        console.print(f"{mark} {text}", highlight=False, soft_wrap=True)
+    sys.exit(0 if all_ok else FAILED)
 
 
 @app.command()
 def demo(
     prompt: Annotated[
-        str | None, typer.Option(help="One picture of this; several unless given.")
+        str | None, typer.Option(help="Make one image of this. Default: several.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("demo-output"),
+    out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("demo-output"),
 ) -> None:
-    """Start Redis, S3 and a worker on this machine, make pictures, stop it all."""
-    from worker.cli.demo import run_demo  # noqa: PLC0415  # what only this command needs
+    """Start Redis, S3 and a worker on this machine, make images, and stop everything."""
+    from worker.cli.demo import run_demo  # noqa: PLC0415  # only for this command
 
     sys.exit(run_demo(prompt, out, console))
 
 
 def main() -> None:
-    """The `sag-worker` command."""
+    """Run the `sag-worker` command."""
     app()

@@ -1,4 +1,4 @@
-"""What `submit --wait` and `watch` tell of tasks: URLs or files, pictures, or JSON."""
+"""The output of `submit --wait` and `watch`: URLs or files, images, or JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from api_contracts import GenerationError
 from worker.cli import download, progress, terminal_image
 from worker.cli.console import console, or_exit, printable
-from worker.cli.terminal_image import Preview
 from worker.exit_codes import FAILED
 
 if TYPE_CHECKING:
@@ -18,61 +17,62 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from api_contracts import ImageResult, TaskHandle
+    from worker.cli.terminal_image import Preview
 
-#: Longest wait for a picture that is only to be shown, in seconds.
-SHOW_S = 10.0
+#: Time limit of a download that is only for showing, in seconds.
+SHOW_TIMEOUT_S = 10.0
 
 
 def follow(
     handles: Sequence[TaskHandle], out: Path | None, preview: Preview, *, machine: bool
 ) -> None:
-    """Tell how tasks end; the exit status says whether all succeeded."""
-    way = Preview.NONE if machine else terminal_image.choose(preview, console, os.environ)
+    """Follow tasks and print how they end; exits with 1 unless all succeeded."""
+    is_drawn = not machine and terminal_image.can_draw(preview, console, os.environ)
     if machine:
-        ends = [_told(handle) for handle in handles]
+        results = [_print_events(handle) for handle in handles]
     else:
-        drawn = way is not Preview.NONE and terminal_image.can_draw(console)
-        ends = or_exit(lambda: progress.follow(handles, console, previews=drawn))
-    for handle, end in zip(handles, ends, strict=True):
-        if isinstance(end, GenerationError):
-            told = printable(f"{handle.task_id}: {end}")
-            console.print(told, style="red", markup=False, soft_wrap=True)
+        results = or_exit(lambda: progress.follow(handles, console, previews=is_drawn))
+    for handle, result in zip(handles, results, strict=True):
+        if isinstance(result, GenerationError):
+            text = printable(f"{handle.task_id}: {result}")
+            console.print(text, style="red", markup=False, soft_wrap=True)
             continue
-        for image in end.images:
+        for image in result.images:
             path = None
             if out:
                 path = or_exit(lambda: download.save(image, handle.task_id, out))  # noqa: B023  # called at once
                 print(json.dumps({"file": str(path)}) if machine else path)
             elif not machine:
                 print(printable(image.url or image.key))
-            if way is not Preview.NONE and image.key.endswith(terminal_image.SUFFIXES):
-                _show(image, path, way)
-    if any(isinstance(end, GenerationError) for end in ends):
+            if is_drawn and image.key.endswith(terminal_image.SUFFIXES):
+                _show(image, path)
+    if any(isinstance(result, GenerationError) for result in results):
         sys.exit(FAILED)
 
 
-def _show(image: ImageResult, path: Path | None, way: Preview) -> None:
-    """The picture in the terminal, beneath its URL or file; what can't be had is only told."""
+def _show(image: ImageResult, path: Path | None) -> None:
+    """Draw an image beneath its URL or file; print why when it cannot be had."""
     sys.stdout.flush()
     try:
-        data = _data(image, path)
+        data = _read(image, path)
     except (GenerationError, OSError) as error:
-        told = printable(f"not shown: {error}")
-        console.print(told, style="dim", markup=False, soft_wrap=True)
+        text = printable(f"not shown: {error}")
+        console.print(text, style="dim", markup=False, soft_wrap=True)
         return
-    terminal_image.show(data, (image.width, image.height), way, console)
+    terminal_image.show(data, console)
 
 
-def _data(image: ImageResult, path: Path | None) -> bytes:
-    if image.bytes > terminal_image.MOST_BYTES:
-        most_mib = terminal_image.MOST_BYTES >> 20
-        message = f"{image.key} has {image.bytes} bytes; shown are at most {most_mib} MiB"
-        raise GenerationError(message)
-    return path.read_bytes() if path else download.fetch(image, SHOW_S)
+def _read(image: ImageResult, path: Path | None) -> bytes:
+    if image.bytes > terminal_image.MAX_BYTES:
+        max_mib = terminal_image.MAX_BYTES >> 20
+        raise GenerationError(
+            f"{image.key} has {image.bytes} bytes, shown are at most {max_mib} MiB"
+        )
+    return path.read_bytes() if path else download.fetch(image, SHOW_TIMEOUT_S)
 
 
-def _told(handle: TaskHandle) -> Any:  # noqa: ANN401  # a result or its error
-    """A task's end, after each of its events was printed as it came."""
+def _print_events(handle: TaskHandle) -> Any:  # noqa: ANN401  # a result or its error
+    """Print each event of a task as JSON as it comes; return its result or its error."""
 
     def follow() -> None:
         for event in handle.events():

@@ -1,7 +1,7 @@
-"""Pictures in a terminal: by kitty's or iTerm2's protocol, or as half blocks in colour.
+"""Draws images in a terminal as half blocks in colour.
 
-Never in a pipe. What is shown may come from anybody: its size is bounded, and what can't be read
-is not shown. Without Pillow nobody looks at the pixels: the bytes alone are bounded.
+Never into a pipe. An image may come from anyone: its size is bounded, and one that cannot be
+decoded is not drawn.
 """
 
 from __future__ import annotations
@@ -26,132 +26,68 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.console import Console
 
-#: Most rows of a finished picture, and rows of the terminal that are left for other lines.
-ROWS, OTHER_ROWS = 20, 4
+#: Most rows of a finished image, and rows of the terminal that are left for other lines.
+MAX_ROWS, OTHER_ROWS = 20, 4
 #: Largest preview, as its data URL and in pixels: a few bytes may claim any size.
-MOST_URL_CHARS, MOST_PREVIEW_PX = 2**18, 2**20
-#: Largest finished picture, as its file and in pixels.
-MOST_BYTES, MOST_PX = 2**25, 2**24
-#: Base64 characters in one of kitty's messages: its own limit.
-CHUNK = 4096
-#: How the names of files end that terminals show, and how they begin.
+MAX_URL_CHARS, MAX_PREVIEW_PX = 2**18, 2**20
+#: Largest finished image, as its file and in pixels.
+MAX_BYTES, MAX_PX = 2**25, 2**24
+#: File names of images that can be drawn.
 SUFFIXES = (".png", ".jpg", ".webp")
-_PNG, _JPEG, _WEBP = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF"
 _JPEG_URL = "data:image/jpeg;base64,"
 
 
 class Preview(StrEnum):
-    """How pictures are shown; `auto` is what the terminal is known to understand."""
+    """Whether images are drawn; `auto` and `blocks` are the same."""
 
     AUTO = "auto"
-    KITTY = "kitty"
-    ITERM2 = "iterm2"
     BLOCKS = "blocks"
     NONE = "none"
 
 
-def choose(wanted: Preview, console: Console, environment: Mapping[str, str]) -> Preview:
-    """The way that is taken; `NONE` where any output is no terminal, whatever is wanted."""
-    terminal = environment.get("TERM", "")
-    if not (sys.stdout.isatty() and sys.stderr.isatty()) or terminal in ("", "dumb"):
-        return Preview.NONE
-    if wanted is Preview.AUTO:
-        wanted = _understood(terminal, environment)
-    if wanted in (Preview.KITTY, Preview.ITERM2) and (
-        "TMUX" in environment or terminal.startswith(("tmux", "screen"))
-    ):
-        wanted = Preview.BLOCKS  # neither lets the other protocols through
-    if wanted is Preview.BLOCKS and not can_draw(console):
-        return Preview.NONE
-    return wanted
+def can_draw(wanted: Preview, console: Console, environment: Mapping[str, str]) -> bool:
+    """Whether images are wanted and can be drawn.
 
-
-def _understood(terminal: str, environment: Mapping[str, str]) -> Preview:
-    program = environment.get("TERM_PROGRAM", "").lower()
-    if program in ("iterm.app", "wezterm") or environment.get("LC_TERMINAL") == "iTerm2":
-        return Preview.ITERM2
-    if (
-        "KITTY_WINDOW_ID" in environment
-        or terminal in ("xterm-kitty", "xterm-ghostty")
-        or program == "ghostty"
-    ):
-        return Preview.KITTY
-    return Preview.BLOCKS
-
-
-def can_draw(console: Console) -> bool:
-    """Whether half blocks can be told apart: at least 256 colours, not `NO_COLOR`, and Pillow."""
-    colours = not console.no_color and console.color_system in ("256", "truecolor")
-    return colours and _has_pillow()
-
-
-def show(data: bytes, size_px: tuple[int, int], way: Preview, console: Console) -> None:
-    """Print a finished picture of that width and height; nothing when it can't be read."""
-    width_px, height_px = size_px
-    # A cell is about twice as high as wide.
-    fitting = console.width * height_px // (2 * max(1, width_px))
-    rows = max(1, min(ROWS, console.height - OTHER_ROWS, fitting))
-    if not data.startswith((_PNG, _JPEG, _WEBP)) or (_has_pillow() and not _read(data, (1, 1))):
-        return
-    match way:
-        case Preview.KITTY:
-            png = data if data.startswith(_PNG) else _as_png(data)
-            told = kitty(png, rows) if png else None
-        case Preview.ITERM2:
-            told = iterm2(data, rows)
-        case _:
-            told = None
-            if (drawn := blocks(data, console.width, rows)) is not None:
-                console.print(drawn)
-    if told is not None:
-        console.file.write(f"{told}\n")
-        console.file.flush()
-
-
-def kitty(png: bytes, rows: int) -> str:
-    """A PNG as kitty's graphics protocol has it, `rows` high; the terminal is to answer nothing.
-
-    https://sw.kovidgoyal.net/kitty/graphics-protocol/
+    Both outputs must be terminals with at least 256 colours, without `NO_COLOR`; Pillow, of the
+    worker extra, must be installed.
     """
-    text = base64.standard_b64encode(png).decode()
-    chunks = [text[start : start + CHUNK] for start in range(0, len(text), CHUNK)]
-    first, last = f"a=T,f=100,q=2,r={rows},", len(chunks) - 1
-    return "".join(
-        f"\x1b_G{'' if number else first}m={int(number < last)};{chunk}\x1b\\"
-        for number, chunk in enumerate(chunks)
+    return (
+        wanted is not Preview.NONE
+        and sys.stdout.isatty()
+        and sys.stderr.isatty()
+        and environment.get("TERM", "") not in ("", "dumb")
+        and not console.no_color
+        and console.color_system in ("256", "truecolor")
+        and importlib.util.find_spec("PIL") is not None
     )
 
 
-def iterm2(file: bytes, rows: int) -> str:
-    """A file as iTerm2's inline images have it, `rows` high.
-
-    https://iterm2.com/documentation-images.html
-    """
-    text = base64.standard_b64encode(file).decode()
-    options = f"inline=1;size={len(file)};height={rows};preserveAspectRatio=1"
-    return f"\x1b]1337;File={options}:{text}\x07"
+def show(data: bytes, console: Console) -> None:
+    """Print a finished image; nothing when it cannot be decoded."""
+    rows = max(1, min(MAX_ROWS, console.height - OTHER_ROWS))
+    if (drawn := draw(data, console.width, rows)) is not None:
+        console.print(drawn)
 
 
-def blocks(data: bytes, columns: int, rows: int, most_px: int = MOST_PX) -> Text | None:
-    """A picture of half blocks, two pixels to a cell; None when it can't be read."""
-    if (picture := _read(data, (columns, 2 * rows), most_px)) is None:
+def draw(data: bytes, columns: int, rows: int, max_px: int = MAX_PX) -> Text | None:
+    """Return an image as half blocks, two pixels to a cell; None when it cannot be decoded."""
+    if (image := _decode(data, (columns, 2 * rows), max_px)) is None:
         return None
-    lines, width = [], picture.width
-    raw = picture.tobytes()
+    lines, width = [], image.width
+    raw = image.tobytes()
     for top in range(0, len(raw), 6 * width):  # two rows of three bytes a pixel
         upper, lower = raw[top : top + 3 * width], raw[top + 3 * width : top + 6 * width]
         line = Text()
         for at in range(0, 3 * width, 3):
-            under = Color.from_rgb(*lower[at : at + 3]) if lower else None
-            over = Color.from_rgb(*upper[at : at + 3])
-            line.append("▀", Style(color=over, bgcolor=under))
+            background = Color.from_rgb(*lower[at : at + 3]) if lower else None
+            line.append("▀", Style(color=Color.from_rgb(*upper[at : at + 3]), bgcolor=background))
         lines.append(line)
     return Text("\n", no_wrap=True, overflow="crop").join(lines)
 
 
 def from_data_url(url: str) -> bytes | None:
-    """The JPEG of a progress event; None when it is none, or larger than any preview."""
-    if not url.startswith(_JPEG_URL) or len(url) > MOST_URL_CHARS:
+    """Return the JPEG of a progress event; None for anything else or a URL that is too long."""
+    if not url.startswith(_JPEG_URL) or len(url) > MAX_URL_CHARS:
         return None
     try:
         return base64.b64decode(url.removeprefix(_JPEG_URL), validate=True)
@@ -159,43 +95,27 @@ def from_data_url(url: str) -> bytes | None:
         return None
 
 
-def _as_png(data: bytes) -> bytes | None:
-    """Any picture as a PNG; None when it can't be read."""
-    if not _has_pillow() or (picture := _read(data)) is None:
-        return None
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return file.getvalue()
-
-
-def _read(
-    data: bytes, room_px: tuple[int, int] | None = None, most_px: int = MOST_PX
-) -> Image.Image | None:
-    """A picture in RGB, made to fit; None when it can't be read, or claims to be huge."""
+def _decode(data: bytes, room_px: tuple[int, int], max_px: int) -> Image.Image | None:
+    """Return an image in RGB, reduced to fit; None when it is broken or larger than `max_px`."""
     from PIL import Image  # noqa: PLC0415  # the worker extra
 
-    _hush()
+    _silence_pillow()
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as picture:
-            if picture.width * picture.height > most_px:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+            if image.width * image.height > max_px:
                 return None
-            if room_px:
-                picture.thumbnail(room_px)
-            return picture.convert("RGB")
-    # Of broken files Pillow raises whatever its many decoders meet, AssertionError among it: to
-    # whoever watches a task any of it means that there is no picture.
+            image.thumbnail(room_px)
+            return image.convert("RGB")
+    # Of a broken file Pillow's decoders raise anything, AssertionError among it. All of it means
+    # that there is no image to draw.
     except Exception:  # noqa: BLE001
         return None
 
 
 @cache
-def _hush() -> None:
-    """Ignore Pillow's warnings: they would stand amid the bars.
+def _silence_pillow() -> None:
+    """Ignore Pillow's warnings, which would be printed between the progress bars.
 
-    Once: the filters are the process's, and previews are read in many threads.
+    Once: the filters belong to the process, and previews are decoded in many threads.
     """
     warnings.filterwarnings("ignore", module=r"PIL\b")
-
-
-def _has_pillow() -> bool:
-    return importlib.util.find_spec("PIL") is not None

@@ -1,4 +1,4 @@
-"""The settings as this process's environment has them, and what in it means nothing here."""
+"""Reads the settings from this process's environment; names variables that have no effect."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from worker.config.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-#: What Celery prefers to how it is configured.
-CELERYS_OWN = (
+#: Variables that Celery prefers to its configuration.
+CELERY_VARIABLES = (
     "CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL",
     "CELERY_RESULT_BACKEND",
 )  # fmt: skip
 
 
 def read() -> Settings:
-    """The settings in this process's environment; raises what pydantic raises.
+    """Read the settings; raises what pydantic raises.
 
-    Celery's own variables are dropped with a warning: it would believe them, and not these.
+    Celery's own variables are removed with a warning: they would override the settings.
     """
-    for name in CELERYS_OWN:
+    for name in CELERY_VARIABLES:
         if os.environ.pop(name, None):
-            logger.warning("%s is set and means nothing here; SAG_… variables do", name)
+            logger.warning("%s is ignored; use the SAG_… variables", name)
     return Settings()
 
 
 def unknown_variables(environment: dict[str, str] | None = None) -> list[str]:
-    """Variables that begin with `SAG_` and set nothing: a misspelling, or of another version."""
+    """Return the variables that begin with `SAG_` and are no setting: misspelt or outdated ones."""
     known = {f"SAG_{name.upper()}" for name in Settings.model_fields}
     present = os.environ if environment is None else environment
     return sorted(name for name in present if name.startswith("SAG_") and name not in known)

@@ -1,4 +1,4 @@
-"""The models that the settings name: where each is, what is loaded with it, its defaults."""
+"""The models of the settings: path, precision, additions and request defaults of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether a model's path may be a hub id, `owner/name`, where it is no folder."""
+    """Whether a path that is no folder may be a hub id, `owner/name`."""
     return _HUB_ID.match(path) is not None
 
 
@@ -24,7 +24,7 @@ Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 
 class ModelDefaults(BaseModel):
-    """What a request gets where it says nothing; None leaves the contract's own default."""
+    """Values for fields that a request leaves out; None means the contract's own default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,16 +46,16 @@ class Lora(BaseModel):
 
 
 class TextualInversion(BaseModel):
-    """A word that is taught to a model's text encoder."""
+    """A word that is added to a model's vocabulary (textual inversion)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     path: str = Field(min_length=1, description="A safetensors file, or a folder or hub id.")
-    token: str = Field(min_length=1, description="How prompts write it, as `<ring>`.")
+    token: str = Field(min_length=1, description="The word in prompts, as `<ring>`.")
 
 
 class ModelSpec(BaseModel):
-    """One model: where it is and how it is loaded."""
+    """One model: its path and how it is loaded."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

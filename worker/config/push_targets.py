@@ -1,4 +1,4 @@
-"""Whom the settings allow tasks to push their ends to: Celery queues, and hosts of webhooks."""
+"""Where tasks may push their results, by the settings: Celery queues and hosts of webhooks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ if TYPE_CHECKING:
 
     from api_contracts.request import GenerationRequest
 
-#: What a webhook's secret begins with, and the bytes that it holds: of the Standard Webhooks
-#: specification.
+#: Prefix of a webhook's secret, and its least and most bytes, as Standard Webhooks specifies.
 SECRET_PREFIX, SECRET_BYTES = "whsec_", (24, 64)
 _PORTS = {"http": 80, "https": 443}
 
 
-def _url_is_redis(url: SecretStr) -> SecretStr:
+def _check_redis_url(url: SecretStr) -> SecretStr:
     if not url.get_secret_value().startswith(("redis://", "rediss://")):
         message = "must start with redis:// or rediss://"
         raise ValueError(message)
@@ -34,52 +33,54 @@ def _url_is_redis(url: SecretStr) -> SecretStr:
     return url
 
 
-def _is_foreign(queue: str) -> str:
+def _check_queue(queue: str) -> str:
     if queue.startswith(queue_name("")):
-        message = f"must not begin with {queue_name('')}: those queues are the worker's own"
+        message = f"must not begin with {queue_name('')}: those are the queues of this service"
         raise ValueError(message)
     return queue
 
 
-def _is_host(text: str) -> str:
-    """As an origin: `https://` may be left out."""
+def _to_origin(text: str) -> str:
+    """Validate a host and return its origin; without a scheme it is https."""
     origin = text if "://" in text else f"https://{text}"
     if re.match(URL_PATTERN, origin):
-        origin_of(origin)  # raises for a port that is none
+        origin_of(origin)  # raises for an invalid port
     if not re.match(URL_PATTERN, origin) or re.search(r"[/?]", origin.split("://")[1]):
-        message = "must be a host, with :port where it is unusual and http:// where it is no https"
+        message = (
+            "must be a host, with :port unless it is the default and http:// unless it is https"
+        )
         raise ValueError(message)
     return origin
 
 
-def _is_secret(secret: SecretStr) -> SecretStr:
+def _check_secret(secret: SecretStr) -> SecretStr:
     key_of(secret)
     return secret
 
 
-RedisUrl = Annotated[SecretStr, AfterValidator(_url_is_redis)]
-WebhookHost = Annotated[str, AfterValidator(_is_host)]
-WebhookSecret = Annotated[SecretStr, AfterValidator(_is_secret)]
+RedisUrl = Annotated[SecretStr, AfterValidator(_check_redis_url)]
+WebhookHost = Annotated[str, AfterValidator(_to_origin)]
+WebhookSecret = Annotated[SecretStr, AfterValidator(_check_secret)]
 
 
 class ReplyTarget(BaseModel):
-    """A queue and a task of another Celery application."""
+    """A task of another Celery application and its queue."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    queue: Annotated[str, Field(pattern=NAME_PATTERN), AfterValidator(_is_foreign)]
+    queue: Annotated[str, Field(pattern=NAME_PATTERN), AfterValidator(_check_queue)]
     task: str = Field(pattern=NAME_PATTERN)
-    #: Where that application's queues are; the worker's own broker unless set.
+    #: Broker of that application; this worker's unless set.
     broker_url: RedisUrl | None = None
 
     @property
     def address(self) -> ReplyTo:
-        """As a request names it."""
+        """The target as a request names it."""
         return ReplyTo(queue=self.queue, task=self.task)
 
 
 def key_of(secret: SecretStr) -> bytes:
-    """The key in a webhook's secret; raises ValueError for what holds none."""
+    """Return the key in a webhook's secret; raises ValueError for an invalid secret."""
     text, (least, most) = secret.get_secret_value(), SECRET_BYTES
     try:
         key = base64.b64decode(text.removeprefix(SECRET_PREFIX), validate=True)
@@ -92,7 +93,7 @@ def key_of(secret: SecretStr) -> bytes:
 
 
 def origin_of(url: str) -> str:
-    """Scheme, host and port of a URL, written in one way; raises ValueError for no port."""
+    """Return scheme, host and port of a URL, normalized; raises ValueError for an invalid port."""
     parts = urlsplit(url)
     host = (parts.hostname or "").rstrip(".")
     port = _PORTS[parts.scheme] if parts.port is None else parts.port
@@ -100,7 +101,7 @@ def origin_of(url: str) -> str:
 
 
 def is_allowed(url: str, hosts: Iterable[str]) -> bool:
-    """Whether a webhook is on one of the hosts that the settings name."""
+    """Whether a webhook is on one of the hosts of the settings."""
     try:
         return origin_of(url) in {origin_of(each) for each in hosts}
     except ValueError:
@@ -110,7 +111,7 @@ def is_allowed(url: str, hosts: Iterable[str]) -> bool:
 def faults(
     request: GenerationRequest, targets: Iterable[ReplyTarget], hosts: Iterable[str]
 ) -> Iterator[FieldError]:
-    """What of a request's pushes the settings do not allow."""
+    """Yield the push targets of a request that the settings do not allow."""
     allowed = [each.address for each in targets]
     if request.reply_to is not None and request.reply_to not in allowed:
         what = f"queue {request.reply_to.queue} with task {request.reply_to.task} is not allowed"

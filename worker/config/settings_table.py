@@ -1,4 +1,4 @@
-"""Puts the table of settings into `docs/settings.md`, between its two marks."""
+"""Writes the table of settings into `docs/settings.md`, between its two marks (`make docs`)."""
 
 from __future__ import annotations
 
@@ -17,32 +17,36 @@ BEGIN, END = "<!-- settings -->", "<!-- /settings -->"
 
 
 def markdown_table() -> str:
-    """The settings as a table for `docs/settings.md`."""
+    """Return the table: variable, default, range and meaning of each setting."""
     rows = ["| variable | default | range | meaning |", "|---|---|---|---|"]
-    for name, field in Settings.model_fields.items():
-        default = field.get_default(call_default_factory=True, validated_data={})
-        if isinstance(default, SecretStr):
-            default = default.get_secret_value()
-        if name == "models":
-            default = "the bundled model"
-        shown = "" if default in (None, "", ()) else f"`{default}`" if name != "models" else default
-        rows.append(f"| `SAG_{name.upper()}` | {shown} | {_range(field)} | {field.description} |")
+    rows += [
+        f"| `SAG_{name.upper()}` | {_default(field)} | {_range(field)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
     return "\n".join(rows)
 
 
+def _default(field: FieldInfo) -> str:
+    if field.default_factory is not None:
+        return "the bundled model"
+    value = field.default
+    shown = value.get_secret_value() if isinstance(value, SecretStr) else value
+    return "" if shown in (None, "", ()) else f"`{shown}`"
+
+
 def _range(field: FieldInfo) -> str:
-    """What a number may be; nothing of what is none."""
-    least = [str(each.ge) for each in field.metadata if hasattr(each, "ge")]
-    most = [str(each.le) for each in field.metadata if hasattr(each, "le")]
-    return " to ".join(least + most) if most else "".join(f"{each} or more" for each in least)
+    """Return the bounds of a number; empty for anything else."""
+    bounds = [getattr(each, name) for name in ("ge", "le") for each in field.metadata
+              if hasattr(each, name)]  # fmt: skip
+    return " to ".join(map(str, bounds)) if len(bounds) != 1 else f"{bounds[0]} or more"
 
 
-def renewed(text: str) -> str:
-    """`text` with the table as the code has it now."""
+def update(text: str) -> str:
+    """Return a page with the table replaced by the current one."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{markdown_table()}\n{END}{after}"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(renewed(PAGE.read_text()))
+    PAGE.write_text(update(PAGE.read_text()))

@@ -1,4 +1,5 @@
 """The checks behind `sag-worker doctor`. Start at `checks`.
 
-Owns what is tested before a worker starts and the advice that is printed. Changes nothing.
+Owns what is checked before a worker starts and the advice that is printed. Changes nothing but a
+test object in S3, which it removes.
 """

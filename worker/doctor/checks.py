@@ -1,4 +1,4 @@
-"""`sag-worker doctor`: what is missing here, and its fix. Servers, device, models and memory."""
+"""All checks of `sag-worker doctor`: servers, device, model files and GPU memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from worker import devices
 from worker.config.models import is_hub_id
 from worker.doctor import model_files, servers
-from worker.doctor.finding import Finding, no_extra
+from worker.doctor.finding import Finding, missing_extra
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -18,30 +18,34 @@ if TYPE_CHECKING:
     from worker.config.models import ModelSpec
     from worker.config.settings import Settings
 
+_MISSING_PATH_FIX = "set its path in SAG_MODELS to one on this machine, or to a hub id (owner/name)"
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """Look at Redis, S3, the device and the models; ends whether they answer or not."""
-    yield from servers.redis(settings)
-    yield from servers.s3(settings)
+
+def run_checks(settings: Settings) -> Iterator[Finding]:
+    """Check Redis, S3, the device and the models; ends also when none of them answers."""
+    yield from servers.check_redis(settings)
+    yield from servers.check_s3(settings)
+    if importlib.util.find_spec("torch") is None:
+        yield missing_extra("device and models", "torch")
+        return
     gpus: list[devices.Gpu] = []
     try:
         gpus = devices.list_gpus()
     except RuntimeError as error:
-        yield Finding("device", ok=False, found=str(error), fix="repair the driver")
+        fix = "repair the driver, or what CUDA_VISIBLE_DEVICES names"
+        yield Finding("device", ok=False, found=str(error), fix=fix)
     else:
-        yield _device(settings, gpus)
-    yield from models(settings, gpus)
+        yield _check_device(settings, gpus)
+    yield from check_models(settings, gpus)
 
 
-def _device(settings: Settings, gpus: Sequence[devices.Gpu]) -> Finding:
-    if importlib.util.find_spec("torch") is None:
-        return no_extra("device", "torch")
+def _check_device(settings: Settings, gpus: Sequence[devices.Gpu]) -> Finding:
     device = devices.resolve(settings.device, gpus)
     if device == "cpu":
-        return Finding("device", ok=True, found="the CPU; offload is not used")
-    listed = ", ".join(f"{each.name} with {each.memory_mib} MiB" for each in gpus) or "no GPU"
+        return Finding("device", ok=True, found="the CPU; SAG_OFFLOAD has no effect")
+    listed = ", ".join(f"{gpu.name} with {gpu.memory_mib} MiB" for gpu in gpus) or "no GPU"
     if int(device.partition(":")[2]) >= len(gpus):
-        fix = "name one that nvidia-smi lists, or set SAG_DEVICE=cpu"
+        fix = "name a GPU that the driver lists, or set SAG_DEVICE=cpu"
         return Finding("device", ok=False, found=f"{device} of {listed}", fix=fix)
     import torch  # noqa: PLC0415  # only where a GPU is to be used
 
@@ -50,87 +54,83 @@ def _device(settings: Settings, gpus: Sequence[devices.Gpu]) -> Finding:
     return Finding("device", ok=ok, found=f"{device}: {listed}; torch {torch.__version__}", fix=fix)
 
 
-def models(settings: Settings, gpus: Sequence[devices.Gpu] = ()) -> Iterator[Finding]:
-    """The files of each model, and whether its weights fit into the GPU."""
-    if importlib.util.find_spec("safetensors") is None:
-        yield no_extra("models", "safetensors")
-        return
+def check_models(settings: Settings, gpus: Sequence[devices.Gpu] = ()) -> Iterator[Finding]:
+    """Check the files of each model, and whether its weights fit into the smallest GPU."""
     smallest = _smallest(settings.device, gpus)
     for alias, spec in settings.specs.items():
         what = f"model {alias}"
         try:
-            yield from _model(what, spec, settings.offload, smallest)
-            yield from _additions(what, spec)
+            yield from _check_model(what, spec, settings.offload, smallest)
+            yield from _check_additions(what, spec)
         except OSError as error:
             fix = (
                 "let this user read it, or set SAG_MODELS, or HF_HOME for the hub, to another path"
             )
-            yield Finding(what, ok=False, found=f"can't be looked at: {error}", fix=fix)
+            yield Finding(what, ok=False, found=f"cannot be read: {error}", fix=fix)
 
 
-def _model(
+def _check_model(
     what: str, spec: ModelSpec, offload: str, smallest: devices.Gpu | None
 ) -> Iterator[Finding]:
     folder = Path(spec.path)
     if folder.is_dir():
-        files = model_files.look(folder, safety_checker=spec.safety_checker)
+        files = model_files.inspect(folder, safety_checker=spec.safety_checker)
         found = f"{folder}: {'; '.join(files.faults) or 'every file is there'}"
-        fix = "bring the files, or point SAG_MODELS at a folder in diffusers' layout"
+        fix = "add the files, or set SAG_MODELS to a folder in diffusers' layout"
         yield Finding(what, ok=not files.faults, found=found, fix=fix)
         if smallest is not None and not files.faults and offload != "sequential":
-            yield memory(what, files.numbers, spec.dtype, offload, smallest)
+            yield check_memory(what, files.parameters, spec.dtype, offload, smallest)
     elif is_hub_id(spec.path):
         place = _hub_cache()
         free_gib = shutil.disk_usage(place).free / 2**30
         found = f"{spec.path} from the hub or its cache; {free_gib:.0f} GiB free at {place}"
         yield Finding(what, ok=True, found=found)
     else:
-        fix = "set its path in SAG_MODELS to a folder on this machine or a hub id (owner/name)"
-        yield Finding(what, ok=False, found=f"{spec.path} is not there", fix=fix)
+        yield Finding(what, ok=False, found=f"{spec.path} is not there", fix=_MISSING_PATH_FIX)
 
 
 def _hub_cache() -> Path:
-    """Where the hub's files are kept, or the nearest folder above it that is there already."""
+    """Return the folder of the hub's cache, or its nearest parent that exists."""
     from huggingface_hub import constants  # noqa: PLC0415  # the worker extra
 
     cache = Path(constants.HF_HUB_CACHE).absolute()
     return next(each for each in (cache, *cache.parents) if each.exists())
 
 
-def _additions(what: str, spec: ModelSpec) -> Iterator[Finding]:
-    """LoRA and words that are nowhere."""
+def _check_additions(what: str, spec: ModelSpec) -> Iterator[Finding]:
+    """Report LoRA and textual inversion files that are missing."""
     for path in [each.path for each in spec.lora] + [each.path for each in spec.textual_inversion]:
         if not Path(path).exists() and not is_hub_id(path):
-            fix = "set its path in SAG_MODELS to a file on this machine or a hub id (owner/name)"
-            yield Finding(what, ok=False, found=f"{path} is not there", fix=fix)
+            found = f"{path} is not there"
+            yield Finding(what, ok=False, found=found, fix=_MISSING_PATH_FIX)
 
 
 def _smallest(device: str, gpus: Sequence[devices.Gpu]) -> devices.Gpu | None:
-    """Of the GPUs that `device` may mean, the one with the least memory."""
+    """Return the GPU with the least memory among those that `device` may stand for."""
     resolved = devices.resolve(device, gpus)
     if resolved == "cpu":
         return None
     if device != "auto":
         index = int(resolved.partition(":")[2])
         gpus = gpus[index : index + 1]
-    return min(gpus, key=lambda each: each.memory_mib or 0, default=None)
+    return min(gpus, key=lambda gpu: gpu.memory_mib or 0, default=None)
 
 
-def memory(
-    what: str, numbers: Mapping[str, int], dtype: str, offload: str, smallest: devices.Gpu
+def check_memory(
+    what: str, parameters: Mapping[str, int], dtype: str, offload: str, gpu: devices.Gpu
 ) -> Finding:
-    """Whether a model's weights fit into a GPU: never is a fault, not just now a remark."""
+    """Compare a model's weights with a GPU's memory; too little free memory is only mentioned."""
     dtype = "float16" if dtype == "auto" else dtype
-    need_mib = model_files.weights_bytes(numbers, dtype, offload) / 2**20
-    told = f"{need_mib:.0f} MiB of weights at once in {dtype}; {smallest.name} "
-    if smallest.memory_mib is None:
-        found = f"{told}does not tell its memory, so not compared"
+    need_mib = model_files.weights_bytes(parameters, dtype, offload) / 2**20
+    need = f"{need_mib:.0f} MiB of weights at once in {dtype}"
+    if gpu.memory_mib is None:
+        found = f"{need}; {gpu.name} does not report its memory, so not compared"
         return Finding(f"{what} memory", ok=True, found=found)
-    free_mib = smallest.memory_mib if smallest.free_mib is None else smallest.free_mib
-    found = f"{told}has {smallest.memory_mib} MiB, {free_mib} free"
-    if free_mib < need_mib <= smallest.memory_mib:
-        found += ": no room beside what is on it now, unless that is this worker"
+    free_mib = gpu.memory_mib if gpu.free_mib is None else gpu.free_mib
+    found = f"{need}; {gpu.name} has {gpu.memory_mib} MiB, {free_mib} free"
+    if free_mib < need_mib <= gpu.memory_mib:
+        found += ": too little free memory, unless a running worker uses it"
     smaller = "model" if offload == "none" else "sequential"
-    fix = f"set SAG_OFFLOAD={smaller}, or take a GPU with more memory"
-    ok = need_mib <= smallest.memory_mib
+    fix = f"set SAG_OFFLOAD={smaller}, or use a GPU with more memory"
+    ok = need_mib <= gpu.memory_mib
     return Finding(f"{what} memory", ok=ok, found=found, fix=fix)

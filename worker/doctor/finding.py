@@ -1,4 +1,4 @@
-"""What `doctor` tells: one thing that was looked at, and its fix."""
+"""One result of `sag-worker doctor`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `fix` says what to do when it is not well."""
+    """The result of one check."""
 
     what: str
     ok: bool
     found: str
+    #: What to do when it is not ok.
     fix: str = ""
 
 
-def no_extra(what: str, package: str) -> Finding:
-    """What is told where only a caller's packages are installed."""
+def missing_extra(what: str, package: str) -> Finding:
+    """Report that a package of the worker extra is not installed."""
     fix = 'install the worker extra: pip install "sag-worker[worker]"'
     return Finding(what, ok=False, found=f"{package} is not installed", fix=fix)

@@ -1,6 +1,6 @@
-"""A model's folder in diffusers' layout: what is missing in it, and what its weights take.
+"""Checks a model's folder in diffusers' layout: missing files, and the size of its weights.
 
-Reads headers alone, no weights; knows no torch.
+Reads the headers of weight files only; knows no torch.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-#: The parts that no Stable Diffusion model is without.
+#: The parts that every Stable Diffusion model has.
 _NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-#: The file that says how a part is built; `config.json` for all others.
+#: The configuration file of a part; `config.json` for all others.
 _CONFIGS = {
     "scheduler": "scheduler_config.json",
     "feature_extractor": "preprocessor_config.json",
 }
-#: The weights of a part, as diffusers and transformers name them; the others have none.
+#: The weight file of a part, as diffusers and transformers name it; the other parts have none.
 _WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
@@ -31,23 +31,23 @@ _WEIGHTS = {
     "image_encoder": "model.safetensors",
     "safety_checker": "model.safetensors",
 }
-#: A tokenizer is in one file, or in these two.
+#: A tokenizer is stored in one file, or in these two.
 _TOKENIZER, _TOKENIZER_PARTS = "tokenizer.json", ("vocab.json", "merges.txt")
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass
 class ModelFiles:
-    """What was found in a folder."""
+    """The contents of a model's folder."""
 
-    #: What is missing or can't be read, with the file's name.
+    #: Files that are missing or cannot be read, each in words.
     faults: list[str] = field(default_factory=list)
-    #: How many numbers the weights of each part have.
-    numbers: dict[str, int] = field(default_factory=dict)
+    #: Number of parameters of each part that has weights.
+    parameters: dict[str, int] = field(default_factory=dict)
 
 
-def look(folder: Path, *, safety_checker: bool) -> ModelFiles:
-    """Look at every file that loading the model would read; without its checker unless wanted."""
+def inspect(folder: Path, *, safety_checker: bool) -> ModelFiles:
+    """Check every file that loading the model reads, those of its safety checker if wanted."""
     found = ModelFiles()
     try:
         index = _json(folder, "model_index.json")
@@ -68,14 +68,14 @@ def look(folder: Path, *, safety_checker: bool) -> ModelFiles:
     return found
 
 
-def weights_bytes(numbers: Mapping[str, int], dtype: str, offload: str) -> int:
-    """What of a model's weights is on the GPU at once; `auto` may take as little as `model`.
+def weights_bytes(parameters: Mapping[str, int], dtype: str, offload: str) -> int:
+    """Return the size of the weights that are on the GPU at once, activations not counted.
 
-    What the steps themselves need comes on top. 0 for `sequential`, which goes layer by layer.
+    Offload `auto` may need as little as `model`; `sequential` goes layer by layer and counts as 0.
     """
     if offload == "sequential":
         return 0
-    at_once = sum(numbers.values()) if offload == "none" else max(numbers.values(), default=0)
+    at_once = sum(parameters.values()) if offload == "none" else max(parameters.values(), default=0)
     return at_once * _BYTES[dtype]
 
 
@@ -88,11 +88,11 @@ def _part(folder: Path, part: str, found: ModelFiles) -> None:
     _json(folder, f"{part}/{_CONFIGS.get(part, 'config.json')}")
     if part in _WEIGHTS:
         files = _weights(folder, f"{part}/{_WEIGHTS[part]}")
-        found.numbers[part] = sum(_numbers(folder, file) for file in files)
+        found.parameters[part] = sum(_count_parameters(folder, file) for file in files)
 
 
 def _weights(folder: Path, file: str) -> list[str]:
-    """The files of one part's weights: one, or those that an index names."""
+    """Return the weight files of a part: one, or those that an index names."""
     index = f"{file}.index.json"
     if not (folder / index).is_file():
         return [_there(folder, file, "and only safetensors are loaded")]
@@ -103,29 +103,29 @@ def _weights(folder: Path, file: str) -> list[str]:
     return [_there(folder, f"{part}/{name}", f"but {index} names it") for name in sorted(names)]
 
 
-def _numbers(folder: Path, file: str) -> int:
-    """How many numbers a file of weights has; its header also says whether it is whole."""
+def _count_parameters(folder: Path, file: str) -> int:
+    """Return the number of parameters in a weight file; its header shows whether it is complete."""
     from safetensors import SafetensorError, safe_open  # noqa: PLC0415  # the worker extra
 
     try:
         with safe_open(folder / file, "np") as weights:
             return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118  # no mapping
     except (SafetensorError, OSError) as error:
-        raise ModelLoadError(f"{file} is not whole: {error}") from error
+        raise ModelLoadError(f"{file} is not complete: {error}") from error
 
 
 def _json(folder: Path, file: str) -> dict[str, Any]:
     try:
         read = json.loads((folder / _there(folder, file)).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{file} can't be read: {error}") from error
+        raise ModelLoadError(f"{file} cannot be read: {error}") from error
     if not isinstance(read, dict):
-        raise ModelLoadError(f"{file} holds no JSON object")
+        raise ModelLoadError(f"{file} is not a JSON object")
     return read
 
 
 def _there(folder: Path, file: str, but: str = "") -> str:
-    """The file's own name; raises when it is not there."""
+    """Return the file's own name; raises when it is not there."""
     if not (folder / file).is_file():
         raise ModelLoadError(f"{file} is not there{', ' + but if but else ''}")
     return file

@@ -1,4 +1,4 @@
-"""What worker processes that ended held of the queue, until it is back in its lists."""
+"""Returns the messages of exited worker processes to the queue, also while Redis is unreachable."""
 
 from __future__ import annotations
 
@@ -17,67 +17,67 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Pause between two tries while Redis is away, and how long it is tried, in seconds.
-PAUSE_S, PATIENCE_S = 1.0, 60.0
+#: Pause between two attempts while Redis is unreachable, and the time after which they end, in
+#: seconds. From then on the leases of the messages bring them back.
+RETRY_S, GIVE_UP_S = 1.0, 60.0
 
 
 @dataclass
-class _Orphan:
-    """When the next try may be, and after which moment a failed one was the last, in seconds."""
+class _Schedule:
+    """When the next attempt is due, and when a failed one is the last, in seconds."""
 
     due_s: float
-    until_s: float
+    give_up_s: float
 
 
-class Orphans:
-    """The owners whose messages are to be given back, one after the other. Time is passed in."""
+class OrphanedWork:
+    """The exited processes whose messages are still to be released. The time is passed in."""
 
     def __init__(
         self,
-        give_back: Callable[[str], int],
+        release: Callable[[str], int],
         submit: Callable[[Callable[[str], int], str], Future[int]],
     ) -> None:
-        """`give_back` is called through `submit`, beside the supervisor: Redis may hang.
+        """Have `submit` run `release(owner)` in another thread, one at a time: Redis may hang.
 
-        It raises `RedisError` while Redis is away.
+        `release` returns the number of messages; it raises `RedisError` while Redis is unreachable.
         """
-        self._give_back, self._submit = give_back, submit
-        self._waiting: dict[str, _Orphan] = {}
-        self._try: tuple[str, Future[int]] | None = None
+        self._release, self._submit = release, submit
+        self._schedules: dict[str, _Schedule] = {}
+        self._attempt: tuple[str, Future[int]] | None = None
 
     @property
-    def are_left(self) -> bool:
-        """Whether anything is still to be done."""
-        return bool(self._waiting)
+    def is_left(self) -> bool:
+        """Whether the messages of any process are still to be released."""
+        return bool(self._schedules)
 
     def add(self, owner: str, now_s: float) -> None:
-        """A process has ended."""
-        self._waiting[owner] = _Orphan(now_s, now_s + PATIENCE_S)
+        """Schedule the release of what an exited process held."""
+        self._schedules[owner] = _Schedule(now_s, now_s + GIVE_UP_S)
 
-    def step(self, now_s: float, *, patient: bool) -> None:
-        """Take in what was tried, and try what is due; never waits.
+    def step(self, now_s: float, *, retry: bool) -> None:
+        """Collect a finished attempt and start the next one that is due; never waits.
 
-        `patient`: what failed is tried again. The supervisor that leaves is not.
+        Without `retry` a failed attempt is the last: a stopping supervisor does not wait for Redis.
         """
-        if self._try is not None and self._try[1].done():
-            self._settle(*self._try, now_s if patient else math.inf)
-            self._try = None
-        due = (owner for owner, orphan in self._waiting.items() if orphan.due_s <= now_s)
-        if self._try is None and (owner := next(due, None)) is not None:
-            self._try = owner, self._submit(self._give_back, owner)
+        if self._attempt is not None and self._attempt[1].done():
+            self._collect(*self._attempt, now_s if retry else math.inf)
+            self._attempt = None
+        due = (owner for owner, each in self._schedules.items() if each.due_s <= now_s)
+        if self._attempt is None and (owner := next(due, None)) is not None:
+            self._attempt = owner, self._submit(self._release, owner)
 
-    def _settle(self, owner: str, tried: Future[int], now_s: float) -> None:
-        orphan, error = self._waiting[owner], tried.exception()
+    def _collect(self, owner: str, attempt: Future[int], now_s: float) -> None:
+        schedule, error = self._schedules[owner], attempt.exception()
         if error is None:
-            logger.info("gave back %d messages of %s", tried.result(), owner)
-        elif isinstance(error, RedisError) and now_s < orphan.until_s:
-            logger.warning("messages of %s can't be given back yet: %s", owner, error)
-            orphan.due_s = now_s + PAUSE_S
+            logger.info("returned %d orphaned messages of %s to the queue", attempt.result(), owner)
+        elif isinstance(error, RedisError) and now_s < schedule.give_up_s:
+            logger.warning("orphaned messages of %s not returned, retrying: %s", owner, error)
+            schedule.due_s = now_s + RETRY_S
             return
         else:
-            away = is_away(error)
             logger.error(
-                "messages of %s come back by their leases alone: %s",
-                owner, error, exc_info=None if away else error,
+                "orphaned messages of %s not returned; their leases must expire first: %s",
+                owner, error, exc_info=None if is_away(error) else error,
             )  # fmt: skip
-        del self._waiting[owner]
+        del self._schedules[owner]

@@ -1,4 +1,4 @@
-"""Worker processes for each device: started, started again, told to end; it ends when they have."""
+"""Runs worker processes for each device until a signal, and ends when they have ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from worker import devices
 from worker.recovery import release
 from worker.supervisor.child_process import ChildProcess
-from worker.supervisor.orphaned_work import Orphans
+from worker.supervisor.orphaned_work import OrphanedWork
 from worker.supervisor.process_manager import ProcessManager
 
 if TYPE_CHECKING:
@@ -22,19 +22,25 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: How often the children are looked at, in seconds.
-LOOK_S = 0.1
-#: How long after the drain a child may still write ends and upload before it is killed, in seconds.
+#: Pause between two checks of the processes, in seconds.
+POLL_INTERVAL_S = 0.1
+#: Time after the drain in which a process may still upload and write results before it is killed,
+#: in seconds.
 GRACE_S = 90.0
 
 
-def environments(device: str, gpus: Sequence[int], workers: int = 1) -> dict[str, dict[str, str]]:
-    """What each child's environment adds, by the child's name; `workers` children a device.
+def worker_environments(
+    device: str, gpu_indices: Sequence[int], workers: int = 1
+) -> dict[str, dict[str, str]]:
+    """Return what each process adds to the environment, by the process's name.
 
-    A GPU is pinned by its UUID, so that renumbering can't swap two children, and before CUDA is
-    touched, so that it sees no other. `gpus` are indices as `nvidia-smi` numbers them.
+    There are `workers` processes for each device: each GPU of `gpu_indices` (in PCI order, as
+    `nvidia-smi` numbers them), or what `device` stands for; a GPU in MIG mode is one device for
+    each instance. A process sees its own device only: `CUDA_VISIBLE_DEVICES` is set to its UUID,
+    which renumbering does not change, before CUDA is initialised. Raises `ValueError` for a GPU
+    that is not there, `RuntimeError` when the driver fails.
     """
-    chosen = _devices(device, gpus)
+    chosen = _device_environments(device, gpu_indices)
     if workers == 1:
         return chosen
     return {
@@ -44,51 +50,54 @@ def environments(device: str, gpus: Sequence[int], workers: int = 1) -> dict[str
     }
 
 
-def _devices(device: str, gpus: Sequence[int]) -> dict[str, dict[str, str]]:
-    if not gpus and device != "auto":
+def _device_environments(device: str, indices: Sequence[int]) -> dict[str, dict[str, str]]:
+    if not indices and device != "auto":
         return {device.replace(":", ""): {"SAG_DEVICE": device}}
-    present = {each.index: each for each in devices.list_gpus()}
-    if missing := [number for number in gpus if number not in present]:
-        message = f"no GPU {missing[0]}; nvidia-smi lists {sorted(present) or 'none'}"
-        raise ValueError(message)
-    if not present:
+    gpus = devices.list_gpus()
+    present = {gpu.index for gpu in gpus}
+    if missing := [index for index in indices if index not in present]:
+        raise ValueError(f"no GPU {missing[0]}; the driver lists {sorted(present) or 'none'}")
+    if not gpus:
         return {"cpu": {"SAG_DEVICE": "cpu"}}
     return {
-        f"gpu{number}": {"CUDA_VISIBLE_DEVICES": present[number].uuid, "SAG_DEVICE": "cuda:0"}
-        for number in (gpus or sorted(present))
+        gpu.label: {"CUDA_VISIBLE_DEVICES": gpu.uuid, "SAG_DEVICE": "cuda:0"}
+        for gpu in gpus
+        if not indices or gpu.index in indices
     }
 
 
 def run(
     settings: Settings,
-    children: Mapping[str, Mapping[str, str]],
+    environments: Mapping[str, Mapping[str, str]],
     work: Callable[[str, str], object],
+    preload: str,
 ) -> int:
-    """Keep a child for each entry until a signal; each calls `work(name, owner)`.
+    """Keep a process running for each of `environments` until SIGTERM or SIGINT.
 
-    Gives 0 when all ended after a signal, 2 when one's settings were refused.
+    Each calls `work(name, owner)`, forked from a server that has imported module `preload`. Returns
+    0 when all have exited after a signal, 2 when one refused its settings.
     """
     signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _frame: signals.append(number))
-    with ThreadPoolExecutor(1, "give-back") as beside:
-        orphans = Orphans(partial(release.release_owner, settings), beside.submit)
-        grace_s = settings.drain_timeout_s + GRACE_S
-        crew = ProcessManager(
-            children,
-            lambda name, extra: ChildProcess(name, extra, work, settings.log_format),
+    with ThreadPoolExecutor(1, "release") as executor:
+        orphans = OrphanedWork(partial(release.release_owner, settings), executor.submit)
+        manager = ProcessManager(
+            environments,
+            lambda name, extra: ChildProcess(name, extra, work, preload, settings.log_format),
             orphans.add,
-            grace_s,
+            settings.drain_timeout_s + GRACE_S,
         )
         try:
-            while not crew.is_gone or orphans.are_left:
+            while not manager.has_stopped or orphans.is_left:
                 now_s = time.monotonic()
                 while signals:
-                    logger.info("got %s, letting tasks end", signal.Signals(signals.pop(0)).name)
-                    crew.leave(now_s)
-                crew.step(now_s)
-                orphans.step(now_s, patient=not crew.is_leaving)
-                time.sleep(LOOK_S)
+                    name = signal.Signals(signals.pop(0)).name
+                    logger.info("received %s; stopping the workers", name)
+                    manager.stop(now_s)
+                manager.step(now_s)
+                orphans.step(now_s, retry=not manager.is_stopping)
+                time.sleep(POLL_INTERVAL_S)
         finally:
-            crew.leave(time.monotonic())  # whatever happened here, nobody serves unwatched
-    return crew.status
+            manager.stop(time.monotonic())  # after an error here no worker runs unsupervised
+    return manager.status

@@ -1,4 +1,4 @@
-"""What `submit` makes of files, flags and pictures, before anything is sent."""
+"""The requests that `submit` makes of files, flags and images."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ PARAMETERS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def picture(folder: Path, index: int, seed: int, **parameters: Any) -> Path:
-    """A PNG as the worker writes them."""
+def png(folder: Path, index: int, seed: int, **parameters: Any) -> Path:
+    """Write a PNG as the worker does."""
     origin = {
         "request": {"prompt": ["a", "b"]}, "parameters": PARAMETERS | parameters,
         "index": index, "seed": seed, "versions": {},
@@ -50,7 +50,7 @@ def picture(folder: Path, index: int, seed: int, **parameters: Any) -> Path:
 def test_requests_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, wants: Any, source: str
 ) -> None:
-    """One, a list, or one a line; from a file or a pipe."""
+    """One request, a list, or one a line; from a file or standard input."""
     (tmp_path / "r.json").write_text(text)
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
     assert (
@@ -59,22 +59,22 @@ def test_requests_are_read(
 
 
 def test_each_line_is_a_prompt(tmp_path: Path) -> None:
-    """Empty lines are none."""
+    """Empty lines are skipped."""
     (tmp_path / "p.txt").write_text("a red circle\n\n  a green ring \n")
     found = request_sources.from_prompts(str(tmp_path / "p.txt"))
     assert found == [{"prompt": "a red circle"}, {"prompt": "a green ring"}]
 
 
 @pytest.mark.parametrize("text", ['{"prompt": "a"}\nnope', "[1]", '["x"]', "5"])
-def test_what_is_no_request_is_named(tmp_path: Path, text: str) -> None:
-    """By its line or number, before anything is sent."""
+def test_an_invalid_request_is_named(tmp_path: Path, text: str) -> None:
+    """By its line or number."""
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(InvalidRequest, match=r"line 2|request 0"):
         request_sources.from_json(str(tmp_path / "r.json"))
 
 
 @pytest.mark.parametrize("name", ["missing", "binary"])
-def test_a_file_that_can_not_be_read_is_named(tmp_path: Path, name: str) -> None:
+def test_an_unreadable_file_is_named(tmp_path: Path, name: str) -> None:
     """By its path."""
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\xff")
     for read in (request_sources.from_json, request_sources.from_prompts):
@@ -82,8 +82,8 @@ def test_a_file_that_can_not_be_read_is_named(tmp_path: Path, name: str) -> None
             read(str(tmp_path / name))
 
 
-def test_flags_stand_above_files() -> None:
-    """Those that were given; `--set` takes any field, as JSON or as plain text."""
+def test_flags_override_files() -> None:
+    """Flags that were given replace the file's values; `--set` takes any field, JSON or text."""
     flags = {"seed": 5, "width": None}
     found = request_sources.with_flags(
         [{"prompt": "a", "seed": 1}], flags, ['metadata={"k": "v"}', "scheduler=ddim", "eta=0.5"]
@@ -97,9 +97,9 @@ def test_flags_stand_above_files() -> None:
 
 
 @pytest.mark.parametrize("index", [0, 1, 2, 3])
-def test_a_picture_is_asked_for_again(tmp_path: Path, index: int) -> None:
-    """This one of all that were made with it: its prompt, its seed, what was used; no more."""
-    request = request_sources.from_picture(picture(tmp_path, index, seed=index + 1))
+def test_an_image_is_requested_again(tmp_path: Path, index: int) -> None:
+    """This image alone: its prompt and seed, and the values that were used."""
+    request = request_sources.from_image_file(png(tmp_path, index, seed=index + 1))
     assert request["prompt"] == "aabb"[index]
     assert request["negative_prompt"] == "ccdd"[index]
     assert request["seed"] == index + 1
@@ -109,17 +109,17 @@ def test_a_picture_is_asked_for_again(tmp_path: Path, index: int) -> None:
     assert (parsed.num_images_per_prompt, parsed.metadata, parsed.deadline_s) == (1, {}, None)
 
 
-def test_a_picture_out_of_a_file_of_many_is_refused(tmp_path: Path) -> None:
-    """Its latents lie among those of others."""
+def test_an_image_of_shared_latents_is_refused(tmp_path: Path) -> None:
+    """Its latents are in a file with those of other images."""
     given = {"latents": {"s3": "a.safetensors"}}
     with pytest.raises(InvalidRequest, match="latents"):
-        request_sources.from_picture(picture(tmp_path, 1, seed=2, **given))
+        request_sources.from_image_file(png(tmp_path, 1, seed=2, **given))
 
 
-def test_what_is_no_picture_of_ours_is_named(tmp_path: Path) -> None:
-    """Another's picture has no chunk; a text is no picture."""
+def test_a_foreign_image_is_named(tmp_path: Path) -> None:
+    """An image without the text chunk, a file that is no image, and a missing one."""
     Image.new("RGB", (8, 8)).save(tmp_path / "other.png")
     (tmp_path / "text.png").write_text(json.dumps({}))
     for name in ("other.png", "text.png", "missing.png"):
         with pytest.raises(InvalidRequest, match=name):
-            request_sources.from_picture(tmp_path / name)
+            request_sources.from_image_file(tmp_path / name)

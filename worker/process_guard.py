@@ -1,0 +1,81 @@
+"""Kills the processes that this one started when it ends, however it ends (Linux).
+
+For the demo, the tests, the benchmarks and the examples: after their SIGKILL, or a SIGTERM that is
+not handled, nothing else would stop their servers and workers. Every process that is started after
+`guard_children` inherits a mark in its environment, through any number of generations, sessions and
+threads. A guard process waits for the end of the marking process and then kills all with the mark.
+
+A program that overwrites its environment with a title is not found; Redis is kept from it by
+`worker.embedded.KEEP_ENVIRONMENT`.
+
+The kernel's own signal for a parent's death would not do: it reaches direct children only, it is
+sent when the thread ends that started the child, and a frozen process does not react to SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import select
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: The variable that holds the mark: the id of the marking process and a random part.
+MARK = "PROCESS_GUARD_MARK"
+#: Pause between two searches for marked processes, and the time after which the guard gives up on
+#: one that the kernel cannot kill, in seconds.
+POLL_INTERVAL_S, GIVE_UP_S = 0.05, 30.0
+
+
+def guard_children() -> None:
+    """Have the processes that this one starts from now on killed when it ends; idempotent.
+
+    Under `make` this process is killed, too, when `make` ends first. Does nothing but on Linux.
+    """
+    pid = os.getpid()
+    if sys.platform != "linux" or os.environ.get(MARK, "").startswith(f"{pid}-"):
+        return
+    mark = f"{pid}-{secrets.token_hex(8)}"
+    os.environ[MARK] = mark
+    watched = [pid, os.getppid()] if "MAKELEVEL" in os.environ else [pid]
+    # -I and -S: the guard imports nothing but the standard library. It inherits no mark, and no
+    # file: it would keep the pipes of this process open.
+    command = [sys.executable, "-I", "-S", __file__, mark, *map(str, watched)]
+    environment = {name: os.environ[name] for name in os.environ if name == "LD_LIBRARY_PATH"}
+    files = [(os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in range(3)]
+    os.posix_spawn(command[0], command, environment, file_actions=files, setsid=True)
+
+
+def _guard(mark: str, watched: Sequence[int]) -> None:
+    """Wait until one of `watched` ends; kill the first of them and every marked process."""
+    with suppress(ProcessLookupError):  # it has ended already
+        select.select([os.pidfd_open(pid) for pid in watched], [], [])
+    with suppress(ProcessLookupError):
+        os.kill(watched[0], signal.SIGKILL)
+    give_up_at_s = time.monotonic() + GIVE_UP_S
+    while (marked := _marked(mark)) and time.monotonic() < give_up_at_s:
+        for pid in marked:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(POLL_INTERVAL_S)
+
+
+def _marked(mark: str) -> list[int]:
+    """Return the ids of the running processes whose environment has the mark."""
+    variable, found = f"{MARK}={mark}".encode(), []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or belongs to another user
+            if variable in (process / "environ").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+    return found
+
+
+if __name__ == "__main__":
+    _guard(sys.argv[1], [int(each) for each in sys.argv[2:]])
