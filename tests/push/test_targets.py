@@ -111,7 +111,7 @@ def test_invalid_targets_are_refused(wanted: dict[str, Any]) -> None:
         ("webhook_secrets", ["whsec_" + "c2Vj"], "24 to 64 bytes"),
         ("webhook_secrets", ["c2Vj" * 8], "whsec_"),
         ("webhook_secrets", ["whsec_***"], "whsec_"),
-        ("reply_to", [{"queue": "generate.default", "task": "x"}], "worker's own"),
+        ("reply_to", [{"queue": "generate.default", "task": "x"}], "queues of this service"),
         ("reply_to", [{"queue": "x"}], "task"),
         ("reply_to", [{"queue": "x", "task": "y", "broker_url": "amqp://x"}], "redis://"),
     ],
