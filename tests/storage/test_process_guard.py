@@ -92,7 +92,10 @@ def start(command: list[str], trace: str) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            pipe.close()
 
 
 def program_id(process: subprocess.Popen[str]) -> int:
