@@ -66,7 +66,7 @@ def _default_signals() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_default_signals")
-def test_an_interrupt_in_the_middle_of_a_start_leaves_nobody(
+def test_an_interrupt_during_a_start_leaves_no_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ctrl-C after the fork and before `Popen` returns stops the process all the same."""

@@ -125,7 +125,7 @@ def test_a_signal_stops_all_in_order(run: Callable[..., Any], number: signal.Sig
 
 def test_a_worker_that_does_not_stop_is_killed(run: Callable[..., Any]) -> None:
     """Each SIGTERM is forwarded; a worker that outlives drain and grace is killed; status 0."""
-    with run("stubborn", grace_s=1.0) as supervisor:
+    with run("stubborn", grace_s=0.6) as supervisor:
         supervisor.process.terminate()
         wait_until(lambda: supervisor.log.count("received SIGTERM") == 1)
         supervisor.process.terminate()

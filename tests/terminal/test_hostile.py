@@ -166,10 +166,10 @@ def test_a_file_that_is_too_large_is_not_drawn(
 
 def test_control_characters_are_escaped() -> None:
     """A control character becomes its JSON escape, white space a space; the rest stays."""
-    told = printable(CONTROLS + "aä▀[/x]\\")
-    assert not set(told) & set(CONTROLS)
-    assert told.startswith("\\u0000\\u0001")
-    assert told.endswith("\\u009faä▀[/x]\\")
+    text = printable(CONTROLS + "aä▀[/x]\\")
+    assert not set(text) & set(CONTROLS)
+    assert text.startswith("\\u0000\\u0001")
+    assert text.endswith("\\u009faä▀[/x]\\")
     assert printable("a\tb\nc\rd") == "a b c d"
 
 
@@ -256,10 +256,10 @@ def test_bars_show_the_text_of_events(kind: str) -> None:
     console = Console(file=file, force_terminal=True, width=200, legacy_windows=False, _environ={})
     with progress._Bars(console, None) as bars:
         progress._show(event, bars, bars.add_task("t1", state=progress._state(event)))
-    told = file.getvalue()
-    assert "[/x] [red]\\u001b]0;owned\\u0007 \\u009d0;owned\\u009c" in told
-    assert "\x1b]" not in told
-    assert "\x9d" not in told
+    text = file.getvalue()
+    assert "[/x] [red]\\u001b]0;owned\\u0007 \\u009d0;owned\\u009c" in text
+    assert "\x1b]" not in text
+    assert "\x9d" not in text
 
 
 @pytest.mark.parametrize(
