@@ -1,4 +1,4 @@
-"""Attempts at one job: what the first leaves, and how the next goes on."""
+"""Attempts at one job: the first leaves checkpoints, the next resumes from one."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 def small(**changes: Any) -> Job:
-    """A job of six steps and pictures of 32 px, which take half the time of the model's own 64."""
+    """A job of six steps at 32 px, which takes half the time of the model's own 64."""
     return job(**({"height": 32, "width": 32, "num_inference_steps": 6} | changes))
 
 
 def keeping(left: dict[int, bytes]) -> Control:
-    """A hold on a job whose checkpoints go into `left`, by step."""
+    """A control that puts a job's checkpoints into `left`, by step."""
     return Control(on_checkpoint=left.__setitem__)
 
 
@@ -41,7 +41,7 @@ def company(
 
 
 def checkpoints(rounds: Rounds, wanted: Job, every: int = 1) -> tuple[JobResult, dict[int, bytes]]:
-    """A job's result, and its checkpoints, all of them written only when it was done."""
+    """A job's result and its checkpoints, all of which are written after it is done."""
     later: list[Callable[[], object]] = []
     left: dict[int, bytes] = {}
     batch = company(rounds, side_executor=lambda call, *args: later.append(partial(call, *args)))
@@ -53,7 +53,7 @@ def checkpoints(rounds: Rounds, wanted: Job, every: int = 1) -> tuple[JobResult,
 
 
 def drained(batch: Rounds, wanted: Job, after: int) -> tuple[JobStopped | None, bytes | None]:
-    """Stop a job for a drain after so many rounds; how it ended, and what it left."""
+    """Drain a job after so many rounds; returns its `JobStopped` and its checkpoint."""
     left: dict[int, bytes] = {}
     control = keeping(left)
     future = batch.submit(dataclasses.replace(wanted, checkpoint_every=1000), control)
@@ -72,14 +72,14 @@ def resumed(batch: Rounds, wanted: Job, left: bytes | None) -> JobResult:
 
 
 def assert_same(ours: JobResult, theirs: JobResult) -> None:
-    """To the bit."""
+    """Bit for bit."""
     assert torch.equal(latents_of(ours), latents_of(theirs))
 
 
 def stop(
     batch: Rounds, wanted: Job, control: Control, reason: Stop, after: int = 5
 ) -> Future[JobResult]:
-    """Stop a job after so many rounds, which are two for a step."""
+    """Stop a job after so many rounds; a step takes two."""
     future = batch.submit(wanted, control)
     for _ in range(after):
         batch.batch.step()

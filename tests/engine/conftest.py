@@ -1,4 +1,4 @@
-"""The shipped model, loaded once for reading and anew where a test must know it is fresh."""
+"""The bundled model, loaded once for all tests that do not change it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.engine.jobs import Rounds, job
+from tests.engine.jobs import SPEC, Rounds, job
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def rounds() -> Rounds:
-    """The shipped model as the worker loads it on a machine without a GPU."""
+    """The bundled model as the worker loads it on a machine without a GPU."""
     return Rounds()
+
+
+@pytest.fixture(scope="session")
+def half() -> Rounds:
+    """The same in bfloat16."""
+    return Rounds(SPEC.model_copy(update={"dtype": "bfloat16"}))
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,11 @@
-"""Jobs that share calls: who joins, who leaves, who fails, and that nobody else notices."""
+"""Jobs that share UNet calls: they join, leave and fail without an effect on the others."""
 
 from __future__ import annotations
 
 import logging
-from functools import partial
-from typing import Any
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -12,34 +13,37 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.engine.jobs import Rounds, apart, job, latents_of
+from tests.engine.jobs import CLOSE_6_STEPS, Rounds, assert_close, job, latents_of
+from tests.engine.tiers import slow
 from worker.errors import DeviceOutOfMemoryError
 from worker.job_control import Control, JobStopped, Step, Stop
 
-#: Steps of these jobs: few, but enough that rounding in the first is not magnified.
 STEPS = 6
 SEEDS = (11, 12, 13)
+Alone: TypeAlias = Callable[[int], torch.Tensor]
 
 
-def told(control: Control) -> list[int]:
-    """The steps that a job is told from now on."""
+def reported(control: Control) -> list[int]:
+    """A list that gets the steps that a job reports."""
     steps: list[int] = []
     control.on_step = lambda step: steps.append(step.step)
     return steps
 
 
-@pytest.mark.parametrize("rows", [16, 64])
-@pytest.mark.parametrize(("sag_scale", "calls_a_step"), [(0.75, 2), (0.0, 1)])
-def test_the_next_call_takes_a_new_task_along(
+@pytest.mark.parametrize(
+    ("rows", "sag_scale", "calls_a_step"),
+    [(16, 0.75, 2), (64, 0.0, 1), *slow((16, 0.0, 1), (64, 0.75, 2))],
+)
+def test_the_next_call_includes_a_new_job(
     rounds: Rounds, rows: int, sag_scale: float, calls_a_step: int
 ) -> None:
-    """A task that arrives when eight are half-way is in the next call, also when those fill it.
+    """A job that arrives when eight are half-way is in the next call, also when those fill it.
 
-    With SAG a step is two calls, of which the second needs the first; the next two are both its.
+    With SAG a step is two calls; it is in both of the next two.
     """
     company = Rounds(model=rounds.runner.model, max_batch_rows=rows)
     controls = [Control() for _ in range(9)]
-    seen = [told(control) for control in controls]
+    seen = [reported(control) for control in controls]
     for number in range(8):
         wanted = job(num_inference_steps=STEPS, seeds=(number,), sag_scale=sag_scale)
         company.submit(wanted, controls[number])
@@ -54,8 +58,8 @@ def test_the_next_call_takes_a_new_task_along(
     company.run()
 
 
-def test_the_result_tells_how_many_shared(rounds: Rounds) -> None:
-    """`batch` is the mean number of jobs in a job's calls: 2 for one half, 1 for the other."""
+def test_the_result_has_the_mean_number_of_jobs(rounds: Rounds) -> None:
+    """`batch` is the mean number of jobs in a job's calls: 2 in one half, 1 in the other."""
     company = Rounds(model=rounds.runner.model)
     first = company.submit(job(num_inference_steps=STEPS))
     for _ in range(STEPS):
@@ -66,7 +70,7 @@ def test_the_result_tells_how_many_shared(rounds: Rounds) -> None:
 
 
 def test_rows_of_both_phases_share_a_call(rounds: Rounds, calls: list[int]) -> None:
-    """Two tasks a phase apart take one call a round between them, of 2 rows + 1 row."""
+    """Two jobs one phase apart share each call, of 2 rows + 1 row."""
     company = Rounds(model=rounds.runner.model)
     company.submit(job(num_inference_steps=1))
     company.run()
@@ -80,7 +84,7 @@ def test_rows_of_both_phases_share_a_call(rounds: Rounds, calls: list[int]) -> N
 
 @pytest.mark.parametrize("rows", [2, 3, 5, 64])
 def test_a_call_is_never_larger_than_allowed(rounds: Rounds, calls: list[int], rows: int) -> None:
-    """However many wait, a call has at most so many rows, and all of them end."""
+    """However many jobs wait, a call has at most `max_batch_rows` rows, and all jobs end."""
     company = Rounds(model=rounds.runner.model, max_batch_rows=rows)
     futures = [
         company.submit(job(num_inference_steps=2, num_images_per_prompt=2)) for _ in range(4)
@@ -90,12 +94,13 @@ def test_a_call_is_never_larger_than_allowed(rounds: Rounds, calls: list[int], r
     assert all(len(future.result(timeout=0).pictures) == 2 for future in futures)
 
 
-def test_pictures_alone_and_in_company(rounds: Rounds) -> None:
-    """The same seed gives the same picture, by at most 1 of 255, whoever shares its calls."""
-    company = Rounds(model=rounds.runner.model)
-    wanted = [job(num_inference_steps=12, seeds=(n,), output_type="png") for n in range(8)]
-    futures = [company.submit(each) for each in wanted]
-    company.run()
+@pytest.mark.parametrize(("jobs", "steps"), [(3, 6), *slow((8, 12))])
+def test_pictures_alone_and_together(rounds: Rounds, jobs: int, steps: int) -> None:
+    """The same seed gives the same picture, by at most 1 of 255, whatever shares its calls."""
+    together = Rounds(model=rounds.runner.model)
+    wanted = [job(num_inference_steps=steps, seeds=(n,), output_type="png") for n in range(jobs)]
+    futures = [together.submit(each) for each in wanted]
+    together.run()
     differing = total = 0
     for each, future in zip(wanted, futures, strict=True):
         ours = np.asarray(future.result(timeout=0).pictures[0].pixels, np.int16)
@@ -107,6 +112,26 @@ def test_pictures_alone_and_in_company(rounds: Rounds) -> None:
     assert differing / total < 0.01
 
 
+@pytest.mark.parametrize(
+    ("victim", "after", "reason", "rows"),
+    [
+        (0, 0, Stop.CANCELLED, 2),
+        (1, 3, Stop.DRAINED, 4),
+        (2, 7, Stop.EXPIRED, 64),
+        (0, 11, Stop.SUPERSEDED, 4),
+    ],
+)
+def test_a_stopped_job_has_no_effect_on_others(
+    rounds: Rounds, fresh: Alone, victim: int, after: int, reason: Stop, rows: int
+) -> None:
+    """A job stopped after any round, for any reason, changes nothing for the others.
+
+    They end equal to alone, and the next job has the bits that it has on a fresh engine.
+    """
+    stop_one(rounds, fresh, victim, after, reason, rows)
+
+
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     victim=st.integers(0, 2),
@@ -114,13 +139,16 @@ def test_pictures_alone_and_in_company(rounds: Rounds) -> None:
     reason=st.sampled_from(list(Stop)),
     rows=st.sampled_from([2, 4, 64]),
 )
-def test_leaving_harms_nobody(
-    rounds: Rounds, victim: int, after: int, reason: Stop, rows: int
+def test_stopped_jobs_have_no_effect_on_others(
+    rounds: Rounds, fresh: Alone, victim: int, after: int, reason: Stop, rows: int
 ) -> None:
-    """A job stopped after any round, for any reason, changes nothing for the others.
+    """So for 25 examples, other ones in each run."""
+    stop_one(rounds, fresh, victim, after, reason, rows)
 
-    They end equal to alone, and the next job is bit-equal to a fresh engine's.
-    """
+
+def stop_one(
+    rounds: Rounds, fresh: Alone, victim: int, after: int, reason: Stop, rows: int
+) -> None:
     company = Rounds(model=rounds.runner.model, max_batch_rows=rows)
     controls = [Control() for _ in SEEDS]
     futures = [
@@ -137,26 +165,24 @@ def test_leaving_harms_nobody(
             assert isinstance(stopped, JobStopped)
             assert stopped.reason is reason
             continue
-        assert apart(latents_of(future.result(timeout=0)), _alone(SEEDS[number])) < 2e-4
+        made = latents_of(future.result(timeout=0))
+        assert_close(made, fresh(SEEDS[number]), CLOSE_6_STEPS)
     again = company.result(job(num_inference_steps=STEPS, seeds=(99,)))
-    assert torch.equal(latents_of(again), _alone(99))
+    assert torch.equal(latents_of(again), fresh(99))
 
 
-_MADE: dict[int, torch.Tensor] = {}
-
-
-def _alone(seed: int) -> torch.Tensor:
-    """What a fresh engine makes of a seed."""
-    if seed not in _MADE:
-        _MADE[seed] = latents_of(Rounds().result(job(num_inference_steps=STEPS, seeds=(seed,))))
-    return _MADE[seed]
+@pytest.fixture(scope="module")
+def fresh() -> Alone:
+    """Latents that an engine of its own makes of a seed."""
+    own = Rounds()
+    return cache(lambda seed: latents_of(own.result(job(num_inference_steps=STEPS, seeds=(seed,)))))
 
 
 def test_a_stopped_job_leaves_in_the_next_round(rounds: Rounds) -> None:
-    """One that is asked to stop makes no further call, whatever phase it is in."""
+    """A stopped job makes no further UNet call, whatever phase it is in."""
     company = Rounds(model=rounds.runner.model)
     control = Control()
-    seen = told(control)
+    seen = reported(control)
     future = company.submit(job(num_inference_steps=STEPS), control)
     for _ in range(3):
         company.batch.step()
@@ -168,35 +194,39 @@ def test_a_stopped_job_leaves_in_the_next_round(rounds: Rounds) -> None:
 
 
 class Tight:
-    """A UNet whose device holds so many rows and no more."""
+    """A UNet whose device has memory for so many rows."""
 
     def __init__(self, unet: Any, rows: int) -> None:
         self._usual, self._rows = unet.forward, rows
         self.failed = 0
 
     def __call__(self, noisy: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The network, where it fits."""
+        """The UNet's output, where the rows fit."""
         if len(noisy) > self._rows:
             self.failed += 1
             raise torch.OutOfMemoryError("CUDA out of memory")
         return self._usual(noisy, *args, **kwargs)
 
 
-def test_out_of_memory_splits_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too many rows are tried again as halves, all jobs end right, and it is not tried for ever."""
-    company = Rounds(max_batch_rows=64)
+def test_out_of_memory_splits_the_call(
+    rounds: Rounds, fresh: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that does not fit is retried in halves; all jobs end right, after at most 3 failures."""
+    company = Rounds(model=rounds.runner.model)
     tight = Tight(company.pipe.unet, 3)
     monkeypatch.setattr(company.pipe.unet, "forward", tight)
     futures = [company.submit(job(num_inference_steps=STEPS, seeds=(seed,))) for seed in SEEDS]
     company.run()
     for seed, future in zip(SEEDS, futures, strict=True):
-        assert apart(latents_of(future.result(timeout=0)), _alone(seed)) < 2e-4
+        assert_close(latents_of(future.result(timeout=0)), fresh(seed), CLOSE_6_STEPS)
     assert tight.failed <= 3
 
 
-def test_only_what_fails_alone_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that is too large by itself is out of memory; those beside it are not."""
-    company = Rounds(max_batch_rows=64)
+def test_only_what_fails_alone_fails(
+    rounds: Rounds, fresh: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that does not fit alone is out of memory; the others end right."""
+    company = Rounds(model=rounds.runner.model)
     unet = company.pipe.unet
     usual = unet.forward
 
@@ -210,12 +240,14 @@ def test_only_what_fails_alone_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     small = company.submit(job(num_inference_steps=STEPS, seeds=(SEEDS[0],)))
     company.run()
     assert isinstance(large.exception(timeout=0), DeviceOutOfMemoryError)
-    assert apart(latents_of(small.result(timeout=0)), _alone(SEEDS[0])) < 2e-4
+    assert_close(latents_of(small.result(timeout=0)), fresh(SEEDS[0]), CLOSE_6_STEPS)
 
 
-def test_a_row_that_breaks_ends_its_own_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where one of many makes the call itself fail, that one ends and the others go on."""
-    company = Rounds(max_batch_rows=64)
+def test_a_row_that_breaks_ends_its_own_job(
+    rounds: Rounds, fresh: Alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one image makes the call itself fail, its job fails and the others end right."""
+    company = Rounds(model=rounds.runner.model)
     unet = company.pipe.unet
     usual = unet.forward
 
@@ -234,13 +266,13 @@ def test_a_row_that_breaks_ends_its_own_job(monkeypatch: pytest.MonkeyPatch) -> 
     company.run()
     assert "no kernel" in str(bad.exception(timeout=0))
     for seed, future in zip(SEEDS, good, strict=True):
-        assert apart(latents_of(future.result(timeout=0)), _alone(seed)) < 2e-4
+        assert_close(latents_of(future.result(timeout=0)), fresh(seed), CLOSE_6_STEPS)
 
 
 def test_a_sampler_that_breaks_ends_its_own_job(
-    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+    rounds: Rounds, fresh: Alone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a call, what one picture's sampler raises keeps no other from its own step."""
+    """An error of one image's sampler does not keep the others from their step."""
     company = Rounds(model=rounds.runner.model)
     futures = [company.submit(job(num_inference_steps=STEPS, seeds=(seed,))) for seed in SEEDS]
     company.batch.step()
@@ -254,11 +286,11 @@ def test_a_sampler_that_breaks_ends_its_own_job(
     assert isinstance(futures[1].exception(timeout=0), ArithmeticError)
     for number in (0, 2):
         made = latents_of(futures[number].result(timeout=0))
-        assert apart(made, _alone(SEEDS[number])) < 2e-4
+        assert_close(made, fresh(SEEDS[number]), CLOSE_6_STEPS)
 
 
-def test_a_callback_that_breaks_ends_its_own_job(rounds: Rounds) -> None:
-    """What a job's own callback raises is its end, and nobody else's."""
+def test_a_callback_that_breaks_ends_its_own_job(rounds: Rounds, fresh: Alone) -> None:
+    """An error of a job's callback ends that job alone."""
     company = Rounds(model=rounds.runner.model)
 
     def fail(_step: Step) -> None:
@@ -268,14 +300,14 @@ def test_a_callback_that_breaks_ends_its_own_job(rounds: Rounds) -> None:
     good = company.submit(job(num_inference_steps=STEPS, seeds=(SEEDS[0],)))
     company.run()
     assert isinstance(bad.exception(timeout=0), LookupError)
-    assert apart(latents_of(good.result(timeout=0)), _alone(SEEDS[0])) < 2e-4
+    assert_close(latents_of(good.result(timeout=0)), fresh(SEEDS[0]), CLOSE_6_STEPS)
 
 
 def test_sizes_take_turns(rounds: Rounds) -> None:
-    """Jobs of two sizes can't share a call; they take turns, and neither waits for the other."""
+    """Jobs of two sizes can't share a call; they alternate."""
     company = Rounds(model=rounds.runner.model)
     controls = Control(), Control()
-    first, second = (told(control) for control in controls)
+    first, second = (reported(control) for control in controls)
     company.submit(job(num_inference_steps=STEPS), controls[0])
     company.submit(job(num_inference_steps=STEPS, width=96), controls[1])
     for _ in range(8):
@@ -285,9 +317,9 @@ def test_sizes_take_turns(rounds: Rounds) -> None:
 
 
 def test_models_take_turns(rounds: Rounds) -> None:
-    """Where one model is kept, a job for another waits until the first model's jobs are done.
+    """With `max_models` 1, a job for another model waits until the first model's jobs are done.
 
-    Later jobs for the first wait behind it; the one unused is let go.
+    Later jobs for the first model wait behind it; the idle model is evicted.
     """
     company = Rounds(model=rounds.runner.model, aliases=("a", "b"))
     order: list[str] = []
@@ -300,7 +332,7 @@ def test_models_take_turns(rounds: Rounds) -> None:
 
 
 def test_a_model_at_work_makes_no_room(rounds: Rounds) -> None:
-    """Of two that are kept, the one whose jobs are done goes, used last or not."""
+    """Of two models the idle one is evicted, even when it was used last."""
     company = Rounds(model=rounds.runner.model, aliases=("a", "b", "c"), max_models=2)
     company.submit(job(num_inference_steps=STEPS, model="a"))
     done = company.submit(job(num_inference_steps=1, model="b"))
@@ -313,7 +345,7 @@ def test_a_model_at_work_makes_no_room(rounds: Rounds) -> None:
 
 @pytest.fixture
 def calls(rounds: Rounds, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The rows of each call of the shared model's UNet."""
+    """A list that gets the rows of each call of the shared UNet."""
     rows: list[int] = []
     unet = rounds.pipe.unet
     usual = unet.forward

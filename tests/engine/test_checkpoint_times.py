@@ -1,4 +1,4 @@
-"""When a checkpoint is left, in which order, and what it costs a job where that fails."""
+"""When a checkpoint is saved, in which order, and what happens to the job where that fails."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ STEPS = 6
 
 @pytest.mark.parametrize("every", [1, 2, 4, STEPS, 100])
 def test_when_it_is_time_for_one(rounds: Rounds, every: int) -> None:
-    """At each multiple of `checkpoint_every` but the end, after the step itself is told."""
-    told: list[tuple[str, int]] = []
+    """At each multiple of `checkpoint_every` but the last step, after the step is reported."""
+    seen: list[tuple[str, int]] = []
     control = Control(
-        on_step=lambda step: told.append(("step", step.step)),
-        on_checkpoint=lambda step, _: told.append(("checkpoint", step)),
+        on_step=lambda step: seen.append(("step", step.step)),
+        on_checkpoint=lambda step, _: seen.append(("checkpoint", step)),
     )
     rounds.result(small(checkpoint_every=every), control)
-    assert told == [
+    assert seen == [
         (what, step)
         for step in range(1, STEPS + 1)
         for what in ("step", "checkpoint")
@@ -53,7 +53,7 @@ def test_when_it_is_time_for_one(rounds: Rounds, every: int) -> None:
 
 
 def test_none_unless_asked(rounds: Rounds) -> None:
-    """Without `checkpoint_every` a job leaves nothing, drained or not, and resumes from nothing."""
+    """Without `checkpoint_every` a job saves nothing, drained or not."""
     left: dict[int, bytes] = {}
     assert rounds.result(small(), keeping(left)).resumed_from_step is None
     control = keeping(left)
@@ -64,7 +64,7 @@ def test_none_unless_asked(rounds: Rounds) -> None:
 
 @pytest.mark.parametrize("reason", list(Stop))
 def test_only_a_drain_leaves_one(rounds: Rounds, reason: Stop) -> None:
-    """A task that is cancelled, expired or another worker's has nothing to go on from."""
+    """A job that is cancelled, expired or superseded saves no checkpoint."""
     left: dict[int, bytes] = {}
     wanted = small(checkpoint_every=100)
     stopped = stop(company(rounds), wanted, keeping(left), reason)
@@ -74,17 +74,17 @@ def test_only_a_drain_leaves_one(rounds: Rounds, reason: Stop) -> None:
 
 @pytest.mark.parametrize(("every", "steps"), [(2, [2]), (1, [1, 2]), (3, [2])])
 def test_a_drain_leaves_what_is_new(rounds: Rounds, every: int, steps: list[int]) -> None:
-    """What was left at the step already is not left again."""
-    told: list[int] = []
-    control = Control(on_checkpoint=lambda step, _: told.append(step))
+    """A drain does not save a step that is saved already."""
+    seen: list[int] = []
+    control = Control(on_checkpoint=lambda step, _: seen.append(step))
     wanted = small(checkpoint_every=every)
     stop(company(rounds), wanted, control, Stop.DRAINED)
-    assert told == steps
+    assert seen == steps
 
 
 @pytest.mark.parametrize("after", [0, 1])
 def test_a_drain_before_a_step_leaves_none(rounds: Rounds, after: int) -> None:
-    """A job that waits, or that has gone on from a checkpoint and done no step, leaves none."""
+    """A job that waits, or that resumed and has done no step since, saves none."""
     wanted = small()
     _, left = checkpoints(rounds, wanted)
     newer: dict[int, bytes] = {}
@@ -96,7 +96,7 @@ def test_a_drain_before_a_step_leaves_none(rounds: Rounds, after: int) -> None:
 
 
 def test_a_drain_after_the_last_step(rounds: Rounds, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job that waits for nothing but its decoding need only be decoded by the next attempt."""
+    """A job that is drained when only its decoding is left needs only that in the next attempt."""
     wanted = small(num_inference_steps=2)
     with monkeypatch.context() as patched:
         patched.setattr(batch_scheduler, "decode_due", lambda *_, **__: False)
@@ -106,8 +106,8 @@ def test_a_drain_after_the_last_step(rounds: Rounds, monkeypatch: pytest.MonkeyP
     assert_same(again, rounds.result(wanted))
 
 
-def test_a_drain_is_told_before_its_end(rounds: Rounds) -> None:
-    """The checkpoint is with its caller when the future is done, and is written beside."""
+def test_a_drain_saves_before_the_job_ends(rounds: Rounds) -> None:
+    """The caller has the checkpoint before the future is done; it is written on the side thread."""
     later: list[Callable[[], object]] = []
     batch = company(rounds, side_executor=lambda call, *args: later.append(partial(call, *args)))
     futures: list[Future[JobResult]] = []
@@ -125,7 +125,7 @@ def test_a_drain_is_told_before_its_end(rounds: Rounds) -> None:
 
 
 def test_in_the_engine_itself(rounds: Rounds) -> None:
-    """With its two threads: what a drain leaves is written beside, and there when the future is."""
+    """So with the engine's two threads."""
     engine = Engine(
         {"default": SPEC},
         "cpu",
@@ -152,7 +152,7 @@ def test_a_checkpoint_never_fails_a_job(
     caplog: pytest.LogCaptureFixture,
     broken: str,
 ) -> None:
-    """Whatever breaks on the way of one costs a warning: the job ends as it would have."""
+    """Whatever fails in saving one costs a warning, and the job ends as it would have."""
 
     def fail(*_: object) -> None:
         raise LookupError("no room")
@@ -172,21 +172,21 @@ def test_a_checkpoint_never_fails_a_job(
 
 
 def test_a_drain_makes_up_for_one_that_was_lost(rounds: Rounds) -> None:
-    """One that its caller could not keep does not count as left."""
-    told: list[int] = []
+    """One that its caller could not store does not count as saved."""
+    seen: list[int] = []
 
     def keep(step: int, _: bytes) -> None:
-        told.append(step)
-        if len(told) == 1:
+        seen.append(step)
+        if len(seen) == 1:
             raise LookupError("away")
 
     wanted = small(checkpoint_every=2)
     stop(company(rounds), wanted, Control(on_checkpoint=keep), Stop.DRAINED)
-    assert told == [2, 2]
+    assert seen == [2, 2]
 
 
-def test_what_a_resumed_job_is_told(rounds: Rounds, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps count on, the time left is by the steps of this attempt, checkpoints go on."""
+def test_what_a_resumed_job_reports(rounds: Rounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps continue, the time left is by the steps of this attempt, checkpoints continue."""
     wanted = small()
     _, left = checkpoints(rounds, wanted)
     batch = company(rounds)
@@ -211,7 +211,7 @@ def test_what_a_resumed_job_is_told(rounds: Rounds, monkeypatch: pytest.MonkeyPa
 
 
 def test_no_preview_of_what_is_not_known(rounds: Rounds) -> None:
-    """Where the first picture was done already, there is none to show; a preview stays out."""
+    """Where the first image was done before resuming, there is no preview."""
     narrow = Rounds(model=rounds.runner.model, max_batch_rows=2)
     wanted = small(num_images_per_prompt=2, num_inference_steps=3, preview_every=1)
     _, left = drained(company(narrow), wanted, after=6 + 2)

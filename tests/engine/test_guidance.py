@@ -1,4 +1,4 @@
-"""The equations against the paper's own form and upstream's code; the ear at the mid block."""
+"""The equations against the paper's x0 form and upstream's code; capturing attention."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from tests.engine.jobs import EPS32, EPS64
 from worker.engine import guidance
 from worker.engine.unet import SagAttnProcessor, capture_attention
 
@@ -25,16 +26,30 @@ if TYPE_CHECKING:
     from tests.engine.jobs import Rounds
 
 Tensors: TypeAlias = "tuple[torch.Tensor, torch.Tensor, torch.Tensor]"
-KINDS = ("epsilon", "v_prediction", "sample")
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
 PURE = settings(deadline=None, derandomize=True, max_examples=60)
 SIDES = st.tuples(st.integers(5, 12), st.integers(5, 12))
 SEEDS = st.integers(0, 2**16)
+#: Rounding of 64 operations on float64 values of up to 16: normal numbers, times scales of up to 3.
+ROUNDING64 = 64 * 16 * EPS64 / 2
 
 
-def told(
+def sum_rounding(terms: int, largest: float) -> float:
+    """Bound on the difference of two float32 sums of the same products, in any order.
+
+    Each is within `terms` roundings of EPS32 / 2 of its absolute sum, `largest` (Higham, 3.1).
+    """
+    return terms * EPS32 * largest
+
+
+#: Products of the 9 x 9 blur, and operations around it.
+BLUR_TERMS = 81 + 16
+
+
+def output_for(
     kind: str, x0: torch.Tensor, noisy: torch.Tensor, alpha: torch.Tensor, sigma: torch.Tensor
 ) -> torch.Tensor:
-    """What a network of that kind answers when it takes the clean picture to be `x0`."""
+    """The output of a UNet of that prediction type that predicts `x0`."""
     if kind == "sample":
         return x0
     eps = (noisy - alpha * x0) / sigma
@@ -51,7 +66,7 @@ def levels(*alphas: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def denoiser(generator: torch.Generator) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A network that is not linear and looks at each cell's neighbours."""
+    """A nonlinear network that looks at each cell's neighbours."""
     weights = torch.randn(4, 4, 3, 3, generator=generator, dtype=torch.float64)
     return lambda noisy: torch.tanh(functional.conv2d(noisy, weights, padding=1))
 
@@ -76,7 +91,7 @@ def tensors(seed: int, rows: int, size: tuple[int, int]) -> tuple[torch.Generato
 def test_the_guidance_is_the_papers(
     seed: int, size: tuple[int, int], alphas: list[float], scale: float
 ) -> None:
-    """A network told in three ways is degraded alike and guided by g (x0_blurred - D(x_deg)).
+    """In all prediction types a network gets one degraded input and g (x0_blurred - D(x_deg)).
 
     The degraded input is the blurred x0 with the same noise; each row has its own noise level.
     """
@@ -86,15 +101,15 @@ def test_the_guidance_is_the_papers(
     blurred = x0 + salient * (guidance.blur(x0) - x0)
     x_deg = alpha * blurred + (noisy - alpha * x0)
     expected = x0 + scale * (blurred - network(x_deg))
-    for kind in KINDS:
-        output = told(kind, x0, noisy, alpha, sigma)
+    for kind in PREDICTIONS:
+        output = output_for(kind, x0, noisy, alpha, sigma)
         degraded, blind = guidance.degrade(kind, noisy, output, salient, alpha, sigma)
-        assert torch.allclose(degraded, x_deg, rtol=0, atol=1e-12)
-        there = told(kind, network(degraded), degraded, alpha, sigma)
+        assert torch.allclose(degraded, x_deg, rtol=0, atol=ROUNDING64)
+        there = output_for(kind, network(degraded), degraded, alpha, sigma)
         guided = output + scale * (blind - there)
         found = guidance.scaled_x0(kind, noisy, guided, alpha, sigma) / alpha
-        # 1.2e-14 / alpha was measured: an x0 is told by noise at alpha.
-        assert float((found - expected).abs().max()) < 1e-12 / min(alphas)
+        # x0 is noise divided by alpha; 1.2e-14 / alpha was measured.
+        assert float((found - expected).abs().max()) < ROUNDING64 / min(alphas)
 
 
 @PURE
@@ -102,17 +117,21 @@ def test_the_guidance_is_the_papers(
 def test_a_network_blind_to_the_blur_gets_no_guidance(
     seed: int, size: tuple[int, int], alpha: float
 ) -> None:
-    """What is expected at the degraded input means the same noise there and the blurred x0.
+    """The expected output at the degraded input stands for the same noise and the blurred x0.
 
-    Where nothing is salient both are what they were.
+    Where nothing is salient, input and output do not change.
     """
     _, (noisy, x0, salient) = tensors(seed, 1, size)
     at = levels(alpha)
     blurred = x0 + salient * (guidance.blur(x0) - x0)
-    for kind in KINDS:
-        output = told(kind, x0, noisy, *at)
+    for kind in PREDICTIONS:
+        output = output_for(kind, x0, noisy, *at)
         degraded, blind = guidance.degrade(kind, noisy, output, salient, *at)
-        assert torch.allclose(blind, told(kind, blurred, degraded, *at), rtol=0, atol=1e-9)
+        # Epsilon divides by sigma.
+        rounding = ROUNDING64 / float(at[1])
+        assert torch.allclose(
+            blind, output_for(kind, blurred, degraded, *at), rtol=0, atol=rounding
+        )
         same = guidance.degrade(kind, noisy, output, torch.zeros_like(salient), *at)
         assert torch.equal(same[0], noisy)
         assert torch.equal(same[1], output)
@@ -125,7 +144,7 @@ def test_a_network_blind_to_the_blur_gets_no_guidance(
     step=st.integers(0, 999),
 )
 def test_the_degraded_latents_are_upstreams(seed: int, latent: tuple[int, int], step: int) -> None:
-    """From an attention map to the degraded input it is what upstream's own methods give."""
+    """From an attention map to the degraded input, it computes what upstream's methods do."""
     size = (latent[0] + 1) // 2, (latent[1] + 1) // 2
     generator = torch.Generator().manual_seed(seed)
     noisy, output = (torch.randn(2, 4, *latent, generator=generator) for _ in "no")
@@ -150,18 +169,20 @@ def test_the_degraded_latents_are_upstreams(seed: int, latent: tuple[int, int], 
     degraded, _ = guidance.degrade(
         "epsilon", noisy, output, salient, square**0.5, (1 - square) ** 0.5
     )
-    # Upstream divides by alpha and multiplies by it again.
-    assert float((degraded - expected).abs().max()) < 1e-5 / float(square**0.5)
+    # Upstream divides by alpha and multiplies by it again, which rounds but does not magnify.
+    largest = float(noisy.abs().max() + 2 * output.abs().max())
+    assert float((degraded - expected).abs().max()) < sum_rounding(BLUR_TERMS, largest)
 
 
 @PURE
 @given(seed=SEEDS, size=SIDES, rows=st.integers(1, 3), channels=st.integers(1, 5))
 def test_the_blur_is_upstreams(seed: int, size: tuple[int, int], rows: int, channels: int) -> None:
-    """The blur is that of upstream, edges and all, down to a side of five cells."""
+    """The blur equals upstream's, also at the edges, down to a side of five cells."""
     generator = torch.Generator().manual_seed(seed)
     latents = torch.randn(rows, channels, *size, generator=generator)
     expected = upstream.gaussian_blur_2d(latents, kernel_size=9, sigma=1.0)
-    assert torch.allclose(guidance.blur(latents), expected, rtol=0, atol=1e-6)
+    rounding = sum_rounding(BLUR_TERMS, float(latents.abs().max()))
+    assert torch.allclose(guidance.blur(latents), expected, rtol=0, atol=rounding)
     assert min(size) >= guidance.MIN_SIDE
 
 
@@ -173,7 +194,8 @@ def test_the_least_side_is_the_least(side: int) -> None:
         with pytest.raises(RuntimeError):
             guidance.blur(latents)
     else:
-        assert torch.allclose(guidance.blur(latents), latents)
+        rounding = sum_rounding(BLUR_TERMS, 1.0)
+        assert torch.allclose(guidance.blur(latents), latents, rtol=0, atol=rounding)
 
 
 @PURE
@@ -186,32 +208,37 @@ def test_the_least_side_is_the_least(side: int) -> None:
 def test_column_sums_are_those_of_upstreams_map(
     seed: int, rows: int, heads: int, size: tuple[int, int]
 ) -> None:
-    """The column sums equal those of the full map as upstream stores it; their mean is 1."""
+    """The column sums equal those of the full map as upstream stores it; their mean is 1.
+
+    Everything is float64 but the sums: their scores of 4 products, of up to 10 together, round by
+    50 x EPS32 / 2, softmax doubles that, and it and the sums have up to 36 terms and 4 heads each.
+    """
     torch.manual_seed(seed)
-    attn = Attention(query_dim=8, heads=heads, dim_head=4)
-    tokens = torch.randn(rows, size[0] * size[1], 8)
+    attn = Attention(query_dim=8, heads=heads, dim_head=4).double()
+    tokens = torch.randn(rows, size[0] * size[1], 8, dtype=torch.float64)
     store = upstream.CrossAttnStoreProcessor()
     with torch.no_grad():
         output = store(attn, tokens)
-        tap = SagAttnProcessor()
-        tap.rows = rows
-        assert torch.allclose(tap(attn, tokens), output, rtol=0, atol=1e-5)
+        processor = SagAttnProcessor()
+        processor.rows = rows
+        assert torch.allclose(processor(attn, tokens), output, rtol=0, atol=ROUNDING64)
     probabilities: Any = store.attention_probs
     plain = probabilities.reshape(rows, heads, *probabilities.shape[1:]).mean(1).sum(1)
-    assert tap.sums is not None
-    assert torch.allclose(tap.sums, plain, rtol=0, atol=1e-5)
-    assert torch.allclose(tap.sums.mean(-1), torch.ones(rows), rtol=0, atol=1e-5)
+    assert processor.sums is not None
+    assert torch.allclose(processor.sums.double(), plain, rtol=100 * EPS32, atol=0)
+    means = processor.sums.mean(-1)
+    assert torch.allclose(means, torch.ones(rows), rtol=100 * EPS32, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_column_sums_of_halves_are_whole(dtype: torch.dtype) -> None:
-    """Half-precision queries and keys are summed in float32, to the last bit."""
+    """Half-precision queries and keys are summed in float32, bit for bit."""
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(2, 3, 20, 8, generator=generator).to(dtype) for _ in "qk")
     sums = guidance.column_sums(query, key, 0.35)
     assert sums.dtype == torch.float32
     assert torch.equal(sums, guidance.column_sums(query.float(), key.float(), 0.35))
-    # In that precision all the way it would be something else.
+    # All in half precision it would differ.
     rough = (query @ key.transpose(-1, -2) * 0.35).softmax(-1).mean(1).sum(1)
     assert not torch.equal(sums, rough.float())
 
@@ -220,7 +247,7 @@ def test_column_sums_of_halves_are_whole(dtype: torch.dtype) -> None:
     ("size", "latent"), [((5, 6), (9, 12)), ((1, 1), (5, 7)), ((4, 4), (8, 8)), ((3, 8), (6, 15))]
 )
 def test_a_mask_is_resized_to_the_nearest(size: tuple[int, int], latent: tuple[int, int]) -> None:
-    """A cell of the latents is salient where the token it lies in is: above 1, not at it."""
+    """A cell of the latents is salient where its token is: above 1, not at 1."""
     generator = torch.Generator().manual_seed(0)
     sums = torch.rand(3, size[0] * size[1], generator=generator) + 0.5
     sums[0, 0] = 1.0
@@ -239,54 +266,58 @@ def test_a_mask_is_resized_to_the_nearest(size: tuple[int, int], latent: tuple[i
 @PURE
 @given(seed=SEEDS, size=SIDES)
 def test_all_noise_gives_finite_numbers(seed: int, size: tuple[int, int]) -> None:
-    """At alpha = 0, zero terminal SNR, nothing is divided by it, and the blur still guides.
+    """At alpha = 0 (zero terminal SNR) nothing is divided by alpha, and the blur still guides.
 
-    The input has no picture in it to degrade: it stays as it is.
+    The input holds no picture to degrade and does not change.
     """
     _, (noisy, output, salient) = tensors(seed, 1, size)
     alpha, sigma = column(0.0), column(1.0)
-    for kind in KINDS:
+    for kind in PREDICTIONS:
         degraded, blind = guidance.degrade(kind, noisy, output, salient, alpha, sigma)
-        clean = guidance.scaled_x0(kind, noisy, output, alpha, sigma)
+        x0_scaled = guidance.scaled_x0(kind, noisy, output, alpha, sigma)
         assert torch.isfinite(degraded).all()
         assert torch.isfinite(blind).all()
-        assert torch.isfinite(clean).all()
+        assert torch.isfinite(x0_scaled).all()
         if kind != "epsilon":
             x0, factor = (output, 1) if kind == "sample" else (-output, -1)
             assert torch.equal(degraded, noisy)
             blurred = x0 + salient * (guidance.blur(x0) - x0)
-            assert torch.allclose(factor * blind, blurred, rtol=0, atol=1e-12)
-            assert not torch.any(clean)
+            assert torch.allclose(factor * blind, blurred, rtol=0, atol=ROUNDING64)
+            assert not torch.any(x0_scaled)
         if kind != "v_prediction":
-            told_by_v = guidance.convert(output, noisy, 0.0, 1.0, (kind, "v_prediction"))
-            assert torch.equal(told_by_v, -output if kind == "sample" else 0 * output)
+            as_v = guidance.convert(output, noisy, 0.0, 1.0, (kind, "v_prediction"))
+            assert torch.equal(as_v, -output if kind == "sample" else 0 * output)
 
 
 @PURE
 @given(seed=SEEDS, size=SIDES, alpha=st.floats(0.01, 0.9999))
 def test_a_conversion_keeps_the_x0(seed: int, size: tuple[int, int], alpha: float) -> None:
-    """Told by another kind, an output stands for the same x0; told by its own it is untouched."""
+    """A converted output stands for the same x0; one that needs no conversion is returned as is.
+
+    Epsilon divides by sigma, and v from epsilon by alpha.
+    """
     _, (noisy, x0, _) = tensors(seed, 1, size)
     at = levels(alpha)
-    outputs = {kind: told(kind, x0, noisy, *at) for kind in KINDS}
+    rounding = ROUNDING64 / float(at[1])
+    outputs = {kind: output_for(kind, x0, noisy, *at) for kind in PREDICTIONS}
     for kind, output in outputs.items():
-        clean = guidance.scaled_x0(kind, noisy, output, *at)
-        assert torch.allclose(clean, at[0] * x0, rtol=0, atol=1e-9)
+        x0_scaled = guidance.scaled_x0(kind, noisy, output, *at)
+        assert torch.allclose(x0_scaled, at[0] * x0, rtol=0, atol=rounding)
         assert guidance.convert(output, noisy, alpha, float(at[1]), (kind, kind)) is output
         converted = guidance.convert(output, noisy, alpha, float(at[1]), (kind, "v_prediction"))
-        assert torch.allclose(converted, outputs["v_prediction"], rtol=0, atol=1e-7)
+        assert torch.allclose(converted, outputs["v_prediction"], rtol=0, atol=rounding / alpha)
 
 
 @pytest.mark.parametrize("kinds", [("v_prediction", "epsilon"), ("flow_prediction", "sample")])
 def test_a_conversion_that_is_not_known_is_an_error(kinds: tuple[str, str]) -> None:
-    """No kind is taken for another in silence."""
+    """A conversion that is not implemented is an error."""
     one = torch.ones(1, 4, 5, 5)
     with pytest.raises(ValueError, match=kinds[0]):
         guidance.convert(one, one, 0.6, 0.8, kinds)
 
 
 def test_a_prediction_type_that_is_not_known_is_an_error() -> None:
-    """A model of another kind is never read, nor guided, as if it were of a known one."""
+    """A prediction type that is not implemented is an error."""
     one, level = torch.ones(1, 4, 5, 5), torch.full((1, 1, 1, 1), 0.5**0.5)
     with pytest.raises(ValueError, match="flow_prediction"):
         guidance.scaled_x0("flow_prediction", one, one, level, level)
@@ -297,7 +328,7 @@ def test_a_prediction_type_that_is_not_known_is_an_error() -> None:
 @PURE
 @given(seed=SEEDS, scales=st.lists(st.floats(0, 20), min_size=1, max_size=4))
 def test_guidance_by_the_prompt_has_diffusers_scale(seed: int, scales: list[float]) -> None:
-    """0 is without the prompt, 1 with it, more goes beyond; each row has its own scale."""
+    """0 is the unconditional output, 1 the conditional one; each row has its own scale."""
     generator = torch.Generator().manual_seed(seed)
     without, with_prompt = (
         torch.randn(len(scales), 4, 5, 5, generator=generator, dtype=torch.float64) for _ in "ab"
@@ -305,7 +336,7 @@ def test_guidance_by_the_prompt_has_diffusers_scale(seed: int, scales: list[floa
     found = guidance.classifier_free(without, with_prompt, column(*scales))
     for row, scale in enumerate(scales):
         expected = (1 - scale) * without[row] + scale * with_prompt[row]
-        assert torch.allclose(found[row], expected, rtol=0, atol=1e-9)
+        assert torch.allclose(found[row], expected, rtol=0, atol=ROUNDING64)
 
 
 def unet_inputs(rows: int, size: tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -328,51 +359,55 @@ def state(unet: Any) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 3])
 @torch.inference_mode()
-def test_listening_changes_nothing(rounds: Rounds, rows: int) -> None:
-    """The network answers the same to the last bit while it is listened to, and is as before.
+def test_capturing_changes_nothing(rounds: Rounds, rows: int) -> None:
+    """Capturing attention changes no bit of the output, and the UNet is as before afterwards.
 
-    While it is, the ear is in one place only; with no rows to hear it is nowhere.
+    The processor is installed once, and not at all for no rows.
     """
-    unet, tap = rounds.pipe.unet, SagAttnProcessor()
+    unet, processor = rounds.pipe.unet, SagAttnProcessor()
     before, inputs = state(unet), unet_inputs(3, (9, 12))
     plain = unet(**inputs).sample
-    with capture_attention(unet, tap, rows):
-        ears = sum(each is tap for each in unet.attn_processors.values())
+    with capture_attention(unet, processor, rows):
+        installed = sum(each is processor for each in unet.attn_processors.values())
         sag_rows = unet(**inputs).sample
-        assert (tap.sums is None) == (rows == 0)
-    assert ears == (rows > 0)
+        assert (processor.sums is None) == (rows == 0)
+    assert installed == (rows > 0)
     assert torch.equal(sag_rows, plain)
     assert state(unet) == before
-    assert tap.sums is None
+    assert processor.sums is None
 
 
 @torch.inference_mode()
-def test_the_first_rows_are_heard(rounds: Rounds) -> None:
-    """The sums are those of the first rows, at the mid block's true size, whoever comes after."""
+def test_the_first_rows_are_captured(rounds: Rounds) -> None:
+    """The sums are those of the first rows, at the mid block's size, whatever rows follow.
+
+    Between numbers of rows 2.4e-7 was measured, one rounding; the hidden states behind it differ by
+    about 1e-6 of themselves, and the scores, below 10, by 1e-5 at the most.
+    """
     unet, inputs = rounds.pipe.unet, unet_inputs(3, (9, 12))
-    tap = SagAttnProcessor()
-    heard = []
+    processor = SagAttnProcessor()
+    captured = []
     for rows in (1, 2):
-        with capture_attention(unet, tap, rows):
+        with capture_attention(unet, processor, rows):
             unet(**inputs)
-            assert tap.sums is not None
-            assert tap.sums.shape == (rows, 5 * 6)
-            assert tap.size == (5, 6)
-            heard.append(tap.sums)
+            assert processor.sums is not None
+            assert processor.sums.shape == (rows, 5 * 6)
+            assert processor.size == (5, 6)
+            captured.append(processor.sums)
     alone = {name: each[1:2] for name, each in inputs.items()}
-    with capture_attention(unet, tap, 1):
+    with capture_attention(unet, processor, 1):
         unet(**alone)
-        assert tap.sums is not None
-        assert torch.allclose(tap.sums, heard[1][1:], rtol=0, atol=1e-5)
-    assert torch.allclose(heard[0], heard[1][:1], rtol=0, atol=1e-5)
-    assert float((heard[1][0] - heard[1][1]).abs().max()) > 1e-2
+        assert processor.sums is not None
+        assert torch.allclose(processor.sums, captured[1][1:], rtol=0, atol=1e-5)
+    assert torch.allclose(captured[0], captured[1][:1], rtol=0, atol=1e-5)
+    assert float((captured[1][0] - captured[1][1]).abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize("place", ["down_blocks", "mid_block", "up_blocks", "nowhere"])
 @torch.inference_mode()
 def test_a_call_that_fails_leaves_the_network_as_it_was(rounds: Rounds, place: str) -> None:
-    """Wherever a call breaks, the processor and the hook are put back and the sums forgotten."""
-    unet, tap, before = rounds.pipe.unet, SagAttnProcessor(), state(rounds.pipe.unet)
+    """Wherever a call fails, processor and hook are restored and the sums dropped."""
+    unet, processor, before = rounds.pipe.unet, SagAttnProcessor(), state(rounds.pipe.unet)
     inputs = unet_inputs(2, (8, 8))
     plain = unet(**inputs).sample
 
@@ -382,11 +417,11 @@ def test_a_call_that_fails_leaves_the_network_as_it_was(rounds: Rounds, place: s
     parts = {"down_blocks": unet.down_blocks[0], "mid_block": unet.mid_block.resnets[-1],
              "up_blocks": unet.up_blocks[0]}  # fmt: skip
     hook = parts[place].register_forward_pre_hook(fail) if place in parts else None
-    with pytest.raises(torch.OutOfMemoryError), capture_attention(unet, tap, 2):  # noqa: PT012  # where it fails is the question
+    with pytest.raises(torch.OutOfMemoryError), capture_attention(unet, processor, 2):  # noqa: PT012  # where it fails is the question
         unet(**inputs)
         fail()
     if hook is not None:
         hook.remove()
     assert state(unet) == before
-    assert tap.sums is None
+    assert processor.sums is None
     assert torch.equal(unet(**inputs).sample, plain)

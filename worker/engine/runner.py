@@ -67,20 +67,22 @@ class Runner:
         """Validate a job against the model; raises `TaskFailedError`."""
         return prepare.check(self.pipe, job)
 
-    @torch.inference_mode()
     def encode(self, prepared: Sequence[prepare.PreparedJob]) -> list[list[ImageState]]:
         """The images of each job, new or from its checkpoint; prompts are encoded together."""
         groups = [[each] for each in prepared] if self._alone else [prepared]
         encoded: list[list[ImageState]] = []
         for group in groups:
-            texts = [text for each in group for text in each.prompt_inputs.to_encode]
-            embeds = prompts.encode(self.pipe, texts)
-            for each in group:
-                images = prepare.image_states(self.pipe, each, embeds)
-                if each.job.checkpoint is not None:
-                    images = checkpoint.resume(each.job.checkpoint, images)
-                encoded.append(images)
-        return encoded
+            with torch.inference_mode():
+                texts = [text for each in group for text in each.prompt_inputs.to_encode]
+                embeds = prompts.encode(self.pipe, texts)
+                encoded += [prepare.image_states(self.pipe, each, embeds) for each in group]
+        # Not in inference mode, whose tensors a scheduler can't change in place in its `step`.
+        return [
+            images
+            if each.job.checkpoint is None
+            else checkpoint.resume(each.job.checkpoint, images)
+            for each, images in zip(prepared, encoded, strict=True)
+        ]
 
     @torch.inference_mode()
     def evaluate(self, images: Sequence[ImageState]) -> list[StepOutput]:
