@@ -105,7 +105,7 @@ def _engine(engine: BareEngine, given: Sequence[Task]) -> Turn:
     began_s = time.perf_counter()
     results = engine.results(given)
     speed = len(given) / (time.perf_counter() - began_s)
-    images = [result.pictures[0].pixels for result in results]
+    images = [result.images[0].pixels for result in results]
     return Turn(speed, images, record.rounded(mean(result.batch for result in results)))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from api_contracts.redis_io.connection import is_away
+from api_contracts.redis_io.connection import is_unavailable
 
 if TYPE_CHECKING:
     import logging
@@ -81,4 +81,4 @@ class BackgroundThread:
 
 def log_error(logger: logging.Logger, what: str, error: Exception) -> None:
     """Log a warning, with a traceback unless Redis is unavailable."""
-    logger.warning("%s: %s", what, error, exc_info=None if is_away(error) else error)
+    logger.warning("%s: %s", what, error, exc_info=None if is_unavailable(error) else error)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import stamina
 
-from api_contracts.redis_io.connection import is_away
+from api_contracts.redis_io.connection import is_unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ def retry_redis(call: Callable[[], T], patience_s: float | None = None) -> T:
     timeout = PATIENCE_S if patience_s is None else patience_s
     if timeout <= 0:
         return call()
-    for attempt in stamina.retry_context(on=is_away, attempts=None, timeout=timeout):
+    for attempt in stamina.retry_context(on=is_unavailable, attempts=None, timeout=timeout):
         with attempt:
             return call()
     raise AssertionError  # the context ends by a return or by the last error

@@ -14,7 +14,7 @@ from api_contracts.errors import (
     WaitTimeout,
 )
 from api_contracts.events import Cancelled, Expired, Failed, Succeeded
-from api_contracts.redis_io.connection import is_away, unavailable
+from api_contracts.redis_io.connection import as_service_unavailable, is_unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -52,8 +52,8 @@ class Following:
 
         Doubles with each attempt in a row.
         """
-        if not is_away(error):
-            raise unavailable(error) or error from error
+        if not is_unavailable(error):
+            raise as_service_unavailable(error) or error from error
         pause_s, self._pause_s = self._pause_s, min(self._pause_s * 2, RECONNECT_S[1])
         return max(0.0, min(pause_s, self._left_s))
 

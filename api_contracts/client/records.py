@@ -14,7 +14,7 @@ from redis.exceptions import NoScriptError, RedisError
 from api_contracts.events import EVENT, Event, TaskStatus
 from api_contracts.names import Keys, queue_name
 from api_contracts.pushes import FIELDS, Push, PushKind, pushes_of
-from api_contracts.redis_io.connection import connect, unavailable
+from api_contracts.redis_io.connection import as_service_unavailable, connect
 from api_contracts.redis_io.scripts import event_tail, load, read
 from api_contracts.request import GenerationRequest
 
@@ -92,7 +92,7 @@ def service_errors() -> Iterator[None]:
     try:
         yield
     except RedisError as error:
-        if (translated := unavailable(error)) is None:
+        if (translated := as_service_unavailable(error)) is None:
             raise
         raise translated from error
 

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from api_contracts import names
 from api_contracts.errors import ServiceUnavailable
-from api_contracts.redis_io.connection import CONNECT_S, celery_tls, unavailable
+from api_contracts.redis_io.connection import CONNECT_S, as_service_unavailable, celery_tls
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,7 +61,7 @@ class Sender:
                         retry_policy={"max_retries": 5, "interval_max": 1.0},
                     )
         except (OperationalError, RedisError) as error:
-            if isinstance(error, RedisError) and unavailable(error) is None:
+            if isinstance(error, RedisError) and as_service_unavailable(error) is None:
                 raise
             message = f"could not enqueue task {task_id}: {error}"
             raise ServiceUnavailable(message) from error

@@ -24,7 +24,7 @@ from redis.retry import Retry
 from api_contracts.errors import ServiceUnavailable
 
 #: Errors of redis-py while Redis can't be reached.
-REDIS_AWAY = (RedisConnectionError, RedisTimeoutError)
+REDIS_UNREACHABLE = (RedisConnectionError, RedisTimeoutError)
 #: Errors of Redis that pass: out of memory, a replica, a lost primary, a failed save. redis-py has
 #: a class for some; an error out of a script has only the word in its text.
 _PASSING = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError)
@@ -77,16 +77,16 @@ def celery_tls(setting: str, url: str) -> dict[str, dict[str, ssl.VerifyMode]]:
     return {setting: {"ssl_cert_reqs": ssl.CERT_REQUIRED}} if url.startswith("rediss://") else {}
 
 
-def is_away(error: BaseException) -> bool:
+def is_unavailable(error: BaseException) -> bool:
     """Whether Redis can't be reached or can't write now; a later call may succeed."""
-    if isinstance(error, (*REDIS_AWAY, *_PASSING)):
+    if isinstance(error, (*REDIS_UNREACHABLE, *_PASSING)):
         return True
     return isinstance(error, ResponseError) and any(word in str(error) for word in _PASSING_WORDS)
 
 
-def unavailable(error: RedisError) -> ServiceUnavailable | None:
+def as_service_unavailable(error: RedisError) -> ServiceUnavailable | None:
     """The error for a caller when Redis is away or refuses this user; None for any other."""
-    if is_away(error):
+    if is_unavailable(error):
         return ServiceUnavailable(f"Redis does not answer: {error}")
     if isinstance(error, NoPermissionError):
         return ServiceUnavailable(f"Redis refuses this user: {error}")

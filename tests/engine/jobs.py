@@ -130,7 +130,7 @@ def upstream(pipe: Any, output_type: str = "latent", **arguments: Any) -> Any:
 
 
 def latents_of(result: JobResult) -> torch.Tensor:
-    return torch.stack([picture.pixels for picture in result.pictures])
+    return torch.stack([picture.pixels for picture in result.images])
 
 
 def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:

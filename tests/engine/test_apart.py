@@ -37,5 +37,5 @@ def test_in_company_a_picture_has_the_bits_that_it_has_alone() -> None:
     rounds.run()
     for one, future in zip(alone, futures, strict=True):
         company = future.result(timeout=0)
-        for mine, theirs in zip(one.pictures, company.pictures, strict=True):
+        for mine, theirs in zip(one.images, company.images, strict=True):
             assert np.array_equal(mine.pixels, theirs.pixels)

@@ -91,7 +91,7 @@ def test_a_call_is_never_larger_than_allowed(rounds: Rounds, calls: list[int], r
     ]
     company.run()
     assert max(calls) <= rows
-    assert all(len(future.result(timeout=0).pictures) == 2 for future in futures)
+    assert all(len(future.result(timeout=0).images) == 2 for future in futures)
 
 
 @pytest.mark.parametrize(("jobs", "steps"), [(3, 6), *slow((8, 12))])
@@ -103,8 +103,8 @@ def test_pictures_alone_and_together(rounds: Rounds, jobs: int, steps: int) -> N
     together.run()
     differing = total = 0
     for each, future in zip(wanted, futures, strict=True):
-        ours = np.asarray(future.result(timeout=0).pictures[0].pixels, np.int16)
-        alone = np.asarray(rounds.result(each).pictures[0].pixels, np.int16)
+        ours = np.asarray(future.result(timeout=0).images[0].pixels, np.int16)
+        alone = np.asarray(rounds.result(each).images[0].pixels, np.int16)
         difference = np.abs(ours - alone)
         assert difference.max() <= 1
         differing, total = differing + int((difference > 0).sum()), total + difference.size

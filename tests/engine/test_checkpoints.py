@@ -72,7 +72,7 @@ def test_pictures_are_the_same_files(rounds: Rounds) -> None:
     wanted = small(output_type="png")
     whole = rounds.result(wanted)
     again = resumed(company(rounds), wanted, checkpoints(rounds, wanted)[1][4])
-    assert again.pictures[0].pixels.tobytes() == whole.pictures[0].pixels.tobytes()
+    assert again.images[0].pixels.tobytes() == whole.images[0].pixels.tobytes()
 
 
 @pytest.mark.parametrize(("name", "steps"), [(None, 2), *slow((None, 3), ("heun", 3), ("pndm", 3))])

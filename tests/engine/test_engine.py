@@ -49,7 +49,7 @@ def test_many_first_tasks_build_once_on_one_thread() -> None:
     results = [future.result(timeout=120) for future in futures]
     engine.close()
     assert builds == ["engine"]
-    assert all(result.pictures for result in results)
+    assert all(result.images for result in results)
     for result in results:
         assert_close(latents_of(result), latents_of(results[0]))
 
@@ -90,8 +90,8 @@ def test_a_job_that_waits_can_be_taken_back() -> None:
     assert not first.cancel()
     assert second.cancel()
     go_on.set()
-    assert first.result(timeout=120).pictures
-    assert third.result(timeout=120).pictures
+    assert first.result(timeout=120).images
+    assert third.result(timeout=120).images
     engine.close()
 
 
@@ -126,7 +126,7 @@ def test_no_error_ends_the_thread() -> None:
 
     engine = Engine({"default": SPEC}, "cpu", "model", loader=loader)
     assert "panic" in str(engine.submit(job(), Control()).exception(timeout=60))
-    assert engine.submit(job(num_inference_steps=1), Control()).result(timeout=60).pictures
+    assert engine.submit(job(num_inference_steps=1), Control()).result(timeout=60).images
     engine.close()
 
 

@@ -64,7 +64,7 @@ def test_every_job_ends(
         {"default": SPEC}, "cpu", "none", max_batch_rows=8, loader=lambda *_, **__: loaded
     )
     wanted = job(num_inference_steps=2, output_type="png", preview_every=1)
-    assert engine.submit(wanted, Control()).result(timeout=60).pictures
+    assert engine.submit(wanted, Control()).result(timeout=60).images
     if kind is ModelCache:
         monkeypatch.setattr(Runner, "encode", Failing(Runner.encode, error, times))
     failing = Failing(getattr(kind, name), error, times)
@@ -74,7 +74,7 @@ def test_every_job_ends(
         future.exception(timeout=60)
     failing.left = 0
     monkeypatch.undo()
-    assert engine.submit(wanted, Control()).result(timeout=60).pictures
+    assert engine.submit(wanted, Control()).result(timeout=60).images
     engine.close()
 
 
@@ -89,7 +89,7 @@ def test_nothing_holds_a_picture_but_its_caller(rounds: Rounds) -> None:
     while later:
         call, *arguments = later.pop(0)
         call(*arguments)
-    picture = weakref.ref(future.result(timeout=0).pictures[0])
+    picture = weakref.ref(future.result(timeout=0).images[0])
     del future, call, arguments
     assert picture() is None
 
@@ -99,7 +99,7 @@ def test_an_engine_that_is_closed_ends_its_jobs() -> None:
     engine = Engine({"default": SPEC}, "cpu", "none", max_batch_rows=8)
     futures = [engine.submit(job(num_inference_steps=2), Control()) for _ in range(3)]
     engine.close()
-    assert all(future.done() and future.result().pictures for future in futures)
+    assert all(future.done() and future.result().images for future in futures)
 
 
 def test_pictures_that_fit_one_at_a_time_are_decoded(
@@ -110,7 +110,7 @@ def test_pictures_that_fit_one_at_a_time_are_decoded(
     To a fortieth of a pixel value of 255; 2e-6 was measured for the decoder's rounding.
     """
     wanted = job(num_inference_steps=2, num_images_per_prompt=4, output_type="npy")
-    at_once = rounds.result(wanted).pictures
+    at_once = rounds.result(wanted).images
     usual = rounds.pipe.vae.decode
 
     def decode(latents: torch.Tensor, **options: Any) -> Any:
@@ -119,7 +119,7 @@ def test_pictures_that_fit_one_at_a_time_are_decoded(
         return usual(latents, **options)
 
     monkeypatch.setattr(rounds.pipe.vae, "decode", decode)
-    for ours, theirs in zip(rounds.result(wanted).pictures, at_once, strict=True):
+    for ours, theirs in zip(rounds.result(wanted).images, at_once, strict=True):
         assert abs(ours.pixels - theirs.pixels).max() < 1e-4
 
 
@@ -195,7 +195,7 @@ def test_an_evicted_model_is_gone_before_the_next_is_there() -> None:
     try:
         for model in ("a", "b", "a"):
             wanted = job(num_inference_steps=1, model=model)
-            assert engine.submit(wanted, Control()).result(timeout=60).pictures
+            assert engine.submit(wanted, Control()).result(timeout=60).images
     finally:
         gc.enable()
     engine.close()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from worker.engine.job import Picture
+from worker.engine.job import GeneratedImage
 from worker.execution import image_files
 
 if TYPE_CHECKING:
@@ -21,26 +21,26 @@ ORIGIN = {"request": {"prompt": "ein großer Stern ★"}, "seed": 5, "versions":
 
 def test_a_png_carries_its_origin_and_the_same_bytes(make: Make) -> None:
     """The text chunk gives the request back, and the same picture is the same file."""
-    picture = make(output_type="png").pictures[0]
+    picture = make(output_type="png").images[0]
     data = image_files.encode(picture, "png", ORIGIN)
     with Image.open(io.BytesIO(data)) as opened:
         assert opened.size == (64, 64)
         assert json.loads(opened.text[image_files.PNG_KEY]) == ORIGIN  # type: ignore[attr-defined]  # a PNG has it
-    assert data == image_files.encode(make(output_type="png").pictures[0], "png", ORIGIN)
+    assert data == image_files.encode(make(output_type="png").images[0], "png", ORIGIN)
 
 
 @pytest.mark.parametrize(("kind", "form"), [("jpeg", "JPEG"), ("webp", "WEBP")])
 def test_jpeg_and_webp_are_what_they_say(make: Make, kind: str, form: str) -> None:
     """The file is of the kind that was asked for."""
     with Image.open(
-        io.BytesIO(image_files.encode(make(output_type=kind).pictures[0], kind, {}))
+        io.BytesIO(image_files.encode(make(output_type=kind).images[0], kind, {}))
     ) as opened:
         assert (opened.format, opened.size) == (form, (64, 64))
 
 
 def test_npy_holds_floats_between_zero_and_one(make: Make) -> None:
     """`npy` is float32 (height, width, 3) in 0 … 1."""
-    array = np.load(io.BytesIO(image_files.encode(make(output_type="npy").pictures[0], "npy", {})))
+    array = np.load(io.BytesIO(image_files.encode(make(output_type="npy").images[0], "npy", {})))
     assert (array.shape, array.dtype) == ((64, 64, 3), np.float32)
     assert 0 <= array.min() <= array.max() <= 1
 
@@ -48,4 +48,4 @@ def test_npy_holds_floats_between_zero_and_one(make: Make) -> None:
 def test_an_unknown_kind_is_an_error() -> None:
     """Nothing is written as something else."""
     with pytest.raises(ValueError, match="gif"):
-        image_files.encode(Picture(None, 1, 1, 0, None), "gif", {})
+        image_files.encode(GeneratedImage(None, 1, 1, 0, None), "gif", {})

@@ -67,7 +67,7 @@ def test_slices_and_tiles_make_the_same_picture(rounds: Rounds) -> None:
     assert sliced.pipe.vae.use_slicing
     assert sliced.pipe.vae.use_tiling
     assert not rounds.pipe.vae.use_slicing
-    pairs = zip(sliced.result(wanted).pictures, rounds.result(wanted).pictures, strict=True)
+    pairs = zip(sliced.result(wanted).images, rounds.result(wanted).images, strict=True)
     for ours, whole in pairs:
         apart_by = np.asarray(ours.pixels, np.int16) - np.asarray(whole.pixels, np.int16)
         assert np.abs(apart_by).max() <= 1

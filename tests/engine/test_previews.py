@@ -62,7 +62,7 @@ def done(rounds: Rounds) -> list[tuple[torch.Tensor, Image.Image]]:
     ]
     rounds.run()
     results = [[future.result(timeout=0) for future in pair] for pair in futures]
-    return [(latents_of(latent), png.pictures[0].pixels) for latent, png in results]
+    return [(latents_of(latent), png.images[0].pixels) for latent, png in results]
 
 
 def test_a_preview_shows_the_picture(

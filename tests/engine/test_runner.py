@@ -50,12 +50,12 @@ def test_prompts_and_images_are_in_diffusers_order(rounds: Rounds, make: Make) -
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in (9, 10, 11, 12)],
     )
     assert_close(latents_of(result), expected)
-    assert [picture.seed for picture in result.pictures] == [9, 10, 11, 12]
+    assert [picture.seed for picture in result.images] == [9, 10, 11, 12]
 
 
 def test_the_decoded_picture_is_diffusers_own(rounds: Rounds, make: Make) -> None:
     """Decoding apart from denoising changes no pixel by more than 1 of 255."""
-    ours = make(output_type="png").pictures[0]
+    ours = make(output_type="png").images[0]
     theirs: Any = upstream(rounds.pipe, output_type="pil")
     difference = np.asarray(ours.pixels, np.int16) - np.asarray(theirs[0], np.int16)
     assert np.abs(difference).max() <= 1

@@ -40,7 +40,7 @@ def test_flags_reach_the_result(checked: Rounds, flagged: bool) -> None:
     checker.concept_embeds_weights.data.fill_(-2.0 if flagged else 2.0)
     checker.special_care_embeds_weights.data.fill_(2.0)
     result = checked.result(job(output_type="png"))
-    picture = result.pictures[0]
+    picture = result.images[0]
     assert picture.nsfw_content_detected is flagged
     assert (picture.pixels.getbbox() is None) is flagged
 
@@ -48,4 +48,4 @@ def test_flags_reach_the_result(checked: Rounds, flagged: bool) -> None:
 def test_without_a_checker_nothing_is_claimed(rounds: Rounds) -> None:
     """No safety checker means null, not false."""
     result = rounds.result(job(output_type="png"))
-    assert result.pictures[0].nsfw_content_detected is None
+    assert result.images[0].nsfw_content_detected is None

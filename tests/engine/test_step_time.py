@@ -43,7 +43,7 @@ def test_a_build_is_no_step_and_a_step_that_hangs_is_one() -> None:
     # What was built before the step is none of its time.
     assert engine.step_s < 60
     go_on.set()
-    assert future.result(timeout=120).pictures
+    assert future.result(timeout=120).images
     until(lambda: engine.step_s == 0.0)
     engine.close()
 

@@ -45,7 +45,7 @@ def test_given_embeddings_stand_for_the_prompt(rounds: Rounds, make: Make) -> No
 
 def test_a_latent_result_is_a_latent_input(make: Make) -> None:
     """The file of `output_type` latent is read back as `latents` without a change."""
-    picture = make().pictures[0]
+    picture = make().images[0]
     back = safetensors_io.read(safetensors_io.write(picture.pixels), "latents", (1, 4, 16, 16))
     assert back is not None
     assert torch.equal(back[0], picture.pixels)

@@ -105,7 +105,7 @@ class Desk:
         self._stand_in("claim", self._claimed)
         self._stand_in("finish", self._finished)
         self._stand_in("close", lambda _: 1)
-        self._stand_in("note_pushes", lambda _: 0)
+        self._stand_in("queue_pushes", lambda _: 0)
 
     def take(self, entry: bytes, *, whole: bool = True) -> Verdict:
         """All that happens to an entry; raises what the worker's consumer would not expect.
@@ -174,8 +174,8 @@ class Desk:
                     self._encoder.encode(each)
             return answer(values)
 
-        if script == "note_pushes":
-            self._claims.pushes._note = call
+        if script == "queue_pushes":
+            self._claims.pushes._add = call
         else:
             setattr(self._claims, f"_{script}", call)
 

@@ -102,7 +102,7 @@ def end(
     client.submit({"prompt": "x", "model": client.keys.namespace, **wanted}, task_id)
     claimed = take(claims, task_id)
     assert claims.finish(claimed, TaskStatus.CANCELLED, {"step": 3}, {"step": 3})
-    claims.close(task_id) if closed else claims.pushes.note(task_id)
+    claims.close(task_id) if closed else claims.pushes.add(task_id)
 
 
 def settled(client: GenerationClient, task_id: str, kind: PushKind) -> Push:
@@ -148,13 +148,13 @@ def test_nothing_is_pushed_before_the_end(
 ) -> None:
     """Pushes are noted once, and only after the task has ended."""
     client.submit({"prompt": "x", "model": client.keys.namespace, "webhook": hook.origin}, "early")
-    assert not claims.pushes.note("early")
+    assert not claims.pushes.add("early")
     claimed = take(claims, "early")
-    assert not claims.pushes.note("early")
+    assert not claims.pushes.add("early")
     assert client.handle("early").pushes() == {}
     claims.finish(claimed, TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
-    assert claims.pushes.note("early")
-    assert not claims.pushes.note("early")
+    assert claims.pushes.add("early")
+    assert not claims.pushes.add("early")
     assert redis.zrange(client.keys.pushes, 0, -1) == [b"webhook:early"]
 
 
@@ -166,7 +166,7 @@ def test_a_task_without_pushes_makes_no_key(
     redis.hset(client.keys.task("odd"), mapping={"status": "failed", "request": "{no"})
     redis.hset(client.keys.task("deep"), mapping={"status": "failed", "request": "[" * 2000})
     for task_id in ("nobody", "odd", "deep"):
-        assert not claims.pushes.note(task_id)
+        assert not claims.pushes.add(task_id)
     assert not redis.exists(client.keys.pushes)
 
 

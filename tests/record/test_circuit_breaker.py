@@ -41,10 +41,10 @@ def test_different_tasks_that_fail_in_a_row_trip_it(
 ) -> None:
     """The third one does, once; the reason stays readable."""
     for number in range(MAX_FAILURES - 1):
-        breaker.note(f"t{number}", outcome, FAULT)
+        breaker.count(f"t{number}", outcome, FAULT)
     assert (reasons, breaker.reason) == ([], None)
     for number in range(MAX_FAILURES - 1, MAX_FAILURES + 3):
-        breaker.note(f"t{number}", outcome, FAULT)
+        breaker.count(f"t{number}", outcome, FAULT)
     assert MAX_FAILURES == 3
     assert reasons == [breaker.reason]
     assert FAULT in reasons[0]
@@ -54,17 +54,17 @@ def test_a_success_resets_the_count(breaker: CircuitBreaker, reasons: list[str])
     """A process in which one task succeeds is not broken."""
     done = TaskSucceeded(GenerationResult.model_validate(RESULT))
     for number in range(10):
-        breaker.note(f"t{number}", BROKEN[0], FAULT)
-        breaker.note(f"u{number}", BROKEN[1], FAULT)
-        breaker.note("good", done, None)
+        breaker.count(f"t{number}", BROKEN[0], FAULT)
+        breaker.count(f"u{number}", BROKEN[1], FAULT)
+        breaker.count("good", done, None)
     assert (reasons, breaker.reason) == ([], None)
 
 
 def test_one_task_alone_does_not_trip_it(breaker: CircuitBreaker, reasons: list[str]) -> None:
     """A task that fails everywhere says nothing about the process, however often it returns."""
     for _ in range(10):
-        breaker.note("poison", BROKEN[1], FAULT)
-    breaker.note("another", BROKEN[0], FAULT)
+        breaker.count("poison", BROKEN[1], FAULT)
+    breaker.count("another", BROKEN[0], FAULT)
     assert (reasons, breaker.reason) == ([], None)
 
 
@@ -76,9 +76,9 @@ def test_what_is_not_the_process_fault_neither_counts_nor_resets(
 ) -> None:
     """A refused request, a cancel or a drain in between changes nothing."""
     for number in range(MAX_FAILURES - 1):
-        breaker.note(f"t{number}", BROKEN[0], FAULT)
+        breaker.count(f"t{number}", BROKEN[0], FAULT)
         for other in range(5):
-            breaker.note(f"o{other}", outcome, None)
+            breaker.count(f"o{other}", outcome, None)
     assert reasons == []
-    breaker.note("t9", BROKEN[0], FAULT)
+    breaker.count("t9", BROKEN[0], FAULT)
     assert len(reasons) == 1

@@ -77,7 +77,7 @@ def test_a_former_owner_writes_nothing(
     before = snapshot(redis, keys, task_id)
     assert claims.append(stale, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
     assert claims.save_checkpoint(stale, 9, b"nine") is WriteAnswer.SUPERSEDED
-    assert not claims.is_ours(stale)
+    assert not claims.is_current(stale)
     assert renewed(claims, stale).asked() is Stop.SUPERSEDED
     for end in (TaskStatus.SUCCEEDED, TaskStatus.FAILED):
         assert not claims.finish(stale, end, {}, {}, dead="late")

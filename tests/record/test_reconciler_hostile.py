@@ -163,6 +163,6 @@ def test_the_pushes_of_a_queued_task_are_not_read(
     """Only those of ended tasks: with thousands of queued ones each call costs."""
     made = elected(redis, keys, sent := Sent())
     asked: list[str] = []
-    monkeypatch.setattr(made._tasks._pushes, "note", asked.append)
+    monkeypatch.setattr(made._tasks._pushes, "add", asked.append)
     made.walk()
     assert (sent.ids, asked) == ([victim], [])

@@ -21,7 +21,7 @@ from redis import ConnectionPool
 from redis.exceptions import NoScriptError, ResponseError
 
 from api_contracts.redis_io import scripts
-from api_contracts.redis_io.connection import is_away
+from api_contracts.redis_io.connection import is_unavailable
 from worker import metrics
 from worker.broker.held_messages import (
     MAX_MESSAGE_BYTES,
@@ -176,7 +176,7 @@ class Channel(kombu_redis.Channel):
             connection.disconnect()  # the next poll reconnects
             raise
         except ResponseError as error:
-            if not is_away(error):
+            if not is_unavailable(error):
                 raise
             logger.warning("no message taken: %s", error)
             self._next_poll_s = time.monotonic() + REFUSED_PAUSE_S

@@ -60,7 +60,7 @@ def check_redis(settings: Settings) -> Iterator[Finding]:
                 seconds, microseconds = server.time()
                 yield _check_clock(f"redis {what} clock", seconds + microseconds / 1e6)
                 if what == "broker":
-                    yield _check_foreign_keys(server, settings.namespace)
+                    yield _check_other_keys(server, settings.namespace)
         except RedisError as error:
             fix = f"check SAG_{what.upper()}_URL"
             yield Finding(f"redis {what}", ok=False, found=str(error), fix=fix)
@@ -91,7 +91,7 @@ def _check_clock(what: str, server_time_s: float) -> Finding:
     return Finding(what, ok=abs(offset_s) <= MAX_CLOCK_OFFSET_S, found=found, fix=_CLOCK_FIX)
 
 
-def _check_foreign_keys(server: Redis, namespace: str) -> Finding:
+def _check_other_keys(server: Redis, namespace: str) -> Finding:
     """Check that no other application keeps keys in the broker's database."""
     what = "redis broker database"
     try:

@@ -1,7 +1,7 @@
 """The jobs that share a device, and the round that advances them by one UNet call.
 
 Not thread-safe: the engine's thread owns it. Work that waits for the device (previews, callbacks,
-finished pictures) goes to the side executor.
+finished images) goes to the side executor.
 """
 
 from __future__ import annotations
@@ -232,8 +232,8 @@ def _finish(runner: Runner, running: RunningJob, decoded: Sequence[torch.Tensor 
     error = running.error
     if error is None:
         try:
-            pictures = runner.finish(running.images, decoded)
-            result = running.result(pictures, runner.versions)
+            finished = runner.finish(running.images, decoded)
+            result = running.result(finished, runner.versions)
             running.images.clear()  # frees the device while the caller still holds the job
             running.future.set_result(result)
         except BaseException as raised:  # noqa: BLE001  # without its future the job never ends

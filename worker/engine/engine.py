@@ -1,7 +1,7 @@
 """The engine of one device: takes jobs from any thread, runs them together on a thread of its own.
 
 The thread `engine` runs the rounds of a `Batch`. The thread `engine-side` runs what waits for the
-device: previews, callbacks, checkpoints, finished pictures.
+device: previews, callbacks, checkpoints, finished images.
 """
 
 from __future__ import annotations

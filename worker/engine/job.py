@@ -58,7 +58,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Picture:
+class GeneratedImage:
     """One image: `pixels` is a PIL image, floats (h, w, 3) in 0 … 1, or latents (c, h, w)."""
 
     pixels: Any
@@ -71,9 +71,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class JobResult:
-    """The pictures of a finished job, and how they were made."""
+    """The images of a finished job, and how they were made."""
 
-    pictures: tuple[Picture, ...]
+    images: tuple[GeneratedImage, ...]
     timing: Timing
     scheduler: str
     #: Mean number of jobs in its UNet calls.

@@ -1,4 +1,4 @@
-"""Small pictures of unfinished images, by a linear map from latents to colours or by decoding."""
+"""Previews of unfinished images, by a linear map from latents to colours or by decoding."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SIDE_PX = 128
 MIN_ALPHA = 0.05
 #: A map that leaves more of the variance than this is used only where decoding moves the UNet.
 MAX_UNEXPLAINED = 0.2
-#: Random pictures that the map is fitted to.
-_FITTED_PICTURES = 16
+#: Random images that the map is fitted to.
+_FITTED_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ def fit(pipe: Pipeline) -> PreviewMap:
     """The least-squares map for the autoencoder's latents of random soft patches of colour."""
     vae, factor = pipe.vae, pipe.vae_scale_factor
     generator = torch.Generator().manual_seed(0)
-    patches = torch.rand(_FITTED_PICTURES, 3, 4, 4, generator=generator) * 2 - 1
-    pictures = F.interpolate(patches, scale_factor=2 * factor, mode="nearest")
-    encoded = vae.encode(pictures.to(device_of(pipe), vae.dtype))
+    patches = torch.rand(_FITTED_IMAGES, 3, 4, 4, generator=generator) * 2 - 1
+    images = F.interpolate(patches, scale_factor=2 * factor, mode="nearest")
+    encoded = vae.encode(images.to(device_of(pipe), vae.dtype))
     latents = encoded.latent_dist.mean * vae.config.scaling_factor
     cells = latents.float().cpu().movedim(1, -1).flatten(0, 2)
-    colours = F.avg_pool2d(pictures, factor).movedim(1, -1).flatten(0, 2)
+    colours = F.avg_pool2d(images, factor).movedim(1, -1).flatten(0, 2)
     known = torch.cat([cells, torch.ones(len(cells), 1)], dim=1)
     solution = torch.linalg.lstsq(known, colours).solution
     unexplained = (known @ solution - colours).var() / colours.var()

@@ -17,7 +17,7 @@ import transformers
 from worker.engine import checkpoint, guidance, prepare, previews, prompts
 from worker.engine.batch_scheduler import DECODE_BATCH
 from worker.engine.image_state import Degraded, ImageState
-from worker.engine.job import Picture
+from worker.engine.job import GeneratedImage
 from worker.engine.unet import BatchedUnet
 
 if TYPE_CHECKING:
@@ -151,12 +151,12 @@ class Runner:
     @torch.inference_mode()
     def finish(
         self, images: Sequence[ImageState], decoded: Sequence[torch.Tensor | None]
-    ) -> list[Picture]:
+    ) -> list[GeneratedImage]:
         """Pictures on the host, checked by the safety checker where the model has one.
 
         Waits for the device. For the side thread: it uses no network but the checker.
         """
-        return [self._picture(image, each) for image, each in zip(images, decoded, strict=True)]
+        return [self._generated(image, each) for image, each in zip(images, decoded, strict=True)]
 
     def preview(self, scaled_x0: torch.Tensor, alpha: float) -> str:
         """A data URL that shows x0, given as alpha x0, (1, c, h, w). For the side thread.
@@ -201,18 +201,20 @@ class Runner:
             size = (size + 1) // 2
         return decoded
 
-    def _picture(self, image: ImageState, decoded: torch.Tensor | None) -> Picture:
+    def _generated(self, image: ImageState, decoded: torch.Tensor | None) -> GeneratedImage:
         factor = self.pipe.vae_scale_factor
         height, width = (side * factor for side in image.latents.shape[-2:])
         if decoded is None:
-            return Picture(image.latents[0].float().cpu(), width, height, image.seed, None)
+            return GeneratedImage(image.latents[0].float().cpu(), width, height, image.seed, None)
         decoded, flags = self.pipe.run_safety_checker(decoded, decoded.device, decoded.dtype)
         pixels = self.pipe.image_processor.postprocess(
             decoded,
             output_type="np" if image.job.output_type == "npy" else "pil",
             do_denormalize=[not flag for flag in flags] if flags is not None else None,
         )[0]
-        return Picture(pixels, width, height, image.seed, None if flags is None else bool(flags[0]))
+        return GeneratedImage(
+            pixels, width, height, image.seed, None if flags is None else bool(flags[0])
+        )
 
 
 def _guided(

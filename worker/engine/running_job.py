@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from worker.engine.checkpoint import Snapshot
     from worker.engine.image_state import ImageState
-    from worker.engine.job import Job, Picture
+    from worker.engine.job import GeneratedImage, Job
     from worker.job_control import Control
 
     #: `Runner.preview`: a data URL from alpha x0 and alpha.
@@ -104,8 +104,8 @@ class RunningJob:
             return None
         return self._checkpoint()
 
-    def result(self, pictures: list[Picture], versions: dict[str, str]) -> JobResult:
-        """The result, once the pictures are on the host."""
+    def result(self, images: list[GeneratedImage], versions: dict[str, str]) -> JobResult:
+        """The result, once the images are on the host."""
         timing = Timing(
             wait_s=max(0.0, self.admitted_s - self.submitted_s - self.load_s),
             load_s=self.load_s,
@@ -116,7 +116,7 @@ class RunningJob:
         name = self.images[0].sampler.name
         batch = round(self.jobs_in_calls / max(1, self.unet_calls), 2)
         return JobResult(
-            tuple(pictures), timing, name, batch, versions, self.truncated, self.resumed_from_step
+            tuple(images), timing, name, batch, versions, self.truncated, self.resumed_from_step
         )
 
     def _draw(self, step: int, preview: Preview) -> Callable[[], str] | None:

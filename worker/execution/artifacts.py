@@ -11,7 +11,7 @@ from api_contracts.result import GenerationResult, ImageResult, Timings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from worker.engine.job import Job, JobResult, Picture
+    from worker.engine.job import GeneratedImage, Job, JobResult
     from worker.execution.resolved_request import ResolvedRequest
     from worker.record.task_record import Claim
     from worker.storage import Storage
@@ -42,17 +42,17 @@ class Artifacts:
         resolved: ResolvedRequest,
         output: JobResult,
         began_s: float,
-        is_ours: Callable[[], bool],
+        is_current: Callable[[], bool],
     ) -> GenerationResult:
         """Encode and upload every image, one at a time, then the manifest.
 
         `began_s` is the time of the claim on the monotonic clock. Raises `SupersededError` when
-        `is_ours` returns False: another worker has claimed the task.
+        `is_current` returns False: another worker has claimed the task.
         """
         storing_s = time.monotonic()
         images = [
-            self._store_one(resolved, output, number, picture, is_ours)
-            for number, picture in enumerate(output.pictures)
+            self._store_one(resolved, output, number, image, is_current)
+            for number, image in enumerate(output.images)
         ]
         queued_s = claim.claimed_at_s - claim.submitted_at_s
         ended_s = time.monotonic()
@@ -79,7 +79,7 @@ class Artifacts:
         for image in manifest["images"]:
             del image["url"]  # it expires; the manifest does not
         data = json.dumps(manifest, indent=1, sort_keys=True).encode()
-        self._storage.put(result.manifest_key, data, "application/json", is_ours)
+        self._storage.put(result.manifest_key, data, "application/json", is_current)
         return result
 
     def _store_one(
@@ -87,10 +87,10 @@ class Artifacts:
         resolved: ResolvedRequest,
         output: JobResult,
         number: int,
-        picture: Picture,
-        is_ours: Callable[[], bool],
+        image: GeneratedImage,
+        is_current: Callable[[], bool],
     ) -> ImageResult:
-        from worker.execution import image_files  # noqa: PLC0415  # numpy and Pillow, with the first picture
+        from worker.execution import image_files  # noqa: PLC0415  # numpy and Pillow, with the first image
 
         output_type = resolved.complete.output_type
         ending, content_type = image_files.FORMATS[output_type]
@@ -98,25 +98,25 @@ class Artifacts:
             "request": resolved.origin,
             "parameters": _parameters_used(resolved, output),
             "index": number,
-            "seed": picture.seed,
+            "seed": image.seed,
             "versions": output.versions,
         }
-        data = image_files.encode(picture, output_type, origin)
+        data = image_files.encode(image, output_type, origin)
         key = self._storage.key(resolved.task_id, f"{number}.{ending}")
         return ImageResult(
             key=key,
-            sha256=self._storage.put(key, data, content_type, is_ours),
+            sha256=self._storage.put(key, data, content_type, is_current),
             url=self._storage.presign(key),
             bytes=len(data),
-            width=picture.width,
-            height=picture.height,
-            seed=picture.seed,
-            nsfw_content_detected=picture.nsfw_content_detected,
+            width=image.width,
+            height=image.height,
+            seed=image.seed,
+            nsfw_content_detected=image.nsfw_content_detected,
         )
 
 
 def _parameters_used(resolved: ResolvedRequest, output: JobResult) -> dict[str, Any]:
     """The parameters, with the model's own size and scheduler where the request left them out."""
-    first = output.pictures[0]
+    first = output.images[0]
     own = {"height": first.height, "width": first.width, "scheduler": output.scheduler}
     return resolved.parameters | own

@@ -74,10 +74,12 @@ class AttemptRunner:
         try:
             self._publisher.watch(claim, control)
             output = self._denoise(claim, resolved, control)
-            fields = {"images": len(output.pictures), "metadata": resolved.request.metadata}
+            fields = {"images": len(output.images), "metadata": resolved.request.metadata}
             self._publisher.post(claim, "uploading", fields)
-            is_ours = lambda: self._record.is_ours(claim)  # noqa: E731  # asked before each write
-            return TaskSucceeded(self._artifacts.store(claim, resolved, output, began_s, is_ours))
+            is_current = lambda: self._record.is_current(claim)  # noqa: E731  # asked before each write
+            return TaskSucceeded(
+                self._artifacts.store(claim, resolved, output, began_s, is_current)
+            )
         except JobStopped as stop:
             return from_stop(stop)
         except SupersededError:

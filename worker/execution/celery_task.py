@@ -12,7 +12,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from api_contracts.errors import FieldError, GenerationExpired, GenerationFailed
 from api_contracts.names import TASK_NAME
-from api_contracts.redis_io.connection import unavailable
+from api_contracts.redis_io.connection import as_service_unavailable
 from worker import metrics
 from worker.broker.held_messages import REQUEUE_PAUSE_S
 from worker.broker.validate_message import NOT_AFTER, UNREADABLE, WANTS_RESULT
@@ -100,7 +100,7 @@ class Generate(Task):
         lower priority. The reconciler quarantines the record, or sends the task again a lease
         later if it is open.
         """
-        refused = isinstance(error, RedisError) and unavailable(error) is not None
+        refused = isinstance(error, RedisError) and as_service_unavailable(error) is not None
         try:
             is_unreadable = isinstance(error, _UNREADABLE_RECORD) and not refused
             requeues = not (is_unreadable and self.executor.is_known(task_id))

@@ -32,7 +32,7 @@ class CircuitBreaker:
         self._failed: dict[str, str] = {}
         self.reason: str | None = None
 
-    def note(self, task_id: str, outcome: Outcome, fault: str | None) -> None:
+    def count(self, task_id: str, outcome: Outcome, fault: str | None) -> None:
         """Count an outcome; `fault` is the error message when the process may be at fault."""
         with self._lock:
             if isinstance(outcome, TaskSucceeded):

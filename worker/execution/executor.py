@@ -151,7 +151,7 @@ class Executor:
             fault = outcome.error.message
             if outcome.error.retryable and claim.attempt < self._settings.max_attempts:
                 outcome = TaskRequeued(f"{outcome.error.code}: {fault}"[:500], counts=True)
-        self._breaker.note(claim.task_id, outcome, fault)
+        self._breaker.count(claim.task_id, outcome, fault)
         return outcome
 
     def _claim(self, delivery: Delivery, resolved: ResolvedRequest | None) -> Claim | Held | Ended:

@@ -12,7 +12,7 @@ from PIL import PngImagePlugin
 from worker.engine import safetensors_io
 
 if TYPE_CHECKING:
-    from worker.engine.job import Picture
+    from worker.engine.job import GeneratedImage
 
 #: Key of the PNG text chunk from which the image can be generated again.
 PNG_KEY = "sag-worker"
@@ -27,7 +27,7 @@ FORMATS = {
 }
 
 
-def encode(picture: Picture, output_type: str, origin: dict[str, Any]) -> bytes:
+def encode(image: GeneratedImage, output_type: str, origin: dict[str, Any]) -> bytes:
     """The bytes of an image file; a PNG has `origin` as JSON in a text chunk.
 
     `npy` is float32 (height, width, 3) in 0 … 1, `latent` a safetensors file of one tensor
@@ -38,13 +38,13 @@ def encode(picture: Picture, output_type: str, origin: dict[str, Any]) -> bytes:
         case "png":
             text = PngImagePlugin.PngInfo()
             text.add_itxt(PNG_KEY, json.dumps(origin, sort_keys=True))
-            picture.pixels.save(file, "PNG", pnginfo=text)
+            image.pixels.save(file, "PNG", pnginfo=text)
         case "jpeg" | "webp":
-            picture.pixels.save(file, output_type.upper(), quality=QUALITY)
+            image.pixels.save(file, output_type.upper(), quality=QUALITY)
         case "npy":
-            np.save(file, np.asarray(picture.pixels, np.float32))
+            np.save(file, np.asarray(image.pixels, np.float32))
         case "latent":
-            return safetensors_io.write(picture.pixels)
+            return safetensors_io.write(image.pixels)
         case _:
             message = f"unknown output_type {output_type!r}"
             raise ValueError(message)

@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from api_contracts.redis_io.connection import is_away
+from api_contracts.redis_io.connection import is_unavailable
 from worker.background import BackgroundThread, log_error
 from worker.record.task_record import WriteAnswer
 
@@ -148,7 +148,7 @@ class EventPublisher:
                 meta = {name: int(fields[name]) for name in ("step", "total_steps")}
                 self._celery.post_progress(watched.claim.task_id, meta)
         except Exception as error:
-            away = is_away(error)
+            away = is_unavailable(error)
             raise
         finally:
             with self._wake:

@@ -61,15 +61,15 @@ class PushQueue:
     def __init__(self, redis: Redis, keys: Keys, record_ttl_s: int) -> None:
         """`redis` has the records; each lives until its last push is settled, and then its TTL."""
         self._redis, self._keys, self._ttl_s = redis, keys, record_ttl_s
-        self._note, self._take, self._settle_push = (
+        self._add, self._take, self._settle_push = (
             load(redis, "worker.record", name)
-            for name in ("note_pushes", "take_pushes", "settle_push")
+            for name in ("queue_pushes", "take_pushes", "settle_push")
         )
 
-    def note(self, task_id: str) -> bool:
+    def add(self, task_id: str) -> bool:
         """Add the pushes that an ended task's request asks for, once; False when none was added."""
         task, pushes = self._keys.task(task_id), self._keys.pushes
-        return bool(self._note(task=task, pushes=pushes, id=task_id, kinds=PushKind))
+        return bool(self._add(task=task, pushes=pushes, id=task_id, kinds=PushKind))
 
     def take(self, most: int) -> list[Due]:
         """Pushes that are due, the longest due first; others may take them after `HOLD_S`."""

@@ -188,7 +188,7 @@ class TaskRecord:
         request: Any = retry_redis(lambda: self.redis.hget(self.keys.task(task_id), "request"))
         return metadata_of(request)
 
-    def is_ours(self, claim: Claim) -> bool:
+    def is_current(self, claim: Claim) -> bool:
         """Whether the task is running and this is its latest claim."""
         reply: Any = retry_redis(
             lambda: self.redis.hmget(self.keys.task(claim.task_id), "fence", "status")
@@ -243,7 +243,7 @@ class TaskRecord:
 
     def close(self, task_id: str) -> None:
         """Close an ended task whose Celery result is written: add its pushes, start its TTL."""
-        retry_redis(lambda: self.pushes.note(task_id))
+        retry_redis(lambda: self.pushes.add(task_id))
         retry_redis(
             lambda: self._close(
                 **self._keys_of(task_id),

@@ -19,7 +19,7 @@ from api_contracts.client.records import metadata_of
 from api_contracts.names import DEFAULT_MODEL, MODEL_PATTERN, is_task_id, queue_name
 from api_contracts.parse import parse_request
 from api_contracts.pushes import PushKind
-from api_contracts.redis_io.connection import is_away
+from api_contracts.redis_io.connection import is_unavailable
 from api_contracts.redis_io.scripts import event_tail, load
 from worker import metrics
 from worker.record.push_queue import WRONG_TYPE, PushQueue
@@ -52,7 +52,7 @@ class _Record:
     deadline_at: float | None
     ended_at: float | None
     #: Whether its pushes are noted.
-    pushes_noted: bool
+    pushes_queued: bool
 
     @classmethod
     def parse(cls, fields: list[bytes | None]) -> _Record:
@@ -176,8 +176,8 @@ class OpenTasks:
                 return record.lease_until + LOST_TASK_DELAY_S < now_s
             case _:
                 # One that ended while it waited: its message may stay in the queue for long.
-                if not record.pushes_noted:
-                    self._pushes.note(task_id)
+                if not record.pushes_queued:
+                    self._pushes.add(task_id)
                 return True
 
     def _end_expired(self, task_id: str) -> None:
@@ -200,7 +200,7 @@ class OpenTasks:
         try:
             yield
         except (ResponseError, ValueError, RecursionError) as error:
-            if is_away(error) or isinstance(error, NoPermissionError):
+            if is_unavailable(error) or isinstance(error, NoPermissionError):
                 raise
             task_id = member.decode(errors="replace")
             logger.error("task %r: unreadable record, removed from %s: %s", task_id, key, error)  # noqa: TRY400  # not our bug

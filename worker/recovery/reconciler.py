@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kombu.exceptions import EncodeError
 from redis.exceptions import LockError, RedisError
 
-from api_contracts.redis_io.connection import is_away
+from api_contracts.redis_io.connection import is_unavailable
 from worker import metrics
 from worker.background import BackgroundThread, log_error
 from worker.recovery.open_tasks import OpenTasks, request_of
@@ -48,7 +48,7 @@ def _go_on_after(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if is_away(error):
+        if is_unavailable(error):
             raise
         logger.exception("%s", what)
 

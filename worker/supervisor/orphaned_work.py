@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from api_contracts.redis_io.connection import is_away
+from api_contracts.redis_io.connection import is_unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,6 +78,6 @@ class OrphanedWork:
         else:
             logger.error(
                 "orphaned messages of %s not returned; their leases must expire first: %s",
-                owner, error, exc_info=None if is_away(error) else error,
+                owner, error, exc_info=None if is_unavailable(error) else error,
             )  # fmt: skip
         del self._schedules[owner]
