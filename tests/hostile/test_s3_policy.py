@@ -93,9 +93,9 @@ def test_the_policy_suffices(
     [
         lambda storage: storage.put("inputs/a.safetensors", b"x", "text/plain"),
         lambda storage: storage.put("elsewhere/a", b"x", "text/plain"),
-        lambda storage: storage._once("get_object", {"Bucket": "sag", "Key": "elsewhere/a"}),
-        lambda storage: storage._once("delete_object", {"Bucket": "sag", "Key": "inputs/a"}),
-        lambda storage: storage._once("delete_bucket", {"Bucket": "sag"}),
+        lambda storage: storage._call("get_object", {"Bucket": "sag", "Key": "elsewhere/a"}),
+        lambda storage: storage._call("delete_object", {"Bucket": "sag", "Key": "inputs/a"}),
+        lambda storage: storage._call("delete_bucket", {"Bucket": "sag"}),
     ],
 )
 def test_anything_else_is_refused(storage: Storage, call: Callable[[Storage], object]) -> None:
