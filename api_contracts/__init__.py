@@ -1,4 +1,4 @@
-"""What other backends need to submit tasks to the worker and to follow them.
+"""What other backends need to submit tasks to the workers and to follow them.
 
 Start at `client.client` for the calls, at `request` and `events` for the contract. Never imports
 `worker` or torch.

@@ -78,7 +78,7 @@ class InvalidRequest(GenerationError, ValueError):
 
 
 class TaskNotFound(GenerationError, LookupError):
-    """There is no record of the task: never submitted, or removed after its end."""
+    """There is no record of the task: it was never submitted, or its record has expired."""
 
 
 class ServiceUnavailable(GenerationError, ConnectionError):
@@ -86,7 +86,7 @@ class ServiceUnavailable(GenerationError, ConnectionError):
 
 
 class WaitTimeout(GenerationError, TimeoutError):
-    """The task did not end, or had no event, within the time given. The task goes on."""
+    """The task did not end, or had no event, within the time given. The task continues."""
 
 
 class GenerationFailed(GenerationError):
@@ -125,7 +125,7 @@ class GenerationExpired(GenerationFailed):
 
     @classmethod
     def at(cls, step: int) -> GenerationExpired:
-        """The exception for a task that completed `step` steps."""
+        """The exception for a deadline that passed after `step` steps."""
         return cls(ErrorCode.DEADLINE_EXCEEDED.value, f"the deadline passed at step {step}")
 
 
@@ -134,5 +134,5 @@ class GenerationCancelled(GenerationError):
 
     @classmethod
     def at(cls, step: int) -> GenerationCancelled:
-        """The exception for a task that completed `step` steps."""
+        """The exception for a cancellation after `step` steps."""
         return cls(f"cancelled at step {step}")

@@ -38,7 +38,7 @@ class PushState(StrEnum):
     WAITING = "waiting"
     #: It is in the queue, or the webhook answered 2xx.
     DELIVERED = "delivered"
-    #: Failed until the time limit of the settings, or refused for good.
+    #: Failed until the time limit of the settings, or refused permanently.
     GIVEN_UP = "given_up"
 
 

@@ -37,7 +37,7 @@ class AsyncGenerationClient:
         *,
         events_url: str | None = None,
     ) -> None:
-        """Makes no connection yet; `events_url` is the broker's unless the workers differ."""
+        """Connects on first use. `events_url` is the workers' `SAG_EVENTS_URL`, if they set it."""
         self._records = AsyncRecords(events_url or broker_url, namespace)
         self.keys, self.redis = self._records.keys, self._records.redis
         self._broker = AsyncServer(broker_url, COUNT_S)
@@ -59,7 +59,7 @@ class AsyncGenerationClient:
         return [AsyncTaskHandle(self._records, each) for each in ids]
 
     def handle(self, task_id: str) -> AsyncTaskHandle:
-        """As `GenerationClient.handle`."""
+        """As `GenerationClient.handle`; not a coroutine."""
         return AsyncTaskHandle(self._records, *check_ids([task_id]))
 
     async def status_many(self, task_ids: Iterable[str]) -> dict[str, TaskStatus | None]:
@@ -80,7 +80,7 @@ class AsyncGenerationClient:
             lengths: list[object] = await self._broker.call(
                 lambda: pipeline.execute(raise_on_error=False)
             )
-        except RedisError:  # sending meets it, too, and reports it once there is a record
+        except RedisError:  # sending fails, too, and reports it once there is a record
             return []
         return lengths
 

@@ -40,7 +40,7 @@ class AsyncServer:
     """A Redis with a limit on concurrent calls. Connects on first use."""
 
     def __init__(self, url: str, answer_s: float | None = None) -> None:
-        """`answer_s` is the longest wait for an answer, where that is less than usual.
+        """`answer_s` is the longest wait for an answer, instead of the usual one.
 
         Raises ValueError for an invalid URL.
         """
@@ -61,7 +61,7 @@ class AsyncServer:
 
 
 class AsyncRecords:
-    """Reads and writes records; methods raise as those of `Records`."""
+    """Reads and writes records; its methods raise the errors of the same methods of `Records`."""
 
     def __init__(self, url: str, namespace: str) -> None:
         """Raises ValueError for an invalid URL."""
@@ -124,7 +124,7 @@ class AsyncRecords:
             await self._watcher.wait(stream, following.last, following.block_s)
 
     async def _read_in_time(self, following: Following) -> list[records.NumberedEvent]:
-        """`_read` with a time limit; where redis-py does not end when cancelled, it is left."""
+        """`_read` with a time limit; a read that redis-py does not cancel in time is abandoned."""
         reading = asyncio.ensure_future(self._server.call(lambda: self._read(following)))
         reading.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
@@ -144,7 +144,7 @@ class AsyncRecords:
         return entries
 
     async def close(self) -> None:
-        """Close the connections; those who follow get RuntimeError."""
+        """Close the connections; iterations over events raise RuntimeError."""
         try:
             await self._watcher.close()
         finally:

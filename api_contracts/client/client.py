@@ -1,4 +1,4 @@
-"""The client for other backends: submits tasks, finds those that were submitted."""
+"""The client for other backends: submits tasks, and finds tasks that were submitted before."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class GenerationClient:
         *,
         events_url: str | None = None,
     ) -> None:
-        """Makes no connection yet; `events_url` is the broker's unless the workers differ."""
+        """Connects on first use. `events_url` is the workers' `SAG_EVENTS_URL`, if they set it."""
         self._records = Records(events_url or broker_url, namespace)
         self.keys, self.redis = self._records.keys, self._records.redis
         self._broker = connect_impatiently(broker_url, COUNT_S)
         self._sender = Sender(broker_url)
 
     def submit(self, request: Request, task_id: str | None = None) -> TaskHandle:
-        """Submit a request; the same `task_id` again is the same task.
+        """Submit a request; submitting a `task_id` again makes no second task.
 
-        Raises `InvalidRequest` with every error, `ServiceUnavailable` when Redis is away: then
-        submit again with the same `task_id`, which never makes a second task.
+        Raises `InvalidRequest` with every error, `ServiceUnavailable` when Redis is unavailable:
+        then submit again with the same `task_id`.
         """
         return self.submit_many([request], None if task_id is None else [task_id])[0]
 
@@ -55,8 +55,8 @@ class GenerationClient:
     ) -> list[TaskHandle]:
         """Submit requests in order, one task each; `task_ids` has one id for each.
 
-        All are checked first: `InvalidRequest` names the request of each error, and nothing was
-        sent. On `ServiceUnavailable` some may have been sent: submit all again, with the same ids.
+        All are checked before any is sent: `InvalidRequest` names the request of each error. After
+        `ServiceUnavailable` some may have been sent: submit all again, with the same ids.
         """
         checked, ids = check_submissions(requests, task_ids)
         positions = queues.positions(checked, self._lengths_if_known(checked))
@@ -66,7 +66,7 @@ class GenerationClient:
         return [TaskHandle(self._records, each) for each in ids]
 
     def handle(self, task_id: str) -> TaskHandle:
-        """The handle of a task that was submitted before, here or elsewhere."""
+        """The handle of a task, without I/O; raises `InvalidRequest` for an invalid id."""
         return TaskHandle(self._records, *check_ids([task_id]))
 
     def status_many(self, task_ids: Iterable[str]) -> dict[str, TaskStatus | None]:
@@ -75,7 +75,7 @@ class GenerationClient:
         return dict(zip(ids, self._records.statuses(ids), strict=True))
 
     def queue_depths(self, models: Iterable[str] = (names.DEFAULT_MODEL,)) -> dict[str, int]:
-        """Waiting messages by model, without those that a worker holds."""
+        """Number of waiting messages by model, without those that a worker holds."""
         wanted = list(models)
         with service_errors():
             lengths = queues.length_pipeline(self._broker, wanted).execute()
@@ -85,7 +85,7 @@ class GenerationClient:
         pipeline = queues.length_pipeline(self._broker, (each.model for each in requests))
         try:
             lengths: list[object] = pipeline.execute(raise_on_error=False)
-        except RedisError:  # sending meets it, too, and reports it once there is a record
+        except RedisError:  # sending fails, too, and reports it once there is a record
             return []
         return lengths
 
@@ -105,7 +105,7 @@ class GenerationClient:
 def check_submissions(
     requests: Sequence[Request], task_ids: Sequence[str] | None
 ) -> tuple[list[GenerationRequest], list[str]]:
-    """Requests as a worker would read them, and an id for each, generated where there are none.
+    """Validate requests as a worker does; return them with an id for each, generated if not given.
 
     Raises `InvalidRequest` with the errors of all requests, each with its request's number where
     there are several; or when there are not as many different valid ids as requests.
@@ -133,7 +133,7 @@ def check_submissions(
 
 
 def check_ids(task_ids: Sequence[str]) -> list[str]:
-    """The same ids; raises `InvalidRequest` unless all are valid."""
+    """Return the ids as a list; raises `InvalidRequest` unless all are valid."""
     if all(map(names.is_task_id, task_ids)):
         return list(task_ids)
     limit = "1 to 128 of A-Z a-z 0-9 . _ -, at least one letter or digit"

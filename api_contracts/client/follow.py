@@ -44,13 +44,13 @@ class Following:
 
     @property
     def block_s(self) -> float:
-        """How long to wait for the next event."""
+        """How long to wait for the next event, in seconds."""
         return max(0.0, min(BLOCK_S, self._left_s))
 
     def pause_s(self, error: RedisError) -> float:
-        """How long to wait before the next attempt; raises errors that waiting does not cure.
+        """Seconds to wait before the next attempt; raises errors that are not temporary.
 
-        Doubles with each attempt in a row.
+        Doubles with each failed attempt in a row.
         """
         if not is_unavailable(error):
             raise as_service_unavailable(error) or error from error
@@ -71,7 +71,7 @@ class Following:
             self._since_s = time.monotonic()
 
     def no_events(self, *, ended: bool | None) -> None:
-        """Note that nothing was read. `ended`: what the record says; None without a record."""
+        """Handle a read without events. `ended` is from the record; None: `TaskNotFound`."""
         if ended is None:
             raise TaskNotFound(self.task_id)
         self.is_over = ended

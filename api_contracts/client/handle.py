@@ -35,10 +35,10 @@ class TaskHandle:
         return self._follow(Following(self.task_id, after, timeout))
 
     def result(self, timeout: float | None = None) -> GenerationResult:
-        """Wait for the end and return the result.
+        """Wait until the task has ended and return its result.
 
         Raises `GenerationFailed`, `GenerationCancelled` or `GenerationExpired` for the other
-        ends, `WaitTimeout` after `timeout` seconds.
+        final states, `TaskNotFound` without a record, `WaitTimeout` after `timeout` seconds.
         """
         for event in self._follow(Following(self.task_id, timeout=timeout, whole=True)):
             if event.is_terminal:
@@ -61,7 +61,7 @@ class TaskHandle:
         return self._records.cancel(self.task_id)
 
     def pushes(self) -> dict[PushKind, Push]:
-        """State of `reply_to` and `webhook`; empty before the end, or when neither was asked."""
+        """State of `reply_to` and `webhook`; empty until the task has ended, or without either."""
         return self._records.pushes(self.task_id)
 
     def _follow(self, following: Following) -> Iterator[Event]:

@@ -88,7 +88,7 @@ class Records:
 
 @contextmanager
 def service_errors() -> Iterator[None]:
-    """Raise `ServiceUnavailable` where Redis is away or refuses this user."""
+    """Raise `ServiceUnavailable` where Redis is unavailable or refuses this user."""
     try:
         yield
     except RedisError as error:
@@ -124,7 +124,7 @@ def submit_call(
 
 
 def to_send(tasks: Sequence[Submission], replies: Any) -> list[tuple[str, GenerationRequest]]:  # noqa: ANN401  # redis-py's replies
-    """The tasks that wait for a message, from the replies of `submit.lua`."""
+    """The queued tasks, whose messages must be sent, from the replies of `submit.lua`."""
     return [
         (task_id, GenerationRequest.model_validate_json(first_request))
         for (task_id, *_), (status, first_request) in zip(tasks, replies, strict=True)
@@ -154,7 +154,7 @@ def status_pipeline(redis: Any, keys: Keys, task_ids: Sequence[str]) -> Any:  # 
 
 
 def status_of(reply: bytes | None) -> TaskStatus | None:
-    """A status as the record or a script gives it; None without a record."""
+    """Parse a status from the record or `cancel.lua`; None without a record."""
     return None if reply in (None, b"unknown") else TaskStatus(reply.decode())
 
 
@@ -167,7 +167,7 @@ def numbered(reply: Any) -> list[NumberedEvent]:  # noqa: ANN401  # redis-py's r
     ]
 
 
-#: Fields of the record that say whether an event was the last one.
+#: Fields of the record from which `was_terminal` finds whether an event was the last one.
 END_FIELDS = ("status", "seq")
 
 

@@ -21,7 +21,7 @@ class Sender:
     """A Celery application that only sends. Thread-safe; connects on first use."""
 
     def __init__(self, broker_url: str) -> None:
-        """An invalid URL is not detected here but when sending."""
+        """Does not check the URL; an invalid one fails when sending."""
         from celery import Celery  # noqa: PLC0415  # a third of this package's import time
         from kombu.pools import producers  # noqa: PLC0415  # as above
 

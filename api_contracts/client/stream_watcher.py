@@ -15,7 +15,7 @@ _BLOCK_S = 0.1
 
 
 class StreamWatcher:
-    """Wakes those who wait for a stream; they read the entries themselves."""
+    """Wakes the coroutines that wait for a stream; they read the entries themselves."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -55,7 +55,7 @@ class StreamWatcher:
             try:
                 reply: Any = await self._redis.xread(streams, 1, block=int(_BLOCK_S * 1000))
             except RedisError:
-                self._wake(set(last))  # each reads, meets the error itself and handles it
+                self._wake(set(last))  # each then reads, and handles the error itself
                 await asyncio.sleep(_BLOCK_S)
             else:
                 self._wake({stream.decode() for stream, _ in reply})

@@ -23,15 +23,15 @@ from redis.retry import Retry
 
 from api_contracts.errors import ServiceUnavailable
 
-#: Errors of redis-py while Redis can't be reached.
+#: Exceptions of redis-py when Redis can't be reached.
 REDIS_UNREACHABLE = (RedisConnectionError, RedisTimeoutError)
-#: Errors of Redis that pass: out of memory, a replica, a lost primary, a failed save. redis-py has
-#: a class for some; an error out of a script has only the word in its text.
+#: Temporary errors of Redis: out of memory, a replica, a lost primary, a failed save. redis-py has
+#: a class for some; an error raised inside a script has only the word in its text.
 _PASSING = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError)
 _PASSING_WORDS = ("OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "MISCONF", "BUSY", "NOREPLICAS")
 #: Timeouts of connecting and of one answer, in seconds.
 CONNECT_S, ANSWER_S = 5, 10
-#: Timeout of each of two tries to read the queues' lengths, in seconds.
+#: Timeout of each of two attempts to read the queues' lengths, in seconds.
 COUNT_S = 1.0
 #: Options of every connection.
 OPTIONS: dict[str, Any] = {
@@ -44,7 +44,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def connect(url: str) -> Redis:
-    """A client whose calls fail in seconds when Redis is away; raises ValueError for a bad URL."""
+    """A client whose calls fail within seconds without Redis; raises ValueError for a bad URL."""
     return _client(url, OPTIONS)
 
 
@@ -70,22 +70,22 @@ def checked_url(url: str) -> str:
 
 
 def celery_tls(setting: str, url: str) -> dict[str, dict[str, ssl.VerifyMode]]:
-    """Celery's `setting` that makes it verify the server of a `rediss://` URL, else it does not.
+    """Celery's `setting` that makes it verify a server's certificate; by default it does not.
 
-    `setting` is `broker_use_ssl` or `redis_backend_use_ssl`. Empty for other URLs.
+    `setting` is `broker_use_ssl` or `redis_backend_use_ssl`. Empty unless the URL is `rediss://`.
     """
     return {setting: {"ssl_cert_reqs": ssl.CERT_REQUIRED}} if url.startswith("rediss://") else {}
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Whether Redis can't be reached or can't write now; a later call may succeed."""
+    """Whether Redis can't be reached, or can't write now; a later call may succeed."""
     if isinstance(error, (*REDIS_UNREACHABLE, *_PASSING)):
         return True
     return isinstance(error, ResponseError) and any(word in str(error) for word in _PASSING_WORDS)
 
 
 def as_service_unavailable(error: RedisError) -> ServiceUnavailable | None:
-    """The error for a caller when Redis is away or refuses this user; None for any other."""
+    """The caller's error when Redis is unavailable or refuses this user; None for any other."""
     if is_unavailable(error):
         return ServiceUnavailable(f"Redis does not answer: {error}")
     if isinstance(error, NoPermissionError):

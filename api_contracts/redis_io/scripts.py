@@ -1,6 +1,6 @@
 """Lua scripts, each in a `.lua` file, whose keys and arguments are passed by name.
 
-A script names them itself and in this form, so that only the script says their order:
+A script names them itself, in this form, so that their order is written in one place:
 
     local task, events = unpack(KEYS)
     local id, fence = unpack(ARGV)
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from redis import Redis
     from redis.asyncio import Redis as AsyncRedis
 
-#: None is the empty string, which scripts take for a value that was left out.
+#: None is passed as the empty string, by which scripts mean a value that was left out.
 Value = str | bytes | int | float | None
 
 _NAMES = re.compile(r"^local ([\w,\s]+) = unpack\((KEYS|ARGV)\)$", re.MULTILINE)
@@ -35,7 +35,7 @@ _REST = re.compile(r"^local (\w+) = \{unpack\((KEYS|ARGV), (\d+)\)\}$", re.MULTI
 
 @dataclass(frozen=True)
 class Script:
-    """A script's text and the names of what it takes; `*name` takes the values at the end."""
+    """A script's text and the names of its keys and arguments; `*name` takes all that remain."""
 
     name: str
     source: str
@@ -48,7 +48,7 @@ class Script:
         return _sha(self.source)
 
     def evalsha(self, **values: Value | Iterable[Value]) -> list[Any]:
-        """The arguments of EVALSHA; raises TypeError for a missing or an unknown name."""
+        """The arguments of an EVALSHA call; raises TypeError for a missing or an unknown name."""
         keys, args = self.ordered(values)
         return [self.sha, len(keys), *keys, *args]
 

@@ -117,7 +117,7 @@ def _message(name: str, file: str, example: Any) -> dict[str, Any]:  # noqa: ANN
 
 
 def is_end(kind: str) -> bool:
-    """Whether a type of event is a task's last."""
+    """Whether an event type is terminal."""
     return kind in list(TaskStatus) and TaskStatus(kind).is_terminal
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from api_contracts import names
 from api_contracts.pushes import MESSAGE_ID, MESSAGE_ID_PATTERN
 
-#: As `names.TASK_ID_PATTERN`; in ECMA-262 the end of the text is `$`.
+#: As `names.TASK_ID_PATTERN`; ECMA-262 writes `$` for the end of the text.
 _TASK_ID = {
     "type": "string",
     "pattern": names.TASK_ID_PATTERN.replace(r"\Z", "$"),

@@ -31,7 +31,7 @@ _T = TypeVar("_T")
 
 
 class Batch:
-    """Jobs that are denoised together. They enter and leave between two UNet calls."""
+    """Jobs that are denoised together. They join and leave between two UNet calls."""
 
     def __init__(self, runners: ModelCache, side_executor: Callable[..., object]) -> None:
         """`side_executor` runs a function with its arguments on another thread, in order."""
@@ -39,7 +39,7 @@ class Batch:
         self._waiting: list[RunningJob] = []
         self._active: list[RunningJob] = []
         self._denoised: list[RunningJob] = []
-        #: All admitted jobs whose end is not decided, also those in none of the lists above.
+        #: All admitted jobs without an outcome yet, also those in none of the lists above.
         self._unfinished: set[RunningJob] = set()
         self._scheduler, self._decode_waited_rounds = batch_scheduler.Scheduler(), 0
 
@@ -53,7 +53,7 @@ class Batch:
         self._waiting.append(running)
 
     def step(self) -> bool:
-        """Run a round: stop, admit, make one UNet call, decode. Returns whether work is left."""
+        """Run a round: stop and admit jobs, make one UNet call, decode. Returns `is_busy`."""
         was_busy = self.is_busy
         self._stop_jobs()
         self._admit()
@@ -64,7 +64,7 @@ class Batch:
         return self.is_busy
 
     def abandon(self, error: BaseException) -> None:
-        """Fail all unfinished jobs, because a round itself raised `error`."""
+        """Fail all unfinished jobs, because a round raised `error`."""
         cause = device_errors.job_error(error)
         for running in list(self._unfinished):
             failure = RuntimeError(f"a round of the engine failed: {cause!r}")
@@ -122,7 +122,7 @@ class Batch:
             self._active.append(running)
 
     def _denoise(self) -> bool:
-        """Make one UNet call for as many images as fit; returns whether there was any."""
+        """Make one UNet call for as many images as fit; returns whether a call was made."""
         candidates = {
             batch_scheduler.Candidate(
                 running.number, index, image.bucket, image.rows, fresh=image.steps == 0
@@ -189,9 +189,9 @@ class Batch:
         parts: Sequence[tuple[RunningJob, _T]],
         call: Callable[[Sequence[tuple[RunningJob, _T]]], None],
     ) -> None:
-        """Call `call` with parts of many jobs; where it fails, with each half of them, and so on.
+        """Call `call` with parts of many jobs; if it fails, with each half of them, and so on.
 
-        So only a job that fails alone fails. A `call` that raises must have changed nothing.
+        Only a job whose own call fails is failed. A `call` that raises must have changed nothing.
         """
         groups = [parts]
         while groups:

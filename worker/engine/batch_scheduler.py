@@ -30,7 +30,7 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Candidate:
-    """The next pass of one image: one row for a degraded pass, one or two for a main pass."""
+    """The next pass of one image: a main pass of one or two rows, or a degraded pass of one."""
 
     #: Number of its job; older jobs have smaller ones.
     job: int
@@ -38,7 +38,7 @@ class Candidate:
     image: int
     bucket: Bucket
     rows: int
-    #: Whether it has done no step yet.
+    #: Whether it has completed no step yet.
     fresh: bool = False
 
 
@@ -59,8 +59,8 @@ class Scheduler:
     ) -> list[Candidate]:
         """The candidates of the next call: all of one bucket, at most `limit(bucket)` rows.
 
-        The bucket's oldest candidate is always taken, even when it alone exceeds the limit. One
-        that does not fit is skipped for a smaller one behind it. Empty without candidates.
+        The bucket's oldest candidate is always taken, even when it alone exceeds the limit. Others
+        that do not fit are skipped; later ones that fit are taken. Empty without candidates.
         """
         if not candidates:
             return []

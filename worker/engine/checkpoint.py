@@ -1,8 +1,8 @@
 """Checkpoints: the state of a job's images as one safetensors file, for a later attempt.
 
-Only tensors are read from a file. The rest of a scheduler's state follows from the number of its
-evaluations: a new scheduler replays as many on zeros, and the tensors that it then holds define the
-names, types and shapes that the file must have. So a file sets no attribute that diffusers did not.
+Only tensors are read from a file. The rest of a scheduler's state depends only on its number of
+evaluations: a new scheduler runs as many on zeros, and the tensors that it then has define the
+names, types and shapes that the file must have. So a file can set no other attribute.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ FORMAT = 1
 _IRRELEVANT = frozenset(
     {"id", "max_images", "output_type", "preview_every", "checkpoint_every", "checkpoint"}
 )
-#: IPNDM keeps all of its outputs, and a step reads its own and the three before.
+#: IPNDM keeps all UNet outputs, but a step reads only the current one and the three before.
 _IPNDM_OUTPUTS = 3
-#: PNDM's Runge-Kutta steps add to this tensor in place; schedulers replace all of their others.
+#: PNDM's Runge-Kutta steps change this tensor in place; all others are replaced by new ones.
 _CHANGED_IN_PLACE = "cur_model_output"
 
 
@@ -48,7 +48,7 @@ class Unusable(Exception):
 class Snapshot:
     """The state of a job between two rounds. Later rounds do not change it."""
 
-    #: Steps that every image has done.
+    #: Steps that every image has completed.
     step: int
     images: tuple[ImageState, ...]
     #: Tensors of each image on the device, named as by `_tensors`.
@@ -56,7 +56,7 @@ class Snapshot:
     evaluations: tuple[int, ...]
 
     def to_bytes(self) -> bytes:
-        """The file. Waits for the device: for the side thread."""
+        """The file's content. Waits for the device, so call it on the side thread."""
         header = _identity(self.images) | {"evaluations": self.evaluations}
         return safetensors_io.pack(header, _numbered(self.tensors))
 
@@ -118,7 +118,7 @@ def _check(saved: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tenso
 
 
 def _replayed(image: ImageState, evaluations: int) -> ImageState:
-    """A copy of a new image that has done so many evaluations on zeros."""
+    """A copy of a new image after that many evaluations on zeros."""
     replayed = dataclasses.replace(
         image,
         sampler=copy.deepcopy(image.sampler),
@@ -128,12 +128,12 @@ def _replayed(image: ImageState, evaluations: int) -> ImageState:
     zeros = torch.zeros_like(image.latents, dtype=torch.float32)
     while replayed.evaluations < evaluations:
         replayed.step(zeros, replayed.unet_input())
-    replayed.scaled_x0 = None  # a preview of zeros
+    replayed.scaled_x0 = None  # it would make a preview of zeros
     return replayed
 
 
 def _tensors(image: ImageState) -> dict[str, torch.Tensor]:
-    """The tensors that an image has computed, by name, without those of a half-done evaluation."""
+    """The tensors of an image's state by name, without those of an incomplete evaluation."""
     tensors = {"latents": image.latents, "generator": image.generator.get_state()}
     scheduler = image.sampler.scheduler
     for name, value in vars(scheduler).items():
@@ -172,7 +172,7 @@ def _numbered(tensors: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.
 
 
 def _identity(images: Sequence[ImageState]) -> dict[str, Any]:
-    """What must be equal here and in the file, as JSON; anything else would mix two pictures."""
+    """What must be equal in job and file, as JSON; otherwise the file is of another image."""
     job, sampler, latents = images[0].job, images[0].sampler, images[0].latents
     return {
         "format": FORMAT,
@@ -189,8 +189,8 @@ def _identity(images: Sequence[ImageState]) -> dict[str, Any]:
 
 
 def _sampler_digest(sampler: SamplerState) -> str:
-    """Of the scheduler's configuration, which includes the model's noise schedule."""
-    # Names with an underscore are diffusers' own notes, some in the order of a set.
+    """Digest of the scheduler's configuration, which includes the model's noise schedule."""
+    # Names with an underscore are diffusers' metadata, some in the random order of a set.
     config = sorted(
         (name, repr(value))
         for name, value in sampler.scheduler.config.items()
@@ -200,7 +200,7 @@ def _sampler_digest(sampler: SamplerState) -> str:
 
 
 def _job_digest(job: Job) -> str:
-    """Of all fields that the latents depend on."""
+    """Digest of all fields that the latents depend on."""
     parts: list[bytes] = []
     for each in dataclasses.fields(job):
         if each.name not in _IRRELEVANT:

@@ -1,4 +1,4 @@
-"""Translates errors of the device into errors of a job, and ends the process of a failed device."""
+"""Translates device errors into errors of a job, and exits the process when its device failed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def job_error(error: BaseException) -> Exception:
-    """The exception for the job's future; exits the process instead where the device failed.
+    """The exception for the job's future; exits the process instead if the device failed.
 
     Clears the frames of the error and of its causes, which hold tensors on the device.
     """
@@ -25,7 +25,7 @@ def job_error(error: BaseException) -> Exception:
     clear_frames(error)
     if is_out_of_memory(error):
         failure = DeviceOutOfMemoryError(
-            "the device has not enough memory left for this task; ask for a smaller picture or"
+            "the device has not enough memory left for this task; ask for a smaller image or"
             " fewer images, or try again"
         )
         failure.__cause__ = error

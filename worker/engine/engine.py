@@ -49,7 +49,7 @@ class Engine:
         compiled: bool = False,
         loader: Callable[..., LoadedModel] = load_model,
     ) -> None:
-        """Start nothing: thread and pipeline are made for the first job.
+        """Start nothing: the thread starts and a model is loaded with the first job.
 
         `max_batch_rows` limits the rows of a UNet call; None measures them when a model is loaded.
         """

@@ -3,7 +3,7 @@
 Hong et al., "Improving Sample Quality of Diffusion Models Using Self-Attention Guidance",
 arXiv 2210.00939. A noisy latent in variance-preserving scale is z = alpha x0 + sigma eps, with
 alpha^2 + sigma^2 = 1. Tensors are (rows, channels, height, width), scalars (rows, 1, 1, 1).
-Prediction types that are not known raise ValueError.
+Unknown prediction types raise ValueError.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 #: Blur of the paper's Stable Diffusion settings: side in cells, sigma in cells.
 KERNEL, BLUR_SIGMA = 9, 1.0
-#: A token is salient above the mean column sum, which is 1 by construction (section 4.2).
+#: A position is salient above the mean column sum, which is 1 by construction (section 4.2).
 THRESHOLD = 1.0
 #: Smallest latent side that the blur can pad by reflection; below it there is no SAG.
 MIN_SIDE = KERNEL // 2 + 1
@@ -34,19 +34,20 @@ def classifier_free(
 
 
 def column_sums(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor:
-    """How much attention each token receives: (rows, tokens), float32, with mean 1.
+    """How much attention each position receives: (rows, positions), float32, with mean 1.
 
-    Equation 8: `query` and `key` are (rows, heads, tokens, width); the mean over heads, summed over
-    the queries. In half precision 0.5 to 1.6 % of all tokens would cross the threshold.
+    Equation 8: `query` and `key` are (rows, heads, positions, width); the attention map is averaged
+    over the heads and summed over the queries. In half precision 0.5 to 1.6 % of all positions
+    would cross the threshold.
     """
     scores = query.float() @ key.float().transpose(-1, -2) * scale
     return scores.softmax(-1).mean(1).sum(1)
 
 
 def mask(sums: torch.Tensor, size: tuple[int, int], latent: tuple[int, int]) -> torch.Tensor:
-    """1 where a token is salient, equation 9: (rows, 1, *latent), nearest.
+    """1 where a position is salient, equation 9: (rows, 1, *latent), by nearest neighbour.
 
-    `sums` is (rows, tokens), `size` height and width of the mid block, `latent` of the latents.
+    `sums` is (rows, positions), `size` height and width of the mid block, `latent` of the latents.
     """
     salient = (sums > THRESHOLD).float().reshape(-1, 1, *size)
     return F.interpolate(salient, latent)
@@ -81,11 +82,11 @@ def degrade(
     alpha: torch.Tensor,
     sigma: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The degraded input of equation 10, and the output expected there of a UNet blind to the blur.
+    """The degraded input of equation 10, and the output there with which SAG has no effect.
 
-    x0 is blurred where it is salient and gets the same noise back. SAG is the difference between
-    the expected output and the real one: for epsilon the expected output is the old one, for v and
-    sample the one that belongs to the same noise and the blurred x0.
+    x0 is blurred where `salient` is 1, and the same noise is added again. SAG adds the difference
+    between the expected output and the UNet's real one. The expected output belongs to the same
+    noise and the blurred x0: for epsilon it is `output` itself.
     """
     match prediction:
         case "epsilon":
@@ -108,7 +109,7 @@ def convert(
     sigma: float,
     predictions: tuple[str, str],
 ) -> torch.Tensor:
-    """Convert an output of the first prediction type to the second, for the same x0."""
+    """Convert from `predictions[0]` to `predictions[1]`, the same or v, for one x0."""
     match predictions:
         case (old, new) if old == new:
             return output

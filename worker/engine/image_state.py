@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Degraded:
-    """What the main pass of an evaluation leaves for its degraded pass, each (1, c, h, w)."""
+    """What the main pass of an evaluation hands to its degraded pass, each (1, c, h, w)."""
 
     #: UNet input of the main pass.
     main: torch.Tensor
     #: UNet input of the degraded pass.
     noisy: torch.Tensor
-    #: UNet output there if the UNet did not see the blur.
+    #: UNet output expected for `noisy`, see `guidance.degrade`.
     expected: torch.Tensor
     #: Output of the main pass under classifier-free guidance.
     guided: torch.Tensor
@@ -31,7 +31,7 @@ class Degraded:
 
 @dataclass(eq=False)
 class ImageState:
-    """One image. None of its state is on the pipeline, which all jobs share."""
+    """One image. The pipeline, which all jobs share, has none of its state."""
 
     job: Job
     seed: int

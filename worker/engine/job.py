@@ -1,4 +1,4 @@
-"""What the engine is asked for and what it returns: `Job` and `JobResult`. No torch."""
+"""Input and output of the engine: `Job` and `JobResult`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from worker.errors import BadRequestError
 
 @dataclass(frozen=True)
 class Job:
-    """One request, with the names of diffusers; only the model's own defaults are left as None."""
+    """One request, with diffusers' names. None in a field means the model's own default."""
 
     id: str
     model: str

@@ -1,4 +1,4 @@
-"""Whether loading a model may succeed later. Knows exceptions only, and loads no torch itself."""
+"""Decides from an exception whether loading a model may succeed later. Imports no torch."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _TOO_MANY, _SERVER_ERROR = 429, 500
 def may_pass(error: BaseException) -> bool:
     """Whether the disk, the network or the memory is at fault rather than the model's files.
 
-    diffusers and transformers wrap what they meet, often in an OSError without a number: the chain
-    of causes says what it was. Without such a cause the files are missing, broken or unsupported.
+    diffusers and transformers wrap exceptions, often in an OSError without an errno, so the whole
+    chain of causes is checked. Without such a cause the files are missing, broken or unsupported.
     """
     chain = list(_chain(error))
     if any(isinstance(each, OfflineModeIsEnabled) for each in chain):

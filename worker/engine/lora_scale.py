@@ -1,4 +1,4 @@
-"""LoRA weights at the scale that one call asks for."""
+"""Scales the LoRA weights of a module for one call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def lora_scaled(module: nn.Module, scale: float | None) -> Iterator[None]:
     """Multiply the scales of all LoRA layers in `module` by `scale`, for one call; None is 1.
 
-    diffusers' own way divides by the scale afterwards, which loses the scales at 0.
+    diffusers itself divides by the scale afterwards, which loses the former scales if it is 0.
     """
     if scale is None:
         yield

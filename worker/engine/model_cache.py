@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class ModelCache:
-    """Runners by the alias of their model, loaded on first use. For the engine's thread alone."""
+    """Runners by the alias of their model, loaded on first use. Only for the engine's thread."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class ModelCache:
         return None if since_s is None else time.perf_counter() - since_s
 
     def get(self, alias: str, busy: Collection[str] = ()) -> Runner:
-        """The runner of a model, loaded if needed; evicts no `busy` one. `ModelLoadError`."""
+        """A model's runner, loaded if needed; evicts no `busy` model. Raises `ModelLoadError`."""
         if alias not in self._runners:
             self._build(alias, busy)
         self._runners[alias] = self._runners.pop(alias)
@@ -63,7 +63,7 @@ class ModelCache:
             runner.offload_idle()
 
     def free_memory(self) -> None:
-        """Return memory that no tensor uses to the device, which others may share."""
+        """Release unused cached memory of the device, which other processes may share."""
         import torch  # noqa: PLC0415  # takes seconds to import
 
         gc.collect()

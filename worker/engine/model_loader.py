@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Offload `auto` keeps a model on the device when its weights fit this many times: the rest is for
-#: activations and the decoder.
+#: Offload `auto` keeps a model on the device when its weights fit this many times, which leaves
+#: memory for activations and the decoder.
 _WEIGHTS_FACTOR = 2.5
 #: Never load pickles, which run code.
 _SAFE = {"use_safetensors": True}
@@ -110,7 +110,7 @@ def _errors_name(path: str) -> Iterator[None]:
 
 
 def _local_only(path: str) -> dict[str, bool]:
-    """Options that never download what is on this machine."""
+    """Options that prevent downloads when the path exists on this machine."""
     return {"local_files_only": Path(path).exists()}
 
 
@@ -130,7 +130,7 @@ def _dtype(spec: ModelSpec, device: str) -> torch.dtype:
 
 
 def _check_supported(pipeline: Pipeline, spec: ModelSpec) -> None:
-    """Raise `ModelLoadError` for a model that would fail, or be silently wrong, during a task."""
+    """Raise `ModelLoadError` for a model that would fail tasks, or produce wrong images."""
     if spec.safety_checker and pipeline.safety_checker is None:
         message = f"model {spec.path!r} has no safety checker; set safety_checker to false for it"
         raise ModelLoadError(message, retryable=False)

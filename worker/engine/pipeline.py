@@ -16,7 +16,7 @@ DiffusersScheduler: TypeAlias = Any
 
 
 def device_of(pipe: Pipeline) -> torch.device:
-    """The device that its networks run on, which with offload is not where the weights are."""
+    """The device that its networks run on; with offload the weights are elsewhere between calls."""
     device: torch.device = pipe._execution_device  # noqa: SLF001  # diffusers has no public name
     return device
 

@@ -30,7 +30,7 @@ class PreparedJob:
     #: One for each image, as `samplers`.
     seeds: tuple[int, ...]
     samplers: tuple[samplers.SamplerState, ...]
-    #: (images, channels, height, width), where the job brings them.
+    #: (images, channels, height, width), if the job contains them.
     latents: torch.Tensor | None
     #: Of the latents.
     height: int

@@ -34,7 +34,7 @@ class EncoderInput:
 
 @dataclass(frozen=True)
 class PromptInputs:
-    """A job's prompts, validated: texts to encode, or the embeddings that the job brings."""
+    """A job's prompts, validated: texts to encode, or the embeddings that the job contains."""
 
     texts: tuple[EncoderInput, ...]
     #: None without classifier-free guidance.
@@ -131,7 +131,7 @@ def _check_lengths(
     negative: torch.Tensor | None,
     count: int,
 ) -> None:
-    """Positive and negative embeddings share a UNet call, so they must have one length."""
+    """Positive and negative embeddings share a UNet call, so they must have the same length."""
     longest: int = pipe.tokenizer.model_max_length
     if negative is None:
         if embeds is not None and job.guidance_scale > 1 and embeds.shape[1] > longest:

@@ -32,7 +32,7 @@ class StepOutput:
     """A complete evaluation of an image, for `ImageState.step`; tensors are (1, c, h, w)."""
 
     image: ImageState
-    #: Under both guidances.
+    #: With both guidances applied.
     output: torch.Tensor
     #: UNet input of the main pass.
     noisy: torch.Tensor
@@ -41,7 +41,7 @@ class StepOutput:
 class Runner:
     """One model on its device."""
 
-    #: Of the libraries that make the pictures.
+    #: Versions of the libraries that the images depend on.
     versions: ClassVar[dict[str, str]] = {
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
@@ -52,7 +52,7 @@ class Runner:
     def __init__(self, model: LoadedModel, max_batch_rows: int | None) -> None:
         """Warm up; measures the rows of a UNet call unless `max_batch_rows` sets them."""
         self.model, self.pipe = model, model.pipeline
-        #: With one row a call no job shares any call, so its bits depend on no other job.
+        #: With one row per call no call is shared, so a job's bytes depend on no other job.
         self._alone = max_batch_rows == 1
         with torch.inference_mode():
             self.preview_map = previews.fit(self.pipe)
@@ -68,7 +68,7 @@ class Runner:
         return prepare.check(self.pipe, job)
 
     def encode(self, prepared: Sequence[prepare.PreparedJob]) -> list[list[ImageState]]:
-        """The images of each job, new or from its checkpoint; prompts are encoded together."""
+        """The images of each job, new or resumed from a checkpoint; encodes all prompts at once."""
         groups = [[each] for each in prepared] if self._alone else [prepared]
         encoded: list[list[ImageState]] = []
         for group in groups:
@@ -88,7 +88,7 @@ class Runner:
     def evaluate(self, images: Sequence[ImageState]) -> list[StepOutput]:
         """Make one UNet call for the next pass of all images, which must share a bucket.
 
-        Returns the evaluations that are complete with it. Raises what the device raises; then no
+        Returns the evaluations that this call completes. Raises what the device raises; then no
         image has changed.
         """
         # Images with SAG come first, so that the rows whose attention is captured are a slice.
@@ -152,16 +152,16 @@ class Runner:
     def finish(
         self, images: Sequence[ImageState], decoded: Sequence[torch.Tensor | None]
     ) -> list[GeneratedImage]:
-        """Pictures on the host, checked by the safety checker where the model has one.
+        """Images on the host, checked by the safety checker if the model has one.
 
-        Waits for the device. For the side thread: it uses no network but the checker.
+        Waits for the device, so call it on the side thread. It runs no network but the checker.
         """
         return [self._generated(image, each) for image, each in zip(images, decoded, strict=True)]
 
     def preview(self, scaled_x0: torch.Tensor, alpha: float) -> str:
-        """A data URL that shows x0, given as alpha x0, (1, c, h, w). For the side thread.
+        """A data URL that shows x0, given as alpha x0, (1, c, h, w). Call it on the side thread.
 
-        By the linear map, or by the decoder where the map is poor and decoding moves nothing.
+        Uses the linear map, or the decoder if the map is inaccurate and decoding moves no network.
         """
         latents = scaled_x0 / max(alpha, previews.MIN_ALPHA)
         if self.decode_moves_unet or self.preview_map.unexplained <= previews.MAX_UNEXPLAINED:
@@ -186,7 +186,7 @@ class Runner:
             self.pipe.remove_all_hooks()
 
     def _decode_some(self, images: Sequence[ImageState]) -> list[torch.Tensor]:
-        """Images of one size; after an out of memory, half as many at a time."""
+        """Decode images of one size; after an out-of-memory error, half as many at a time."""
         vae, size, decoded = self.pipe.vae, len(images), list[torch.Tensor]()
         while len(decoded) < len(images):
             some = images[len(decoded) : len(decoded) + size]
@@ -220,9 +220,9 @@ class Runner:
 def _guided(
     paired: list[int], first: torch.Tensor, conditional: torch.Tensor, scale: torch.Tensor
 ) -> list[torch.Tensor]:
-    """Each image's main pass under classifier-free guidance where it is on; (1, c, h, w), float32.
+    """Outputs of the main pass with classifier-free guidance if it is on; (1, c, h, w), float32.
 
-    `first` are the rows of all images, `conditional` the second rows of the images `paired`.
+    `first` has one row for each image, `conditional` the second rows of the images `paired`.
     """
     guided = list(first.float().split(1))
     for row, index in enumerate(paired):

@@ -50,7 +50,7 @@ class RunningJob:
     #: Last step that was reported to the caller.
     reported_steps: int = 0
     resumed_from_step: int | None = None
-    #: Step of the last checkpoint that the caller has.
+    #: Step of the last checkpoint that was passed to the caller.
     saved_step: int = 0
     #: UNet calls that it took part in, and the sum over them of the jobs in each.
     unet_calls: int = 0
@@ -76,7 +76,7 @@ class RunningJob:
         self.encoded_s = time.perf_counter()
 
     def end_reason(self) -> BaseException | None:
-        """Why the job must end now, or None to go on."""
+        """Why the job must end now; None to continue."""
         if self.error is not None:
             return self.error
         reason = self.control.asked()
@@ -98,7 +98,7 @@ class RunningJob:
         return calls
 
     def final_checkpoint(self, reason: BaseException) -> Callable[[], None] | None:
-        """A call that saves a checkpoint, for a job that is drained; None for any other end."""
+        """A call that saves a checkpoint, for a drained job; None for any other `reason`."""
         drained = isinstance(reason, JobStopped) and reason.reason is Stop.DRAINED
         if not (drained and self.job.checkpoint_every and self.images):
             return None
@@ -145,16 +145,16 @@ class RunningJob:
 
         try:
             return partial(self._save, checkpoint.capture(self.images))
-        except Exception as error:  # noqa: BLE001  # a job goes on without its checkpoint
+        except Exception as error:  # noqa: BLE001  # the job continues without a checkpoint
             logger.warning("job %s: checkpoint not saved: %r", self.job.id, error)
             return None
 
     def _save(self, snapshot: Snapshot) -> None:
-        """Give the caller a checkpoint, unless it has this step's. An error is logged."""
+        """Pass a checkpoint to the caller, unless it has this step's. Errors are logged."""
         if self.error is not None or snapshot.step <= self.saved_step:
             return
         try:
             self.control.on_checkpoint(snapshot.step, snapshot.to_bytes())
             self.saved_step = snapshot.step
-        except Exception as error:  # noqa: BLE001  # a job goes on without its checkpoint
+        except Exception as error:  # noqa: BLE001  # the job continues without a checkpoint
             logger.warning("job %s: checkpoint not saved: %r", self.job.id, error)

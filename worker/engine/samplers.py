@@ -1,4 +1,4 @@
-"""The samplers by their wire names; each image gets one of its own, built from the model's."""
+"""The samplers by their wire names; each image gets its own, configured as the model's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NoiseLevel:
-    """Of one evaluation of the UNet: z = alpha x0 + sigma eps, variance-preserving."""
+    """The noise level of one UNet evaluation: z = alpha x0 + sigma eps, variance-preserving."""
 
     #: Input of the UNet; may lie between two trained timesteps.
     timestep: float
@@ -32,7 +32,7 @@ class NoiseLevel:
 
 @dataclass(frozen=True)
 class SamplerState:
-    """The sampler of one image. What the engine reads of it in each round is on the host."""
+    """The sampler of one image. All numbers that a round reads are on the host."""
 
     name: str
     scheduler: DiffusersScheduler
@@ -46,7 +46,7 @@ class SamplerState:
     constants: frozenset[str]
 
     def is_step(self, evaluations: int) -> bool:
-        """Whether a step ends after so many evaluations, as diffusers counts them."""
+        """Whether evaluation number `evaluations` completes a step, as diffusers counts steps."""
         order: int = self.scheduler.order
         warmup = len(self.levels) - self.scheduler.num_inference_steps * order
         is_last = evaluations == len(self.levels)
@@ -112,7 +112,7 @@ class _Sampler:
     class_name: str
     levels: Callable[[DiffusersScheduler, DiffusersScheduler], list[NoiseLevel]]
     options: dict[str, Any] = field(default_factory=dict)
-    #: Prediction types that the class does not take; outputs are converted to v.
+    #: Prediction types that the class does not support; outputs are converted to v.
     lacks: tuple[str, ...] = ()
     #: With fewer steps the result is noise.
     min_steps: int = 1
@@ -126,7 +126,7 @@ class _Sampler:
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
-        """Of the class's `__init__`."""
+        """The parameters of the class's `__init__`."""
         return inspect.signature(getattr(diffusers, self.class_name).__init__).parameters
 
 
@@ -171,7 +171,7 @@ SAMPLERS: dict[str, _Sampler] = {
 
 
 def make(name: str | None, own: DiffusersScheduler, num_inference_steps: int) -> SamplerState:
-    """A new sampler of that many steps: `name`, or the kind of the model's `own` when None.
+    """A new sampler with that many steps: `name`, or as the model's `own` when None.
 
     Raises `UnsupportedSchedulerError` with the supported names, and `BadRequestError` where the
     scheduler does not support this number of steps.
@@ -218,7 +218,7 @@ def check_eta(eta: float, scheduler: str) -> None:
 
 
 def _set_timesteps(scheduler: DiffusersScheduler, name: str, steps: int, min_steps: int) -> None:
-    """Set the timesteps, on the host: each step would wait for a device to read them.
+    """Set the timesteps, on the host: on a device, each step would wait to read them.
 
     Raises `BadRequestError` for a number of steps that diffusers or the sampler can't do.
     """
@@ -242,7 +242,7 @@ def _bad_timesteps(scheduler: DiffusersScheduler, steps: int) -> str | None:
         return "its only step has no length"
     if float(scheduler.timesteps.min()) < 0:
         # By rounding in the "trailing" spacing, for 61 and a few others of 1,000. DDIM would read
-        # index -1, the noisiest level, and the picture would be lost.
+        # index -1, the noisiest level, and the image would be lost.
         return "diffusers gives the last of them the timestep -1; take one more or less"
     return None
 
@@ -253,7 +253,7 @@ def _of_class(own: DiffusersScheduler) -> list[tuple[str, _Sampler]]:
 
 
 def _name_of(own: DiffusersScheduler) -> str:
-    """The wire name of a model's own scheduler; its class's name where none has its options."""
+    """The wire name of a model's own scheduler; its class's name if none has its options."""
     for name, sampler in _of_class(own):
         if all(own.config.get(key) == value for key, value in sampler.flags.items()):
             return name

@@ -1,4 +1,4 @@
-"""The UNet call: any rows together, each with its own timestep and prompt, some with SAG's mask."""
+"""The UNet call: rows of many images, each with its timestep and prompt; SAG's mask for some."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ COMPILED_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 
 
 class SagAttnProcessor(AttnProcessor2_0):
-    """Attention processor that records how much attention each token receives (equation 8).
+    """Attention processor that records how much attention each position receives (equation 8).
 
     It attends as `AttnProcessor2_0` does and keeps the column sums of the first `rows` rows. The
-    attention map, (heads, tokens, tokens) for each row, lives only inside `column_sums`.
+    attention map, (heads, positions, positions) for each row, exists only inside `column_sums`.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class SagAttnProcessor(AttnProcessor2_0):
         self.size = (0, 0)
 
     def __call__(self, attn: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # diffusers' signature
-        """Attention, (rows, tokens, width) to the same shape."""
+        """Attention, (rows, positions, width) to the same shape."""
         if self.rows:
             sag_rows = hidden_states[: self.rows]
             query, key = (
@@ -52,14 +52,14 @@ class SagAttnProcessor(AttnProcessor2_0):
         return super().__call__(attn, hidden_states, *args, **kwargs)
 
     def record_size(self, _module: Any, inputs: tuple[torch.Tensor, ...]) -> None:  # noqa: ANN401  # torch's signature
-        """Forward pre-hook of the mid block: odd latents make its size no fraction of theirs."""
+        """Forward pre-hook of the mid block: its size can't be derived from that of odd latents."""
         height, width = inputs[0].shape[-2:]
         self.size = height, width
 
 
 @contextmanager
 def capture_attention(unet: Unet, processor: SagAttnProcessor, rows: int) -> Iterator[None]:
-    """Install `processor` at the mid block for one call, for its first `rows` rows, unless 0.
+    """Install `processor` in the mid block for one call and its first `rows` rows; 0 installs none.
 
     `processor.sums` is None again afterwards.
     """
@@ -88,7 +88,7 @@ class BatchedUnet:
         self._device, self._on_cpu = device_of(model.pipeline), model.device == "cpu"
         self._format = torch.contiguous_format if self._on_cpu else torch.channels_last
         self._processor = SagAttnProcessor()
-        #: Recorded after each call whose end was not waited for.
+        #: One CUDA event for each call that `pace` has not waited for.
         self._call_ends: deque[torch.cuda.Event] = deque()
         self.capacity = warmup.capacity(model.pipeline, self._call, max_batch_rows)
 
@@ -111,7 +111,7 @@ class BatchedUnet:
         except torch.OutOfMemoryError:
             self.capacity = self.capacity.halved(rows, height, width)
             logger.warning(
-                "out of memory in a call of %d rows of %d x %d; the limit is half of that now",
+                "out of memory in a UNet call of %d rows of %d x %d latents; row limit halved",
                 rows, height, width,
             )  # fmt: skip
             raise
@@ -127,10 +127,10 @@ class BatchedUnet:
         return tensor.pin_memory().to(self._device, non_blocking=True)
 
     def pace(self) -> None:
-        """Wait for the end of the call before the last, so that the host is one call ahead at most.
+        """Wait for the call before the last one, so that the host is at most one call ahead.
 
-        Otherwise steps would be reported before they are done. Reads nothing from the device, which
-        meanwhile runs the last call.
+        Otherwise steps would be reported before they are done. The device runs the last call
+        meanwhile; nothing is read from it.
         """
         if self._on_cpu:
             return
@@ -148,7 +148,7 @@ class BatchedUnet:
         lora_scale: float | None = None,
         sag_rows: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Output and column sums, (sag_rows, tokens)."""
+        """Output, and the column sums (sag_rows, mid-block positions) or None without SAG rows."""
         rows, times = len(timesteps), self.to_device(timesteps)
         if self._compiled:
             extra = next((n for n in COMPILED_ROWS if n >= rows), rows) - rows

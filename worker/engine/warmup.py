@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 
 #: Numbers of rows that are measured.
 TRIED_ROWS = (1, 2, 4, 8, 16, 32, 64)
-#: Longest acceptable call: a new task or a cancel waits this long.
+#: Longest acceptable call, in seconds: a new task or a cancel may wait this long.
 MAX_CALL_S = 0.5
-#: Calls of one size that are timed, as long as all of them take less than the budget.
+#: Most calls of one size that are timed, while all of them together take less than the budget.
 TIMED_CALLS, TIMING_BUDGET_S = 4, 0.15
 #: More rows must make each row cheaper by this share to be worth the longer call.
 MIN_GAIN = 0.05
@@ -32,7 +32,7 @@ SPARE_MEMORY = 0.2
 
 @dataclass(frozen=True)
 class Capacity:
-    """Rows of one UNet call, measured with latents of `cells` = height x width."""
+    """Most rows of one UNet call, measured with latents of `cells` = height x width."""
 
     rows: float
     cells: int
@@ -40,11 +40,11 @@ class Capacity:
     max_rows: int = TRIED_ROWS[-1]
 
     def limit(self, height: int, width: int) -> int:
-        """Rows for latents of this size; time and memory of a row grow with its cells."""
+        """Most rows for latents of this size: time and memory of a row are proportional to it."""
         return min(self.max_rows, max(1, int(self.rows * self.cells / (height * width))))
 
     def halved(self, rows: int, height: int, width: int) -> Capacity:
-        """A capacity of half as many rows as those of this size that did not fit."""
+        """The capacity after a call of `rows` rows of this size did not fit: half of them."""
         return replace(self, rows=min(self.rows, rows * height * width / self.cells / 2))
 
 
@@ -63,7 +63,7 @@ def capacity(pipe: Pipeline, unet: Callable[..., Any], max_rows: int | None) -> 
         torch.cuda.reset_peak_memory_stats(device)
     rows, seconds = _measure(call, device)
     shown = ", ".join(f"{n}: {1000 * each:.0f} ms" for n, each in seconds.items())
-    logger.info("up to %d rows in one UNet call; measured %s", rows, shown)
+    logger.info("at most %d rows per UNet call; times by rows: %s", rows, shown)
     return Capacity(rows, height * width)
 
 
@@ -84,7 +84,7 @@ def _caller(
 
 
 def _measure(call: Callable[[int], None], device: torch.device) -> tuple[int, dict[int, float]]:
-    """The fewest rows that cost about as little per row as the cheapest, and all times."""
+    """The fewest rows whose time per row is within `MIN_GAIN` of the best; all times by rows."""
     seconds: dict[int, float] = {}
     for rows in TRIED_ROWS:
         try:
@@ -104,12 +104,12 @@ def _measure(call: Callable[[int], None], device: torch.device) -> tuple[int, di
 
 
 def _is_short(seconds: dict[int, float], rows: int) -> bool:
-    """Whether a call is short enough; longer where one row alone takes long, as with offload."""
+    """Whether a call is short enough; more is allowed when one row takes long, as with offload."""
     return seconds[rows] <= max(MAX_CALL_S, 1.5 * seconds[1])
 
 
 def _best_s(call: Callable[[int], None], rows: int) -> float:
-    """The fastest of two calls, or of up to `TIMED_CALLS` short ones: others disturb them."""
+    """The fastest of 2 calls, or of up to `TIMED_CALLS` short ones: other load disturbs them."""
     times_s = [_call_s(call, rows)]
     while len(times_s) == 1 or (
         len(times_s) < TIMED_CALLS and sum(times_s) + times_s[-1] < TIMING_BUDGET_S
@@ -125,7 +125,7 @@ def _call_s(call: Callable[[int], None], rows: int) -> float:
 
 
 def _has_room(device: torch.device) -> bool:
-    """Whether twice the rows would fit: twice the growth of the peak, beside the spare memory."""
+    """Whether twice the rows would fit: twice the peak's growth, and still `SPARE_MEMORY` free."""
     if device.type == "cpu":
         return True
     free_bytes, total_bytes = torch.cuda.mem_get_info(device)
