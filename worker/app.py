@@ -57,13 +57,13 @@ def create_app(settings: Settings, owner: str | None = None) -> Celery:
 
 
 def _configuration(settings: Settings) -> dict[str, Any]:
-    """Celery's settings; each comment gives the reason, from a measurement or an outage."""
+    """Celery's settings; comments give the reasons."""
     queues = [queue_name(alias) for alias in settings.models]
     result_url = settings.result_redis_url.get_secret_value()
     return {
         "broker_url": settings.broker_url.get_secret_value(),
         "result_backend": f"worker.broker.celery_overrides:Backend+{result_url}",
-        # No message and no outage may end the worker or occupy a slot: see their modules.
+        # No message and no outage may stop the worker or occupy a slot: see their modules.
         "broker_transport": "worker.broker.transport:Transport",
         "worker_consumer": "worker.broker.celery_overrides:TolerantConsumer",
         "accept_content": ["json"],
@@ -76,7 +76,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         # denoising, and the model stays loaded.
         "worker_pool": "worker.broker.celery_overrides:TaskPool",
         "worker_concurrency": settings.slots,
-        # A message is acknowledged when its task has ended, and none is fetched that can't start.
+        # A message is acknowledged when its task has ended, and fetched only when a slot is free.
         "task_acks_late": True,
         "worker_prefetch_multiplier": 1,
         "worker_disable_prefetch": True,
@@ -92,7 +92,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "redis_socket_connect_timeout": 2,
         "redis_socket_keepalive": True,
         "redis_backend_health_check_interval": 10,
-        # Callers retry where it is worth it.
+        # `celery_task` and the publisher retry.
         "result_backend_transport_options": {"retry_policy": {"max_retries": 0}},
         "result_expires": settings.record_ttl_s,
         # Celery would write STARTED before the task's body, and fail the task when it can't.
@@ -106,7 +106,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
 
 
 def _store(settings: Settings) -> Callable[[str, dict[str, Any], str], None]:
-    """A function that writes Celery's state of a running task, or gives up in seconds."""
+    """A function that writes Celery's state of a running task, and raises within seconds."""
     progress = Celery("sag-progress", set_as_current=False, fixups=[])
     progress.conf.update(_configuration(settings))
 
@@ -134,7 +134,7 @@ def _send(app: Celery, task_id: str, request: Any, queue: str) -> None:  # noqa:
 
 
 def _follow_signals(process: WorkerProcess, settings: Settings) -> None:
-    """Start the process with the worker, drain it on the first stop signal, close it at the end."""
+    """Start the process with Celery's worker, drain it on stop signals, close it on shutdown."""
 
     def configure_log(**_: object) -> None:
         logs.configure(settings.log_format)
@@ -143,7 +143,7 @@ def _follow_signals(process: WorkerProcess, settings: Settings) -> None:
         for name, value in settings.shown().items():
             logger.info("%s=%s", name, value)
         for name in unknown_variables():
-            logger.warning("%s is set, which this version does not know", name)
+            logger.warning("%s is set but unknown to this version: ignored", name)
 
     def start(**_: object) -> None:
         events = settings.events_redis_url.get_secret_value()

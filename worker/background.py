@@ -42,7 +42,7 @@ class BackgroundThread:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether `stop` was called; a round that waits for something looks here."""
+        """Whether `stop` was called; a round that waits checks it."""
         return self._stopping.is_set()
 
     def start(self) -> None:
@@ -53,11 +53,11 @@ class BackgroundThread:
                 self._started = True
 
     def stop(self) -> None:
-        """Have the round at hand be the last one; returns at once."""
+        """Stop after the current round; returns at once."""
         self._stopping.set()
 
     def join(self, timeout_s: float) -> None:
-        """Wait until the thread has ended, if it was started."""
+        """Wait up to `timeout_s` for the thread to end, if it was started."""
         if self._started:
             self._thread.join(timeout_s)
 
@@ -71,7 +71,7 @@ class BackgroundThread:
             pause_s = self._pause_s
             try:
                 self._run_round()
-            except Exception as error:  # noqa: BLE001  # the tasks of the process depend on the loop
+            except Exception as error:  # noqa: BLE001  # the process depends on this thread
                 pause_s = self._retry_pause_s
                 self._on_error(error)
             if pause_s:

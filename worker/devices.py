@@ -53,9 +53,9 @@ class Gpu:
 def list_gpus() -> list[Gpu]:
     """Return the devices that this process may use; empty where there is no driver.
 
-    Raises `RuntimeError` when a driver is there and fails, when it has GPUs in MIG mode and no
-    instance of them, and when `CUDA_VISIBLE_DEVICES` names an instance that is not there: serving
-    on the CPU instead would go unnoticed.
+    Raises `RuntimeError` when the driver fails, when all GPUs are in MIG mode without instances,
+    and when `CUDA_VISIBLE_DEVICES` names no existing MIG instance: serving on the CPU instead
+    would go unnoticed.
     """
     import pynvml  # noqa: PLC0415  # the worker extra
 
@@ -73,11 +73,11 @@ def list_gpus() -> list[Gpu]:
 def visible(gpus: Sequence[Gpu], value: str) -> list[Gpu]:
     """Return the devices that a value of `CUDA_VISIBLE_DEVICES` names, in its order.
 
-    The first name says what the list holds: UUIDs of GPUs or of MIG instances, or else indices. As
-    in CUDA a UUID may be cut short where it stays unique, the first name that names no device ends
-    the list, and a device that is named twice hides all. A GPU in MIG mode stands for all of its
-    instances (CUDA itself would use one). Raises `RuntimeError` when nothing is left of a list
-    with MIG instances.
+    The first name determines the kind of all: UUIDs of GPUs or of MIG instances, else indices. As
+    in CUDA, a UUID may be shortened while it is unique, the first name without a device ends the
+    list, and a device named twice makes the list empty. The name of a GPU in MIG mode means all of
+    its instances (CUDA itself would use one). Raises `RuntimeError` when a list with MIG instances
+    is empty.
     """
     kind = value[:4]
     found: list[Gpu] = []
@@ -97,7 +97,7 @@ def visible(gpus: Sequence[Gpu], value: str) -> list[Gpu]:
 
 
 def resolve(device: str, gpus: Sequence[Gpu] | None = None) -> str:
-    """Return the device that `auto` and `cuda` stand for; without `gpus` the driver is asked."""
+    """The device for `auto` or `cuda`, others unchanged; `auto` asks the driver without `gpus`."""
     if device == "auto":
         return "cuda:0" if (list_gpus() if gpus is None else gpus) else "cpu"
     return "cuda:0" if device == "cuda" else device

@@ -1,6 +1,6 @@
 """Starts Redis and an S3 server (SeaweedFS) from wheels, on free ports of the loopback interface.
 
-For the demo, tests, benchmarks and examples. What is started here never outlives this process.
+For the demo, tests, benchmarks and examples. Servers that are started here end with this process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ S3_STOP_TIMEOUT_S = 1.0
 #: Pause between two checks whether a process is ready, in seconds.
 POLL_INTERVAL_S = 0.05
 LOOPBACK = "127.0.0.1"
-#: Options of Redis: its title would overwrite its environment, with the process guard's mark.
+#: Options of Redis: its process title would overwrite the guard's mark in its environment.
 KEEP_ENVIRONMENT = ("--set-proc-title", "no")
 
 
@@ -135,7 +135,7 @@ def s3_server(
 
 
 def _can_store(client: Any, bucket: str, folder: Path) -> bool:  # noqa: ANN401  # boto3 clients have no type
-    """Create the bucket and return whether a file can be stored; note in a file why not."""
+    """Create the bucket and return whether a file can be stored; write the reason to a file."""
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415  # the worker extra
 
     known = client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists
@@ -217,7 +217,7 @@ def _stop(process: subprocess.Popen[bytes], timeout_s: float) -> None:
 
 @contextmanager
 def _deferred_signals() -> Iterator[None]:
-    """Handle SIGINT and SIGTERM afterwards: in the middle of `Popen` a process would be lost."""
+    """Defer SIGINT and SIGTERM: raised inside `Popen` they would leave a process running."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are handled in the main thread only
         return

@@ -1,4 +1,4 @@
-"""Exceptions that end a task, each with its error code, and one that ends the try of a push."""
+"""Exceptions that end a task, each with its error code, and the exception of a failed push."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from api_contracts.errors import ErrorCode, FieldError, TaskError
 
 
 class TaskFailedError(Exception):
-    """The task failed. Subclasses have the code, and whether another try may succeed."""
+    """The task failed. Subclasses have the code, and whether another attempt may succeed."""
 
     code: ClassVar[ErrorCode] = ErrorCode.INTERNAL
     retryable: bool = False
@@ -27,7 +27,7 @@ class TaskFailedError(Exception):
 
 
 class BadRequestError(TaskFailedError):
-    """The request, or the message around it, is refused; `details.faults` says where."""
+    """The request or its message is refused; `details.faults` has the fields."""
 
     code = ErrorCode.INVALID_REQUEST
 
@@ -69,7 +69,7 @@ class UnsupportedSchedulerError(TaskFailedError):
 
 
 class InputNotFoundError(TaskFailedError):
-    """A reference names nothing in the input prefix."""
+    """A reference names an object that does not exist below the input prefix."""
 
     code = ErrorCode.INPUT_NOT_FOUND
 
@@ -82,7 +82,7 @@ class StorageUnavailableError(TaskFailedError):
 
 
 class PushError(Exception):
-    """The final event of a task could not be delivered; the text says why."""
+    """A try to deliver the final event of a task failed; the text says why."""
 
     def __init__(self, why: str, *, final: bool = False) -> None:
         """`final` when another try can't succeed."""

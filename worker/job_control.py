@@ -1,6 +1,6 @@
 """How other threads stop a job, and how it reports its steps.
 
-Shared by the engine and the execution of tasks; knows neither.
+Shared by `engine` and `execution`; imports neither.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Stop(StrEnum):
 
 
 class JobStopped(Exception):
-    """The job was stopped after `step` steps; the pipeline is unchanged."""
+    """The job was stopped after `step` steps; other jobs and the pipeline are unaffected."""
 
     def __init__(self, reason: Stop, step: int) -> None:
         super().__init__(f"{reason} at step {step}")
@@ -57,11 +57,11 @@ class Control:
     _reason: Stop | None = None
 
     def request(self, reason: Stop) -> None:
-        """Stop the job; the first reason stays."""
+        """Stop the job; the first reason is kept."""
         self._reason = self._reason or reason
 
     def asked(self) -> Stop | None:
-        """Why the job must stop; None to go on."""
+        """Why the job must stop; None to continue."""
         if self._reason is None and self.deadline_s is not None:
             return Stop.EXPIRED if time.monotonic() > self.deadline_s else None
         return self._reason

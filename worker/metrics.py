@@ -66,6 +66,6 @@ def remove_process(pid: int) -> None:
 
 
 def reject(reason: str, detail: str) -> None:
-    """Count and log a message that is rejected."""
+    """Count and log a rejected message."""
     REJECTED.labels(reason).inc()
     logger.warning("rejected a message (%s): %s", reason, detail)

@@ -1,15 +1,15 @@
-"""Kills the processes that this one started when it ends, however it ends (Linux).
+"""Kills the processes that this one started when it exits, for whatever reason (Linux).
 
-For the demo, the tests, the benchmarks and the examples: after their SIGKILL, or a SIGTERM that is
-not handled, nothing else would stop their servers and workers. Every process that is started after
-`guard_children` inherits a mark in its environment, through any number of generations, sessions and
-threads. A guard process waits for the end of the marking process and then kills all with the mark.
+For the demo, the tests, the benchmarks and the examples: after a SIGKILL, or a SIGTERM without a
+handler, nothing else would stop their servers and workers. Every process started after
+`guard_children` inherits a mark in its environment, as do its descendants. A guard process waits
+until the marking process has exited and then kills every process with the mark.
 
-A program that overwrites its environment with a title is not found; Redis is kept from it by
-`worker.embedded.KEEP_ENVIRONMENT`.
+A program that overwrites its environment with a process title is not found; for Redis
+`worker.embedded.KEEP_ENVIRONMENT` prevents that.
 
-The kernel's own signal for a parent's death would not do: it reaches direct children only, it is
-sent when the thread ends that started the child, and a frozen process does not react to SIGTERM.
+The kernel's parent-death signal would not suffice: only direct children get it, it is sent when the
+thread that started the child exits, and a frozen process does not react to SIGTERM.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ POLL_INTERVAL_S, GIVE_UP_S = 0.05, 30.0
 
 
 def guard_children() -> None:
-    """Have the processes that this one starts from now on killed when it ends; idempotent.
+    """Make the guard kill the processes started from now on when this one exits; idempotent.
 
-    Under `make` this process is killed, too, when `make` ends first. Does nothing but on Linux.
+    Under `make` this process is killed, too, when `make` exits first. Does nothing except on Linux.
     """
     pid = os.getpid()
     if sys.platform != "linux" or os.environ.get(MARK, "").startswith(f"{pid}-"):
@@ -54,7 +54,7 @@ def guard_children() -> None:
 
 
 def _guard(mark: str, watched: Sequence[int]) -> None:
-    """Wait until one of `watched` ends; kill the first of them and every marked process."""
+    """Wait until one of `watched` exits; kill the first of them and every marked process."""
     with suppress(ProcessLookupError):  # it has ended already
         select.select([os.pidfd_open(pid) for pid in watched], [], [])
     with suppress(ProcessLookupError):

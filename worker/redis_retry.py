@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: How long a call is retried while Redis is away, in seconds.
+#: How long a call is retried while Redis is unavailable, in seconds.
 PATIENCE_S = 300.0
 
 
 def retry_redis(call: Callable[[], T], patience_s: float | None = None) -> T:
-    """The result of `call`, retried while Redis is away; it must be safe to repeat.
+    """The result of `call`, retried while Redis is unavailable; it must be safe to repeat.
 
     `patience_s` is `PATIENCE_S` unless given; with 0 there is one try.
     """

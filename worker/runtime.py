@@ -39,17 +39,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: A second signal within this time of the first, in seconds, is a copy of it: systemd may send one
-#: to the worker beside the supervisor's.
+#: A second signal within this time of the first, in seconds, counts as the same: systemd may signal
+#: the worker as well as the supervisor, which passes its signal on.
 DUPLICATE_SIGNAL_S = 1.0
-#: How long `health` can still read why a broken process takes no tasks before it ends, in seconds.
+#: How long a broken process runs before it exits, so that `health` can report why, in seconds.
 BROKEN_EXIT_DELAY_S = 5.0
 
 
 class WorkerProcess:
     """All parts but the Celery application. Connects to nothing and loads no torch until `start`.
 
-    Of Celery it knows which messages its consumer holds, and how to end it.
+    Of Celery it uses the set of messages that the consumer holds, and the flag that stops it.
     """
 
     def __init__(
@@ -138,11 +138,11 @@ class WorkerProcess:
         """Requeue what is unfinished after `SAG_DRAIN_TIMEOUT_S`, or at once when called again."""
         self._signalled_s.append(time.monotonic())
         wait_s = drain_s(self._signalled_s, self._settings.drain_timeout_s)
-        logger.info("draining: tasks may end within %g s", wait_s)
+        logger.info("draining: unfinished tasks are requeued in %g s", wait_s)
         _call_later(wait_s, self.executor.drain)
 
     def close(self) -> None:
-        """Stop the threads once no delivery is left; the lease last, as it keeps the tasks ours."""
+        """Stop the threads once no delivery is left; the lease last, so that no task is lost."""
         self._watchdog.close()
         self._engine.close()
         self._publisher.close()
@@ -151,15 +151,15 @@ class WorkerProcess:
         self._lease.close()
 
     def _measure_step_s(self) -> float:
-        """Duration of the current step. The watchdog asks each second: it updates metrics, too."""
+        """Duration of the current step. Updates metrics, too: the watchdog calls it each second."""
         metrics.WELL.set(self.gate.refusal is None)
         name = self._owner.split(":")[1]  # host:name:token
         metrics.RENEWED.labels(name).set(time.time() - self._lease.silent_s)
         return self._engine.step_s
 
     def _end_broken(self, reason: str) -> None:
-        """End a process that takes no more tasks; until then `health` has the reason."""
-        logger.critical("this process ends in %g s: %s", BROKEN_EXIT_DELAY_S, reason)
+        """Exit a process that takes no more tasks; until then `health` reports the reason."""
+        logger.critical("this process exits in %g s: %s", BROKEN_EXIT_DELAY_S, reason)
         _call_later(BROKEN_EXIT_DELAY_S, lambda: setattr(state, "should_stop", DEVICE_FAILED))
 
     def _on_stall(self) -> None:

@@ -34,7 +34,7 @@ _RETRIED_CODES = frozenset({"RequestTimeout", "SlowDown", "Throttling", "Request
 
 
 class SupersededError(Exception):
-    """Another worker owns the task now, and its objects."""
+    """Another worker owns the task now; nothing was written."""
 
 
 class _RetryableError(Exception):
@@ -42,7 +42,7 @@ class _RetryableError(Exception):
 
 
 class Storage:
-    """A bucket. Thread-safe; connects on first use."""
+    """The S3 bucket. Thread-safe; connects on first use."""
 
     def __init__(self, settings: Settings) -> None:
         """Use the bucket of the settings, with credentials from boto3's own chain."""
@@ -59,9 +59,9 @@ class Storage:
     ) -> str:
         """Store `data` and return its sha256 in hexadecimal, which the server verifies.
 
-        The write is conditional on the object being as it was before `is_owner` was called, so that
-        a worker which was frozen in between changes nothing. Retries for `s3_retry_s`, then raises
-        `StorageUnavailableError`; raises `SupersededError` when `is_owner` returns false.
+        The write succeeds only if the object has not changed since before `is_owner` was called, so
+        that a worker frozen in between changes nothing. Retries for `s3_retry_s`, then raises
+        `StorageUnavailableError`; raises `SupersededError` when `is_owner` returns False.
         """
         digest = hashlib.sha256(data)
         address = {"Bucket": self._settings.s3_bucket, "Key": key}
@@ -128,7 +128,7 @@ class Storage:
         return url
 
     def check(self, owner: str) -> float | None:
-        """Write and remove an object; return the server's time in Unix seconds, if it sends it.
+        """Write and remove an object; return the server's time in Unix seconds, None if not sent.
 
         Raises `StorageUnavailableError` with the reason.
         """

@@ -1,4 +1,4 @@
-"""Calls that have no time limit of their own, given one."""
+"""A time limit for calls that have none of their own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 def call_within(limit_s: float, call: Callable[[], T]) -> T:
     """Return what `call` returns; raises `TimeoutError` when it takes longer than `limit_s`.
 
-    It runs on a daemon thread, which is abandoned then.
+    `call` runs on a daemon thread, which is abandoned after a timeout.
     """
     future: Future[T] = Future()
 

@@ -142,7 +142,7 @@ def test_the_log_has_the_claim_and_end_of_each_attempt(
         for record in caplog.records
         if record.name == "worker.execution.executor"
     ]
-    assert lines[0].startswith("task first: dropped, a duplicate")
+    assert lines[0].startswith("task first: message dropped, a duplicate")
     assert lines[1:] == [
         f"task first attempt 1: requeued ({BROKEN})",
         "task first attempt 2: claimed (fence 2)",

@@ -152,7 +152,7 @@ def test_a_redis_that_refuses_to_write_ends_nobody(
         handle = worker.client.submit(LONG)
         wait_for(handle, "progress")
         redis.replicaof("127.0.0.1", "1")
-        wait_until(lambda: "no message taken: " in worker.log.read_text())
+        wait_until(lambda: "no message taken: Redis refuses: " in worker.log.read_text())
         redis.replicaof("NO", "ONE")
         end([handle, worker.client.submit(LONG)], url, most_starts=1)
         assert "starts again" not in worker.log.read_text()

@@ -97,7 +97,7 @@ def test_an_outage_is_retried_each_second_for_a_minute(
     bench.fail(AWAY)
     bench.orphans.step(now_s, retry=True)
     assert not bench.orphans.is_left
-    assert "messages of host:a:1 not returned; their leases must expire first" in caplog.text
+    assert "messages of host:a:1 not returned; they return when their leases expire" in caplog.text
 
 
 def test_a_retry_does_not_block_other_owners() -> None:

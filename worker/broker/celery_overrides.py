@@ -1,7 +1,7 @@
 """The parts of Celery's worker that this project replaces: consumer, thread pool, result backend.
 
 Overrides of Celery's private functions stand here and in `remote_control`, those of kombu's in
-`transport`. `tests/record/upstream.py` lists each, for the day on which Celery is upgraded.
+`transport`. `tests/record/upstream.py` lists each one, as a checklist for upgrades of Celery.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ logger = logging.getLogger(__name__)
 
 
 class TolerantConsumer(Consumer):
-    """Celery's consumer behind `normalize`, so that no message ends the worker.
+    """Celery's consumer, which gets normalized messages only, so that none can stop the worker.
 
-    Celery assumes well-formed messages: one whose body can't be decoded keeps its slot for ever.
+    Celery assumes well-formed messages: one whose body can't be decoded keeps its slot forever.
     """
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:  # noqa: ARG002  # Celery's signature
@@ -59,16 +59,19 @@ class TolerantConsumer(Consumer):
             except self.connection_errors:
                 raise
             except Exception:  # no message may end the worker
-                logger.exception("task %s dropped: Celery failed on it", message.headers.get("id"))
+                logger.exception(
+                    "task %s: message dropped, Celery failed to handle it",
+                    message.headers.get("id"),
+                )
                 message.reject_log_error(logger, self.connection_errors)
 
         return on_message
 
 
 class TaskPool(thread.TaskPool):
-    """Celery's thread pool, which requeues a task whose result Celery could not write.
+    """Celery's thread pool, which requeues a message when Celery failed to complete its task.
 
-    Celery ignores that error, and the message keeps its slot.
+    Celery itself ignores that error, and the message keeps its slot.
     """
 
     def on_apply(
@@ -88,10 +91,10 @@ class TaskPool(thread.TaskPool):
 
 
 def _requeue_failed(request: Request | None, future: Future[Any]) -> None:
-    """Requeue the message. Where the task's record has its end, the next delivery repeats it."""
+    """Requeue the message. If the record has an outcome, the next delivery only reports it."""
     if request is None or future.cancelled() or (error := future.exception()) is None:
         return
-    logger.error("task %s requeued: Celery could not write its result: %r", request.id, error)
+    logger.error("task %s: message requeued, Celery failed to complete it: %r", request.id, error)
     time.sleep(REQUEUE_PAUSE_S)
     try:
         request.reject(requeue=True)

@@ -1,7 +1,7 @@
 """The messages that workers hold, and the task ids of those that wait.
 
-Replaces kombu's `unacked` bookkeeping, under keys of its own. Three things differ from kombu: a
-message gets its delivery tag when it is taken, so that a late acknowledgement never touches another
+Replaces kombu's `unacked` hash and index, under other keys. Three things differ from kombu: a
+message gets its delivery tag when it is taken, so that a late acknowledgement never affects another
 delivery; the index has the end of each lease by Redis's clock; one script requeues a message. Knows
 no task record.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
-#: Not kombu's own names: another Celery worker on the same database would take the scores for its.
+#: Not kombu's names: another Celery worker on the same database would misread the scores.
 UNACKED, UNACKED_INDEX = "sag.unacked", "sag.unacked_index"
 #: Largest message that is taken, in bytes: twice the largest request of the contract.
 MAX_MESSAGE_BYTES = 8 * 2**20
@@ -37,7 +37,7 @@ def new_tag(owner: str) -> str:
 
 
 class HeldMessage(NamedTuple):
-    """A message that a worker holds. It was written by a producer and may have any fields."""
+    """A message that a worker holds. A producer wrote it, so its fields may have any values."""
 
     message: dict[str, Any]
     queue: str
@@ -47,21 +47,21 @@ class HeldMessage(NamedTuple):
         """The message in an entry of `UNACKED`; None for anything else."""
         try:
             message, _, queue = json.loads(raw or "null")
-            json.dumps(message)  # too deep to be written again: it can't be requeued either
+            json.dumps(message)  # one nested too deep to be written again can't be requeued
         except (ValueError, TypeError, RecursionError):
             return None
         return cls(message, queue) if isinstance(message, dict) else None
 
     @property
     def task_id(self) -> str | None:
-        """The task id in the headers, if it is one."""
+        """The task id in the headers, if it is valid."""
         headers = self.message.get("headers")
         task_id = headers.get("id") if isinstance(headers, dict) else None
         return task_id if is_task_id(task_id) else None
 
     @property
     def list_key(self) -> str:
-        """The list of the queue that the message's priority names; 0 without a priority."""
+        """The Redis list for the message's priority; that of priority 0 without one."""
         priority = self._properties.get("priority")
         if not isinstance(priority, int):
             return self.queue
@@ -92,7 +92,7 @@ class HeldMessages:
         )
 
     def renew(self, tags: Sequence[str], lease_s: float) -> None:
-        """Hold messages for `lease_s` from now; calls the server also without tags."""
+        """Set the leases of messages to `lease_s` from now; calls Redis even without tags."""
         self._renew(unacked_index=UNACKED_INDEX, lease_s=lease_s, tags=tags)
 
     def overdue(self, most: int = 100) -> list[str]:
@@ -116,14 +116,14 @@ class HeldMessages:
         return sorted(tag for tag in tags if tag.rpartition("/")[0] == owner)
 
     def held(self, tag: str) -> HeldMessage | None:
-        """A held message; None when it is held no more or is no message."""
+        """A held message; None when it is no longer held, or the entry is not a message."""
         raw: Any = self.redis.hget(UNACKED, tag)
         return HeldMessage.parse(raw)
 
     def put_back(self, tag: str, *, only_overdue: bool = False, first: bool = True) -> bool:
-        """Requeue a message before or behind those that wait; False when another process did.
+        """Requeue a message before or behind the waiting ones; False when another process did.
 
-        An entry that is no message is dropped.
+        An entry that is not a message is dropped.
         """
         held = self.held(tag)
         moved = self._requeue(
@@ -140,9 +140,9 @@ class HeldMessages:
     def ids(self, queues: Iterable[str], between: Callable[[], object] = bool) -> Iterator[str]:
         """The task ids of all messages: first of those that wait, then of those that are held.
 
-        In this order and each list from its newest end, a message that is taken meanwhile is
-        found; only one that is requeued meanwhile may be missed. `between` is called between two
-        calls to Redis, each of which may take long.
+        Because of this order, and since each list is read from its newest end, a message that is
+        taken meanwhile is found; only one that is requeued meanwhile may be missed. `between` is
+        called between two calls to Redis, each of which may take long.
         """
         for name in (queue_list(queue, each) for queue in queues for each in PRIORITIES):
             first, count = 0, 1

@@ -28,9 +28,9 @@ WELL = "sag_well"
 def install(records: Records, state: Callable[[], dict[str, Any]]) -> None:
     """Register the commands, in place of Celery's own of the same names.
 
-    Celery drops a revoked message before its task begins, without a word to the record. Here the
+    Celery drops a revoked message before its task begins, and the record would stay open. Here the
     record is cancelled: a waiting task ends at once, a running one before its next UNet call.
-    `state` gives why this worker would claim no task, and what it is doing.
+    `state` returns what `sag_well` answers.
     """
 
     def revoke(_state: Any, task_id: Any, **_: Any) -> dict[str, str]:  # noqa: ANN401  # Celery's signature
@@ -39,7 +39,7 @@ def install(records: Records, state: Callable[[], dict[str, Any]]) -> None:
             for each in ids:
                 records.cancel(each)
         except GenerationError as error:
-            logger.warning("not revoked: %s", error)
+            logger.warning("revoke command failed: %s", error)
             return {"error": str(error)}
         return {"ok": f"tasks {', '.join(ids)} are asked to end"}
 

@@ -1,8 +1,8 @@
-"""kombu's Redis transport, changed where it loses a message or lets one end the worker.
+"""kombu's Redis transport, changed where it would lose a message or let one stop the worker.
 
-Owns the way of a message between Redis's lists and kombu. What the message holds: see
-`validate_message`. Every function of kombu's that is replaced or relied on is listed in
-`tests/record/upstream.py`, for the day on which kombu is upgraded.
+Moves messages between Redis's lists and kombu; `validate_message` checks their content. Every
+function of kombu that is replaced or relied on is listed in `tests/record/upstream.py`, as a
+checklist for upgrades of kombu.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Pause between two polls of empty lists, in seconds. kombu blocks in BRPOP instead, which hands a
-#: message out before anything records who holds it.
+#: Pause between two polls of empty lists, in seconds. kombu blocks in BRPOP instead, which removes
+#: a message before its holder is recorded.
 POLL_INTERVAL_S = 0.025
 #: Longest wait for the answer to a poll, in seconds.
 ANSWER_TIMEOUT_S = 5.0
-#: Pause after Redis refused a poll for a reason that passes, in seconds.
+#: Pause after Redis refused a poll for a temporary reason, in seconds.
 REFUSED_PAUSE_S = 1.0
 TAKE = scripts.read("worker.broker", "take")
 #: The timer of each event loop that polls, so that a reconnect replaces it.
@@ -53,9 +53,9 @@ _POLL_TIMERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 class QoS(kombu_redis.QoS):
-    """kombu's held messages. What can't be acknowledged or rejected now is retried.
+    """kombu's held messages. Failed acknowledgements and rejections are retried.
 
-    Whether or not Redis hears of it, the message takes no slot any more.
+    Even when all retries fail, the message frees its slot.
     """
 
     def append(self, message: Message, delivery_tag: str) -> None:
@@ -70,7 +70,7 @@ class QoS(kombu_redis.QoS):
             virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  # kombu's signature
-        """Requeue a message behind those that wait, or delete it."""
+        """Requeue a message behind the waiting ones, or delete it."""
         if not requeue:
             self.ack(delivery_tag)
             return
@@ -85,7 +85,7 @@ class QoS(kombu_redis.QoS):
         retry_redis(lambda: self._remove_from_indices(delivery_tag).execute())
 
     def restore_visible(self, *_: Any, **__: Any) -> None:  # noqa: ANN401  # kombu's signature
-        """Do nothing: the reconciler requeues messages whose lease has run out."""
+        """Do nothing: the reconciler requeues messages whose lease has expired."""
 
 
 class Channel(kombu_redis.Channel):
@@ -97,7 +97,7 @@ class Channel(kombu_redis.Channel):
 
     QoS = QoS
     unacked_key, unacked_index_key = UNACKED, UNACKED_INDEX
-    #: The tasks run on; each acknowledges or rejects its own message.
+    #: The tasks continue; each acknowledges or rejects its own message.
     do_restore = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  # kombu's signature
@@ -113,7 +113,7 @@ class Channel(kombu_redis.Channel):
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:  # noqa: ANN401  # kombu's signature
-        """A Redis client, also after the channel was closed."""
+        """A Redis client; a new connection after the channel was closed."""
         if client is not None or self.connection is not None:
             with super().conn_or_acquire(client) as usual:
                 yield usual
@@ -178,7 +178,7 @@ class Channel(kombu_redis.Channel):
         except ResponseError as error:
             if not is_unavailable(error):
                 raise
-            logger.warning("no message taken: %s", error)
+            logger.warning("no message taken: Redis refuses: %s", error)
             self._next_poll_s = time.monotonic() + REFUSED_PAUSE_S
             raise Empty from error
         finally:
@@ -192,7 +192,7 @@ class Channel(kombu_redis.Channel):
         return True
 
     def _pass_on(self, tag: str, queue: str, entry: bytes, too_large_bytes: int = 0) -> None:
-        """Pass a message on to kombu; drop and count an entry that is no message."""
+        """Pass a message on to kombu; drop and count an entry that is not a message."""
         try:
             if too_large_bytes:
                 raise TypeError(f"it has {too_large_bytes} bytes of at most {MAX_MESSAGE_BYTES}")  # noqa: TRY301  # one place for all
@@ -212,13 +212,13 @@ class Transport(kombu_redis.Transport):
     Channel = Channel
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:  # noqa: ANN401  # kombu's signature
-        """Have the event loop poll often enough."""
+        """Make the event loop poll every `POLL_INTERVAL_S`."""
         super().register_with_event_loop(connection, loop)
         if (former := _POLL_TIMERS.pop(loop, None)) is not None:
             former.cancel()  # of a connection that is gone
         _POLL_TIMERS[loop] = loop.call_repeatedly(POLL_INTERVAL_S, self._tick)
 
     def _tick(self) -> None:
-        """Wake the loop, which polls at each of its turns; leave a stale connection."""
+        """Wake the loop, which polls in each iteration; drop stale connections."""
         for channel in list(self.channels):
             channel.drop_stale_connection()

@@ -1,9 +1,8 @@
-"""Validates messages before Celery sees them, so that none can end the worker.
+"""Validates messages before Celery sees them, so that none can stop the worker.
 
 `envelope` builds the message that kombu expects from an entry of a Redis list; `normalize` makes
-its headers and body what Celery expects. A message with a task id that is not served becomes a call
-that fails with `invalid_request`; one without is dropped and logged. Code behind this module trusts
-its types.
+its headers and body what Celery expects. An invalid message with a task id becomes a call that
+fails with `invalid_request`; one without is dropped and logged. Later code trusts its types.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from api_contracts.parse import parse_request
 if TYPE_CHECKING:
     from kombu import Message
 
-#: Name of the keyword argument that tells the task why its message is refused.
+#: Name of the keyword argument with the reason why the message is refused.
 UNREADABLE = "__unreadable__"
 #: Header with the Unix time after which the task must not start, from Celery's `expires`.
 NOT_AFTER = "not_after_s"
@@ -31,8 +30,8 @@ NOT_AFTER = "not_after_s"
 WANTS_RESULT = "wants_result"
 #: Header with a body's compression; under its own name kombu would decompress any amount of data.
 COMPRESSED = "was-compressed"
-#: Largest body that goes to a slot without being validated, in bytes. Parsed JSON takes fifty times
-#: its length in memory: large requests that are refused must not be parsed in all slots at once.
+#: Larger bodies are validated here, before they reach a slot; in bytes. Parsed JSON takes fifty
+#: times its length in memory: large invalid requests must not be parsed in all slots at once.
 LARGE_BYTES = 64 * 2**10
 _ACCEPTED = {"application/json"}
 #: Tasks that Celery would send after this one; an error in sending them would keep the slot.
@@ -76,7 +75,7 @@ def envelope(entry: Any, queue: str, tag: str) -> dict[str, Any]:  # noqa: ANN40
 
 
 def normalize(message: Message) -> str | None:
-    """Make the message one that Celery can handle, or return the reason why it is dropped."""
+    """Make the message one that Celery can handle, or return the reason to drop it."""
     headers = message.headers if isinstance(message.headers, dict) else {}
     body, fault = _body(message)
     if "task" not in headers and isinstance(body, dict):  # Celery's protocol 1

@@ -164,7 +164,7 @@ def dead_list() -> None:
 
 @dead.command("replay")
 def dead_replay(task_id: str) -> None:
-    """Submit a dead task again under a new id, print that and remove the letter."""
+    """Submit a dead letter's task again under a new id; print the id, delete the dead letter."""
     with client() as connected:
         new_id = or_exit(lambda: DeadLetters(connected).replay(task_id))
     print(new_id or fail(f"no dead letter of task {task_id}"))

@@ -29,9 +29,9 @@ _CONTROLS |= dict.fromkeys(map(ord, "\t\n\r"), " ")
 
 
 def printable(text: str) -> str:
-    """Return foreign text on one line and without control characters.
+    """Return untrusted text on one line and without control characters.
 
-    Each becomes its JSON escape, so that JSON keeps its meaning.
+    Control characters become their JSON escapes, so that JSON keeps its meaning.
     """
     return text.translate(_CONTROLS)
 

@@ -45,7 +45,7 @@ class DeadLetters:
     """
 
     def __init__(self, client: GenerationClient) -> None:
-        """`client` reads the letters and submits the tasks that are replayed."""
+        """`client` reads the dead letters and submits the tasks that are replayed."""
         self._client = client
 
     def __iter__(self) -> Iterator[DeadLetter]:
@@ -64,9 +64,9 @@ class DeadLetters:
             return redis.xrange(key, min=start, count=PAGE_ENTRIES)
 
     def replay(self, task_id: str) -> str | None:
-        """Submit a dead task again and delete its letter; return the new id, None without a letter.
+        """Submit a dead letter's task again, delete the letter; return the new id, None without it.
 
-        The old task stays failed. Two replays make one task: the new id follows from the old one.
+        The old task stays failed. Two replays make one task: the new id depends on the old one.
         Raises `InvalidRequest` when the stored request is not readable.
         """
         letters = [letter for letter in self if letter.task_id == task_id]
@@ -85,7 +85,7 @@ def _request(letter: DeadLetter) -> Any:  # noqa: ANN401  # any JSON
     try:
         return json.loads(letter.request)
     except ValueError as error:
-        what = "is no JSON: it was cut when it was refused, or never was"
+        what = "is not JSON: it was cut when it was refused, or never was JSON"
         raise InvalidRequest([FieldError(where="request", what=what, limit="JSON")]) from error
 
 

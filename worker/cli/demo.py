@@ -36,7 +36,7 @@ SEED = 7
 BUCKET = "demo"
 #: Longest time without an event of a task before the demo gives up, in seconds.
 MAX_SILENCE_S = 120.0
-#: Characters at the end of the worker's log that are printed when it has exited.
+#: Last characters of the worker's log, printed when it has exited.
 LOG_TAIL_CHARS = 2000
 #: Edge of an image on the contact sheet, and the space for its caption, in pixels.
 TILE_PX, CAPTION_PX, GAP_PX = 256, 44, 12

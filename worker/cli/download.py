@@ -24,10 +24,10 @@ READ_BYTES = 2**16
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: the image comes from where the record says."""
+    """Follows no redirect: the image must come from the URL in the record."""
 
     def redirect_request(self, *_: object) -> None:
-        """Have a redirect raise `HTTPError`, as any other refusal."""
+        """Make a redirect raise `HTTPError`, as any other status that is not 2xx."""
 
 
 def save(image: ImageResult, name: str, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The module that the fork server of `sag-worker run` imports: what its workers have in common.
+"""The module that the fork server of `sag-worker run` imports: it imports what all workers need.
 
 Importing it turns a process into that server; multiprocessing offers no other hook.
 """

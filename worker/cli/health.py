@@ -24,7 +24,7 @@ ANSWER_TIMEOUT_S = 5.0
 
 
 def host_workers(settings: Settings) -> dict[str, str | None]:
-    """Return why each worker of this host takes no task now, None where it does, by node name.
+    """Return by node name why each worker of this host takes no task now; None if it takes them.
 
     Raises `ServiceUnavailable` when Redis does not answer.
     """

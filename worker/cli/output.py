@@ -51,7 +51,7 @@ def follow(
 
 
 def _show(image: ImageResult, path: Path | None) -> None:
-    """Draw an image beneath its URL or file; print why when it cannot be had."""
+    """Draw an image beneath its URL or file; print the reason when it cannot be read."""
     sys.stdout.flush()
     try:
         data = _read(image, path)

@@ -114,7 +114,7 @@ class _Bars(Progress):
         )  # fmt: skip
 
     def get_renderables(self) -> Iterator[RenderableType]:
-        """Yield what rich redraws some times a second."""
+        """Yield what rich redraws several times a second."""
         yield from super().get_renderables()
         if self.gallery:
             yield self.gallery
@@ -152,7 +152,7 @@ def _follow_one(
 ) -> GenerationResult | GenerationError:
     last_seq, last_event_s = 0, time.monotonic()
     while not stop.is_set():
-        # Asked before events are read: what a worker wrote before it exited is still read.
+        # Called before events are read, so that events of a worker that has exited are read.
         reason = give_up(time.monotonic() - last_event_s)
         try:
             for event in handle.events(last_seq, timeout=POLL_INTERVAL_S):
@@ -162,7 +162,7 @@ def _follow_one(
         except WaitTimeout:
             if reason is not None:
                 return GenerationError(reason)
-    return GenerationError("not followed to its end")
+    return GenerationError("interrupted before the task ended")
 
 
 def _show(event: Event, bars: _Bars, row: TaskID) -> GenerationResult | GenerationError | None:

@@ -202,7 +202,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_defaults(self) -> Self:
-        """Refuse a model's defaults that would have every request refused."""
+        """Refuse defaults of a model with which every request would be refused."""
         for alias, spec in self.models.items():
             given = {k: v for k, v in spec.defaults.model_dump().items() if v is not None}
             try:

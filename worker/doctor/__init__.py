@@ -1,5 +1,5 @@
 """The checks behind `sag-worker doctor`. Start at `checks`.
 
-Owns what is checked before a worker starts and the advice that is printed. Changes nothing but a
-test object in S3, which it removes.
+Owns the checks before a worker starts and the advice that is printed. Writes one test object to S3
+and removes it.
 """

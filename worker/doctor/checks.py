@@ -22,7 +22,7 @@ _MISSING_PATH_FIX = "set its path in SAG_MODELS to one on this machine, or to a 
 
 
 def run_checks(settings: Settings) -> Iterator[Finding]:
-    """Check Redis, S3, the device and the models; ends also when none of them answers."""
+    """Check Redis, S3, the device and the models; every check has a time limit."""
     yield from servers.check_redis(settings)
     yield from servers.check_s3(settings)
     if importlib.util.find_spec("torch") is None:

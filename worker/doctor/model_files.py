@@ -69,9 +69,9 @@ def inspect(folder: Path, *, safety_checker: bool) -> ModelFiles:
 
 
 def weights_bytes(parameters: Mapping[str, int], dtype: str, offload: str) -> int:
-    """Return the size of the weights that are on the GPU at once, activations not counted.
+    """Return the size of the weights that are on the GPU at once, in bytes, without activations.
 
-    Offload `auto` may need as little as `model`; `sequential` goes layer by layer and counts as 0.
+    Offload `auto` counts as `model`, the least that it needs; `sequential`, layer by layer, as 0.
     """
     if offload == "sequential":
         return 0

@@ -30,7 +30,7 @@ REDIS_TIMEOUT_S = 3.0
 #: life of a presigned URL this machine's, and S3 refuses signatures that are 15 minutes off. NTP
 #: keeps clocks far closer.
 MAX_CLOCK_OFFSET_S = 60.0
-#: Share of `maxmemory` from which on Redis counts as full: it refuses new tasks at all of it.
+#: Share of `maxmemory` above which Redis counts as full; at 1 it refuses new tasks.
 FULL_SHARE = 0.9
 #: Calls of SCAN, and keys that each visits: a part of a larger database is enough.
 SCANS, KEYS_PER_SCAN = 20, 1000
@@ -44,7 +44,7 @@ _CLOCK_FIX = "set both clocks by NTP; else deadlines, presigned URLs and signatu
 
 
 def check_redis(settings: Settings) -> Iterator[Finding]:
-    """Check each Redis of the settings, and the broker's database for foreign keys."""
+    """Findings on each Redis: version, persistence, clock; the broker's: others' keys."""
     servers = {"broker": settings.broker_url}
     if settings.events_url is not None:
         servers["events"] = settings.events_url
@@ -100,10 +100,12 @@ def _check_other_keys(server: Redis, namespace: str) -> Finding:
         return Finding(what, ok=True, found="this user may not scan keys, so not checked")
     others = [key for key in keys if not (key.startswith(f"{namespace}:") or _OWN_KEYS.match(key))]
     if not others:
-        return Finding(what, ok=True, found=f"its own: none of {len(keys)} keys is foreign")
+        return Finding(
+            what, ok=True, found=f"its own: none of {len(keys)} keys is another application's"
+        )
     most = Counter(map(_family, sorted(others))).most_common(4)
     named = ", ".join(f"{family} ({count})" for family, count in most)
-    found = f"shared: {len(others)} of {len(keys)} keys are foreign, such as {named}"
+    found = f"shared: {len(others)} of {len(keys)} keys are other applications', such as {named}"
     fix = (
         "give the service a database of its own (the number in SAG_BROKER_URL), or better a Redis:"
         " FLUSHDB, full memory and control messages of other Celery workers affect all who share"
@@ -125,7 +127,7 @@ def _keys(server: Redis) -> list[str]:
 
 
 def _family(key: str) -> str:
-    """Return the beginning that a key shares with its kind; the rest may be a secret."""
+    """Return the prefix of a key up to its first id or digit; the rest may be a secret."""
     first = re.split(r"(?<=[:{])|\d", key, maxsplit=1)[0][:40]
     return ascii(first if first == key else f"{first}*")[1:-1]
 

@@ -46,7 +46,7 @@ class Artifacts:
     ) -> GenerationResult:
         """Encode and upload every image, one at a time, then the manifest.
 
-        `began_s` is the time of the claim on the monotonic clock. Raises `SupersededError` when
+        `began_s` is the start of the attempt on the monotonic clock. Raises `SupersededError` when
         `is_current` returns False: another worker has claimed the task.
         """
         storing_s = time.monotonic()
@@ -116,7 +116,7 @@ class Artifacts:
 
 
 def _parameters_used(resolved: ResolvedRequest, output: JobResult) -> dict[str, Any]:
-    """The parameters, with the model's own size and scheduler where the request left them out."""
+    """The request's parameters, with the size and the scheduler that were used."""
     first = output.images[0]
     own = {"height": first.height, "width": first.width, "scheduler": output.scheduler}
     return resolved.parameters | own

@@ -1,4 +1,4 @@
-"""One attempt at a claimed task: fetch its inputs, denoise, upload. Reports events meanwhile."""
+"""One attempt at a claimed task: fetch its inputs, denoise, upload. Publishes its events."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 #: Time between two `loading` events, in seconds.
 LOADING_EVENT_PERIOD_S = 1.0
-#: How often a task that waits for its turn checks whether it is to stop, in seconds.
+#: How often a task that waits to denoise checks whether it must stop, in seconds.
 STOP_CHECK_PERIOD_S = 0.25
 
 
@@ -62,8 +62,8 @@ class AttemptRunner:
     def run(self, claim: Claim, resolved: ResolvedRequest, control: Control) -> Outcome:
         """Denoise and store; an unexpected exception becomes the error code `internal`.
 
-        Raises only redis-py's exceptions, when Redis stays unavailable: neither the task nor the
-        worker is at fault then.
+        Raises only redis-py's exceptions, when Redis stays unavailable: that is no failure of the
+        task or of the worker.
         """
         if resolved.request.deadline_s is not None:
             left_s = claim.submitted_at_s + resolved.request.deadline_s - claim.claimed_at_s
@@ -95,7 +95,7 @@ class AttemptRunner:
             self._publisher.flush(claim)
 
     def _denoise(self, claim: Claim, resolved: ResolvedRequest, control: Control) -> JobResult:
-        """Wait for the engine; publish `loading` events while it builds the pipeline."""
+        """Run the job in the engine; publish `loading` events while a model loads."""
         control.obey(0)
         has_checkpoint = claim.checkpoint_step > 0
         job = dataclasses.replace(
@@ -138,9 +138,9 @@ class AttemptRunner:
 class ExclusiveAttempt:
     """Lets a task on its last attempt denoise alone.
 
-    What kills a process costs every task in it an attempt. The task at fault must not use up the
-    attempts of the others: alone on its last attempt it takes no other with it, and others on
-    theirs are safe from it. It counts tasks only: which ones is in `ActiveTasks`.
+    A task that kills its process costs every task of the process an attempt. Alone on its last
+    attempt it can't use up those of others, and others on their last attempt are not affected by
+    it. Only counts tasks; `ActiveTasks` has them.
     """
 
     def __init__(self) -> None:

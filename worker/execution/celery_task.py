@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 STORE_TIMEOUT_S = 5.0
 #: How long after a failure each result is tried only once, in seconds.
 STORE_COOLDOWN_S = 60.0
-#: What Redis's scripts and our parsing raise over a record that no version of ours wrote.
+#: What Redis's scripts and our parsers raise for a record that another program wrote.
 _UNREADABLE_RECORD = (
     ResponseError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
     RecursionError,
@@ -69,7 +69,8 @@ class Generate(Task):
     def run(self, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401  # `request`, or what validate_message put there
         """Return a `GenerationResult` as a dict, or raise Celery's exception for another outcome.
 
-        An error around the task never ends it: its message comes again while the record is open.
+        An unexpected error never ends the task: while its record is open, its message is delivered
+        again.
         """
         delivery = Delivery(
             self.request.id,
@@ -85,8 +86,8 @@ class Generate(Task):
         try:
             self._store_outcome(outcome)
         except Exception as error:
-            # The task stays open, and the reconciler sends it again a lease later. Requeued now,
-            # it would be taken before those of a lower priority, again and again.
+            # The task stays open, and the reconciler resends it one lease period later. Requeued
+            # now, it would be taken before those of a lower priority, endlessly.
             logger.error(  # noqa: TRY400  # its Redis, not a bug
                 "task %s: Celery's result not written (%s): %r", delivery.task_id, outcome, error
             )
@@ -94,11 +95,11 @@ class Generate(Task):
         return _answer(outcome)
 
     def _requeue_or_ignore(self, task_id: str, error: Exception) -> Reject | Ignore:
-        """Requeue the message of a delivery that failed around the task.
+        """The exception to raise after `execute` failed: `Reject`, which requeues the message.
 
-        Except when the record is unreadable: the message would return for ever, before all of a
-        lower priority. The reconciler quarantines the record, or sends the task again a lease
-        later if it is open.
+        `Ignore` if the record is unreadable: requeued, the message would return endlessly, before
+        lower priorities. The reconciler quarantines the record or, if the task is open, resends it
+        one lease period later.
         """
         refused = isinstance(error, RedisError) and as_service_unavailable(error) is not None
         try:
@@ -107,7 +108,8 @@ class Generate(Task):
         except RedisError:
             requeues = True
         logger.error(
-            "task %s %s: %r", task_id, "requeued" if requeues else "dropped, unreadable record",
+            "task %s: message %s: %r", task_id,
+            "requeued" if requeues else "dropped, unreadable record",
             error, exc_info=None if refused else error,
         )  # fmt: skip
         if not requeues:
@@ -135,7 +137,7 @@ class Generate(Task):
         self.executor.close(self.request.id)
 
     def _store(self, result: Any, state: str) -> None:  # noqa: ANN401  # what Celery serializes
-        """Write with retries; once only if that failed a moment ago, since others need the slot."""
+        """Write with retries; try once after a recent failure, since other tasks need the slot."""
         request = self.request
         failed_recently = time.monotonic() - self._store_failed_s <= STORE_COOLDOWN_S
         try:
@@ -170,7 +172,7 @@ def _exception(outcome: TaskFailed | TaskExpired) -> GenerationFailed:
 
 
 def _message_fault(kwargs: dict[str, Any]) -> FieldError | None:
-    """What is wrong with the message, as `validate_message` found it."""
+    """What `validate_message` found wrong with the message; None for a valid one."""
     if UNREADABLE not in kwargs:
         return None
     what = str(kwargs[UNREADABLE])[:500]

@@ -1,6 +1,6 @@
 """Stops a process in which task after task fails because of the process itself.
 
-One whose device or model is broken fails every task at once, and would empty the queue.
+A process with a broken device or model fails every task at once, and so would empty the queue.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
     from worker.execution.outcome import Outcome
 
-#: Different tasks that fail with no success between them before the process is at fault.
+#: The breaker trips when so many different tasks failed with no success between them.
 MAX_FAILURES = 3
-#: Error codes with which the process may be at fault: another one might succeed.
+#: Error codes for which the process may be at fault: another process might succeed.
 PROCESS_FAULTS = frozenset({ErrorCode.INTERNAL, ErrorCode.MODEL_LOAD_FAILED})
 
 

@@ -9,14 +9,14 @@ if TYPE_CHECKING:
 
 
 class ClaimGate:
-    """Open while leases are renewed and nobody has closed it."""
+    """Open until it is closed, while leases are renewed."""
 
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
         self._closed_because: str | None = None
 
     def close(self, reason: str) -> None:
-        """Claim nothing more in this process's life; the first reason stays."""
+        """Claim nothing more in this process; the first reason is kept."""
         self._closed_because = self._closed_because or reason
 
     @property

@@ -69,7 +69,7 @@ class Executor:
         """Run a delivery to its outcome. Raises only when Redis stays unavailable."""
         task = self._tasks.add(delivery.task_id)
         if task is None:
-            outcome: Outcome = _dropped(delivery, "a duplicate: this process is running it")
+            outcome: Outcome = _dropped(delivery, "a duplicate: this process runs the task")
         else:
             try:
                 outcome = self._deliver(delivery, task)
@@ -79,11 +79,11 @@ class Executor:
         return outcome
 
     def is_known(self, task_id: str) -> bool:
-        """Whether there is a key where the task's record would be, of whatever type."""
+        """Whether the key of the task's record exists, of any type."""
         return self._record.is_known(task_id)
 
     def close(self, task_id: str) -> None:
-        """Close an ended task whose Celery result is written: only its pushes are left."""
+        """Close an ended task whose Celery result is written: only its pushes remain."""
         self._record.close(task_id)
 
     def report_stall(self, reason: str) -> None:
@@ -114,10 +114,10 @@ class Executor:
         claim = self._claim(delivery, resolved)
         match claim:
             case Held(owner=owner):
-                return _dropped(delivery, f"a duplicate: {owner} is running it")
+                return _dropped(delivery, f"a duplicate: {owner} runs the task")
             case Ended():
                 outcome = from_record(claim)
-                logger.info("task %s: a duplicate, already %s", delivery.task_id, outcome)
+                logger.info("task %s: duplicate message, already %s", delivery.task_id, outcome)
                 return outcome
         logger.info(
             "task %s attempt %d: claimed (fence %d)", claim.task_id, claim.attempt, claim.fence
@@ -155,7 +155,7 @@ class Executor:
         return outcome
 
     def _claim(self, delivery: Delivery, resolved: ResolvedRequest | None) -> Claim | Held | Ended:
-        """Claim also a task whose request is refused: its end is written behind a fence, too."""
+        """Claim the task, also one whose request is refused: its outcome needs a fence, too."""
         started = None
         if resolved is not None:
             started = {
@@ -195,7 +195,9 @@ class Executor:
                     dead_letter_reason(outcome),
                 )  # fmt: skip
         if not written:
-            logger.warning("%s: %s, dropped: another worker has claimed the task", who, outcome)
+            logger.warning(
+                "%s: outcome not written (%s): another worker has claimed the task", who, outcome
+            )
             return TaskDropped("another worker has claimed it")
         logger.info("%s: %s", who, outcome)
         if isinstance(outcome, TaskSucceeded):
@@ -204,5 +206,5 @@ class Executor:
 
 
 def _dropped(delivery: Delivery, reason: str) -> TaskDropped:
-    logger.info("task %s: dropped, %s", delivery.task_id, reason)
+    logger.info("task %s: message dropped, %s", delivery.task_id, reason)
     return TaskDropped(reason)

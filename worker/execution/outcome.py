@@ -1,4 +1,4 @@
-"""How a delivery can end, and the same in the record, in events and in errors.
+"""The outcomes of a delivery, and how the record, events and errors represent them.
 
 The union is closed: `celery_task` and `executor` match it exhaustively.
 """
@@ -16,7 +16,7 @@ from worker.job_control import JobStopped, Stop
 if TYPE_CHECKING:
     from worker.record.task_record import Claim, Ended
 
-#: Errors whose tasks become dead letters: the workers are more likely at fault than the request.
+#: Error codes whose tasks become dead letters: the workers are likelier at fault than the request.
 _DEAD_LETTER_CODES = frozenset(
     {
         ErrorCode.ATTEMPTS_EXHAUSTED,
@@ -40,7 +40,7 @@ class TaskSucceeded:
 
 @dataclass(frozen=True)
 class TaskFailed:
-    """The task failed for good."""
+    """The task failed; there is no further attempt."""
 
     label: ClassVar[str] = "failed"
     error: TaskError
@@ -101,7 +101,7 @@ class TaskDropped:
         return self.reason
 
 
-#: What ends a task for good; the rest leaves it to another delivery.
+#: Outcomes that end a task; after the others another delivery continues it.
 FinalOutcome = TaskSucceeded | TaskFailed | TaskCancelled | TaskExpired
 Outcome = FinalOutcome | TaskRequeued | TaskDropped
 
@@ -131,7 +131,7 @@ def to_record(outcome: FinalOutcome) -> dict[str, Any]:
 
 
 def from_record(ended: Ended) -> Outcome:
-    """The stored outcome of a task that has ended, with which a duplicate is answered.
+    """The stored outcome of an ended task, which answers a duplicate message.
 
     Unknown fields are ignored: other versions of the worker write records, too.
     """
@@ -171,7 +171,7 @@ def dead_letter_reason(outcome: Outcome) -> str:
 
 
 def attempts_exhausted(claim: Claim) -> TaskError:
-    """The error of a task whose every attempt ended with the death of its worker."""
+    """The error of a task all of whose attempts ended without an outcome, as when workers die."""
     message = f"{claim.attempt} workers took this task and none of them finished it"
     return TaskError(code=ErrorCode.ATTEMPTS_EXHAUSTED, message=message, retryable=False)
 

@@ -1,4 +1,4 @@
-"""A delivery, its request with every default filled in, and the engine job that it becomes."""
+"""A delivery; its request with every default filled in; the engine's job for it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Fields that no picture depends on and that may hold a token: they are written to no file.
+#: Fields that no image depends on and that may hold a token: they are written to no file.
 PUSH_FIELDS = {kind.value for kind in PushKind}
 #: Longest JSON of a refused request that its record stores, in characters.
 MAX_REFUSED_CHARS = 4_000
@@ -39,7 +39,7 @@ class Delivery:
     queue: str = ""
     #: Unix time after which the task must not start: Celery's `expires`.
     expires_at_s: float | None = None
-    #: What is wrong with the message around the request.
+    #: What is wrong with the message, apart from its request.
     fault: FieldError | None = None
 
     def resolve(self, settings: Settings) -> ResolvedRequest | TaskError:
@@ -52,16 +52,18 @@ class Delivery:
             return BadRequestError(*error.faults).error
         except TaskFailedError as error:
             return error.error
-        except Exception as error:  # raised before the claim, its message would return for ever
-            logger.exception("task %s: its request can't be checked, which is a bug", self.task_id)
+        except Exception as error:  # raised before the claim, its message would return endlessly
+            logger.exception(
+                "task %s fails: its request can't be checked because of a bug", self.task_id
+            )
             return TaskFailedError(f"the request can't be checked: {type(error).__name__}").error
 
     @property
     def refused_json(self) -> str:
         """What the record of a refused task stores of its request.
 
-        One that is too long, or that Redis's JSON reader would not take, is cut down to the fields
-        that say where the end is pushed.
+        A request that is too long, or that Redis's JSON parser would refuse, is reduced to the
+        fields that say where the final event is pushed.
         """
         try:
             text = json.dumps(self.request)

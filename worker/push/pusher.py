@@ -30,13 +30,13 @@ logger = logging.getLogger(__name__)
 
 #: Most tries at once. A webhook that does not answer occupies a thread for seconds.
 MAX_THREADS = 8
-#: Most tries at once for one host or queue, so that one that is away does not block the others.
+#: Most tries at once for one host or queue, so that an unavailable one does not block the others.
 MAX_PER_RECEIVER = 2
 #: Pushes taken from the queue at once.
 BATCH_SIZE = 16
-#: Pause between two looks at the queue, and of a push that can't start yet, in seconds.
+#: Pause between two polls of the queue, and of a push that can't start yet, in seconds.
 POLL_INTERVAL_S = 0.5
-#: A receiver that has not answered for the first time is slow: other pushes to it pause for the
+#: A receiver that takes longer than the first to answer is slow: other pushes to it pause for the
 #: second, less up to half of it at random. In seconds.
 SLOW_S, SLOW_PAUSE_S = 2.0, 30.0
 #: First and longest pause between tries of one push, in seconds: doubles each time, less up to half
@@ -47,7 +47,7 @@ CLOSE_TIMEOUT_S = 5.0
 
 
 class Pusher:
-    """A daemon thread that looks for due pushes, and one thread for each try."""
+    """A daemon thread that polls for due pushes, and one thread for each try."""
 
     def __init__(
         self, pushes: PushQueue, replies: CeleryReplies, webhooks: Webhooks, retry_s: float
@@ -63,11 +63,11 @@ class Pusher:
         )
 
     def start(self) -> None:
-        """Start the thread; does nothing when it runs."""
+        """Start the thread, unless it was started before."""
         self._thread.start()
 
     def close(self) -> None:
-        """Start no more tries and wait for those that run; other processes take over the rest."""
+        """Start no more tries and wait for the running ones; other processes take over the rest."""
         until_s = time.monotonic() + CLOSE_TIMEOUT_S
         self._thread.stop()
         with self._wake:

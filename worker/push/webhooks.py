@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 
     from pydantic import SecretStr
 
-#: Timeout of one connection, and of everything after it, in seconds. With some 20 s for resolving
-#: the name, a try takes far less than the time that a push is held for.
+#: Timeout of connecting, and of everything after it, in seconds. With some 20 s for resolving the
+#: name, a try takes far less than `HOLD_S`, for which a push is held.
 CONNECT_S, ANSWER_S = 5.0, 15.0
 #: Most addresses of one host that are tried.
 MAX_ADDRESSES = 3
-#: Status by which a webhook ends deliveries for good.
+#: HTTP status with which a webhook refuses all further deliveries.
 GONE = 410
 #: IPv6 networks whose last 32 bits are an IPv4 address: mapped, translated, compatible, NAT64.
 _WITH_IPV4 = [
@@ -67,7 +67,7 @@ class Webhooks:
     def post(self, url: str, message_id: str, body: bytes) -> None:
         """Post the event; raises `PushError` unless the answer is 2xx.
 
-        `url` is not validated yet: the end of a refused request is pushed, too.
+        `url` is not validated yet: the final event of a refused request is pushed, too.
         """
         if not re.match(URL_PATTERN, url) or len(url) > MAX_URL_CHARS:
             raise PushError("the URL is not valid", final=True)

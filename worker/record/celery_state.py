@@ -1,4 +1,4 @@
-"""Writes Celery's states of running tasks on a thread of its own, which nothing waits for."""
+"""Writes Celery's states of running tasks on a thread of its own, so that no task waits for it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class CeleryState:
     """One daemon thread, which writes the newest state of each task and skips the others."""
 
     def __init__(self, store: Callable[[str, dict[str, Any], str], None]) -> None:
-        """`store` writes a state: task id, Celery's meta, state. It should give up in seconds."""
+        """`store` writes a state: task id, Celery's meta, state. It should raise within seconds."""
         self._store = store
-        #: By task: the state that waits, and when the last progress was queued.
+        #: By task id: the queued state, and when the last progress was queued.
         self._newest: dict[str, tuple[dict[str, Any], str]] = {}
         self._progress_s: dict[str, float] = {}
         #: The task whose state is being written.
@@ -59,7 +59,7 @@ class CeleryState:
         self._wake.notify_all()
 
     def discard(self, task_id: str) -> None:
-        """Write no more states of a task: a late one must not overwrite its final state."""
+        """Drop a task's queued state; wait up to `FLUSH_S` for one being written."""
         deadline_s = time.monotonic() + FLUSH_S
         with self._wake:
             self._newest.pop(task_id, None)

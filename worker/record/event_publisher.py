@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Events of a task that may wait; further progress replaces the newest progress that waits.
+#: Most queued events of a task; after that, new progress replaces the newest queued progress.
 BACKLOG = 8
 #: Pause after a failed write, in seconds.
 RETRY_PAUSE_S = 1.0
@@ -31,7 +31,7 @@ FLUSH_S = 2.0
 
 #: An event's kind and fields.
 _Posted = tuple[str, "Mapping[str, Any]"]
-#: The kind of a checkpoint, which waits among the events; its fields are `step` and `state`.
+#: Kind of a checkpoint, which is queued like an event; its fields are `step` and `state`.
 _CHECKPOINT = "checkpoint"
 
 
@@ -79,7 +79,7 @@ class EventPublisher:
             self._wake.notify_all()
 
     def save_checkpoint(self, claim: Claim, step: int, state: bytes) -> None:
-        """Queue a checkpoint and return at once; an older one that waits is dropped."""
+        """Queue a checkpoint and return at once; an older queued one is dropped."""
         with self._wake:
             watched = self._watched.get(claim.task_id)
             if watched is None:
@@ -92,7 +92,7 @@ class EventPublisher:
     def flush(self, claim: Claim) -> None:
         """Wait until the task's events are written, then accept no more of them.
 
-        Events that are not written after `FLUSH_S` are dropped: the end must not wait for progress.
+        Events not written after `FLUSH_S` are dropped, so that progress does not delay the outcome.
         """
         deadline_s = time.monotonic() + FLUSH_S
         with self._wake:
@@ -121,7 +121,7 @@ class EventPublisher:
             self._write(*found)
 
     def _next(self) -> tuple[_Watched, _Posted] | None:
-        """The oldest event of a task, each task in its turn; None once closed."""
+        """The oldest queued event of a task, round robin over the tasks; None once closed."""
         with self._wake:
             while not self._thread.is_stopping:
                 for task_id, watched in self._watched.items():
@@ -133,9 +133,9 @@ class EventPublisher:
         return None
 
     def _write(self, watched: _Watched, posted: _Posted) -> None:
-        """Write an event; it waits again when Redis is away."""
+        """Write an event; queue it again when Redis is unavailable."""
         kind, fields = posted
-        away = False
+        is_retried = False
         try:
             if kind == _CHECKPOINT:
                 step, state = fields["step"], fields["state"]
@@ -148,11 +148,11 @@ class EventPublisher:
                 meta = {name: int(fields[name]) for name in ("step", "total_steps")}
                 self._celery.post_progress(watched.claim.task_id, meta)
         except Exception as error:
-            away = is_unavailable(error)
+            is_retried = is_unavailable(error)
             raise
         finally:
             with self._wake:
-                if away:
+                if is_retried:
                     watched.waiting.appendleft(posted)
                 self._writing = None
                 self._wake.notify_all()

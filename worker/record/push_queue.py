@@ -1,7 +1,7 @@
 """The pushes of ended tasks in Redis: which are due, and the outcome of each try.
 
-A push delivers the terminal event of a task in one way (`PushKind`). It is added once that event is
-in the stream, and stays until it is delivered or given up: when a worker dies over it, others try.
+A push delivers the terminal event of a task in one way (`PushKind`). It is queued once that event
+is in the stream, and stays until it is delivered or given up: if a worker dies, others retry it.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
     from api_contracts.names import Keys
 
-#: Redis's error for a key of another type, which none of our scripts writes.
+#: Redis's error for a key of another type, written by another program.
 WRONG_TYPE = "WRONGTYPE"
 
 logger = logging.getLogger(__name__)
 
 _Values: TypeAlias = "list[bytes | None]"
 _Entries: TypeAlias = "list[tuple[bytes, dict[bytes, bytes]]]"
-#: How long a taken push is left to its worker, in seconds: longer than any try takes.
+#: How long a worker holds a push that it has taken, in seconds: longer than any try takes.
 HOLD_S = 120.0
 #: Largest event that is pushed, in bytes. The longest prompts of the most images take 3 MiB.
 MAX_EVENT_BYTES = 2**23
 #: The state of a push whose record or event can't be read.
-LOST = Push(state=PushState.GIVEN_UP, error="its record or its end can't be read")
+LOST = Push(state=PushState.GIVEN_UP, error="its record or its final event can't be read")
 _END: TypeAdapter[End] = TypeAdapter(End)
 
 
@@ -59,7 +59,7 @@ class PushQueue:
     """Thread-safe; every method raises what redis-py raises."""
 
     def __init__(self, redis: Redis, keys: Keys, record_ttl_s: int) -> None:
-        """`redis` has the records; each lives until its last push is settled, and then its TTL."""
+        """`redis` has the records; the TTL of a record starts when its last push is settled."""
         self._redis, self._keys, self._ttl_s = redis, keys, record_ttl_s
         self._add, self._take, self._settle_push = (
             load(redis, "worker.record", name)
@@ -67,7 +67,7 @@ class PushQueue:
         )
 
     def add(self, task_id: str) -> bool:
-        """Add the pushes that an ended task's request asks for, once; False when none was added."""
+        """Queue the pushes an ended task's request asks for, once; False when none was added."""
         task, pushes = self._keys.task(task_id), self._keys.pushes
         return bool(self._add(task=task, pushes=pushes, id=task_id, kinds=PushKind))
 
@@ -77,7 +77,7 @@ class PushQueue:
         return [due for member in found if (due := self._read(member)) is not None]
 
     def settle(self, due: Due, push: Push, again_s: float | None) -> None:
-        """Store the outcome of a try; the next is in `again_s`, or never when that is None."""
+        """Store the outcome of a try; the next try is in `again_s`, None for no further one."""
         self._settle(due.task_id, due.kind, push, again_s)
 
     def _settle(self, task_id: str, kind: PushKind, push: Push, again_s: float | None) -> None:
@@ -95,14 +95,14 @@ class PushQueue:
         )
 
     def _read(self, member: bytes) -> Due | None:
-        """The push of a member of the queue; a member that can't be read is dropped: None."""
+        """Parse a member of the queue; None for one that can't be read, which is dropped."""
         kind, _, task_id = member.decode(errors="replace").partition(":")
         try:
             return self._due_of(PushKind(kind), task_id)
         except (ValueError, LookupError, TypeError, RecursionError, ResponseError) as error:
             if isinstance(error, ResponseError) and WRONG_TYPE not in str(error):
                 raise
-            logger.error("push %r dropped: its record can't be read: %r", member, error)  # noqa: TRY400  # no fault of ours
+            logger.error("push %r dropped: its record can't be read: %r", member, error)  # noqa: TRY400  # not our bug
             metrics.PUSHES.labels("unknown", "lost").inc()
             if kind in list(PushKind):
                 self._settle(task_id, PushKind(kind), LOST, None)

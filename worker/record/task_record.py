@@ -1,4 +1,4 @@
-"""A task's record in Redis as the worker writes it: claimed once, fenced, ended once."""
+"""A task's record in Redis as the worker writes it: one owner at a time, one outcome."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ClaimAnswer(StrEnum):
 
 
 class WriteAnswer(Enum):
-    """What a script answers to a write that is guarded by the fence."""
+    """A script's answer to a write, which checks the fence."""
 
     #: Another worker has claimed or ended the task; nothing was written.
     SUPERSEDED = -1
@@ -48,7 +48,7 @@ class WriteAnswer(Enum):
 
     @property
     def stop(self) -> Stop | None:
-        """Why the task must stop; None when it may go on."""
+        """Why the task must stop; None when it may continue."""
         match self:
             case WriteAnswer.SUPERSEDED:
                 return Stop.SUPERSEDED
@@ -117,7 +117,7 @@ class TaskRecord:
         """Claim a task. `started` has the fields of the event, None to append no event.
 
         `deadline_s` counts from submission; `expires_at_s` (Unix time) is the message's own limit.
-        Retried for up to `PATIENCE_S` while Redis is away; repeating a call changes nothing.
+        Retried for up to `PATIENCE_S` while Redis is unavailable; repeating it changes nothing.
         """
         token = uuid.uuid4().hex
         reply = retry_redis(
@@ -152,11 +152,11 @@ class TaskRecord:
         )
 
     def is_known(self, task_id: str) -> bool:
-        """Whether the task's key exists, of whatever type."""
+        """Whether the key of the task's record exists, of any type."""
         return bool(self.redis.exists(self.keys.task(task_id)))
 
     def append(self, claim: Claim, kind: str, fields: Mapping[str, Any]) -> WriteAnswer:
-        """Append an event. Not retried: an event before the end may be lost."""
+        """Append an event. Not retried: events other than the terminal one may be lost."""
         return WriteAnswer(
             self._append(
                 task=self.keys.task(claim.task_id),
@@ -179,7 +179,7 @@ class TaskRecord:
         )
 
     def load_checkpoint(self, task_id: str) -> bytes | None:
-        """The checkpoint that an earlier attempt saved."""
+        """The checkpoint that an earlier attempt saved; None without one."""
         state: Any = retry_redis(lambda: self.redis.get(self.keys.checkpoint(task_id)))
         return state if isinstance(state, bytes) else None
 
@@ -203,10 +203,10 @@ class TaskRecord:
         fields: Mapping[str, Any],
         dead: str = "",
     ) -> bool:
-        """Write the end and its event; False when another worker has claimed the task.
+        """Write the outcome and its event; False when another worker has claimed the task.
 
         `dead` is the reason of its dead letter, '' for none. Retried for up to `PATIENCE_S` while
-        Redis is away; repeating a call changes nothing.
+        Redis is unavailable; repeating it changes nothing.
         """
         tail = self._tail(claim.task_id, status.value, fields)
         answer = retry_redis(
@@ -242,7 +242,7 @@ class TaskRecord:
         return WriteAnswer(answer)
 
     def close(self, task_id: str) -> None:
-        """Close an ended task whose Celery result is written: add its pushes, start its TTL."""
+        """Close an ended task whose Celery result is written: queue its pushes, start its TTL."""
         retry_redis(lambda: self.pushes.add(task_id))
         retry_redis(
             lambda: self._close(

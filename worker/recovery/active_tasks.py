@@ -1,4 +1,4 @@
-"""The tasks that this process holds: every delivery from its start to its end, claimed or not yet.
+"""The tasks that this process holds: every delivery in progress, claimed or not yet.
 
 The executor adds and removes them, the lease renews those that are claimed, a drain stops all.
 """
@@ -22,7 +22,7 @@ class ActiveTask:
 
     task_id: str
     control: Control = field(default_factory=Control)
-    #: None until Redis grants the claim, and again once another worker has claimed the task.
+    #: None until Redis grants it, and again once another worker has claimed the task.
     claim: Claim | None = None
 
 
@@ -33,7 +33,7 @@ class ActiveTasks:
         self._lock = threading.Lock()
         self._tasks: dict[str, ActiveTask] = {}
         self._stop: Stop | None = None
-        #: Set by a claim: its message must be renewed now, to outlast the lease of its task.
+        #: Set by a claim: the message's lease must be renewed now, to outlast the task's.
         self.new_claim = threading.Event()
 
     def add(self, task_id: str) -> ActiveTask | None:
@@ -47,7 +47,7 @@ class ActiveTasks:
             return task
 
     def grant(self, task: ActiveTask, claim: Claim) -> None:
-        """Redis has granted the claim: from now on the lease renews it."""
+        """Store a claim that Redis has granted: from now on its lease is renewed."""
         task.claim = claim
         self.new_claim.set()
 
@@ -65,12 +65,12 @@ class ActiveTasks:
 
     @property
     def ids(self) -> list[str]:
-        """The ids of all, sorted."""
+        """The ids of all tasks, sorted."""
         with self._lock:
             return sorted(self._tasks)
 
     def claimed(self) -> list[tuple[ActiveTask, Claim]]:
-        """Those with a claim."""
+        """The tasks with a claim, and their claims."""
         with self._lock:
             tasks = list(self._tasks.values())
         return [(task, task.claim) for task in tasks if task.claim is not None]

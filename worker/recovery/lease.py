@@ -1,9 +1,9 @@
 """Renews the leases of the tasks and messages that this process holds. One daemon thread.
 
-While renewals succeed no other worker gets our tasks; a lease after this process dies, one does.
-Connections of its own keep the thread from waiting for anything else, and the answers tell it of
-cancels. When nothing could be renewed for a whole lease, this process claims nothing more; running
-tasks go on, as their ends are fenced.
+While renewals succeed no other worker can claim this process's tasks; after its death they can be
+claimed when their leases have expired. The thread has connections of its own, so that it waits for
+nothing else. The answers report cancels. When renewals have failed for a whole lease period, this
+process claims nothing more; running tasks continue, since their writes are fenced.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Longest wait for a cancel before the thread looks whether it is to stop or to renew, in seconds.
+#: Longest wait for a cancel before the thread checks whether to stop or to renew, in seconds.
 LISTEN_S = 0.25
 
 
 class Lease:
-    """Keeps tasks and messages ours."""
+    """Renews the leases of this process's tasks and messages."""
 
     def __init__(
         self,
@@ -66,20 +66,20 @@ class Lease:
 
     @property
     def silent_s(self) -> float:
-        """Seconds since everything was last renewed."""
+        """Seconds since all leases were last renewed."""
         return time.monotonic() - self._renewed_s
 
     @property
     def is_well(self) -> bool:
-        """Whether the leases of this process are known to last."""
+        """Whether all leases were renewed within the last lease period."""
         return self.silent_s < self.lease_s
 
     def close(self) -> None:
-        """Stop the thread; after everything else, since it keeps the tasks ours."""
+        """Stop the thread. Close it last: without renewals other workers may claim the tasks."""
         self._thread.close(self.lease_s)
 
     def renew(self) -> None:
-        """Renew once. Asks both servers, even with nothing to renew; raises redis-py's errors."""
+        """Renew once. Calls both servers, even with nothing to renew; raises redis-py's errors."""
         began_s = time.monotonic()
         # Messages first: one that expired before its task would be dropped as a duplicate.
         self._messages.renew(self._tags(), message_lease_s(self.lease_s))

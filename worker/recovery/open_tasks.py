@@ -51,12 +51,12 @@ class _Record:
     lease_until: float
     deadline_at: float | None
     ended_at: float | None
-    #: Whether its pushes are noted.
+    #: Whether its pushes are queued.
     pushes_queued: bool
 
     @classmethod
     def parse(cls, fields: list[bytes | None]) -> _Record:
-        """Raises ValueError for what no worker of ours writes."""
+        """Raises ValueError for values that no worker writes."""
         status, queue, lease_until, deadline_at, ended_at, told = fields
         name = (queue or queue_name(DEFAULT_MODEL).encode()).decode()
         if not _QUEUE.match(name):
@@ -77,9 +77,9 @@ class Suspect:
     """An open task that may have no message."""
 
     queue: str
-    #: Its score among the open tasks.
+    #: Its score in `ns:open`: when it was last updated.
     touched: float
-    #: Whether it ended longer ago than records are kept: its result is no longer wanted.
+    #: Whether it ended longer ago than records are kept: its result is no longer needed.
     is_old: bool
 
 
@@ -97,9 +97,9 @@ class OpenTasks:
         )
 
     def suspects(self, goes_on: Callable[[], bool]) -> Iterator[tuple[str, Suspect]]:
-        """Open tasks that were untouched for a lease and that no worker runs.
+        """Open tasks that were not updated for one lease period and that no worker runs.
 
-        On the way, tasks past their deadline are ended, and the pushes of ended ones noted. Stops
+        Meanwhile, tasks past their deadline are ended, and the pushes of ended ones queued. Stops
         between two slices when `goes_on` returns False.
         """
         now_s, _ = self._redis.time()
@@ -121,7 +121,7 @@ class OpenTasks:
             offset += SLICE
 
     def revive(self, task_id: str, suspect: Suspect) -> bytes | None:
-        """The request to send again; None when the task was touched since, or is too old."""
+        """The request to send again; None when the task was updated since, or is too old."""
         with self._quarantine(self._keys.open, task_id.encode()):
             if suspect.is_old:
                 self._close(
@@ -143,7 +143,7 @@ class OpenTasks:
         return None
 
     def forget_pending_cancels(self) -> None:
-        """Delete cancels of unknown tasks that are as old as records may become."""
+        """Delete requests to cancel unknown tasks that are older than records may become."""
         last = self._redis.time()[0] - self._ttl_s
         pending = self._keys.pending_cancels
         for member, _ in self._oldest(pending, last, 0):
@@ -160,7 +160,7 @@ class OpenTasks:
         except ResponseError as error:
             if WRONG_TYPE not in str(error):
                 raise
-            logger.error("%s is not a sorted set and is deleted: %s", key, error)  # noqa: TRY400  # not our bug
+            logger.error("%s is not a sorted set, deleting it: %s", key, error)  # noqa: TRY400  # not our bug
             self._redis.delete(key)
             return []
         return list(found)
@@ -175,7 +175,7 @@ class OpenTasks:
             case "running":
                 return record.lease_until + LOST_TASK_DELAY_S < now_s
             case _:
-                # One that ended while it waited: its message may stay in the queue for long.
+                # A task that ended while queued: its message may stay in the queue for long.
                 if not record.pushes_queued:
                     self._pushes.add(task_id)
                 return True
@@ -196,7 +196,7 @@ class OpenTasks:
 
     @contextmanager
     def _quarantine(self, key: str, member: bytes) -> Iterator[None]:
-        """Remove a member from its set when neither Redis's scripts nor we can read its record."""
+        """Remove a member from its set when its record can't be read."""
         try:
             yield
         except (ResponseError, ValueError, RecursionError) as error:

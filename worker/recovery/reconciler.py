@@ -1,8 +1,8 @@
-"""Finds what was lost, on one elected worker at a time. One daemon thread.
+"""Recovers lost messages and tasks, on one elected worker at a time. One daemon thread.
 
-Each half second: messages whose lease has expired go back to their queues. Each half lease: open
-tasks that no queue and no worker has a message of are sent again; a duplicate is harmless, since
-claims are fenced. Queued tasks past their deadline end.
+Every half second it requeues messages whose lease has expired. Every half lease period it sends
+open tasks again of which no queue and no worker has a message (a duplicate is harmless, since
+claims are fenced), and ends queued tasks past their deadline.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ logger = logging.getLogger(__name__)
 
 
 class _DeposedError(Exception):
-    """Another worker may be elected by now, or no worker could renew its leases."""
+    """This worker may be elected no longer, or no worker could renew its leases meanwhile."""
 
 
 @contextmanager
 def _go_on_after(what: str) -> Iterator[None]:
-    """Log an error that concerns one message or task, and go on with the others."""
+    """Log an error that concerns one message or task, and continue with the others."""
     try:
         yield
     except Exception as error:
@@ -54,7 +54,7 @@ def _go_on_after(what: str) -> Iterator[None]:
 
 
 class Reconciler:
-    """The worker that holds the lock does the rounds; the others wait for it."""
+    """The worker that holds the lock runs the rounds; the others try to get it."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Reconciler:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop the thread, and let another worker be elected."""
+        """Stop the thread and release the lock, so that another worker can be elected."""
         self._thread.close(ELECTION_TTL_S)
 
     def run_once(self) -> None:
@@ -110,7 +110,7 @@ class Reconciler:
                 self._walked_s = time.monotonic()
 
     def walk(self) -> None:
-        """Look at every open task that was untouched for a lease."""
+        """Check every open task that was not updated for one lease period."""
         self._tasks.forget_pending_cancels()
         suspects = dict(self._tasks.suspects(self._stays_elected))
         if not suspects:
@@ -138,7 +138,7 @@ class Reconciler:
         logger.warning("task %s was orphaned, without a message; sent again", task_id)
 
     def _is_just_back(self) -> bool:
-        """Whether Redis was unavailable until a moment ago, as far as it or this process knows."""
+        """Whether Redis was unavailable recently: restarted, or not reached by this process."""
         if time.monotonic() - self._failed_s < UNAVAILABLE_GRACE_S:
             return True
         servers = self._redis, self._messages.redis
@@ -147,9 +147,9 @@ class Reconciler:
         )
 
     def _was_frozen(self) -> bool:
-        """Whether Redis or this process stood still for so long that no worker may have renewed.
+        """Whether Redis or this process was frozen so long that others may have missed renewals.
 
-        Called often, so that there is never much work between two calls.
+        Measures the time since the last call, so it must be called often.
         """
         now_s = time.monotonic()
         was, self._awake_s = now_s - self._awake_s > ELECTION_TTL_S, now_s

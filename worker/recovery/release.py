@@ -1,4 +1,4 @@
-"""Releases what a dead process held, at once instead of when its leases expire."""
+"""Releases the tasks and messages of a dead process at once, before their leases expire."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Longest wait for an answer of Redis, in seconds: the caller has other processes to look after.
+#: Longest wait for an answer of Redis, in seconds.
 TIMEOUT_S = 2.0
 
 

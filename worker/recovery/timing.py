@@ -1,6 +1,6 @@
 """Every duration of the lease protocol, in seconds: who waits for whom until a task moves on.
 
-A worker renews a task and its message, is killed, and another worker goes on:
+A worker renews a task and its message, is killed, and another worker continues the task:
 
     worker         P---P---P---x                                 P  renewal_period_s(lease_s)
     task lease             |------------------->|                lease_s

@@ -1,8 +1,8 @@
-"""Ends a process whose device hangs. One daemon thread.
+"""Exits a process whose device hangs. One daemon thread.
 
-A driver call that never returns can't be interrupted; only the end of the process frees the device.
-The tasks are requeued in their records first, which say why. The messages come back as those of
-any dead process: by the supervisor at once, without one when their leases have expired.
+A driver call that never returns can't be interrupted; only exiting the process frees the device.
+The tasks are requeued in their records first, with the reason. Their messages return as those of
+any dead process: at once by the supervisor, or without one when their leases have expired.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Watchdog:
         on_stall: Callable[[], None],
         leave: Callable[[int], None] = os._exit,
     ) -> None:
-        """`step_s` returns the duration of the current step; `on_stall` is called before the end.
+        """`step_s` returns the duration of the current step; `on_stall` is called before the exit.
 
-        `leave` ends the process.
+        `leave` exits the process with a status.
         """
         self._step_s, self._timeout_s = step_s, timeout_s
         self._on_stall, self._leave = on_stall, leave
         self._thread = BackgroundThread(
-            "watchdog", self.check, lambda error: log_error(logger, "watchdog", error),
+            "watchdog", self.check, lambda error: log_error(logger, "watchdog failed", error),
             pause_s=min(1.0, timeout_s / 4),
         )  # fmt: skip
 
@@ -51,14 +51,14 @@ class Watchdog:
         self._thread.start()
 
     def close(self) -> None:
-        """Have the thread end; there is nothing to wait for."""
+        """Stop the thread, without waiting for it."""
         self._thread.stop()
 
     def check(self) -> None:
-        """End the process when the current step has taken too long."""
+        """Exit the process when the current step has taken too long."""
         if self._step_s() <= self._timeout_s:
             return
-        logger.critical("a step lasts longer than %g s; this process ends", self._timeout_s)
+        logger.critical("a step lasts longer than %g s; this process exits", self._timeout_s)
         faulthandler.dump_traceback()
         # On a thread of its own: it waits for Redis, which may hang, too.
         thread = threading.Thread(target=self._on_stall, name="stall-report", daemon=True)

@@ -70,10 +70,10 @@ class ChildProcess:
             raise
 
     def status(self) -> int | None:
-        """Return the exit status, minus the number of a signal that killed it; None while it runs.
+        """Return the exit status, or minus the signal that killed it; None while it runs.
 
-        The fork server reports the status. When the server dies first its children keep running
-        until their tasks have ended, and the status, then unknown, is 255.
+        The fork server reports the status. If the server dies first, its children drain and exit,
+        and their statuses, then unknown, are 255.
         """
         if self._pidfd is not None and not wait([self._pidfd], 0):
             return None
@@ -100,10 +100,10 @@ def become_fork_server() -> None:
     _server_pid = os.getpid()
     # Ctrl-C reaches it through the supervisor alone, also before multiprocessing ignores SIGINT.
     os.setsid()
-    # Its children hold multiprocessing's alive pipe open too, so the pipe alone would not end it.
-    # If the supervisor died before this call there are no children, and the pipe does.
+    # Its children hold multiprocessing's alive pipe open too, so the pipe alone would not stop it.
+    # If the supervisor died before this call, there are no children, and the pipe stops it.
     _stop_with_parent()
-    # OpenBLAS starts a thread pool when numpy is loaded. Nothing slow is done by it.
+    # OpenBLAS starts a thread pool when numpy is loaded, for nothing that is slow here.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
     # torch asks NVML whether there is a GPU; asking CUDA would make it unusable after the fork.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
@@ -124,7 +124,7 @@ def _run(
 ) -> None:
     """Set a forked process up, then do its work."""
     os.environ.update(environment)
-    # A session of its own: Ctrl-C reaches it through the supervisor alone, once.
+    # A session of its own: a Ctrl-C reaches it once, as the supervisor's SIGTERM.
     os.setsid()
     _stop_with_parent()
     if os.getppid() != _server_pid:

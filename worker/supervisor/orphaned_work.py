@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Pause between two attempts while Redis is unreachable, and the time after which they end, in
-#: seconds. From then on the leases of the messages bring them back.
+#: Pause between two attempts while Redis is unreachable, and how long attempts are made, in
+#: seconds. Later the messages return when their leases expire.
 RETRY_S, GIVE_UP_S = 1.0, 60.0
 
 
@@ -31,14 +31,14 @@ class _Schedule:
 
 
 class OrphanedWork:
-    """The exited processes whose messages are still to be released. The time is passed in."""
+    """The exited processes whose messages are still to be released. Callers pass the time."""
 
     def __init__(
         self,
         release: Callable[[str], int],
         submit: Callable[[Callable[[str], int], str], Future[int]],
     ) -> None:
-        """Have `submit` run `release(owner)` in another thread, one at a time: Redis may hang.
+        """`submit` runs `release(owner)` in another thread, since Redis may hang.
 
         `release` returns the number of messages; it raises `RedisError` while Redis is unreachable.
         """
@@ -77,7 +77,7 @@ class OrphanedWork:
             return
         else:
             logger.error(
-                "orphaned messages of %s not returned; their leases must expire first: %s",
+                "orphaned messages of %s not returned; they return when their leases expire: %s",
                 owner, error, exc_info=None if is_unavailable(error) else error,
             )  # fmt: skip
         del self._schedules[owner]

@@ -1,6 +1,6 @@
 """Keeps one worker process running in each slot: starts, restarts, stops and kills them.
 
-Pure bookkeeping: the caller passes the time in and provides the function that starts a process.
+Does no waiting: the caller passes the time and the function that starts a process.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ProcessManager:
         on_exit: Callable[[str, float], None],
         grace_s: float,
     ) -> None:
-        """Create a slot for each name in `environments`, what its process adds to the environment.
+        """Create a slot for each name in `environments`, with the variables that it adds.
 
         `start` may raise `OSError` or `EOFError`; it is called again after a pause. `on_exit` gets
         the owner of a process that exited, and the time. A process that still runs `grace_s` after
@@ -72,7 +72,7 @@ class ProcessManager:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether `stop` was called; no process is started any more."""
+        """Whether `stop` was called; no more processes are started."""
         return self._kill_at_s is not None
 
     @property
@@ -149,7 +149,7 @@ def restart_pause_s(status: int, uptime_s: float, last_pause_s: float) -> float:
 
 
 def describe_exit(status: int) -> str:
-    """Return an exit status in words; a negative one is the number of a signal."""
+    """Return an exit status in words; a negative one is minus the number of a signal."""
     if status >= 0:
         return f"status {status}" + (f", {_REASONS[status]}" if status in _REASONS else "")
     try:

@@ -1,4 +1,4 @@
-"""Runs worker processes for each device until a signal, and ends when they have ended."""
+"""Runs worker processes for each device until a signal, and returns when they have exited."""
 
 from __future__ import annotations
 

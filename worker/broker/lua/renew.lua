@@ -1,6 +1,6 @@
--- Renews the leases of held messages; one that was requeued meanwhile stays so.
+-- Renews the leases of held messages; one that was requeued meanwhile is not held again.
 --
--- unacked_index  sag.unacked_index  sorted set  scores of the tags moved on
+-- unacked_index  sag.unacked_index  sorted set  scores of the tags raised
 -- lease_s
 -- tags
 local unacked_index = unpack(KEYS)

@@ -1,4 +1,5 @@
--- Moves a held message back into its list, unless it is held no more or its lease was renewed.
+-- Moves a held message back into its list, unless it is no longer held. With `only_overdue`, does
+-- nothing while the message's lease lasts.
 --
 -- unacked        sag.unacked        hash        tag removed
 -- unacked_index  sag.unacked_index  sorted set  tag removed
@@ -6,7 +7,7 @@
 -- tag
 -- message        JSON, or '' to drop it
 -- push           'RPUSH' to put it before the waiting messages, 'LPUSH' behind them
--- only_overdue   1 to do so only when the lease has run out
+-- only_overdue   1 to move it only when its lease has expired
 -- Returns 1, or 0 when nothing was moved.
 local unacked, unacked_index, list = unpack(KEYS)
 local tag, message, push, only_overdue = unpack(ARGV)
@@ -17,10 +18,10 @@ end
 if only_overdue == '1' then
   local lease_until = redis.call('ZSCORE', unacked_index, tag)
   if lease_until and tonumber(lease_until) > now_s() then return 0 end
-  -- Changes nothing, but fails while Redis is out of memory: no lease can be renewed then either.
+  -- Changes nothing, but fails while Redis is out of memory, when no lease can be renewed either.
   redis.call('ZADD', unacked_index, 'XX', lease_until or 0, tag)
 end
--- First, because it fails for a key of another type: then the message stays held.
+-- The push is first because it fails for a key of another type: then the message stays held.
 if message ~= '' then redis.call(push, list, message) end
 redis.call('HDEL', unacked, tag)
 redis.call('ZREM', unacked_index, tag)

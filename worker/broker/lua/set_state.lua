@@ -1,4 +1,4 @@
--- Writes Celery's state of a running task, unless a final state is there.
+-- Writes Celery's state of a running task, unless its result already has a final state.
 --
 -- result     celery-task-meta-<id>  string  written; also published on the channel of this name
 -- meta       the state's JSON

@@ -1,9 +1,9 @@
--- Takes the next message: moves it from its list to the held messages in one step, so that a crash
--- in between loses nothing. A message that is too large is dropped.
+-- Takes the next message: moves it from its list to the held messages in one step, so that no crash
+-- can lose it. A message that is too large is dropped.
 --
 -- unacked        sag.unacked        hash        [message, exchange, queue] written under the tag
 -- unacked_index  sag.unacked_index  sorted set  tag added, scored by the end of its lease
--- lists          of the queues      lists       in the order in which they are looked at
+-- lists          of the queues      lists       in the order in which they are tried
 -- tag
 -- lease_s
 -- max_bytes      of a message
@@ -17,7 +17,7 @@ local queues = {unpack(ARGV, 4)}
 for number, list in ipairs(lists) do
   local message = redis.pcall('RPOP', list)
   if type(message) == 'table' then
-    -- A key of another type blocks only its own queue; any other error is the server's.
+    -- A key of another type blocks only its own queue; any other error concerns all of Redis.
     if not string.find(message.err, 'WRONGTYPE', 1, true) then return message end
     message = false
   end

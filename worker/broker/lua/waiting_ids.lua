@@ -1,9 +1,9 @@
--- Reads the task ids of a slice of a list of messages. The messages stay in Redis.
+-- Reads the task ids in a slice of a list of messages, without sending the messages to the caller.
 --
 -- list         of a queue  list  read; a key of another type counts as empty
 -- first        index of the first message
 -- last         index of the last
--- slice_bytes  after which the call ends, because Redis serves no other client meanwhile
+-- slice_bytes  after so many bytes the call ends, because Redis serves no other client meanwhile
 -- max_bytes    of a message; a larger one has no id
 -- Returns {number of messages read, ids...}.
 local list = unpack(KEYS)

@@ -1,4 +1,4 @@
--- Claims a task for a worker. Every later write carries the fence number that a claim returns.
+-- Claims a task for a worker. Every later write must pass the fence number that the claim returns.
 --
 -- task          ns:{id}:task    hash        written when claimed
 -- events        ns:{id}:events  stream      event `started` appended when claimed to run
@@ -18,7 +18,7 @@
 --         {'ended', 0, attempt, status, outcome JSON} or {'held', 0, attempt, owner}.
 --
 -- While the lease of a running task lasts, a claim by any other message is answered `held`. When it
--- has run out, the owner counts as dead; the fence rejects its writes in case it is not.
+-- has expired, the owner counts as dead; the fence rejects its writes in case it is not.
 local task, events, open = unpack(KEYS)
 local id, owner, tail, request, deadline_s, max_attempts, token, lease_s, expires_at,
   queue = unpack(ARGV)

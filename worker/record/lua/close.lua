@@ -1,4 +1,4 @@
--- Closes an ended task whose Celery result is written. Only its pushes are left to do.
+-- Closes an ended task whose Celery result is written. Only its pushes remain.
 --
 -- task          ns:{id}:task        hash        TTL set here, or by settle_push.lua
 -- events        ns:{id}:events      stream      as the record
@@ -7,7 +7,7 @@
 -- pushes        ns:pushes           sorted set  read
 -- id
 -- record_ttl_s  time to live of the record
--- kinds         of pushes
+-- kinds         all push kinds
 -- Returns 1, or 0 when the task has not ended.
 local task, events, open, checkpoint, pushes = unpack(KEYS)
 local id, record_ttl_s = unpack(ARGV)

@@ -5,7 +5,7 @@
 -- open    ns:open         sorted set  id added; it stays until close.lua
 -- id
 -- tail    of the event `expired`, see append_event.lua
--- Returns 1, or 0 when the task is queued no more or its deadline has not passed.
+-- Returns 1, or 0 when the task is no longer queued or its deadline has not passed.
 local task, events, open = unpack(KEYS)
 local id, tail = unpack(ARGV)
 local status, deadline_at = unpack(redis.call('HMGET', task, 'status', 'deadline_at'))

@@ -1,4 +1,4 @@
--- Writes the end of a task and its terminal event, once.
+-- Writes the outcome of a task and its terminal event, once.
 --
 -- task         ns:{id}:task        hash        terminal status and outcome written
 -- events       ns:{id}:events      stream      terminal event appended
@@ -11,7 +11,7 @@
 -- outcome      JSON
 -- tail         of the event, see append_event.lua
 -- dead_reason  why the task becomes a dead letter, or ''
--- Returns 0, also when this end was written before and only the answer was lost, or -1 when another
+-- Returns 0, also when a former call wrote this outcome and its answer was lost, or -1 when another
 -- worker has claimed or ended the task.
 local task, events, open, checkpoint, dead = unpack(KEYS)
 local id, fence, status, outcome, tail, dead_reason = unpack(ARGV)

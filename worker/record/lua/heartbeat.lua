@@ -1,6 +1,6 @@
 -- Renews the lease of a running task.
 --
--- task     ns:{id}:task  hash  lease_until moved on
+-- task     ns:{id}:task  hash  lease_until raised
 -- fence    of the claim
 -- lease_s
 -- Returns 0, 1 when cancellation is requested, or -1 when another worker has claimed the task.

@@ -1,4 +1,4 @@
--- Adds the pushes that an ended task's request asks for, once. They are due now.
+-- Queues the pushes that an ended task's request asks for, once. They are due now.
 --
 -- task    ns:{id}:task  hash        read; told set; push_<kind> written as waiting
 -- pushes  ns:pushes     sorted set  <kind>:<id> added
@@ -6,7 +6,7 @@
 -- kinds   fields of the request that ask for a push
 -- Returns the number of pushes added.
 --
--- Field `told` of the record marks that its pushes were added.
+-- Field `told` of the record says that its pushes were queued.
 local task, pushes = unpack(KEYS)
 local id = unpack(ARGV)
 local kinds = {unpack(ARGV, 2)}

@@ -7,7 +7,7 @@
 -- fence   of the claim
 -- tail    of the event `requeued`, see append_event.lua
 -- counts  1 when this attempt counts
--- Returns 0, also when it was requeued before and only the answer was lost, -1 when another worker
+-- Returns 0, also when a former call requeued it and its answer was lost, -1 when another worker
 -- has claimed the task, or 1, with nothing written, when cancellation is requested.
 local task, events, open = unpack(KEYS)
 local id, fence, tail, counts = unpack(ARGV)

@@ -1,12 +1,12 @@
--- Before the reconciler sends a task's message again: checks that the task was not touched since
--- the reconciler looked at it.
+-- Before the reconciler sends a task's message again: checks that the task was not updated since
+-- the reconciler read it.
 --
 -- task        ns:{id}:task  hash        read
 -- open        ns:open       sorted set  id moved to the current time, so that the message has time
 --                                       to arrive
 -- id
 -- touched_at  the score in ns:open that the reconciler saw
--- Returns the request's JSON, or nothing when the task is held or was touched meanwhile.
+-- Returns the request's JSON, or nothing when the task is held or was updated meanwhile.
 local task, open = unpack(KEYS)
 local id, touched_at = unpack(ARGV)
 local score = redis.call('ZSCORE', open, id)

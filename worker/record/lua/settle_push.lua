@@ -3,14 +3,14 @@
 --
 -- task          ns:{id}:task    hash        push_<kind> written if the record exists; TTL set
 -- events        ns:{id}:events  stream      as the record
--- pushes        ns:pushes       sorted set  <kind>:<id> moved on, or removed
+-- pushes        ns:pushes       sorted set  <kind>:<id> scored by its next try, or removed
 -- open          ns:open         sorted set  read: a closed task is not in it
 -- id
 -- kind
 -- state         JSON
 -- retry_s       seconds until the next try, or '' for none
 -- record_ttl_s  time to live of the record
--- kinds         all of them
+-- kinds         all push kinds
 -- Returns 1, or 0 when another process has settled the push meanwhile.
 local task, events, pushes, open = unpack(KEYS)
 local id, kind, state, retry_s, record_ttl_s = unpack(ARGV)

@@ -1,7 +1,7 @@
 -- Takes pushes that are due. The caller has `hold_s` to try them; then they are due again.
 --
--- pushes  ns:pushes  sorted set  scores of the taken members moved on
--- most    members to take
+-- pushes  ns:pushes  sorted set  scores of the taken members raised
+-- most    number of members to take at most
 -- hold_s
 -- Returns members.
 local pushes = unpack(KEYS)
