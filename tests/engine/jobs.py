@@ -32,7 +32,7 @@ SPEC = ModelSpec(path=str(SHIPPED_MODEL), safety_checker=False)
 #: samplers at 3 steps, the plain loop with rows computed once against two and three times in a call
 #: (`oracle.crowded`): 8e-6 for ddim, 2.2e-5 for dpmpp_2m_sde, 3.9e-5 at most (kdpm2).
 CLOSE = 1e-4
-#: The same for the default job of 6 steps: 5.9e-6 was the most, for 5 seeds and 2, 3 and 8 rows.
+#: The same for ddim at 6 steps: 5.9e-6 was the most, for 5 seeds and 2, 3 and 8 rows.
 CLOSE_6_STEPS = 4e-5
 #: Spacing of float32 and float64 at 1: a rounding is half of it.
 EPS32 = float(torch.finfo(torch.float32).eps)

@@ -1,7 +1,7 @@
-"""What one request makes, alone: by diffusers' own pipelines, or by the plainest loop there is.
+"""The latents of one request alone, by diffusers' pipelines or by the plainest possible loop.
 
 It knows nothing of the engine but the fields of a job. Latents are (images, channels, h, w) in
-fp32. The equations are those of Self-Attention Guidance (arXiv 2210.00939) in x0 form.
+float32. The equations are those of Self-Attention Guidance (arXiv 2210.00939) in x0 form.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Pipeline: TypeAlias = Any
 _DPMPP, _SDE = {"algorithm_type": "dpmsolver++"}, {"algorithm_type": "sde-dpmsolver++"}
 _PLAIN, _KARRAS = {"use_karras_sigmas": False}, {"use_karras_sigmas": True}
 
-#: Each name on the wire, as somebody would build it on top of a model's own configuration.
+#: Each wire name, built on top of a model's own configuration.
 SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (diffusers.DDIMScheduler, {}),
     "ddpm": (diffusers.DDPMScheduler, {}),
@@ -72,7 +72,7 @@ _NO_SAMPLE = (
 
 @dataclass(frozen=True)
 class _Level:
-    """How noisy the network's input is, `z = a x0 + s noise`, and the time that it is told."""
+    """Noise level of the UNet's input `z = a x0 + s noise`, and its timestep."""
 
     timestep: torch.Tensor
     a: float
@@ -110,8 +110,8 @@ def alone(pipe: Pipeline, job: Job) -> torch.Tensor:
 def wrapped(pipe: Pipeline, prediction_type: str, like: Job | None = None) -> Pipeline:
     """A copy of an epsilon model whose UNet's output is written as `v_prediction` or `sample`.
 
-    A UNet is told the time only. Its noise level is by linear interpolation of log sigma; `like`
-    gives the levels of that job's scheduler instead, whose times may be rounded or clipped.
+    A UNet gets only the timestep. Its noise level is interpolated linearly in log sigma; `like`
+    gives the levels of that job's scheduler instead, whose timesteps may be rounded or clipped.
     """
     unet = copy.deepcopy(pipe.unet)
     epsilon = unet.forward
@@ -135,7 +135,7 @@ def wrapped(pipe: Pipeline, prediction_type: str, like: Job | None = None) -> Pi
 def crowded(pipe: Pipeline, rows: int = 3) -> Pipeline:
     """A copy whose UNet computes each row several times in one call: other kernels, other rounding.
 
-    What it makes differs from what `pipe` makes by rounding alone.
+    Its latents differ from those of `pipe` by rounding alone.
     """
     unet = copy.deepcopy(pipe.unet)
     usual = unet.forward
@@ -247,7 +247,7 @@ def _blur(x0: torch.Tensor) -> torch.Tensor:
 
 
 def _for_step(scheduler: Any, x0: torch.Tensor, z: torch.Tensor, level: _Level) -> torch.Tensor:
-    """What the scheduler takes for a network's output; IPNDM takes velocity whatever it is told."""
+    """The output in the scheduler's prediction type; IPNDM always takes velocity."""
     ipndm = isinstance(scheduler, diffusers.IPNDMScheduler)
     kind = "v_prediction" if ipndm else scheduler.config.prediction_type
     a, s = level.a, level.s
@@ -320,7 +320,7 @@ def _pipeline(kind: Any, pipe: Pipeline, **changes: Any) -> Pipeline:
 
 
 def _texts(job: Job) -> dict[str, Any]:
-    """What diffusers is told of the prompts; one negative prompt stands for all."""
+    """Arguments of diffusers for the prompts; one negative prompt stands for all."""
     negatives = list(job.negative_prompts)
     if len(negatives) == 1:
         negatives *= len(job.prompts)

@@ -1,6 +1,6 @@
-"""What a model's settings put on top of its weights, and clip_skip: as diffusers alone has them.
+"""LoRA, textual inversion and `clip_skip`: equal to diffusers alone.
 
-LoRA weights and words are made on the spot for the shipped model.
+LoRA weights and tokens are made on the spot for the bundled model.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from tests.engine.jobs import SPEC, Rounds, apart, assert_close, job, latents_of, upstream
+from tests.engine.tiers import rotated, slow
 from worker.config.models import Lora, TextualInversion
 from worker.engine import model_loader
 from worker.errors import BadRequestError, ModelLoadError
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from tests.engine.jobs import Make
 
 PROMPT = "a large red star on a blue background"
-#: Two latents that are meant to differ, do by more than rounding makes in three steps.
+#: Latents that must differ do so by more than this, a hundred times the rounding of three steps.
 OTHER = 0.05
 
 
 def bare() -> Any:
-    """The shipped model by diffusers alone."""
+    """The bundled model by diffusers alone."""
     pipe = StableDiffusionPipeline.from_pretrained(
         SPEC.path, safety_checker=None, requires_safety_checker=False, local_files_only=True
     )
@@ -79,14 +80,14 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def adapted(*loras: tuple[str, float]) -> Rounds:
-    """The shipped model as the worker loads it with LoRA weights at the settings' scales."""
+    """The bundled model as the worker loads it with LoRA weights at the settings' scales."""
     on_top = tuple(Lora(path=path, scale=scale) for path, scale in loras)
     return Rounds(SPEC.model_copy(update={"lora": on_top}))
 
 
 @pytest.fixture(scope="module")
 def with_lora(lora: str) -> Rounds:
-    """The shipped model with the LoRA weights at a scale of 0.8."""
+    """The bundled model with the LoRA weights at a scale of 0.8."""
     return adapted((lora, 0.8))
 
 
@@ -99,11 +100,11 @@ def theirs(lora: str) -> Any:
     return pipe
 
 
-@pytest.mark.parametrize("scale", [None, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("scale", [0.5, *slow(None, 1.0, 2.0)])
 def test_a_scale_is_diffusers_scale(with_lora: Rounds, theirs: Any, scale: float | None) -> None:
-    """A job's LoRA scale is `cross_attention_kwargs={"scale": …}`, of encoder and UNet alike.
+    """A job's LoRA scale is `cross_attention_kwargs={"scale": …}`, for text encoder and UNet.
 
-    It multiplies the settings' own; without one that holds.
+    It multiplies the settings' scale, which holds without one.
     """
     ours = latents_of(with_lora.result(job(sag_scale=0.0, lora_scale=scale)))
     kwargs = {} if scale is None else {"cross_attention_kwargs": {"scale": scale}}
@@ -111,9 +112,9 @@ def test_a_scale_is_diffusers_scale(with_lora: Rounds, theirs: Any, scale: float
     assert apart(ours, plain(bare())) > OTHER
 
 
-@pytest.mark.parametrize("sag_scale", [0.0, 0.75])
+@pytest.mark.parametrize("sag_scale", [0.75, *slow(0.0)])
 def test_no_scale_is_no_lora(with_lora: Rounds, make: Make, sag_scale: float) -> None:
-    """At a scale of 0 a model makes what it makes without LoRA, and the next job has it again."""
+    """At scale 0 a model works as without LoRA, and the next job has LoRA again."""
     before = latents_of(with_lora.result(job(sag_scale=sag_scale)))
     off = latents_of(with_lora.result(job(sag_scale=sag_scale, lora_scale=0.0)))
     assert_close(off, latents_of(make(sag_scale=sag_scale)))
@@ -121,9 +122,9 @@ def test_no_scale_is_no_lora(with_lora: Rounds, make: Make, sag_scale: float) ->
     assert apart(before, off) > OTHER
 
 
-def test_scales_in_company_do_not_mix(with_lora: Rounds) -> None:
-    """Jobs of many LoRA scales that run side by side are each what they are alone."""
-    scales = (None, 0.0, 0.5, 0.5, 2.0, None)
+def test_scales_of_jobs_at_once_do_not_mix(with_lora: Rounds) -> None:
+    """Jobs of several LoRA scales at once are each equal to themselves alone."""
+    scales = (None, 0.0, 0.5, 0.5)
     wanted = [job(seeds=(n,), lora_scale=scale) for n, scale in enumerate(scales)]
     alone = [latents_of(with_lora.result(each)) for each in wanted]
     together = [with_lora.submit(each) for each in wanted]
@@ -139,14 +140,14 @@ def lora_layers(rounds: Rounds) -> list[Any]:
     return [each for part in parts for each in part.modules() if hasattr(each, "lora_A")]
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
+@pytest.mark.parametrize("guidance_scale", [3.0, *slow(1.0)])
 def test_the_scale_holds_in_the_degraded_pass(
     with_lora: Rounds, lora: str, guidance_scale: float
 ) -> None:
-    """Half of the settings' scale is the same as settings of half the scale, with SAG on.
+    """A job's scale of a half equals settings of half the scale, with SAG on.
 
-    Those have no scale of a job, so no pass can lose it. Upstream does: its degraded pass runs at
-    the settings' own.
+    With such settings no pass can lose the job's scale. Upstream's degraded pass does, and runs at
+    the settings' scale.
     """
     ours = latents_of(with_lora.result(job(lora_scale=0.5, guidance_scale=guidance_scale)))
     half = adapted((lora, 0.4))
@@ -158,9 +159,10 @@ def test_the_scale_holds_in_the_degraded_pass(
     assert apart(ours, lost) > 10 * apart(ours, upstream(half.pipe, guidance_scale=guidance_scale))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Already found a .peft_config:UserWarning")
 def test_many_loras_add_up(tmp_path: Path, lora: str) -> None:
-    """Several LoRA weights each have the settings' scale, and a job's multiplies them all."""
+    """Several LoRA weights each have their scale in the settings; a job's multiplies them all."""
     second = save_lora(tmp_path, 2)
     both = adapted((lora, 0.5), (second, 0.3))
     pipe = bare()
@@ -177,7 +179,7 @@ def test_many_loras_add_up(tmp_path: Path, lora: str) -> None:
 
 @pytest.mark.parametrize("kind", ["missing", "junk", "pickled", "of-another-model"])
 def test_lora_weights_that_do_not_load_are_named(tmp_path: Path, lora: str, kind: str) -> None:
-    """LoRA weights that are not there, or are none, fail the model's loading with their path."""
+    """Missing or malformed LoRA weights fail the model's loading, with their path."""
     path = tmp_path / ("lora.bin" if kind == "pickled" else "lora.safetensors")
     match kind:
         case "junk":
@@ -195,8 +197,8 @@ def test_lora_weights_that_do_not_load_are_named(tmp_path: Path, lora: str, kind
 
 
 @pytest.mark.parametrize("kind", ["missing", "junk", "wrong-width"])
-def test_a_word_that_does_not_load_is_named(tmp_path: Path, kind: str) -> None:
-    """So does a word's file."""
+def test_a_token_that_does_not_load_is_named(tmp_path: Path, kind: str) -> None:
+    """So does a missing or malformed textual inversion."""
     path = tmp_path / "ring.safetensors"
     match kind:
         case "junk":
@@ -213,16 +215,16 @@ def save_word(path: Path, vectors: torch.Tensor) -> None:
 
 
 def spoken(path: Path) -> Any:
-    """The shipped model's settings with a word of its own."""
-    word = TextualInversion(path=str(path), token="<ring>")
-    return SPEC.model_copy(update={"textual_inversion": (word,)})
+    """The bundled model's settings with a token of its own."""
+    token = TextualInversion(path=str(path), token="<ring>")
+    return SPEC.model_copy(update={"textual_inversion": (token,)})
 
 
-@pytest.mark.parametrize("vectors", [1, 3])
-def test_a_word_is_diffusers_own(tmp_path: Path, make: Make, vectors: int) -> None:
-    """A prompt, and a negative one, with a word of the settings are read as diffusers reads them.
+@pytest.mark.parametrize("vectors", [3, *slow(1)])
+def test_a_token_is_diffusers_own(tmp_path: Path, make: Make, vectors: int) -> None:
+    """A token of the settings is encoded as by diffusers, in the prompt and the negative prompt.
 
-    One vector or several; the model without it reads something else.
+    With one vector or several; the model without it encodes something else.
     """
     path = tmp_path / "ring.safetensors"
     taught = torch.randn(vectors, 128, generator=torch.Generator().manual_seed(0))
@@ -239,8 +241,8 @@ def test_a_word_is_diffusers_own(tmp_path: Path, make: Make, vectors: int) -> No
     assert_close(latents_of(rounds.result(job())), latents_of(make()))
 
 
-def test_a_word_of_many_vectors_counts_as_many(tmp_path: Path) -> None:
-    """What of a prompt is cut off is counted in the vectors of its words."""
+def test_a_token_of_many_vectors_counts_as_many(tmp_path: Path) -> None:
+    """The length of a prompt is counted in the vectors of its tokens."""
     path = tmp_path / "ring.safetensors"
     save_word(path, torch.randn(9, 128, generator=torch.Generator().manual_seed(0)))
     rounds = Rounds(spoken(path))
@@ -251,7 +253,7 @@ def test_a_word_of_many_vectors_counts_as_many(tmp_path: Path) -> None:
 
 
 def encoded(pipe: Any, text: str, layers: int) -> torch.Tensor:
-    """Embeddings of a text encoder that ends after so many layers, its last norm behind them."""
+    """Embeddings of a text encoder that ends after so many layers and its last norm."""
     encoder = copy.deepcopy(pipe.text_encoder)
     encoder.encoder.layers = encoder.encoder.layers[:layers]
     ids = pipe.tokenizer(
@@ -262,14 +264,13 @@ def encoded(pipe: Any, text: str, layers: int) -> torch.Tensor:
     return embeds
 
 
-@pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
-@pytest.mark.parametrize("clip_skip", [0, 1, 2])
+@pytest.mark.parametrize(("clip_skip", "guidance_scale"), rotated((0, 1, 2), (1.0, 3.0), slow))
 def test_clip_skip_leaves_out_the_last_layers(
     rounds: Rounds, make: Make, clip_skip: int, guidance_scale: float
 ) -> None:
-    """The prompt is read by an encoder without its last layers, the negative one by all of it.
+    """The prompt is encoded without the last layers, the negative prompt with all of them.
 
-    So diffusers has it, where its own way to do it still works.
+    As diffusers does, with versions of transformers where its own way works.
     """
     layers = len(rounds.pipe.text_encoder.encoder.layers)
     ours = make(sag_scale=0.0, clip_skip=clip_skip, guidance_scale=guidance_scale)
@@ -285,9 +286,9 @@ def test_clip_skip_leaves_out_the_last_layers(
     assert (apart(latents_of(ours), whole) > OTHER) == (clip_skip > 0)
 
 
-def test_clip_skips_in_company_do_not_mix(rounds: Rounds) -> None:
-    """Prompts that are read to different layers go through the encoder together, unmixed."""
-    wanted = [job(clip_skip=skip) for skip in (None, 1, 2, 0)]
+def test_clip_skips_of_jobs_at_once_do_not_mix(rounds: Rounds) -> None:
+    """Prompts of different `clip_skip` that are encoded together do not affect each other."""
+    wanted = [job(clip_skip=skip) for skip in (None, 1, 2)]
     alone = [latents_of(rounds.result(each)) for each in wanted]
     together = [rounds.submit(each) for each in wanted]
     rounds.run()
@@ -297,7 +298,7 @@ def test_clip_skips_in_company_do_not_mix(rounds: Rounds) -> None:
 
 @pytest.mark.parametrize("clip_skip", [3, 32])
 def test_clip_skip_leaves_something(make: Make, clip_skip: int) -> None:
-    """As many layers as the encoder has, or more, are refused by the field's name."""
+    """A `clip_skip` of all layers or more is refused by field."""
     with pytest.raises(BadRequestError) as refused:
         make(clip_skip=clip_skip)
     (fault,) = refused.value.details["faults"]

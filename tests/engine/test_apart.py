@@ -1,4 +1,4 @@
-"""With one row a call, a picture's bits do not depend on who else is there."""
+"""With one row a call, a picture's bits do not depend on other jobs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _jobs() -> list[Job]:
             id=f"t{number}",
             prompts=(f"a {'large red ' * number}star",),
             seeds=(number,),
-            num_inference_steps=4,
+            num_inference_steps=2,
             output_type="npy",
             **kind,
         )
@@ -29,9 +29,9 @@ def _jobs() -> list[Job]:
     ]
 
 
-def test_in_company_a_picture_has_the_bits_that_it_has_alone() -> None:
-    """Four different tasks at once give, bit for bit, what each gives alone: `max_batch_rows=1`."""
-    rounds = Rounds(max_batch_rows=1)
+def test_together_a_picture_has_the_bits_that_it_has_alone(rounds: Rounds) -> None:
+    """With `max_batch_rows` 1, four different jobs at once give the bits that each gives alone."""
+    rounds = Rounds(model=rounds.runner.model, max_batch_rows=1)
     alone = [rounds.result(each) for each in _jobs()]
     futures = [rounds.submit(each) for each in _jobs()]
     rounds.run()

@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.engine.attempts import small
 from tests.engine.jobs import CLOSE_6_STEPS, Rounds, assert_close, job, latents_of
 from tests.engine.tiers import slow
 from worker.errors import DeviceOutOfMemoryError
@@ -45,11 +46,10 @@ def test_the_next_call_includes_a_new_job(
     controls = [Control() for _ in range(9)]
     seen = [reported(control) for control in controls]
     for number in range(8):
-        wanted = job(num_inference_steps=STEPS, seeds=(number,), sag_scale=sag_scale)
-        company.submit(wanted, controls[number])
+        company.submit(small(seeds=(number,), sag_scale=sag_scale), controls[number])
     while not all(3 in steps for steps in seen[:8]):
         company.batch.step()
-    company.submit(job(num_inference_steps=STEPS, sag_scale=sag_scale), controls[8])
+    company.submit(small(sag_scale=sag_scale), controls[8])
     for _ in range(calls_a_step):
         assert not seen[8]
         company.batch.step()
@@ -87,7 +87,7 @@ def test_a_call_is_never_larger_than_allowed(rounds: Rounds, calls: list[int], r
     """However many jobs wait, a call has at most `max_batch_rows` rows, and all jobs end."""
     company = Rounds(model=rounds.runner.model, max_batch_rows=rows)
     futures = [
-        company.submit(job(num_inference_steps=2, num_images_per_prompt=2)) for _ in range(4)
+        company.submit(small(num_inference_steps=2, num_images_per_prompt=2)) for _ in range(4)
     ]
     company.run()
     assert max(calls) <= rows
@@ -115,10 +115,9 @@ def test_pictures_alone_and_together(rounds: Rounds, jobs: int, steps: int) -> N
 @pytest.mark.parametrize(
     ("victim", "after", "reason", "rows"),
     [
-        (0, 0, Stop.CANCELLED, 2),
         (1, 3, Stop.DRAINED, 4),
         (2, 7, Stop.EXPIRED, 64),
-        (0, 11, Stop.SUPERSEDED, 4),
+        *slow((0, 0, Stop.CANCELLED, 2), (0, 11, Stop.SUPERSEDED, 4)),
     ],
 )
 def test_a_stopped_job_has_no_effect_on_others(
@@ -152,7 +151,7 @@ def stop_one(
     company = Rounds(model=rounds.runner.model, max_batch_rows=rows)
     controls = [Control() for _ in SEEDS]
     futures = [
-        company.submit(job(num_inference_steps=STEPS, seeds=(seed,)), control)
+        company.submit(small(seeds=(seed,)), control)
         for seed, control in zip(SEEDS, controls, strict=True)
     ]
     for _ in range(after):
@@ -167,7 +166,7 @@ def stop_one(
             continue
         made = latents_of(future.result(timeout=0))
         assert_close(made, fresh(SEEDS[number]), CLOSE_6_STEPS)
-    again = company.result(job(num_inference_steps=STEPS, seeds=(99,)))
+    again = company.result(small(seeds=(99,)))
     assert torch.equal(latents_of(again), fresh(99))
 
 
@@ -175,7 +174,7 @@ def stop_one(
 def fresh() -> Alone:
     """Latents that an engine of its own makes of a seed."""
     own = Rounds()
-    return cache(lambda seed: latents_of(own.result(job(num_inference_steps=STEPS, seeds=(seed,)))))
+    return cache(lambda seed: latents_of(own.result(small(seeds=(seed,)))))
 
 
 def test_a_stopped_job_leaves_in_the_next_round(rounds: Rounds) -> None:
@@ -211,11 +210,11 @@ class Tight:
 def test_out_of_memory_splits_the_call(
     rounds: Rounds, fresh: Alone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A call that does not fit is retried in halves; all jobs end right, after at most 3 failures."""
+    """A call that does not fit is retried in halves: all jobs end right, 3 calls fail at most."""
     company = Rounds(model=rounds.runner.model)
     tight = Tight(company.pipe.unet, 3)
     monkeypatch.setattr(company.pipe.unet, "forward", tight)
-    futures = [company.submit(job(num_inference_steps=STEPS, seeds=(seed,))) for seed in SEEDS]
+    futures = [company.submit(small(seeds=(seed,))) for seed in SEEDS]
     company.run()
     for seed, future in zip(SEEDS, futures, strict=True):
         assert_close(latents_of(future.result(timeout=0)), fresh(seed), CLOSE_6_STEPS)
@@ -231,16 +230,16 @@ def test_only_what_fails_alone_fails(
     usual = unet.forward
 
     def forward(noisy: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if noisy.shape[-1] > 16:
+        if noisy.shape[-1] > 8:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return usual(noisy, *args, **kwargs)
 
     monkeypatch.setattr(unet, "forward", forward)
-    large = company.submit(job(num_inference_steps=STEPS, width=128))
-    small = company.submit(job(num_inference_steps=STEPS, seeds=(SEEDS[0],)))
+    large = company.submit(small(width=64))
+    fitting = company.submit(small(seeds=(SEEDS[0],)))
     company.run()
     assert isinstance(large.exception(timeout=0), DeviceOutOfMemoryError)
-    assert_close(latents_of(small.result(timeout=0)), fresh(SEEDS[0]), CLOSE_6_STEPS)
+    assert_close(latents_of(fitting.result(timeout=0)), fresh(SEEDS[0]), CLOSE_6_STEPS)
 
 
 def test_a_row_that_breaks_ends_its_own_job(
@@ -257,8 +256,8 @@ def test_a_row_that_breaks_ends_its_own_job(
         return usual(noisy, *args, **kwargs)
 
     monkeypatch.setattr(unet, "forward", forward)
-    bad = company.submit(job(num_inference_steps=STEPS))
-    good = [company.submit(job(num_inference_steps=STEPS, seeds=(seed,))) for seed in SEEDS]
+    bad = company.submit(small())
+    good = [company.submit(small(seeds=(seed,))) for seed in SEEDS]
     company.batch.step()
     image = company.batch._active[0].images[0]
     image.latents = image.latents + 1e7
@@ -274,7 +273,7 @@ def test_a_sampler_that_breaks_ends_its_own_job(
 ) -> None:
     """An error of one image's sampler does not keep the others from their step."""
     company = Rounds(model=rounds.runner.model)
-    futures = [company.submit(job(num_inference_steps=STEPS, seeds=(seed,))) for seed in SEEDS]
+    futures = [company.submit(small(seeds=(seed,))) for seed in SEEDS]
     company.batch.step()
 
     def fail(*_args: Any, **_options: Any) -> None:
@@ -296,8 +295,8 @@ def test_a_callback_that_breaks_ends_its_own_job(rounds: Rounds, fresh: Alone) -
     def fail(_step: Step) -> None:
         raise LookupError("mine")
 
-    bad = company.submit(job(num_inference_steps=STEPS), Control(on_step=fail))
-    good = company.submit(job(num_inference_steps=STEPS, seeds=(SEEDS[0],)))
+    bad = company.submit(small(), Control(on_step=fail))
+    good = company.submit(small(seeds=(SEEDS[0],)))
     company.run()
     assert isinstance(bad.exception(timeout=0), LookupError)
     assert_close(latents_of(good.result(timeout=0)), fresh(SEEDS[0]), CLOSE_6_STEPS)

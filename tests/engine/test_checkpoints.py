@@ -16,7 +16,7 @@ import torch
 
 from tests.engine.attempts import assert_same, checkpoints, company, drained, resumed, small
 from tests.engine.jobs import Rounds, assert_close, latents_of
-from tests.engine.tiers import nightly, rotated, slow
+from tests.engine.tiers import nightly, slow
 from worker.engine import checkpoint, safetensors_io, samplers
 
 STEPS = 6
@@ -24,9 +24,27 @@ PROMPTS = ("a large red star on a blue background", "a small green circle")
 GIVEN = safetensors_io.write(torch.linspace(-2, 2, 256).view(4, 8, 8))
 
 
-@pytest.mark.parametrize(
-    ("name", "step"), rotated(samplers.SAMPLERS, range(1, STEPS), nightly), ids=str
-)
+#: One sampler of each class.
+BY_DAY = (
+    "ddim", "ddpm", "pndm", "lcm", "tcd", "dpmpp_2m", "dpmpp_2s", "unipc", "deis", "lms", "euler",
+    "euler_a", "heun", "kdpm2", "kdpm2_a", "ipndm",
+)  # fmt: skip
+
+
+def sampler_cases() -> list[Any]:
+    """Each class by day, each sampler in `test-all`, with one step in turn; all pairs by night."""
+    others = [name for name in samplers.SAMPLERS if name not in BY_DAY]
+    turns = [(name, 1 + index % (STEPS - 1)) for index, name in enumerate([*BY_DAY, *others])]
+    rest = [
+        (name, step)
+        for name in samplers.SAMPLERS
+        for step in range(1, STEPS)
+        if (name, step) not in turns
+    ]
+    return [*turns[: len(BY_DAY)], *slow(*turns[len(BY_DAY) :]), *nightly(*rest)]
+
+
+@pytest.mark.parametrize(("name", "step"), sampler_cases())
 def test_with_every_sampler(rounds: Rounds, name: str, step: int) -> None:
     """Resumed from its first step, the middle or the last but one, a picture has the same bits.
 
@@ -57,7 +75,14 @@ KINDS = (
 )
 
 
-@pytest.mark.parametrize(("number", "step"), rotated(range(len(KINDS)), (1, 3), slow))
+def kind_cases() -> list[Any]:
+    """The first six by day with one step in turn, the rest in `test-all`."""
+    pairs = [(number, step) for number in range(len(KINDS)) for step in (1, 3)]
+    by_day = [(number, (1, 3)[number % 2]) for number in range(6)]
+    return [*by_day, *slow(*(pair for pair in pairs if pair not in by_day))]
+
+
+@pytest.mark.parametrize(("number", "step"), kind_cases())
 def test_with_every_kind_of_job(rounds: Rounds, number: int, step: int) -> None:
     """So it has with `eta`, without either guidance, with many images, and with given latents."""
     wanted = small(num_inference_steps=4, **KINDS[number])

@@ -1,4 +1,4 @@
-"""The engine: one thread, one build, whoever asks."""
+"""The engine: one thread, and one loading of each model."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 
 
 def test_many_first_tasks_build_once_on_one_thread() -> None:
-    """However many first jobs arrive together, the pipeline is built once, by the engine alone."""
+    """However many first jobs arrive together, the model is loaded once, on the engine's thread."""
     builds: list[str] = []
 
     def loader(*given: Any, **options: Any) -> LoadedModel:
         builds.append(threading.current_thread().name)
         return load_model(*given, **options)
 
-    engine = Engine({"default": SPEC}, "cpu", "model", loader=loader)
+    engine = Engine({"default": SPEC}, "cpu", "model", max_batch_rows=8, loader=loader)
     assert not builds
     assert "engine" not in {thread.name for thread in threading.enumerate()}
-    together = threading.Barrier(6)
+    together = threading.Barrier(4)
     futures = []
 
     def submit() -> None:
         together.wait()
-        futures.append(engine.submit(job(num_inference_steps=8), Control()))
+        futures.append(engine.submit(job(), Control()))
 
-    threads = [threading.Thread(target=submit) for _ in range(6)]
+    threads = [threading.Thread(target=submit) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -55,19 +55,19 @@ def test_many_first_tasks_build_once_on_one_thread() -> None:
 
 
 def test_an_unknown_model_is_refused_without_a_thread() -> None:
-    """A model that the settings don't name fails at once and builds nothing."""
+    """A model that is not in the settings fails at once and loads nothing."""
     engine = Engine({"default": SPEC}, "cpu", "model")
     with pytest.raises(UnknownModelError, match="serves default"):
         engine.submit(job(model="other"), Control()).result()
 
 
 def test_a_stop_before_the_turn_builds_nothing() -> None:
-    """A job that is cancelled while it waits never costs a build."""
+    """A job that is stopped while it waits loads no model."""
 
     def loader(*given: Any, **_options: Any) -> LoadedModel:
         raise AssertionError
 
-    engine = Engine({"default": SPEC}, "cpu", "model", loader=loader)
+    engine = Engine({"default": SPEC}, "cpu", "model", max_batch_rows=8, loader=loader)
     control = Control()
     control.request(Stop.CANCELLED)
     with pytest.raises(JobStopped):
@@ -76,7 +76,7 @@ def test_a_stop_before_the_turn_builds_nothing() -> None:
 
 
 def test_a_job_that_waits_can_be_taken_back() -> None:
-    """Cancelling the future of a job that has not begun leaves the others and the thread alone."""
+    """Cancelling the future of a waiting job does not affect the others."""
     building, go_on = threading.Event(), threading.Event()
 
     def loader(*given: Any, **options: Any) -> LoadedModel:
@@ -84,7 +84,7 @@ def test_a_job_that_waits_can_be_taken_back() -> None:
         assert go_on.wait(60)
         return load_model(*given, **options)
 
-    engine = Engine({"default": SPEC}, "cpu", "model", loader=loader)
+    engine = Engine({"default": SPEC}, "cpu", "model", max_batch_rows=8, loader=loader)
     first, second, third = (engine.submit(job(num_inference_steps=1), Control()) for _ in "abc")
     assert building.wait(60)
     assert not first.cancel()
@@ -96,7 +96,7 @@ def test_a_job_that_waits_can_be_taken_back() -> None:
 
 
 def test_a_failed_job_keeps_no_tensor_on_the_device() -> None:
-    """What a job had on the device is free when it has failed, its error's causes included."""
+    """A failed job's error and its causes hold no tensors."""
     held: list[weakref.ref[torch.Tensor]] = []
 
     def loader(*given: Any, **_options: Any) -> LoadedModel:
@@ -107,7 +107,7 @@ def test_a_failed_job_keeps_no_tensor_on_the_device() -> None:
         except ModelLoadError as error:
             raise ModelLoadError("why") from error
 
-    engine = Engine({"default": SPEC}, "cpu", "model", loader=loader)
+    engine = Engine({"default": SPEC}, "cpu", "model", max_batch_rows=8, loader=loader)
     future = engine.submit(job(), Control())
     assert isinstance(future.exception(timeout=10), ModelLoadError)
     engine.close()
@@ -115,16 +115,16 @@ def test_a_failed_job_keeps_no_tensor_on_the_device() -> None:
 
 
 def test_no_error_ends_the_thread() -> None:
-    """Even what is no `Exception`, as a panic in a library, fails its own job alone."""
+    """A `BaseException`, as from a panic in a library, fails its own job alone."""
     tries: list[int] = []
 
     def loader(*given: Any, **options: Any) -> LoadedModel:
         tries.append(1)
         if len(tries) == 1:
-            raise BaseException("panic")  # noqa: TRY002  # the cruelty
+            raise BaseException("panic")  # noqa: TRY002  # on purpose
         return load_model(*given, **options)
 
-    engine = Engine({"default": SPEC}, "cpu", "model", loader=loader)
+    engine = Engine({"default": SPEC}, "cpu", "model", max_batch_rows=8, loader=loader)
     assert "panic" in str(engine.submit(job(), Control()).exception(timeout=60))
     assert engine.submit(job(num_inference_steps=1), Control()).result(timeout=60).images
     engine.close()
@@ -132,7 +132,7 @@ def test_no_error_ends_the_thread() -> None:
 
 @pytest.mark.parametrize("broken", ["tokenizer", "text_encoder", "scheduler"])
 def test_a_model_with_a_broken_part_does_not_load(tmp_path: Path, broken: str) -> None:
-    """A part that is missing, cut short or not served is `model_load_failed`, not every task's."""
+    """A part that is missing, truncated or not supported is `model_load_failed`."""
     folder = tmp_path / "model"
     shutil.copytree(SPEC.path, folder)
     match broken:
@@ -154,7 +154,7 @@ def test_a_model_with_a_broken_part_does_not_load(tmp_path: Path, broken: str) -
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "hub-like", "no-safetensors"])
 def test_a_model_that_cannot_load_says_why(tmp_path: Path, kind: str) -> None:
-    """A missing, empty or pickled model is `model_load_failed`, and the next job tries anew."""
+    """A missing, empty or pickled model is `model_load_failed`; the next job tries again."""
     if kind == "no-safetensors":
         folder = tmp_path / "pickled"
         _copy_without_safetensors(folder)
@@ -169,8 +169,8 @@ def test_a_model_that_cannot_load_says_why(tmp_path: Path, kind: str) -> None:
     engine.close()
 
 
-def test_a_safety_checker_that_is_not_there_is_no_silence() -> None:
-    """A model that should check and can't is refused, not served unchecked."""
+def test_a_missing_safety_checker_is_an_error() -> None:
+    """A model that should have a safety checker and has none does not load."""
     spec = SPEC.model_copy(update={"safety_checker": True})
     engine = Engine({"default": spec}, "cpu", "model")
     with pytest.raises(ModelLoadError, match="safety"):

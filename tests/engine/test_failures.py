@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 
-from tests.engine.attempts import company
+from tests.engine.attempts import company, small
 from tests.engine.jobs import SPEC, Rounds, assert_close, job, latents_of
 from tests.engine.tiers import rotated, slow
 from worker.engine.engine import Engine, load_model
@@ -63,7 +63,7 @@ def test_every_job_ends(
     engine = Engine(
         {"default": SPEC}, "cpu", "none", max_batch_rows=8, loader=lambda *_, **__: loaded
     )
-    wanted = job(num_inference_steps=2, output_type="png", preview_every=1)
+    wanted = small(num_inference_steps=2, output_type="png", preview_every=1)
     assert engine.submit(wanted, Control()).result(timeout=60).images
     if kind is ModelCache:
         monkeypatch.setattr(Runner, "encode", Failing(Runner.encode, error, times))
@@ -109,7 +109,7 @@ def test_pictures_that_fit_one_at_a_time_are_decoded(
 
     To a fortieth of a pixel value of 255; 2e-6 was measured for the decoder's rounding.
     """
-    wanted = job(num_inference_steps=2, num_images_per_prompt=4, output_type="npy")
+    wanted = small(num_inference_steps=2, num_images_per_prompt=4, output_type="npy")
     at_once = rounds.result(wanted).images
     usual = rounds.pipe.vae.decode
 

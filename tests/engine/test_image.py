@@ -1,4 +1,4 @@
-"""Files: what each output type holds, and that a PNG can be made again from itself."""
+"""Files: what each output type holds, and the request in a PNG."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ORIGIN = {"request": {"prompt": "ein großer Stern ★"}, "seed": 5, "versions":
 
 
 def test_a_png_carries_its_origin_and_the_same_bytes(make: Make) -> None:
-    """The text chunk gives the request back, and the same picture is the same file."""
+    """The text chunk holds the request, and the same picture gives the same file."""
     picture = make(output_type="png").images[0]
     data = image_files.encode(picture, "png", ORIGIN)
     with Image.open(io.BytesIO(data)) as opened:
@@ -31,7 +31,7 @@ def test_a_png_carries_its_origin_and_the_same_bytes(make: Make) -> None:
 
 @pytest.mark.parametrize(("kind", "form"), [("jpeg", "JPEG"), ("webp", "WEBP")])
 def test_jpeg_and_webp_are_what_they_say(make: Make, kind: str, form: str) -> None:
-    """The file is of the kind that was asked for."""
+    """The file has the requested format."""
     with Image.open(
         io.BytesIO(image_files.encode(make(output_type=kind).images[0], kind, {}))
     ) as opened:
@@ -46,6 +46,6 @@ def test_npy_holds_floats_between_zero_and_one(make: Make) -> None:
 
 
 def test_an_unknown_kind_is_an_error() -> None:
-    """Nothing is written as something else."""
+    """An unknown output type is an error."""
     with pytest.raises(ValueError, match="gif"):
         image_files.encode(GeneratedImage(None, 1, 1, 0, None), "gif", {})

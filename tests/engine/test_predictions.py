@@ -16,8 +16,8 @@ from worker.engine.model_loader import LoadedModel
 #: (dpmpp_2m_sde, Intel Xeon); writing epsilon as v and back adds as many roundings again. 1e-4 was
 #: the most seen (kdpm2_a).
 NEAR = 3e-4
-#: One of each way to compute noise levels, and PNDM.
-BY_DAY = ("ddim", "dpmpp_2m", "kdpm2_a", "ipndm", "pndm")
+#: By timestep, by sigma, twice a step, between timesteps, and PNDM.
+BY_DAY = ("ddim", "dpmpp_2m", "heun", "ipndm", "pndm")
 PREDICTIONS = ("v_prediction", "sample")
 
 

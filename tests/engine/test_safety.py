@@ -1,4 +1,4 @@
-"""The safety checker: flags reach the result, flagged pictures are as diffusers has them."""
+"""The safety checker: its flags are in the result, and flagged pictures are black."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.engine.jobs import Rounds, job
 
 @pytest.fixture(scope="module")
 def checked() -> Rounds:
-    """The shipped model with a small safety checker of random weights, as a real one is built."""
+    """The bundled model with a small safety checker of random weights, as a real one is built."""
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor
 
@@ -34,7 +34,7 @@ def checked() -> Rounds:
 
 @pytest.mark.parametrize("flagged", [True, False])
 def test_flags_reach_the_result(checked: Rounds, flagged: bool) -> None:
-    """A flagged picture is black and says so; another is itself and says so."""
+    """A flagged picture is black and flagged in the result; any other is unchanged."""
     checker = checked.pipe.safety_checker
     # A threshold below any cosine flags everything, one above flags nothing.
     checker.concept_embeds_weights.data.fill_(-2.0 if flagged else 2.0)
@@ -46,6 +46,6 @@ def test_flags_reach_the_result(checked: Rounds, flagged: bool) -> None:
 
 
 def test_without_a_checker_nothing_is_claimed(rounds: Rounds) -> None:
-    """No safety checker means null, not false."""
+    """Without a safety checker the flag is None, not False."""
     result = rounds.result(job(output_type="png"))
     assert result.images[0].nsfw_content_detected is None

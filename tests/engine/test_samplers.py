@@ -36,7 +36,7 @@ CONFIG = diffusers.DDIMScheduler.load_config(SHIPPED_MODEL / "scheduler")
 
 
 def own(kind: str = "DDIMScheduler", **options: Any) -> Any:
-    """The shipped model's own scheduler, or one of another class on top of its configuration."""
+    """The bundled model's own scheduler, or one of another class on top of its configuration."""
     return getattr(diffusers, kind).from_config(CONFIG, **options)
 
 

@@ -1,4 +1,4 @@
-"""Which rows go into the next call: laws of the scheduler, over any order of arrivals."""
+"""Which rows go into the next UNet call: laws of the scheduler for any order of arrivals."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from worker.engine.batch_scheduler import (
 )
 
 PURE = settings(deadline=None, derandomize=True, max_examples=150)
-#: They differ in one field each, so that no field may be forgotten.
+#: Each differs from the first in one field.
 BUCKETS = (
     Bucket("a", 8, 8, 32, None),
     Bucket("b", 8, 8, 32, None),
@@ -34,7 +34,7 @@ BUCKETS = (
 
 @st.composite
 def candidates(draw: st.DrawFn) -> list[Candidate]:
-    """What some jobs need next, in any order; the pictures of a job are of one bucket."""
+    """The next passes of some jobs, in any order; the images of a job share a bucket."""
     jobs = draw(st.lists(st.tuples(st.sampled_from(BUCKETS), st.integers(1, 4)), max_size=10))
     wanted = [
         Candidate(job, picture, bucket, draw(st.integers(1, 2)), fresh=draw(st.booleans()))
@@ -49,14 +49,14 @@ def age(candidate: Candidate) -> tuple[int, int]:
 
 
 @PURE
-@given(ticks=st.lists(candidates(), min_size=1, max_size=5), limit_rows=st.integers(1, 12))
-def test_a_plan_is_a_call(ticks: list[list[Candidate]], limit_rows: int) -> None:
-    """A plan is of one bucket, each once, the oldest first, within the limit or of one alone.
+@given(rounds=st.lists(candidates(), min_size=1, max_size=5), limit_rows=st.integers(1, 12))
+def test_a_plan_is_a_call(rounds: list[list[Candidate]], limit_rows: int) -> None:
+    """A plan has one bucket, no duplicates, the oldest first, and at most the limit or one image.
 
-    It is empty where there are no candidates, and only there.
+    It is empty only without candidates.
     """
     scheduler = Scheduler()
-    for waiting in ticks:
+    for waiting in rounds:
         plan = scheduler.plan(waiting, lambda _: limit_rows)
         assert bool(plan) == bool(waiting)
         if plan:
@@ -70,9 +70,9 @@ def test_a_plan_is_a_call(ticks: list[list[Candidate]], limit_rows: int) -> None
 @PURE
 @given(waiting=candidates(), limit_rows=st.integers(1, 12))
 def test_a_call_is_as_full_as_those_before_allow(waiting: list[Candidate], limit_rows: int) -> None:
-    """Whoever is left out would not have fitted beside those that go before it.
+    """A candidate that is left out does not fit beside those that go before it.
 
-    First the oldest, then those that have not begun, then the others, each of them by age.
+    First the oldest, then those without a step, then the others, each by age.
     """
     plan = Scheduler().plan(waiting, lambda _: limit_rows)
 
@@ -87,20 +87,20 @@ def test_a_call_is_as_full_as_those_before_allow(waiting: list[Candidate], limit
 
 @PURE
 @given(
-    ticks=st.lists(candidates(), min_size=1, max_size=6),
+    rounds=st.lists(candidates(), min_size=1, max_size=6),
     limits=st.lists(st.integers(1, 12), min_size=len(BUCKETS), max_size=len(BUCKETS)),
     seed=st.integers(0, 999),
 )
 def test_the_same_in_the_same_out(
-    ticks: list[list[Candidate]], limits: list[int], seed: int
+    rounds: list[list[Candidate]], limits: list[int], seed: int
 ) -> None:
-    """The order of the candidates and the Python process change nothing; none of them is lost.
+    """The order of the candidates changes nothing, and none is lost.
 
-    The limit that counts is that of the plan's own bucket.
+    The limit is that of the plan's bucket.
     """
     rows = dict(zip(BUCKETS, limits, strict=True))
     first, second = Scheduler(), Scheduler()
-    for waiting in ticks:
+    for waiting in rounds:
         given_in = list(waiting)
         plan = first.plan(waiting, rows.__getitem__)
         assert waiting == given_in
@@ -121,27 +121,27 @@ def test_the_same_in_the_same_out(
     )
 )
 @example([[0], [0, 1], [0, 2], [0, 1], [0, 2]])
-def test_no_bucket_starves(ticks: list[list[int]]) -> None:
-    """Of N buckets each is served within N ticks while it has candidates, whoever arrives.
+def test_no_bucket_starves(rounds: list[list[int]]) -> None:
+    """Of N buckets each is served within N calls while it has candidates, whatever arrives.
 
-    A tick is the buckets that have candidates then, of the oldest job first.
+    Each entry lists the buckets that have candidates at a call, that of the oldest job first.
     """
     scheduler, served = Scheduler(), []
-    for present in ticks:
+    for present in rounds:
         waiting = [Candidate(job, 0, BUCKETS[each], 1) for job, each in enumerate(present)]
         plan = scheduler.plan(waiting, lambda _: 4)
         served.append(BUCKETS.index(plan[0].bucket))
-    for begin, present in enumerate(ticks):
+    for begin, present in enumerate(rounds):
         window = range(begin, begin + len(present))
-        if window.stop > len(ticks):
+        if window.stop > len(rounds):
             continue
-        always = set(present).intersection(*(ticks[tick] for tick in window))
-        assert always <= {served[tick] for tick in window}
+        always = set(present).intersection(*(rounds[number] for number in window))
+        assert always <= {served[number] for number in window}
 
 
 @dataclass
-class Picture:
-    """A picture of a simulated job: so many evaluations, each of one call or of two."""
+class Simulated:
+    """An image of a simulated job: so many evaluations, each of one call or of two."""
 
     job: int
     evaluations: int
@@ -153,26 +153,26 @@ class Picture:
 
     @property
     def left(self) -> int:
-        """Calls that are to come."""
+        """Calls that are left."""
         return self.evaluations * len(self.phases) - self.calls
 
     @property
     def wants(self) -> Candidate:
-        """The next of them."""
+        """The next call."""
         rows = self.phases[self.calls % len(self.phases)]
         return Candidate(self.job, 0, BUCKETS[0], rows, fresh=self.calls < len(self.phases))
 
 
 @dataclass
 class Crowd:
-    """A device that jobs come to, one call a tick."""
+    """A device at which jobs arrive; each round makes one call."""
 
-    pictures: list[Picture]
+    pictures: list[Simulated]
     limit_rows: int
     scheduler: Scheduler = field(default_factory=Scheduler)
 
-    def tick(self, now: int) -> None:
-        """Who arrives is told how long it may take; then one call is made."""
+    def make_round(self, now: int) -> None:
+        """Set the bound of each new arrival, then make one call."""
         here = [each for each in self.pictures if each.arrives <= now and each.left]
         for each in here:
             if each.bound is None:
@@ -196,24 +196,24 @@ class Crowd:
 def test_every_job_is_done_in_time(
     jobs: list[tuple[int, tuple[int, ...], bool]], limit_rows: int
 ) -> None:
-    """A job takes no more calls than it and those before it still need, whoever comes after.
+    """A job takes at most the calls that it and older jobs still need, whatever arrives later.
 
-    The oldest goes with every call: so the bound holds at any limit, and with a limit that takes
-    all of them each is done in the calls that it needs alone.
+    The oldest is in every call, so the bound holds at any limit. With a limit for all of them, each
+    job takes the calls that it needs alone.
     """
-    pictures: list[Picture] = []
+    pictures: list[Simulated] = []
     arrives = 0
     for number, (evaluations, phases, later) in enumerate(jobs):
         arrives += later
-        pictures.append(Picture(number, evaluations, phases, arrives))
+        pictures.append(Simulated(number, evaluations, phases, arrives))
     crowd = Crowd(pictures, limit_rows)
-    ticks = arrives + sum(each.left for each in pictures)
-    for now in range(ticks):
-        crowd.tick(now)
+    rounds = arrives + sum(each.left for each in pictures)
+    for now in range(rounds):
+        crowd.make_round(now)
     assert all(each.left == 0 for each in pictures)
-    ample = Crowd([Picture(each.job, *jobs[each.job][:2], 0) for each in pictures], 24)
+    ample = Crowd([Simulated(each.job, *jobs[each.job][:2], 0) for each in pictures], 24)
     for now in range(max(each.left for each in ample.pictures)):
-        ample.tick(now)
+        ample.make_round(now)
     assert all(each.left == 0 for each in ample.pictures)
 
 
@@ -226,7 +226,7 @@ def test_every_job_is_done_in_time(
 def test_as_many_jobs_start_as_models_fit(
     waiting: list[str], busy: set[str], capacity: int
 ) -> None:
-    """Those who start are the first that wait: all, or so many that one more model is too many."""
+    """The first waiting jobs start: all, or as many as their models fit."""
     number = admit(waiting, busy, capacity)
     assert 0 <= number <= len(waiting)
     at_work = busy | set(waiting[:number])
@@ -240,17 +240,17 @@ def test_as_many_jobs_start_as_models_fit(
 @given(
     arrivals=st.lists(st.lists(st.sampled_from("abc"), max_size=3), min_size=5, max_size=25),
     capacity=st.integers(1, 2),
-    ticks=st.integers(1, 4),
+    rounds=st.integers(1, 4),
 )
 def test_no_model_is_overtaken_for_ever(
-    arrivals: list[list[str]], capacity: int, ticks: int
+    arrivals: list[list[str]], capacity: int, rounds: int
 ) -> None:
-    """Jobs start in the order of their coming, each within a job's time for each before it."""
+    """Jobs start in order of arrival, each within the time of one job for each before it."""
     waiting: list[tuple[int, str]] = []
     running: dict[int, tuple[str, int]] = {}
     came: dict[int, int] = {}
     started: list[int] = []
-    for now in range(len(arrivals) + ticks * sum(map(len, arrivals))):
+    for now in range(len(arrivals) + rounds * sum(map(len, arrivals))):
         for model in arrivals[now] if now < len(arrivals) else ():
             waiting.append((len(came), model))
             came[len(came)] = now
@@ -258,8 +258,8 @@ def test_no_model_is_overtaken_for_ever(
         busy = {model for model, _ in running.values()}
         number = admit([model for _, model in waiting], busy, capacity)
         for job, model in waiting[:number]:
-            running[job] = model, now + ticks
-            assert now - came[job] <= ticks * job
+            running[job] = model, now + rounds
+            assert now - came[job] <= rounds * job
             started.append(job)
         waiting = waiting[number:]
         assert len({model for model, _ in running.values()}) <= capacity
@@ -267,23 +267,22 @@ def test_no_model_is_overtaken_for_ever(
 
 
 @pytest.mark.parametrize(("running", "moves"), [(False, False), (True, False), (False, True)])
-@pytest.mark.parametrize("waited_ticks", [0, DECODE_WAIT_ROUNDS])
-def test_a_decode_that_disturbs_nobody_is_due_at_once(
-    running: bool, moves: bool, waited_ticks: int
+@pytest.mark.parametrize("waited_rounds", [0, DECODE_WAIT_ROUNDS])
+def test_a_decode_that_moves_nothing_is_due_at_once(
+    running: bool, moves: bool, waited_rounds: int
 ) -> None:
-    """Where nobody runs, or the UNet stays, one picture is enough; none is never due."""
+    """Where no job runs, or the UNet stays on the device, one image is due at once, none never."""
     for pictures in range(DECODE_BATCH + 2):
-        due = decode_due(pictures, waited_ticks, running=running, moves_unet=moves)
+        due = decode_due(pictures, waited_rounds, running=running, moves_unet=moves)
         assert due == (pictures > 0)
 
 
 @PURE
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60))
-def test_a_decode_that_disturbs_waits_for_company(done: list[int]) -> None:
-    """While others run a picture waits for a full group, but no more ticks than are allowed.
+def test_a_decode_that_moves_the_unet_waits(done: list[int]) -> None:
+    """While others run an image waits for a full batch, but at most the allowed rounds.
 
-    So a decode is of many, or of one that has waited as long as it may; `done` is how many
-    pictures each tick adds.
+    `done` is how many images each round adds.
     """
     since: list[int] = []
     waited = 0
@@ -301,7 +300,7 @@ def test_a_decode_that_disturbs_waits_for_company(done: list[int]) -> None:
 
 @pytest.mark.parametrize("module", ["batch_scheduler", "job", "engine", "pipeline"])
 def test_no_torch_to_plan(module: str) -> None:
-    """The scheduler, the jobs and the engine's front load nothing heavy."""
+    """Scheduler, jobs and engine are imported without torch and other large packages."""
     _, names = imported(f"worker.engine.{module}")
     assert "worker" in names
     assert not names & HEAVY

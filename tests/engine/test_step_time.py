@@ -1,4 +1,4 @@
-"""How long a step lasts already, which is what the watchdog asks."""
+"""How long the current step has taken, for the watchdog."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from worker.job_control import Step
 
 
-def test_a_build_is_no_step_and_a_step_that_hangs_is_one() -> None:
-    """A model may take its time; a step's time grows until it is over; without one it is zero."""
+def test_loading_is_no_step_and_a_step_that_hangs_is_one() -> None:
+    """Loading a model is no step; a step's time grows until it ends; when idle it is zero."""
     building, built = threading.Event(), threading.Event()
     stuck, go_on = threading.Event(), threading.Event()
 
@@ -30,7 +30,7 @@ def test_a_build_is_no_step_and_a_step_that_hangs_is_one() -> None:
             stuck.set()
             assert go_on.wait(60)
 
-    engine = Engine({"default": SPEC}, "cpu", "model", loader=loader)
+    engine = Engine({"default": SPEC}, "cpu", "model", max_batch_rows=8, loader=loader)
     assert engine.step_s == 0.0
     future = engine.submit(job(), Control(on_step=hang))
     assert building.wait(60)
@@ -40,7 +40,7 @@ def test_a_build_is_no_step_and_a_step_that_hangs_is_one() -> None:
     assert stuck.wait(120)
     assert engine.step_s > 0.0
     until(lambda: engine.step_s > 0.3)
-    # What was built before the step is none of its time.
+    # Loading before the step is not part of its time.
     assert engine.step_s < 60
     go_on.set()
     assert future.result(timeout=120).images
@@ -48,8 +48,8 @@ def test_a_build_is_no_step_and_a_step_that_hangs_is_one() -> None:
     engine.close()
 
 
-def test_what_waits_for_the_device_is_watched_too() -> None:
-    """Decoding on the thread beside may hang as a step may."""
+def test_the_side_thread_is_watched_too() -> None:
+    """A call on the side thread may hang as a step may, and counts as one."""
     stuck, go_on = threading.Event(), threading.Event()
 
     def hang(*_: object) -> None:

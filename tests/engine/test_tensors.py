@@ -1,4 +1,4 @@
-"""Tensors by reference: used as diffusers would, or refused by the name of their field."""
+"""Tensors by reference: used as diffusers would, or refused by field."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.engine.jobs import SPEC, Rounds, assert_close, job, latents_of, upstream
+from tests.engine.jobs import Rounds, assert_close, job, latents_of, upstream
 from worker.engine import safetensors_io
 from worker.errors import BadRequestError
 
@@ -21,7 +21,7 @@ def packed(**named: torch.Tensor) -> bytes:
 
 
 def test_given_latents_are_where_it_starts(rounds: Rounds, make: Make) -> None:
-    """`latents` take the place of the drawn ones, as in diffusers."""
+    """`latents` replace the drawn ones, as in diffusers."""
     start = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     assert_close(
         latents_of(make(latents=packed(x=start))), upstream(rounds.pipe, latents=start.clone())
@@ -29,7 +29,7 @@ def test_given_latents_are_where_it_starts(rounds: Rounds, make: Make) -> None:
 
 
 def test_given_embeddings_stand_for_the_prompt(rounds: Rounds, make: Make) -> None:
-    """`prompt_embeds` of a prompt give the prompt's own picture, with either kind of negative."""
+    """`prompt_embeds` of a prompt give the prompt's picture, with or without negative ones."""
     pipe = rounds.pipe
     prompt = "a large red star on a blue background"
     with torch.inference_mode():
@@ -44,7 +44,7 @@ def test_given_embeddings_stand_for_the_prompt(rounds: Rounds, make: Make) -> No
 
 
 def test_a_latent_result_is_a_latent_input(make: Make) -> None:
-    """The file of `output_type` latent is read back as `latents` without a change."""
+    """The file of `output_type` latent is read back as `latents` unchanged."""
     picture = make().images[0]
     back = safetensors_io.read(safetensors_io.write(picture.pixels), "latents", (1, 4, 16, 16))
     assert back is not None
@@ -72,7 +72,7 @@ def test_a_latent_result_is_a_latent_input(make: Make) -> None:
 def test_a_tensor_that_does_not_fit_is_refused_by_name(
     make: Make, field: str, data: bytes, says: str
 ) -> None:
-    """A wrong file, shape, kind or value is a fault of its field, with what would fit."""
+    """A wrong file, shape, type or value is refused by field, with what would fit."""
     changes: dict[str, Any] = {field: data}
     if field == "prompt_embeds":
         changes["prompts"] = ()
@@ -83,19 +83,20 @@ def test_a_tensor_that_does_not_fit_is_refused_by_name(
     assert says in fault["limit"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("given", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_latents_come_in_any_precision(dtype: Any, given: torch.dtype) -> None:
-    """A file's floats are brought to the model's, whichever they are."""
-    spec = SPEC.model_copy(update={"dtype": dtype})
+@pytest.mark.parametrize("model", ["rounds", "half"])
+def test_latents_come_in_any_precision(
+    request: pytest.FixtureRequest, model: str, given: torch.dtype
+) -> None:
+    """Latents of any float type are converted to the model's."""
     data = packed(x=torch.zeros(1, 4, 16, 16, dtype=given))
-    made = Rounds(spec).result(job(latents=data))
+    made = request.getfixturevalue(model).result(job(latents=data, num_inference_steps=1))
     assert torch.isfinite(latents_of(made)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.uint8])
 def test_what_is_packed_comes_back(dtype: torch.dtype) -> None:
-    """Tensors of any type come back as they were, also a number, and parts of each other."""
+    """Tensors of any type come back unchanged, also scalars and views of each other."""
     whole = torch.arange(24).reshape(2, 3, 4).to(dtype)
     named = {"a": whole, "b": whole[1], "c": whole[0, 0, 0], "d": whole.movedim(0, 2), "e": whole}
     header, back = safetensors_io.unpack(safetensors_io.pack({"n": [1, "x"]}, named))

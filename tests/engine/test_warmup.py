@@ -1,4 +1,4 @@
-"""How many rows a call takes: measured by a clock of the test's own, so that nothing waits."""
+"""How many rows a call should have, measured by the test's own clock, so that nothing waits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CAPACITIES = st.builds(Capacity, st.sampled_from(TRIED_ROWS), SIDE.map(lambda si
 
 
 def pipe(sample_size: Any = 64, device: str = "cpu") -> Any:
-    """What of a pipeline the measurement looks at: sizes, and where it runs."""
+    """The parts of a pipeline that are measured: sizes and device."""
     config = SimpleNamespace(sample_size=sample_size, in_channels=4, cross_attention_dim=8)
     return SimpleNamespace(
         unet=SimpleNamespace(config=config, dtype=torch.float32),
@@ -33,8 +33,8 @@ def pipe(sample_size: Any = 64, device: str = "cpu") -> Any:
 
 
 @dataclass
-class BatchedUnet:
-    """A network that takes a time by its rows, on a clock that nothing else moves."""
+class TimedUnet:
+    """A UNet whose calls take a given time, on a clock of its own."""
 
     #: Seconds of a call of so many rows.
     seconds: Callable[[int], float]
@@ -69,13 +69,13 @@ class BatchedUnet:
 @example([0.1, 0.11, 0.12, 0.13, 0.14, 0.15, 0.16])
 @example([0.6, 0.7, 0.95, 1.0, 1.0, 1.0, 1.0])
 def test_the_fewest_rows_that_are_cheap(times: list[float]) -> None:
-    """No bearable number of rows is cheaper a row by over 5 %, and no smaller one is as cheap.
+    """No short call is cheaper per row by over 5 %, and none of fewer rows is as cheap.
 
-    Bearable is half a second, or half as long again as one row alone. Beyond the first number that
-    is not, none is tried.
+    Short is up to half a second, or 1.5 times one row alone. After the first call that is not, none
+    is tried.
     """
     table = dict(zip(TRIED_ROWS, times, strict=True))
-    network = BatchedUnet(table.__getitem__)
+    network = TimedUnet(table.__getitem__)
     found = int(network.measured().rows)
     longest_s = max(MAX_CALL_S, 1.5 * table[1])
     tried = sorted(set(network.calls))
@@ -85,7 +85,9 @@ def test_the_fewest_rows_that_are_cheap(times: list[float]) -> None:
     cost = {rows: table[rows] / rows for rows in tried if table[rows] <= longest_s}
     assert found in cost
     for rows, each in cost.items():
-        assert cost[found] <= each * (1 + MIN_GAIN) + 1e-9
+        assert (
+            cost[found] <= each * (1 + MIN_GAIN) + 1e-9
+        )  # of a clock up to 1,000 s, whose spacing is 1e-13
         assert rows >= found or each > min(cost.values()) * (1 + MIN_GAIN) - 1e-9
 
 
@@ -100,26 +102,26 @@ def test_the_fewest_rows_that_are_cheap(times: list[float]) -> None:
         (lambda rows: 2.0 * rows, 1),
         (lambda rows: 2.0 + 0.01 * rows, 64),
     ],
-    ids=["a-cpu", "a-large-gpu", "full-at-8", "overhead", "bearable", "slow", "offloaded"],
+    ids=["cpu", "large-gpu", "full-at-8", "overhead", "short", "slow", "offloaded"],
 )
-def test_devices_get_what_suits_them(seconds: Callable[[int], float], rows: int) -> None:
-    """One row where rows cost alike, many where a call costs most, so many as fill the device.
+def test_kinds_of_devices(seconds: Callable[[int], float], rows: int) -> None:
+    """One row where rows cost alike, many where the call itself costs, else what fills the device.
 
     Overhead: 0.34 s for 32 rows, over half a second for 64.
     """
-    assert BatchedUnet(seconds).measured().rows == rows
+    assert TimedUnet(seconds).measured().rows == rows
 
 
 def test_the_first_call_of_a_size_is_not_measured() -> None:
-    """What choosing kernels or compiling takes changes nothing."""
-    expected = BatchedUnet(lambda rows: 0.01 * max(8, rows)).measured()
-    assert BatchedUnet(lambda rows: 0.01 * max(8, rows), first_s=30.0).measured() == expected
+    """The time to select kernels or compile changes nothing."""
+    expected = TimedUnet(lambda rows: 0.01 * max(8, rows)).measured()
+    assert TimedUnet(lambda rows: 0.01 * max(8, rows), first_s=30.0).measured() == expected
 
 
 @pytest.mark.parametrize("held_up_s", [0.04, 0.2, 5.0])
 @pytest.mark.parametrize("disturbed", [1, 8, 64])
-def test_one_disturbed_call_misleads_nobody(disturbed: int, held_up_s: float) -> None:
-    """A call that others held up, for however long, is not what its size costs."""
+def test_one_disturbed_call_changes_nothing(disturbed: int, held_up_s: float) -> None:
+    """One call that other processes slow down does not change the result."""
     calls: list[int] = []
 
     def seconds(rows: int) -> float:
@@ -127,31 +129,31 @@ def test_one_disturbed_call_misleads_nobody(disturbed: int, held_up_s: float) ->
         hiccup_s = held_up_s if rows == disturbed and calls.count(rows) == 2 else 0.0
         return 0.001 * max(8, rows) + hiccup_s
 
-    assert BatchedUnet(seconds).measured().rows == 8
+    assert TimedUnet(seconds).measured().rows == 8
 
 
 @pytest.mark.parametrize("holds", [1, 2, 3, 16, 63])
 def test_memory_sets_the_limit(holds: int) -> None:
-    """Where more rows do not fit, the largest that was tried and fitted is kept."""
-    network = BatchedUnet(lambda rows: 0.01 + 0.0001 * rows, holds=holds)
+    """Where more rows do not fit, the largest number that did is used."""
+    network = TimedUnet(lambda rows: 0.01 + 0.0001 * rows, holds=holds)
     assert network.measured().rows == max(rows for rows in TRIED_ROWS if rows <= holds)
     assert sum(rows > holds for rows in network.calls) == 1
     assert max(network.calls) <= 2 * holds
 
 
-def test_a_device_that_takes_no_row_is_told() -> None:
+def test_a_device_without_memory_for_one_row() -> None:
     """Where not even one row fits, loading fails as out of memory."""
     with pytest.raises(torch.OutOfMemoryError):
-        BatchedUnet(lambda _: 0.01, holds=0).measured()
+        TimedUnet(lambda _: 0.01, holds=0).measured()
 
 
 @pytest.mark.parametrize("max_rows", [2, 5, 256])
-def test_a_setting_is_believed(max_rows: int) -> None:
-    """With the rows in the settings nothing is measured: one call of two rows, to warm up.
+def test_a_setting_is_not_measured(max_rows: int) -> None:
+    """With `max_batch_rows` nothing is measured: one call of two rows warms up.
 
     It holds for latents of the model's own size and smaller; larger ones get fewer.
     """
-    network = BatchedUnet(lambda _: 100.0)
+    network = TimedUnet(lambda _: 100.0)
     found = network.measured(max_rows)
     assert network.calls == [2]
     assert found.limit(4, 4) == max_rows
@@ -163,8 +165,8 @@ def test_a_setting_is_believed(max_rows: int) -> None:
 def test_what_is_measured_is_a_call_of_the_models_size(
     sample_size: Any, size: tuple[int, int]
 ) -> None:
-    """Latents, times and texts have the shapes of the engine's own call, of the model's size."""
-    network = BatchedUnet(lambda rows: 0.2 * rows)
+    """Latents, timesteps and embeddings have the shapes of a call at the model's own size."""
+    network = TimedUnet(lambda rows: 0.2 * rows)
     found = network.measured(sample_size=sample_size)
     assert found.cells == size[0] * size[1]
     assert set(network.calls) == {1, 2, 4}
@@ -178,9 +180,9 @@ def test_what_is_measured_is_a_call_of_the_models_size(
 @PURE
 @given(found=CAPACITIES, height=SIDE, width=SIDE)
 def test_rows_go_with_the_cells(found: Capacity, height: int, width: int) -> None:
-    """The rows of a size have no more cells than the rows that were measured, or are one.
+    """The rows of any size have at most as many cells as the measured rows, or are one.
 
-    They are as many as that allows, and no more than were ever tried. Never none.
+    They are as many as that allows, and at most `max_rows`.
     """
     rows, cells = found.limit(height, width), height * width
     assert 1 <= rows <= found.max_rows
@@ -195,7 +197,7 @@ def test_rows_go_with_the_cells(found: Capacity, height: int, width: int) -> Non
 def test_what_did_not_fit_is_not_tried_again(
     found: Capacity, height: int, width: int, rows: int, other: int
 ) -> None:
-    """After a call that was too large the limit of its size is lower, or 1, and of none higher."""
+    """After an out of memory the limit for its size is lower, or 1; no other limit rises."""
     rows = min(rows, found.limit(height, width))
     less = found.halved(rows, height, width)
     assert less.limit(height, width) >= 1
@@ -207,9 +209,9 @@ def test_what_did_not_fit_is_not_tried_again(
 def test_room_is_left_to_others(
     monkeypatch: pytest.MonkeyPatch, growth_bytes: int, has_room: bool
 ) -> None:
-    """Twice the rows are tried where twice the memory is there beside a fifth of the device.
+    """Twice the rows are tried where twice the memory is free beside a fifth of the device.
 
-    Of 100 bytes 10 are held by weights, 10 more by torch's own cache, 10 by others.
+    Of 100 bytes, weights hold 10, torch's cache 10 more, and other processes 10.
     """
     memory = {
         "mem_get_info": (70, 100),
