@@ -1,4 +1,5 @@
-# make setup | demo | studio | test | fuzz | chaos | lint | format | docs | benchmark | train | lock | clean
+# make setup | demo | studio | test | test-all | nightly | newest | fuzz | chaos | lint | format
+#      docs | benchmark | train | lock | clean
 # Everything runs in .venv, which `setup` makes and renews only when its inputs change.
 
 PYTHON ?= python3
@@ -7,8 +8,15 @@ VENV   := .venv
 PROCESSES ?= 3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Bytecode is written also where the environment forbids it: each test process would compile anew.
+export PYTHONDONTWRITEBYTECODE =
+# Several test processes share the cores: none gets a pool of threads.
+PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
+PARALLEL = --numprocesses $(PROCESSES) --dist worksteal
+# A second environment, with the newest releases that pyproject.toml allows.
+NEWEST := .venv-newest
 
-.PHONY: setup demo studio test fuzz chaos lint format docs benchmark train lock clean
+.PHONY: setup demo studio test test-all nightly newest fuzz chaos lint format docs benchmark train lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -27,10 +35,29 @@ demo: setup
 studio: setup
 	@$(BIN)/python -m examples.studio $(ARGS)
 
+# Every law in its fast form, in minutes.
 test: setup
+	$(PYTEST) -m "not slow and not nightly" $(ARGS)
+
+# Every law in full, with coverage of all processes; what CI runs.
+test-all: setup
 	rm -f .coverage .coverage.*
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest --numprocesses $(PROCESSES) --dist loadscope --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(PARALLEL) -m "not nightly" --durations=10 $(ARGS)
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
+
+# The full products, with every command executed instead of forked, and the newest dependencies.
+nightly: setup
+	TESTS_EXEC=1 $(PYTEST) --durations=10 $(ARGS)
+	$(BIN)/python -m tests.chaos --tasks 2000 --seed 7 --every 2 --workers 4
+	$(BIN)/python -m tests.fuzz --messages 1000000
+	$(MAKE) newest
+
+newest: setup
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check --upgrade pip
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager --editable '.[worker,demo]' --group dev
+	$(NEWEST)/bin/pip freeze --exclude-editable
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest $(PARALLEL) -m "not nightly" --durations=10 $(ARGS)
 
 chaos: setup
 	$(BIN)/python -m tests.chaos $(ARGS)
@@ -63,5 +90,5 @@ lock: setup
 	$(BIN)/pip freeze --all --exclude setuptools --exclude-editable | sed 's/+cpu$$//; s/+cu[0-9]*$$//' > constraints.txt
 
 clean:
-	rm -rf $(VENV) demo-output .coverage .coverage.* .hypothesis
+	rm -rf $(VENV) $(NEWEST) demo-output .coverage .coverage.* .hypothesis
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,8 +1,10 @@
-"""The real parts that tests run against: Redis, S3, the shipped model, worker processes."""
+"""What all tests share: Redis, S3, the bundled model, worker processes, and the limit on time."""
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import sys
 import uuid
 from dataclasses import dataclass
@@ -11,43 +13,66 @@ from typing import TYPE_CHECKING
 import pytest
 
 from api_contracts import GenerationClient
-from tests import wire
+from tests import fork_server, wire
 from worker import embedded
+from worker.config.models import SHIPPED_MODEL
 from worker.config.settings import Settings
 from worker.process_guard import guard_children
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     from redis import Redis
 
+pytest_plugins = ["pytester", "tests.tiers"]
+
 BUCKET = "tests"
+#: `SAG_MODELS` with few steps by default, for requests that leave them to the model.
+FEW_STEPS = json.dumps({
+    "default": {
+        "path": str(SHIPPED_MODEL), "safety_checker": False,
+        "defaults": {"num_inference_steps": 5, "guidance_scale": 3.0},
+    },
+})  # fmt: skip
 
 guard_children()
 embedded.redis_server = wire.watched(embedded.redis_server)  # type: ignore[assignment]  # the same arguments
-wire.note_messages()
+wire.record_messages()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start one fork server for a parallel run; a run in one process starts it when needed.
+
+    SIGINT, which `nohup` and background jobs ignore, is restored here: processes inherit that.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if getattr(config.option, "numprocesses", None) and not config.option.collectonly:
+        fork_server.begin()
+
+
+def pytest_unconfigure() -> None:
+    fork_server.end()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_settings_of_mine() -> None:
-    """The suite sees no `SAG_` or AWS variable of whoever runs it."""
+def _clean_environment() -> None:
+    """Remove the `SAG_` and AWS variables of the shell that runs the suite."""
     for name in [name for name in os.environ if name.startswith(("SAG_", "AWS_"))]:
         del os.environ[name]
 
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Redis of the session's own."""
+    """A Redis for the whole session."""
     with embedded.redis_server(tmp_path_factory.mktemp("redis")) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.S3Server]:
-    """An S3 server of the session's own, its keys where boto3 looks for them."""
+    """An S3 server for the whole session; its keys are where boto3 looks for them."""
     with embedded.s3_server(tmp_path_factory.mktemp("s3"), BUCKET) as server:
         os.environ.update(server.environment)
         yield server
@@ -64,7 +89,7 @@ def redis(redis_url: str) -> Iterator[Redis]:
 
 @pytest.fixture
 def namespace() -> str:
-    """A namespace of the test's own, where it writes what it likes: `tests.wire` looks away."""
+    """A namespace of the test's own; `tests.wire` does not check what is written in it."""
     return f"odd{uuid.uuid4().hex[:12]}"
 
 
@@ -85,9 +110,9 @@ def settings(redis_url: str, s3: embedded.S3Server, namespace: str) -> Settings:
 
 @dataclass(frozen=True)
 class Service:
-    """A running worker and how to reach it."""
+    """A running worker and a client of it."""
 
-    process: subprocess.Popen[bytes]
+    process: fork_server.Process
     environment: dict[str, str]
     client: GenerationClient
     broker_url: str
@@ -102,9 +127,10 @@ StartService = "Callable[..., AbstractContextManager[Service]]"
 def start_service(
     tmp_path_factory: pytest.TempPathFactory, s3: embedded.S3Server
 ) -> Callable[..., AbstractContextManager[Service]]:
-    """Start a worker process over a broker; settings by keyword, as `slots="1"`.
+    """Start a worker over a broker; settings by keyword, as `slots="1"`.
 
-    `others` are variables that are no settings.
+    `others` are variables that are no settings. The processes are forked from `tests.fork_server`
+    where that makes no difference.
     """
     from contextlib import contextmanager
 
@@ -127,7 +153,7 @@ def start_service(
             "SAG_S3_PREFIX": f"{name}/outputs",
             "SAG_S3_INPUT_PREFIX": f"{name}/inputs",
             "SAG_DRAIN_TIMEOUT_S": "2",
-            # As a quiet machine of this kind measures it: by less, tasks would run one by one.
+            # What an idle machine of this kind measures; on a busy one tasks would run one by one.
             "SAG_MAX_BATCH_ROWS": "16",
             **{f"SAG_{key.upper()}": value for key, value in extra.items()},
             **(others or {}),
@@ -139,7 +165,7 @@ def start_service(
             return "ready." in log.read_text()
 
         with (
-            embedded.running(command, log, ready, environment, stop_s=60) as process,
+            fork_server.running(command, log, ready, environment, stop_s=60) as process,
             GenerationClient(broker_url, name) as client,
         ):
             yield Service(process, environment, client, broker_url, f"{name}/outputs", log)
@@ -149,7 +175,7 @@ def start_service(
 
 @pytest.fixture(scope="session")
 def own_redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Redis for the shared worker, so that no other test's messages reach it."""
+    """The shared worker's Redis, so that no other test's messages reach that worker."""
     with embedded.redis_server(tmp_path_factory.mktemp("redis")) as url:
         yield url
 
@@ -158,8 +184,9 @@ def own_redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def service(
     start_service: Callable[..., AbstractContextManager[Service]], own_redis_url: str
 ) -> Iterator[Service]:
-    """One worker for all tests that need nothing special of it."""
+    """One worker for all tests that need no special settings."""
     with start_service(own_redis_url) as running:
+        _load_model(running)
         yield running
 
 
@@ -168,9 +195,15 @@ def standard(
     start_service: Callable[..., AbstractContextManager[Service]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Service]:
-    """A worker in the namespace `sag`, as the documents and examples expect it."""
+    """A worker in the namespace `sag`, which the documents and examples use, with few steps."""
     with (
         embedded.redis_server(tmp_path_factory.mktemp("redis")) as url,
-        start_service(url, namespace="sag") as running,
+        start_service(url, namespace="sag", models=FEW_STEPS) as running,
     ):
+        _load_model(running)
         yield running
+
+
+def _load_model(service: Service) -> None:
+    """Make a picture, so that no test pays for the first one."""
+    service.client.submit({"prompt": "x", "num_inference_steps": 1}).result(100)

@@ -1,8 +1,8 @@
-"""What travels in the whole suite, held against the published schemas.
+"""Checks everything that the suite sends and stores against the published schemas.
 
-Each Redis that a test starts is looked through before it ends: every event, every result and error
-that Celery keeps, the request of every task that was begun. Messages that kombu lays into a queue
-in this process are noted as they are, and must be what is published when a worker began their task.
+Each Redis that a test starts is scanned before it ends: all events, all results and errors of
+Celery, the request of every task that was started. Messages that kombu puts into a queue in this
+process are recorded; if a worker started their task, they must match the schema, too.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-#: In the names of keys where tests write by hand: whole namespaces, and what nobody of ours would.
-#: Every worker that runs has another.
+#: Words in the names of keys that tests write by hand, which are not checked. The namespaces of
+#: workers contain none of them.
 ODD = ("odd", "junk")
 _KINDS = tuple(json_schemas.kinds())
-#: Messages that were sent from this process, by their tasks' ids.
+#: Messages that were sent from this process, by task id.
 _sent: dict[str, list[dict[str, Any]]] = {}
 
 
@@ -42,7 +42,7 @@ def validator(name: str) -> Draft202012Validator:
 
 
 def faults(name: str, instance: object) -> list[str]:
-    """What of `instance` is not as published."""
+    """The errors of `instance` by the published schema `name`."""
     return [
         f"{name} {'.'.join(map(str, error.absolute_path))}: {error.message[:300]}"
         for error in validator(name).iter_errors(instance)
@@ -52,35 +52,35 @@ def faults(name: str, instance: object) -> list[str]:
 def watched(
     start: Callable[..., AbstractContextManager[str]],
 ) -> Callable[..., AbstractContextManager[str]]:
-    """`redis_server` that ends with an error when something in it is not as published."""
+    """`redis_server` that fails at its end when its content breaks a published schema."""
 
     @contextmanager
     def redis_server(folder: Path, port: int | None = None) -> Iterator[str]:
         with start(folder, port) as url:
             yield url
             found: list[str] = []
-            with suppress(RedisConnectionError, RedisTimeoutError):  # ended, or frozen, by the test
+            with suppress(RedisConnectionError, RedisTimeoutError):  # the test ended or stopped it
                 found.extend(f"{name}: {fault}" for name, fault in unpublished(url))
             assert not found, "\n".join(found[:20])
 
     return redis_server
 
 
-def note_messages() -> None:
-    """From now on remember what kombu lays into the queues of tasks."""
+def record_messages() -> None:
+    """Record the messages that kombu puts into the queues of tasks from now on."""
     put = Channel._put
 
-    def noting(self: Any, queue: str, message: dict[str, Any], **more: Any) -> None:
+    def recording(self: Any, queue: str, message: dict[str, Any], **more: Any) -> None:
         if queue.startswith(queue_name("")):
             task_id = message.get("headers", {}).get("id")
             _sent.setdefault(str(task_id), []).append(json.loads(json.dumps(message)))
         put(self, queue, message, **more)
 
-    Channel._put = noting
+    Channel._put = recording
 
 
 def unpublished(url: str) -> Iterator[tuple[str, str]]:
-    """Everything in a Redis that is not as published: where, and why."""
+    """Violations of the published schemas in a Redis: the key, and the error."""
     with Redis.from_url(url, protocol=2, socket_timeout=5) as redis:
         for key in redis.scan_iter(count=1000):
             name = key.decode(errors="replace")
@@ -99,7 +99,7 @@ def unpublished(url: str) -> Iterator[tuple[str, str]]:
 
 
 def _of_stream(redis: Redis, name: str) -> Iterator[str]:
-    """Its events; where one says that the task was begun, also its request and its messages."""
+    """Errors of a stream's events and, if its task was started, of its request and messages."""
     entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", redis.xrange(name))
     events = [json.loads(fields[b"event"]) for _, fields in entries]
     for event in events:

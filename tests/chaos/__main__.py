@@ -18,8 +18,8 @@ from rich.console import Console
 
 from api_contracts import GenerationError
 from tests.chaos import report
-from tests.chaos.run import Plan, conduct
-from tests.chaos.schedule import Kind
+from tests.chaos.fault_schedule import FaultKind
+from tests.chaos.run import Plan, run_plan
 from tests.chaos.site.patches import SWITCHES
 from worker.process_guard import guard_children
 
@@ -41,18 +41,18 @@ def main() -> int:
             console.print(line, markup=False, highlight=False)
 
     try:
-        findings = conduct(_plan(options), folder / "run", say)
+        findings = run_plan(_plan(options), folder / "run", say)
     except KeyboardInterrupt:
         console.print(f"interrupted; everything is stopped, the logs are in {folder}")
         return 130
     except (GenerationError, RuntimeError, TimeoutError) as error:
-        console.print(f"could not begin: {error!r}; the logs are in {folder}", markup=False)
+        console.print(f"could not start: {error!r}; the logs are in {folder}", markup=False)
         return 2
     report.show(findings, Console(width=140))
     if options.out:
         report.save(findings, options.out)
     if not findings.switched:
-        console.print(f"{options.off} was not turned off in any process: nothing is proven")
+        console.print(f"{options.off} was not turned off in any process: the run proves nothing")
         return 2
     if report.is_green(findings):
         shutil.rmtree(folder)
@@ -68,12 +68,14 @@ def _options() -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add, plan = parser.add_argument, Plan()
-    add("--seed", type=int, default=plan.seed, help="orders and faults are drawn from it")
+    add("--seed", type=int, default=plan.seed, help="submissions and faults are drawn from it")
     add("--tasks", type=int, help="how many; 200 unless --seconds is given")
-    add("--seconds", type=float, help="submit for so long, evenly when --tasks is given, too")
+    add("--seconds", type=float, help="time to submit in, evenly when --tasks is given, too")
     add("--every", type=float, default=plan.every_s, help="mean seconds between two faults")
     add("--workers", type=int, default=plan.machines, help="machines with one worker each")
-    add("--faults", type=_kinds, default="all", help=f"all, none, or some of {', '.join(Kind)}")
+    add(
+        "--faults", type=_kinds, default="all", help=f"all, none, or some of {', '.join(FaultKind)}"
+    )
     add("--off", choices=sorted(SWITCHES), help="turn this off: then the run must turn red")
     add("--backlog", type=int, default=plan.backlog, help="tasks that may be open at once")
     add("--requests", type=int, default=plan.requests, help="distinct requests")
@@ -107,15 +109,18 @@ def _plan(options: argparse.Namespace) -> Plan:
     )
 
 
-def _kinds(text: str) -> frozenset[Kind]:
+def _kinds(text: str) -> frozenset[FaultKind]:
     """As `kill-child,freeze`."""
     if text in ("all", "none"):
-        return frozenset(Kind if text == "all" else ())
-    return frozenset(map(Kind, text.split(",")))
+        return frozenset(FaultKind if text == "all" else ())
+    return frozenset(map(FaultKind, text.split(",")))
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    for number in (signal.SIGINT, signal.SIGTERM):  # what was started is ended undisturbed
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # so that ending the processes is not interrupted
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 

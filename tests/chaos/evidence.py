@@ -1,4 +1,4 @@
-"""Everything that is left when a run is over, read from Redis and S3 past the proxy."""
+"""What Redis and S3 hold when a run is over, read without the proxy."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from redis import Redis
 from api_contracts.events import EVENT, Succeeded
 from api_contracts.names import DEFAULT_MODEL, Keys, queue_lists
 from tests import wire
-from tests.chaos.history import told
-from tests.chaos.orders import REPLY_TO
-from tests.chaos.stage import BUCKET, PREFIX
-from tests.chaos.takeovers import robbed
+from tests.chaos.deployment import BUCKET, PREFIX
+from tests.chaos.recorded_events import parse_entry
+from tests.chaos.submissions import REPLY_TO
+from tests.chaos.takeovers import unexplained
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from api_contracts.events import Event
-    from tests.chaos.faults import Struck
-    from tests.chaos.history import History, Told
-    from tests.chaos.journal import Claim
-    from tests.chaos.orders import Order
-    from tests.chaos.stage import Stage
+    from tests.chaos.deployment import Deployment
+    from tests.chaos.fault_injector import AppliedFault
+    from tests.chaos.recorded_events import RecordedEvents, StreamEntry
+    from tests.chaos.submissions import Submission
+    from tests.chaos.worker_logs import Claim
 
 
 @dataclass(frozen=True)
 class Record:
-    """A task's hash, as far as callers may know it."""
+    """The part of a task's record that callers may read."""
 
     status: str
     #: Result, error or step, as JSON.
@@ -39,8 +39,8 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What Celery's result backend says."""
+class CeleryResult:
+    """A task's state and result in Celery's result backend."""
 
     status: str
     result: Any
@@ -48,78 +48,80 @@ class Answer:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the invariants are checked on."""
+    """What the laws are checked on."""
 
-    orders: Mapping[str, Order]
+    submissions: Mapping[str, Submission]
     cancels: frozenset[str]
-    #: Each task's stream at the end, and what its client was told.
-    streams: Mapping[str, tuple[Told, ...]]
-    seen: Mapping[str, tuple[Event, ...]]
-    #: What clients raised that they must not.
-    broke: tuple[tuple[str, str], ...]
+    #: Each task's stream at the end, and the events that its client read.
+    streams: Mapping[str, tuple[StreamEntry, ...]]
+    client_events: Mapping[str, tuple[Event, ...]]
+    #: Undocumented errors of clients: task and text.
+    client_errors: tuple[tuple[str, str], ...]
     records: Mapping[str, Record]
-    answers: Mapping[str, Answer]
+    celery_results: Mapping[str, CeleryResult]
     claims: tuple[Claim, ...]
-    #: Of the pictures of each request of the pool when nothing disturbed it.
+    #: sha256 of the pictures of each request of the pool, made without faults.
     reference: Mapping[int, tuple[str, ...]]
     #: sha256 of every object in the bucket, by key; manifests also as JSON.
     objects: Mapping[str, str]
     manifests: Mapping[str, Any]
     #: Every key in Redis.
     keys: frozenset[str]
-    #: What was pushed of each task, as often as it was.
+    #: The events that were pushed for each task.
     replies: Mapping[str, tuple[Event, ...]] = field(default_factory=dict)
-    #: What is not as the published schemas have it: where, and why.
+    #: What breaks the published schemas: where, and how.
     unpublished: tuple[tuple[str, str], ...] = ()
-    #: Tasks that were taken from a worker that lives and that no fault hit, and when.
-    robbed: tuple[tuple[str, str], ...] = ()
-    #: Entries that are left where none may be, by key.
+    #: Tasks that were taken from a living worker that no fault had hit: task and how.
+    takeovers: tuple[tuple[str, str], ...] = ()
+    #: Number of entries by key, of keys that must be empty.
     left: Mapping[str, int] = field(default_factory=dict)
     prefix: str = PREFIX
 
-    def known(self, task_id: str) -> list[Event]:
-        """The stream's events but for those of kinds that the contracts don't know."""
+    def events_of(self, task_id: str) -> list[Event]:
+        """The stream's events without those of types that the contracts do not know."""
         return [each.event for each in self.streams.get(task_id, ()) if each.event is not None]
 
     def end(self, task_id: str) -> Event | None:
         """The task's first terminal event."""
-        return next((event for event in self.known(task_id) if event.is_terminal), None)
+        return next((event for event in self.events_of(task_id) if event.is_terminal), None)
 
 
-def gather(
-    stage: Stage,
-    history: History,
+def collect(
+    deployment: Deployment,
+    events: RecordedEvents,
     reference: Mapping[int, tuple[str, ...]],
-    struck: Sequence[Struck],
+    applied: Sequence[AppliedFault],
 ) -> Evidence:
-    """Read it all; nothing may be running."""
-    journal = stage.journal
+    """Read everything; no worker may run."""
+    logs = deployment.logs
     keys = Keys()
-    found, manifests = objects(stage)
-    with Redis.from_url(stage.redis.url, protocol=2) as redis:
-        tasks = list(history.orders)
+    found, manifests = objects(deployment)
+    with Redis.from_url(deployment.redis.url, protocol=2) as redis:
+        tasks = list(events.submissions)
         return Evidence(
-            orders=dict(history.orders),
-            cancels=frozenset(history.cancels),
+            submissions=dict(events.submissions),
+            cancels=frozenset(events.cancels),
             streams={task_id: _stream(redis, keys.events(task_id)) for task_id in tasks},
-            seen={task_id: tuple(events) for task_id, events in history.seen.items()},
-            broke=tuple(history.broke),
+            client_events={
+                task_id: tuple(events) for task_id, events in events.client_events.items()
+            },
+            client_errors=tuple(events.client_errors),
             records=_records(redis, keys, tasks),
-            answers=_answers(redis, tasks),
-            claims=tuple(journal.claims),
-            robbed=tuple(robbed(history.timeline, journal.owner, journal.deaths, struck)),
+            celery_results=_celery_results(redis, tasks),
+            claims=tuple(logs.claims),
+            takeovers=tuple(unexplained(events.timeline, logs.owner, logs.deaths, applied)),
             reference=reference,
             objects=found,
             manifests=manifests,
             replies=_replies(redis),
-            unpublished=tuple(wire.unpublished(stage.redis.url)),
+            unpublished=tuple(wire.unpublished(deployment.redis.url)),
             keys=frozenset(key.decode(errors="replace") for key in redis.scan_iter(count=1000)),
             left=left(redis, keys),
         )
 
 
 def left(redis: Redis, keys: Keys) -> dict[str, int]:
-    """How many entries there are where none are left when all tasks have ended."""
+    """The number of entries by key, of keys that are empty when all tasks have ended."""
     lists = {name: redis.llen(name) for name in queue_lists(DEFAULT_MODEL)}
     return lists | {
         "sag.unacked": redis.hlen("sag.unacked"),
@@ -130,7 +132,7 @@ def left(redis: Redis, keys: Keys) -> dict[str, int]:
 
 
 def pictures(objects: Mapping[str, str], folder: str) -> tuple[str, ...]:
-    """sha256 of the pictures in a task's folder, by their numbers."""
+    """sha256 of the pictures in a task's folder, in the order of their numbers."""
     numbers = (
         int(key[len(folder) : -len(".png")])
         for key in objects
@@ -139,9 +141,9 @@ def pictures(objects: Mapping[str, str], folder: str) -> tuple[str, ...]:
     return tuple(objects[f"{folder}{number}.png"] for number in sorted(numbers))
 
 
-def _stream(redis: Redis, key: str) -> tuple[Told, ...]:
+def _stream(redis: Redis, key: str) -> tuple[StreamEntry, ...]:
     entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", redis.xrange(key))
-    return tuple(told(number, fields) for number, fields in entries)
+    return tuple(parse_entry(number, fields) for number, fields in entries)
 
 
 def _records(redis: Redis, keys: Keys, tasks: list[str]) -> dict[str, Record]:
@@ -154,18 +156,18 @@ def _records(redis: Redis, keys: Keys, tasks: list[str]) -> dict[str, Record]:
     return found
 
 
-def _answers(redis: Redis, tasks: list[str]) -> dict[str, Answer]:
+def _celery_results(redis: Redis, tasks: list[str]) -> dict[str, CeleryResult]:
     found = {}
     for task_id in tasks:
         reply = cast("bytes | None", redis.get(f"celery-task-meta-{task_id}"))
         if reply is not None:
             meta = json.loads(reply)
-            found[task_id] = Answer(meta["status"], meta["result"])
+            found[task_id] = CeleryResult(meta["status"], meta["result"])
     return found
 
 
 def _replies(redis: Redis) -> dict[str, tuple[Event, ...]]:
-    """The queue that nobody reads."""
+    """The events in the queue of pushes, which no application consumes."""
     found: dict[str, tuple[Event, ...]] = {}
     for entry in cast("list[bytes]", redis.lrange(REPLY_TO["queue"], 0, -1)):
         _, kwargs, _ = json.loads(b64decode(json.loads(entry)["body"]))
@@ -174,15 +176,15 @@ def _replies(redis: Redis) -> dict[str, tuple[Event, ...]]:
     return found
 
 
-def objects(stage: Stage) -> tuple[dict[str, str], dict[str, Any]]:
+def objects(deployment: Deployment) -> tuple[dict[str, str], dict[str, Any]]:
     """sha256 of every object in the bucket, and every manifest as JSON, by key."""
-    client = s3_client(stage)
+    client = s3_client(deployment)
     found: dict[str, str] = {}
     manifests: dict[str, Any] = {}
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
         for entry in page.get("Contents", []):
             if (key := entry["Key"]).endswith("/"):
-                continue  # a folder, as this server keeps them
+                continue  # SeaweedFS's entry for a folder
             data = client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
             found[key] = hashlib.sha256(data).hexdigest()
             if key.endswith("/manifest.json"):
@@ -190,15 +192,15 @@ def objects(stage: Stage) -> tuple[dict[str, str], dict[str, Any]]:
     return found, manifests
 
 
-def s3_client(stage: Stage) -> Any:
-    """A client for the bucket, past the proxy."""
+def s3_client(deployment: Deployment) -> Any:
+    """A client for the bucket, without the proxy."""
     import boto3
 
     return boto3.client(
         "s3",
-        endpoint_url=stage.s3.endpoint_url,
-        aws_access_key_id=stage.s3.access_key,
-        aws_secret_access_key=stage.s3.secret_key,
+        endpoint_url=deployment.s3.endpoint_url,
+        aws_access_key_id=deployment.s3.access_key,
+        aws_secret_access_key=deployment.s3.secret_key,
         region_name="us-east-1",
     )
 

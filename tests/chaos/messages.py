@@ -1,4 +1,4 @@
-"""Celery's messages as they lie in Redis, and how to lose some."""
+"""Deletes some of Celery's messages from Redis."""
 
 from __future__ import annotations
 
@@ -13,29 +13,28 @@ if TYPE_CHECKING:
     import random
 
 
-def lose(url: str, share: float, rng: random.Random) -> frozenset[str]:
-    """Take away a share of the messages, waiting or held, whose tasks have a record.
+def delete(url: str, share: float, rng: random.Random) -> frozenset[str]:
+    """Delete a share of the messages, waiting or unacknowledged, whose tasks have a record.
 
-    Of the others nothing would be left by which anybody could find them. Gives the ids of the
-    tasks that waited.
+    Without a record the reconciler could not find the task. Gives the ids of the waiting tasks.
     """
     waited = set()
     with Redis.from_url(url, socket_timeout=5, protocol=2) as redis:
         for name in queue_lists(DEFAULT_MODEL):
             for entry in cast("list[bytes]", redis.lrange(name, 0, -1)):
-                task_id = _recorded(redis, entry, held=False)
+                task_id = _task_with_record(redis, entry, held=False)
                 if rng.random() < share and task_id is not None and redis.lrem(name, 1, entry):
                     waited.add(task_id)
         held = cast("dict[bytes, bytes]", redis.hgetall("sag.unacked"))
         for tag, entry in held.items():
-            if rng.random() < share and _recorded(redis, entry, held=True) is not None:
+            if rng.random() < share and _task_with_record(redis, entry, held=True) is not None:
                 redis.zrem("sag.unacked_index", tag)
                 redis.hdel("sag.unacked", tag)
     return frozenset(waited)
 
 
-def _recorded(redis: Redis, entry: bytes, *, held: bool) -> str | None:
-    """The message's task if it has a record; a held message stands first in a list of three."""
+def _task_with_record(redis: Redis, entry: bytes, *, held: bool) -> str | None:
+    """The message's task if it has a record; an unacknowledged one is the first of a list."""
     try:
         whole: Any = json.loads(entry)
         task_id = (whole[0] if held else whole)["headers"]["id"]

@@ -1,6 +1,6 @@
-"""Processes by a mark in their environment, so that none is missed and none of others is hit.
+"""Finds processes by a variable in their environment, which children inherit. Linux only.
 
-A process whose parent died is somebody else's child; the mark stays. Linux only.
+A process whose parent died gets another parent, but keeps its environment.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 
 #: Environment variable whose value names the machine that a process belongs to.
 MARK = "CHAOS_MACHINE"
-#: Field of `/proc/<pid>/stat`, counted after the command's name: state, start in clock ticks.
+#: Indices of fields in `/proc/<pid>/stat` after the command's name: state, start in clock ticks.
 _STATE, _BORN = 0, 19
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process, and not another that has its number later."""
+    """A process; its start time tells it from a later one with the same id."""
 
     pid: int
     #: Clock ticks since the machine started.
@@ -28,8 +28,8 @@ class Process:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it is there and not a zombie."""
-        return _look(self.pid) == self
+        """Whether it exists and is no zombie."""
+        return _read(self.pid) == self
 
     def send(self, number: signal.Signals) -> bool:
         """Send a signal; False when the process is gone."""
@@ -42,26 +42,26 @@ class Process:
 
 
 def marked(machine: str) -> list[Process]:
-    """Every process of a machine, whoever its parent is now."""
+    """Every process of a machine, whatever its parent is now."""
     numbers = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
     return [found for pid in numbers if (found := of(pid, machine)) is not None]
 
 
 def of(pid: int, machine: str) -> Process | None:
-    """The process with this number if it is there and belongs to the machine."""
+    """The process with this id if it exists and belongs to the machine."""
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:  # it has ended, or is another user's
         return None
-    return _look(pid) if f"{MARK}={machine}".encode() in environment else None
+    return _read(pid) if f"{MARK}={machine}".encode() in environment else None
 
 
 def kill_all(machine: str, within_s: float = 10.0) -> int:
-    """SIGKILL everything of a machine until nothing is left; gives how many processes it was."""
+    """SIGKILL all processes of a machine until none is left; gives how many there were."""
     hit: set[Process] = set()
     deadline_s = time.monotonic() + within_s
     while left := marked(machine):
-        assert time.monotonic() < deadline_s, f"{left} of {machine} can't be ended"
+        assert time.monotonic() < deadline_s, f"{left} of {machine} do not end"
         for process in left:
             process.send(signal.SIGKILL)
         hit.update(left)
@@ -69,7 +69,7 @@ def kill_all(machine: str, within_s: float = 10.0) -> int:
     return len(hit)
 
 
-def _look(pid: int) -> Process | None:
+def _read(pid: int) -> Process | None:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

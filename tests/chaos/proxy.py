@@ -1,7 +1,4 @@
-"""A TCP proxy whose links a fault schedule disturbs.
-
-It knows bytes and connections, and of HTTP only how to answer a request with an error.
-"""
+"""A TCP proxy whose links a fault schedule disturbs; of HTTP it knows only the error answer."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from concurrent.futures import Future
 from itertools import count
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from tests.chaos.disturbance import Disturbance, Mode
+from tests.chaos.proxy_modes import Disturbance, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +28,7 @@ _CALM = Disturbance()
 
 
 class _Pipe:
-    """One connection and the one that it leads to."""
+    """A client's connection and the one to the server."""
 
     def __init__(self, near: asyncio.StreamWriter) -> None:
         self.near, self.far = near, near
@@ -40,7 +37,7 @@ class _Pipe:
         self.own: Disturbance | None = None
 
     def reset(self) -> None:
-        """End both sides by RST, as a peer that knows nothing of the connection does."""
+        """End both sides by RST, as a peer that does not know the connection does."""
         for writer in {self.near, self.far}:
             sock = writer.get_extra_info("socket")
             if sock is not None and not writer.transport.is_closing():
@@ -60,19 +57,19 @@ class Link:
 
     @property
     def connections(self) -> int:
-        """How many connections are there."""
+        """How many connections are open."""
         return len(self._pipes)
 
     def disturb(self, disturbance: Disturbance) -> int:
-        """Begin a disturbance; gives what `calm` needs to end it. A later one replaces it."""
+        """Start a disturbance, which a later one replaces; gives the token to end it."""
         return _on(self._loop, lambda: self._disturb(disturbance))
 
     def calm(self, token: int) -> None:
-        """End a disturbance: connections that swallowed anything are reset, new ones pass."""
+        """End a disturbance: connections that lost data are reset, new ones pass."""
         _on(self._loop, lambda: self._calm(token))
 
     def reset(self) -> None:
-        """Reset the connections that are there."""
+        """Reset the open connections."""
         _on(self._loop, self._reset_all)
 
     async def listen(self) -> None:
@@ -82,7 +79,7 @@ class Link:
 
     def _disturb(self, disturbance: Disturbance) -> int:
         token = next(self._tokens)
-        if disturbance.mode.is_of_present:
+        if disturbance.mode.is_for_open_connections:
             for pipe in self._pipes:
                 if pipe.own is None:
                     pipe.token, pipe.own = token, disturbance
@@ -112,7 +109,7 @@ class Link:
                 await _answer(reader, writer, self._now.status)
             elif self._now.mode is not Mode.REFUSE:
                 await self._join(pipe, reader)
-        except (OSError, EOFError, ValueError):  # either side is gone, or spoke no HTTP
+        except (OSError, EOFError, ValueError):  # either side has closed, or sent no HTTP
             pass
         except asyncio.CancelledError:  # by `_end_tasks`; asyncio would print it
             pass
@@ -121,11 +118,11 @@ class Link:
             pipe.reset()
 
     async def _join(self, pipe: _Pipe, near: asyncio.StreamReader) -> None:
-        """Carry both ways until one side ends; a swallowed end reaches nobody."""
+        """Forward both ways until one side ends; a swallowed end is not forwarded."""
         far, pipe.far = await asyncio.open_connection(LOOPBACK, self._server_port)
         ways = [
-            asyncio.ensure_future(self._carry(pipe, near, pipe.far, answers=False)),
-            asyncio.ensure_future(self._carry(pipe, far, pipe.near, answers=True)),
+            asyncio.ensure_future(self._forward(pipe, near, pipe.far, answers=False)),
+            asyncio.ensure_future(self._forward(pipe, far, pipe.near, answers=True)),
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -136,7 +133,7 @@ class Link:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
 
-    async def _carry(
+    async def _forward(
         self,
         pipe: _Pipe,
         reader: asyncio.StreamReader,
@@ -147,7 +144,7 @@ class Link:
         while data := await reader.read(_CHUNK_BYTES):
             if not self._swallows(pipe, answers=answers):
                 await asyncio.sleep(self._now.delay_s)
-            # Looked at again: the disturbance may have begun while this piece waited.
+            # Checked again: the disturbance may have started during the delay.
             if not self._swallows(pipe, answers=answers):
                 writer.write(data)
                 await writer.drain()
@@ -157,7 +154,7 @@ class Link:
 
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, status: int) -> None:
-    """Read an HTTP request and refuse it with `status`, as S3 words it."""
+    """Read an HTTP request and answer it with `status` and an error as S3 writes it."""
     head = await reader.readuntil(b"\r\n\r\n")
     length = _LENGTH.search(head)
     if length and not _EXPECT.search(head):
@@ -169,11 +166,11 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, st
     )
     await writer.drain()
     writer.write_eof()
-    await reader.read()  # until the other side has read it: an earlier reset would take it away
+    await reader.read()  # until the client has read the answer: a reset would discard it
 
 
 class Proxy:
-    """A thread that carries for all links."""
+    """The thread that forwards for all links."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -204,13 +201,13 @@ async def _end_tasks() -> None:
 
 
 def _on(loop: asyncio.AbstractEventLoop, call: Callable[[], T]) -> T:
-    """What `call` gives on the loop's thread."""
+    """Call `call` on the loop's thread, and give what it gives."""
     future: Future[T] = Future()
 
     def answer() -> None:
         try:
             future.set_result(call())
-        except BaseException as error:  # noqa: BLE001  # the caller's, on the caller's thread
+        except BaseException as error:  # noqa: BLE001  # raised again on the caller's thread
             future.set_exception(error)
 
     loop.call_soon_threadsafe(answer)

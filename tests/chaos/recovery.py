@@ -1,4 +1,4 @@
-"""How long the tasks that a fault hit took to go on."""
+"""Time until the tasks that a fault hit went on."""
 
 from __future__ import annotations
 
@@ -6,44 +6,44 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.chaos.schedule import SILENCING, Kind
+from tests.chaos.fault_schedule import SILENCING, FaultKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from tests.chaos.faults import Struck
-    from tests.chaos.history import Told
-    from tests.chaos.journal import Child
+    from tests.chaos.fault_injector import AppliedFault
+    from tests.chaos.recorded_events import StreamEntry
+    from tests.chaos.worker_logs import WorkerProcess
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """Seconds from a fault to the next start or end of each task that it hit."""
+    """Seconds from a fault to the next start, end or requeue of each task that it hit."""
 
     times_s: tuple[float, ...]
-    #: Tasks that did neither.
+    #: Tasks without any of these.
     never: int
 
     def percentile_s(self, share: float) -> float | None:
-        """The time that this share of the tasks did not exceed; None of none."""
+        """The time that this share of the tasks did not exceed; None without tasks."""
         if not self.times_s:
             return None
         return sorted(self.times_s)[max(0, math.ceil(share * len(self.times_s)) - 1)]
 
 
 def recoveries(
-    struck: Iterable[Struck],
-    timeline: Mapping[str, Sequence[Told]],
-    owner: Callable[[str, int], Child | None],
-) -> dict[Kind, Recovery]:
-    """By kind of fault; only faults that hit somebody's running tasks count.
+    applied: Iterable[AppliedFault],
+    timeline: Mapping[str, Sequence[StreamEntry]],
+    owner: Callable[[str, int], WorkerProcess | None],
+) -> dict[FaultKind, Recovery]:
+    """Recovery by kind of fault; only faults that hit running or waiting tasks count.
 
-    `owner` says who claimed an attempt of a task.
+    `owner` gives the process that claimed an attempt of a task.
     """
-    found: dict[Kind, list[float | None]] = {}
-    for fault in struck:
+    found: dict[FaultKind, list[float | None]] = {}
+    for fault in applied:
         for task_id, stream in timeline.items():
-            hit = _held(fault, stream, owner)
+            hit = _if_running(fault, stream, owner)
             if task_id in fault.tasks:
                 hit = _after(fault, stream)
             if hit is not None:
@@ -59,30 +59,33 @@ class _Hit:
     after_s: float | None
 
 
-def _held(
-    fault: Struck, stream: Sequence[Told], owner: Callable[[str, int], Child | None]
+def _if_running(
+    fault: AppliedFault,
+    stream: Sequence[StreamEntry],
+    owner: Callable[[str, int], WorkerProcess | None],
 ) -> _Hit | None:
-    """What became of a task if the fault hit it while it ran; None when it did not."""
-    before = [told for told in stream if told.moment_s <= fault.moment_s]
+    """The recovery of a task that the fault hit while it ran; None for any other."""
+    before = [entry for entry in stream if entry.seen_at_s <= fault.at_s]
     decisive = [each for each in before if _decides(each)]
     if not decisive or decisive[-1].event is None or decisive[-1].event.type != "started":
         return None
     started = decisive[-1].event
     if owner(started.task_id, started.attempt) not in fault.children:
         return None
-    late = next((told.event for told in stream[len(before) :] if _decides(told)), None)
+    late = next((entry.event for entry in stream[len(before) :] if _decides(entry)), None)
     if late is not None and fault.fault.kind in SILENCING and late.worker == started.worker:
-        return None  # it had written this before it was killed, and only we saw it late
+        return None  # written before the kill, and read after it
     return _after(fault, stream)
 
 
-def _after(fault: Struck, stream: Sequence[Told]) -> _Hit:
-    """When the task went on after the fault."""
-    later = (told for told in stream if told.moment_s > fault.moment_s and _decides(told))
-    told = next(later, None)
-    return _Hit(None if told is None else told.moment_s - fault.moment_s)
+def _after(fault: AppliedFault, stream: Sequence[StreamEntry]) -> _Hit:
+    """The time from the fault until the task went on."""
+    later = (entry for entry in stream if entry.seen_at_s > fault.at_s and _decides(entry))
+    entry = next(later, None)
+    return _Hit(None if entry is None else entry.seen_at_s - fault.at_s)
 
 
-def _decides(told: Told) -> bool:
-    event = told.event
+def _decides(entry: StreamEntry) -> bool:
+    """Whether the task starts, ends or is requeued."""
+    event = entry.event
     return event is not None and (event.is_terminal or event.type in ("started", "requeued"))

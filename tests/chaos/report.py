@@ -1,4 +1,4 @@
-"""What a run showed, as tables for a terminal and for Markdown, and as JSON."""
+"""The findings of a run as tables, for a terminal and Markdown, and as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from tests.chaos import invariants, stream_laws
-from tests.chaos.schedule import KILLS, Kind
+from tests.chaos.fault_schedule import KILLS, FaultKind
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tests.chaos.run import Findings
 
-#: Violations of a law that a table lists; the JSON has all.
+#: Violations of a law that a table lists; the JSON lists all.
 SHOWN = 5
 
 
@@ -53,7 +53,7 @@ def save(findings: Findings, folder: Path) -> None:
 
 
 def is_green(findings: Findings) -> bool:
-    """Whether every law held and every machine ended when it was told to."""
+    """Whether every law held and every machine ended after SIGTERM."""
     return not findings.violations and not findings.stuck
 
 
@@ -66,7 +66,7 @@ def pages(findings: Findings) -> list[Page]:
 
 
 def data(findings: Findings) -> dict[str, Any]:
-    """Everything but the streams of tasks that are well."""
+    """The findings, with the streams of the tasks that broke a law."""
     plan = asdict(findings.plan)
     return {
         "verdict": "green" if is_green(findings) else "red",
@@ -74,13 +74,13 @@ def data(findings: Findings) -> dict[str, Any]:
         "duration_s": round(findings.duration_s, 1),
         "tasks": len(findings.tasks),
         "ends": dict(_ends(findings)),
-        "lost": sorted(findings.breaches(stream_laws.none_is_lost)),
+        "lost": sorted(findings.breaches(stream_laws.every_task_ends)),
         "doubled": sorted(findings.breaches(*invariants.DOUBLING)),
         "violations": [
             asdict(each) | {"stream": _trail(findings, each.what)} for each in findings.violations
         ],
-        "faults": {kind: count for kind, count in _struck(findings).items() if count},
-        "faults_that_hit_nobody": findings.missed,
+        "faults": {kind: count for kind, count in _applied(findings).items() if count},
+        "faults_skipped": findings.skipped,
         "recovery_s": {
             kind: {
                 "tasks": len(each.times_s),
@@ -93,8 +93,8 @@ def data(findings: Findings) -> dict[str, Any]:
         },
         "kills": len(_spacing(findings)),
         "loading_to_kill_s": sorted(round(each, 2) for each in _spacing(findings)),
-        "taken_from_living_workers": dict(findings.evidence.robbed),
-        "supervisors_that_fell": findings.fallen,
+        "unexplained_takeovers": dict(findings.evidence.takeovers),
+        "supervisors_that_failed": findings.unexpected_ends,
         "machines_that_did_not_end": list(findings.stuck),
         "tracebacks": dict(sorted(findings.tracebacks.items())),
     }
@@ -110,13 +110,13 @@ def _verdict(findings: Findings) -> Page:
         ("duration", f"{findings.duration_s:.0f} s"),
         ("machines", str(plan.machines)),
         ("tasks", str(len(findings.tasks))),
-        ("lost", str(len(findings.breaches(stream_laws.none_is_lost)))),
+        ("lost", str(len(findings.breaches(stream_laws.every_task_ends)))),
         ("doubled", str(len(findings.breaches(*invariants.DOUBLING)))),
         ("violations", str(len(findings.violations))),
-        ("faults", f"{len(findings.struck)}, {findings.missed} more found nobody at work"),
+        ("faults", f"{len(findings.applied)}, {findings.skipped} skipped"),
         ("kills after the model was loaded", spaced),
-        ("tasks taken from living workers", str(len(findings.evidence.robbed))),
-        ("supervisors that fell by themselves", str(findings.fallen)),
+        ("unexplained takeovers", str(len(findings.evidence.takeovers))),
+        ("supervisors that failed", str(findings.unexpected_ends)),
         ("machines that did not end", str(len(findings.stuck))),
         ("tracebacks in the logs", str(sum(findings.tracebacks.values()))),
     ]
@@ -125,7 +125,7 @@ def _verdict(findings: Findings) -> Page:
 
 def _tasks(findings: Findings) -> Page:
     ends = _ends(findings)
-    ways = Counter(str(order.way) for order in findings.tasks.values())
+    ways = Counter(str(submission.sender) for submission in findings.tasks.values())
     rows = [(end, str(count)) for end, count in sorted(ends.items())]
     rows += [(f"by {way}", str(count)) for way, count in sorted(ways.items())]
     return Page("Tasks", ("end", "tasks"), tuple(rows))
@@ -133,7 +133,7 @@ def _tasks(findings: Findings) -> Page:
 
 def _faults(findings: Findings) -> Page:
     rows = []
-    for kind, count in _struck(findings).items():
+    for kind, count in _applied(findings).items():
         if not count:
             continue
         each = findings.recoveries.get(kind)
@@ -144,11 +144,11 @@ def _faults(findings: Findings) -> Page:
         hit, never = (len(each.times_s) + each.never, each.never) if each else (0, 0)
         rows.append((kind.value, str(count), str(hit), *times, str(never)))
     columns = ("fault", "times", "tasks hit", "p50 s", "p99 s", "max s", "never")
-    return Page("Faults, and the time until a task that one hit went on", columns, tuple(rows))
+    return Page("Faults, and the time until the tasks that they hit went on", columns, tuple(rows))
 
 
 def _violations(findings: Findings) -> Page:
-    """Each law that was broken, how often, and some examples."""
+    """Each broken law, the number of violations, and some examples."""
     rows: list[tuple[str, str, str]] = []
     for law, count in Counter(each.law for each in findings.violations).most_common():
         broken = [each for each in findings.violations if each.law == law]
@@ -162,16 +162,16 @@ def _ends(findings: Findings) -> Counter[str]:
     return Counter(end.type if end is not None else "none" for end in ends)
 
 
-def _struck(findings: Findings) -> dict[Kind, int]:
-    counts = Counter(each.fault.kind for each in findings.struck)
-    return {kind: counts[kind] for kind in Kind}
+def _applied(findings: Findings) -> dict[FaultKind, int]:
+    counts = Counter(each.fault.kind for each in findings.applied)
+    return {kind: counts[kind] for kind in FaultKind}
 
 
 def _spacing(findings: Findings) -> list[float]:
-    """Since the first claim of each process that was killed, in seconds."""
+    """Seconds from the first claim of each killed process to its kill."""
     return [
         each.after_loading_s
-        for each in findings.struck
+        for each in findings.applied
         if each.fault.kind in KILLS and each.after_loading_s is not None
     ]
 
@@ -179,7 +179,7 @@ def _spacing(findings: Findings) -> list[float]:
 def _trail(findings: Findings, task_id: str) -> list[str]:
     return [
         f"{event.seq} {event.type} attempt {event.attempt} {event.worker or ''}".strip()
-        for event in findings.evidence.known(task_id)
+        for event in findings.evidence.events_of(task_id)
     ]
 
 

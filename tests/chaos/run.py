@@ -1,4 +1,4 @@
-"""One run from the undisturbed reference to the verdict."""
+"""One run: reference pictures, faults, and the check of the laws."""
 
 from __future__ import annotations
 
@@ -12,58 +12,58 @@ from redis import Redis
 from api_contracts import GenerationClient
 from api_contracts.names import Keys
 from tests.chaos import evidence, invariants
-from tests.chaos.faults import Hand
-from tests.chaos.history import History, Observer
+from tests.chaos.deployment import PREFIX, Deployment, wait_until
+from tests.chaos.fault_injector import FaultInjector
+from tests.chaos.fault_schedule import FaultKind, faults
 from tests.chaos.load import Load
-from tests.chaos.orders import Order, orders, pool
+from tests.chaos.recorded_events import Observer, RecordedEvents
 from tests.chaos.recovery import Recovery, recoveries
-from tests.chaos.schedule import Kind, faults
 from tests.chaos.site import patches
-from tests.chaos.stage import PREFIX, Stage, wait_until
+from tests.chaos.submissions import Submission, draw_submissions, request_pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from tests.chaos.evidence import Evidence
-    from tests.chaos.faults import Struck
+    from tests.chaos.fault_injector import AppliedFault
     from tests.chaos.invariants import Violation
 
-#: First part of the ids of the tasks that nothing disturbs.
-REFERENCE = "undisturbed-"
-#: Longest silence of a task that nothing disturbs, in seconds.
+#: Prefix of the ids of the tasks that run before the faults.
+REFERENCE = "reference-"
+#: Longest wait for an event of such a task, in seconds.
 REFERENCE_S = 120.0
-#: How long the last acknowledgements and pushes may take when all tasks have ended, in seconds: a
-#: push that its worker died over is another's a minute later.
-SETTLE_S = 90.0
-_LOOK_S = 0.05
+#: Longest wait for acknowledgements and pushes when all tasks have ended, in seconds: a push whose
+#: worker died is retried by another worker a minute later.
+MESSAGES_S = 90.0
+_POLL_INTERVAL_S = 0.05
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do; two runs of one plan have the same orders and the same faults in one order."""
+    """The parameters of a run; they determine its submissions, and its faults and their order."""
 
     seed: int = 7
-    #: None is without end: then `seconds` must be given.
+    #: None is without limit: then `seconds` must be given.
     tasks: int | None = 200
-    #: Submit for so long, evenly when `tasks` are given too; None until all are submitted.
+    #: Time to submit in, evenly when `tasks` are given, too; None: as fast as they end.
     seconds: float | None = None
     every_s: float = 2.0
     machines: int = 4
-    kinds: frozenset[Kind] = frozenset(Kind)
-    #: Mechanism that is turned off in every worker, one of `patches.SWITCHES`.
+    kinds: frozenset[FaultKind] = frozenset(FaultKind)
+    #: The mechanism, one of `patches.SWITCHES`, that is turned off in every worker.
     off: str | None = None
     #: Distinct requests.
     requests: int = 24
-    #: Added to the few that most of them have: a long task still runs when its frozen owner wakes.
+    #: Added to the steps of each: a long task still runs when its stopped owner continues.
     more_steps: int = 0
     #: Tasks that may be open at once.
     backlog: int = 40
-    #: One task in so many kills its workers; None is none.
+    #: One task in `poison_in` kills its workers; None is none.
     poison_in: int | None = 500
-    #: By how much the last machine's clock is off, in seconds.
+    #: Shift of the last machine's clock, in seconds.
     clock_off_s: float = 180.0
-    #: Silence of all tasks after which those that are open are lost, in seconds.
+    #: Time without any event after which the open tasks are taken for lost, in seconds.
     patience_s: float = 180.0
     #: More of the workers' environment.
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -71,18 +71,18 @@ class Plan:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a run showed."""
+    """The outcome of a run."""
 
     plan: Plan
     duration_s: float
     evidence: Evidence
     violations: tuple[Violation, ...]
-    struck: tuple[Struck, ...]
-    #: Faults that found nobody to hit.
-    missed: int
-    recoveries: Mapping[Kind, Recovery]
-    #: Supervisors that ended though nobody had ended them.
-    fallen: int
+    applied: tuple[AppliedFault, ...]
+    #: Faults for which no machine could be hit in time.
+    skipped: int
+    recoveries: Mapping[FaultKind, Recovery]
+    #: Supervisors that ended without a fault.
+    unexpected_ends: int
     #: Machines that did not end after SIGTERM.
     stuck: tuple[int, ...]
     tracebacks: Mapping[str, int]
@@ -90,11 +90,11 @@ class Findings:
     switched: bool
 
     @property
-    def tasks(self) -> dict[str, Order]:
-        """The orders but for the undisturbed ones."""
+    def tasks(self) -> dict[str, Submission]:
+        """The submissions without those of the reference."""
         return {
-            task_id: order
-            for task_id, order in self.evidence.orders.items()
+            task_id: submission
+            for task_id, submission in self.evidence.submissions.items()
             if not task_id.startswith(REFERENCE)
         }
 
@@ -104,43 +104,43 @@ class Findings:
         return {each.what for each in self.violations if each.law in names}
 
 
-def conduct(plan: Plan, folder: Path, say: Callable[[str], None]) -> Findings:
-    """Run a plan; servers and logs keep their files in `folder`, `say` tells what happens."""
-    began_s, history = time.monotonic(), History()
+def run_plan(plan: Plan, folder: Path, say: Callable[[str], None]) -> Findings:
+    """Run a plan; servers and logs have their files in `folder`, `say` prints what happens."""
+    began_s, events = time.monotonic(), RecordedEvents()
     extra = dict(plan.settings)
     if plan.off is not None:
         extra[patches.OFF] = plan.off
-    with Stage(folder, plan.machines, extra, plan.clock_off_s) as stage:
-        with _observed(stage, history):
-            say("a worker makes the undisturbed pictures")
-            stage.start(range(1))
-            requests = pool(plan.seed, plan.requests, plan.more_steps)
-            reference = _undisturbed(stage, history, requests)
-            stage.start(range(1, plan.machines))
+    with Deployment(folder, plan.machines, extra, plan.clock_off_s) as deployment:
+        with _observed(deployment, events):
+            say("one worker makes the reference pictures")
+            deployment.start(range(1))
+            requests = request_pool(plan.seed, plan.requests, plan.more_steps)
+            reference = _reference(deployment, events, requests)
+            deployment.start(range(1, plan.machines))
             say(f"{plan.machines} machines are ready after {time.monotonic() - began_s:.0f} s")
-            hand = _disturb(plan, stage, history, requests, say)
-            _settle(stage)
-            stuck = stage.drain()
-        found = evidence.gather(stage, history, reference, hand.struck)
-        journal = stage.journal
+            injector = _disturb(plan, deployment, events, requests, say)
+            _wait_for_messages(deployment)
+            stuck = deployment.drain()
+        found = evidence.collect(deployment, events, reference, injector.applied)
+        logs = deployment.logs
         return Findings(
             plan=plan,
             duration_s=time.monotonic() - began_s,
             evidence=found,
             violations=tuple(invariants.check(found)),
-            struck=tuple(hand.struck),
-            missed=len(hand.missed),
-            recoveries=recoveries(hand.struck, history.timeline, journal.owner),
-            fallen=sum(machine.fallen for machine in stage.machines),
+            applied=tuple(injector.applied),
+            skipped=len(injector.skipped),
+            recoveries=recoveries(injector.applied, events.timeline, logs.owner),
+            unexpected_ends=sum(machine.unexpected_ends for machine in deployment.machines),
             stuck=tuple(stuck),
-            tracebacks=dict(journal.tracebacks),
-            switched=plan.off is None or plan.off in journal.off,
+            tracebacks=dict(logs.tracebacks),
+            switched=plan.off is None or plan.off in logs.off,
         )
 
 
 @contextmanager
-def _observed(stage: Stage, history: History) -> Iterator[None]:
-    observer = Observer(stage.redis.url, Keys(), history)
+def _observed(deployment: Deployment, events: RecordedEvents) -> Iterator[None]:
+    observer = Observer(deployment.redis.url, Keys(), events)
     observer.start()
     try:
         yield
@@ -148,20 +148,20 @@ def _observed(stage: Stage, history: History) -> Iterator[None]:
         observer.stop()
 
 
-def _undisturbed(
-    stage: Stage, history: History, requests: list[dict[str, Any]]
+def _reference(
+    deployment: Deployment, events: RecordedEvents, requests: list[dict[str, Any]]
 ) -> dict[int, tuple[str, ...]]:
-    """sha256 of each request's pictures, made one at a time."""
-    with GenerationClient(stage.clients_url) as client:
+    """sha256 of each request's pictures, made one at a time and without faults."""
+    with GenerationClient(deployment.clients_url) as client:
         for number, request in enumerate(requests):
-            order = Order(f"{REFERENCE}{number}", number)
-            history.ask(order)
-            for event in client.submit(request, order.task_id).events(timeout=REFERENCE_S):
-                history.see(event)
+            submission = Submission(f"{REFERENCE}{number}", number)
+            events.add_submission(submission)
+            for event in client.submit(request, submission.task_id).events(timeout=REFERENCE_S):
+                events.add_client_event(event)
             if event.type != "succeeded":
-                message = f"request {request} ends undisturbed as {event}"
+                message = f"request {request} ends without a fault as {event}"
                 raise RuntimeError(message)
-    objects = evidence.objects(stage)[0]
+    objects = evidence.objects(deployment)[0]
     return {
         number: evidence.pictures(objects, f"{PREFIX}/{REFERENCE}{number}/")
         for number in range(len(requests))
@@ -170,16 +170,16 @@ def _undisturbed(
 
 def _disturb(
     plan: Plan,
-    stage: Stage,
-    history: History,
+    deployment: Deployment,
+    events: RecordedEvents,
     requests: list[dict[str, Any]],
     say: Callable[[str], None],
-) -> Hand:
-    """Submit everything while faults strike, lift them all, and wait for every task."""
+) -> FaultInjector:
+    """Submit everything while faults are applied, lift them, and wait for every task."""
     pace_s = plan.seconds / plan.tasks if plan.seconds and plan.tasks else 0.0
-    drawn = orders(plan.seed, plan.tasks, plan.requests, plan.poison_in)
-    load = Load(stage.clients_url, history, requests, drawn, plan.backlog, pace_s)
-    hand = Hand(stage, load, plan.seed)
+    drawn = draw_submissions(plan.seed, plan.tasks, plan.requests, plan.poison_in)
+    load = Load(deployment.clients_url, events, requests, drawn, plan.backlog, pace_s)
+    injector = FaultInjector(deployment, load, plan.seed)
     began_s = due_s = time.monotonic()
     until_s = began_s + plan.seconds if plan.seconds else float("inf")
     load.start()
@@ -187,32 +187,35 @@ def _disturb(
         for fault in faults(plan.seed, plan.kinds, plan.machines, plan.every_s):
             due_s += fault.after_s
             while time.monotonic() < min(due_s, until_s) and not load.is_done:
-                hand.lift()
-                time.sleep(_LOOK_S)
+                injector.lift()
+                time.sleep(_POLL_INTERVAL_S)
             if load.is_done or time.monotonic() >= until_s:
                 break
-            struck = hand.strike(fault)
-            say(_line(time.monotonic() - began_s, struck, fault.kind, len(history.open())))
-            due_s = max(due_s, time.monotonic() - _LOOK_S)  # no burst after a long wait
-        while time.monotonic() < until_s and not load.is_done:  # there are no faults
-            time.sleep(_LOOK_S)
+            applied = injector.apply(fault)
+            say(_line(time.monotonic() - began_s, applied, fault.kind, len(events.open_tasks())))
+            # After a long wait for a machine there is no burst of faults.
+            due_s = max(due_s, time.monotonic() - _POLL_INTERVAL_S)
+        while time.monotonic() < until_s and not load.is_done:  # without faults
+            time.sleep(_POLL_INTERVAL_S)
     finally:
         load.close()
-        hand.lift(everything=True)
-    say(f"all is submitted, the faults are lifted, {len(history.open())} tasks are open")
+        injector.lift(everything=True)
+    say(
+        f"everything is submitted, the faults are lifted, {len(events.open_tasks())} tasks are open"
+    )
     load.join(plan.patience_s)
-    return hand
+    return injector
 
 
-def _line(at_s: float, struck: Struck | None, kind: Kind, opened: int) -> str:
-    if struck is None:
-        return f"{at_s:6.1f} s  {kind:<16} found nobody at work"
-    whom = "" if struck.machine is None else f"machine {struck.machine}"
-    lasts = f"{struck.fault.lasts_s:.1f} s" if struck.fault.lasts_s else ""
-    return f"{at_s:6.1f} s  {kind:<16} {whom:<10} {lasts:<7} {opened} open"
+def _line(at_s: float, applied: AppliedFault | None, kind: FaultKind, opened: int) -> str:
+    if applied is None:
+        return f"{at_s:6.1f} s  {kind:<16} skipped: no machine could be hit"
+    target = "" if applied.machine is None else f"machine {applied.machine}"
+    lasts = f"{applied.fault.lasts_s:.1f} s" if applied.fault.lasts_s else ""
+    return f"{at_s:6.1f} s  {kind:<16} {target:<10} {lasts:<7} {opened} open"
 
 
-def _settle(stage: Stage) -> None:
+def _wait_for_messages(deployment: Deployment) -> None:
     """Wait for the last acknowledgements."""
-    with Redis.from_url(stage.redis.url) as redis, suppress(TimeoutError):
-        wait_until(lambda: not any(evidence.left(redis, Keys()).values()), SETTLE_S)
+    with Redis.from_url(deployment.redis.url) as redis, suppress(TimeoutError):
+        wait_until(lambda: not any(evidence.left(redis, Keys()).values()), MESSAGES_S)

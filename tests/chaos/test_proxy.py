@@ -1,4 +1,4 @@
-"""What each mode of the proxy does to connections that are there and to new ones."""
+"""What each mode of the proxy does to open connections and to new ones."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.chaos.disturbance import Disturbance, Mode
 from tests.chaos.proxy import LOOPBACK, Link, Proxy
+from tests.chaos.proxy_modes import Disturbance, Mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: As long as silence is waited for, in seconds.
+#: How long a silent connection is watched, in seconds.
 SILENCE_S = 0.3
 
 
 @pytest.fixture
 def echo() -> Iterator[tuple[int, list[bytes]]]:
-    """A server that answers each piece with itself; its port and what reached it."""
-    heard: list[bytes] = []
+    """A server that answers each chunk with itself: its port, and what it received."""
+    received: list[bytes] = []
 
     def serve(connection: socket.socket) -> None:
         with connection:
             while data := _received(connection):
-                heard.append(data)
+                received.append(data)
                 connection.sendall(data)
 
     def accept() -> None:
@@ -44,13 +44,13 @@ def echo() -> Iterator[tuple[int, list[bytes]]]:
 
     with socket.create_server((LOOPBACK, 0)) as listener:
         threading.Thread(target=accept, daemon=True).start()
-        yield listener.getsockname()[1], heard
+        yield listener.getsockname()[1], received
         listener.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture
 def link(echo: tuple[int, list[bytes]]) -> Iterator[Link]:
-    """A link to the echo."""
+    """A link to the echo server."""
     with Proxy() as proxy:
         yield proxy.link(echo[0])
 
@@ -107,16 +107,16 @@ def is_refused(link: Link) -> bool:
         return True
 
 
-def test_a_calm_link_carries(link: Link) -> None:
-    """What goes in comes out, and an end on one side is one on the other."""
+def test_a_calm_link_forwards(link: Link) -> None:
+    """Data is forwarded both ways, and so is the end of a connection."""
     with closing(connect(link)) as connection:
         assert ask(connection, b"hello") == b"hello"
         assert link.connections == 1
     wait_for_none(link)
 
 
-def test_a_delay_is_for_all_until_it_is_calm(link: Link) -> None:
-    """Each piece waits both ways, on old and new connections; then no longer."""
+def test_a_delay_is_for_all_connections(link: Link) -> None:
+    """Each chunk is delayed both ways, on old and new connections, until `calm`."""
     with closing(connect(link)) as old:
         ask(old)
         token = link.disturb(Disturbance(Mode.DELAY, delay_s=0.25))
@@ -145,8 +145,8 @@ def test_half_open_connections_swallow_and_stay(link: Link, echo: tuple[int, lis
             assert ask(new) == b"x"
 
 
-def test_the_server_never_hears_that_a_half_open_peer_left(link: Link) -> None:
-    """A caller that goes away leaves the server's side as it is, until it is calm."""
+def test_the_server_does_not_see_the_end_of_a_half_open_peer(link: Link) -> None:
+    """When the caller closes its side the server's side stays open, until `calm`."""
     with closing(connect(link)) as old:
         ask(old)
         token = link.disturb(Disturbance(Mode.HALF_OPEN))
@@ -156,10 +156,10 @@ def test_the_server_never_hears_that_a_half_open_peer_left(link: Link) -> None:
     wait_for_none(link)
 
 
-def test_deaf_connections_bring_requests_and_no_answers(
+def test_deaf_connections_forward_requests_and_no_answers(
     link: Link, echo: tuple[int, list[bytes]]
 ) -> None:
-    """What is asked is done, and the answer never comes."""
+    """The server receives the request; the answer does not arrive."""
     with closing(connect(link)) as old:
         ask(old, b"before")
         token = link.disturb(Disturbance(Mode.DEAF))
@@ -169,7 +169,7 @@ def test_deaf_connections_bring_requests_and_no_answers(
         assert is_reset(old)
 
 
-def test_a_reset_is_for_those_that_are_there(link: Link) -> None:
+def test_a_reset_is_for_open_connections(link: Link) -> None:
     """Old connections end by RST, new ones work."""
     with closing(connect(link)) as old:
         ask(old)
@@ -207,7 +207,7 @@ def test_stalling_is_for_all(link: Link) -> None:
 
 
 def test_a_later_disturbance_outlives_the_end_of_the_first(link: Link) -> None:
-    """Calming what was replaced changes nothing."""
+    """`calm` with the token of a replaced disturbance has no effect."""
     first = link.disturb(Disturbance(Mode.DELAY, delay_s=5))
     second = link.disturb(Disturbance(Mode.REFUSE))
     link.calm(first)

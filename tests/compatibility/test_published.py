@@ -1,4 +1,4 @@
-"""What is published as version 1 is only added to: nobody who read it has to change anything."""
+"""Version 1 of the published schemas only grows: no reader or writer of it has to change."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-#: Words of a schema that are for people.
+#: Keywords of a schema that describe and do not validate.
 _WORDS = {"description", "examples", "title"}
-#: Files whose content others write and the worker reads; the rest is the other way round.
+#: Files whose content callers write and the worker reads; the others are written by the worker.
 READ_HERE = {"request.json", "message.json"}
 
 
 def shape(node: Any) -> Any:
-    """A schema without what is for people, and without where a definition stands."""
+    """A schema without `_WORDS`."""
     match node:
         case dict():
             return {
@@ -39,7 +39,7 @@ def parts(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def breaches(old: dict[str, Any], new: dict[str, Any], *, read_here: bool) -> list[str]:
-    """What of a document a reader or a writer of the old one would stumble over."""
+    """The changes that break a reader of the old document, or with `read_here` a writer."""
     found, now = [], parts(new)
     for name, was in parts(old).items():
         if name not in now:
@@ -52,22 +52,22 @@ def breaches(old: dict[str, Any], new: dict[str, Any], *, read_here: bool) -> li
 def _changes(was: dict[str, Any], now: dict[str, Any], *, read_here: bool) -> Iterator[str]:
     for field, about in was.get("properties", {}).items():
         if shape(now.get("properties", {}).get(field)) != shape(about):
-            yield f"{field} is another"
+            yield f"{field} has changed"
     before, after = (set(each.get("required", ())) for each in (was, now))
     if missing := (after - before) if read_here else (before - after):
-        yield f"{sorted(missing)} must be there, or needn't any more"
-    for word in ("enum", "oneOf"):  # more of them are no harm
+        yield f"{sorted(missing)} became required, or are not any more"
+    for word in ("enum", "oneOf"):  # these may grow
         if any(shape(each) not in shape(now.get(word, [])) for each in was.get(word, ())):
-            yield f"less of {word}"
+            yield f"{word} lacks some"
     rest = {*was, *now} - _WORDS - {"properties", "required", "enum", "oneOf", "$defs", "$id"}
     rest -= {"discriminator"}  # its map of types grows, as `oneOf` does
     yield from (
-        f"{each} is another" for each in rest if shape(was.get(each)) != shape(now.get(each))
+        f"{each} has changed" for each in rest if shape(was.get(each)) != shape(now.get(each))
     )
 
 
 def test_the_previous_versions_schemas_hold(previous: Path) -> None:
-    """No file, object or field is gone or changed; none that others write is newly required."""
+    """No file, object or field is gone or changed; no field that callers write became required."""
     folder = previous / "api_contracts" / "schema" / "v1"
     for file in sorted(folder.glob("*.json")):
         if file.name == "asyncapi.json":
@@ -77,7 +77,7 @@ def test_the_previous_versions_schemas_hold(previous: Path) -> None:
 
 
 def test_the_previous_versions_channels_hold(previous: Path) -> None:
-    """No channel, message or operation is gone, and none has another address."""
+    """No channel, message or operation is gone, and no address has changed."""
     file = previous / "api_contracts" / "schema" / "v1" / "asyncapi.json"
     old, new = json.loads(file.read_text()), json_schemas.documents()["asyncapi.json"]
     for name, channel in old["channels"].items():
@@ -87,8 +87,8 @@ def test_the_previous_versions_channels_hold(previous: Path) -> None:
 
 
 @pytest.mark.parametrize("read_here", [True, False])
-def test_a_breach_would_be_seen(read_here: bool) -> None:
-    """A field that is gone, another type, a narrower limit, another required."""
+def test_breaches_of_an_object_are_found(read_here: bool) -> None:
+    """A field that is gone, of another type, with a narrower limit, or newly required."""
     field = {"type": "integer", "minimum": 1, "description": "a"}
     old = {"properties": {"a": field, "b": field}, "required": ["a"], "$defs": {}}
     again = json.loads(json.dumps(old)) | {"title": "new", "description": "words"}
@@ -111,10 +111,8 @@ def test_a_breach_would_be_seen(read_here: bool) -> None:
         ({"type": "object"}, {"type": "object", "additionalProperties": False}),
     ],
 )
-def test_a_breach_of_what_is_no_object_would_be_seen(
-    was: dict[str, Any], now: dict[str, Any]
-) -> None:
-    """Of a set of words, of a choice, of a list, of a kind."""
+def test_breaches_of_other_types_are_found(was: dict[str, Any], now: dict[str, Any]) -> None:
+    """A narrower enum, choice, list or type, and new `additionalProperties`."""
     old, new = ({"$defs": {"D": each}} for each in (was, now))
     assert breaches(old, new, read_here=True)
     assert not breaches(old, old, read_here=True)

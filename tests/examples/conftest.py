@@ -1,4 +1,4 @@
-"""The examples as processes of their own, and how they are spoken to."""
+"""Runs the examples as processes, and sends requests to those that listen."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from tests import fork_server
 from worker import embedded
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ LONG = {"prompt": PROMPT, "num_inference_steps": 150, "num_images_per_prompt": 4
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server said."""
+    """A server's answer."""
 
     status: int
     headers: Message
@@ -40,12 +41,12 @@ class Answer:
 
     @property
     def json(self) -> Any:
-        """The body, read."""
+        """The body as JSON."""
         return json.loads(self.body)
 
 
 def ask(url: str, method: str = "GET", body: object = None, **headers: str) -> Answer:
-    """Send a request, its body as JSON; underscores in names of headers are hyphens."""
+    """Send a request with `body` as JSON; underscores in names of headers become hyphens."""
     data = None if body is None else json.dumps(body).encode()
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     request = Request(url, data, {"Content-Type": "application/json", **named}, method=method)
@@ -74,21 +75,21 @@ def run(*command: str, **options: Any) -> subprocess.CompletedProcess[str]:
 def start_server(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., AbstractContextManager[str]]:
-    """Start an example that listens; `{port}` in the command is a free one. Gives its address."""
+    """Start an example that listens on the free port `{port}` of its command; gives its URL."""
 
     @contextmanager
     def start(*command: str, **environment: str) -> Iterator[str]:
         url = f"http://{embedded.LOOPBACK}:{(port := embedded.free_port())}"
         line = [sys.executable, *(part.format(port=port) for part in command)]
         log = tmp_path_factory.mktemp("example") / "example.log"
-        with embedded.running(line, log, lambda: answers(url), environment):
+        with fork_server.running(line, log, lambda: answers(url), environment):
             yield url
 
     return start
 
 
 def answers(url: str) -> bool:
-    """Whether somebody listens there, whatever he says."""
+    """Whether a server answers there, with whatever status."""
     try:
         return ask(url).status > 0
     except URLError:

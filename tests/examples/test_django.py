@@ -1,6 +1,6 @@
-"""The Django project: its web server, its own Celery worker, and a SAG worker that is none of its.
+"""The Django project: its web server, its own Celery worker, and a separate SAG worker.
 
-The project's Celery and the SAG workers have a database each of one Redis.
+The project's Celery and the SAG worker each use a database of one Redis.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import pytest
 from celery import Celery
 from redis import Redis
 
+from tests import fork_server
+from tests.conftest import FEW_STEPS
 from tests.examples.conftest import ANSWER_S, EXAMPLES, PNG, PROMPT, ask, run, wheres
 from tests.service.conftest import END_S, wait_until
 from worker import embedded
@@ -55,14 +57,14 @@ class Shop:
     environment: dict[str, str]
 
     def posted(self, path: str, **order: object) -> dict[str, Any]:
-        """What was answered to an order that was accepted."""
+        """The answer to a POST that was accepted."""
         answer = ask(f"{self.url}/{path}", "POST", order)
         assert answer.status == 202
         read: dict[str, Any] = answer.json
         return read
 
     def ended(self, path: str, field: str) -> dict[str, Any]:
-        """What a place tells once it tells an end."""
+        """The answer at `path` once its `field` is a final state."""
         read: dict[str, Any] = {}
 
         def over() -> bool:
@@ -79,11 +81,11 @@ def shop(
     start_server: StartServer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Shop]:
-    """All three processes, over a Redis of their own."""
+    """All three processes, with a Redis of their own."""
     log = tmp_path_factory.mktemp("shop") / "celery.log"
     with (
         embedded.redis_server(log.parent) as sag_url,
-        start_service(sag_url, namespace=NAMESPACE) as sag,
+        start_service(sag_url, namespace=NAMESPACE, models=FEW_STEPS) as sag,
     ):
         own_url = sag_url.removesuffix("0") + "1"
         environment = {
@@ -92,42 +94,42 @@ def shop(
         }  # fmt: skip
         command = [sys.executable, *WORK]
         with (
-            embedded.running(command, log, lambda: " ready." in log.read_text(), environment),
+            fork_server.running(command, log, lambda: " ready." in log.read_text(), environment),
             start_server(*SERVE, **environment) as url,
         ):
             yield Shop(url, sag, own_url, environment)
 
 
-def names(url: str) -> set[str]:
+def keys_in(url: str) -> set[str]:
     """The keys of a database."""
     with Redis.from_url(url, decode_responses=True) as redis:
         return {str(name) for name in redis.scan_iter()}
 
 
 def test_a_view_has_a_picture_made(shop: Shop) -> None:
-    """It gives the id at once; the state at that id ends with the URL of a PNG."""
+    """POST gives the id at once; GET at that id ends with the URL of a PNG."""
     task_id = shop.posted("pictures", prompt=PROMPT)["id"]
-    told = shop.ended(f"pictures/{task_id}", "status")
-    assert (told["id"], told["status"]) == (task_id, "succeeded")
-    with urlopen(told["result"]["images"][0]["url"], timeout=ANSWER_S) as picture:
+    end = shop.ended(f"pictures/{task_id}", "status")
+    assert (end["id"], end["status"]) == (task_id, "succeeded")
+    with urlopen(end["result"]["images"][0]["url"], timeout=ANSWER_S) as picture:
         assert picture.read().startswith(PNG)
 
 
 def test_a_job_of_the_projects_own_gives_the_key(shop: Shop) -> None:
-    """Its Celery worker waits for the SAG worker; the key is that of the stored picture."""
+    """The project's Celery task waits for the SAG worker; its result is the picture's key."""
     job = shop.posted("articles", prompt=PROMPT)["job"]
-    told = shop.ended(f"articles/{job}", "state")
+    end = shop.ended(f"articles/{job}", "state")
     result = shop.sag.client.handle(f"article-{job}").result(timeout=END_S)
-    assert told == {"job": job, "state": "SUCCESS", "key": result.images[0].key}
+    assert end == {"job": job, "state": "SUCCESS", "key": result.images[0].key}
 
 
-def test_neither_is_in_the_others_database(shop: Shop) -> None:
-    """After both kinds of task: queues, records and results each where they belong, alone."""
+def test_neither_writes_into_the_others_database(shop: Shop) -> None:
+    """Queues, records and results of each are in its own database only."""
     task_id = shop.posted("pictures", prompt=PROMPT)["id"]
     job = shop.posted("articles", prompt=PROMPT)["job"]
     shop.ended(f"pictures/{task_id}", "status")
     shop.ended(f"articles/{job}", "state")
-    sag, own = names(shop.sag.broker_url), names(shop.broker_url)
+    sag, own = keys_in(shop.sag.broker_url), keys_in(shop.broker_url)
     ours = [f"celery-task-meta-{each}" for each in (task_id, f"article-{job}")]
     assert {*ours, "_kombu.binding.generate.default"} <= sag
     assert {f"{NAMESPACE}:{{{task_id}}}:task", f"{NAMESPACE}:{{article-{job}}}:task"} <= sag
@@ -136,12 +138,12 @@ def test_neither_is_in_the_others_database(shop: Shop) -> None:
     assert not {name for name in own if any(each in name for each in ("generate", NAMESPACE))}
     assert not set(ours) & own
     with Redis.from_url(shop.broker_url) as redis:
-        kept: Any = redis.get(f"celery-task-meta-{job}")
-        assert json.loads(kept)["children"] == []
+        result: Any = redis.get(f"celery-task-meta-{job}")
+        assert json.loads(result)["children"] == []
 
 
-def test_a_job_that_comes_twice_is_one_picture(shop: Shop) -> None:
-    """As after a lost worker: the job runs again, the SAG worker's task does not."""
+def test_a_job_that_runs_twice_makes_one_picture(shop: Shop) -> None:
+    """A Celery task that is delivered again, as after a lost worker, submits the same SAG task."""
     job = str(uuid.uuid4())
     with Celery(
         "again", set_as_current=False, broker=shop.broker_url, backend=shop.broker_url
@@ -149,39 +151,39 @@ def test_a_job_that_comes_twice_is_one_picture(shop: Shop) -> None:
         for _ in range(2):
             app.send_task("shop.tasks.illustrate", [{"prompt": PROMPT}], task_id=job, queue="shop")
         app.AsyncResult(job).get(timeout=END_S)
-    wait_until(lambda: not {"shop", "unacked"} & names(shop.broker_url))
+    wait_until(lambda: not {"shop", "unacked"} & keys_in(shop.broker_url))
     kinds = [event.type for event in shop.sag.client.handle(f"article-{job}").events(timeout=END_S)]
     assert [kinds.count(each) for each in ("queued", "started", "succeeded")] == [1, 1, 1]
 
 
 def test_the_projects_application_stays_the_current_one(shop: Shop) -> None:
-    """After the client has submitted, in every thread."""
+    """The client's own Celery application never becomes the current one, in any thread."""
     environment = {**os.environ, **shop.environment}
     done = run(str(FOLDER / "manage.py"), "shell", "-v", "0", "-c", CURRENT, env=environment)
     assert done.stdout.splitlines() == ["shop shop", "shop shop"], done.stderr
 
 
 def test_an_invalid_request_names_its_fields(shop: Shop) -> None:
-    """422 from the view; a job that is refused fails, and says by which field."""
+    """The view answers 422; a Celery task whose request is refused fails and names the field."""
     refused = ask(f"{shop.url}/pictures", "POST", {"prompt": PROMPT, "height": 65, "nope": 1})
     assert (refused.status, wheres(refused)) == (422, {"height", "nope"})
     assert ask(f"{shop.url}/pictures", "POST", []).status == 422
     job = shop.posted("articles", prompt=PROMPT, height=65)["job"]
-    told = shop.ended(f"articles/{job}", "state")
-    assert (told["state"], "height" in told["error"]) == ("FAILURE", True)
+    end = shop.ended(f"articles/{job}", "state")
+    assert (end["state"], "height" in end["error"]) == ("FAILURE", True)
 
 
 def test_other_refusals(shop: Shop) -> None:
-    """404 for an unknown task, 405 for another method, the error of a task that failed."""
-    assert ask(f"{shop.url}/pictures/nobody").status == 404
+    """An unknown task is 404, a wrong method 405; a failed task gives its error."""
+    assert ask(f"{shop.url}/pictures/unknown").status == 404
     assert ask(f"{shop.url}/pictures").status == ask(f"{shop.url}/articles").status == 405
     task_id = shop.posted("pictures", prompt=PROMPT, num_inference_steps=151)["id"]
-    told = shop.ended(f"pictures/{task_id}", "status")
-    assert (told["status"], told["error"]["code"]) == ("failed", "invalid_request")
+    end = shop.ended(f"pictures/{task_id}", "status")
+    assert (end["status"], end["error"]["code"]) == ("failed", "invalid_request")
 
 
 def test_redis_away_is_503(start_server: StartServer) -> None:
-    """From both views, and the server starts all the same."""
+    """The server starts without Redis, and both views answer 503."""
     away = f"redis://127.0.0.1:{embedded.free_port()}/0"
     with start_server(*SERVE, SAG_BROKER_URL=away) as url:
         assert ask(f"{url}/pictures", "POST", {"prompt": PROMPT}).status == 503

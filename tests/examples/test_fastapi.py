@@ -29,13 +29,13 @@ COMMAND += ["--app-dir", str(EXAMPLES / "fastapi")]
 
 @pytest.fixture(scope="module")
 def backend(standard: Service, start_server: StartServer) -> Iterator[str]:
-    """Its address."""
+    """The backend's URL."""
     with start_server(*COMMAND, SAG_BROKER_URL=standard.broker_url) as url:
         yield url
 
 
 def events(url: str, after: int | None = None, most: int | None = None) -> list[dict[str, Any]]:
-    """The events that the stream gives: all, or the first `most` and away."""
+    """The stream's events: all, or the first `most`, after which the connection is closed."""
     place = urlsplit(url)
     connection = http.client.HTTPConnection(place.netloc, timeout=ANSWER_S)
     headers = {} if after is None else {"Last-Event-ID": str(after)}
@@ -60,20 +60,20 @@ def events(url: str, after: int | None = None, most: int | None = None) -> list[
 
 
 def test_a_picture_appears(backend: str) -> None:
-    """POST says where to look, and there, at the end, is the URL of a PNG."""
+    """POST gives the task's place; GET there gives, once it has ended, the URL of a PNG."""
     accepted = ask(f"{backend}/pictures", "POST", {"prompt": PROMPT})
     assert accepted.status == 202
     place = accepted.headers["Location"]
     assert place == f"/pictures/{accepted.json['id']}"
-    told = ask(f"{backend}{place}?wait_s=60").json
-    assert (told["id"], told["status"]) == (accepted.json["id"], "succeeded")
-    with urlopen(told["result"]["images"][0]["url"], timeout=ANSWER_S) as picture:
+    end = ask(f"{backend}{place}?wait_s=60").json
+    assert (end["id"], end["status"]) == (accepted.json["id"], "succeeded")
+    with urlopen(end["result"]["images"][0]["url"], timeout=ANSWER_S) as picture:
         assert picture.read().startswith(PNG)
-    assert ask(f"{backend}{place}").json == told
+    assert ask(f"{backend}{place}").json == end
 
 
 def test_the_same_key_is_one_task(backend: str) -> None:
-    """Sent again with its key a request is the same task, done once; another key is another."""
+    """A request sent again with its Idempotency-Key is the same task; another key makes another."""
     keys = [key := str(uuid.uuid4()), key, str(uuid.uuid4())]
     ids = [
         ask(f"{backend}/pictures", "POST", {"prompt": PROMPT}, Idempotency_Key=each).json["id"]
@@ -84,8 +84,8 @@ def test_the_same_key_is_one_task(backend: str) -> None:
     assert [kinds.count(each) for each in ("queued", "started", "succeeded")] == [1, 1, 1]
 
 
-def test_a_stream_goes_on_where_it_was_left(backend: str, standard: Service) -> None:
-    """Left in the midst and asked for by Last-Event-ID, it has each event once, in order."""
+def test_a_stream_resumes_after_the_last_event_id(backend: str, standard: Service) -> None:
+    """A stream that was closed and is resumed with Last-Event-ID has each event once, in order."""
     task_id = ask(f"{backend}/pictures", "POST", {"prompt": PROMPT}).json["id"]
     url = f"{backend}/pictures/{task_id}/events"
     got = events(url, most=3)
@@ -99,7 +99,7 @@ def test_a_stream_goes_on_where_it_was_left(backend: str, standard: Service) -> 
 
 
 def test_a_task_can_be_cancelled(backend: str, standard: Service) -> None:
-    """A running one ends; its place says so and has no result."""
+    """DELETE ends a running task; its place then gives the status and no result."""
     place = backend + ask(f"{backend}/pictures", "POST", LONG).headers["Location"]
     task_id = place.rpartition("/")[2]
     wait_for(standard.client.handle(task_id), "started")
@@ -108,25 +108,25 @@ def test_a_task_can_be_cancelled(backend: str, standard: Service) -> None:
     assert ask(f"{place}?wait_s=60").json == {"id": task_id, "status": "cancelled"}
 
 
-def test_a_wait_that_runs_out_is_said(backend: str) -> None:
-    """504, and the task goes on."""
+def test_a_wait_that_times_out_is_504(backend: str) -> None:
+    """GET with `wait_s` answers 504 after that time, and the task goes on."""
     place = backend + ask(f"{backend}/pictures", "POST", LONG).headers["Location"]
     assert ask(f"{place}?wait_s=0.2").status == 504
     assert ask(place).json["status"] in ("queued", "running")
     assert ask(place, "DELETE").json["was"] in ("queued", "running")
 
 
-def test_what_the_worker_refuses_is_told(backend: str) -> None:
-    """Beyond the worker's own limits a task fails: its place has the error."""
+def test_a_task_that_the_worker_refuses_has_its_error(backend: str) -> None:
+    """A request beyond the worker's own limits fails the task, and its place gives the error."""
     body = {"prompt": PROMPT, "num_inference_steps": 151}
     place = backend + ask(f"{backend}/pictures", "POST", body).headers["Location"]
-    told = ask(f"{place}?wait_s=60").json
-    assert (told["status"], told["error"]["code"]) == ("failed", "invalid_request")
-    assert told["error"]["details"]["faults"][0]["where"] == "num_inference_steps"
+    end = ask(f"{place}?wait_s=60").json
+    assert (end["status"], end["error"]["code"]) == ("failed", "invalid_request")
+    assert end["error"]["details"]["faults"][0]["where"] == "num_inference_steps"
 
 
 def test_an_invalid_request_names_its_fields(backend: str) -> None:
-    """422 with every fault, and nothing was submitted; so is a key that can't be an id."""
+    """422 with every fault, and nothing is submitted; also for a key that can't be an id."""
     refused = ask(f"{backend}/pictures", "POST", {"prompt": PROMPT, "height": 65, "nope": 1})
     assert (refused.status, wheres(refused)) == (422, {"height", "nope"})
     odd = ask(f"{backend}/pictures", "POST", {"prompt": PROMPT}, Idempotency_Key="a b")
@@ -136,12 +136,12 @@ def test_an_invalid_request_names_its_fields(backend: str) -> None:
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
 def test_an_unknown_task_is_not_found(backend: str, method: str) -> None:
     """404, for its events as well, before a stream begins."""
-    assert ask(f"{backend}/pictures/nobody", method).status == 404
-    assert ask(f"{backend}/pictures/nobody/events").status == 404
+    assert ask(f"{backend}/pictures/unknown", method).status == 404
+    assert ask(f"{backend}/pictures/unknown/events").status == 404
 
 
 def test_redis_away_is_503(start_server: StartServer) -> None:
-    """The backend starts all the same, and says so to whoever asks."""
+    """The backend starts without Redis, and every request gets 503."""
     away = f"redis://127.0.0.1:{free_port()}/0"
     with start_server(*COMMAND, SAG_BROKER_URL=away) as url:
         assert ask(f"{url}/pictures", "POST", {"prompt": PROMPT}).status == 503

@@ -1,4 +1,4 @@
-"""What a backend takes on by doing as the examples do."""
+"""What a backend imports when it does as the examples do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})))
     [("script", "pictures"), ("fastapi", "pictures"), ("django", "shop.urls, shop.refusals")],
 )
 def test_no_example_loads_the_worker(example: str, modules: str) -> None:
-    """Nor torch, nor anything else that only the worker needs."""
+    """No example imports the worker, torch, or anything else that only the worker needs."""
     done = run("-c", LOADED.format(folder=str(EXAMPLES / example), modules=modules))
     assert done.returncode == 0, done.stderr
     names = set(json.loads(done.stdout))

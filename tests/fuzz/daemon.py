@@ -1,4 +1,4 @@
-"""Hostile messages through a real worker process, over a real Redis and a real S3."""
+"""Sends hostile messages to a real worker process, with a real Redis and a real S3."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from redis import Redis
 from api_contracts import GenerationClient
 from api_contracts.events import EVENT, Failed
 from api_contracts.names import queue_lists
-from tests.fuzz import mail
+from tests.fuzz import hostile_messages
 from tests.fuzz.campaign import resident_mib
-from tests.fuzz.desk import Desk, can_be_answered
+from tests.fuzz.pipeline import Pipeline, can_be_answered
 from worker import embedded
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX
 from worker.config.models import SHIPPED_MODEL
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-#: Messages that wait at once.
+#: Messages that are queued at once.
 BATCH = 500
 #: Longest wait for a batch, and for a picture, in seconds.
 BATCH_S, PICTURE_S = 600.0, 300.0
 GOOD = {"prompt": "a large red circle on a white background", "seed": 7}
-#: Every key that the service may make, with namespace `sag`.
+#: Every key that the service may create, with namespace `sag`.
 KEYS = re.compile(
     r"sag:\{[A-Za-z0-9._-]{1,128}\}:(task|events)|sag:(open|wishes|reconciler)|sag\.unacked(_index)?"
     r"|celery-task-meta-[A-Za-z0-9._-]{1,128}|generate\.default(\x06\x16[1-9])?"
     r"|_kombu\.binding(_permanent|_deadlines)?(\.generate\.default|\.(reply\.)?celery\.pidbox)?"
     r"|[\w.@-]+\.celery\.pidbox(\x06\x16[1-9])?"
 )
-#: One step for each picture, so that what is accepted by luck costs next to nothing.
+#: One step for each picture, so that a request that happens to be valid takes little time.
 MODELS = json.dumps({
     "default": {"path": str(SHIPPED_MODEL), "safety_checker": False,
                 "defaults": {"num_inference_steps": 1, "guidance_scale": 3.0}},
@@ -48,7 +48,7 @@ MODELS = json.dumps({
 
 @dataclass
 class Report:
-    """What a worker went through."""
+    """What was sent to a worker, and how the tasks ended."""
 
     messages: int = 0
     rejected: int = 0
@@ -59,7 +59,7 @@ class Report:
 
 @dataclass
 class Daemon:
-    """A worker, and what it stands on."""
+    """A worker with its Redis and a client."""
 
     redis: Redis
     client: GenerationClient
@@ -67,17 +67,17 @@ class Daemon:
     process: int
 
     def picture(self) -> str:
-        """The checksum of the picture that is always the same."""
+        """The checksum of one fixed picture."""
         return self.client.submit(GOOD).result(PICTURE_S).images[0].sha256
 
     def rejections(self) -> int:
-        """Messages that became no task, as the log counts them."""
+        """Rejected messages, as the log counts them."""
         return self.log.read_text(errors="replace").count("rejected a message (")
 
 
 @contextmanager
 def daemon() -> Iterator[Daemon]:
-    """A worker over servers of its own."""
+    """A worker with servers of its own."""
     with embedded.scratch() as folder:
         for name in ("redis", "s3"):
             (folder / name).mkdir()
@@ -108,57 +108,60 @@ def daemon() -> Iterator[Daemon]:
 
 
 def _worker_of(supervisor: int) -> int:
-    """The process that works: the child of the supervisor's fork server."""
+    """The worker process: the child of the supervisor's fork server."""
     beneath = psutil.Process(supervisor).children(recursive=True)
     (worker,) = [each for each in beneath if each.ppid() != supervisor]
     return int(worker.pid)
 
 
-def bombard(to: Daemon, seed: int, count: int) -> Iterator[Report]:
-    """Push `count` entries, a batch at a time; gives the report after each and judges at the end.
+def send_messages(to: Daemon, seed: int, count: int) -> Iterator[Report]:
+    """Push `count` entries in batches; gives the report after each, and checks all ends at last.
 
-    Raises AssertionError where the law is broken.
+    Raises AssertionError where a law is broken.
     """
     before, report, began_s = to.picture(), Report(), time.monotonic()
-    desk, rejected = Desk(), to.rejections()
+    pipeline, rejected = Pipeline(), to.rejections()
     expected: dict[str, str] = {}
     report.marks.append((0, 0.0, resident_mib(to.process)))
     while report.messages < count:
         numbers = range(report.messages, min(report.messages + BATCH, count))
-        entries = {number: mail.entry(seed, number, f"fuzz-{seed}-{number}") for number in numbers}
+        entries = {
+            number: hostile_messages.entry(seed, number, f"fuzz-{seed}-{number}")
+            for number in numbers
+        }
         for entry in entries.values():
-            kind = desk.take(entry, whole=False).kind
+            kind = pipeline.take(entry, whole=False).kind
             report.rejected += kind == "rejected"
             if can_be_answered(entry):
                 expected[json.loads(entry)["headers"]["id"]] = kind
         for entry in entries.values():
             to.redis.lpush("generate.default", entry)
-        _drained(to)
+        _wait_until_consumed(to)
         report.messages += len(entries)
         seconds = time.monotonic() - began_s
         report.marks.append((report.messages, seconds, resident_mib(to.process)))
         yield report
-    report.ended = _judge(to, expected)
+    report.ended = _check_ends(to, expected)
     assert to.rejections() - rejected == report.rejected
     assert to.picture() == before
-    _drained(to)
+    _wait_until_consumed(to)
     yield report
 
 
-def _drained(to: Daemon) -> None:
-    """Wait until nothing waits and nothing is held."""
+def _wait_until_consumed(to: Daemon) -> None:
+    """Wait until no message waits and none is unacknowledged."""
     until_s = time.monotonic() + BATCH_S
     while any(to.redis.llen(name) for name in queue_lists("default")) or to.redis.hlen(UNACKED):
         assert time.monotonic() < until_s, "messages are left"
         time.sleep(0.1)
 
 
-def _judge(to: Daemon, expected: dict[str, str]) -> dict[str, int]:
-    """Every task has ended as it should, in a way that a client can read, and nothing is left."""
+def _check_ends(to: Daemon, expected: dict[str, str]) -> dict[str, int]:
+    """Check that every task has ended correctly with a valid event, and that no message is left."""
     ended: dict[str, int] = {}
     for task_id, kind in expected.items():
         last: Any = to.redis.xrevrange(to.client.keys.events(task_id), count=1)
-        assert last, f"{task_id} was told nothing"
+        assert last, f"{task_id} has no event"
         event = EVENT.validate_json(last[0][1][b"event"])
         assert event.is_terminal, task_id
         code = str(event.error.code) if isinstance(event, Failed) else event.type
@@ -166,8 +169,8 @@ def _judge(to: Daemon, expected: dict[str, str]) -> dict[str, int]:
         if kind == "refused":
             assert code in ("invalid_request", "unknown_model", "unsupported_scheduler"), task_id
         ended[code] = ended.get(code, 0) + 1
-    strange = [key for key in to.redis.scan_iter(count=1000) if not KEYS.fullmatch(key.decode())]
-    assert not strange, strange[:10]
+    unknown = [key for key in to.redis.scan_iter(count=1000) if not KEYS.fullmatch(key.decode())]
+    assert not unknown, unknown[:10]
     assert not to.redis.zcard("sag:open")
     assert not to.redis.zcard(UNACKED_INDEX)
     return ended

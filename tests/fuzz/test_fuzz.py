@@ -1,4 +1,4 @@
-"""A short campaign; `make fuzz` runs the long ones."""
+"""Short campaigns of hostile messages; `make fuzz` runs long ones."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from api_contracts.parse import parse_request
-from tests.fuzz import mail, odd
-from tests.fuzz.campaign import decode
-from tests.fuzz.daemon import BATCH, bombard, daemon
-from tests.fuzz.desk import Desk
+from tests.fuzz import hostile_messages, odd_values
+from tests.fuzz.campaign import run_in_process
+from tests.fuzz.daemon import BATCH, daemon, send_messages
+from tests.fuzz.pipeline import Pipeline
 from worker.broker.held_messages import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
@@ -24,23 +24,25 @@ if TYPE_CHECKING:
 SLACK_MIB = 48
 
 
-def test_whatever_comes_is_answered_or_rejected() -> None:
-    """Nothing raises, none that names its task goes unanswered, none is slow, memory is flat."""
-    *_, tally = decode(seed=20, count=4_000)
+@pytest.mark.parametrize("count", [600, pytest.param(4_000, marks=pytest.mark.slow)])
+def test_every_message_is_answered_or_rejected(count: int) -> None:
+    """Nothing raises, each message with a task id is answered, none is slow, memory is flat."""
+    *_, tally = run_in_process(seed=20, count=count)
     assert not tally.failures, tally.failures[0]
     assert {*tally.kinds} == {"accepted", "refused", "rejected"}
     (_, _, early), *_, (_, _, late) = tally.marks
     assert late - early < SLACK_MIB
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_worker_outlives_them() -> None:
-    """Each is consumed and counted; records end; no strange key; the same picture afterwards.
+def test_a_worker_serves_on_after_hostile_messages() -> None:
+    """Each is consumed and counted; records end; no unknown key; the same picture afterwards.
 
-    Memory is flat from the second batch on: the first one meets some code for the first time.
+    Memory is flat from the second batch on: the first one runs some code for the first time.
     """
     with daemon() as started:
-        *_, report = bombard(started, seed=21, count=2 * BATCH)
+        *_, report = send_messages(started, seed=21, count=2 * BATCH)
     assert report.messages == 2 * BATCH
     assert report.rejected
     assert report.ended["invalid_request"] > 100
@@ -48,7 +50,7 @@ def test_a_worker_outlives_them() -> None:
     assert late - early < SLACK_MIB
 
 
-#: Entries as large as one may be, each of a kind that might cost more than its length.
+#: Requests of a given length, each of a kind that might cost more than in proportion to it.
 SHAPES: dict[str, Callable[[int], dict[str, Any]]] = {
     "fields": lambda n: {"prompt": "x", **{f"{number:x}": 0 for number in range(n // 12)}},
     "metadata": lambda n: {
@@ -61,41 +63,45 @@ SHAPES: dict[str, Callable[[int], dict[str, Any]]] = {
     "scheduler": lambda n: {"prompt": "x", "scheduler": "a" * n},
     "digits": lambda n: {"prompt": "x", "metadata": "9" * n},
     "empty lists": lambda n: {"prompt": [[]] * (n // 4)},
-    "nested": lambda n: {"prompt": [odd.nested(0, 300)] * (n // 1500)},
+    "nested": lambda n: {"prompt": [odd_values.nested(0, 300)] * (n // 1500)},
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("part", [16, pytest.param(1, marks=pytest.mark.slow, id="whole")])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_largest_message_costs_no_more_than_its_length(shape: str) -> None:
-    """Four times the length is about four times the time, and no slot gets what fills the memory.
+def test_a_large_message_costs_time_in_proportion_to_its_length(shape: str, part: int) -> None:
+    """Four times the length takes about four times as long, and slots get no large body.
 
-    Once is it read, by the consumer; then only what is wrong with it goes on.
+    The consumer reads the body once, and passes on only the errors in it. The longest is as large
+    as a message may be, divided by `part`.
     """
-    desk, took_s = Desk(), []
-    for length in (MAX_MESSAGE_BYTES // 6, MAX_MESSAGE_BYTES * 2 // 3):
+    pipeline, took_s = Pipeline(), []
+    for length in (MAX_MESSAGE_BYTES // 6 // part, MAX_MESSAGE_BYTES * 2 // 3 // part):
         body = json.dumps([[], {"request": SHAPES[shape](length)}, {}])
-        entry = json.dumps(mail.message("t", base64.b64encode(body.encode()).decode())).encode()
+        entry = json.dumps(
+            hostile_messages.message("t", base64.b64encode(body.encode()).decode())
+        ).encode()
         assert len(entry) < MAX_MESSAGE_BYTES
-        took_s.append(min(_cpu_s(desk, entry) for _ in range(2)))
+        took_s.append(min(_cpu_s(pipeline, entry) for _ in range(2)))
     assert took_s[1] < 8 * took_s[0] + 0.1
     assert took_s[1] < 10
-    assert desk.largest_body_bytes < 1_000
+    assert pipeline.largest_body_bytes < 1_000
 
 
-def _cpu_s(desk: Desk, entry: bytes) -> float:
-    """What it takes to refuse an entry, but for collecting what other tests have left."""
+def _cpu_s(pipeline: Pipeline, entry: bytes) -> float:
+    """Processor time to refuse an entry, without the garbage collection of other tests' objects."""
     gc.collect()
     gc.disable()
     try:
         began_s = time.process_time()
-        assert desk.take(entry, whole=False).kind == "refused"
+        assert pipeline.take(entry, whole=False).kind == "refused"
         return time.process_time() - began_s
     finally:
         gc.enable()
 
 
-def test_faults_do_not_pile_up() -> None:
-    """A request of a million wrong fields is refused for their number, before any is looked at."""
+def test_many_wrong_fields_are_refused_for_their_number() -> None:
+    """A request with 300,000 wrong fields is refused before any of them is checked."""
     many = {"prompt": "x", "metadata": {str(number): 0 for number in range(300_000)}}
     began_s = time.process_time()
     with pytest.raises(ValueError, match="300000 entries"):

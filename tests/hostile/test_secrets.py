@@ -12,8 +12,8 @@ import pytest
 from celery import Celery
 
 from api_contracts import GenerationClient, GenerationFailed, ServiceUnavailable
-from tests.fuzz.desk import Desk
-from tests.fuzz.mail import calls, message
+from tests.fuzz.hostile_messages import calls, message
+from tests.fuzz.pipeline import Pipeline
 from tests.hostile.guarded import guarded, running, until, wheel_redis
 
 if TYPE_CHECKING:
@@ -160,11 +160,11 @@ def test_prompts_are_logged_when_enabled(
 
 def test_no_prompt_of_a_bad_message_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """The worker's code logs no prompt of messages that are unreadable, refused or accepted."""
-    desk = Desk()
+    pipeline = Pipeline()
     made = [CALL, CALL | {"x": 1}, {"request": {"prompt": [PROMPT, 5]}}]
     answered = [json.dumps(message("t", calls(each))).encode() for each in made]
     for entry in (*BAD_MESSAGES, *answered):
-        desk.take(entry)
+        pipeline.take(entry)
     assert caplog.text.count("rejected a message (") == 5
     assert "too_large" in caplog.text
     assert PROMPT not in caplog.text

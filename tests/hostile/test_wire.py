@@ -10,8 +10,8 @@ import pytest
 
 from api_contracts.errors import FieldError
 from api_contracts.events import Failed
-from tests.fuzz.desk import Desk
-from tests.fuzz.mail import message
+from tests.fuzz.hostile_messages import message
+from tests.fuzz.pipeline import Pipeline
 from worker.config.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,14 +30,14 @@ def sent(call: object, **headers: Any) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def desk() -> Desk:
+def pipeline() -> Pipeline:
     """A message's way through the worker's code."""
-    return Desk()
+    return Pipeline()
 
 
-def refusal(desk: Desk, entry: bytes) -> str:
+def refusal(pipeline: Pipeline, entry: bytes) -> str:
     """The error of task `t`; fails unless its message is refused."""
-    verdict = desk.take(entry)
+    verdict = pipeline.take(entry)
     assert verdict.kind == "refused"
     assert isinstance(verdict.event, Failed)
     assert verdict.event.task_id == "t"
@@ -55,10 +55,10 @@ def refusal(desk: Desk, entry: bytes) -> str:
         {"task": "os.system"}, {"args": [1]}, {"kwargs": {}}, {"self": 1}, {"chain": [1]},
     ],
 )  # fmt: skip
-def test_a_body_does_not_name_the_task(desk: Desk, embedded: dict[str, Any]) -> None:
+def test_a_body_does_not_name_the_task(pipeline: Pipeline, embedded: dict[str, Any]) -> None:
     """Fields embedded in the body, which Celery would copy over its request, are refused."""
     (name,) = embedded
-    assert name in refusal(desk, sent([[], {"request": GOOD}, embedded]))
+    assert name in refusal(pipeline, sent([[], {"request": GOOD}, embedded]))
 
 
 @pytest.mark.parametrize(
@@ -68,15 +68,15 @@ def test_a_body_does_not_name_the_task(desk: Desk, embedded: dict[str, Any]) -> 
         b"9" * 5_000, b"NaN", b'"' + b"\\u0000" * 1_000, b'{"headers": []}', b"\x80\x04N.",
     ],
 )  # fmt: skip
-def test_an_entry_that_is_not_a_message_is_dropped(desk: Desk, entry: bytes) -> None:
+def test_an_entry_that_is_not_a_message_is_dropped(pipeline: Pipeline, entry: bytes) -> None:
     """An entry that is not a message is dropped, whatever it contains."""
-    assert desk.take(entry).kind == "rejected"
+    assert pipeline.take(entry).kind == "rejected"
 
 
 @pytest.mark.parametrize("name", ["self", "cls", "__unreadable__", "\ud800", "\x00", "a" * 9000])
-def test_no_argument_is_too_odd(desk: Desk, name: str) -> None:
+def test_no_argument_is_too_odd(pipeline: Pipeline, name: str) -> None:
     """A message with any odd argument is answered."""
-    assert len(refusal(desk, sent([[], {"request": GOOD, name: 1}, {}]))) < 600
+    assert len(refusal(pipeline, sent([[], {"request": GOOD, name: 1}, {}]))) < 600
 
 
 @pytest.mark.parametrize(
@@ -87,20 +87,20 @@ def test_no_argument_is_too_odd(desk: Desk, name: str) -> None:
         for text in ("1e999999999", "gASVAAAAAAAAAAAu", "2030-01-01", "", "[]")
     ],
 )
-def test_no_typed_value_is_accepted(desk: Desk, value: object) -> None:
+def test_no_typed_value_is_accepted(pipeline: Pipeline, value: object) -> None:
     """The types that kombu adds to JSON are not part of a request."""
     for request in (value, {"prompt": value}, {"prompt": "x", "seed": value}):
-        verdict = desk.take(sent([[], {"request": request}, {}]))
+        verdict = pipeline.take(sent([[], {"request": request}, {}]))
         assert verdict.kind == "refused"
 
 
 @pytest.mark.parametrize("header", ["reply_to", "correlation_id", "root_id", "parent_id", "group"])
-def test_answers_go_nowhere_else(desk: Desk, header: str) -> None:
+def test_answers_go_nowhere_else(pipeline: Pipeline, header: str) -> None:
     """Answers go to the task's record and result, whatever reply headers a message has."""
     for value in ("unacked", "../x", "\ud800", ["x"], {"a": 1}, 5):
         whole = json.loads(sent([[], {"request": GOOD}, {}], **{header: value}))
         whole["properties"][header] = value
-        verdict = desk.take(json.dumps(whole).encode())
+        verdict = pipeline.take(json.dumps(whole).encode())
         assert verdict.kind == "accepted"
         assert verdict.event is not None
         assert verdict.event.task_id == "t"
@@ -120,9 +120,9 @@ def test_answers_go_nowhere_else(desk: Desk, header: str) -> None:
         {"cross_attention_kwargs": {"processor": "x"}}, {"output_type": "../x"},
     ],
 )  # fmt: skip
-def test_no_path_is_accepted(desk: Desk, place: dict[str, Any]) -> None:
+def test_no_path_is_accepted(pipeline: Pipeline, place: dict[str, Any]) -> None:
     """A request names models by alias and inputs by key; no path, URL or hub id is accepted."""
-    verdict = desk.take(sent([[], {"request": GOOD | place}, {}]))
+    verdict = pipeline.take(sent([[], {"request": GOOD | place}, {}]))
     assert isinstance(verdict.event, Failed)
     assert verdict.event.error.code == "invalid_request"
 

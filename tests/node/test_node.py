@@ -1,4 +1,4 @@
-"""From Node, with the packages of npm: the example runs, and AsyncAPI's parser agrees."""
+"""The Node example with its npm packages, and AsyncAPI's own parser on our document."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ if TYPE_CHECKING:
     from tests.conftest import Service
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Time for npm to fetch what the lock file names, in seconds.
+#: Time for npm to fetch the packages of the lock file, in seconds.
 INSTALL_S = 170
 
-pytestmark = pytest.mark.skipif(shutil.which("npm") is None, reason="no npm here")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed"),
+]
 
 
 def npm(
@@ -34,7 +37,7 @@ def npm(
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example with its packages, in a copy of the folders that it refers to."""
+    """The example with its packages, in a copy of the folders that it needs."""
     root = tmp_path_factory.mktemp("node")
     folder = root / "examples" / "node"
     ignored = shutil.ignore_patterns("node_modules", "contract")
@@ -47,7 +50,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.timeout(INSTALL_S + 60)
 def test_asyncapis_parser_accepts_the_document(example: Path) -> None:
-    """Without a remark; a document that is none is refused by the same command."""
+    """It reports nothing on our document, and refuses an invalid one."""
     done = npm(example, "run", "--silent", "asyncapi")
     assert done.returncode == 0, done.stderr
     channels = [line.split()[0] for line in done.stdout.splitlines()]
@@ -62,7 +65,7 @@ def test_asyncapis_parser_accepts_the_document(example: Path) -> None:
 
 @pytest.mark.timeout(INSTALL_S + 60)
 def test_the_example_makes_a_picture(example: Path, standard: Service) -> None:
-    """Its types come from the schemas and fit what it does; then a real worker serves it."""
+    """Its types are generated from the schemas and type-check; a real worker serves it."""
     for step in ("types", "check"):
         done = npm(example, "run", "--silent", step)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -71,7 +74,7 @@ def test_the_example_makes_a_picture(example: Path, standard: Service) -> None:
     done = npm(example, "start", "--silent", "--", prompt, SAG_BROKER_URL=url)
     assert done.returncode == 0, done.stderr
     *steps, picture = done.stdout.splitlines()
-    assert steps[-1] == "25 of 25"
+    assert steps[-1] == "5 of 5"
     task_id = picture.split("/0.png")[0].rpartition("/")[2]
     events = list(standard.client.handle(task_id).events(timeout=END_S))
     check_events(events)
@@ -79,8 +82,8 @@ def test_the_example_makes_a_picture(example: Path, standard: Service) -> None:
 
 
 @pytest.mark.timeout(INSTALL_S + 60)
-def test_the_example_says_what_is_wrong(example: Path, standard: Service) -> None:
-    """A refused request: the reason, and a status that is not 0."""
+def test_the_example_reports_a_refusal(example: Path, standard: Service) -> None:
+    """A refused request: the reason, and an exit status that is not 0."""
     url = standard.broker_url
     done = npm(example, "start", "--silent", "--", "x" * 2001, SAG_BROKER_URL=url)
     assert done.returncode == 1

@@ -1,16 +1,20 @@
-"""What the service's tests look at a worker with."""
+"""What the tests of a running worker share: requests, waits, and views of streams and S3."""
 
 from __future__ import annotations
 
+import os
+import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from celery import Celery
 
+from tests import fork_server
 from tests.conftest import BUCKET
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable
 
     from api_contracts import Event, TaskHandle
@@ -20,17 +24,26 @@ if TYPE_CHECKING:
 
 #: Longest wait for anything that must come, in seconds.
 END_S = 120.0
+PROMPT = "a large red circle on a white background"
+#: One step, and one row of the UNet call, as neither kind of guidance is on.
+SHORT: dict[str, Any] = {
+    "prompt": PROMPT, "num_inference_steps": 1, "guidance_scale": 1.0, "sag_scale": 0.0,
+}  # fmt: skip
+#: About 2 s on an idle core: still running when a test acts on the first progress event.
+LONG = SHORT | {"num_inference_steps": 80}
+#: Longer than any test waits: to be cancelled.
+ENDLESS = SHORT | {"num_inference_steps": 150, "num_images_per_prompt": 4}
 
 
 @pytest.fixture
-def stranger(service: Service) -> Celery:
-    """A Celery producer that has nothing of ours."""
-    return Celery("stranger", broker=service.broker_url, backend=service.broker_url)
+def plain_celery(service: Service) -> Celery:
+    """A Celery application that imports nothing of this project."""
+    return Celery("plain", broker=service.broker_url, backend=service.broker_url)
 
 
 @pytest.fixture
 def stored(s3: S3Server) -> Callable[[str], dict[str, bytes]]:
-    """What lies below a prefix of the bucket, by key."""
+    """Reads the bucket: the objects below a prefix, by key."""
     import boto3
 
     client = boto3.client("s3", endpoint_url=s3.endpoint_url)
@@ -47,8 +60,20 @@ def stored(s3: S3Server) -> Callable[[str], dict[str, bytes]]:
     return read
 
 
+def sag_worker(
+    service: Service, *arguments: str, given: str = "", others: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a `sag-worker` command with the worker's settings and `others`; `given` is its input."""
+    return fork_server.run(
+        [sys.executable, "-m", "worker", *arguments],
+        {**os.environ, **service.environment, **(others or {})},
+        given=given,
+        timeout_s=END_S,
+    )
+
+
 def check_events(events: list[Event]) -> None:
-    """The law of every stream: numbers without gaps, one terminal event, and it is the last."""
+    """Assert what holds for each stream: numbers without gaps, one terminal event, the last."""
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     assert [event.is_terminal for event in events].count(True) == 1
     assert events[-1].is_terminal
@@ -56,16 +81,16 @@ def check_events(events: list[Event]) -> None:
 
 
 def wait_for(handle: TaskHandle, kind: str) -> None:
-    """Return when the task's stream has an event of this kind."""
+    """Return when the task's stream has an event of this type."""
     for event in handle.events(timeout=END_S):
         if event.type == kind:
             return
         assert not event.is_terminal
 
 
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Return when `holds` does; fail after `END_S`."""
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Return when `condition` holds; fail after `END_S`."""
     deadline_s = time.monotonic() + END_S
-    while not holds():
+    while not condition():
         assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+        time.sleep(0.02)

@@ -1,38 +1,28 @@
-"""The commands against a real worker, as a script would use them."""
+"""The commands of a caller against a running worker."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from api_contracts.events import EVENT
-from tests.service.conftest import END_S, wait_for, wait_until
+from tests.service.conftest import ENDLESS, SHORT, sag_worker, wait_for, wait_until
+from worker import embedded
+from worker.cli import health
+from worker.cli.main import app
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.conftest import Service
 
-STEPS = ("--steps", "3")
-#: Still running after commands beside it have started.
-LONG = {"prompt": "x", "num_inference_steps": 150, "num_images_per_prompt": 4}
-
-
-def command(
-    service: Service, *arguments: str, given: str | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run one as somebody beside the worker."""
-    return subprocess.run(
-        [sys.executable, "-m", "worker", *arguments], input=given,
-        env={**os.environ, **service.environment},
-        capture_output=True, text=True, check=False, timeout=END_S,
-    )  # fmt: skip
+STEPS = ("--steps", "2")
 
 
 def pixels(path: str) -> Any:
@@ -40,10 +30,12 @@ def pixels(path: str) -> Any:
         return np.asarray(picture)
 
 
-def test_many_prompts_from_a_pipe_are_told_to_a_machine(service: Service) -> None:
+def test_prompts_from_a_pipe_give_json_lines(service: Service) -> None:
     """Each line of the output is one JSON object: the ids, then every event of every task."""
     prompts = "a large red circle on a white background\na green ring on a black background\n"
-    done = command(service, "submit", "--prompts", "-", *STEPS, "--wait", "--json", given=prompts)
+    done = sag_worker(
+        service, "submit", "--prompts", "-", *STEPS, "--wait", "--json", given=prompts
+    )
     assert done.returncode == 0, done.stderr
     first, second, *lines = map(json.loads, done.stdout.splitlines())
     events = [EVENT.validate_python(line) for line in lines]
@@ -54,51 +46,84 @@ def test_many_prompts_from_a_pipe_are_told_to_a_machine(service: Service) -> Non
     assert len({event.task_id for event in events}) == 2
 
 
-def test_a_picture_is_made_again_from_itself(service: Service, tmp_path: Path) -> None:
-    """The second of two: the same pixels, from nothing but its file."""
+def test_a_picture_is_made_again_from_its_file(service: Service, tmp_path: Path) -> None:
+    """`--from-image` gives the same pixels, also for the second of two pictures."""
     out = ("--out", str(tmp_path))
-    done = command(
+    done = sag_worker(
         service, "submit", "a large red star on a blue background", *STEPS, "--images", "2",
         "--set", "eta=0.5", "--scheduler", "ddim", "--set", 'metadata={"customer": "18"}', *out,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     second = done.stdout.splitlines()[-1]
     assert second.endswith("1.png")
-    again = command(service, "submit", "--from-image", second, *out)
+    again = sag_worker(service, "submit", "--from-image", second, *out)
     assert again.returncode == 0, again.stderr
     difference = pixels(second).astype(int) - pixels(again.stdout.splitlines()[-1]).astype(int)
     assert np.abs(difference).max() <= 1
 
 
-def test_the_queue_says_who_is_doing_what(service: Service) -> None:
-    """For people a line for each model and worker; for machines the same as JSON."""
-    long = service.client.submit(LONG, "queue-shown")
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(params=["in this process", pytest.param("as a command", marks=pytest.mark.slow)])
+def run(service: Service, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command that waits 5 s for answers; in this process the wait is shortened."""
+
+    def as_command(*arguments: str) -> tuple[int, str]:
+        done = sag_worker(service, *arguments)
+        return done.returncode, done.stdout
+
+    def here(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, arguments, env=service.environment)
+        return result.exit_code, result.stdout
+
+    monkeypatch.setattr(health, "ANSWER_TIMEOUT_S", 0.5)
+    return here if request.param == "in this process" else as_command
+
+
+def test_queue_lists_workers_and_their_tasks(service: Service, run: Run) -> None:
+    """`queue` prints a line for each model and worker, and the same as JSON with `--json`."""
+    long = service.client.submit(ENDLESS)
     wait_for(long, "progress")
     for _ in range(3):
-        service.client.submit({"prompt": "x", "priority": 9})
-    shown = command(service, "queue")
-    assert shown.returncode == 0, shown.stderr
-    assert any("queue-shown" in line for line in shown.stdout.splitlines()[1:])
-    told = json.loads(command(service, "queue", "--json").stdout)
-    (worker,) = told["workers"].values()
+        service.client.submit(SHORT | {"priority": 9})
+    status, shown = run("queue")
+    assert status == 0
+    assert any(long.task_id in line for line in shown.splitlines()[1:])
+    assert "\x1b" not in shown
+    state = json.loads(run("queue", "--json")[1])
+    (worker,) = state["workers"].values()
     assert (worker["device"], worker["refusal"]) == ("cpu", None)
-    assert "default" in told["queues"]
+    assert "default" in state["queues"]
     long.cancel()
     wait_until(lambda: long.status().is_terminal)
-    assert "\x1b" not in shown.stdout
 
 
-def test_several_ways_at_once_are_refused(service: Service) -> None:
-    """What to make is said once; nothing is sent."""
+def test_health_is_0_with_a_worker(run: Run) -> None:
+    """`health` asks through the broker, and ends with 0 where a worker answers."""
+    assert run("health")[0] == 0
+
+
+def test_health_is_1_without_a_worker(
+    service: Service, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`health` ends with 1 where no worker answers."""
+    with embedded.redis_server(tmp_path) as url:
+        monkeypatch.setitem(service.environment, "SAG_BROKER_URL", url)
+        assert run("health")[0] == 1
+
+
+def test_more_than_one_source_of_requests_is_refused(service: Service) -> None:
+    """`submit` takes exactly one of prompt, `--prompts`, `--request`; otherwise nothing is sent."""
     for arguments in ([], ["x", "--prompts", "-"], ["x", "--request", "-"]):
-        done = command(service, "submit", *arguments, given="")
+        done = sag_worker(service, "submit", *arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert "--from-image" in done.stderr
 
 
 def test_a_fault_is_named_with_its_request(service: Service) -> None:
-    """Of many the number, too."""
+    """An error in one of several requests names the request's index and the field."""
     lines = '{"prompt": "x"}\n{"prompt": "x", "nope": 1}\n'
-    done = command(service, "submit", "--request", "-", given=lines)
+    done = sag_worker(service, "submit", "--request", "-", given=lines)
     assert (done.returncode, done.stdout) == (2, "")
     assert "[1].nope" in done.stderr

@@ -1,21 +1,34 @@
-"""`sag-worker demo`: pictures from nothing, and nothing left behind."""
+"""`sag-worker demo` makes pictures, and leaves no process and no file."""
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from tests import fork_server
+from tests.conftest import BUCKET, FEW_STEPS
 from tests.service.conftest import wait_until
+from worker import embedded
+from worker.cli import demo as demo_command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from worker.embedded import S3Server
 
 END_S = 170
-
-
+PROMPT = "a large red star on a blue background"
 #: In `sitecustomize`: a worker whose bundled model is not there.
 NO_MODEL = """
 from pathlib import Path
@@ -25,10 +38,10 @@ models.SHIPPED_MODEL = Path("/nowhere")
 
 
 def demo(tmp_path: Path, *options: str, **variables: str) -> subprocess.Popen[str]:
-    """A demo whose servers keep their files below `tmp_path`."""
+    """Start a demo whose servers have their files below `tmp_path`."""
     return subprocess.Popen(
         [sys.executable, "-m", "worker", "demo", "--out", str(tmp_path / "out"), *options],
-        # What somebody has set for a service of their own must mean nothing here.
+        # Settings for another service must have no effect here.
         env={
             **os.environ,
             "TMPDIR": str(tmp_path),
@@ -45,15 +58,54 @@ def demo(tmp_path: Path, *options: str, **variables: str) -> subprocess.Popen[st
     )
 
 
+@pytest.fixture
+def restored_signals() -> Iterator[None]:
+    """Restore the handlers that `run_demo` replaces."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("restored_signals")
+@pytest.mark.parametrize(("prompt", "status"), [(PROMPT, 0), ("x" * 3000, 1)])
+def test_a_demo_in_this_process(
+    tmp_path: Path,
+    s3: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    prompt: str,
+    status: int,
+) -> None:
+    """The fast form of the tests below: the suite's S3 server, and a worker that is forked."""
+
+    def running(command: list[str], log: Path, ready: Any, environment: dict[str, str]) -> Any:
+        few = {"SAG_MODELS": FEW_STEPS, "SAG_S3_PREFIX": "demo", "SAG_MAX_BATCH_ROWS": "16"}
+        return fork_server.running(command, log, ready, environment | few)
+
+    servers = {each: getattr(embedded, each) for each in ("scratch", "redis_server")}
+    servers |= {"s3_server": lambda *_: nullcontext(s3), "running": running}
+    monkeypatch.setattr(demo_command, "embedded", SimpleNamespace(**servers))
+    monkeypatch.setattr(demo_command, "BUCKET", BUCKET)
+    errors = io.StringIO()
+    assert demo_command.run_demo(prompt, tmp_path, Console(file=errors)) == status
+    if status:
+        assert "prompt" in errors.getvalue()
+    else:
+        with Image.open(capsys.readouterr().out.splitlines()[-1]) as sheet:
+            assert sheet.width > 256
+    assert len(list(tmp_path.iterdir())) == (0 if status else 2)
+
+
 def left_behind(tmp_path: Path) -> list[str]:
     """Processes whose environment or command names `tmp_path`, and folders of servers."""
     found = [path.name for path in tmp_path.glob("sag-worker-*")]
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            told = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
-        except OSError:  # it has ended, or is another user's
+            text = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+        except OSError:  # it has ended, or belongs to another user
             continue
-        if str(tmp_path).encode() in told:
+        if str(tmp_path).encode() in text:
             found.append(process.name)
     return found
 
@@ -64,10 +116,11 @@ def children(process: int) -> list[int]:
     return [int(child) for child in listed.split()]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(END_S + 10)
-def test_a_demo_ends_with_a_picture_and_leaves_nothing(tmp_path: Path) -> None:
-    """One prompt: exit 0, its picture and the contact sheet, whose path is the last line."""
-    process = demo(tmp_path, "--prompt", "a large red star on a blue background")
+def test_a_demo_makes_a_picture_and_leaves_nothing(tmp_path: Path) -> None:
+    """Exit status 0, the picture and a contact sheet, whose path is the last line printed."""
+    process = demo(tmp_path, "--prompt", PROMPT)
     output, _ = process.communicate(timeout=END_S)
     assert process.returncode == 0
     sheet = output.splitlines()[-1]
@@ -77,9 +130,10 @@ def test_a_demo_ends_with_a_picture_and_leaves_nothing(tmp_path: Path) -> None:
     assert left_behind(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(END_S + 10)
 def test_an_interrupt_stops_everything(tmp_path: Path) -> None:
-    """Ctrl-C in the middle: status 130, no server and no worker left."""
+    """Ctrl-C while the worker starts: status 130, and no server and no worker is left."""
     process = demo(tmp_path)
     assert process.stderr is not None
     wait_until(lambda: len(children(process.pid)) == 4)  # Redis, S3, the worker and their guard
@@ -90,9 +144,10 @@ def test_an_interrupt_stops_everything(tmp_path: Path) -> None:
     assert left_behind(tmp_path) == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(END_S + 10)
-def test_a_demo_that_fails_says_so(tmp_path: Path) -> None:
-    """A request that is refused ends the demo with a status that is not zero."""
+def test_a_refused_request_ends_the_demo_with_1(tmp_path: Path) -> None:
+    """The demo prints the fault, and ends all servers."""
     process = demo(tmp_path, "--prompt", "x" * 3000)
     _, errors = process.communicate(timeout=END_S)
     assert process.returncode == 1

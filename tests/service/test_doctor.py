@@ -1,65 +1,53 @@
-"""The command `doctor` beside a worker that has served everybody."""
+"""The command `doctor` beside a worker that has served several kinds of callers."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
+import pytest
 from celery import Celery
 
 from api_contracts.redis_io.connection import connect
-from tests.service.conftest import END_S, check_events
+from tests.service.conftest import END_S, ENDLESS, SHORT, check_events, sag_worker
 from worker import embedded
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    import pytest
-
     from tests.conftest import Service
 
-SMALL = {"prompt": "x", "num_inference_steps": 2}
 
-
-def doctor(service: Service) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "worker", "doctor"], env={**os.environ, **service.environment},
-        capture_output=True, text=True, check=False, timeout=END_S,
-    )  # fmt: skip
-
-
-def test_our_own_keys_are_nobody_elses(
+@pytest.mark.slow
+def test_doctor_tells_foreign_keys_from_our_own(
     start_service: Callable[..., AbstractContextManager[Service]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Whatever tasks, cancels and Celery leave in Redis is ours; another Celery app's is not."""
+    """`doctor` takes keys of tasks, cancels and Celery for ours, and names foreign ones."""
     with (
         embedded.redis_server(tmp_path_factory.mktemp("redis")) as url,
         start_service(url, slots="1") as service,
         connect(url) as redis,
     ):
-        check_events(list(service.client.submit(SMALL).events(timeout=END_S)))
-        service.client.submit(SMALL | {"priority": 9, "model": "nobodys"})
-        running = service.client.submit(SMALL | {"num_inference_steps": 150})
+        check_events(list(service.client.submit(SHORT).events(timeout=END_S)))
+        service.client.submit(SHORT | {"priority": 9, "model": "unserved"})
+        running = service.client.submit(ENDLESS)
         next(event for event in running.events(timeout=END_S) if event.type == "progress")
         service.client.handle("never-seen").cancel()
-        stranger = Celery("stranger", broker=url, backend=url)
-        stranger.send_task("sag.generate", kwargs={"request": {"no": 1}}, queue="generate.default")
-        assert stranger.control.inspect(timeout=2).ping()
-        told = doctor(service)
-        assert told.returncode == 0, told.stderr
-        assert told.stdout == ""
-        assert "its own: none of" in told.stderr
-        stranger.send_task("theirs")
+        caller = Celery("caller", broker=url, backend=url)
+        caller.send_task("sag.generate", kwargs={"request": {"no": 1}}, queue="generate.default")
+        assert caller.control.inspect(timeout=1, limit=1).ping()
+        done = sag_worker(service, "doctor")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == ""
+        assert "its own: none of" in done.stderr
+        caller.send_task("theirs")
         redis.set("session:hunter2", "")
-        told = doctor(service)
-        assert told.returncode == 1
-        (found, fix) = told.stderr.partition("FAIL redis broker database: ")[2].splitlines()[:2]
+        done = sag_worker(service, "doctor")
+        assert done.returncode == 1
+        (found, fix) = done.stderr.partition("FAIL redis broker database: ")[2].splitlines()[:2]
         assert {"celery (1)", "session:* (1)"} <= set(found.partition("such as ")[2].split(", "))
-        assert "hunter2" not in told.stderr
+        assert "hunter2" not in done.stderr
         assert "a database of its own" in fix
-        assert told.stderr.count("FAIL") == 1
+        assert done.stderr.count("FAIL") == 1
         running.cancel()

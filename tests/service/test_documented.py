@@ -1,15 +1,16 @@
-"""The programs in the documents, as they stand there, against a worker with its default names."""
+"""The Python programs in README and docs/calling.md, run against a worker with default names."""
 
 from __future__ import annotations
 
+import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import fork_server
 from tests.service.conftest import END_S
 
 if TYPE_CHECKING:
@@ -27,10 +28,10 @@ PROGRAMS = [
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_documented_program_runs(standard: Service, program: str) -> None:
-    """Only Redis's address is another; its last line names the picture, or the end."""
-    done = subprocess.run(
+    """Only Redis's address is replaced; the last line names the picture or the final status."""
+    done = fork_server.run(
         [sys.executable, "-c", program.replace("redis://127.0.0.1:6379/0", standard.broker_url)],
-        capture_output=True, text=True, check=False, timeout=END_S, cwd=ROOT,
+        os.environ, cwd=ROOT, timeout_s=END_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert re.search(r"/0\.png|succeeded$", done.stdout.splitlines()[-1]), done.stdout

@@ -1,7 +1,4 @@
-"""Redis away under running tasks: none is lost, none ends twice, and a short outage costs nothing.
-
-Here a worker has eight tasks at work at once, each of which Redis leaves in the middle.
-"""
+"""Redis is away while tasks run: none is lost or ends twice, and a short outage costs nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis import Redis
 
-from tests.service.conftest import END_S, check_events, wait_for, wait_until
+from tests.service.conftest import END_S, LONG, SHORT, check_events, wait_for, wait_until
 from worker import embedded
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX
 
@@ -27,25 +24,23 @@ if TYPE_CHECKING:
     from api_contracts import TaskHandle
     from tests.conftest import Service
 
-NUMBER = 8
-#: Without guidance of any kind: what is looked at is not the picture.
-LONG = {
-    "prompt": "a large red circle", "num_inference_steps": 40, "sag_scale": 0.0,
-    "guidance_scale": 1.0,
-}  # fmt: skip
+#: Tasks that run at once.
+TASKS = 8
+#: All of them together take about 8 s on one core.
+REQUEST = SHORT | {"num_inference_steps": 40}
 
 
-def begin(worker: Service) -> list[TaskHandle]:
-    """Eight tasks, all of them at work."""
-    handles = [worker.client.submit(LONG | {"seed": seed}) for seed in range(NUMBER)]
+def start_tasks(worker: Service, count: int = TASKS) -> list[TaskHandle]:
+    """Submit tasks, and return when all of them run."""
+    handles = [worker.client.submit(REQUEST | {"seed": seed}) for seed in range(count)]
     for handle in handles:
         wait_for(handle, "started")
     wait_for(handles[0], "progress")
     return handles
 
 
-def end(handles: list[TaskHandle], url: str, most_starts: int) -> None:
-    """Each ends once, with its pictures, and nothing is left of any."""
+def check_ends(handles: list[TaskHandle], url: str, most_starts: int) -> None:
+    """Assert that each ends once, with its picture, and that no message is left."""
     for handle in handles:
         assert handle.result(END_S).images
         events = list(handle.events(timeout=END_S))
@@ -57,93 +52,97 @@ def end(handles: list[TaskHandle], url: str, most_starts: int) -> None:
 
 
 class Server:
-    """A Redis that goes and comes, its data kept."""
+    """A Redis that can be stopped and started again with its data."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._port, self._stack = folder, embedded.free_port(), ExitStack()
         self.url = ""
 
-    def come(self) -> str:
-        """Start it."""
+    def start(self) -> str:
+        """Start it, and give its URL, which is always the same."""
         server = embedded.redis_server(self._folder, self._port)
         self.url = self._stack.enter_context(server)
         return self.url
 
-    def go(self) -> None:
-        """End it."""
+    def stop(self) -> None:
+        """Stop it."""
         self._stack.close()
         self._stack = ExitStack()
 
     def process(self) -> int:
         """Its process id."""
         with Redis.from_url(self.url) as redis:
-            told: Any = redis.info("server")
-        return int(told["process_id"])
+            info: Any = redis.info("server")
+        return int(info["process_id"])
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Any:
-    """One that is there."""
+    """A server that was started."""
     made = Server(tmp_path)
-    made.come()
+    made.start()
     yield made
-    made.go()
+    made.stop()
 
 
+@pytest.mark.slow
 def test_a_restart_under_eight_tasks_costs_nothing(
     server: Server, start_service: Callable[..., AbstractContextManager[Service]]
 ) -> None:
-    """Eight starts, eight ends, no more, though their messages were held by a lost connection."""
-    with start_service(server.url, lease_s="10", slots=str(NUMBER)) as worker:
-        handles = begin(worker)
-        server.go()
-        server.come()
-        end(handles, server.url, most_starts=1)
+    """Eight starts and eight ends, though a lost connection held their messages."""
+    with start_service(server.url, lease_s="10", slots=str(TASKS)) as worker:
+        handles = start_tasks(worker)
+        server.stop()
+        server.start()
+        check_ends(handles, server.url, most_starts=1)
         assert worker.process.poll() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_outage_longer_than_a_lease_loses_and_doubles_nothing(
     server: Server, start_service: Callable[..., AbstractContextManager[Service]], workers: int
 ) -> None:
-    """Every lease has run out when Redis comes back; each task still ends once.
+    """Every lease has expired when Redis comes back; each task still ends once.
 
-    All are still at work, and have time to say so: none is started again.
+    All tasks still run and renew their leases in time, so none is started again.
     """
     lease_s, pause = 2, threading.Event()
     with ExitStack() as stack:
-        options: dict[str, str] = {"lease_s": str(lease_s), "slots": str(NUMBER)}
+        options: dict[str, str] = {"lease_s": str(lease_s), "slots": str(TASKS)}
         first = stack.enter_context(start_service(server.url, **options))
         options["namespace"] = first.client.keys.namespace
         for _ in range(workers - 1):
             stack.enter_context(start_service(server.url, **options))
-        handles = begin(first)
-        server.go()
+        handles = start_tasks(first)
+        server.stop()
         pause.wait(2.5 * lease_s)
-        server.come()
-        end(handles, server.url, most_starts=1)
+        server.start()
+        check_ends(handles, server.url, most_starts=1)
 
 
+@pytest.mark.slow
 def test_a_redis_that_freezes_for_longer_than_a_lease_loses_nothing(
     server: Server, start_service: Callable[..., AbstractContextManager[Service]]
 ) -> None:
-    """Nothing is refused and nothing answered: then everything at once. Each task ends once."""
+    """Redis refuses nothing and answers nothing, then answers everything: each task ends once."""
     lease_s, pause = 2, threading.Event()
-    with start_service(server.url, lease_s=str(lease_s), slots=str(NUMBER)) as worker:
-        handles = begin(worker)
+    with start_service(server.url, lease_s=str(lease_s), slots=str(TASKS)) as worker:
+        handles = start_tasks(worker)
         redis = server.process()
         os.kill(redis, signal.SIGSTOP)
         pause.wait(2.5 * lease_s)
         os.kill(redis, signal.SIGCONT)
-        end(handles, server.url, most_starts=2)
+        check_ends(handles, server.url, most_starts=2)
         assert worker.process.poll() is None
         assert sys.platform != "linux" or Path(f"/proc/{redis}").exists()
 
 
-def test_a_redis_that_refuses_to_write_ends_nobody(
+@pytest.mark.slow
+def test_a_redis_that_refuses_writes_ends_no_process(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
-    """A replica for a while, as after a failover: the process lives, and its tasks go on."""
+    """While Redis is a replica, as after a failover, the process lives and its tasks go on."""
     with (
         embedded.redis_server(tmp_path) as url,
         start_service(url, namespace="refused") as worker,
@@ -154,14 +153,14 @@ def test_a_redis_that_refuses_to_write_ends_nobody(
         redis.replicaof("127.0.0.1", "1")
         wait_until(lambda: "no message taken: Redis refuses: " in worker.log.read_text())
         redis.replicaof("NO", "ONE")
-        end([handle, worker.client.submit(LONG)], url, most_starts=1)
-        assert "starts again" not in worker.log.read_text()
+        check_ends([handle, worker.client.submit(SHORT)], url, most_starts=1)
+        assert "restarting" not in worker.log.read_text()
 
 
-def test_a_worker_that_an_error_ends_says_so(
+def test_a_worker_that_ends_by_an_error_has_status_1(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
-    """Where no message may be taken at all, the process ends with status 1, not with 0."""
+    """Where the broker forbids every take, the process ends with status 1, not with 0."""
     with embedded.redis_server(tmp_path) as url, start_service(url, namespace="ended") as worker:
         with Redis.from_url(url) as redis:
             redis.acl_setuser("default", commands=["-rpop"])

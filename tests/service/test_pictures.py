@@ -1,12 +1,10 @@
-"""A real worker process, from the request to the files."""
+"""What a worker makes of a request: files, events, result, refusals."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import subprocess
-import sys
 import urllib.request
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,7 @@ import pytest
 from PIL import Image
 
 from api_contracts import GenerationFailed, GenerationRequest, GenerationResult, TaskStatus
-from tests.service.conftest import END_S, check_events
+from tests.service.conftest import END_S, PROMPT, check_events, sag_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,13 +23,14 @@ if TYPE_CHECKING:
 
     from tests.conftest import Service
 
-PROMPT = "a large red circle on a white background"
 QUICK = {"prompt": PROMPT, "num_inference_steps": 2, "seed": 3}
 
 
-def test_a_stranger_gets_the_result_through_celery_alone(stranger: Celery) -> None:
-    """A plain Celery producer, without our code, gets the result from `AsyncResult.get()`."""
-    answer = stranger.send_task("sag.generate", kwargs={"request": QUICK}, queue="generate.default")
+def test_plain_celery_gets_the_result(plain_celery: Celery) -> None:
+    """A Celery producer without this project's code gets the result from `AsyncResult.get()`."""
+    answer = plain_celery.send_task(
+        "sag.generate", kwargs={"request": QUICK}, queue="generate.default"
+    )
     result = GenerationResult.model_validate(answer.get(timeout=END_S))
     assert answer.state == "SUCCESS"
     assert result.images[0].seed == 3
@@ -40,9 +39,9 @@ def test_a_stranger_gets_the_result_through_celery_alone(stranger: Celery) -> No
 def test_the_same_request_is_the_same_bytes(
     service: Service, stored: Callable[[str], dict[str, bytes]]
 ) -> None:
-    """Two tasks with one seed store equal files, each under its id, a manifest beside them.
+    """Two tasks with one seed store equal files, each below its id, with a manifest.
 
-    One after the other: in company a value may differ by 1 of 255.
+    They run one after the other: tasks that share calls may differ by 1 of 255.
     """
     files = []
     for _ in range(2):
@@ -62,8 +61,8 @@ def test_the_same_request_is_the_same_bytes(
     assert files[0][0] != files[0][1]
 
 
-def test_a_picture_tells_how_to_make_it_again(service: Service) -> None:
-    """The PNG carries request, parameters and versions; sent again, it is the same bytes."""
+def test_a_png_carries_its_request(service: Service) -> None:
+    """The PNG has request, parameters and versions; the request sent again gives equal bytes."""
     result = service.client.submit(QUICK).result(END_S)
     data = urllib.request.urlopen(str(result.images[0].url), timeout=30).read()
     with Image.open(io.BytesIO(data)) as picture:
@@ -76,7 +75,7 @@ def test_a_picture_tells_how_to_make_it_again(service: Service) -> None:
 
 
 def test_events_are_gapless_and_end_once(service: Service) -> None:
-    """`queued`, `started`, progress up to the last step, `uploading`, one terminal event, last."""
+    """`queued`, `started`, progress up to the last step, `uploading`, then one terminal event."""
     request = GenerationRequest(
         prompt=PROMPT, num_inference_steps=6, callback_steps=4, metadata={"order": "17 ★"}
     )
@@ -91,11 +90,11 @@ def test_events_are_gapless_and_end_once(service: Service) -> None:
     assert {event.attempt for event in events} == {0, 1}
 
 
-def test_defaults_come_from_the_model_and_are_told(service: Service) -> None:
-    """What is left out takes the model's defaults, and the result names all that was used."""
-    result = service.client.submit({"prompt": PROMPT}).result(END_S)
+def test_defaults_come_from_the_model_and_are_reported(standard: Service) -> None:
+    """Fields left out take the model's defaults, and the result names all values used."""
+    result = standard.client.submit({"prompt": PROMPT}).result(END_S)
     used = result.parameters
-    assert (used["num_inference_steps"], used["guidance_scale"]) == (25, 3.0)
+    assert (used["num_inference_steps"], used["guidance_scale"]) == (5, 3.0)
     assert (used["height"], used["width"], used["scheduler"]) == (64, 64, "ddim")
     assert used["seed"] == result.images[0].seed
     timings = result.timings
@@ -107,13 +106,15 @@ def test_defaults_come_from_the_model_and_are_told(service: Service) -> None:
     [("jpeg", "jpg"), ("webp", "webp"), ("npy", "npy"), ("latent", "safetensors")],
 )
 def test_each_output_type_is_stored_by_its_ending(service: Service, kind: str, ending: str) -> None:
-    """Every output type ends up as a file of that kind."""
+    """Every output type is stored as a file with its ending."""
     result = service.client.submit(QUICK | {"output_type": kind}).result(END_S)
     assert result.images[0].key.endswith(f"/0.{ending}")
 
 
-def test_latents_go_round(service: Service, stored: Callable[[str], dict[str, bytes]]) -> None:
-    """A latent result in the input prefix is a request's `latents`; a missing one is told."""
+def test_a_latent_result_can_be_an_input(
+    service: Service, stored: Callable[[str], dict[str, bytes]]
+) -> None:
+    """A latent file in the input prefix serves as `latents`; a missing one fails the task."""
     import boto3
 
     from tests.conftest import BUCKET
@@ -147,11 +148,15 @@ def test_latents_go_round(service: Service, stored: Callable[[str], dict[str, by
     ],
 )
 def test_what_is_not_served_is_refused_by_its_name(
-    service: Service, stranger: Celery, change: dict[str, Any], code: str | None, where: str | None
+    service: Service,
+    plain_celery: Celery,
+    change: dict[str, Any],
+    code: str | None,
+    where: str | None,
 ) -> None:
-    """No field is ignored in silence: it works, or the error names it, here and in Celery."""
+    """Each field has an effect or is refused by an error that names it, in Celery's result too."""
     task_id = str(uuid.uuid4())
-    answer = stranger.send_task(
+    answer = plain_celery.send_task(
         "sag.generate",
         kwargs={"request": QUICK | change},
         queue="generate.default",
@@ -171,7 +176,7 @@ def test_what_is_not_served_is_refused_by_its_name(
 
 
 def test_one_id_is_one_task(service: Service) -> None:
-    """Submitted again, while it runs and after, an id stays one task with one end."""
+    """An id that is submitted again, while it runs and after its end, stays one task."""
     task_id = f"twice-{uuid.uuid4().hex}"
     first = service.client.submit(QUICK, task_id)
     second = service.client.submit(QUICK, task_id)
@@ -183,17 +188,15 @@ def test_one_id_is_one_task(service: Service) -> None:
     assert first.status() is TaskStatus.SUCCEEDED
 
 
-def test_the_command_saves_what_was_asked_for(service: Service, tmp_path: Path) -> None:
-    """`submit --wait --out` saves a picture that shows the prompt, and the same bytes again."""
+def test_submit_saves_the_picture(service: Service, tmp_path: Path) -> None:
+    """`submit --wait --out` saves a picture of the prompt; with the same seed, the same bytes."""
     saved = []
     for folder in (tmp_path / "a", tmp_path / "b"):
-        command = [
-            sys.executable, "-m", "worker", "submit", PROMPT, "--seed", "1", "--wait",
+        done = sag_worker(
+            service, "submit", PROMPT, "--seed", "1", "--steps", "8", "--wait",
             "--out", str(folder),
-        ]  # fmt: skip
-        done = subprocess.run(
-            command, env=_with(service), capture_output=True, text=True, check=True, timeout=END_S
-        )
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
         task_id, path = done.stdout.splitlines()
         assert task_id in path
         saved.append(next(folder.iterdir()).read_bytes())
@@ -206,19 +209,10 @@ def test_the_command_saves_what_was_asked_for(service: Service, tmp_path: Path) 
             assert min(picture.convert("RGB").getpixel(corner)) > 200  # type: ignore[arg-type]  # three of RGB
 
 
-def test_a_bad_command_is_told_all_its_faults(service: Service) -> None:
-    """The command line gives each fault with its limit and exit status 2, and no traceback."""
-    command = [sys.executable, "-m", "worker", "submit", "x" * 3000, "--height", "65"]
-    done = subprocess.run(
-        command, env=_with(service), capture_output=True, text=True, check=False, timeout=60
-    )
+def test_submit_prints_every_fault(service: Service) -> None:
+    """The command prints each fault with its limit, ends with 2, and prints no traceback."""
+    done = sag_worker(service, "submit", "x" * 3000, "--height", "65")
     assert done.returncode == 2
     assert "prompt" in done.stderr
     assert "height" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def _with(service: Service) -> dict[str, str]:
-    import os
-
-    return {**os.environ, **service.environment}

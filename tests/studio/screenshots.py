@@ -53,7 +53,7 @@ def _desktop(browser: Browser, url: str) -> None:
 
 
 def _phone(browser: Browser, url: str) -> None:
-    """In the dark, in the middle of a picture."""
+    """In dark colours, in the middle of a picture."""
     page = browser.new_page(viewport=PHONE, color_scheme="dark")
     page.goto(url)
     ask(page, "a large yellow star on a purple background", steps=150, seed=SEED)

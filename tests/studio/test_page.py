@@ -1,4 +1,4 @@
-"""The page in a browser: for whoever has no mouse, a phone or bad luck, and against mischief."""
+"""The page in a browser: keyboard, phone, contrast, errors, cancel, hostile texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.service.conftest import END_S
-from tests.studio.conftest import PHONE, ask, task_ids
+from tests.studio.conftest import MANY, PHONE, ask, task_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,14 +19,13 @@ if TYPE_CHECKING:
 
     from tests.conftest import Service
 
-MANY = 150
-#: What has the focus: its name, and whether one sees that it has.
+#: The focused element: its name, and whether its outline is visible.
 FOCUS = """() => {
   const focused = document.activeElement, style = getComputedStyle(focused);
   const name = focused.labels?.[0]?.textContent ?? focused.textContent;
   return [name.trim(), style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2];
 }"""
-#: Everything that ends right of the window.
+#: All elements that extend beyond the window's right edge.
 TOO_WIDE = """() => [...document.querySelectorAll("body *")]
   .filter((each) => each.getBoundingClientRect().right > innerWidth + 0.5 || innerWidth !== 360)
   .map((each) => each.outerHTML.slice(0, 80))"""
@@ -37,10 +36,11 @@ COLOUR = """(name) => {
 }"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("means", ["button", "Escape"])
 def test_cancel_ends_the_task(page: Page, service: Service, means: str) -> None:
-    """By its button and by Escape; the page says at which step, the task ends as `cancelled`."""
-    ask(page, steps=MANY)
+    """The button and Escape cancel; the page shows the step, the task ends as `cancelled`."""
+    ask(page, steps=MANY, plain=True)
     page.get_by_role("button", name="Make a picture").click()
     expect(page.locator(".picture")).to_be_visible()
     if means == "button":
@@ -54,8 +54,8 @@ def test_cancel_ends_the_task(page: Page, service: Service, means: str) -> None:
 
 
 def test_cancel_ends_all_four(page: Page, service: Service) -> None:
-    """Side by side, too."""
-    ask(page, steps=MANY)
+    """Cancel ends all four tasks of `Side by side`."""
+    ask(page, steps=MANY, plain=True)
     page.get_by_role("button", name="Side by side").click()
     expect(page.locator(".state").nth(3)).not_to_be_empty()
     page.get_by_role("button", name="Cancel").click()
@@ -64,15 +64,16 @@ def test_cancel_ends_all_four(page: Page, service: Service) -> None:
     assert list(statuses.values()) == ["cancelled"] * 4
 
 
+@pytest.mark.slow
 def test_a_keyboard_alone_makes_a_picture(page: Page) -> None:
-    """Tab reaches everything in the order of reading, each with name and ring; Enter submits."""
+    """Tab reaches every control in reading order, named and with an outline; Enter submits."""
     wanted = ["What shall", "a green", "a large", "a small", "SAG scale", "Guidance", "Steps"]
     wanted += ["Seed", "Random", "Make a picture", "Side by side", "Previews"]
     for beginning in wanted:
         page.keyboard.press("Tab")
         name, is_seen = page.evaluate(FOCUS)
         assert name.startswith(beginning)
-        assert is_seen, f"no ring around {name}"
+        assert is_seen, f"no outline around {name}"
     while page.evaluate(FOCUS)[0] != "What shall it draw?":
         page.keyboard.press("Tab")
     page.keyboard.press("Control+a")
@@ -83,15 +84,16 @@ def test_a_keyboard_alone_makes_a_picture(page: Page) -> None:
     expect(page.locator("[data-finished]")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_on_a_phone_nothing_is_wider_than_the_screen(
     new_page: Callable[..., Page], studio: str, service: Service
 ) -> None:
-    """360 px: empty, at work, done, four at once, failed, and with one endless word."""
+    """360 px: empty, running, done, four at once, failed, and with one very long word."""
     page = new_page(viewport=PHONE, has_touch=True, is_mobile=True)
     page.goto(studio)
     assert page.evaluate(TOO_WIDE) == []
     for button, count in (("Make a picture", 1), ("Side by side", 4)):
-        ask(page, "redcircle" * 60, steps=30, seed=2**53 - 1)
+        ask(page, "redcircle" * 60, steps=15, seed=2**53 - 1, plain=True)
         page.get_by_role("button", name=button).click()
         expect(page.locator(".picture:visible")).to_have_count(count)
         assert page.evaluate(TOO_WIDE) == []
@@ -109,10 +111,10 @@ def refused(service: Service) -> str:
     return handle.task_id
 
 
-def test_a_failure_is_told_with_its_code_and_message(
+def test_a_failure_is_shown_with_its_code_and_message(
     page: Page, studio: str, service: Service
 ) -> None:
-    """A task from elsewhere can be looked at, and says why it failed."""
+    """The page of a task that another client submitted shows why it failed."""
     page.goto(f"{studio}?task={refused(service)}")
     expect(page.get_by_role("status")).to_have_text("It failed.")
     expect(page.locator(".state")).to_have_text(
@@ -120,16 +122,16 @@ def test_a_failure_is_told_with_its_code_and_message(
     )
 
 
-@pytest.mark.parametrize("task_id", ["nobody", "not%20an%20id"])
-def test_an_unknown_task_is_told(page: Page, studio: str, task_id: str) -> None:
-    """An id without a task, and what can't be one."""
+@pytest.mark.parametrize("task_id", ["unknown", "not%20an%20id"])
+def test_an_unknown_task_is_reported(page: Page, studio: str, task_id: str) -> None:
+    """An id without a task, and an invalid id."""
     page.goto(f"{studio}?task={task_id}")
     expect(page.get_by_role("status")).to_have_text("There is nothing to show.")
-    expect(page.locator(".state")).to_contain_text(re.compile(r"no task nobody|is not a task id"))
+    expect(page.locator(".state")).to_contain_text(re.compile(r"no task unknown|is not a task id"))
 
 
-def test_a_refused_field_is_told_beside_it(page: Page) -> None:
-    """What the browser lets through and the contract does not stands at its field."""
+def test_a_refused_field_has_its_error_beside_it(page: Page) -> None:
+    """An error of the backend is shown at its field, which gets the focus."""
     ask(page, steps=2)
     page.get_by_label("Seed").evaluate("field => field.removeAttribute('min')")
     page.get_by_label("Seed").fill("-5")
@@ -146,7 +148,7 @@ def test_a_refused_field_is_told_beside_it(page: Page) -> None:
 
 @pytest.mark.parametrize("place", ["prompt", "metadata", "task id"])
 def test_a_hostile_text_is_only_text(page: Page, studio: str, service: Service, place: str) -> None:
-    """Markup in a prompt, in what comes back with events and in the URL is shown and not run."""
+    """Markup in a prompt, in metadata and in the URL is shown as text and not executed."""
     evil = "<img src=x onerror=\"document.title='hit'\">"
     if place == "prompt":
         ask(page, evil, steps=2)
@@ -168,10 +170,8 @@ def test_a_hostile_text_is_only_text(page: Page, studio: str, service: Service, 
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_is_told_from_its_ground(
-    new_page: Callable[..., Page], studio: str, scheme: str
-) -> None:
-    """In both schemes every text has a contrast of at least 4.5, every edge of 3."""
+def test_text_has_enough_contrast(new_page: Callable[..., Page], studio: str, scheme: str) -> None:
+    """In both colour schemes every text has a contrast of at least 4.5, every edge of 3."""
     page = new_page(color_scheme=scheme)
     page.goto(studio)
     grounds = ("--paper", "--raised")
@@ -184,26 +184,25 @@ def test_text_is_told_from_its_ground(
 
 
 def contrast(page: Page, *names: str) -> float:
-    """As the Web Content Accessibility Guidelines define it, 1 to 21."""
+    """The contrast ratio of the Web Content Accessibility Guidelines, 1 to 21."""
     dark, light = sorted(luminance(page.evaluate(COLOUR, name)) for name in names)
     return (light + 0.05) / (dark + 0.05)
 
 
 def luminance(colour: list[int]) -> float:
-    """Relative, 0 to 1."""
+    """The relative luminance, 0 to 1."""
     parts = [each / 255 for each in colour]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
     return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-def test_nothing_moves_for_whoever_asked_for_that(
-    new_page: Callable[..., Page], studio: str
-) -> None:
-    """Animations and smooth scrolling are only for those who take them."""
+@pytest.mark.slow
+def test_reduced_motion_is_respected(new_page: Callable[..., Page], studio: str) -> None:
+    """There is no animation and no smooth scrolling with `prefers-reduced-motion`."""
     moves: dict[str, Any] = {}
     for motion in ("reduce", "no-preference"):
         page = new_page(reduced_motion=motion)
-        page.goto(f"{studio}?task=nobody")
+        page.goto(f"{studio}?task=unknown")
         expect(page.locator(".state")).not_to_be_empty()
         page.evaluate("document.querySelector('.card').dataset.type = 'queued'")
         frame = page.locator(".frame")

@@ -1,4 +1,4 @@
-"""The page in a browser, over a real worker: from a prompt to pictures."""
+"""The page in a browser with a real worker: from a prompt to pictures."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import urllib.request
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.studio.conftest import END_MS, ask, task_ids
+from tests.studio.conftest import END_MS, MANY, ask, task_ids
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,9 +22,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Service
 
-#: Steps that take long enough to come in between.
-MANY = 150
-#: Notes every picture that a card has shown.
+#: Records every picture that a card shows.
 WATCH = """
 window.shown = [];
 new MutationObserver((changes) => {
@@ -31,7 +30,7 @@ new MutationObserver((changes) => {
     if (target.className.startsWith("picture")) window.shown.push(target.src);
 }).observe(document, { attributes: true, attributeFilter: ["src"], subtree: true });
 """
-#: Every picture takes a second to decode.
+#: Makes the decoding of every picture take a second.
 SLOW = """
 const { decode } = Image.prototype;
 Image.prototype.decode = async function () {
@@ -52,10 +51,11 @@ def pixels(url: str) -> np.ndarray:
         return np.asarray(image.convert("RGB").resize((64, 64)), dtype=float)
 
 
+@pytest.mark.slow
 def test_a_picture_appears_after_its_previews_sharpened(
     new_page: Callable[..., Page], studio: str
 ) -> None:
-    """Previews come nearer and nearer to the picture, which is loaded from S3 and has its facts."""
+    """Previews converge to the picture, which is loaded from S3 and shown with its parameters."""
     page = new_page()
     page.add_init_script(WATCH)
     page.goto(studio)
@@ -70,29 +70,31 @@ def test_a_picture_appears_after_its_previews_sharpened(
     assert np.abs(last - end).mean() < np.abs(first - end).mean() / 2
     assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [64, 64]
     facts = page.locator(".facts")
-    for told in ("Seed7", "Steps25", "Guidance3", "Samplerddim", "tasks a step", "Denoised"):
-        expect(facts).to_contain_text(told)
+    for fact in ("Seed7", "Steps25", "Guidance3", "Samplerddim", "tasks a step", "Denoised"):
+        expect(facts).to_contain_text(fact)
     expect(page.get_by_role("progressbar")).to_have_attribute("value", "1")
     expect(page.get_by_label("Seed")).to_have_value("7")
     expect(page.get_by_role("status")).to_have_text("The picture is done.")
 
 
-def test_previews_show_where_a_picture_takes_long_to_load(
+@pytest.mark.slow
+def test_previews_are_shown_where_decoding_is_slow(
     new_page: Callable[..., Page], studio: str
 ) -> None:
-    """A browser that is slower than the steps shows late previews rather than none."""
+    """A browser that is slower than the steps shows older previews rather than none."""
     page = new_page()
     page.add_init_script(SLOW)
     page.goto(studio)
-    ask(page, steps=MANY)
+    ask(page, steps=MANY, plain=True)
     page.get_by_role("button", name="Make a picture").click()
     expect(page.locator(".picture")).to_be_visible()
     expect(page.locator(".state")).to_contain_text(f"of {MANY}")
 
 
-def test_a_reload_in_the_middle_picks_the_progress_up_again(page: Page, service: Service) -> None:
-    """The same task goes on where it is, and the form says again what was asked for."""
-    ask(page, "a green ring on a black background", steps=MANY)
+@pytest.mark.slow
+def test_a_reload_continues_with_the_same_task(page: Page, service: Service) -> None:
+    """After a reload the page follows the same task, and the form has the same request."""
+    ask(page, "a green ring on a black background", steps=MANY, plain=True)
     page.get_by_role("button", name="Make a picture").click()
     expect(page.locator(".state")).to_contain_text(f"of {MANY}")
     before, address = step(page), page.url
@@ -110,15 +112,16 @@ def test_a_reload_in_the_middle_picks_the_progress_up_again(page: Page, service:
 
 
 def step(page: Page) -> int:
-    """The step that the only card says."""
+    """The step that the only card shows."""
     found = re.search(r"Step (\d+)", page.locator(".state").inner_text())
     assert found is not None
     return int(found[1])
 
 
+@pytest.mark.slow
 def test_two_tabs_see_the_same(page: Page) -> None:
-    """A tab that comes in the middle ends with the same picture, facts and previews."""
-    ask(page, steps=MANY)
+    """A tab opened in the middle ends with the same picture, parameters and previews."""
+    ask(page, steps=MANY, plain=True)
     page.get_by_role("button", name="Make a picture").click()
     expect(page.locator(".state")).to_contain_text(f"of {MANY}")
     other = page.context.new_page()
@@ -136,6 +139,7 @@ def test_two_tabs_see_the_same(page: Page) -> None:
     assert ends[0] == ends[1]
 
 
+@pytest.mark.slow
 def test_side_by_side_draws_four_scales_from_one_seed(page: Page, service: Service) -> None:
     """Four cards, four tasks: SAG scale 0, 0.5, 0.75 and 1, all else alike, four pictures."""
     ask(page, "a green ring left of a blue square on a black background", steps=10)
@@ -153,8 +157,9 @@ def test_side_by_side_draws_four_scales_from_one_seed(page: Page, service: Servi
     assert len({box["y"] for box in tops if box}) == 1  # next to each other
 
 
+@pytest.mark.slow
 def test_looking_back_shows_earlier_steps(page: Page) -> None:
-    """The slider's first place is the first preview, its last the picture."""
+    """The slider's first position is the first preview, its last the picture."""
     ask(page, steps=10)
     page.get_by_role("button", name="Make a picture").click()
     expect(page.locator("[data-finished]")).to_be_visible()
@@ -167,8 +172,9 @@ def test_looking_back_shows_earlier_steps(page: Page) -> None:
     expect(picture).to_have_attribute("src", re.compile("^http"))
 
 
+@pytest.mark.slow
 def test_a_seed_is_new_each_time_or_the_same_again(page: Page) -> None:
-    """An empty field draws another each time; `Same again` fills in all, `Random` empties it."""
+    """An empty seed is random each time; `Same again` fills in all fields, `Random` clears it."""
     seeds = []
     again, field = page.get_by_role("button", name="Same again"), page.get_by_label("Seed")
     expect(again).to_be_disabled()
@@ -187,7 +193,7 @@ def test_a_seed_is_new_each_time_or_the_same_again(page: Page) -> None:
 
 
 def seed_of_next(page: Page) -> str:
-    """Make a picture; its seed, as the page says it."""
+    """Make a picture; gives the seed that the page shows."""
     address = page.url
     page.get_by_role("button", name="Make a picture").click()
     page.wait_for_url(lambda url: url != address, timeout=END_MS)
@@ -195,8 +201,9 @@ def seed_of_next(page: Page) -> str:
     return page.locator(".seed dd").inner_text()
 
 
-def test_going_back_shows_the_picture_before(page: Page) -> None:
-    """Each submission is a place in the browser's history."""
+@pytest.mark.slow
+def test_going_back_shows_the_previous_picture(page: Page) -> None:
+    """Each submission is an entry in the browser's history."""
     prompts = ["a large red circle on a white background", "a green ring on a black background"]
     for prompt in prompts:
         ask(page, prompt, steps=2)

@@ -1,4 +1,4 @@
-"""`make studio`: everything from one command, and nothing left behind."""
+"""`make studio` starts everything with one command, and leaves no process and no file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-#: Longest wait for all of it to end, in seconds.
+#: Longest wait for the end of all processes, in seconds.
 STOP_S = 60
 
 
@@ -33,7 +33,7 @@ def started(tmp_path: Path, port: int = 0) -> Iterator[subprocess.Popen[str]]:
     browser.chmod(0o700)
     process = subprocess.Popen(
         [sys.executable, "-m", "examples.studio", "--port", str(port)],
-        # What somebody has set for a service of their own must mean nothing here.
+        # Settings for another service must have no effect here.
         env={
             **os.environ,
             "TMPDIR": str(tmp_path),
@@ -47,23 +47,24 @@ def started(tmp_path: Path, port: int = 0) -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
-        while process.poll() is None:  # the test has failed; a second signal hurries uvicorn
+        while process.poll() is None:  # after a failure; a second signal makes uvicorn end at once
             process.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_studio_makes_a_picture_and_ends_with_everything(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    """It opens a browser, works, and stops by a signal while a page follows a task; status 0."""
+    """It opens a browser, makes a picture, and ends with 0 by a signal while a page is open."""
     with started(tmp_path) as process:
         url = where(process)
         opened = tmp_path / "opened"
         wait_until(lambda: opened.exists() and opened.read_text() == f"{url}\n")
-        waits_for_ever = REQUEST | {"model": "nobodys"}
-        requests = {"a": REQUEST | {"num_inference_steps": 2}, "b": waits_for_ever}
+        unserved = REQUEST | {"model": "unserved"}
+        requests = {"a": REQUEST | {"num_inference_steps": 2}, "b": unserved}
         assert call("POST", f"{url}tasks", requests)[0] == 202
         assert stream(f"{url}tasks/a/events")[-1][1]["type"] == "succeeded"
         address = embedded.LOOPBACK, int(url.rstrip("/").rpartition(":")[2])
@@ -77,7 +78,7 @@ def test_the_studio_makes_a_picture_and_ends_with_everything(
 
 
 def where(process: subprocess.Popen[str]) -> str:
-    """The page's URL, as soon as the studio says it."""
+    """The page's URL, when the studio prints it."""
     assert process.stderr is not None
     for line in process.stderr:
         if "http://" in line:
@@ -85,8 +86,8 @@ def where(process: subprocess.Popen[str]) -> str:
     raise AssertionError("it ended")
 
 
-def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
-    """Before anything is started, with the option that helps."""
+def test_a_port_that_is_in_use_is_reported(tmp_path: Path) -> None:
+    """Before any server starts, with the option that helps."""
     with (
         socket.create_server((embedded.LOOPBACK, 0)) as taken,
         started(tmp_path, taken.getsockname()[1]) as process,

@@ -1,15 +1,16 @@
-"""The page when Redis, the backend or every worker is away: it says so in words, and goes on."""
+"""The page reports that Redis, the backend or every worker is away, and recovers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 from playwright.sync_api import expect
 
 from api_contracts import GenerationClient
 from tests.service.conftest import END_S
 from tests.service.test_outages import Server
-from tests.studio.conftest import ask, studio_at, task_ids
+from tests.studio.conftest import MANY, ask, studio_at, task_ids
 from worker import embedded
 
 if TYPE_CHECKING:
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
     from tests.conftest import Service
 
 
-def test_without_a_worker_the_page_says_so(
+@pytest.mark.slow
+def test_a_missing_worker_is_reported(
     new_page: Callable[..., Page],
     start_service: Callable[..., AbstractContextManager[Service]],
     tmp_path: Path,
 ) -> None:
-    """After some seconds, with the length of the queue; when a worker comes the picture is made."""
+    """After some seconds, with the length of the queue; a worker that starts makes the picture."""
     with (
         embedded.redis_server(tmp_path) as url,
         studio_at(url, "sag", tmp_path) as studio,
@@ -46,10 +48,11 @@ def test_without_a_worker_the_page_says_so(
             expect(page.locator("#queue")).to_have_text("No tasks wait")
 
 
-def test_a_picture_that_the_browser_cannot_load_is_told(
+@pytest.mark.slow
+def test_a_picture_that_cannot_be_loaded_is_reported(
     new_page: Callable[..., Page], studio: str
 ) -> None:
-    """A link that has run out, or S3 away: the page says so and keeps the last preview."""
+    """With an expired link or without S3 the page says so and keeps the last preview."""
     page = new_page()
     page.route("**/0.png*", lambda route: route.fulfill(status=403))
     page.goto(studio)
@@ -59,12 +62,13 @@ def test_a_picture_that_the_browser_cannot_load_is_told(
     assert str(page.locator(".picture").get_attribute("src")).startswith("data:")
 
 
-def test_a_worker_that_makes_no_links_is_told(
+@pytest.mark.slow
+def test_a_file_without_a_link_is_named(
     new_page: Callable[..., Page],
     start_service: Callable[..., AbstractContextManager[Service]],
     tmp_path: Path,
 ) -> None:
-    """The page names the file in its place."""
+    """Without presigned URLs the page shows the file's key."""
     with (
         embedded.redis_server(tmp_path) as url,
         start_service(url, namespace="links", presign_s="0"),
@@ -78,19 +82,18 @@ def test_a_worker_that_makes_no_links_is_told(
         expect(page.locator(".remark")).to_contain_text(f"links/outputs/{task_ids(page)[0]}/0.png")
 
 
-def test_redis_away_is_told_and_what_was_asked_for_is_kept(
-    new_page: Callable[..., Page], tmp_path: Path
-) -> None:
-    """What is submitted meanwhile is sent when Redis is back, once; a followed task goes on."""
+@pytest.mark.slow
+def test_a_submission_waits_for_redis(new_page: Callable[..., Page], tmp_path: Path) -> None:
+    """A submission made meanwhile is sent once when Redis is back; a followed task goes on."""
     server = Server(tmp_path)
-    with studio_at(server.come(), "sag", tmp_path) as studio:
+    with studio_at(server.start(), "sag", tmp_path) as studio:
         page = new_page()
         page.goto(studio)
         ask(page, "a large red circle on a white background")
         page.get_by_role("button", name="Make a picture").click()
         expect(page.locator(".state")).to_have_text("Waiting for a worker")
         (followed,) = task_ids(page)
-        server.go()
+        server.stop()
         expect(page.get_by_role("alert")).to_contain_text("Redis does not answer")
         other = page.context.new_page()
         other.goto(studio)
@@ -98,7 +101,7 @@ def test_redis_away_is_told_and_what_was_asked_for_is_kept(
         other.get_by_role("button", name="Make a picture").click()
         expect(other.get_by_role("alert")).to_contain_text("Redis does not answer")
         expect(other.get_by_role("status")).to_have_text("Submitting.")
-        url = server.come()
+        url = server.start()
         expect(other.locator(".state")).to_have_text("Waiting, 1 before it")
         expect(other.get_by_role("alert")).to_be_empty()
         expect(page.get_by_role("alert")).to_be_empty()
@@ -106,14 +109,15 @@ def test_redis_away_is_told_and_what_was_asked_for_is_kept(
             assert client.queue_depths() == {"default": 2}
             client.handle(followed).cancel()
             expect(page.get_by_role("status")).to_have_text("Cancelled.")
-        server.go()
+        server.stop()
 
 
-def test_an_unsent_task_can_be_taken_back(new_page: Callable[..., Page], tmp_path: Path) -> None:
-    """While Redis is away, Escape gives up; nothing is sent when it is back."""
+@pytest.mark.slow
+def test_an_unsent_task_can_be_cancelled(new_page: Callable[..., Page], tmp_path: Path) -> None:
+    """While Redis is away, Escape cancels the submission; nothing is sent later."""
     server = Server(tmp_path)
-    with studio_at(server.come(), "sag", tmp_path) as studio:
-        server.go()
+    with studio_at(server.start(), "sag", tmp_path) as studio:
+        server.stop()
         page = new_page()
         page.goto(studio)
         page.get_by_role("button", name="Make a picture").click()
@@ -123,25 +127,26 @@ def test_an_unsent_task_can_be_taken_back(new_page: Callable[..., Page], tmp_pat
         expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
         sent: list[str] = []
         page.on("request", lambda request: sent.append(request.method))
-        url = server.come()
+        url = server.start()
         expect(page.get_by_role("alert")).to_be_empty()
-        while sent.count("GET") < 4:  # longer than the pause before another try
+        while sent.count("GET") < 4:  # longer than the pause before a retry
             page.wait_for_event("requestfinished")
         assert "POST" not in sent
         with GenerationClient(url) as client:
             assert client.queue_depths() == {"default": 0}
-        server.go()
+        server.stop()
 
 
-def test_the_backend_away_is_told_and_nothing_is_missed(
+@pytest.mark.slow
+def test_a_stream_continues_with_the_next_backend(
     new_page: Callable[..., Page], service: Service, tmp_path: Path
 ) -> None:
-    """The stream resumes with the backend that comes after, from where it was."""
+    """When the backend is restarted the stream continues after the last event."""
     port, namespace = embedded.free_port(), service.environment["SAG_NAMESPACE"]
     page = new_page()
     with studio_at(service.broker_url, namespace, tmp_path, port) as studio:
         page.goto(studio)
-        ask(page, steps=150)
+        ask(page, steps=MANY, plain=True)
         page.get_by_role("button", name="Make a picture").click()
         expect(page.locator(".picture")).to_be_visible()
     expect(page.get_by_role("alert")).to_contain_text("backend does not answer")

@@ -1,9 +1,10 @@
-"""The model that ships: small, safe to load, measured, and able to draw what it is asked."""
+"""The bundled model is small, safe to load, measured, and draws what it is asked for."""
 
 from __future__ import annotations
 
 import json
 import random
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -15,6 +16,9 @@ from training.judge import judge
 from training.shapes import COLOURS, SHAPES, single
 from worker.config.models import SHIPPED_MODEL
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 FOLDER = SHIPPED_MODEL
 LARGEST_BYTES = 15_000_000
 SUFFIXES = {".safetensors", ".json", ".md", ".png"}
@@ -23,7 +27,7 @@ PARTS = ("unet", "vae", "text_encoder")
 
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusionPipeline:
-    """The shipped model, loaded as its card says."""
+    """The bundled model, loaded as its card says."""
     loaded = StableDiffusionPipeline.from_pretrained(FOLDER)
     loaded.set_progress_bar_config(disable=True)
     return loaded
@@ -51,11 +55,12 @@ def test_loads_in_the_precision_asked_for(dtype: torch.dtype) -> None:
     assert {getattr(loaded, part).dtype for part in PARTS} == {dtype}
 
 
-def test_draws_what_is_asked(pipeline: StableDiffusionPipeline) -> None:
-    """Of six prompts that it never saw, one for each shape, at least five come out all right."""
+@pytest.mark.parametrize("shapes", [SHAPES[:2], pytest.param(SHAPES, marks=pytest.mark.slow)])
+def test_draws_what_is_asked(pipeline: StableDiffusionPipeline, shapes: Sequence[str]) -> None:
+    """Of prompts that were kept from training, one for each shape, all but one are right."""
     rng = random.Random(0)
     scenes = []
-    for shape in SHAPES:
+    for shape in shapes:
         while True:
             colour, background = rng.sample(sorted(COLOURS), 2)
             scene = single(colour, shape, background, "large")

@@ -1,6 +1,6 @@
-"""What is changed inside a worker under test, each by an environment variable.
+"""Changes inside a worker under test, each requested by an environment variable.
 
-The standard library alone: every Python process of a worker imports this before anything else.
+Imports the standard library alone: every Python process of a worker runs this first.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-#: Seconds by which the wall clock is off.
+#: Seconds by which the wall clock is shifted.
 CLOCK = "CHAOS_CLOCK_OFF_S"
-#: A job whose prompt has this text in it kills its process at step `POISON_STEP`.
+#: A job whose prompt contains this text kills its process at step `POISON_STEP`.
 POISON = "CHAOS_POISON"
 POISON_STEP = 2
-#: Name of a mechanism, one of `SWITCHES`, that is turned off.
+#: The mechanism, one of `SWITCHES`, that is turned off.
 OFF = "CHAOS_OFF"
-#: What a process says when it has turned a mechanism off; without it the run proves nothing.
-SAID = "chaos: %s is off"
+#: What a process logs when it has turned a mechanism off; without it the run proves nothing.
+OFF_LINE = "chaos: %s is off"
 
-#: How every script compares the fence.
+#: How every Lua script compares the fence.
 _FENCE = re.compile(r"held\[1\] ~= fence")
 
 
 def install(environment: Mapping[str, str]) -> None:
-    """Change what the variables ask for, now or when the module is imported."""
+    """Make the changes that the variables ask for, now or when the module is imported."""
     if offset_s := environment.get(CLOCK):
         _shift_clock(float(offset_s))
     if mark := environment.get(POISON):
@@ -47,18 +47,18 @@ def install(environment: Mapping[str, str]) -> None:
 
 
 def after_import(name: str, patch: Callable[[ModuleType], None]) -> None:
-    """Have `patch` called with the module `name` as soon as somebody imports it."""
+    """Call `patch` with the module `name` when it is first imported."""
     sys.meta_path.insert(0, _Watcher(name, patch))
 
 
 class _Watcher(MetaPathFinder):
-    """Finds nothing itself; adds a call to the loader that the other finders give."""
+    """Adds a call to the loader that the other finders give for one module."""
 
     def __init__(self, name: str, patch: Callable[[ModuleType], None]) -> None:
         self._name, self._patch = name, patch
 
     def find_spec(self, fullname: str, *_: Any) -> ModuleSpec | None:
-        """The usual spec, its module patched when it has run."""
+        """The usual spec, with a loader that patches the module after running it."""
         if fullname != self._name:
             return None
         sys.meta_path.remove(self)
@@ -85,10 +85,10 @@ def _poison(mark: str, engine: ModuleType) -> None:
 
     def submit(self: Any, job: Any, control: Any, *rest: Any, **more: Any) -> Any:
         if any(mark in prompt for prompt in job.prompts):
-            tell = control.on_step
+            report = control.on_step
 
             def on_step(step: Any) -> None:
-                tell(step)
+                report(step)
                 if step.step >= POISON_STEP:
                     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -98,49 +98,49 @@ def _poison(mark: str, engine: ModuleType) -> None:
     engine.Engine.submit = submit
 
 
-def _say(name: str) -> None:
-    print(SAID % name, file=sys.stderr, flush=True)
+def _log_off(name: str) -> None:
+    print(OFF_LINE % name, file=sys.stderr, flush=True)
 
 
 def _without_lease(lease: ModuleType) -> None:
-    """No thread of the module's own ever starts, so nothing is renewed, and nobody minds."""
+    """The lease's thread never starts, so nothing is renewed, and the worker does not notice."""
     usual = threading.Thread.start
 
     def start(self: threading.Thread) -> None:
         if "lease" in self.name:
-            _say("lease")
+            _log_off("lease")
         else:
             usual(self)
 
-    assert lease.Lease.is_well  # renamed: then this switch needs a look
+    assert lease.Lease.is_well  # fails when it is renamed
     lease.Lease.is_well = True
     threading.Thread.start = start  # type: ignore[method-assign]  # for this process alone
 
 
 def _without_fence(scripts: ModuleType) -> None:
-    """The scripts take every fence for the current one."""
+    """The scripts accept every fence as the current one."""
     usual = scripts.text
 
     def text(package: str, name: str) -> str:
         changed, places = _FENCE.subn("false", usual(package, name))
         if places:
-            _say("fence")
+            _log_off("fence")
         return changed
 
-    scripts.text = text  # type: ignore[attr-defined]  # the one place of all scripts
+    scripts.text = text  # type: ignore[attr-defined]  # all scripts are loaded here
 
 
 def _without_reconciler(reconciler: ModuleType) -> None:
-    """The reconciler looks at nothing."""
+    """The reconciler does nothing."""
 
     def run_once(*_: Any, **__: Any) -> None:
         return None
 
     reconciler.Reconciler.run_once = run_once
-    _say("reconciler")
+    _log_off("reconciler")
 
 
-#: Mechanism to the module whose import is waited for, and what is done to it then.
+#: By mechanism, the module that is patched after its import, and the patch.
 SWITCHES: dict[str, tuple[str, Callable[[ModuleType], None]]] = {
     "lease": ("worker.recovery.lease", _without_lease),
     "fence": ("api_contracts.redis_io.scripts", _without_fence),

@@ -1,4 +1,4 @@
-"""Python runs this in each worker under test, whose `PYTHONPATH` names this folder."""
+"""Python runs this first in each worker under test, whose `PYTHONPATH` names this folder."""
 
 import os
 

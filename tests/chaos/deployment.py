@@ -1,6 +1,6 @@
-"""Where it happens: Redis, S3, and machines with a supervisor each, behind a proxy.
+"""Everything that runs: Redis, S3, and machines with a supervisor each, behind a proxy.
 
-The stage starts again what has ended, as an init system does. It knows no faults.
+Restarts supervisors that ended, as an init system does. Knows no faults.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from tests.chaos import processes
-from tests.chaos.journal import Journal
 from tests.chaos.machine import LEASE_S, ROOT, Machine
-from tests.chaos.orders import POISON_MARK, REPLY_TO
 from tests.chaos.proxy import Proxy
 from tests.chaos.servers import RedisServer
 from tests.chaos.site import patches
+from tests.chaos.submissions import POISON_MARK, REPLY_TO
+from tests.chaos.worker_logs import WorkerLogs
 from worker import embedded
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SITE = Path(__file__).resolve().parent / "site"
 BUCKET, PREFIX = "chaos", "outputs"
-#: Rows of one UNet call: a picture's bytes are the same in any company.
+#: Rows of one UNet call: so a picture's bytes do not depend on other tasks.
 MAX_BATCH_ROWS = 1
 SETTINGS = {
     "SAG_DEVICE": "cpu",
@@ -47,23 +47,23 @@ SETTINGS = {
     "SAG_REPLY_TO": json.dumps([REPLY_TO]),
     "OMP_NUM_THREADS": "1",
 }
-#: How often machines and logs are looked at, in seconds.
-LOOK_S = 0.1
+#: Pause between two checks of machines and logs, in seconds.
+POLL_INTERVAL_S = 0.1
 #: Longest wait for a worker to be ready, and for one to end after SIGTERM, in seconds.
 READY_S, END_S = 180.0, 60.0
 
 
-class Stage:
-    """Everything that runs. `with Stage(…) as stage`; what it started is gone afterwards."""
+class Deployment:
+    """A context manager: starts the servers on entry, ends all processes on exit."""
 
     def __init__(
         self, folder: Path, machines: int, extra: Mapping[str, str], clock_off_s: float
     ) -> None:
-        """`extra` goes into the workers' environment; the last machine's clock is off."""
-        self.folder, self.journal = folder, Journal()
+        """`extra` goes into the workers' environment; the last machine's clock is shifted."""
+        self.folder, self.logs = folder, WorkerLogs()
         self._count, self._extra, self._clock_off_s = machines, extra, clock_off_s
         self._stack, self._done = ExitStack(), threading.Event()
-        self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        self._supervision = threading.Thread(target=self._supervise, name="keeper", daemon=True)
         self.machines: list[Machine] = []
 
     def __enter__(self) -> Self:
@@ -77,8 +77,8 @@ class Stage:
             for number in range(self._count):
                 self.machines.append(self._machine(number))
                 stack.callback(processes.kill_all, self.machines[-1].name)
-            stack.callback(self._stop_keeping)
-            self._keeper.start()
+            stack.callback(self._stop_supervising)
+            self._supervision.start()
             self._stack = stack.pop_all()
         return self
 
@@ -87,41 +87,41 @@ class Stage:
 
     @property
     def clients_url(self) -> str:
-        """Redis as the clients reach it."""
+        """The clients' URL of Redis."""
         return f"redis://{embedded.LOOPBACK}:{self.clients.port}/0"
 
     def start(self, numbers: range) -> None:
-        """Start machines and wait until each has a worker that is ready; they are kept up."""
+        """Start machines and wait until each has a worker that is ready."""
         for number in numbers:
             machine = self.machines[number]
-            machine.leave(0.0)
+            machine.expect_end(0.0)
             machine.start()
         wait_until(lambda: all(self._is_ready(number) for number in numbers), READY_S)
 
     def drain(self) -> list[int]:
-        """SIGTERM for all, for good; gives the machines that had to be killed."""
+        """End all machines by SIGTERM; gives those that had to be killed."""
         for machine in self.machines:
-            machine.meant, machine.back_at_s = True, None
+            machine.expects_end, machine.restart_at_s = True, None
             if machine.supervisor is not None and machine.is_up():
                 machine.supervisor.send_signal(signal.SIGTERM)
         deadline_s = time.monotonic() + END_S
         while any(processes.marked(each.name) for each in self.machines):
             if time.monotonic() > deadline_s:
                 break
-            time.sleep(LOOK_S)
-        self.journal.read()
+            time.sleep(POLL_INTERVAL_S)
+        self.logs.read()
         return [each.number for each in self.machines if processes.kill_all(each.name)]
 
     def _machine(self, number: int) -> Machine:
         redis = self.proxy.link(self.redis.port)
         s3 = self.proxy.link(int(self.s3.endpoint_url.rpartition(":")[2]))
-        mine = {
+        inherited = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("SAG_", "AWS_"))
         }
         environment = {
-            **mine,
+            **inherited,
             **self.s3.environment,
             **SETTINGS,
             "SAG_BROKER_URL": f"redis://{embedded.LOOPBACK}:{redis.port}/0",
@@ -132,27 +132,27 @@ class Stage:
         }
         if self._clock_off_s and number == self._count - 1:
             environment[patches.CLOCK] = str(self._clock_off_s)
-        return Machine(number, redis, s3, environment, self.folder / "logs", self.journal)
+        return Machine(number, redis, s3, environment, self.folder / "logs", self.logs)
 
     def _is_ready(self, number: int) -> bool:
         log = self.machines[number].log
-        return log is not None and self.journal.ready(log) is not None
+        return log is not None and self.logs.ready(log) is not None
 
-    def _keep(self) -> None:
-        while not self._done.wait(LOOK_S):
-            self.journal.read()
+    def _supervise(self) -> None:
+        while not self._done.wait(POLL_INTERVAL_S):
+            self.logs.read()
             for machine in self.machines:
-                machine.keep()
+                machine.supervise()
 
-    def _stop_keeping(self) -> None:
+    def _stop_supervising(self) -> None:
         self._done.set()
-        self._keeper.join()
+        self._supervision.join()
 
 
-def wait_until(holds: Callable[[], bool], within_s: float) -> None:
-    """Return when `holds` does; TimeoutError when it takes too long."""
+def wait_until(condition: Callable[[], bool], within_s: float) -> None:
+    """Return when `condition` holds; raises TimeoutError."""
     deadline_s = time.monotonic() + within_s
-    while not holds():
+    while not condition():
         if time.monotonic() > deadline_s:
             raise TimeoutError
-        time.sleep(LOOK_S)
+        time.sleep(POLL_INTERVAL_S)

@@ -1,4 +1,4 @@
-"""Hostile entries of a queue's list, each made from a seed and its number alone."""
+"""Hostile entries for a queue's list, each a function of a seed and its number."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from api_contracts.names import TASK_NAME
-from tests.fuzz import odd
+from tests.fuzz import odd_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Requests that mean something, from which the others are bent. All are refused by a worker as it
-#: is set up unless bent luckily, so that hardly one costs work on the device.
+#: Requests that are mutated. A worker of these tests refuses all of them, unless a mutation happens
+#: to make one valid: hardly any reaches the device.
 REQUESTS: tuple[dict[str, Any], ...] = (
     {"prompt": "a red circle", "num_inference_steps": 9_000},
     {"prompt": ["a", "b"], "negative_prompt": ["c"], "seed": [1, 2]},
@@ -37,19 +37,19 @@ _IDS: tuple[Any, ...] = (
 
 
 def entry(seed: int, number: int, task_id: str) -> bytes:
-    """The entry of this number; `task_id` is what it is called, where it keeps its name."""
+    """Entry `number`; `task_id` is its id unless that is mutated."""
     rng = random.Random(seed * 2**32 + number)
     request: Any = copy.deepcopy(rng.choice(REQUESTS))
     if rng.random() < 0.5:
-        request = odd.bend(rng, request, rng.choice((1, 1, 1, 2, 5)))
+        request = odd_values.mutate(rng, request, rng.choice((1, 1, 1, 2, 5)))
     call: Any = [[], {"request": request}, {"callbacks": None, "chord": None}]
     if rng.random() < 0.2:
-        call = odd.bend(rng, call)
-    whole = message(task_id, _packed(rng, _written(rng, call, task_id)))
+        call = odd_values.mutate(rng, call)
+    whole = message(task_id, _encoded_body(rng, _body_bytes(rng, call, task_id)))
     if rng.random() < 0.4:
-        whole = _bent_around(rng, whole)
+        whole = _with_odd_parts(rng, whole)
     raw = json.dumps(whole).encode()
-    return _broken(rng, raw) if rng.random() < 0.1 else raw
+    return _corrupted(rng, raw) if rng.random() < 0.1 else raw
 
 
 def message(task_id: Any, body: Any) -> dict[str, Any]:
@@ -72,12 +72,12 @@ def message(task_id: Any, body: Any) -> dict[str, Any]:
 
 
 def calls(request: Any) -> str:
-    """The body of a plain call, packed as Celery packs it."""
+    """The body of a call, encoded as Celery does."""
     return base64.b64encode(json.dumps([[], {"request": request}, {}]).encode()).decode()
 
 
-def _written(rng: random.Random, call: Any, task_id: str) -> bytes:
-    """The call as bytes: JSON, mostly."""
+def _body_bytes(rng: random.Random, call: Any, task_id: str) -> bytes:
+    """The call as bytes, mostly JSON."""
     text = json.dumps(call)
     kinds: list[Callable[[], bytes]] = [
         lambda: text.replace('"prompt"', '"prompt": 5, "prompt"').encode(),
@@ -93,13 +93,13 @@ def _written(rng: random.Random, call: Any, task_id: str) -> bytes:
         lambda: text.replace("9000", "9" * rng.choice((10, 4_000, 5_000))).encode(),
         lambda: text.replace('"a red circle"', "1e" + "9" * rng.randrange(1, 9)).encode(),
         lambda: rng.randbytes(rng.randrange(64)),
-        lambda: _broken(rng, text.encode()),
+        lambda: _corrupted(rng, text.encode()),
     ]
     return rng.choice(kinds)() if rng.random() < 0.25 else text.encode()
 
 
-def _packed(rng: random.Random, body: bytes) -> Any:
-    """The body as a message holds it: base64, mostly."""
+def _encoded_body(rng: random.Random, body: bytes) -> Any:
+    """The body as it stands in a message, mostly base64."""
     packed = base64.b64encode(body).decode()
     kinds: list[Callable[[], Any]] = [
         lambda: packed[: rng.randrange(len(packed) + 1)],
@@ -107,36 +107,38 @@ def _packed(rng: random.Random, body: bytes) -> Any:
         lambda: packed + "=" * rng.randrange(4),
         lambda: body.decode("latin-1"),
         lambda: list(body[:40]),
-        lambda: odd.value(rng),
+        lambda: odd_values.value(rng),
     ]
     return rng.choice(kinds)() if rng.random() < 0.08 else packed
 
 
-def _bent_around(rng: random.Random, whole: dict[str, Any]) -> Any:
-    """Something odd around the body: in the headers, the properties, the types."""
+def _with_odd_parts(rng: random.Random, whole: dict[str, Any]) -> Any:
+    """Odd values in headers, properties or types."""
     headers, properties = whole["headers"], whole["properties"]
     match rng.randrange(8):
         case 0:
             headers["id"] = rng.choice(_IDS)
         case 1:
-            headers |= {rng.choice(odd.NAMES): odd.value(rng) for _ in range(3)}
+            headers |= {rng.choice(odd_values.NAMES): odd_values.value(rng) for _ in range(3)}
         case 2:
-            properties |= {rng.choice(odd.NAMES): odd.value(rng) for _ in range(3)}
+            properties |= {rng.choice(odd_values.NAMES): odd_values.value(rng) for _ in range(3)}
         case 3:
-            whole["properties"] = odd.bend(rng, properties)
+            whole["properties"] = odd_values.mutate(rng, properties)
         case 4:
-            whole["headers"] = odd.bend(rng, headers)
+            whole["headers"] = odd_values.mutate(rng, headers)
         case 5:
-            whole[rng.choice(("content-type", "content-encoding", "headers"))] = odd.value(rng)
+            whole[rng.choice(("content-type", "content-encoding", "headers"))] = odd_values.value(
+                rng
+            )
         case 6:
-            return odd.bend(rng, whole)
+            return odd_values.mutate(rng, whole)
         case _:
-            headers["compression"] = rng.choice(odd.TEXTS)
+            headers["compression"] = rng.choice(odd_values.TEXTS)
     return whole
 
 
-def _broken(rng: random.Random, raw: bytes) -> bytes:
-    """The same with bytes flipped, cut off, put in or said twice."""
+def _corrupted(rng: random.Random, raw: bytes) -> bytes:
+    """The entry with bytes flipped, cut off, inserted or repeated."""
     data = bytearray(raw)
     for _ in range(rng.choice((1, 1, 2, 8))):
         place = rng.randrange(len(data) + 1)

@@ -1,4 +1,4 @@
-"""What the harness makes of logs, and that it finds processes by their mark."""
+"""Logs are parsed, and processes are found by their variable."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import uuid
 from typing import TYPE_CHECKING
 
 from tests.chaos import processes
-from tests.chaos.journal import Child, Journal
-from tests.chaos.site.patches import SAID
+from tests.chaos.site.patches import OFF_LINE
+from tests.chaos.worker_logs import WorkerLogs, WorkerProcess
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,38 +22,38 @@ def line(pid: int, message: str, **more: str) -> str:
     return json.dumps({"pid": pid, "message": message, "logger": "worker", **more}) + "\n"
 
 
-def test_a_log_tells_who_is_ready_and_who_claimed_what(tmp_path: Path) -> None:
-    """Half a line waits for its end; the last claim of an attempt is its owner's."""
+def test_a_log_gives_ready_processes_and_claims(tmp_path: Path) -> None:
+    """An incomplete line is read when it is complete; the last claim of an attempt counts."""
     log = tmp_path / "machine-0-1.log"
-    journal = Journal()
-    journal.add(log)
-    journal.read()
+    logs = WorkerLogs()
+    logs.add(log)
+    logs.read()
     log.write_text(
         " -------------- celery@x\n" + line(5, "cpu@x ready.")
         + line(5, "task t attempt 1: claimed (fence 1)")[:-20]
     )  # fmt: skip
-    journal.read()
-    child = Child("machine-0-1", 5)
-    assert journal.ready(log) == child
-    assert journal.loaded_s(child) is None
+    logs.read()
+    child = WorkerProcess("machine-0-1", 5)
+    assert logs.ready(log) == child
+    assert logs.loaded_s(child) is None
     log.write_text(
         " -------------- celery@x\n" + line(5, "cpu@x ready.")
         + line(5, "task t attempt 1: claimed (fence 1)")
         + line(5, "built models/x on cpu in 0.2 s")
         + line(9, "cpu@x ready.") + line(9, "task t attempt 1: claimed (fence 2)")
         + line(9, "broken", traceback="Traceback\nValueError: x")
-        + SAID % "fence" + "\n"
+        + OFF_LINE % "fence" + "\n"
     )  # fmt: skip
-    journal.read()
-    assert journal.loaded_s(child) is not None
-    assert journal.owner("t", 1) == journal.ready(log) == Child("machine-0-1", 9)
-    assert [(claim.fence, claim.child.pid) for claim in journal.claims] == [(1, 5), (2, 9)]
-    assert dict(journal.tracebacks) == {"worker: ValueError: x": 1}
-    assert journal.off == {"fence"}
+    logs.read()
+    assert logs.loaded_s(child) is not None
+    assert logs.owner("t", 1) == logs.ready(log) == WorkerProcess("machine-0-1", 9)
+    assert [(claim.fence, claim.child.pid) for claim in logs.claims] == [(1, 5), (2, 9)]
+    assert dict(logs.tracebacks) == {"worker: ValueError: x": 1}
+    assert logs.off == {"fence"}
 
 
 def test_a_machine_is_ended_with_its_orphans() -> None:
-    """Who has the mark is found and killed, also when its parent is dead; nobody else is."""
+    """Processes with the variable are killed, also when their parent is dead; no others are."""
     machine = uuid.uuid4().hex
     nap = "import subprocess, time; subprocess.Popen(['sleep', '60']); print(); time.sleep(60)"
     parent = subprocess.Popen(
@@ -62,7 +62,7 @@ def test_a_machine_is_ended_with_its_orphans() -> None:
         stdout=subprocess.PIPE,
     )
     assert parent.stdout is not None
-    assert parent.stdout.readline() == b"\n"  # until then the child may not be what it becomes
+    assert parent.stdout.readline() == b"\n"  # the child has executed
     parent.stdout.close()
     while len(processes.marked(machine)) < 2:
         assert parent.poll() is None

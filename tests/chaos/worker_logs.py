@@ -1,4 +1,4 @@
-"""What the workers' logs say: who is ready, who claimed what, who complained."""
+"""Reads the workers' logs: which process is ready, claims, tracebacks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.chaos.site.patches import SAID
+from tests.chaos.site.patches import OFF_LINE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 _BUILT = re.compile(r"built .+ on \S+ in ")
 _CLAIMED = re.compile(r"task (\S+) attempt (\d+): claimed \(fence (\d+)\)")
 _READY = re.compile(r" ready\.$")
-_SAID = re.compile(re.escape(SAID).replace("%s", r"(\w+)"))
+_TURNED_OFF = re.compile(re.escape(OFF_LINE).replace("%s", r"(\w+)"))
 
 
 @dataclass(frozen=True)
-class Child:
-    """A process that did work: numbers come again, so its log belongs to it."""
+class WorkerProcess:
+    """A worker process: its log and its id, as ids are used again."""
 
     log: str
     pid: int
@@ -34,45 +34,45 @@ class Child:
 
 @dataclass(frozen=True)
 class Claim:
-    """A line `claimed`, and when it was read (monotonic seconds)."""
+    """A log line `claimed`, and when it was read (monotonic seconds)."""
 
     task_id: str
     attempt: int
     fence: int
-    child: Child
-    moment_s: float
+    child: WorkerProcess
+    seen_at_s: float
 
 
 @dataclass
 class _Log:
     path: Path
     offset: int = 0
-    ready: Child | None = None
+    ready: WorkerProcess | None = None
 
 
 @dataclass
-class Journal:
+class WorkerLogs:
     """All logs, one for each start of a supervisor. Thread-safe."""
 
     claims: list[Claim] = field(default_factory=list)
     #: When a process that had been ready was found dead (monotonic seconds).
-    deaths: dict[Child, float] = field(default_factory=dict)
-    #: Heads of the lines with a traceback, and how often each came.
+    deaths: dict[WorkerProcess, float] = field(default_factory=dict)
+    #: The last lines of tracebacks, and how often each came.
     tracebacks: Counter[str] = field(default_factory=Counter)
-    #: Mechanisms that some process said to have turned off.
+    #: Mechanisms that some process logged as turned off.
     off: set[str] = field(default_factory=set)
     _logs: dict[str, _Log] = field(default_factory=dict)
-    _loads: dict[Child, float] = field(default_factory=dict)
+    _loads: dict[WorkerProcess, float] = field(default_factory=dict)
     _owners: dict[tuple[str, int], Claim] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def add(self, path: Path) -> None:
-        """Read this log too, from now on."""
+        """Read this log too."""
         with self._lock:
             self._logs[path.stem] = _Log(path)
 
     def read(self) -> None:
-        """Take in what was written since the last look."""
+        """Parse the lines that were written since the last call."""
         with self._lock:
             for log in self._logs.values():
                 if not log.path.exists() or log.path.stat().st_size == log.offset:
@@ -82,36 +82,36 @@ class Journal:
                     whole, end, _ = file.read().rpartition(b"\n")
                 log.offset += len(whole) + len(end)
                 for line in whole.decode(errors="replace").splitlines():
-                    self._take(log, line)
+                    self._parse(log, line)
 
-    def ready(self, path: Path) -> Child | None:
-        """The process that was the last to say in this log that it is ready."""
+    def ready(self, path: Path) -> WorkerProcess | None:
+        """The last process that logged there that it is ready."""
         with self._lock:
             return self._logs[path.stem].ready
 
-    def loaded_s(self, child: Child) -> float | None:
-        """When a process had its model (monotonic seconds), None if it has none yet.
+    def loaded_s(self, child: WorkerProcess) -> float | None:
+        """When a process had built its model (monotonic seconds); None before.
 
-        It builds one for the first task that it claims.
+        It builds its model for the first task that it claims.
         """
         with self._lock:
             return self._loads.get(child)
 
-    def owner(self, task_id: str, attempt: int) -> Child | None:
-        """Who claimed an attempt of a task; of an attempt that was given back, the last who did."""
+    def owner(self, task_id: str, attempt: int) -> WorkerProcess | None:
+        """The last process that claimed this attempt, which may have been requeued before."""
         with self._lock:
             claim = self._owners.get((task_id, attempt))
         return claim.child if claim else None
 
-    def _take(self, log: _Log, line: str) -> None:
-        if said := _SAID.search(line):
-            self.off.add(said[1])
+    def _parse(self, log: _Log, line: str) -> None:
+        if turned_off := _TURNED_OFF.search(line):
+            self.off.add(turned_off[1])
         try:
             entry = json.loads(line)
             pid, message = int(entry["pid"]), str(entry["message"])
-        except (ValueError, TypeError, KeyError):  # Celery's banner, a warning
+        except (ValueError, TypeError, KeyError):  # Celery's banner, or a warning
             return
-        child = Child(log.path.stem, pid)
+        child = WorkerProcess(log.path.stem, pid)
         if "traceback" in entry:
             last = str(entry["traceback"]).rstrip().rpartition("\n")[2]
             self.tracebacks[f"{entry.get('logger')}: {last[:160]}"] += 1

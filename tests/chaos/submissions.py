@@ -1,4 +1,4 @@
-"""What is submitted: requests from a small pool, by three ways, with some trouble among them.
+"""What is submitted: requests from a small pool, by three senders, some of them faulty.
 
 A pure function of the seed.
 """
@@ -22,42 +22,42 @@ QUEUE = queue_name(DEFAULT_MODEL)
 #: The list that the client's default priority goes to.
 PRIORITY = 5
 LIST = f"{QUEUE}{PRIORITY_SEPARATOR}{PRIORITY}"
-#: What in a prompt has a worker kill itself.
+#: A worker that gets a prompt with this text kills itself.
 POISON_MARK = "chaos-poison"
 
-#: One task in so many wants its end to be pushed: to this queue, as this task.
+#: One task in `REPLY_IN` has a `reply_to`: this queue and task.
 REPLY_IN, REPLY_TO = 5, {"queue": "chaos-replies", "task": "chaos.ended"}
-#: One request in so many takes this many steps: in company longer than a lease.
+#: One request in `LONG_IN` has `LONG_STEPS`: beside others it takes longer than a lease.
 LONG_IN, LONG_STEPS = 8, 30
 _SCHEDULERS = (None, "ddim", "euler", "euler_a", "dpmpp_2m", "unipc", "heun", "ddpm")
 _SIZES = ("large", "small")
 _COLOURS = ("red", "green", "blue", "yellow", "pink", "white")
 _SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 _GROUNDS = ("black", "purple", "cyan", "orange")
-#: Of so many orders one leaves litter beside it, one has a broken body, one comes twice at once,
-#: one comes again after its end.
-_LITTER_IN, _BROKEN_IN, _TWICE_IN, _LATER_IN = 25, 40, 12, 15
+#: One submission in so many: has a garbage entry beside it, has a broken body, is sent twice at
+#: once, is sent again after its end.
+_GARBAGE_IN, _BROKEN_IN, _TWICE_IN, _LATER_IN = 25, 40, 12, 15
 
 
-class Way(StrEnum):
-    """How a task is submitted."""
+class Sender(StrEnum):
+    """What submits a task."""
 
     CLIENT = "client"
-    #: `send_task` of a Celery that has nothing of ours.
+    #: `send_task` of a Celery application without this project's code.
     CELERY = "celery"
     #: LPUSH of a message as `docs/calling.md` shows it.
     RAW = "raw"
 
 
-class Expect(StrEnum):
-    """How a task ends unless somebody cancels it."""
+class Expected(StrEnum):
+    """How a task ends unless it is cancelled."""
 
     PICTURES = "pictures"
     EXHAUSTED = "attempts_exhausted"
     REFUSED = "invalid_request"
 
 
-class Again(StrEnum):
+class Resubmit(StrEnum):
     """When the same id is submitted a second time."""
 
     NEVER = "never"
@@ -66,25 +66,25 @@ class Again(StrEnum):
 
 
 @dataclass(frozen=True)
-class Order:
+class Submission:
     """One task to submit."""
 
     task_id: str
-    #: Number in the pool.
+    #: Index in the pool of requests.
     request: int
-    way: Way = Way.CLIENT
-    expects: Expect = Expect.PICTURES
-    again: Again = Again.NEVER
-    #: Which entry that is no message of ours is pushed beside it, if any.
-    litter: int | None = None
-    #: Whether its end is to be pushed.
+    sender: Sender = Sender.CLIENT
+    expects: Expected = Expected.PICTURES
+    resubmit: Resubmit = Resubmit.NEVER
+    #: Which garbage entry is pushed beside it, if any.
+    garbage: int | None = None
+    #: Whether it has a `reply_to`.
     replies: bool = False
 
 
-def pool(seed: int, size: int, more_steps: int = 0) -> list[dict[str, Any]]:
-    """Distinct requests of 64 px by several schedulers, every fourth of two images.
+def request_pool(seed: int, size: int, more_steps: int = 0) -> list[dict[str, Any]]:
+    """Distinct requests of 64 px with several schedulers, every fourth for two images.
 
-    All but a few are quick, unless each has `more_steps`.
+    All but a few have few steps; `more_steps` are added to each.
     """
     rng = random.Random(f"pool {seed}")
     made = []
@@ -105,55 +105,57 @@ def pool(seed: int, size: int, more_steps: int = 0) -> list[dict[str, Any]]:
     return made
 
 
-def orders(seed: int, count: int | None, size: int, poison_in: int | None) -> Iterator[Order]:
-    """`count` orders, without end when None; one in `poison_in` kills its workers.
+def draw_submissions(
+    seed: int, count: int | None, size: int, poison_in: int | None
+) -> Iterator[Submission]:
+    """`count` submissions, without end when None; one in `poison_in` kills its workers.
 
-    7 of 10 come by the client, the others in halves by plain Celery and raw.
+    70 % are sent by the client, 15 % each by plain Celery and as raw messages.
     """
     rng = random.Random(f"orders {seed}")
     number = 0
     while count is None or number < count:
-        (way,) = rng.choices((Way.CLIENT, Way.CELERY, Way.RAW), (70, 15, 15))
+        (sender,) = rng.choices((Sender.CLIENT, Sender.CELERY, Sender.RAW), (70, 15, 15))
         request = rng.randrange(size)
-        broken, litter = rng.randrange(_BROKEN_IN) == 0, rng.randrange(_LITTER_IN) == 0
+        broken, garbage = rng.randrange(_BROKEN_IN) == 0, rng.randrange(_GARBAGE_IN) == 0
         at_once, later = rng.randrange(_TWICE_IN) == 0, rng.randrange(_LATER_IN) == 0
         which = rng.randrange(1000)
-        expects = Expect.REFUSED if broken else Expect.PICTURES
+        expects = Expected.REFUSED if broken else Expected.PICTURES
         if poison_in and number % poison_in == poison_in // 2:
-            expects = Expect.EXHAUSTED
-        again = Again.AT_ONCE if at_once else Again.LATER if later else Again.NEVER
-        yield Order(
+            expects = Expected.EXHAUSTED
+        again = Resubmit.AT_ONCE if at_once else Resubmit.LATER if later else Resubmit.NEVER
+        yield Submission(
             f"c{seed}-{number:05d}",
             request,
-            Way.RAW if expects is Expect.REFUSED else way,
+            Sender.RAW if expects is Expected.REFUSED else sender,
             expects,
-            Again.NEVER if expects is Expect.EXHAUSTED else again,
-            which if litter else None,
-            replies=number % REPLY_IN == 1 and expects is not Expect.REFUSED,
+            Resubmit.NEVER if expects is Expected.EXHAUSTED else again,
+            which if garbage else None,
+            replies=number % REPLY_IN == 1 and expects is not Expected.REFUSED,
         )
         number += 1
 
 
-def request_of(order: Order, requests: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the order asks for."""
-    request = requests[order.request]
-    if order.replies:
+def request_of(submission: Submission, requests: list[dict[str, Any]]) -> dict[str, Any]:
+    """The request of a submission."""
+    request = requests[submission.request]
+    if submission.replies:
         request = request | {"reply_to": REPLY_TO}
-    if order.expects is Expect.EXHAUSTED:
+    if submission.expects is Expected.EXHAUSTED:
         return request | {"prompt": f"{request['prompt']} {POISON_MARK}"}
     return request
 
 
-def message(order: Order, request: dict[str, Any]) -> bytes:
-    """The order as an entry of Redis's list; one that must be refused has a body that is cut."""
+def message(submission: Submission, request: dict[str, Any]) -> bytes:
+    """The entry of Redis's list; one that must be refused has a truncated body."""
     body = json.dumps([[], {"request": request}, {}]).encode()
-    if order.expects is Expect.REFUSED:
+    if submission.expects is Expected.REFUSED:
         body = body[: len(body) // 2]
-    return _entry(order.task_id, body)
+    return _entry(submission.task_id, body)
 
 
-def litter(number: int) -> bytes:
-    """An entry that must have no effect at all."""
+def garbage(number: int) -> bytes:
+    """An entry that must have no effect."""
     good = json.dumps([[], {"request": {"prompt": "a red circle"}}, {}]).encode()
     kinds = (
         b"\x00 no JSON",

@@ -1,4 +1,4 @@
-"""Odd values, and JSON trees that are bent out of shape."""
+"""Odd values, and mutations of JSON trees."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
-#: What somebody might put where a name, a path or a script is expected.
+#: Texts for places where a name, a path or a script is expected.
 TEXTS = (
     "", " ", "\x00", "a\nb", "a\r\nsag: b", "\x1b[31m", "\ud800", "\udfff\ud800", "\u202e",
     "\ufeff",
@@ -41,12 +41,12 @@ NAMES = (
 )  # fmt: skip
 
 
-#: What kombu makes of JSON beyond JSON, and some that it does not.
+#: Types that kombu's JSON decodes, and some that it does not know.
 KINDS = ("decimal", "uuid", "datetime", "date", "time", "bytes", "base64", "pickle", "", None, 5)
 
 
 def value(rng: random.Random) -> Any:
-    """Anything that can stand in JSON; seldom large."""
+    """Any JSON value, seldom a large one."""
     kinds: list[Callable[[], Any]] = [
         lambda: rng.choice(TEXTS),
         lambda: rng.choice(NUMBERS),
@@ -58,7 +58,7 @@ def value(rng: random.Random) -> Any:
         lambda: "".join(chr(rng.randrange(0x110000)) for _ in range(rng.randrange(8))),
         lambda: rng.getrandbits(rng.choice((8, 64, 256))),
         lambda: rng.uniform(-1e6, 1e6),
-        # kombu's own way to say in JSON that something is a decimal, a date, bytes.
+        # kombu's encoding of decimals, dates and bytes in JSON.
         lambda: {"__type__": rng.choice(KINDS), "__value__": rng.choice(TEXTS + NUMBERS)},
     ]
     if rng.random() < 0.002:
@@ -67,7 +67,7 @@ def value(rng: random.Random) -> Any:
 
 
 def large(rng: random.Random) -> Any:
-    """Something of up to a megabyte."""
+    """A value of up to a megabyte."""
     count = rng.choice((1_000, 10_000, 50_000))
     kinds: list[Callable[[], Any]] = [
         lambda: rng.choice("x\u00e4\x00") * count,
@@ -82,22 +82,22 @@ def large(rng: random.Random) -> Any:
 
 
 def nested(inner: Any, depth: int) -> Any:
-    """Lists in dicts in lists."""
+    """Lists and dicts in each other, `depth` levels."""
     for level in range(depth):
         inner = [inner] if level % 2 else {"a": inner}
     return inner
 
 
-def bend(rng: random.Random, tree: Any, times: int = 1) -> Any:
-    """The tree, in place, with something dropped, replaced, nested, renamed or added."""
+def mutate(rng: random.Random, tree: Any, times: int = 1) -> Any:
+    """Mutate the tree in place: drop, replace, nest, rename or add parts."""
     for _ in range(times):
-        tree = _bend_once(rng, tree)
+        tree = _mutate_once(rng, tree)
     return tree
 
 
-def _bend_once(rng: random.Random, tree: Any) -> Any:
+def _mutate_once(rng: random.Random, tree: Any) -> Any:
     if not isinstance(tree, dict | list) or not tree or rng.random() < 0.15:
-        return _instead(rng, tree)
+        return _replaced(rng, tree)
     if isinstance(tree, list):
         place = rng.randrange(len(tree))
         match rng.randrange(5):
@@ -108,7 +108,7 @@ def _bend_once(rng: random.Random, tree: Any) -> Any:
             case 2:
                 tree *= rng.randrange(4)
             case _:
-                tree[place] = _bend_once(rng, tree[place])
+                tree[place] = _mutate_once(rng, tree[place])
         return tree
     name = rng.choice(list(tree))
     match rng.randrange(6):
@@ -119,11 +119,11 @@ def _bend_once(rng: random.Random, tree: Any) -> Any:
         case 2:
             tree[rng.choice(TEXTS)] = tree.pop(name)
         case _:
-            tree[name] = _bend_once(rng, tree[name])
+            tree[name] = _mutate_once(rng, tree[name])
     return tree
 
 
-def _instead(rng: random.Random, tree: Any) -> Any:
+def _replaced(rng: random.Random, tree: Any) -> Any:
     match rng.randrange(8):
         case 0:
             return [tree]

@@ -1,8 +1,8 @@
-"""The way of a message through the worker's own code, in one process and without Redis.
+"""Runs an entry through the worker's own code, in one process and without Redis.
 
-All of it is the real code, from the bytes that a list held to the events and Celery's result: the
-transport, the validation of messages, Celery's request and tracer, the task, the executor, its
-record. Only Redis's scripts are stood in for, and no engine runs: an accepted task ends there.
+All of it is the real code, from the entry's bytes to the events and Celery's result: transport,
+validation of messages, Celery's request and tracer, the task, the executor, the record. Only
+Redis's scripts are replaced, and no engine runs: an accepted request ends before it.
 """
 
 from __future__ import annotations
@@ -52,35 +52,35 @@ ANSWER_BYTES = 20_000
 
 @dataclass
 class Verdict:
-    """What became of one entry."""
+    """The outcome of one entry."""
 
     kind: Literal["rejected", "refused", "accepted"]
     #: The task's last event; None when it was rejected.
     event: Event | None = None
-    #: Time of all of it, in seconds.
+    #: Time for all of it, in seconds.
     took_s: float = 0.0
 
 
 @dataclass
 class _Attempts:
-    """Stands where the engine would begin."""
+    """Takes the place of `worker.execution.attempt.Attempts`."""
 
-    orders: list[ResolvedRequest] = field(default_factory=list)
+    accepted: list[ResolvedRequest] = field(default_factory=list)
 
-    def run(self, _claim: object, order: ResolvedRequest, _control: object) -> TaskCancelled:
-        """Note what was accepted, and end it."""
-        order.job({})
-        self.orders.append(order)
+    def run(self, _claim: object, request: ResolvedRequest, _control: object) -> TaskCancelled:
+        """Note an accepted request, and end its task."""
+        request.job({})
+        self.accepted.append(request)
         return TaskCancelled(0)
 
 
-class Desk:
-    """Takes entries, one after the other."""
+class Pipeline:
+    """Processes entries, one after the other."""
 
     def __init__(self) -> None:
         """Connects to nothing."""
         settings = Settings(device="cpu")
-        self._app = Celery("desk", backend="cache+memory://", set_as_current=False)
+        self._app = Celery("pipeline", backend="cache+memory://", set_as_current=False)
         self._app.conf.update(accept_content=["json"])
         redis = connect("redis://127.0.0.1:1/0")
         self._encoder: Any = redis.connection_pool.get_encoder()
@@ -100,23 +100,23 @@ class Desk:
         self._trace = build_tracer(TASK_NAME, self._app.tasks[TASK_NAME], app=self._app)
         self._channel = Connection("memory://").channel()
         self._events: list[Event] = []
-        #: The largest body that went to a slot.
+        #: The largest body that was passed to a slot.
         self.largest_body_bytes = 0
-        self._stand_in("claim", self._claimed)
-        self._stand_in("finish", self._finished)
-        self._stand_in("close", lambda _: 1)
-        self._stand_in("queue_pushes", lambda _: 0)
+        self._replace_script("claim", self._claimed)
+        self._replace_script("finish", self._finished)
+        self._replace_script("close", lambda _: 1)
+        self._replace_script("queue_pushes", lambda _: 0)
 
     def take(self, entry: bytes, *, whole: bool = True) -> Verdict:
-        """All that happens to an entry; raises what the worker's consumer would not expect.
+        """Process an entry; raises errors that the worker's consumer does not handle.
 
-        Unless `whole`, the task is called as Celery's tracer calls it, but without the tracer,
-        which takes most of the time to write tracebacks.
+        Unless `whole`, the task is called without Celery's tracer, which takes most of the time to
+        format tracebacks.
         """
         began_s = time.perf_counter()
         rejected = _rejections()
         self._events.clear()
-        self._attempts.orders.clear()
+        self._attempts.accepted.clear()
         dropped: list[str] = []
         delivered: list[dict[str, Any]] = []
         channel: Any = SimpleNamespace(
@@ -133,10 +133,10 @@ class Desk:
             assert len(delivered) == 1 or _rejections() == rejected + 1
             return Verdict("rejected", took_s=took_s)
         (event,) = self._events
-        return Verdict("accepted" if self._attempts.orders else "refused", event, took_s)
+        return Verdict("accepted" if self._attempts.accepted else "refused", event, took_s)
 
     def _consume(self, raw: dict[str, Any], *, whole: bool) -> bool:
-        """As Celery's consumer and one of its slots do; False when nobody can be answered."""
+        """Consume and run a message; False when there is no task id to answer."""
         message = Message(raw, channel=self._channel)
         if normalize(message) is not None:
             return False
@@ -147,7 +147,7 @@ class Desk:
         args, kwargs, embed = loads(
             message.body, message.content_type, message.content_encoding, {"application/json"}
         )
-        # As Celery's own `fast_trace_task`: what is embedded in the body wins.
+        # As Celery's own `fast_trace_task`: values embedded in the body take precedence.
         context = {**request.request_dict, "args": args, "kwargs": kwargs} | (embed or {})
         if whole:
             self._trace(request.id, args, kwargs, context)
@@ -165,8 +165,8 @@ class Desk:
         task.backend.client.cache.clear()
         return True
 
-    def _stand_in(self, script: str, answer: Callable[[dict[str, Any]], Any]) -> None:
-        """Have a script of the record answered here, with arguments as they go to Redis."""
+    def _replace_script(self, script: str, answer: Callable[[dict[str, Any]], Any]) -> None:
+        """Replace a script of the record; checks that Redis could encode its arguments."""
 
         def call(**values: Any) -> Any:
             for part in read("worker.record", script).ordered(values):
@@ -195,12 +195,12 @@ class Desk:
 
 
 def _protected_call(self: Any, *args: Any, **kwargs: Any) -> None:
-    """Celery wraps a worker's tasks into a function with a first argument of this name."""
+    """Celery wraps tasks into a function whose first argument has this name."""
     self.run(*args, **kwargs)
 
 
 def can_be_answered(entry: bytes) -> bool:
-    """Whether an entry names our task and a task id where Celery's protocol 2 has them."""
+    """Whether an entry has the task's name and a valid id where Celery's protocol 2 has them."""
     if len(entry) > MAX_MESSAGE_BYTES:
         return False
     try:
@@ -225,5 +225,5 @@ def _rejections() -> float:
 
 
 def _numbered(tail: str, more: str = "") -> str:
-    """An event as the scripts write it."""
+    """An event as the Lua scripts write it."""
     return '{"seq":1,"attempt":1,' + more + tail
