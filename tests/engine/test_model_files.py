@@ -151,12 +151,12 @@ def unplaced(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "named"),
     [
-        (cut, "vae/diffusion_pytorch_model.safetensors is not whole"),
-        (pointer, "text_encoder/model.safetensors is not whole"),
+        (cut, "vae/diffusion_pytorch_model.safetensors is not complete"),
+        (pointer, "text_encoder/model.safetensors is not complete"),
         (pickled, "vae/diffusion_pytorch_model.safetensors is not there, and only safetensors"),
-        (scribbled, "unet/config.json can't be read"),
+        (scribbled, "unet/config.json cannot be read"),
         (unnamed, "model_index.json names no vae"),
-        (listed, "model_index.json holds no JSON object"),
+        (listed, "model_index.json is not a JSON object"),
         (unplaced, "unet/diffusion_pytorch_model.safetensors.index.json has no weight_map"),
     ],
 )
