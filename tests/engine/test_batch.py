@@ -20,7 +20,10 @@ from worker.errors import DeviceOutOfMemoryError
 from worker.job_control import Control, JobStopped, Step, Stop
 
 STEPS = 6
-SEEDS = (11, 12, 13)
+#: Seeds of `small` jobs whose column sums stay 1e-3 away from the mask's threshold in all steps, a
+#: hundred times their rounding. A sum that rounds to the other side (seed 11, 1.4e-5 away) blurs a
+#: cell or not, which changes the latents by 5e-4.
+SEEDS = (12, 18, 19)
 Alone: TypeAlias = Callable[[int], torch.Tensor]
 
 
