@@ -96,7 +96,7 @@ def test_the_factor_is_load_and_stolen_time(later: Usage, factor: float) -> None
 
 
 def test_this_machine_can_be_measured() -> None:
-    """The kernel's numbers are read, and the factor is at least 1."""
+    """The kernel's numbers can be read, and the factor is at least 1."""
     machine = Machine()
     try:
         assert machine.usage().ticks > 0

@@ -1,9 +1,10 @@
 """A pytest plugin that keeps the fast tier fast: a test above 2 s must be marked `slow`.
 
 A test's time is that of its own body and of the fixtures made for it alone; fixtures that others
-share, and the end of fixtures, are left out. The limit grows with what the machine does beside: it
-is multiplied by the mean number of runnable processes for each processor during the test, by the
-share that a hypervisor took, and by how much slower the processor is than the one it was set on.
+share, the end of fixtures, and the time in which any process waited for a disk are left out. The
+limit grows with what the machine does beside: it is multiplied by the mean number of runnable
+processes for each processor during the test, by the share that a hypervisor took, and by how much
+slower the processor is than the one it was set on.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Usage:
     load: float
     ticks: int
     stolen_ticks: int
+    #: Time in which at least one process waited for a disk, in seconds; 0 where it is not known.
+    disk_s: float = 0.0
 
     def factor_to(self, later: Usage) -> float:
         """How much longer than alone things took between two moments; at least 1."""
@@ -65,7 +68,7 @@ class Machine:
     def usage(self) -> Usage:
         """The totals now."""
         ticks = [int(each) for each in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
-        return Usage(self._samples, self._load, sum(ticks), ticks[7])
+        return Usage(self._samples, self._load, sum(ticks), ticks[7], disk_s())
 
     def factor(self, since: Usage) -> float:
         """How much longer a test may have taken than where `LIMIT_S` was chosen."""
@@ -83,6 +86,14 @@ class Machine:
             runnable = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
             self._load += max(1.0, (runnable - 1) / self._processors)  # one is this thread
             self._samples += 1
+
+
+def disk_s() -> float:
+    """Time since the machine started in which some process waited for a disk."""
+    pressure = Path("/proc/pressure/io")
+    if not pressure.exists():
+        return 0.0
+    return int(pressure.read_text().split("\n")[0].rpartition("total=")[2]) / 1e6
 
 
 def spin_s() -> float:
@@ -134,7 +145,8 @@ class Tiers:
         report: Any = yield
         if call.when == "call" and report.passed:
             began_s, usage = self._began
-            took_s = self._clock() - began_s - self._shared_s
+            waited_s = self._machine.usage().disk_s - usage.disk_s
+            took_s = self._clock() - began_s - self._shared_s - waited_s
             if took_s > LIMIT_S and not any(map(item.get_closest_marker, SLOW)):
                 factor = self._machine.factor(usage)
                 if took_s > LIMIT_S * factor:

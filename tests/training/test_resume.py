@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from training import denoiser, progress, record
 from training import tokenizer as bpe
 from training.progress import Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 CAPTIONS = ["a red star on a blue background", "a green ring on a pink background"]
@@ -33,11 +35,20 @@ class Killed(denoiser.Batches):
         return super().draw(step)
 
 
+def small_unet(**config: Any) -> Any:
+    """The UNet of the training with a quarter of its channels."""
+    return UNet2DConditionModel(**config | {"block_out_channels": (16, 32), "norm_num_groups": 8})
+
+
+@pytest.mark.parametrize(
+    "unet", [small_unet, pytest.param(UNet2DConditionModel, marks=pytest.mark.slow)]
+)
 def test_a_resumed_training_ends_with_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unet: Callable[..., Any]
 ) -> None:
     """Killed after its checkpoint and started again, it gives the weights of an undisturbed run."""
-    monkeypatch.setattr(denoiser, "STEPS", 3)
+    monkeypatch.setattr(denoiser, "UNet2DConditionModel", unet)
+    monkeypatch.setattr(denoiser, "STEPS", 4)
     monkeypatch.setattr(denoiser, "BATCH", 2)
     monkeypatch.setattr(denoiser, "SAVE_EVERY", 2)
     monkeypatch.setattr(progress, "LOG_EVERY", 1)
@@ -52,7 +63,7 @@ def test_a_resumed_training_ends_with_the_same_weights(
     resumed = denoiser.train(denoiser.Batches(*parts), words, tmp_path / "killed", compiled=False)
     for name, weight in whole.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
-    assert [row["step"] for row in Stage("denoiser", tmp_path / "killed").rows()] == [1, 2, 3]
+    assert [row["step"] for row in Stage("denoiser", tmp_path / "killed").rows()] == [1, 2, 3, 4]
 
 
 def test_a_work_folder_has_one_seed(tmp_path: Path) -> None:
