@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.engine.attempts import small
+from tests.engine.cases import slow
 from tests.engine.jobs import CLOSE_6_STEPS, Rounds, assert_close, job, latents_of
-from tests.engine.tiers import slow
 from worker.errors import DeviceOutOfMemoryError
 from worker.job_control import Control, JobStopped, Step, Stop
 

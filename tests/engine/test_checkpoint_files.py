@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.engine.attempts import assert_same, checkpoints, company, resumed, small
-from tests.engine.tiers import nightly, slow
+from tests.engine.cases import nightly, slow
 from worker.engine import checkpoint, safetensors_io
 
 if TYPE_CHECKING:

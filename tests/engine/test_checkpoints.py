@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from tests.engine.attempts import assert_same, checkpoints, company, drained, resumed, small
+from tests.engine.cases import nightly, slow
 from tests.engine.jobs import Rounds, assert_close, latents_of
-from tests.engine.tiers import nightly, slow
 from worker.engine import checkpoint, safetensors_io, samplers
 
 STEPS = 6

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.engine.attempts import company, small
+from tests.engine.cases import rotated, slow
 from tests.engine.jobs import SPEC, Rounds, assert_close, job, latents_of
-from tests.engine.tiers import rotated, slow
 from worker.engine.engine import Engine, load_model
 from worker.engine.model_cache import ModelCache
 from worker.engine.runner import Runner

@@ -18,8 +18,8 @@ import safetensors.torch
 import torch
 
 from tests.engine import oracle
+from tests.engine.cases import chosen, nightly, slow
 from tests.engine.jobs import CLOSE, EPS32, job
-from tests.engine.tiers import chosen, nightly, slow
 from worker.config.models import SHIPPED_MODEL
 
 if TYPE_CHECKING:

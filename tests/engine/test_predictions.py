@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.engine import oracle
+from tests.engine.cases import nightly, rotated, slow
 from tests.engine.jobs import Rounds, apart, job, latents_of
-from tests.engine.tiers import nightly, rotated, slow
 from worker.engine.model_loader import LoadedModel
 
 #: Bound in parts of the largest latent, at 4 steps. The plain loop differs from itself, with rows

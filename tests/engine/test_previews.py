@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
+from tests.engine.cases import slow
 from tests.engine.jobs import Rounds, job, latents_of
-from tests.engine.tiers import slow
 from worker.engine import previews
 from worker.engine.previews import SIDE_PX, PreviewMap
 from worker.job_control import Control, Step

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.engine import oracle
+from tests.engine.cases import chosen, slow
 from tests.engine.jobs import Rounds, assert_close, job, latents_of, upstream
-from tests.engine.tiers import chosen, slow
 from worker.engine import samplers
 from worker.errors import BadRequestError, UnsupportedSchedulerError
 from worker.exit_codes import DEVICE_FAILED

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.engine.cases import chosen, nightly, rotated, slow
 from tests.engine.jobs import EPS32
-from tests.engine.tiers import chosen, nightly, rotated, slow
 from worker.config.models import SHIPPED_MODEL, ModelSpec
 from worker.engine import guidance, model_loader
 from worker.engine.samplers import SAMPLERS, NoiseLevel, SamplerState, make

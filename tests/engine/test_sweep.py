@@ -9,8 +9,8 @@ import diffusers
 import pytest
 
 from tests.engine import oracle
+from tests.engine.cases import nightly, slow
 from tests.engine.jobs import CLOSE, Rounds, apart, job, latents_of
-from tests.engine.tiers import nightly, slow
 
 if TYPE_CHECKING:
     import torch

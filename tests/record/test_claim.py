@@ -222,8 +222,8 @@ def test_the_deadline_of_a_task_without_a_record_is_stored(
     assert ("deadline_at" in kept) == (deadline_s is not None)
     if deadline_s is not None:
         deadline_at_s = float(kept["submitted_at"]) + deadline_s
-        # Lua writes 14 digits, which are 1e-4 s of a Unix time.
-        assert float(kept["deadline_at"]) == pytest.approx(deadline_at_s, rel=0, abs=1e-3)
+        # Both are written with microseconds.
+        assert float(kept["deadline_at"]) == pytest.approx(deadline_at_s, rel=0, abs=3e-6)
 
 
 def test_a_task_that_is_to_be_cancelled_is_not_requeued(
