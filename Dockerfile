@@ -1,8 +1,8 @@
 # The worker. Layers from the slowest to change to the fastest: torch, dependencies, the wheel.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
-# The dependencies, read from pyproject.toml: a change to anything else in that file leaves the
-# output of this stage, and with it the layers below, as they were.
+# The dependencies, read from pyproject.toml: a change to anything else in that file changes
+# neither the output of this stage nor the layers below.
 FROM ${PYTHON_IMAGE} AS requirements
 WORKDIR /build
 COPY pyproject.toml constraints.txt ./

@@ -8,7 +8,7 @@ VENV   := .venv
 PROCESSES ?= 3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# Bytecode is written also where the environment forbids it: each test process would compile anew.
+# Write bytecode even if the environment forbids it: otherwise each test process compiles again.
 export PYTHONDONTWRITEBYTECODE =
 # Several test processes share the cores: none gets a pool of threads.
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
@@ -35,11 +35,11 @@ demo: setup
 studio: setup
 	@$(BIN)/python -m examples.studio $(ARGS)
 
-# Every law in its fast form, in minutes.
+# The fast form of every guarantee, in minutes.
 test: setup
 	$(PYTEST) -m "not slow and not nightly" $(ARGS)
 
-# Every law in full, with coverage of all processes; what CI runs.
+# Every test but the nightly ones, with coverage of all processes; CI runs this.
 test-all: setup
 	rm -f .coverage .coverage.*
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(PARALLEL) -m "not nightly" --durations=10 $(ARGS)

@@ -56,7 +56,7 @@ class Scene:
                 self.half_way.set()
 
     def other_ended(self, *, failed: bool = False) -> None:
-        """One of the others has its picture, or never will: then nobody waits for half-way."""
+        """One of the others has ended; a failed one ends the wait for half-way."""
         with self._lock:
             self._others_end_s.append(time.perf_counter() - self._began_s)
             self._count_down()

@@ -35,7 +35,7 @@ def main(prompts: list[str]) -> int:
             return 1
         for task, prompt in zip(tasks, prompts, strict=True):
             print(f"{task.task_id} submitted: {prompt}", flush=True)
-        for task in tasks:  # all are under way: what one did meanwhile is told when its turn comes
+        for task in tasks:  # all run at once; events are kept, so none is missed
             try:
                 follow(task)
                 print(f"{task.task_id} saved: {save(task)}", flush=True)

@@ -125,7 +125,7 @@ async def queue(client: Client) -> dict[str, int]:
 
 @app.exception_handler(RequestValidationError)
 async def malformed(request: Request, error: RequestValidationError) -> JSONResponse:
-    """FastAPI's own findings, told as those of the contract."""
+    """FastAPI's validation errors in the form of the contract's."""
     found = [(each["loc"], each["msg"], each["type"]) for each in error.errors()]
     faults = [
         FieldError(where=".".join(map(str, place[1:])) or "body", what=what, limit=limit)

@@ -23,7 +23,7 @@ async def lines(tasks: Sequence[AsyncTaskHandle], seqs: Sequence[int]) -> AsyncI
     """
     last = list(seqs)
     streams = [task.events(after=seq) for task, seq in zip(tasks, last, strict=True)]
-    with suppress(GenerationError):  # the browser comes again, and is told by a status then
+    with suppress(GenerationError):  # the browser reconnects and gets an HTTP status then
         async for number, event in _merged(streams):
             last[number] = event.seq
             yield format_sse_event(data_str=event.model_dump_json(), id=",".join(map(str, last)))

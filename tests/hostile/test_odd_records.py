@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import Service
 
-#: A worker process serves these. tests/record/test_tasks.py and test_reconciler_hostile.py check
-#: the same law without one.
+#: A worker process serves these. test_celery_task.py and test_reconciler_hostile.py in
+#: tests/record check the same law without one.
 pytestmark = pytest.mark.slow
 
 REQUEST = {"prompt": "a red circle", "num_inference_steps": 2}

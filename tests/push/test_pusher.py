@@ -146,7 +146,7 @@ def test_an_end_is_pushed_to_queue_and_webhook(
 def test_nothing_is_pushed_before_the_end(
     client: GenerationClient, claims: TaskRecord, hook: Receiver, redis: Redis
 ) -> None:
-    """Pushes are noted once, and only after the task has ended."""
+    """Pushes are queued once, and only after the task has ended."""
     client.submit({"prompt": "x", "model": client.keys.namespace, "webhook": hook.origin}, "early")
     assert not claims.pushes.add("early")
     claimed = take(claims, "early")

@@ -57,12 +57,12 @@ def test_a_requeued_message_is_not_renewed(
     """A late renewal does not hold a message that was requeued."""
     post(redis, namespace, "t")
     tag = taken(redis, namespace, namespace)
-    assert messages.put_back(tag)
+    assert messages.requeue(tag)
     messages.renew([tag], 50.0)
     assert redis.zscore(UNACKED_INDEX, tag) is None
     assert messages.held(tag) is None
     assert messages.held_by(namespace) == []
-    assert not messages.put_back(tag)
+    assert not messages.requeue(tag)
     assert ids_waiting(redis, namespace) == ["t"]
 
 
@@ -76,7 +76,7 @@ def test_a_message_is_requeued_once(messages: HeldMessages, redis: Redis, namesp
 
     def rescue(only_overdue: bool) -> int:
         gate.wait()
-        return sum(messages.put_back(tag, only_overdue=only_overdue) for tag in tags)
+        return sum(messages.requeue(tag, only_overdue=only_overdue) for tag in tags)
 
     with ThreadPoolExecutor(4) as pool:
         done = list(pool.map(rescue, [True, False, True, False]))
@@ -94,10 +94,10 @@ def test_a_renewal_in_between_keeps_a_message(
     lapse_all(redis, namespace)
     assert messages.overdue() == [tag]
     messages.renew([tag], 50.0)
-    assert not messages.put_back(tag, only_overdue=True)
+    assert not messages.requeue(tag, only_overdue=True)
     assert messages.held_by(namespace) == [tag]
     assert ids_waiting(redis, namespace) == []
-    assert messages.put_back(tag)
+    assert messages.requeue(tag)
     assert ids_waiting(redis, namespace) == ["t"]
 
 
@@ -110,14 +110,14 @@ def test_a_message_is_requeued_at_either_end_of_its_list(
     post(redis, namespace, "urgent", priority=2)
     post(redis, namespace, "idle", priority=4)
     sent = waiting(redis, namespace)[1]
-    messages.put_back(taken(redis, namespace, namespace), first=first)
+    messages.requeue(taken(redis, namespace, namespace), first=first)
     assert ids_waiting(redis, namespace) == (
         ["urgent", *["t", "a"], "idle"] if first else ["urgent", "t", "a", "idle"]
     )
     tag = taken(redis, namespace, namespace)
-    messages.put_back(taken(redis, namespace, namespace), first=first)
+    messages.requeue(taken(redis, namespace, namespace), first=first)
     assert ids_waiting(redis, namespace) == [*order, "idle"]
-    messages.put_back(tag)
+    messages.requeue(tag)
     back = next(each for each in waiting(redis, namespace) if each["headers"]["id"] == "t")
     assert back["properties"]["delivery_info"].pop("redelivered") is True
     assert back == sent
@@ -133,7 +133,7 @@ def test_any_priority_has_a_list(
     """A message with an odd priority is requeued to a list that is polled."""
     queue = names.queue_name(namespace)
     redis.lpush(queue, json.dumps(with_properties(priority=priority)))
-    assert messages.put_back(taken(redis, namespace, namespace))
+    assert messages.requeue(taken(redis, namespace, namespace))
     assert redis.llen(names.queue_list(queue, place)) == 1
 
 
@@ -149,14 +149,14 @@ def test_an_entry_that_is_no_message_is_dropped(
     redis.zadd(UNACKED_INDEX, {tag: 1.0})
     assert messages.held(tag) is None
     assert list(messages.ids([])) == []
-    assert not messages.put_back(tag, only_overdue=True)
+    assert not messages.requeue(tag, only_overdue=True)
     assert not redis.exists(UNACKED, UNACKED_INDEX)
 
 
 def test_a_tag_without_a_message_is_removed(messages: HeldMessages, redis: Redis) -> None:
     """A tag without a message is removed from the index."""
     redis.zadd(UNACKED_INDEX, {"x/1": 1.0})
-    assert not messages.put_back("x/1", only_overdue=True)
+    assert not messages.requeue("x/1", only_overdue=True)
     assert messages.overdue() == []
 
 

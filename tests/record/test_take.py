@@ -253,7 +253,7 @@ def test_a_late_acknowledgement_has_no_effect(
     first, second = boxes(f"{namespace}-1", namespace), boxes(f"{namespace}-2", namespace)
     post(redis, namespace, "t")
     lost = one(first.drain())
-    assert HeldMessages(redis).put_back(lost.delivery_tag)
+    assert HeldMessages(redis).requeue(lost.delivery_tag)
     kept = one(second.drain())
     assert kept.delivery_tag != lost.delivery_tag
     assert kept.delivery_info["redelivered"] is True

@@ -13,7 +13,7 @@ from redis import Redis
 
 from tests.record.box import GOOD, Box, waiting, with_properties
 from tests.record.mail import celery_takes, fault_in
-from tests.record.test_intake_property import JSON
+from tests.record.test_validate_message_property import JSON
 from worker import embedded
 from worker.broker.held_messages import HeldMessages
 from worker.broker.validate_message import COMPRESSED, envelope, normalize

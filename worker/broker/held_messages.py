@@ -120,7 +120,7 @@ class HeldMessages:
         raw: Any = self.redis.hget(UNACKED, tag)
         return HeldMessage.parse(raw)
 
-    def put_back(self, tag: str, *, only_overdue: bool = False, first: bool = True) -> bool:
+    def requeue(self, tag: str, *, only_overdue: bool = False, first: bool = True) -> bool:
         """Requeue a message before or behind the waiting ones; False when another process did.
 
         An entry that is not a message is dropped.

@@ -76,7 +76,7 @@ class QoS(kombu_redis.QoS):
             return
         try:
             with self.channel.conn_or_acquire() as client:
-                retry_redis(lambda: HeldMessages(client).put_back(delivery_tag, first=False))
+                retry_redis(lambda: HeldMessages(client).requeue(delivery_tag, first=False))
         finally:
             virtual.QoS.ack(self, delivery_tag)
 

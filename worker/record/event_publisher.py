@@ -45,9 +45,9 @@ class _Watched:
 class EventPublisher:
     """One daemon thread for all tasks of this worker."""
 
-    def __init__(self, claims: TaskRecord, celery: CeleryState) -> None:
+    def __init__(self, record: TaskRecord, celery: CeleryState) -> None:
         """`celery` mirrors each published step into Celery's state."""
-        self._claims = claims
+        self._record = record
         self._celery = celery
         self._watched: dict[str, _Watched] = {}
         self._wake = threading.Condition()
@@ -139,9 +139,9 @@ class EventPublisher:
         try:
             if kind == _CHECKPOINT:
                 step, state = fields["step"], fields["state"]
-                answer = self._claims.save_checkpoint(watched.claim, step, state)
+                answer = self._record.save_checkpoint(watched.claim, step, state)
             else:
-                answer = self._claims.append(watched.claim, kind, fields)
+                answer = self._record.append(watched.claim, kind, fields)
             if answer.stop is not None:
                 watched.control.request(answer.stop)
             if kind == "progress" and answer is not WriteAnswer.SUPERSEDED:

@@ -100,7 +100,7 @@ class Reconciler:
             return
         for tag in overdue:
             with _go_on_after(f"message {tag} can't be requeued"):
-                if self._messages.put_back(tag, only_overdue=True):
+                if self._messages.requeue(tag, only_overdue=True):
                     metrics.RECOVERED.labels("lease").inc()
                     logger.warning("message %s requeued: its lease expired", tag)
         if time.monotonic() - self._walked_s > self._walk_period_s:

@@ -34,7 +34,7 @@ def release_owner(settings: Settings, owner: str) -> int:
             # The lease first: otherwise the next claim of the message is answered `held`.
             if held is not None and held.task_id is not None:
                 end_lease(task=settings.keys.task(held.task_id), owner=owner)
-            number += messages.put_back(tag)
+            number += messages.requeue(tag)
     if number:
         metrics.RECOVERED.labels("death").inc(number)
         logger.warning("%d messages of dead process %s requeued", number, owner)

@@ -1,4 +1,4 @@
-"""Every duration of the lease protocol, in seconds: who waits for whom until a task moves on.
+"""Every duration of the lease protocol, in seconds, and how they depend on each other.
 
 A worker renews a task and its message, is killed, and another worker continues the task:
 
