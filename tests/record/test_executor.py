@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -37,8 +38,19 @@ if TYPE_CHECKING:
 BROKEN = "model_load_failed: broken"
 
 
+@pytest.fixture(scope="module")
+def torch_is_imported() -> None:
+    """The engine imports torch with its first job; that time is not the first test's."""
+    importlib.import_module("worker.engine.runner")
+
+
 @pytest.fixture
-def busy(claims: TaskRecord, namespace: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Busy]:
+def busy(
+    torch_is_imported: None,
+    claims: TaskRecord,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Busy]:
     """The executor, running task `first`."""
     monkeypatch.setattr(attempt, "LOADING_EVENT_PERIOD_S", 0.05)
     made = Busy(claims, namespace)
