@@ -15,6 +15,9 @@ TASK_ID_PATTERN = r"^(?=.*[A-Za-z0-9])[A-Za-z0-9._-]{1,128}\Z"
 #: Alias of a model; never a path or a hub id.
 MODEL_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
+#: Largest message that a worker takes, in bytes: twice the largest request that the contract
+#: allows. A record whose request or outcome is longer is not read.
+MAX_MESSAGE_BYTES = 8 * 2**20
 #: Priorities of a message, 0 first. Each has a Redis list of its own.
 PRIORITIES = tuple(range(10))
 #: kombu's separator between the queue's name and a priority above 0.

@@ -54,8 +54,8 @@ def list_gpus() -> list[Gpu]:
     """Return the devices that this process may use; empty where there is no driver.
 
     Raises `RuntimeError` when the driver fails, when all GPUs are in MIG mode without instances,
-    and when `CUDA_VISIBLE_DEVICES` names no existing MIG instance: serving on the CPU instead
-    would go unnoticed.
+    and when the UUIDs in `CUDA_VISIBLE_DEVICES` name no GPU or MIG instance: serving on the CPU
+    instead would go unnoticed.
     """
     import pynvml  # noqa: PLC0415  # the worker extra
 
@@ -66,8 +66,14 @@ def list_gpus() -> list[Gpu]:
     except (pynvml.NVMLError, TimeoutError) as error:
         message = f"NVIDIA's driver fails: {error}; repair it, or set SAG_DEVICE=cpu"
         raise RuntimeError(message) from error
-    value = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return gpus if value is None else visible(gpus, value)
+    if (value := os.environ.get("CUDA_VISIBLE_DEVICES")) is None:
+        return gpus
+    first = value.strip().partition(",")[0]
+    if first.startswith("GPU-") and not any(gpu.gpu_uuid.startswith(first) for gpu in gpus):
+        known = ", ".join(gpu.gpu_uuid for gpu in gpus) or "none"
+        message = f"CUDA_VISIBLE_DEVICES={value} names no GPU; the driver lists {known}"
+        raise RuntimeError(message)
+    return visible(gpus, value)
 
 
 def visible(gpus: Sequence[Gpu], value: str) -> list[Gpu]:

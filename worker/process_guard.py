@@ -44,7 +44,8 @@ def guard_children() -> None:
         return
     mark = f"{pid}-{secrets.token_hex(8)}"
     os.environ[MARK] = mark
-    watched = [pid, os.getppid()] if "MAKELEVEL" in os.environ else [pid]
+    parent = os.getppid()  # 0 is a process outside of this container
+    watched = [pid, parent] if "MAKELEVEL" in os.environ and parent else [pid]
     # -I and -S: the guard imports nothing but the standard library. It inherits no mark, and no
     # file: it would keep the pipes of this process open.
     command = [sys.executable, "-I", "-S", __file__, mark, *map(str, watched)]
@@ -55,10 +56,13 @@ def guard_children() -> None:
 
 def _guard(mark: str, watched: Sequence[int]) -> None:
     """Wait until one of `watched` exits; kill the first of them and every marked process."""
-    with suppress(ProcessLookupError):  # it has ended already
-        select.select([os.pidfd_open(pid) for pid in watched], [], [])
-    with suppress(ProcessLookupError):
-        os.kill(watched[0], signal.SIGKILL)
+    pidfds: list[int] = []
+    with suppress(ProcessLookupError):  # one has exited already
+        pidfds.extend(map(os.pidfd_open, watched))
+        select.select(pidfds, [], [])
+    if pidfds:  # by its pidfd: after the process exited, its id may be another's
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfds[0], signal.SIGKILL)
     give_up_at_s = time.monotonic() + GIVE_UP_S
     while (marked := _marked(mark)) and time.monotonic() < give_up_at_s:
         for pid in marked:

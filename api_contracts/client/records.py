@@ -128,7 +128,7 @@ def to_send(tasks: Sequence[Submission], replies: Any) -> list[tuple[str, Genera
     return [
         (task_id, GenerationRequest.model_validate_json(first_request))
         for (task_id, *_), (status, first_request) in zip(tasks, replies, strict=True)
-        if status_of(status) is TaskStatus.QUEUED
+        if status == TaskStatus.QUEUED.value.encode()  # a later version may have others
     ]
 
 
@@ -155,7 +155,7 @@ def status_pipeline(redis: Any, keys: Keys, task_ids: Sequence[str]) -> Any:  # 
 
 def status_of(reply: bytes | None) -> TaskStatus | None:
     """Parse a status from the record or `cancel.lua`; None without a record."""
-    return None if reply in (None, b"unknown") else TaskStatus(reply.decode())
+    return None if not reply or reply == b"unknown" else TaskStatus(reply.decode())
 
 
 def numbered(reply: Any) -> list[NumberedEvent]:  # noqa: ANN401  # redis-py's reply

@@ -114,6 +114,15 @@ def test_a_task_under_way_or_ended_is_not_sent_again(
     assert messages(redis, order["model"]) == []
 
 
+def test_a_status_of_a_later_version_stops_no_submission(
+    client: GenerationClient, redis: Redis, order: dict[str, Any]
+) -> None:
+    """A record whose status this version does not know is left alone; the other task is sent."""
+    redis.hset(client.keys.task("later"), mapping={"status": "paused", "request": "{}"})
+    client.submit_many([order, order], task_ids=["later", "known"])
+    assert client.handle("known").status() is TaskStatus.QUEUED
+
+
 def test_an_invalid_request_leaves_no_trace(
     client: GenerationClient, redis: Redis, order: dict[str, Any]
 ) -> None:

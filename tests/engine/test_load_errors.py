@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from http.client import IncompleteRead
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, NoReturn
 
+import httpx2
 import pytest
 from diffusers import StableDiffusionPipeline
 from huggingface_hub.errors import OfflineModeIsEnabled
@@ -45,6 +47,10 @@ def answered(status: int) -> Exception:
         OSError(errno.ESTALE, "Stale file handle"), OSError(-3, "Temporary failure in name"),
         ConnectionRefusedError(errno.ECONNREFUSED, "refused"), TimeoutError("timed out"),
         MemoryError(), answered(503), answered(429),
+        IncompleteRead(b""), httpx2.RemoteProtocolError("disconnected"), httpx2.ProxyError("503"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("unable to mmap 9 bytes: Cannot allocate memory (12)"),
+        Exception("Too many open files (os error 24)"),
     ],
     ids=repr,
 )  # fmt: skip
@@ -59,7 +65,8 @@ def test_a_disk_or_network_that_fails_may_recover(cause: Exception) -> None:
     [
         FileNotFoundError(errno.ENOENT, "No such file"), PermissionError(errno.EACCES, "denied"),
         OSError("Error no file named config.json found"), KeyError("_class_name"),
-        ValueError("expected shape"), OfflineModeIsEnabled("offline"), answered(404), answered(401),
+        ValueError("expected shape"), Exception("No such file or directory (os error 2)"),
+        OfflineModeIsEnabled("offline"), answered(404), answered(401),
     ],
     ids=repr,
 )  # fmt: skip

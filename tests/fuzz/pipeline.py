@@ -24,10 +24,9 @@ from kombu.transport.virtual import Message
 
 from api_contracts.errors import GenerationFailed
 from api_contracts.events import EVENT, Failed
-from api_contracts.names import TASK_NAME, is_task_id, queue_name
+from api_contracts.names import MAX_MESSAGE_BYTES, TASK_NAME, is_task_id, queue_name
 from api_contracts.redis_io.connection import connect
 from api_contracts.redis_io.scripts import read
-from worker.broker.held_messages import MAX_MESSAGE_BYTES
 from worker.broker.transport import Channel
 from worker.broker.validate_message import WANTS_RESULT, normalize
 from worker.config.settings import Settings

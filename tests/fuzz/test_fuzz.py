@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from api_contracts.names import MAX_MESSAGE_BYTES
 from api_contracts.parse import parse_request
 from tests.fuzz import hostile_messages, odd_values
 from tests.fuzz.campaign import run_in_process
 from tests.fuzz.daemon import BATCH, daemon, send_messages
 from tests.fuzz.pipeline import Pipeline
-from worker.broker.held_messages import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

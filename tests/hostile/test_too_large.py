@@ -11,11 +11,12 @@ import pytest
 from kombu import Connection
 
 from api_contracts import GenerationClient, names
+from api_contracts.names import MAX_MESSAGE_BYTES
 from api_contracts.parse import parse_request
 from api_contracts.request import MAX_METADATA_BYTES, MAX_PROMPT_CHARS
 from tests.fuzz.campaign import resident_mib
 from tests.fuzz.hostile_messages import calls, message
-from worker.broker.held_messages import MAX_MESSAGE_BYTES, UNACKED
+from worker.broker.held_messages import UNACKED
 from worker.broker.validate_message import normalize
 from worker.metrics import REJECTED
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from kombu import Connection
 
 from api_contracts import names
+from api_contracts.names import MAX_MESSAGE_BYTES
 from api_contracts.redis_io.scripts import load
-from worker.broker.held_messages import MAX_MESSAGE_BYTES, UNACKED, UNACKED_INDEX, new_tag
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX, new_tag
 
 if TYPE_CHECKING:
     from kombu.message import Message

@@ -6,8 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis.exceptions import ResponseError
 
 from api_contracts import GenerationClient, TaskStatus
+from api_contracts.names import MAX_MESSAGE_BYTES
 from tests.record.owners import (
     ask,
     kinds,
@@ -236,3 +238,13 @@ def test_a_task_that_is_to_be_cancelled_is_not_requeued(
     assert answer is WriteAnswer.CANCEL_REQUESTED
     assert kinds(redis, client.keys, task_id) == ["queued", "started"]
     assert claims.finish(claim, TaskStatus.CANCELLED, {"step": 3}, {"step": 3})
+
+
+def test_an_outcome_that_is_too_large_is_not_read(
+    claims: TaskRecord, redis: Redis, keys: Keys
+) -> None:
+    """Producers may write any outcome: the claim fails in Redis instead of parsing it."""
+    outcome = json.dumps("x" * MAX_MESSAGE_BYTES)
+    redis.hset(keys.task("t"), mapping={"status": "succeeded", "outcome": outcome})
+    with pytest.raises(ResponseError, match="an outcome of 8388610 bytes"):
+        ask(claims, "t")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from api_contracts import GenerationClient, TaskStatus
-from api_contracts.names import Keys
+from api_contracts.names import MAX_MESSAGE_BYTES, Keys
 from api_contracts.redis_io.connection import connect
 from api_contracts.redis_io.scripts import event_tail, load
 from tests.record.owners import (
@@ -154,7 +154,11 @@ class World:
         """The reconciler finds no message and resends one unless the task is held."""
         touched: Any = self.redis.zscore(self.keys.open, "t")
         found = load(self.redis, "worker.record", "resend")(
-            task=self.keys.task("t"), open=self.keys.open, id="t", touched_at=touched or 0.0
+            task=self.keys.task("t"),
+            open=self.keys.open,
+            id="t",
+            touched_at=touched or 0.0,
+            max_bytes=MAX_MESSAGE_BYTES,
         )
         is_held = self.last_status == "running" and not self.lapsed
         assert (found is not None) == (touched is not None and not is_held)

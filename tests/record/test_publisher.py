@@ -197,3 +197,18 @@ def test_a_superseded_owner_is_stopped(
     take_over(other, task_id)
     made.post(claim, "progress", step(1))
     until(lambda: control.asked() is Stop.SUPERSEDED)
+
+
+def test_an_event_that_cannot_be_written_delays_no_other_task(
+    claims: TaskRecord, redis: Redis, keys: Keys, publish: Callable[..., EventPublisher]
+) -> None:
+    """Anyone who may write to a record can break it: its events are dropped, without a pause."""
+    made, bad, good = publish(claims), take(claims, "bad"), take(claims, "good")
+    for claim in (bad, good):
+        made.watch(claim, Control())
+    redis.hset(keys.task("bad"), "seq", "not a number")
+    for number in range(BACKLOG):
+        made.post(bad, "uploading", UPLOADING)
+        made.post(good, "progress", step(number))
+    made.flush(good)
+    assert kinds(redis, keys, "good").count("progress") == BACKLOG

@@ -9,11 +9,12 @@ import pytest
 from kombu.exceptions import EncodeError
 
 from api_contracts import names
+from api_contracts.names import MAX_MESSAGE_BYTES
 from tests.record.box import lapse_all, post, taken
 from tests.record.owners import ask, lapse, take
 from tests.record.reconcilers import Sent, age, elected
 from worker.broker import held_messages as module
-from worker.broker.held_messages import MAX_MESSAGE_BYTES, UNACKED, UNACKED_INDEX, HeldMessages
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,3 +167,16 @@ def test_the_pushes_of_a_queued_task_are_not_read(
     monkeypatch.setattr(made._tasks._pushes, "add", asked.append)
     made.walk()
     assert (sent.ids, asked) == ([victim], [])
+
+
+def test_a_request_that_no_message_can_carry_is_not_read(
+    redis: Redis, keys: Keys, claims: TaskRecord
+) -> None:
+    """Producers may write any request into a record: one that is too large is sent as none."""
+    take(claims, "big", queue=names.queue_name(keys.namespace))
+    redis.hset(keys.task("big"), "request", json.dumps("x" * MAX_MESSAGE_BYTES))
+    lapse(redis, keys, "big")
+    age(redis, keys, "big")
+    sent = Sent()
+    elected(redis, keys, sent).walk()
+    assert dict(zip(sent.ids, sent.letters, strict=True))["big"][1] is None

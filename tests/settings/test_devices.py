@@ -205,8 +205,6 @@ def test_a_gpu_in_mig_mode_needs_an_instance(
         ("GPU-bb", ["gpu1"]),
         ("GPU-", ["cpu"]),
         ("GPU-aaaa,GPU-x,GPU-bbbb", ["gpu0"]),
-        ("GPU-aaaaa", ["cpu"]),
-        ("GPU-AAAA", ["cpu"]),
         ("gpu-aaaa", ["cpu"]),
         ("aaaa", ["cpu"]),
         ("GPU-aaaa,GPU-aaaa", ["cpu"]),
@@ -268,6 +266,17 @@ def test_an_unknown_mig_instance_stops_the_start(
     driver.has(*MIXED)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     with pytest.raises(RuntimeError, match="MIG-1111, MIG-2222, MIG-1122"):
+        worker_environments("auto", [])
+
+
+@pytest.mark.parametrize("value", ["GPU-aaaaa", "GPU-AAAA", "GPU-x,GPU-aaaa", " GPU-nope"])
+def test_an_unknown_uuid_stops_the_start(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    """CUDA would see no device: serving on the CPU instead would go unnoticed."""
+    driver.has(*TWO)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    with pytest.raises(RuntimeError, match="names no GPU; the driver lists GPU-aaaa, GPU-bbbb"):
         worker_environments("auto", [])
 
 

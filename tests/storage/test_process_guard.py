@@ -144,15 +144,22 @@ def test_a_guard_leaves_with_its_process(trace: str) -> None:
 
 @pytest.mark.slow  # it loads a worker; the program above is its fast form
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("executed", ["", "1"], ids=["forked", "executed"])
 def test_a_killed_test_run_leaves_nothing(
-    trace: str, tmp_path: Path, number: signal.Signals
+    trace: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    executed: str,
 ) -> None:
     """With the suite's own fixtures: no Redis, SeaweedFS, supervisor or worker is left."""
+    monkeypatch.setenv("TESTS_EXEC", executed)  # workers are forked by the suite's own server else
+    workers = ("worker run", "forkserver") if executed else ("tests.fork_server",)
     (tmp_path / "test_forever.py").write_text(SUITE)
     command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-q", "test_forever.py"]
     with start(command, trace) as process:
         wait_until(lambda: process.poll() is not None or (tmp_path / "ready").exists())
         running = " ".join(processes(trace).values())
-        assert all(each in running for each in ("redis", "weed", "worker run", "forkserver"))
+        assert all(each in running for each in ("redis", "weed", *workers))
         process.send_signal(number)
         wait_until_empty(trace, process.pid, 60.0)

@@ -12,7 +12,7 @@ import json
 import uuid
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from api_contracts.names import PRIORITIES, is_task_id, queue_list
+from api_contracts.names import MAX_MESSAGE_BYTES, PRIORITIES, is_task_id, queue_list
 from api_contracts.redis_io.scripts import load
 
 if TYPE_CHECKING:
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 #: Not kombu's names: another Celery worker on the same database would misread the scores.
 UNACKED, UNACKED_INDEX = "sag.unacked", "sag.unacked_index"
-#: Largest message that is taken, in bytes: twice the largest request of the contract.
-MAX_MESSAGE_BYTES = 8 * 2**20
 #: Pause before a message is requeued after an error, in seconds: it may be taken again at once.
 REQUEUE_PAUSE_S = 1.0
 #: Messages and bytes that one call reads: Redis serves no other client meanwhile, and parses about

@@ -20,11 +20,11 @@ from kombu.transport import virtual
 from redis import ConnectionPool
 from redis.exceptions import NoScriptError, ResponseError
 
+from api_contracts.names import MAX_MESSAGE_BYTES
 from api_contracts.redis_io import scripts
 from api_contracts.redis_io.connection import is_unavailable
 from worker import metrics
 from worker.broker.held_messages import (
-    MAX_MESSAGE_BYTES,
     UNACKED,
     UNACKED_INDEX,
     HeldMessages,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import time
 import urllib.request
 from http.client import HTTPException
 from typing import TYPE_CHECKING
@@ -56,11 +57,13 @@ def fetch(image: ImageResult, timeout_s: float = DOWNLOAD_TIMEOUT_S) -> bytes:
 
 
 def _get(url: str, max_bytes: int, timeout_s: float) -> bytes:
-    data = bytearray()
+    data, give_up_at_s = bytearray(), time.monotonic() + timeout_s
     opener = urllib.request.build_opener(_NoRedirect)
     with opener.open(url, timeout=timeout_s) as answer:
         while part := answer.read1(min(READ_BYTES, max_bytes - len(data))):
             data += part
+            if time.monotonic() > give_up_at_s:  # the caller has left; its thread would read on
+                raise TimeoutError
     return bytes(data)
 
 

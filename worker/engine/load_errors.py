@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import re
+from http.client import HTTPException
 from typing import TYPE_CHECKING
 
 from huggingface_hub.errors import OfflineModeIsEnabled
@@ -23,6 +25,10 @@ _LASTING = frozenset(
         errno.EPERM,
     }
 )  # fmt: skip
+#: As torch and safetensors word an exhausted memory, in a RuntimeError.
+_NO_MEMORY = re.compile(r"can(?:'|no)t allocate memory", re.IGNORECASE)
+#: The number in an error of a library in Rust, which sets no `errno`.
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 #: HTTP's status for too many requests, and the first that means a fault of the server.
 _TOO_MANY, _SERVER_ERROR = 429, 500
 
@@ -40,12 +46,24 @@ def may_pass(error: BaseException) -> bool:
 
 
 def _is_passing(error: BaseException) -> bool:
-    if isinstance(error, (MemoryError, ConnectionError, TimeoutError)):
+    if isinstance(error, (MemoryError, ConnectionError, TimeoutError, HTTPException)):
+        return True
+    if _is_transport_error(error) or _NO_MEMORY.search(str(error)):
         return True
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int):
         return status == _TOO_MANY or status >= _SERVER_ERROR
+    if (found := _OS_ERROR.search(str(error))) is not None:
+        return int(found[1]) not in _LASTING
     return isinstance(error, OSError) and error.errno not in (None, *_LASTING)
+
+
+def _is_transport_error(error: BaseException) -> bool:
+    """Whether the hub's HTTP client got no answer: refused, cut off, or a proxy that fails."""
+    return any(
+        each.__name__ == "TransportError" and each.__module__.startswith("httpx")
+        for each in type(error).__mro__
+    )
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

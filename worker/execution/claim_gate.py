@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     from worker.recovery.lease import Lease
 
 
+#: Reason of a process that is stopping; a failure replaces it.
+LEAVING = "leaving"
+
+
 class ClaimGate:
     """Open until it is closed, while leases are renewed."""
 
@@ -16,8 +20,9 @@ class ClaimGate:
         self._closed_because: str | None = None
 
     def close(self, reason: str) -> None:
-        """Claim nothing more in this process; the first reason is kept."""
-        self._closed_because = self._closed_because or reason
+        """Claim nothing more in this process; the first reason but `LEAVING` is kept."""
+        if self._closed_because in (None, LEAVING):
+            self._closed_because = reason
 
     @property
     def refusal(self) -> str | None:

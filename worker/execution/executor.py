@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from worker import metrics
 from worker.execution.circuit_breaker import PROCESS_FAULTS, CircuitBreaker
+from worker.execution.claim_gate import LEAVING
 from worker.execution.outcome import (
     Outcome,
     TaskCancelled,
@@ -100,7 +101,7 @@ class Executor:
 
     def drain(self) -> None:
         """Requeue every unfinished task before its next UNet call; claim no more."""
-        self._gate.close("leaving")
+        self._gate.close(LEAVING)
         self._tasks.stop_all(Stop.DRAINED)
 
     def _trip(self, reason: str) -> None:

@@ -67,12 +67,14 @@ class Delivery:
         """
         try:
             text = json.dumps(self.request)
+            if isinstance(self.request, dict) and not _fits_record(text, self.request):
+                given = {
+                    kind.value: self.request[kind] for kind in PushKind if kind in self.request
+                }
+                if len(pushes := json.dumps(given)) <= MAX_REFUSED_CHARS:
+                    return pushes
         except (TypeError, RecursionError):  # a type that kombu decodes; nested too deep
             return repr(type(self.request))
-        if isinstance(self.request, dict) and not _fits_record(text, self.request):
-            pushes = {kind.value: self.request[kind] for kind in PushKind if kind in self.request}
-            if len(pushes_json := json.dumps(pushes)) <= MAX_REFUSED_CHARS:
-                return pushes_json
         return text[:MAX_REFUSED_CHARS]
 
 

@@ -133,7 +133,11 @@ class EventPublisher:
         return None
 
     def _write(self, watched: _Watched, posted: _Posted) -> None:
-        """Write an event; queue it again when Redis is unavailable."""
+        """Write an event; queue it again when Redis is unavailable, drop it after another error.
+
+        Only the first raises, and so pauses the thread: a record that can't be written must not
+        delay the events of other tasks.
+        """
         kind, fields = posted
         is_retried = False
         try:
@@ -149,7 +153,9 @@ class EventPublisher:
                 self._celery.post_progress(watched.claim.task_id, meta)
         except Exception as error:
             is_retried = is_unavailable(error)
-            raise
+            if is_retried:
+                raise
+            log_error(logger, f"task {watched.claim.task_id}: {kind} dropped", error)
         finally:
             with self._wake:
                 if is_retried:

@@ -9,6 +9,7 @@ from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any
 
 from api_contracts.client.records import metadata_of
+from api_contracts.names import MAX_MESSAGE_BYTES
 from api_contracts.pushes import PushKind
 from api_contracts.redis_io.scripts import event_tail, load
 from worker.job_control import Stop
@@ -133,6 +134,7 @@ class TaskRecord:
                 lease_s=self._lease_s,
                 expires_at=expires_at_s,
                 queue=queue,
+                max_bytes=MAX_MESSAGE_BYTES,
             )
         )
         match reply:

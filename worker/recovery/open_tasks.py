@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from api_contracts.client.records import metadata_of
-from api_contracts.names import DEFAULT_MODEL, MODEL_PATTERN, is_task_id, queue_name
+from api_contracts.names import (
+    DEFAULT_MODEL,
+    MAX_MESSAGE_BYTES,
+    MODEL_PATTERN,
+    is_task_id,
+    queue_name,
+)
 from api_contracts.parse import parse_request
 from api_contracts.pushes import PushKind
 from api_contracts.redis_io.connection import is_unavailable
@@ -138,6 +144,7 @@ class OpenTasks:
                 open=self._keys.open,
                 id=task_id,
                 touched_at=suspect.touched,
+                max_bytes=MAX_MESSAGE_BYTES,
             )
             return request
         return None

@@ -13,6 +13,8 @@
 -- lease_s
 -- expires_at    Unix time after which the task must not start, or ''
 -- queue         stored when the task has no record
+-- max_bytes     longest outcome that is returned: Redis users of producers may write any, and
+--               parsing takes many times that memory
 -- Returns {'run' | 'cancelled' | 'expired' | 'overdue' | 'exhausted', fence, attempt,
 --          submitted_at, now, checkpoint_step or 0},
 --         {'ended', 0, attempt, status, outcome JSON} or {'held', 0, attempt, owner}.
@@ -21,13 +23,17 @@
 -- has expired, the owner counts as dead; the fence rejects its writes in case it is not.
 local task, events, open = unpack(KEYS)
 local id, owner, tail, request, deadline_s, max_attempts, token, lease_s, expires_at,
-  queue = unpack(ARGV)
+  queue, max_bytes = unpack(ARGV)
 -- Fails for a key of another type before anything is written: then the message is requeued.
 redis.call('ZSCORE', open, id)
 local status = redis.call('HGET', task, 'status')
 local attempt = tonumber(redis.call('HGET', task, 'attempt') or '0')
 if status and status ~= 'queued' and status ~= 'running' then
-  return {'ended', 0, attempt, status, redis.call('HGET', task, 'outcome') or '{}'}
+  local outcome = redis.call('HGET', task, 'outcome') or '{}'
+  if #outcome > tonumber(max_bytes) then
+    return redis.error_reply('ERR an outcome of ' .. #outcome .. ' bytes')
+  end
+  return {'ended', 0, attempt, status, outcome}
 end
 local now = now_s()
 local lease_until = stamp(now + lease_s)

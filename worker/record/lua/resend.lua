@@ -6,9 +6,10 @@
 --                                       to arrive
 -- id
 -- touched_at  the score in ns:open that the reconciler saw
+-- max_bytes   longest request that is returned: a message with a longer one could not be taken
 -- Returns the request's JSON, or nothing when the task is held or was updated meanwhile.
 local task, open = unpack(KEYS)
-local id, touched_at = unpack(ARGV)
+local id, touched_at, max_bytes = unpack(ARGV)
 local score = redis.call('ZSCORE', open, id)
 if not score or tonumber(score) ~= tonumber(touched_at) then return false end
 local status, lease_until, request = unpack(
@@ -19,4 +20,5 @@ if not status then
 end
 if status == 'running' and tonumber(lease_until or '0') > now_s() then return false end
 redis.call('ZADD', open, stamp(now_s()), id)
-return request or 'null'
+-- Redis users of producers may write any request; the next claim refuses `null`.
+return request and #request <= tonumber(max_bytes) and request or 'null'
