@@ -61,6 +61,8 @@ UPSTREAM = frozenset(
     {"ddim", "ddpm", "pndm", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "unipc", "deis", "lcm", "tcd"}
 )
 
+#: Of each evaluation since `threshold_margin` began.
+_margins: list[float] = []
 #: Classes whose `step` refuses a network that predicts the sample.
 _NO_SAMPLE = (
     diffusers.PNDMScheduler,
@@ -105,6 +107,13 @@ def alone(pipe: Pipeline, job: Job) -> torch.Tensor:
         starts = [None] * len(prompts) if given is None else given.split(1)
         rows = zip(generators, starts, opposites, prompts, strict=True)
         return torch.cat([_image(pipe, job, *row) for row in rows])
+
+
+def threshold_margin(pipe: Pipeline, job: Job) -> float:
+    """Least distance of a column sum from the mask's threshold in the loop's evaluations."""
+    _margins.clear()
+    alone(pipe, job)
+    return min(_margins, default=float("inf"))
 
 
 def wrapped(pipe: Pipeline, prediction_type: str, like: Job | None = None) -> Pipeline:
@@ -205,6 +214,7 @@ def _guided(
         x0_c, _ = _denoised(pipe, z, level, prompt)
         x0 = x0_u + job.guidance_scale * (x0_c - x0_u)
     if job.sag_scale > 0 and min(z.shape[-2:]) > 4:  # the blur can't pad a smaller side
+        _margins.append(float((attention - 1.0).abs().min()))
         mask = functional.interpolate((attention > 1.0).double(), z.shape[-2:])
         x0_blurred = x0_u + mask * (_blur(x0_u) - x0_u)
         x_deg = z + level.a * (x0_blurred - x0_u)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,9 @@ import numpy as np
 from tests.engine.jobs import Rounds, job
 
 if TYPE_CHECKING:
+    import pytest
+    import torch
+
     from worker.engine.job import Job
 
 
@@ -39,3 +43,24 @@ def test_together_a_picture_has_the_bits_that_it_has_alone(rounds: Rounds) -> No
         company = future.result(timeout=0)
         for mine, theirs in zip(one.images, company.images, strict=True):
             assert np.array_equal(mine.pixels, theirs.pixels)
+
+
+def test_with_one_row_prompts_are_encoded_job_by_job(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `max_batch_rows` 1 no call of the text encoder has prompts of two jobs."""
+    texts: list[int] = []
+    usual = rounds.pipe.text_encoder.forward
+
+    def forward(ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        texts.append(len(ids))
+        return usual(ids, *args, **kwargs)
+
+    monkeypatch.setattr(rounds.pipe.text_encoder, "forward", forward)
+    for max_batch_rows, expected in ((1, [2, 2]), (8, [3])):
+        texts.clear()
+        own = Rounds(model=rounds.runner.model, max_batch_rows=max_batch_rows)
+        for each in _jobs()[:2]:
+            own.submit(replace(each, num_inference_steps=1))
+        own.run()
+        assert texts == expected

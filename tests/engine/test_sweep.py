@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 TOGETHER, BATCHES = 25, 8
 #: A difference may be so many times the oracle's own rounding; the largest seen was 3.0.
 ROUNDINGS = 6
+#: A column sum so near to the mask's threshold, or as near as the latents round, may fall on either
+#: side of it: then a cell is blurred or not, which is more than rounding. Sums round to 2.4e-7.
+NEAR_THRESHOLD = 1e-5
 #: Requests of 25 whose rounding is magnified above `CLOSE`; the most seen were 5.
 FAR = 8
 SIDES = (16, 24, 32, 40, 48, 64, 72)
@@ -33,23 +36,27 @@ PROMPTS = (
 
 
 def draw(dice: random.Random, *, brief: bool) -> Job:
-    """One request; a brief one has one image, 4 steps and small sides."""
-    prompts = dice.sample(PROMPTS, 1 if brief else dice.choice((1, 1, 1, 2)))
+    """One request; a brief one has one image, 4 steps and sides of up to 40 px."""
+    prompts = dice.sample(PROMPTS, dice.choice((1, 1, 1, 2)))
+    images = dice.choice((1, 1, 2))
     scheduler = dice.choice(sorted(oracle.SCHEDULERS))
-    sides = SIDES[:4] if brief else SIDES
     changes: dict[str, Any] = {
         "prompts": tuple(prompts),
         "negative_prompts": dice.choice(((), ("a blue ring",))),
-        "num_images_per_prompt": 1 if brief else dice.choice((1, 1, 2)),
-        "height": dice.choice(sides),
-        "width": dice.choice(sides),
-        "num_inference_steps": 4 if brief else dice.randint(4, 9),
+        "num_images_per_prompt": images,
+        "height": dice.choice(SIDES),
+        "width": dice.choice(SIDES),
+        "num_inference_steps": dice.randint(4, 9),
         "guidance_scale": dice.choice((1.0, 2.0, 3.0, 7.5)),
         "sag_scale": dice.choice((0.0, 0.5, 0.75, 1.0)),
         "eta": dice.choice((0.0, 0.7)) if scheduler in ("ddim", "tcd") else 0.0,
         "seeds": (dice.randrange(2**32),),
         "scheduler": scheduler,
     }
+    if brief:
+        sides = {side: min(changes[side], 40) for side in ("height", "width")}
+        small = {"num_images_per_prompt": 1, "num_inference_steps": 4, **sides}
+        changes |= {"prompts": tuple(prompts[:1]), **small}
     return job(**changes)
 
 
@@ -81,7 +88,8 @@ def test_other_jobs_change_nothing(loaded: Rounds, number: int, together: int) -
     Sizes, steps, scales, samplers, images, arrivals and the rows of a call are drawn at random.
     Where upstream can't or is wrong, the oracle is the plain loop that test_oracle.py checks. Where
     the difference is above `CLOSE`, the oracle itself must differ about as much when its UNet
-    computes the same rows with other kernels: such a request magnifies any rounding.
+    computes the same rows with other kernels, since such a request magnifies any rounding; or a
+    column sum must be so near to the mask's threshold that rounding decides which side it is on.
     """
     dice = random.Random(number)
     company = Rounds(model=loaded.runner.model, max_batch_rows=dice.choice((6, 16, 40)))
@@ -99,7 +107,9 @@ def test_other_jobs_change_nothing(loaded: Rounds, number: int, together: int) -
             far += 1
             alone = oracle.alone(loaded.pipe, each)
             rounding = apart(oracle.alone(oracle.crowded(loaded.pipe), each), alone)
-            assert difference <= ROUNDINGS * rounding, each
+            margin = oracle.threshold_margin(loaded.pipe, each)
+            at_threshold = margin < max(NEAR_THRESHOLD, rounding)
+            assert difference <= ROUNDINGS * rounding or at_threshold, (margin, each)
     assert far <= -(-FAR * together // TOGETHER)
 
 
