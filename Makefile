@@ -42,7 +42,7 @@ test: setup
 # Every test but the nightly ones, with coverage of all processes; CI runs this.
 test-all: setup
 	rm -f .coverage .coverage.*
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(PARALLEL) -m "not nightly" --durations=10 $(ARGS)
+	TIERS_ALLOWANCE=3 OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(PARALLEL) -m "not nightly" --durations=10 $(ARGS)
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 # The full products, with every command executed instead of forked, and the newest dependencies.
