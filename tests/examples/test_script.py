@@ -7,6 +7,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 from api_contracts import GenerationClient, TaskStatus
 from tests.conftest import FEW_STEPS
 from tests.examples.conftest import ANSWER_S, EXAMPLES, PNG, PROMPT, run
@@ -39,6 +41,7 @@ def test_each_prompt_is_a_picture(standard: Service, tmp_path: Path) -> None:
     assert all(data.startswith(PNG) for data in saved.values())
 
 
+@pytest.mark.slow
 def test_one_failure_does_not_stop_the_others(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:

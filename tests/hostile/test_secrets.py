@@ -130,7 +130,7 @@ def test_no_secret_is_shown(output: tuple[str, list[str]]) -> None:
         assert secret not in said, [line for line in said.splitlines() if secret in line][:2]
     assert "ready." in said
     assert re.search("(?i)connection refused", said)
-    assert "may not list keys" in said
+    assert "may not scan keys" in said
     assert "invalid username-password pair" in said
 
 

@@ -67,6 +67,7 @@ def restored_signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("restored_signals")
 @pytest.mark.parametrize(("prompt", "status"), [(PROMPT, 0), ("x" * 3000, 1)])
 def test_a_demo_in_this_process(

@@ -114,6 +114,7 @@ def test_a_drained_task_is_requeued_and_ends_in_the_next_worker(
             assert events[-1].attempt == 1
 
 
+@pytest.mark.slow
 def test_sigterm_requeues_a_task_past_the_drain_timeout(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
@@ -131,6 +132,7 @@ def test_sigterm_requeues_a_task_past_the_drain_timeout(
         assert worker.client.queue_depths() == {"default": 1}
 
 
+@pytest.mark.slow
 def test_sigterm_lets_a_short_task_end(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:

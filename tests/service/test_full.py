@@ -113,6 +113,7 @@ def test_a_result_redis_that_is_full_from_the_beginning_fails_no_task(
             wait_until(lambda: redis.zcard(worker.client.keys.open) == 0)
 
 
+@pytest.mark.slow
 def test_a_result_that_cannot_be_written_keeps_no_slot(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:

@@ -29,9 +29,10 @@ def elsewhere() -> dict[str, str]:
     return variables | {"DJANGO_SETTINGS_MODULE": "nowhere.settings"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "started_by",
-    [None, pytest.param(CELERY, marks=pytest.mark.slow)],
+    [None, CELERY],
     ids=["run", "celery"],
 )
 def test_a_worker_ignores_celerys_own_variables(

@@ -157,6 +157,7 @@ def test_a_redis_that_refuses_writes_ends_no_process(
         assert "restarting" not in worker.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_worker_that_ends_by_an_error_has_status_1(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
