@@ -67,6 +67,13 @@ SHAPES: dict[str, Callable[[int], dict[str, Any]]] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def imported() -> None:
+    """A first pipeline imports the worker; that time is not the first test's."""
+    Pipeline()
+
+
+@pytest.mark.usefixtures("imported")
 @pytest.mark.parametrize("part", [16, pytest.param(1, marks=pytest.mark.slow, id="whole")])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_large_message_costs_time_in_proportion_to_its_length(shape: str, part: int) -> None:

@@ -173,6 +173,7 @@ def test_doctor_reports_what_it_may_not_check(server: Guarded, worker: Service) 
     server.forget_denials()
 
 
+@pytest.mark.slow
 def test_recovery_is_allowed(quiet: Guarded) -> None:
     """The worker's rights suffice to recover the tasks of a dead worker."""
     settings = Settings(broker_url=SecretStr(quiet.url("worker")))

@@ -41,7 +41,11 @@ def small_unet(**config: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "unet", [small_unet, pytest.param(UNet2DConditionModel, marks=pytest.mark.slow)]
+    "unet",
+    [
+        pytest.param(small_unet, marks=pytest.mark.slow),
+        pytest.param(UNet2DConditionModel, marks=pytest.mark.slow),
+    ],
 )
 def test_a_resumed_training_ends_with_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unet: Callable[..., Any]
