@@ -66,7 +66,7 @@ def test_a_value_is_sent_as_redis_takes_it(given: scripts.Value, sent: object) -
     ],
 )
 def test_a_wrong_name_is_an_error(redis: Redis, changes: dict[str, object], message: str) -> None:
-    """A missing and an unknown name are told before Redis is asked."""
+    """A missing or unknown name raises TypeError before Redis is called."""
     values: dict[str, Any] = {
         name: value for name, value in (CLOSE | changes).items() if value is not ...
     }
