@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import fork_server
 from tests.service.conftest import wait_until
 
 if TYPE_CHECKING:
@@ -82,8 +83,12 @@ def trace(tmp_path: Path) -> Iterator[str]:
 
 @contextmanager
 def start(command: list[str], trace: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a command in a session of its own, killed at the end; `make` is not its ancestor."""
-    variables = {name: value for name, value in os.environ.items() if name != "MAKELEVEL"}
+    """Run a command in a session of its own, killed at the end.
+
+    It does not know that `make` is its ancestor, or of the fork server of this test run.
+    """
+    hidden = ("MAKELEVEL", fork_server.ADDRESS)
+    variables = {name: value for name, value in os.environ.items() if name not in hidden}
     process = subprocess.Popen(
         command, env={**variables, "PYTHONPATH": str(ROOT), TRACE: trace}, cwd=trace,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,

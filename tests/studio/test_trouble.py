@@ -117,11 +117,15 @@ def test_an_unsent_task_can_be_cancelled(new_page: Callable[..., Page], tmp_path
     """While Redis is away, Escape cancels the submission; nothing is sent later."""
     server = Server(tmp_path)
     with studio_at(server.start(), "sag", tmp_path) as studio:
-        server.stop()
         page = new_page()
         page.goto(studio)
-        page.get_by_role("button", name="Make a picture").click()
+        make = page.get_by_role("button", name="Make a picture")
+        place = make.bounding_box()
+        server.stop()
         expect(page.get_by_role("alert")).to_contain_text("Redis does not answer")
+        assert make.bounding_box() == place, "what is to be clicked has moved"
+        make.click()
+        expect(page.get_by_role("status")).to_have_text("Submitting.")
         page.keyboard.press("Escape")
         expect(page.get_by_role("status")).to_have_text("Not submitted.")
         expect(page.get_by_role("button", name="Cancel")).to_be_hidden()
