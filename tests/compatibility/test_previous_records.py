@@ -14,7 +14,7 @@ from api_contracts import GenerationClient, TaskStatus
 from api_contracts.events import EVENT
 from tests.record.owners import PROGRESS, RESULT, take, worker
 from tests.service.conftest import END_S, check_events
-from worker.record.task_record import WriteAnswer
+from worker.record.claim import WriteAnswer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,18 +68,18 @@ def run_previous(folder: Path, url: str, namespace: str, part: str) -> str:
 
 def run_todays(redis: Redis, keys: Keys, part: str) -> None:
     """Today's half of a task: its first or its second attempt."""
-    claims = worker(redis, keys, "host:new:1")
-    claim = take(claims, "t")
+    records = worker(redis, keys, "host:new:1")
+    claim = take(records, "t")
     written = WriteAnswer.WRITTEN
-    assert claims.append(claim, "progress", PROGRESS) is written
+    assert records.append(claim, "progress", PROGRESS) is written
     if part == "first":
-        assert claims.save_checkpoint(claim, 1, b"state") is written
-        assert claims.requeue(claim, {"reason": "drained"}, counts=False) is written
+        assert records.save_checkpoint(claim, 1, b"state") is written
+        assert records.requeue(claim, {"reason": "drained"}, counts=False) is written
     else:
-        checkpoint = claim.checkpoint_step, claims.load_checkpoint("t")
+        checkpoint = claim.checkpoint_step, records.load_checkpoint("t")
         assert (claim.attempt, *checkpoint) == (1, 1, b"state")
-        claims.finish(claim, TaskStatus.SUCCEEDED, RESULT, {"result": RESULT})
-        claims.close("t")
+        records.finish(claim, TaskStatus.SUCCEEDED, RESULT, {"result": RESULT})
+        records.close("t")
 
 
 @pytest.mark.parametrize("upgraded", [True, False], ids=["upgrade", "way back"])

@@ -26,13 +26,13 @@ def client(redis_url: str, namespace: str) -> Iterator[GenerationClient]:
 
 
 @pytest.fixture
-def claims(redis: Redis, client: GenerationClient) -> TaskRecord:
+def records(redis: Redis, client: GenerationClient) -> TaskRecord:
     """A worker's access to the records that the client makes."""
     return worker(redis, client.keys, "worker")
 
 
 @pytest.fixture
-def order(namespace: str) -> dict[str, object]:
+def request_data(namespace: str) -> dict[str, object]:
     """A request for a model, and so a queue, of the test's own."""
     return {"prompt": "x", "model": namespace, "metadata": {"k": "v"}}
 

@@ -93,17 +93,17 @@ def test_many_are_followed_at_once_through_a_restart(tmp_path: Path, tasks: int)
         def write() -> None:
             """Write as a worker does, step by step for all tasks; Redis restarts in the middle."""
             with connect(url) as redis:
-                claims = worker(redis, keys, "worker")
-                taken = [take(claims, each) for each in ids]
+                records = worker(redis, keys, "worker")
+                taken = [take(records, each) for each in ids]
                 for step in range(STEPS):
                     if step == STEPS // 2:
                         before.close()
                         before.enter_context(embedded.redis_server(tmp_path, port))
                         restarted.set()
                     for claim in taken:
-                        _until_written(claims, claim)
+                        _until_written(records, claim)
                 for claim in taken:
-                    assert claims.finish(claim, TaskStatus.SUCCEEDED, RESULT, {"result": RESULT})
+                    assert records.finish(claim, TaskStatus.SUCCEEDED, RESULT, {"result": RESULT})
 
         async def follow(client: AsyncGenerationClient) -> tuple[list[list[int]], int]:
             async def one(task_id: str) -> list[int]:
@@ -131,30 +131,30 @@ def test_many_are_followed_at_once_through_a_restart(tmp_path: Path, tasks: int)
     assert connections <= MAX_CONNECTIONS + 1
 
 
-def _until_written(claims: TaskRecord, claim: Any) -> None:
+def _until_written(records: TaskRecord, claim: Any) -> None:
     """Append one event; an event that was written before the restart is not repeated."""
     with suppress(RedisError):
-        claims.append(claim, "progress", PROGRESS)
+        records.append(claim, "progress", PROGRESS)
 
 
 def test_a_task_is_submitted_followed_and_cancelled(
-    run: Callable[..., Any], redis: Redis, namespace: str, claims: TaskRecord
+    run: Callable[..., Any], redis: Redis, namespace: str, records: TaskRecord
 ) -> None:
     """A task passes through every method of the client."""
 
     async def body(client: AsyncGenerationClient) -> None:
-        order = {"prompt": "x", "model": namespace}
-        handle = await client.submit(order, "one")
-        assert (await client.submit(order, "one")).task_id == "one"
+        request_data = {"prompt": "x", "model": namespace}
+        handle = await client.submit(request_data, "one")
+        assert (await client.submit(request_data, "one")).task_id == "one"
         assert await client.queue_depths([namespace, "nobodys"]) == {namespace: 2, "nobodys": 0}
         assert await handle.status() is TaskStatus.QUEUED
-        claim = take(claims, "one")
+        claim = take(records, "one")
         assert await client.status_many(["one", "two"]) == {"one": TaskStatus.RUNNING, "two": None}
-        assert claims.finish(claim, TaskStatus.SUCCEEDED, RESULT, {"result": RESULT})
+        assert records.finish(claim, TaskStatus.SUCCEEDED, RESULT, {"result": RESULT})
         assert await handle.result(timeout=5) == GenerationResult.model_validate(RESULT)
         assert await handle.cancel() is TaskStatus.SUCCEEDED
         assert [event.seq async for event in handle.events(after=1)] == [2, 3]
-        other = await client.submit(order, "other")
+        other = await client.submit(request_data, "other")
         first = await anext(other.events())
         assert isinstance(first, Queued)
         assert first.position == 2  # both of the first task's messages
@@ -195,7 +195,7 @@ def test_waiting_ends(run: Callable[..., Any], namespace: str) -> None:
 
 
 def test_new_events_arrive_at_once(
-    run: Callable[..., Any], namespace: str, claims: TaskRecord
+    run: Callable[..., Any], namespace: str, records: TaskRecord
 ) -> None:
     """New events arrive at once, not when a blocking read times out."""
 
@@ -208,9 +208,9 @@ def test_new_events_arrive_at_once(
             await asyncio.sleep(0.01)
             assert not waiting.done()
             if number == 0:
-                claim = take(claims, "t")
+                claim = take(records, "t")
             else:
-                claims.append(claim, "progress", PROGRESS)
+                records.append(claim, "progress", PROGRESS)
             event = await asyncio.wait_for(waiting, 2.0)
             assert event.seq == number + 2
 
@@ -330,8 +330,10 @@ def test_a_silent_broker_does_not_block_records(
 
     async def body() -> list[Any]:
         async with AsyncGenerationClient(silent, namespace, events_url=redis_url) as client:
-            order = {"prompt": "x", "model": namespace}
-            submits = [client.submit(order, f"t{number}") for number in range(2 * MAX_CONNECTIONS)]
+            request_data = {"prompt": "x", "model": namespace}
+            submits = [
+                client.submit(request_data, f"t{number}") for number in range(2 * MAX_CONNECTIONS)
+            ]
             waiting = [asyncio.create_task(each) for each in submits]
             await asyncio.sleep(0)  # each has asked
             assert await asyncio.wait_for(client.status_many(["x"]), COUNT_S / 2) == {"x": None}

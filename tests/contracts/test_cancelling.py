@@ -9,7 +9,7 @@ import pytest
 
 from api_contracts import GenerationCancelled, GenerationClient, TaskStatus
 from tests.record.owners import ERROR, PROGRESS, kinds, opened, record, take, told
-from worker.record.task_record import WriteAnswer
+from worker.record.claim import WriteAnswer
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def test_a_waiting_task_ends_at_once(
-    client: GenerationClient, redis: Redis, order: dict[str, Any]
+    client: GenerationClient, redis: Redis, request_data: dict[str, Any]
 ) -> None:
     """Cancelling a task without an owner ends it at once, with one terminal event."""
-    handle = client.submit(order)
+    handle = client.submit(request_data)
     assert handle.cancel() is TaskStatus.QUEUED
     assert handle.cancel() is TaskStatus.CANCELLED
     assert handle.status() is TaskStatus.CANCELLED
@@ -34,12 +34,12 @@ def test_a_waiting_task_ends_at_once(
 
 
 def test_a_running_task_notices_at_its_next_write(
-    client: GenerationClient, redis: Redis, claims: TaskRecord, order: dict[str, Any]
+    client: GenerationClient, redis: Redis, records: TaskRecord, request_data: dict[str, Any]
 ) -> None:
     """The owner of a cancelled task is notified, and owns the task until it ends it."""
-    handle = client.submit(order)
-    claim = take(claims, handle.task_id)
-    assert claims.append(claim, "progress", PROGRESS) is WriteAnswer.WRITTEN
+    handle = client.submit(request_data)
+    claim = take(records, handle.task_id)
+    assert records.append(claim, "progress", PROGRESS) is WriteAnswer.WRITTEN
     with redis.pubsub() as notices:
         notices.subscribe(client.keys.control)
         assert notices.get_message(timeout=5) is not None
@@ -47,24 +47,24 @@ def test_a_running_task_notices_at_its_next_write(
         notice = notices.get_message(timeout=5)
     assert notice is not None
     assert notice["data"] == handle.task_id.encode()
-    assert claims.append(claim, "progress", PROGRESS) is WriteAnswer.CANCEL_REQUESTED
+    assert records.append(claim, "progress", PROGRESS) is WriteAnswer.CANCEL_REQUESTED
     assert handle.status() is TaskStatus.RUNNING
     assert redis.ttl(client.keys.task(handle.task_id)) == -1
-    assert claims.finish(claim, TaskStatus.CANCELLED, {"step": 2}, {"step": 2})
+    assert records.finish(claim, TaskStatus.CANCELLED, {"step": 2}, {"step": 2})
     assert handle.status() is TaskStatus.CANCELLED
 
 
 def test_a_cancel_for_an_unknown_task_is_kept(
-    client: GenerationClient, redis: Redis, claims: TaskRecord, order: dict[str, Any]
+    client: GenerationClient, redis: Redis, records: TaskRecord, request_data: dict[str, Any]
 ) -> None:
     """A cancel that arrives before its task's message takes effect when the message is claimed."""
     assert client.handle("early").cancel() is None
-    assert take(claims, "early").answer == "cancelled"
+    assert take(records, "early").answer == "cancelled"
     assert kinds(redis, client.keys, "early") == []
     assert client.handle("early2").cancel() is None
-    client.submit(order, "early2")
+    client.submit(request_data, "early2")
     assert redis.ttl(client.keys.task("early2")) == -1
-    assert take(claims, "early2").answer == "cancelled"
+    assert take(records, "early2").answer == "cancelled"
 
 
 def test_a_cancel_without_a_task_is_removed_in_time(client: GenerationClient, redis: Redis) -> None:
@@ -79,13 +79,13 @@ def test_a_cancel_without_a_task_is_removed_in_time(client: GenerationClient, re
 def test_an_ended_task_stays_as_it_is(
     client: GenerationClient,
     redis: Redis,
-    claims: TaskRecord,
-    order: dict[str, Any],
+    records: TaskRecord,
+    request_data: dict[str, Any],
     end: TaskStatus,
 ) -> None:
     """Cancelling after the end changes nothing and returns the final status."""
-    handle = client.submit(order)
-    assert claims.finish(take(claims, handle.task_id), end, {"step": 1}, {"step": 1})
+    handle = client.submit(request_data)
+    assert records.finish(take(records, handle.task_id), end, {"step": 1}, {"step": 1})
     before = record(redis, client.keys, handle.task_id), told(redis, client.keys, handle.task_id)
     assert handle.cancel() is end
     after = record(redis, client.keys, handle.task_id), told(redis, client.keys, handle.task_id)
@@ -95,22 +95,22 @@ def test_an_ended_task_stays_as_it_is(
 @pytest.mark.parametrize("kept", ["[1, 2", "null", '{"prompt":5}', '{"of_version":2}', "\u00e4"])
 @pytest.mark.parametrize("ended", [False, True])
 def test_a_task_whose_request_was_refused_can_be_cancelled(
-    client: GenerationClient, claims: TaskRecord, kept: str, ended: bool
+    client: GenerationClient, records: TaskRecord, kept: str, ended: bool
 ) -> None:
     """A task whose record has an invalid request can be cancelled."""
-    claim = take(claims, "raw", request=kept)
+    claim = take(records, "raw", request=kept)
     if ended:
-        assert claims.finish(claim, TaskStatus.FAILED, ERROR, {"error": ERROR})
+        assert records.finish(claim, TaskStatus.FAILED, ERROR, {"error": ERROR})
     expected = TaskStatus.FAILED if ended else TaskStatus.RUNNING
     assert client.handle("raw").cancel() is expected
 
 
 def test_a_requeued_task_can_be_cancelled(
-    client: GenerationClient, redis: Redis, claims: TaskRecord, order: dict[str, Any]
+    client: GenerationClient, redis: Redis, records: TaskRecord, request_data: dict[str, Any]
 ) -> None:
     """A requeued task ends at once when cancelled, as one that never started."""
-    task = client.submit(order)
-    answer = claims.requeue(take(claims, task.task_id), {"reason": "drained"}, counts=False)
+    task = client.submit(request_data)
+    answer = records.requeue(take(records, task.task_id), {"reason": "drained"}, counts=False)
     assert answer is WriteAnswer.WRITTEN
     assert task.cancel() is TaskStatus.QUEUED
     assert task.status() is TaskStatus.CANCELLED

@@ -35,13 +35,13 @@ ENDS: dict[TaskStatus, dict[str, Any]] = {
 
 
 @pytest.fixture
-def ended(client: GenerationClient, claims: TaskRecord, order: dict[str, Any]) -> str:
+def ended(client: GenerationClient, records: TaskRecord, request_data: dict[str, Any]) -> str:
     """The id of a task with six events; the last is `succeeded`."""
-    task_id = client.submit(order).task_id
-    claim = take(claims, task_id)
+    task_id = client.submit(request_data).task_id
+    claim = take(records, task_id)
     for _ in range(3):
-        claims.append(claim, "progress", PROGRESS)
-    assert claims.finish(claim, TaskStatus.SUCCEEDED, RESULT, {"result": RESULT})
+        records.append(claim, "progress", PROGRESS)
+    assert records.finish(claim, TaskStatus.SUCCEEDED, RESULT, {"result": RESULT})
     return task_id
 
 
@@ -71,13 +71,13 @@ def test_past_events_need_no_time(client: GenerationClient, ended: str) -> None:
 
 
 def test_an_event_of_a_later_version_is_skipped(
-    client: GenerationClient, claims: TaskRecord, order: dict[str, Any]
+    client: GenerationClient, records: TaskRecord, request_data: dict[str, Any]
 ) -> None:
     """An event of an unknown type is skipped and changes nothing else."""
-    handle = client.submit(order)
-    claim = take(claims, handle.task_id)
-    claims.append(claim, "dreaming", {"of": "sheep"})
-    claims.finish(claim, TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
+    handle = client.submit(request_data)
+    claim = take(records, handle.task_id)
+    records.append(claim, "dreaming", {"of": "sheep"})
+    records.finish(claim, TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
     types = [event.type for event in handle.events(timeout=5)]
     assert types == ["queued", "started", "cancelled"]
     with pytest.raises(GenerationCancelled):
@@ -85,11 +85,11 @@ def test_an_event_of_a_later_version_is_skipped(
 
 
 def test_events_survive_lost_connections(
-    client: GenerationClient, redis: Redis, claims: TaskRecord, order: dict[str, Any]
+    client: GenerationClient, redis: Redis, records: TaskRecord, request_data: dict[str, Any]
 ) -> None:
     """A follower whose connection is killed while it waits misses and repeats no event."""
-    handle = client.submit(order)
-    claim = take(claims, handle.task_id)
+    handle = client.submit(request_data)
+    claim = take(records, handle.task_id)
 
     def waiting() -> list[str]:
         found = [each for each in redis.client_list() if each["name"] == client.keys.namespace]
@@ -100,8 +100,8 @@ def test_events_survive_lost_connections(
             until(waiting)
             for number in waiting():
                 redis.client_kill_filter(_id=number)
-            claims.append(claim, "progress", PROGRESS)
-        claims.finish(claim, TaskStatus.EXPIRED, {"step": 1}, {"step": 1})
+            records.append(claim, "progress", PROGRESS)
+        records.finish(claim, TaskStatus.EXPIRED, {"step": 1}, {"step": 1})
 
     killer = threading.Thread(target=kill_and_append)
     killer.start()
@@ -110,9 +110,11 @@ def test_events_survive_lost_connections(
     assert seqs == [1, 2, 3, 4, 5, 6, 7]
 
 
-def test_a_wait_without_events_times_out(client: GenerationClient, order: dict[str, Any]) -> None:
+def test_a_wait_without_events_times_out(
+    client: GenerationClient, request_data: dict[str, Any]
+) -> None:
     """No event within the timeout raises `WaitTimeout`; the task goes on."""
-    handle = client.submit(order)
+    handle = client.submit(request_data)
     events = handle.events(timeout=0.1)
     assert next(events).type == "queued"
     with pytest.raises(WaitTimeout):
@@ -143,15 +145,15 @@ def test_an_unknown_task_is_not_waited_for(client: GenerationClient) -> None:
 )
 def test_each_end_has_its_exception(
     client: GenerationClient,
-    claims: TaskRecord,
-    order: dict[str, Any],
+    records: TaskRecord,
+    request_data: dict[str, Any],
     end: TaskStatus,
     expected: type[GenerationError],
     text: str,
 ) -> None:
     """`result` raises a different error for each end without pictures."""
-    handle = client.submit(order)
-    claims.finish(take(claims, handle.task_id), end, ENDS[end], ENDS[end])
+    handle = client.submit(request_data)
+    records.finish(take(records, handle.task_id), end, ENDS[end], ENDS[end])
     with pytest.raises(GenerationError, match=text) as caught:
         handle.result(timeout=5)
     assert type(caught.value) is expected

@@ -33,7 +33,7 @@ def test_celerys_own_variables_are_those_of_others(
     redis_url: str,
     redis: Redis,
     namespace: str,
-    order: dict[str, Any],
+    request_data: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Messages go to the client's own URL; Celery's environment variables are ignored."""
@@ -42,8 +42,8 @@ def test_celerys_own_variables_are_those_of_others(
     monkeypatch.setenv("CELERY_BROKER_WRITE_URL", other)
     monkeypatch.setenv("CELERY_RESULT_BACKEND", f"redis://127.0.0.1:{free_port()}/0")
     with GenerationClient(redis_url, namespace) as client, Redis.from_url(other) as elsewhere:
-        task_id = client.submit(order).task_id
-        (message,) = messages(redis, order["model"])
+        task_id = client.submit(request_data).task_id
+        (message,) = messages(redis, request_data["model"])
         assert message["headers"]["id"] == task_id
         assert elsewhere.keys() == []
 
@@ -57,14 +57,14 @@ def test_a_client_that_came_first_is_no_ones_application(monkeypatch: pytest.Mon
 
 
 def test_a_task_that_submits_has_no_children(
-    client: GenerationClient, order: dict[str, Any]
+    client: GenerationClient, request_data: dict[str, Any]
 ) -> None:
     """A task submitted from another application's task is not a child of that task."""
     app = Celery("other", set_as_current=False)
 
     @app.task(bind=True)
     def submitting(self: Any) -> list[object]:
-        client.submit(order)
+        client.submit(request_data)
         return list(self.request.children)
 
     assert submitting.apply().get() == []

@@ -31,7 +31,7 @@ def keeping(left: dict[int, bytes]) -> Control:
     return Control(on_checkpoint=left.__setitem__)
 
 
-def company(
+def new_batch(
     rounds: Rounds, side_executor: Callable[..., object] = lambda call, *args: call(*args)
 ) -> Rounds:
     """A new batch over the shared model, as another process would have it."""
@@ -44,7 +44,7 @@ def checkpoints(rounds: Rounds, wanted: Job, every: int = 1) -> tuple[JobResult,
     """A job's result and its checkpoints, all of which are written after it is done."""
     later: list[Callable[[], object]] = []
     left: dict[int, bytes] = {}
-    batch = company(rounds, side_executor=lambda call, *args: later.append(partial(call, *args)))
+    batch = new_batch(rounds, side_executor=lambda call, *args: later.append(partial(call, *args)))
     future = batch.submit(dataclasses.replace(wanted, checkpoint_every=every), keeping(left))
     batch.run()
     for call in later:

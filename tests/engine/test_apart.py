@@ -40,8 +40,8 @@ def test_together_a_picture_has_the_bits_that_it_has_alone(rounds: Rounds) -> No
     futures = [rounds.submit(each) for each in _jobs()]
     rounds.run()
     for one, future in zip(alone, futures, strict=True):
-        company = future.result(timeout=0)
-        for mine, theirs in zip(one.images, company.images, strict=True):
+        together = future.result(timeout=0)
+        for mine, theirs in zip(one.images, together.images, strict=True):
             assert np.array_equal(mine.pixels, theirs.pixels)
 
 

@@ -45,54 +45,54 @@ def test_the_next_call_includes_a_new_job(
 
     With SAG a step is two calls; it is in both of the next two.
     """
-    company = Rounds(model=rounds.runner.model, max_batch_rows=rows)
+    together = Rounds(model=rounds.runner.model, max_batch_rows=rows)
     controls = [Control() for _ in range(9)]
     seen = [reported(control) for control in controls]
     for number in range(8):
-        company.submit(small(seeds=(number,), sag_scale=sag_scale), controls[number])
+        together.submit(small(seeds=(number,), sag_scale=sag_scale), controls[number])
     while not all(3 in steps for steps in seen[:8]):
-        company.batch.step()
-    company.submit(small(sag_scale=sag_scale), controls[8])
+        together.batch.step()
+    together.submit(small(sag_scale=sag_scale), controls[8])
     for _ in range(calls_a_step):
         assert not seen[8]
-        company.batch.step()
+        together.batch.step()
     assert seen[8] == [1]
     assert all(steps[-1] < STEPS for steps in seen[:8])
-    company.run()
+    together.run()
 
 
 def test_the_result_has_the_mean_number_of_jobs(rounds: Rounds) -> None:
     """`batch` is the mean number of jobs in a job's calls: 2 in one half, 1 in the other."""
-    company = Rounds(model=rounds.runner.model)
-    first = company.submit(job(num_inference_steps=STEPS))
+    together = Rounds(model=rounds.runner.model)
+    first = together.submit(job(num_inference_steps=STEPS))
     for _ in range(STEPS):
-        company.batch.step()
-    second = company.submit(job(num_inference_steps=STEPS))
-    company.run()
+        together.batch.step()
+    second = together.submit(job(num_inference_steps=STEPS))
+    together.run()
     assert (first.result(timeout=0).batch, second.result(timeout=0).batch) == (1.5, 1.5)
 
 
 def test_rows_of_both_phases_share_a_call(rounds: Rounds, calls: list[int]) -> None:
     """Two jobs one phase apart share each call, of 2 rows + 1 row."""
-    company = Rounds(model=rounds.runner.model)
-    company.submit(job(num_inference_steps=1))
-    company.run()
+    together = Rounds(model=rounds.runner.model)
+    together.submit(job(num_inference_steps=1))
+    together.run()
     calls.clear()
-    company.submit(job(num_inference_steps=STEPS))
-    company.batch.step()
-    company.submit(job(num_inference_steps=STEPS))
-    company.run()
+    together.submit(job(num_inference_steps=STEPS))
+    together.batch.step()
+    together.submit(job(num_inference_steps=STEPS))
+    together.run()
     assert calls == [2, *[3] * (2 * STEPS - 1), 1]
 
 
 @pytest.mark.parametrize("rows", [2, 3, 5, 64])
 def test_a_call_is_never_larger_than_allowed(rounds: Rounds, calls: list[int], rows: int) -> None:
     """However many jobs wait, a call has at most `max_batch_rows` rows, and all jobs end."""
-    company = Rounds(model=rounds.runner.model, max_batch_rows=rows)
+    together = Rounds(model=rounds.runner.model, max_batch_rows=rows)
     futures = [
-        company.submit(small(num_inference_steps=2, num_images_per_prompt=2)) for _ in range(4)
+        together.submit(small(num_inference_steps=2, num_images_per_prompt=2)) for _ in range(4)
     ]
-    company.run()
+    together.run()
     assert max(calls) <= rows
     assert all(len(future.result(timeout=0).images) == 2 for future in futures)
 
@@ -151,16 +151,16 @@ def test_stopped_jobs_have_no_effect_on_others(
 def stop_one(
     rounds: Rounds, fresh: Alone, victim: int, after: int, reason: Stop, rows: int
 ) -> None:
-    company = Rounds(model=rounds.runner.model, max_batch_rows=rows)
+    together = Rounds(model=rounds.runner.model, max_batch_rows=rows)
     controls = [Control() for _ in SEEDS]
     futures = [
-        company.submit(small(seeds=(seed,)), control)
+        together.submit(small(seeds=(seed,)), control)
         for seed, control in zip(SEEDS, controls, strict=True)
     ]
     for _ in range(after):
-        company.batch.step()
+        together.batch.step()
     controls[victim].request(reason)
-    company.run()
+    together.run()
     for number, future in enumerate(futures):
         if number == victim and isinstance(future.exception(timeout=0), JobStopped):
             stopped = future.exception(timeout=0)
@@ -169,7 +169,7 @@ def stop_one(
             continue
         made = latents_of(future.result(timeout=0))
         assert_close(made, fresh(SEEDS[number]), CLOSE_6_STEPS)
-    again = company.result(small(seeds=(99,)))
+    again = together.result(small(seeds=(99,)))
     assert torch.equal(latents_of(again), fresh(99))
 
 
@@ -182,14 +182,14 @@ def fresh() -> Alone:
 
 def test_a_stopped_job_leaves_in_the_next_round(rounds: Rounds) -> None:
     """A stopped job makes no further UNet call, whatever phase it is in."""
-    company = Rounds(model=rounds.runner.model)
+    together = Rounds(model=rounds.runner.model)
     control = Control()
     seen = reported(control)
-    future = company.submit(job(num_inference_steps=STEPS), control)
+    future = together.submit(job(num_inference_steps=STEPS), control)
     for _ in range(3):
-        company.batch.step()
+        together.batch.step()
     control.request(Stop.CANCELLED)
-    assert not company.batch.step()
+    assert not together.batch.step()
     stopped = future.exception(timeout=0)
     assert isinstance(stopped, JobStopped)
     assert (stopped.step, seen) == (1, [1])
@@ -214,11 +214,11 @@ def test_out_of_memory_splits_the_call(
     rounds: Rounds, fresh: Alone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that does not fit is retried in halves: all jobs end right, 3 calls fail at most."""
-    company = Rounds(model=rounds.runner.model)
-    tight = Tight(company.pipe.unet, 3)
-    monkeypatch.setattr(company.pipe.unet, "forward", tight)
-    futures = [company.submit(small(seeds=(seed,))) for seed in SEEDS]
-    company.run()
+    together = Rounds(model=rounds.runner.model)
+    tight = Tight(together.pipe.unet, 3)
+    monkeypatch.setattr(together.pipe.unet, "forward", tight)
+    futures = [together.submit(small(seeds=(seed,))) for seed in SEEDS]
+    together.run()
     for seed, future in zip(SEEDS, futures, strict=True):
         assert_close(latents_of(future.result(timeout=0)), fresh(seed), CLOSE_6_STEPS)
     assert tight.failed <= 3
@@ -228,8 +228,8 @@ def test_only_what_fails_alone_fails(
     rounds: Rounds, fresh: Alone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A job that does not fit alone is out of memory; the others end right."""
-    company = Rounds(model=rounds.runner.model)
-    unet = company.pipe.unet
+    together = Rounds(model=rounds.runner.model)
+    unet = together.pipe.unet
     usual = unet.forward
 
     def forward(noisy: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -238,9 +238,9 @@ def test_only_what_fails_alone_fails(
         return usual(noisy, *args, **kwargs)
 
     monkeypatch.setattr(unet, "forward", forward)
-    large = company.submit(small(width=64))
-    fitting = company.submit(small(seeds=(SEEDS[0],)))
-    company.run()
+    large = together.submit(small(width=64))
+    fitting = together.submit(small(seeds=(SEEDS[0],)))
+    together.run()
     assert isinstance(large.exception(timeout=0), DeviceOutOfMemoryError)
     assert_close(latents_of(fitting.result(timeout=0)), fresh(SEEDS[0]), CLOSE_6_STEPS)
 
@@ -249,8 +249,8 @@ def test_a_row_that_breaks_ends_its_own_job(
     rounds: Rounds, fresh: Alone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where one image makes the call itself fail, its job fails and the others end right."""
-    company = Rounds(model=rounds.runner.model)
-    unet = company.pipe.unet
+    together = Rounds(model=rounds.runner.model)
+    unet = together.pipe.unet
     usual = unet.forward
 
     def forward(noisy: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -259,13 +259,13 @@ def test_a_row_that_breaks_ends_its_own_job(
         return usual(noisy, *args, **kwargs)
 
     monkeypatch.setattr(unet, "forward", forward)
-    bad = company.submit(small())
-    good = [company.submit(small(seeds=(seed,))) for seed in SEEDS]
-    company.batch.step()
-    image = company.batch._active[0].images[0]
+    bad = together.submit(small())
+    good = [together.submit(small(seeds=(seed,))) for seed in SEEDS]
+    together.batch.step()
+    image = together.batch._active[0].images[0]
     image.latents = image.latents + 1e7
     image.degraded = None
-    company.run()
+    together.run()
     assert "no kernel" in str(bad.exception(timeout=0))
     for seed, future in zip(SEEDS, good, strict=True):
         assert_close(latents_of(future.result(timeout=0)), fresh(seed), CLOSE_6_STEPS)
@@ -275,16 +275,16 @@ def test_a_sampler_that_breaks_ends_its_own_job(
     rounds: Rounds, fresh: Alone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error of one image's sampler does not keep the others from their step."""
-    company = Rounds(model=rounds.runner.model)
-    futures = [company.submit(small(seeds=(seed,))) for seed in SEEDS]
-    company.batch.step()
+    together = Rounds(model=rounds.runner.model)
+    futures = [together.submit(small(seeds=(seed,))) for seed in SEEDS]
+    together.batch.step()
 
     def fail(*_args: Any, **_options: Any) -> None:
         raise ArithmeticError("mine")
 
-    scheduler = company.batch._active[1].images[0].sampler.scheduler
+    scheduler = together.batch._active[1].images[0].sampler.scheduler
     monkeypatch.setattr(scheduler, "step", fail)
-    company.run()
+    together.run()
     assert isinstance(futures[1].exception(timeout=0), ArithmeticError)
     for number in (0, 2):
         made = latents_of(futures[number].result(timeout=0))
@@ -293,29 +293,29 @@ def test_a_sampler_that_breaks_ends_its_own_job(
 
 def test_a_callback_that_breaks_ends_its_own_job(rounds: Rounds, fresh: Alone) -> None:
     """An error of a job's callback ends that job alone."""
-    company = Rounds(model=rounds.runner.model)
+    together = Rounds(model=rounds.runner.model)
 
     def fail(_step: Step) -> None:
         raise LookupError("mine")
 
-    bad = company.submit(small(), Control(on_step=fail))
-    good = company.submit(small(seeds=(SEEDS[0],)))
-    company.run()
+    bad = together.submit(small(), Control(on_step=fail))
+    good = together.submit(small(seeds=(SEEDS[0],)))
+    together.run()
     assert isinstance(bad.exception(timeout=0), LookupError)
     assert_close(latents_of(good.result(timeout=0)), fresh(SEEDS[0]), CLOSE_6_STEPS)
 
 
 def test_sizes_take_turns(rounds: Rounds) -> None:
     """Jobs of two sizes can't share a call; they alternate."""
-    company = Rounds(model=rounds.runner.model)
+    together = Rounds(model=rounds.runner.model)
     controls = Control(), Control()
     first, second = (reported(control) for control in controls)
-    company.submit(job(num_inference_steps=STEPS), controls[0])
-    company.submit(job(num_inference_steps=STEPS, width=96), controls[1])
+    together.submit(job(num_inference_steps=STEPS), controls[0])
+    together.submit(job(num_inference_steps=STEPS, width=96), controls[1])
     for _ in range(8):
-        company.batch.step()
+        together.batch.step()
     assert (first, second) == ([1, 2], [1, 2])
-    company.run()
+    together.run()
 
 
 def test_models_take_turns(rounds: Rounds) -> None:
@@ -323,26 +323,26 @@ def test_models_take_turns(rounds: Rounds) -> None:
 
     Later jobs for the first model wait behind it; the idle model is evicted.
     """
-    company = Rounds(model=rounds.runner.model, aliases=("a", "b"))
+    together = Rounds(model=rounds.runner.model, aliases=("a", "b"))
     order: list[str] = []
     for model in ("a", "b", "a"):
-        future = company.submit(job(num_inference_steps=2, model=model))
+        future = together.submit(job(num_inference_steps=2, model=model))
         future.add_done_callback(partial(lambda model, _: order.append(model), model))
-    company.run()
+    together.run()
     assert order == ["a", "b", "a"]
-    assert company.builds == 3
+    assert together.builds == 3
 
 
 def test_a_model_at_work_makes_no_room(rounds: Rounds) -> None:
     """Of two models the idle one is evicted, even when it was used last."""
-    company = Rounds(model=rounds.runner.model, aliases=("a", "b", "c"), max_models=2)
-    company.submit(job(num_inference_steps=STEPS, model="a"))
-    done = company.submit(job(num_inference_steps=1, model="b"))
+    together = Rounds(model=rounds.runner.model, aliases=("a", "b", "c"), max_models=2)
+    together.submit(job(num_inference_steps=STEPS, model="a"))
+    done = together.submit(job(num_inference_steps=1, model="b"))
     while not done.done():
-        company.batch.step()
-    company.submit(job(num_inference_steps=1, model="c"))
-    company.run()
-    assert company.builds == 3
+        together.batch.step()
+    together.submit(job(num_inference_steps=1, model="c"))
+    together.run()
+    assert together.builds == 3
 
 
 @pytest.fixture

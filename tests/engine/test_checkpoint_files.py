@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.engine.attempts import assert_same, checkpoints, company, resumed, small
+from tests.engine.attempts import assert_same, checkpoints, new_batch, resumed, small
 from tests.engine.cases import nightly, slow
 from worker.engine import checkpoint, safetensors_io
 
@@ -79,7 +79,7 @@ def assert_ignored(
 @pytest.mark.parametrize("left", [b"", *slow(safetensors_io.pack({"format": 2}, {}))], ids=range(2))
 def test_the_job_starts_anew(case: Case, caplog: pytest.LogCaptureFixture, left: bytes) -> None:
     """A job with an unusable checkpoint gives the picture of one that was never disturbed."""
-    result = resumed(company(case.rounds), WANTED, left)
+    result = resumed(new_batch(case.rounds), WANTED, left)
     assert_warned(caplog, "unusable checkpoint")
     assert result.resumed_from_step is None
     assert_same(result, case.whole)
@@ -165,7 +165,7 @@ def test_of_another_job(
 def test_what_does_not_change_the_latents(case: Case) -> None:
     """A second attempt may report and encode differently."""
     wanted = dataclasses.replace(WANTED, id="b", checkpoint_every=3, preview_every=1, max_images=2)
-    again = resumed(company(case.rounds), wanted, case.left)
+    again = resumed(new_batch(case.rounds), wanted, case.left)
     assert again.resumed_from_step == 2
     assert_same(again, case.whole)
 
@@ -260,7 +260,7 @@ def test_found_out_late(rounds: Rounds, caplog: pytest.LogCaptureFixture) -> Non
     whole, left = checkpoints(rounds, wanted)
     spoilt = forged(left[2], {}, **{"0.latents": LATENTS.double()})
     assert_ignored(rounds, wanted, spoilt, "its 0.latents is torch.float64", caplog)
-    assert_same(resumed(company(rounds), wanted, spoilt), whole)
+    assert_same(resumed(new_batch(rounds), wanted, spoilt), whole)
 
 
 @pytest.mark.parametrize("header", ["[" * 100_000, "1" * 100_000, "{}" * 2, '{"format":', "\0"])

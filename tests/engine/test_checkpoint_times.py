@@ -14,9 +14,9 @@ import pytest
 from tests.engine.attempts import (
     assert_same,
     checkpoints,
-    company,
     drained,
     keeping,
+    new_batch,
     resumed,
     small,
     stop,
@@ -57,7 +57,7 @@ def test_none_unless_asked(rounds: Rounds) -> None:
     left: dict[int, bytes] = {}
     assert rounds.result(small(), keeping(left)).resumed_from_step is None
     control = keeping(left)
-    stopped = stop(company(rounds), small(), control, Stop.DRAINED)
+    stopped = stop(new_batch(rounds), small(), control, Stop.DRAINED)
     assert isinstance(stopped.exception(timeout=0), JobStopped)
     assert not left
 
@@ -67,7 +67,7 @@ def test_only_a_drain_leaves_one(rounds: Rounds, reason: Stop) -> None:
     """A job that is cancelled, expired or superseded saves no checkpoint."""
     left: dict[int, bytes] = {}
     wanted = small(checkpoint_every=100)
-    stopped = stop(company(rounds), wanted, keeping(left), reason)
+    stopped = stop(new_batch(rounds), wanted, keeping(left), reason)
     assert isinstance(stopped.exception(timeout=0), JobStopped)
     assert list(left) == ([2] if reason is Stop.DRAINED else [])
 
@@ -78,7 +78,7 @@ def test_a_drain_leaves_what_is_new(rounds: Rounds, every: int, steps: list[int]
     seen: list[int] = []
     control = Control(on_checkpoint=lambda step, _: seen.append(step))
     wanted = small(checkpoint_every=every)
-    stop(company(rounds), wanted, control, Stop.DRAINED)
+    stop(new_batch(rounds), wanted, control, Stop.DRAINED)
     assert seen == steps
 
 
@@ -89,7 +89,7 @@ def test_a_drain_before_a_step_leaves_none(rounds: Rounds, after: int) -> None:
     _, left = checkpoints(rounds, wanted)
     newer: dict[int, bytes] = {}
     again = dataclasses.replace(wanted, checkpoint=left[3], checkpoint_every=1)
-    future = stop(company(rounds), again, keeping(newer), Stop.DRAINED, after)
+    future = stop(new_batch(rounds), again, keeping(newer), Stop.DRAINED, after)
     stopped = future.exception(timeout=0)
     assert isinstance(stopped, JobStopped)
     assert (stopped.step, newer) == (3 if after else 0, {})
@@ -100,8 +100,8 @@ def test_a_drain_after_the_last_step(rounds: Rounds, monkeypatch: pytest.MonkeyP
     wanted = small(num_inference_steps=2)
     with monkeypatch.context() as patched:
         patched.setattr(batch_scheduler, "decode_due", lambda *_, **__: False)
-        _, left = drained(company(rounds), wanted, after=6)
-    again = resumed(company(rounds), wanted, left)
+        _, left = drained(new_batch(rounds), wanted, after=6)
+    again = resumed(new_batch(rounds), wanted, left)
     assert again.resumed_from_step == 2
     assert_same(again, rounds.result(wanted))
 
@@ -109,7 +109,7 @@ def test_a_drain_after_the_last_step(rounds: Rounds, monkeypatch: pytest.MonkeyP
 def test_a_drain_saves_before_the_job_ends(rounds: Rounds) -> None:
     """The caller has the checkpoint before the future is done; it is written on the side thread."""
     later: list[Callable[[], object]] = []
-    batch = company(rounds, side_executor=lambda call, *args: later.append(partial(call, *args)))
+    batch = new_batch(rounds, side_executor=lambda call, *args: later.append(partial(call, *args)))
     futures: list[Future[JobResult]] = []
     done: list[bool] = []
     control = Control(on_checkpoint=lambda *_: done.append(futures[0].done()))
@@ -162,11 +162,11 @@ def test_a_checkpoint_never_fails_a_job(
         monkeypatch.setattr(safetensors_io if broken == "pack" else checkpoint, broken, fail)
     whole = rounds.result(small())
     wanted = small(checkpoint_every=2)
-    assert_same(company(rounds).result(wanted, control), whole)
+    assert_same(new_batch(rounds).result(wanted, control), whole)
     warned = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
     assert len(warned) == 2
     assert all("no room" in each for each in warned)
-    stopped = stop(company(rounds), wanted, control, Stop.DRAINED).exception(timeout=0)
+    stopped = stop(new_batch(rounds), wanted, control, Stop.DRAINED).exception(timeout=0)
     assert isinstance(stopped, JobStopped)
     assert stopped.reason is Stop.DRAINED
 
@@ -181,7 +181,7 @@ def test_a_drain_makes_up_for_one_that_was_lost(rounds: Rounds) -> None:
             raise LookupError("away")
 
     wanted = small(checkpoint_every=2)
-    stop(company(rounds), wanted, Control(on_checkpoint=keep), Stop.DRAINED)
+    stop(new_batch(rounds), wanted, Control(on_checkpoint=keep), Stop.DRAINED)
     assert seen == [2, 2]
 
 
@@ -189,7 +189,7 @@ def test_what_a_resumed_job_reports(rounds: Rounds, monkeypatch: pytest.MonkeyPa
     """Steps continue, the time left is by the steps of this attempt, checkpoints continue."""
     wanted = small()
     _, left = checkpoints(rounds, wanted)
-    batch = company(rounds)
+    batch = new_batch(rounds)
     clock, usual = itertools.count(0, 10), batch.pipe.unet.forward
     now_s = [next(clock)]
 
@@ -214,8 +214,8 @@ def test_no_preview_of_what_is_not_known(rounds: Rounds) -> None:
     """Where the first image was done before resuming, there is no preview."""
     narrow = Rounds(model=rounds.runner.model, max_batch_rows=2)
     wanted = small(num_images_per_prompt=2, num_inference_steps=3, preview_every=1)
-    _, left = drained(company(narrow), wanted, after=6 + 2)
+    _, left = drained(new_batch(narrow), wanted, after=6 + 2)
     seen: list[tuple[int, bool]] = []
     control = Control(on_step=lambda step: seen.append((step.step, step.preview is not None)))
-    company(narrow).result(dataclasses.replace(wanted, checkpoint=left), control)
+    new_batch(narrow).result(dataclasses.replace(wanted, checkpoint=left), control)
     assert seen == [(2, False), (3, False)]

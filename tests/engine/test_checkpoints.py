@@ -14,7 +14,7 @@ import diffusers
 import pytest
 import torch
 
-from tests.engine.attempts import assert_same, checkpoints, company, drained, resumed, small
+from tests.engine.attempts import assert_same, checkpoints, drained, new_batch, resumed, small
 from tests.engine.cases import nightly, slow
 from tests.engine.jobs import Rounds, assert_close, latents_of
 from worker.engine import checkpoint, safetensors_io, samplers
@@ -56,7 +56,7 @@ def test_with_every_sampler(rounds: Rounds, name: str, step: int) -> None:
     assert list(left) == list(range(1, STEPS))
     saved = safetensors_io.unpack(left[STEPS - 1])[1].values()
     assert sum(each.nbytes for each in saved) < 5056 + 5 * latents_of(whole).nbytes + 64
-    again = resumed(company(rounds), wanted, left[step])
+    again = resumed(new_batch(rounds), wanted, left[step])
     assert again.resumed_from_step == step
     assert_same(again, whole)
 
@@ -87,7 +87,7 @@ def test_with_every_kind_of_job(rounds: Rounds, number: int, step: int) -> None:
     """So it has with `eta`, without either guidance, with many images, and with given latents."""
     wanted = small(num_inference_steps=4, **KINDS[number])
     whole, left = checkpoints(rounds, wanted)
-    again = resumed(company(rounds), wanted, left[step])
+    again = resumed(new_batch(rounds), wanted, left[step])
     assert again.resumed_from_step == step
     assert_same(again, whole)
 
@@ -96,7 +96,7 @@ def test_pictures_are_the_same_files(rounds: Rounds) -> None:
     """Not only the latents, but the pixels of a resumed job are the same."""
     wanted = small(output_type="png")
     whole = rounds.result(wanted)
-    again = resumed(company(rounds), wanted, checkpoints(rounds, wanted)[1][4])
+    again = resumed(new_batch(rounds), wanted, checkpoints(rounds, wanted)[1][4])
     assert again.images[0].pixels.tobytes() == whole.images[0].pixels.tobytes()
 
 
@@ -109,11 +109,11 @@ def test_drained_after_any_call(rounds: Rounds, name: str | None, steps: int) ->
     wanted = small(num_inference_steps=steps, scheduler=name)
     whole, after, ends = rounds.result(wanted), 0, []
     while True:
-        stopped, left = drained(company(rounds), wanted, after)
+        stopped, left = drained(new_batch(rounds), wanted, after)
         if stopped is None:
             break
         ends.append(stopped.step)
-        again = resumed(company(rounds), wanted, left)
+        again = resumed(new_batch(rounds), wanted, left)
         assert again.resumed_from_step == (stopped.step or None)
         assert_same(again, whole)
         after += 1
@@ -132,9 +132,9 @@ def test_drained_between_its_images(
     narrow = Rounds(model=rounds.runner.model, max_batch_rows=2)
     whole, seen = narrow.result(wanted), set()
     for after in calls:
-        stopped, left = drained(company(narrow), wanted, after)
+        stopped, left = drained(new_batch(narrow), wanted, after)
         assert stopped is not None
-        again = resumed(company(narrow), wanted, left)
+        again = resumed(new_batch(narrow), wanted, left)
         assert_same(again, whole)
         seen.add(again.resumed_from_step)
     assert seen == steps
@@ -175,14 +175,14 @@ def test_a_resume_of_a_resume(rounds: Rounds) -> None:
     whole, left, at = rounds.result(wanted), None, []
     while True:
         stopped, newer = drained(
-            company(rounds), dataclasses.replace(wanted, checkpoint=left), after=3
+            new_batch(rounds), dataclasses.replace(wanted, checkpoint=left), after=3
         )
         if stopped is None:
             break
         at.append(stopped.step)
         left = newer
     assert at == [1, 2, 3]
-    assert_same(resumed(company(rounds), wanted, left), whole)
+    assert_same(resumed(new_batch(rounds), wanted, left), whole)
 
 
 @pytest.mark.parametrize("name", ["lms", *slow("unipc")])
@@ -191,7 +191,7 @@ def test_the_types_stay(half: Rounds, name: str) -> None:
     wanted = small(scheduler=name)
     whole, left = checkpoints(half, wanted)
     assert safetensors_io.unpack(left[4])[1]["0.latents"].dtype == torch.bfloat16
-    again = resumed(company(half), wanted, left[4])
+    again = resumed(new_batch(half), wanted, left[4])
     assert again.resumed_from_step == 4
     assert_same(again, whole)
 
@@ -210,7 +210,7 @@ def test_a_sampler_that_adds_in_place(monkeypatch: pytest.MonkeyPatch, rounds: R
             left.append(checkpoint.capture(images))
     assert any("cur_model_output" in name for each in left for name in each.tensors[0])
     for snapshot in left[1:-1:4]:
-        again = resumed(company(rounds), wanted, snapshot.to_bytes())
+        again = resumed(new_batch(rounds), wanted, snapshot.to_bytes())
         assert again.resumed_from_step == (snapshot.step or None)
         assert_same(again, whole)
 
@@ -219,7 +219,7 @@ def test_together_with_others(rounds: Rounds) -> None:
     """A resumed job that shares UNet calls is equal to itself alone, but for rounding."""
     wanted = [small(seeds=(seed,)) for seed in (1, 2)]
     left = [checkpoints(rounds, each)[1][4] for each in wanted]
-    batch = company(rounds)
+    batch = new_batch(rounds)
     futures = [
         batch.submit(dataclasses.replace(each, checkpoint=data))
         for each, data in zip(wanted, [None, left[1]], strict=True)

@@ -8,7 +8,7 @@ import diffusers
 import pytest
 import torch
 
-from tests.engine.attempts import company, small
+from tests.engine.attempts import new_batch, small
 from tests.engine.cases import rotated, slow
 from tests.engine.jobs import SPEC, Rounds, assert_close, job, latents_of
 from worker.engine.engine import Engine, load_model
@@ -83,7 +83,7 @@ def test_nothing_holds_a_picture_but_its_caller(rounds: Rounds) -> None:
     import weakref
 
     later: list[tuple[Any, ...]] = []
-    own = company(rounds, lambda *call: later.append(call))
+    own = new_batch(rounds, lambda *call: later.append(call))
     future = own.submit(job(num_inference_steps=2, output_type="png"))
     own.run()
     while later:

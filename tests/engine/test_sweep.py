@@ -92,14 +92,14 @@ def test_other_jobs_change_nothing(loaded: Rounds, number: int, together: int) -
     column sum must be so near to the mask's threshold that rounding decides which side it is on.
     """
     dice = random.Random(number)
-    company = Rounds(model=loaded.runner.model, max_batch_rows=dice.choice((6, 16, 40)))
+    batch_rounds = Rounds(model=loaded.runner.model, max_batch_rows=dice.choice((6, 16, 40)))
     wanted = [draw(dice, brief=together < TOGETHER) for _ in range(together)]
     futures = []
     for each in wanted:
-        futures.append(company.submit(each))
+        futures.append(batch_rounds.submit(each))
         for _ in range(dice.choice((0, 0, 1, 3, 8))):
-            company.batch.step()
-    company.run()
+            batch_rounds.batch.step()
+    batch_rounds.run()
     far = 0
     for each, future in zip(wanted, futures, strict=True):
         difference = apart(latents_of(future.result(timeout=0)), expected(loaded.pipe, each))

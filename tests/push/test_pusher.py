@@ -65,14 +65,14 @@ def hook() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def claims(redis: Redis, keys: Keys) -> TaskRecord:
+def records(redis: Redis, keys: Keys) -> TaskRecord:
     """A worker's access to the records."""
     return worker(redis, keys, "first")
 
 
 @pytest.fixture
 def start(
-    claims: TaskRecord, redis_url: str, hook: Receiver, monkeypatch: pytest.MonkeyPatch
+    records: TaskRecord, redis_url: str, hook: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Pusher]]:
     """Start a pusher with short pauses."""
     monkeypatch.setattr(pusher, "POLL_INTERVAL_S", 0.02)
@@ -81,7 +81,7 @@ def start(
 
     def begin(retry_s: float = 60.0, targets: tuple[ReplyTarget, ...] = (TARGET,)) -> Pusher:
         webhooks = Webhooks([hook.origin], [SECRET], private_addresses=True)
-        made.append(Pusher(claims.pushes, CeleryReplies(targets, redis_url), webhooks, retry_s))
+        made.append(Pusher(records.pushes, CeleryReplies(targets, redis_url), webhooks, retry_s))
         made[-1].start()
         return made[-1]
 
@@ -92,7 +92,7 @@ def start(
 
 def end(
     client: GenerationClient,
-    claims: TaskRecord,
+    records: TaskRecord,
     task_id: str,
     *,
     closed: bool = True,
@@ -100,9 +100,9 @@ def end(
 ) -> None:
     """Submit a task and end it as a worker does; close the record if `closed`."""
     client.submit({"prompt": "x", "model": client.keys.namespace, **wanted}, task_id)
-    claimed = take(claims, task_id)
-    assert claims.finish(claimed, TaskStatus.CANCELLED, {"step": 3}, {"step": 3})
-    claims.close(task_id) if closed else claims.pushes.add(task_id)
+    claimed = take(records, task_id)
+    assert records.finish(claimed, TaskStatus.CANCELLED, {"step": 3}, {"step": 3})
+    records.close(task_id) if closed else records.pushes.add(task_id)
 
 
 def settled(client: GenerationClient, task_id: str, kind: PushKind) -> Push:
@@ -120,13 +120,13 @@ def replies(redis: Redis, queue: str = TARGET.queue) -> list[dict[str, Any]]:
 
 
 def test_an_end_is_pushed_to_queue_and_webhook(
-    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, records: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
     """Queue and webhook get the terminal event of the stream; then nothing is due."""
     start()
     to = {"queue": TARGET.queue, "task": TARGET.task}
-    end(client, claims, "both", webhook=f"{hook.origin}/x", reply_to=to, metadata={"a": "b"})
+    end(client, records, "both", webhook=f"{hook.origin}/x", reply_to=to, metadata={"a": "b"})
     last = [*client.handle("both").events(timeout=COME_S)][-1]
     (message,) = hook.wait(1)
     assert EVENT.validate_json(message.body) == last
@@ -144,39 +144,39 @@ def test_an_end_is_pushed_to_queue_and_webhook(
 
 
 def test_nothing_is_pushed_before_the_end(
-    client: GenerationClient, claims: TaskRecord, hook: Receiver, redis: Redis
+    client: GenerationClient, records: TaskRecord, hook: Receiver, redis: Redis
 ) -> None:
     """Pushes are queued once, and only after the task has ended."""
     client.submit({"prompt": "x", "model": client.keys.namespace, "webhook": hook.origin}, "early")
-    assert not claims.pushes.add("early")
-    claimed = take(claims, "early")
-    assert not claims.pushes.add("early")
+    assert not records.pushes.add("early")
+    claimed = take(records, "early")
+    assert not records.pushes.add("early")
     assert client.handle("early").pushes() == {}
-    claims.finish(claimed, TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
-    assert claims.pushes.add("early")
-    assert not claims.pushes.add("early")
+    records.finish(claimed, TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
+    assert records.pushes.add("early")
+    assert not records.pushes.add("early")
     assert redis.zrange(client.keys.pushes, 0, -1) == [b"webhook:early"]
 
 
 def test_a_task_without_pushes_makes_no_key(
-    client: GenerationClient, claims: TaskRecord, redis: Redis
+    client: GenerationClient, records: TaskRecord, redis: Redis
 ) -> None:
     """A task without pushes, an unknown task and an invalid request make no key."""
-    end(client, claims, "plain")
+    end(client, records, "plain")
     redis.hset(client.keys.task("odd"), mapping={"status": "failed", "request": "{no"})
     redis.hset(client.keys.task("deep"), mapping={"status": "failed", "request": "[" * 2000})
     for task_id in ("nobody", "odd", "deep"):
-        assert not claims.pushes.add(task_id)
+        assert not records.pushes.add(task_id)
     assert not redis.exists(client.keys.pushes)
 
 
 def test_a_failure_is_retried(
-    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver
+    client: GenerationClient, records: TaskRecord, start: Callable[..., Pusher], hook: Receiver
 ) -> None:
     """A failed push is retried until delivered, under one id; the record counts the tries."""
     hook.answers = [500, 503, 302]
     start()
-    end(client, claims, "again", webhook=hook.origin)
+    end(client, records, "again", webhook=hook.origin)
     messages = hook.wait(4)
     push = settled(client, "again", PushKind.WEBHOOK)
     assert (push.state, push.tries, push.error) == (PushState.DELIVERED, 4, None)
@@ -186,9 +186,9 @@ def test_a_failure_is_retried(
     assert len({message.headers["webhook-id"] for message in messages}) == 1
 
 
-def test_pauses_grow_up_to_a_limit(claims: TaskRecord) -> None:
+def test_pauses_grow_up_to_a_limit(records: TaskRecord) -> None:
     """Pauses are 1 s, 2 s, 4 s … at most 300 s, each up to half less."""
-    made = Pusher(claims.pushes, None, None, 1e9)  # type: ignore[arg-type]  # not used
+    made = Pusher(records.pushes, None, None, 1e9)  # type: ignore[arg-type]  # not used
     why = PushError("no")
     for tries, longest_s in ((0, 1), (1, 2), (5, 32), (50, 300), (10**6, 300)):
         due = push_queue.Due("t", PushKind.WEBHOOK, Push(state="waiting", tries=tries), "", 1, b"")
@@ -198,13 +198,13 @@ def test_pauses_grow_up_to_a_limit(claims: TaskRecord) -> None:
 
 
 def test_a_push_is_given_up_in_the_end(
-    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, records: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
     """A push is given up after the time in the settings; the record has the error."""
     hook.answers = [500] * 1000
     start(retry_s=0.3)
-    end(client, claims, "never", webhook=hook.origin)
+    end(client, records, "never", webhook=hook.origin)
     push = settled(client, "never", PushKind.WEBHOOK)
     assert (push.state, push.error) == (PushState.GIVEN_UP, "answered 500")
     assert push.tries > 1
@@ -212,24 +212,24 @@ def test_a_push_is_given_up_in_the_end(
 
 
 def test_gone_is_not_retried(
-    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver
+    client: GenerationClient, records: TaskRecord, start: Callable[..., Pusher], hook: Receiver
 ) -> None:
     """Status 410 ends a push at once."""
     hook.answers = [410]
     start()
-    end(client, claims, "gone", webhook=hook.origin)
+    end(client, records, "gone", webhook=hook.origin)
     push = settled(client, "gone", PushKind.WEBHOOK)
     assert (push.state, push.tries) == (PushState.GIVEN_UP, 1)
 
 
 def test_targets_that_are_no_longer_allowed_get_nothing(
-    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, records: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
     """Targets that the settings do not allow are given up, whatever the record says."""
     start(retry_s=0.3, targets=())
     to = {"queue": "generate.default", "task": "sag.generate"}
-    end(client, claims, "bad", webhook="http://127.0.0.1:1/", reply_to=to)
+    end(client, records, "bad", webhook="http://127.0.0.1:1/", reply_to=to)
     for kind, name in ((PushKind.WEBHOOK, "SAG_WEBHOOK_HOSTS"), (PushKind.REPLY_TO, "SAG_REPLY")):
         push = settled(client, "bad", kind)
         assert push.state is PushState.GIVEN_UP
@@ -238,31 +238,31 @@ def test_targets_that_are_no_longer_allowed_get_nothing(
 
 
 def test_a_push_of_a_dead_process_is_taken_over(
-    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, records: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A push that was taken and never settled is due again after `HOLD_S`."""
     monkeypatch.setattr(push_queue, "HOLD_S", 0.3)
-    end(client, claims, "orphan", webhook=hook.origin)
-    (taken,) = claims.pushes.take(10)
+    end(client, records, "orphan", webhook=hook.origin)
+    (taken,) = records.pushes.take(10)
     assert (taken.task_id, taken.target) == ("orphan", hook.origin)
-    assert claims.pushes.take(10) == []
+    assert records.pushes.take(10) == []
     start()
     assert settled(client, "orphan", PushKind.WEBHOOK).state is PushState.DELIVERED
 
 
 def test_a_slow_receiver_does_not_delay_others(
-    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, records: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
     """A host that does not answer delays no push to another receiver."""
     start()
     with hook.came:  # no answer while it is held
         for number in range(3 * pusher.MAX_THREADS):
-            end(client, claims, f"slow-{number}", webhook=hook.origin)
+            end(client, records, f"slow-{number}", webhook=hook.origin)
         for number in range(5):
             to = {"queue": TARGET.queue, "task": TARGET.task}
-            end(client, claims, f"quick-{number}", reply_to=to)
+            end(client, records, f"quick-{number}", reply_to=to)
             state = settled(client, f"quick-{number}", PushKind.REPLY_TO).state
             assert state is PushState.DELIVERED
         assert hook.messages == []
@@ -270,7 +270,7 @@ def test_a_slow_receiver_does_not_delay_others(
 
 
 def test_a_push_without_a_thread_is_tried_later(
-    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, records: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A push whose thread could not be started is tried later."""
@@ -286,7 +286,7 @@ def test_a_push_without_a_thread_is_tried_later(
 
     monkeypatch.setattr(threading.Thread, "start", begin)
     start()
-    end(client, claims, "threadless", webhook=hook.origin)
+    end(client, records, "threadless", webhook=hook.origin)
     assert settled(client, "threadless", PushKind.WEBHOOK).state is PushState.DELIVERED
     assert len(refused) == pusher.MAX_THREADS + 1
 
@@ -303,11 +303,11 @@ def test_a_push_without_a_thread_is_tried_later(
     ids=["no JSON", "deep", "another's", "no end", "large"],
 )
 def test_only_ends_are_pushed(
-    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, records: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis, event: bytes,
 ) -> None:  # fmt: skip
     """Only a valid terminal event of the task is sent; anything else is given up."""
-    end(client, claims, "forged", webhook=hook.origin)
+    end(client, records, "forged", webhook=hook.origin)
     redis.xadd(client.keys.events("forged"), {"event": event}, id="9-0")
     start()
     until_s = time.monotonic() + COME_S
@@ -322,11 +322,11 @@ def test_only_ends_are_pushed(
 
 
 def test_the_longest_end_is_pushed(
-    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, records: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
     """The longest possible terminal event is delivered."""
-    end(client, claims, "long", webhook=hook.origin)
+    end(client, records, "long", webhook=hook.origin)
     event = {**examples.EVENTS["succeeded"], "task_id": "long", "seq": 9}
     texts = ["\U0001f34c" * 2000] * 64
     event["result"] = {
@@ -340,21 +340,21 @@ def test_the_longest_end_is_pushed(
 
 @pytest.mark.parametrize("url", ["http://[", "https://a]b/", "http://[:::]/", "", "x" * 9999])
 def test_an_invalid_url_does_not_delay_others(
-    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, records: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis, url: str,
 ) -> None:  # fmt: skip
     """The invalid URL of a refused request is given up and delays no other push."""
-    end(client, claims, "a-poison", webhook=hook.origin)
+    end(client, records, "a-poison", webhook=hook.origin)
     wanted = json.dumps({"prompt": 5, "webhook": url})
     redis.hset(client.keys.task("a-poison"), "request", wanted)
-    end(client, claims, "victim", webhook=hook.origin)
+    end(client, records, "victim", webhook=hook.origin)
     start()
     assert settled(client, "victim", PushKind.WEBHOOK).state is PushState.DELIVERED
     assert settled(client, "a-poison", PushKind.WEBHOOK).state is PushState.GIVEN_UP
 
 
 def test_a_backlog_of_one_receiver_does_not_delay_others(
-    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, records: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """A backlog for one slow receiver does not delay others, and is not polled again and again."""
@@ -362,8 +362,8 @@ def test_a_backlog_of_one_receiver_does_not_delay_others(
     backlog = 3 * pusher.BATCH_SIZE
     with hook.came:  # no answer while it is held
         for number in range(backlog):
-            end(client, claims, f"slow-{number}", webhook=hook.origin)
-        end(client, claims, "quick", reply_to={"queue": TARGET.queue, "task": TARGET.task})
+            end(client, records, f"slow-{number}", webhook=hook.origin)
+        end(client, records, "quick", reply_to={"queue": TARGET.queue, "task": TARGET.task})
         start()
         monkeypatch.setattr(pusher, "POLL_INTERVAL_S", 1000.0)
         assert settled(client, "quick", PushKind.REPLY_TO).state is PushState.DELIVERED
@@ -374,11 +374,11 @@ def test_a_backlog_of_one_receiver_does_not_delay_others(
 
 @pytest.mark.parametrize("field", ["first_at", "tries"])
 def test_a_hostile_state_is_not_retried_for_ever(
-    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, records: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis, field: str,
 ) -> None:  # fmt: skip
     """A record's own times and counts can't make a push retry for ever."""
-    end(client, claims, "hostile", webhook=hook.origin)
+    end(client, records, "hostile", webhook=hook.origin)
     states = {
         "first_at": '{"state": "waiting", "first_at": "9999-12-31T00:00:00Z"}',
         "tries": '{"state": "waiting", "tries": ' + "9" * 400 + "}",
@@ -393,46 +393,46 @@ def test_a_hostile_state_is_not_retried_for_ever(
 
 
 def test_a_late_result_does_not_undo_a_delivery(
-    client: GenerationClient, claims: TaskRecord, hook: Receiver
+    client: GenerationClient, records: TaskRecord, hook: Receiver
 ) -> None:
     """A settled push stays settled."""
-    end(client, claims, "late", webhook=hook.origin)
-    (due,) = claims.pushes.take(1)
-    claims.pushes.settle(due, Push(state=PushState.DELIVERED, tries=1), None)
-    claims.pushes.settle(due, Push(state=PushState.WAITING, tries=1, error="late"), 5.0)
+    end(client, records, "late", webhook=hook.origin)
+    (due,) = records.pushes.take(1)
+    records.pushes.settle(due, Push(state=PushState.DELIVERED, tries=1), None)
+    records.pushes.settle(due, Push(state=PushState.WAITING, tries=1, error="late"), 5.0)
     assert client.handle("late").pushes()[PushKind.WEBHOOK].state is PushState.DELIVERED
 
 
 @pytest.mark.parametrize("closed", ["before", "between", "after"])
 @pytest.mark.parametrize("state", [PushState.DELIVERED, PushState.GIVEN_UP])
 def test_a_record_lives_until_its_last_push_is_settled(
-    client: GenerationClient, claims: TaskRecord, redis: Redis, closed: str, state: PushState
+    client: GenerationClient, records: TaskRecord, redis: Redis, closed: str, state: PushState
 ) -> None:
     """Record and events get a time to live with the last settled push, never before."""
     keys = [client.keys.task("kept"), client.keys.events("kept")]
     to = {"queue": TARGET.queue, "task": TARGET.task}
-    end(client, claims, "kept", closed=closed == "before", webhook="https://a.b/", reply_to=to)
+    end(client, records, "kept", closed=closed == "before", webhook="https://a.b/", reply_to=to)
     assert [redis.ttl(key) for key in keys] == [-1, -1]
-    one, other = claims.pushes.take(2)
-    claims.pushes.settle(one, Push(state=PushState.WAITING, tries=1, error="late"), 0.001)
+    one, other = records.pushes.take(2)
+    records.pushes.settle(one, Push(state=PushState.WAITING, tries=1, error="late"), 0.001)
     for _ in range(2):  # the answer to the first was lost
-        claims.pushes.settle(one, Push(state=state, tries=2), None)
+        records.pushes.settle(one, Push(state=state, tries=2), None)
     if closed == "between":
-        claims.close("kept")
+        records.close("kept")
     assert [redis.ttl(key) for key in keys] == [-1, -1]
-    claims.pushes.settle(other, Push(state=state, tries=1), None)
+    records.pushes.settle(other, Push(state=state, tries=1), None)
     if closed == "after":
         assert [redis.ttl(key) for key in keys] == [-1, -1]
-        claims.close("kept")
+        records.close("kept")
     assert [TTL_S - 1 <= redis.ttl(key) <= TTL_S for key in keys] == [True, True]
 
 
 def test_unreadable_pushes_do_not_delay_others(
-    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, records: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
     """Unknown kinds and unreadable records are removed and delay no other push."""
-    end(client, claims, "good", webhook=hook.origin)
+    end(client, records, "good", webhook=hook.origin)
     redis.set(client.keys.task("other-type"), "x")
     kinds = (b"nonsense", b"mail:good", b"webhook:nobody", b"webhook:other-type", b"\xff:x")
     for odd in kinds:
@@ -446,11 +446,11 @@ def test_unreadable_pushes_do_not_delay_others(
 
 
 def test_celery_gets_a_task_like_any_other(
-    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], redis_url: str
+    client: GenerationClient, records: TaskRecord, start: Callable[..., Pusher], redis_url: str
 ) -> None:
     """An application with default Celery settings receives the task with one argument."""
     start()
-    end(client, claims, "a.task", reply_to={"queue": TARGET.queue, "task": TARGET.task})
+    end(client, records, "a.task", reply_to={"queue": TARGET.queue, "task": TARGET.task})
     assert settled(client, "a.task", PushKind.REPLY_TO).state is PushState.DELIVERED
     shop = Celery("shop", broker=redis_url, set_as_current=False)
     with shop.connection_for_read() as connection:
@@ -465,14 +465,14 @@ def test_celery_gets_a_task_like_any_other(
 
 
 def test_a_refusal_is_pushed(
-    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver
+    client: GenerationClient, records: TaskRecord, start: Callable[..., Pusher], hook: Receiver
 ) -> None:
     """A task of plain Celery that is refused is pushed, with its error."""
     request = json.dumps({"prompt": "x", "nope": 1, "webhook": hook.origin})
-    assert claims.finish(
-        take(claims, "refused", request=request), TaskStatus.FAILED, ERROR, {"error": ERROR}
+    assert records.finish(
+        take(records, "refused", request=request), TaskStatus.FAILED, ERROR, {"error": ERROR}
     )
-    claims.close("refused")
+    records.close("refused")
     start()
     (message,) = hook.wait(1)
     assert EVENT.validate_json(message.body).model_dump(mode="json")["error"] == ERROR
@@ -480,7 +480,7 @@ def test_a_refusal_is_pushed(
 
 
 def test_a_cancelled_waiting_task_is_pushed(
-    client: GenerationClient, claims: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
+    client: GenerationClient, records: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
     redis: Redis,
 ) -> None:  # fmt: skip
     """The reconciler notes the pushes of a task that ended while its message waits."""

@@ -35,22 +35,22 @@ class Busy:
 
     first: Future[Outcome]
 
-    def __init__(self, claims: TaskRecord, alias: str) -> None:
+    def __init__(self, records: TaskRecord, alias: str) -> None:
         self.error = ModelLoadError("broken")
         self.building, self.go_on = threading.Event(), threading.Event()
         models = {alias: ModelSpec(path="/nowhere", safety_checker=False)}
         settings = Settings(models=models, max_attempts=2)
         self._engine = Engine(models, "cpu", "none", loader=self._load)
-        self._publisher = EventPublisher(claims, CeleryState(lambda *_: None))
+        self._publisher = EventPublisher(records, CeleryState(lambda *_: None))
         artifacts = Artifacts(Storage(settings))
-        attempts = AttemptRunner(settings, claims, self._publisher, self._engine, artifacts)
-        self.tasks, messages = ActiveTasks(), HeldMessages(claims.redis)
-        self._lease = Lease(claims.redis, claims.keys, self.tasks, messages, list, LEASE_S)
+        attempts = AttemptRunner(settings, records, self._publisher, self._engine, artifacts)
+        self.tasks, messages = ActiveTasks(), HeldMessages(records.redis)
+        self._lease = Lease(records.redis, records.keys, self.tasks, messages, list, LEASE_S)
         self._lease.start()
         self.gate = ClaimGate(self._lease)
         self.broken: list[str] = []
         self.executor = Executor(
-            settings, claims, self.tasks, self.gate, attempts,
+            settings, records, self.tasks, self.gate, attempts,
             device="cpu", on_broken=self.broken.append,
         )  # fmt: skip
         self._alias = alias

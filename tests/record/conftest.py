@@ -27,7 +27,7 @@ def keys(namespace: str) -> Keys:
 
 
 @pytest.fixture
-def claims(redis: Redis, keys: Keys) -> TaskRecord:
+def records(redis: Redis, keys: Keys) -> TaskRecord:
     """The record as the first worker accesses it."""
     return worker(redis, keys, "first")
 
@@ -70,9 +70,9 @@ class LostAnswer:
 def losing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[TaskRecord, str], LostAnswer]]:
     """Lose the first answer of a script of a `TaskRecord`; retries do not pause."""
 
-    def lose(claims: TaskRecord, script: str) -> LostAnswer:
-        lost = LostAnswer(getattr(claims, f"_{script}"))
-        monkeypatch.setattr(claims, f"_{script}", lost)
+    def lose(records: TaskRecord, script: str) -> LostAnswer:
+        lost = LostAnswer(getattr(records, f"_{script}"))
+        monkeypatch.setattr(records, f"_{script}", lost)
         return lost
 
     with stamina.set_testing(True, attempts=3):

@@ -7,7 +7,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from worker.record.task_record import Claim, Ended, Held, TaskRecord
+from worker.record.claim import Claim, Ended, Held
+from worker.record.task_record import TaskRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,7 +46,7 @@ def worker(redis: Redis, keys: Keys, owner: str, lease_s: float = LEASE_S) -> Ta
 
 
 def ask(  # noqa: PLR0913  # what a delivery is
-    claims: TaskRecord,
+    records: TaskRecord,
     task_id: str,
     *,
     deadline_s: float | None = None,
@@ -55,7 +56,7 @@ def ask(  # noqa: PLR0913  # what a delivery is
     queue: str = "generate.default",
 ) -> Claim | Held | Ended:
     """Claim as a worker does."""
-    return claims.claim(
+    return records.claim(
         task_id,
         started=STARTED,
         request=request,
@@ -66,9 +67,9 @@ def ask(  # noqa: PLR0913  # what a delivery is
     )
 
 
-def take(claims: TaskRecord, task_id: str, **options: Any) -> Claim:
+def take(records: TaskRecord, task_id: str, **options: Any) -> Claim:
     """Claim a task that can be claimed."""
-    claim = ask(claims, task_id, **options)
+    claim = ask(records, task_id, **options)
     assert isinstance(claim, Claim)
     return claim
 
@@ -78,10 +79,10 @@ def lapse(redis: Redis, keys: Keys, task_id: str) -> None:
     redis.hset(keys.task(task_id), "lease_until", "1.0")
 
 
-def take_over(claims: TaskRecord, task_id: str, **options: Any) -> Claim:
+def take_over(records: TaskRecord, task_id: str, **options: Any) -> Claim:
     """Claim a task after the lease of its owner, if it has one, ran out."""
-    lapse(claims.redis, claims.keys, task_id)
-    return take(claims, task_id, **options)
+    lapse(records.redis, records.keys, task_id)
+    return take(records, task_id, **options)
 
 
 def told(redis: Redis, keys: Keys, task_id: str) -> list[dict[str, Any]]:

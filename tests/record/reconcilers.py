@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.record.task_record import Claim
+    from worker.record.claim import Claim
     from worker.recovery.active_tasks import ActiveTask, ActiveTasks
 
 

@@ -25,12 +25,12 @@ def test_a_task_is_active_once() -> None:
     assert tasks.add("t") is not None
 
 
-def test_only_claimed_tasks_are_renewed(claims: TaskRecord) -> None:
+def test_only_claimed_tasks_are_renewed(records: TaskRecord) -> None:
     """A delivery is claimed once Redis has granted it, until another worker has the task."""
     tasks = ActiveTasks()
     tasks.add("waits")
     assert not tasks.new_claim.is_set()
-    task = hold(tasks, claim := take(claims, "runs"))
+    task = hold(tasks, claim := take(records, "runs"))
     assert tasks.new_claim.is_set()
     assert tasks.claimed() == [(task, claim)]
     assert [tasks.is_claimed(each) for each in ("runs", "waits", "unknown")] == [True, False, False]

@@ -21,7 +21,7 @@ from tests.record.owners import (
     told,
     worker,
 )
-from worker.record.task_record import Ended, Held, WriteAnswer
+from worker.record.claim import Ended, Held, WriteAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,10 +37,10 @@ def submitted_long_ago(redis: Redis, keys: Keys, task_id: str) -> None:
 
 
 def test_a_waiting_task_is_claimed_to_run(
-    claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
+    records: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """The first claim is attempt 1, and event `started` names the owner."""
-    claim = take(claims, task_id)
+    claim = take(records, task_id)
     assert (claim.answer, claim.fence, claim.attempt) == ("run", 1, 1)
     assert 0 <= claim.claimed_at_s - claim.submitted_at_s < 60
     kept = record(redis, keys, task_id)
@@ -50,9 +50,11 @@ def test_a_waiting_task_is_claimed_to_run(
     assert (event["worker"], event["device"]) == ("first", "cpu")
 
 
-def test_a_message_without_a_record_makes_one(claims: TaskRecord, redis: Redis, keys: Keys) -> None:
+def test_a_message_without_a_record_makes_one(
+    records: TaskRecord, redis: Redis, keys: Keys
+) -> None:
     """The claim of a message without a record writes the record."""
-    claim = take(claims, "raw", request='{"prompt":"raw"}')
+    claim = take(records, "raw", request='{"prompt":"raw"}')
     assert (claim.answer, claim.attempt) == ("run", 1)
     assert claim.submitted_at_s == claim.claimed_at_s
     assert record(redis, keys, "raw")["request"] == '{"prompt":"raw"}'
@@ -61,17 +63,17 @@ def test_a_message_without_a_record_makes_one(claims: TaskRecord, redis: Redis, 
 
 
 def test_a_claim_keeps_the_request_of_the_record(
-    claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
+    records: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """A claim never replaces the request of an existing record."""
     before = record(redis, keys, task_id)["request"]
-    take(claims, task_id, request='{"prompt":"forged"}')
+    take(records, task_id, request='{"prompt":"forged"}')
     assert record(redis, keys, task_id)["request"] == before
 
 
-def test_a_claim_may_append_no_event(claims: TaskRecord, redis: Redis, keys: Keys) -> None:
+def test_a_claim_may_append_no_event(records: TaskRecord, redis: Redis, keys: Keys) -> None:
     """A claim without the fields of `started` appends no event."""
-    claims.claim(
+    records.claim(
         "refused", started=None, request="{}", queue="q", deadline_s=None, expires_at_s=None,
         max_attempts=3,
     )  # fmt: skip
@@ -79,20 +81,20 @@ def test_a_claim_may_append_no_event(claims: TaskRecord, redis: Redis, keys: Key
 
 
 def test_a_running_task_is_held(
-    claims: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
+    records: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """A duplicate message of a running task is answered `held` and changes nothing."""
-    take(claims, task_id)
+    take(records, task_id)
     before = record(redis, keys, task_id), told(redis, keys, task_id)
     assert ask(other, task_id) == Held("first")
     assert (record(redis, keys, task_id), told(redis, keys, task_id)) == before
 
 
 def test_a_task_whose_lease_has_run_out_is_taken_over(
-    claims: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
+    records: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """A task whose lease has run out is claimed as the next attempt."""
-    first = take(claims, task_id)
+    first = take(records, task_id)
     second = take_over(other, task_id)
     assert (second.answer, second.attempt) == ("run", 2)
     assert second.fence > first.fence
@@ -104,22 +106,22 @@ def test_a_task_whose_lease_has_run_out_is_taken_over(
 @pytest.mark.parametrize("end", [status for status in TaskStatus if status.is_terminal])
 @pytest.mark.parametrize("lapsed", [False, True])
 def test_an_ended_task_is_never_claimed(
-    claims: TaskRecord, other: TaskRecord, task_id: str, end: TaskStatus, lapsed: bool
+    records: TaskRecord, other: TaskRecord, task_id: str, end: TaskStatus, lapsed: bool
 ) -> None:
     """A claim of an ended task returns its status and outcome."""
     outcome = {"step": 3, "nested": {"text": "\u00e4"}}
-    assert claims.finish(take(claims, task_id), end, outcome, {"step": 3})
+    assert records.finish(take(records, task_id), end, outcome, {"step": 3})
     if lapsed:
-        lapse(claims.redis, claims.keys, task_id)
+        lapse(records.redis, records.keys, task_id)
     assert ask(other, task_id) == Ended(end.value, outcome)
 
 
 def test_a_task_cancelled_while_waiting_is_ended(
-    claims: TaskRecord, client: GenerationClient, task_id: str
+    records: TaskRecord, client: GenerationClient, task_id: str
 ) -> None:
     """A claim of a task that was cancelled while queued returns that end."""
     client.handle(task_id).cancel()
-    assert ask(claims, task_id) == Ended("cancelled", {"step": 0})
+    assert ask(records, task_id) == Ended("cancelled", {"step": 0})
 
 
 #: What makes a claim end the task at once, by the answer that it gets.
@@ -139,7 +141,7 @@ REFUSALS: dict[str, tuple[Callable[[Redis, Keys, GenerationClient], Any], dict[s
 
 @pytest.mark.parametrize("answer", REFUSALS)
 def test_a_claim_that_may_only_end_the_task(
-    claims: TaskRecord,
+    records: TaskRecord,
     other: TaskRecord,
     redis: Redis,
     client: GenerationClient,
@@ -151,7 +153,7 @@ def test_a_claim_that_may_only_end_the_task(
     Such a claim is no attempt and appends no event `started`.
     """
     keys = client.keys
-    take(claims, task_id)
+    take(records, task_id)
     prepare, options = REFUSALS[answer]
     prepare(redis, keys, client)
     claim = take_over(other, task_id, **options)
@@ -170,12 +172,12 @@ def test_a_claim_whose_answer_was_lost_is_answered_alike(
     losing: Callable[..., Any],
 ) -> None:
     """A repeated call gives the same answer, fence and attempt, and writes nothing twice."""
-    claims = worker(redis, client.keys, "worker")
-    take(claims, task_id)
+    records = worker(redis, client.keys, "worker")
+    take(records, task_id)
     prepare, options = REFUSALS.get(answer, (lambda *_: None, {}))
     prepare(redis, client.keys, client)
-    script = losing(claims, "claim")
-    claim = take_over(claims, task_id, **options)
+    script = losing(records, "claim")
+    claim = take_over(records, task_id, **options)
     assert script.calls == 2
     assert (claim.answer, claim.fence) == (answer, 2)
     assert claim.attempt == (2 if answer == "run" else 1)
@@ -185,30 +187,30 @@ def test_a_claim_whose_answer_was_lost_is_answered_alike(
 
 
 def test_the_deadline_counts_from_submission(
-    claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
+    records: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """The time in the queue counts towards the deadline; a claim before it runs."""
     submitted = float(record(redis, keys, task_id)["submitted_at"])
     redis.hset(keys.task(task_id), "submitted_at", str(submitted - 50))
-    assert take(claims, task_id, deadline_s=1000.0).answer == "run"
-    assert take_over(claims, task_id, deadline_s=49.0).answer == "expired"
+    assert take(records, task_id, deadline_s=1000.0).answer == "run"
+    assert take_over(records, task_id, deadline_s=49.0).answer == "expired"
 
 
-def test_attempts_are_bounded(claims: TaskRecord, redis: Redis, keys: Keys, task_id: str) -> None:
+def test_attempts_are_bounded(records: TaskRecord, redis: Redis, keys: Keys, task_id: str) -> None:
     """After the last attempt a claim is answered `exhausted`."""
-    taken = [take_over(claims, task_id) for _ in range(5)]
+    taken = [take_over(records, task_id) for _ in range(5)]
     assert [claim.answer for claim in taken] == ["run"] * 3 + ["exhausted"] * 2
     assert [claim.fence for claim in taken] == [1, 2, 3, 4, 5]
     assert json.loads(record(redis, keys, task_id)["attempt"]) == 3
 
 
 def test_a_task_that_has_started_is_not_overdue(
-    claims: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
+    records: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """A message's time limit is for the start; a later attempt resumes from the checkpoint."""
-    claim = take(claims, task_id, expires_at_s=redis.time()[0] + 60)
-    assert claims.save_checkpoint(claim, 7, b"state") is WriteAnswer.WRITTEN
-    answer = claims.requeue(claim, {"reason": "r"}, counts=False)
+    claim = take(records, task_id, expires_at_s=redis.time()[0] + 60)
+    assert records.save_checkpoint(claim, 7, b"state") is WriteAnswer.WRITTEN
+    answer = records.requeue(claim, {"reason": "r"}, counts=False)
     assert answer is WriteAnswer.WRITTEN
     again = take(other, task_id, expires_at_s=1000.0)
     assert (again.answer, again.attempt, again.checkpoint_step) == ("run", 1, 7)
@@ -216,10 +218,10 @@ def test_a_task_that_has_started_is_not_overdue(
 
 @pytest.mark.parametrize("deadline_s", [None, 5.0])
 def test_the_deadline_of_a_task_without_a_record_is_stored(
-    claims: TaskRecord, redis: Redis, keys: Keys, deadline_s: float | None
+    records: TaskRecord, redis: Redis, keys: Keys, deadline_s: float | None
 ) -> None:
     """A claim without a record stores the deadline, so that a requeued task expires too."""
-    take(claims, "raw", deadline_s=deadline_s)
+    take(records, "raw", deadline_s=deadline_s)
     kept = record(redis, keys, "raw")
     assert ("deadline_at" in kept) == (deadline_s is not None)
     if deadline_s is not None:
@@ -229,22 +231,22 @@ def test_the_deadline_of_a_task_without_a_record_is_stored(
 
 
 def test_a_task_that_is_to_be_cancelled_is_not_requeued(
-    claims: TaskRecord, redis: Redis, client: GenerationClient, task_id: str
+    records: TaskRecord, redis: Redis, client: GenerationClient, task_id: str
 ) -> None:
     """A requeue is refused when cancellation is requested; the owner ends the task instead."""
-    claim = take(claims, task_id)
+    claim = take(records, task_id)
     client.handle(task_id).cancel()
-    answer = claims.requeue(claim, {"reason": "r"}, counts=False)
+    answer = records.requeue(claim, {"reason": "r"}, counts=False)
     assert answer is WriteAnswer.CANCEL_REQUESTED
     assert kinds(redis, client.keys, task_id) == ["queued", "started"]
-    assert claims.finish(claim, TaskStatus.CANCELLED, {"step": 3}, {"step": 3})
+    assert records.finish(claim, TaskStatus.CANCELLED, {"step": 3}, {"step": 3})
 
 
 def test_an_outcome_that_is_too_large_is_not_read(
-    claims: TaskRecord, redis: Redis, keys: Keys
+    records: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
     """Producers may write any outcome: the claim fails in Redis instead of parsing it."""
     outcome = json.dumps("x" * MAX_MESSAGE_BYTES)
     redis.hset(keys.task("t"), mapping={"status": "succeeded", "outcome": outcome})
     with pytest.raises(ResponseError, match="an outcome of 8388610 bytes"):
-        ask(claims, "t")
+        ask(records, "t")

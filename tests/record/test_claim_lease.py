@@ -21,7 +21,7 @@ from tests.record.owners import (
     until,
     worker,
 )
-from worker.record.task_record import Claim, Ended, Held, TaskRecord, WriteAnswer
+from worker.record.claim import Claim, Ended, Held, WriteAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
+    from worker.record.task_record import TaskRecord
 
 
 def test_a_lease_holds_off_others_as_long_as_it_lasts(
@@ -54,20 +55,20 @@ def test_a_lease_holds_off_others_as_long_as_it_lasts(
 
 
 def test_the_new_owner_has_a_lease_of_its_own(
-    claims: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
+    records: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """A task that was taken over is held again, and the former owner is told so too."""
-    take(claims, task_id)
+    take(records, task_id)
     take_over(other, task_id)
-    assert ask(claims, task_id) == Held("other")
+    assert ask(records, task_id) == Held("other")
     assert float(record(redis, keys, task_id)["lease_until"]) > now_s(redis)
 
 
 def test_a_running_task_without_a_lease_is_nobodys(
-    claims: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
+    records: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """A record whose lease was never written, as by an earlier version, is claimed."""
-    take(claims, task_id)
+    take(records, task_id)
     redis.hdel(keys.task(task_id), "lease_until")
     assert take(other, task_id).attempt == 2
 
@@ -90,7 +91,7 @@ class Interrupted:
 
 @pytest.mark.parametrize("end", [None, TaskStatus.CANCELLED])
 def test_a_retry_that_comes_too_late_gets_nothing(  # noqa: PLR0913, PLR0917  # fixtures
-    claims: TaskRecord,
+    records: TaskRecord,
     other: TaskRecord,
     redis: Redis,
     keys: Keys,
@@ -106,59 +107,59 @@ def test_a_retry_that_comes_too_late_gets_nothing(  # noqa: PLR0913, PLR0917  # 
         if end is not None:
             assert other.finish(claim, end, {"step": 1}, {"step": 1})
 
-    monkeypatch.setattr(claims, "_claim", Interrupted(claims._claim, meanwhile))
+    monkeypatch.setattr(records, "_claim", Interrupted(records._claim, meanwhile))
     expected = Held("other") if end is None else Ended("cancelled", {"step": 1})
-    assert ask(claims, task_id) == expected
+    assert ask(records, task_id) == expected
     assert record(redis, keys, task_id)["owner"] == "other"
 
 
 def test_a_retry_in_time_has_a_whole_lease(
-    claims: TaskRecord, redis: Redis, keys: Keys, task_id: str, monkeypatch: pytest.MonkeyPatch
+    records: TaskRecord, redis: Redis, keys: Keys, task_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A claim that took a while to be answered is held for a lease from its answer on."""
     meanwhile = lambda: lapse(redis, keys, task_id)  # noqa: E731  # one line of the test
-    monkeypatch.setattr(claims, "_claim", Interrupted(claims._claim, meanwhile))
-    claim = take(claims, task_id)
+    monkeypatch.setattr(records, "_claim", Interrupted(records._claim, meanwhile))
+    claim = take(records, task_id)
     assert (claim.fence, claim.attempt) == (1, 1)
     assert float(record(redis, keys, task_id)["lease_until"]) > now_s(redis)
     assert kinds(redis, keys, task_id) == ["queued", "started"]
 
 
 def test_an_attempt_goes_on_from_the_checkpoint_of_the_one_before(
-    claims: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
+    records: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """The claim names the step that was kept, its event tells it, and the state can be had."""
-    first = take(claims, task_id)
+    first = take(records, task_id)
     assert first.checkpoint_step == 0
     assert told(redis, keys, task_id)[-1]["resumed_from_step"] is None
-    assert claims.load_checkpoint(task_id) is None
-    assert claims.save_checkpoint(first, 5, b"\x00\xff five") is WriteAnswer.WRITTEN
-    assert claims.save_checkpoint(first, 10, b"\x00\xff ten") is WriteAnswer.WRITTEN
+    assert records.load_checkpoint(task_id) is None
+    assert records.save_checkpoint(first, 5, b"\x00\xff five") is WriteAnswer.WRITTEN
+    assert records.save_checkpoint(first, 10, b"\x00\xff ten") is WriteAnswer.WRITTEN
     second = take_over(other, task_id)
     assert second.checkpoint_step == 10
     assert other.load_checkpoint(task_id) == b"\x00\xff ten"
     assert told(redis, keys, task_id)[-1]["resumed_from_step"] == 10
     other.requeue(second, {"reason": "r"}, counts=True)
-    assert take(claims, task_id).checkpoint_step == 10
+    assert take(records, task_id).checkpoint_step == 10
 
 
 def test_a_message_that_came_too_late_is_overdue(
-    claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
+    records: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """Its own time limit is by Redis's clock; a task that was begun in time is not called back."""
     at_s = now_s(redis)
-    assert take(claims, "late", expires_at_s=at_s - 1).answer == "overdue"
+    assert take(records, "late", expires_at_s=at_s - 1).answer == "overdue"
     assert kinds(redis, keys, "late") == []
-    assert take(claims, task_id, expires_at_s=at_s + 60).answer == "run"
-    assert ask(claims, task_id, expires_at_s=at_s - 1) == Held("first")
+    assert take(records, task_id, expires_at_s=at_s + 60).answer == "run"
+    assert ask(records, task_id, expires_at_s=at_s - 1) == Held("first")
 
 
 def test_the_queue_of_a_message_without_a_record_is_kept(
-    claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
+    records: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """So that its message can be sent again; where a client wrote the record, it stays."""
-    take(claims, "raw", queue="generate.other")
+    take(records, "raw", queue="generate.other")
     assert record(redis, keys, "raw")["queue"] == "generate.other"
-    take(claims, task_id, queue="generate.other")
+    take(records, task_id, queue="generate.other")
     assert record(redis, keys, task_id)["queue"] == f"generate.{keys.namespace}"
     assert opened(redis, keys) == {"raw", task_id}

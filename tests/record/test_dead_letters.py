@@ -23,7 +23,7 @@ from worker.execution.outcome import (
     TaskSucceeded,
     dead_letter_reason,
 )
-from worker.record.task_record import Ended
+from worker.record.claim import Ended
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -70,10 +70,10 @@ def test_other_ends_make_no_dead_letter(outcome: Outcome) -> None:
 
 
 def test_a_letter_has_request_and_reason(
-    client: GenerationClient, claims: TaskRecord, other: TaskRecord, keys: Keys, task_id: str
+    client: GenerationClient, records: TaskRecord, other: TaskRecord, keys: Keys, task_id: str
 ) -> None:
     """A dead letter has request, attempts, last worker and reason, and is written once."""
-    take(claims, task_id)
+    take(records, task_id)
     claim = take_over(other, task_id)
     for _ in range(2):
         assert other.finish(claim, TaskStatus.FAILED, {}, {"error": {}}, "internal: why")
@@ -84,35 +84,35 @@ def test_a_letter_has_request_and_reason(
 
 
 def test_a_superseded_worker_writes_no_letter(
-    client: GenerationClient, claims: TaskRecord, other: TaskRecord, task_id: str
+    client: GenerationClient, records: TaskRecord, other: TaskRecord, task_id: str
 ) -> None:
     """A worker that was superseded writes no dead letter."""
-    stale = take(claims, task_id)
+    stale = take(records, task_id)
     take_over(other, task_id)
-    assert not claims.finish(stale, TaskStatus.FAILED, {}, {"error": {}}, "internal: late")
+    assert not records.finish(stale, TaskStatus.FAILED, {}, {"error": {}}, "internal: late")
     assert letters(client) == []
 
 
 def test_the_number_of_letters_is_bounded(
-    client: GenerationClient, claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
+    client: GenerationClient, records: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """About the newest ten thousand dead letters are kept."""
     pipeline = redis.pipeline(transaction=False)
     for number in range(11_000):
         pipeline.xadd(keys.dead, {"task_id": f"old{number}"})
     pipeline.execute()
-    claim = take(claims, task_id)
-    assert claims.finish(claim, TaskStatus.FAILED, {}, {"error": {}}, "internal: why")
+    claim = take(records, task_id)
+    assert records.finish(claim, TaskStatus.FAILED, {}, {"error": {}}, "internal: why")
     assert 10_000 <= int(redis.xlen(keys.dead)) < 10_200
     newest: Any = redis.xrevrange(keys.dead, count=1)
     assert newest[0][1][b"task_id"] == task_id.encode()
 
 
 def test_a_letter_can_be_replayed(
-    client: GenerationClient, claims: TaskRecord, keys: Keys, task_id: str
+    client: GenerationClient, records: TaskRecord, keys: Keys, task_id: str
 ) -> None:
     """A replay makes a task of its own with the same request, once; the old task stays ended."""
-    claims.finish(take(claims, task_id), TaskStatus.FAILED, {}, {"error": {}}, "internal: why")
+    records.finish(take(records, task_id), TaskStatus.FAILED, {}, {"error": {}}, "internal: why")
     dead = DeadLetters(client)
     assert dead.replay("nobody") is None
     new_id = dead.replay(task_id)

@@ -22,7 +22,7 @@ from worker.execution.outcome import (
     from_record,
 )
 from worker.execution.resolved_request import Delivery, ResolvedRequest
-from worker.record.task_record import Claim, Ended, WriteAnswer
+from worker.record.claim import Claim, Ended, WriteAnswer
 from worker.recovery.lease import Lease
 
 if TYPE_CHECKING:
@@ -47,13 +47,13 @@ def torch_is_imported() -> None:
 @pytest.fixture
 def busy(
     torch_is_imported: None,
-    claims: TaskRecord,
+    records: TaskRecord,
     namespace: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Busy]:
     """The executor, running task `first`."""
     monkeypatch.setattr(attempt, "LOADING_EVENT_PERIOD_S", 0.05)
-    made = Busy(claims, namespace)
+    made = Busy(records, namespace)
     made.first = made.deliver("first")
     assert made.building.wait(WAIT_S)
     yield made
@@ -182,13 +182,13 @@ def test_a_request_that_breaks_validation_fails(
 
 @pytest.mark.parametrize("prompt", [5, "\ud800", "x" * 10_000])
 def test_the_record_of_a_refused_request_has_its_pushes(
-    busy: Busy, claims: TaskRecord, prompt: object
+    busy: Busy, records: TaskRecord, prompt: object
 ) -> None:
     """However invalid or long the rest of the request is."""
     asked = {"prompt": prompt, "webhook": "https://a.b/"}
     assert isinstance(busy.executor.execute(Delivery("refused", asked)), TaskFailed)
     busy.executor.close("refused")
-    (due,) = claims.pushes.take(9)
+    (due,) = records.pushes.take(9)
     assert due.target == "https://a.b/"
 
 
@@ -259,18 +259,18 @@ def test_a_task_without_attempts_left_is_a_dead_letter(
 
 
 def test_a_redis_that_stays_unavailable_fails_no_task(
-    busy: Busy, claims: TaskRecord, redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
+    busy: Busy, records: TaskRecord, redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message is requeued; there is no dead letter, and the circuit breaker does not trip."""
 
     def stay_away(_task_id: str) -> bytes | None:
         raise RedisConnectionError("away")
 
-    monkeypatch.setattr(claims, "load_checkpoint", stay_away)
+    monkeypatch.setattr(records, "load_checkpoint", stay_away)
     names = [f"t{number}" for number in range(MAX_FAILURES + 1)]
     for name in names:
-        claim = take(claims, name)
-        assert claims.save_checkpoint(claim, 1, b"state") is WriteAnswer.WRITTEN
+        claim = take(records, name)
+        assert records.save_checkpoint(claim, 1, b"state") is WriteAnswer.WRITTEN
         redis.hset(keys.task(name), "lease_until", "1.0")
         with pytest.raises(RedisConnectionError):
             busy.deliver(name).result(WAIT_S)

@@ -22,7 +22,7 @@ from tests.record.owners import (
 from tests.record.reconcilers import hold
 from worker.broker.held_messages import HeldMessages
 from worker.job_control import Stop
-from worker.record.task_record import WriteAnswer
+from worker.record.claim import WriteAnswer
 from worker.recovery.active_tasks import ActiveTasks
 from worker.recovery.lease import Lease
 
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from api_contracts.names import Keys
     from worker.job_control import Control
-    from worker.record.task_record import Claim, TaskRecord
+    from worker.record.claim import Claim
+    from worker.record.task_record import TaskRecord
 
 
 def snapshot(redis: Redis, keys: Keys, task_id: str) -> tuple[object, ...]:
@@ -43,81 +44,81 @@ def snapshot(redis: Redis, keys: Keys, task_id: str) -> tuple[object, ...]:
     return record(redis, keys, task_id), told(redis, keys, task_id), scores, checkpoint, dead
 
 
-def requeued(claims: TaskRecord, claim: Claim, *, counts: bool = False) -> WriteAnswer:
+def requeued(records: TaskRecord, claim: Claim, *, counts: bool = False) -> WriteAnswer:
     """The answer to a requeue."""
-    return claims.requeue(claim, {"reason": "r"}, counts=counts)
+    return records.requeue(claim, {"reason": "r"}, counts=counts)
 
 
-def renewed(claims: TaskRecord, claim: Claim) -> Control:
+def renewed(records: TaskRecord, claim: Claim) -> Control:
     """The control of a claim after its lease was renewed."""
     task = hold(tasks := ActiveTasks(), claim)
-    Lease(claims.redis, claims.keys, tasks, HeldMessages(claims.redis), list, LEASE_S).renew()
+    Lease(records.redis, records.keys, tasks, HeldMessages(records.redis), list, LEASE_S).renew()
     return task.control
 
 
 @pytest.mark.parametrize("since", ["taken over", "taken over and ended", "given back", "again"])
 def test_a_former_owner_writes_nothing(
-    claims: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str, since: str
+    records: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str, since: str
 ) -> None:
     """Every write of a former owner is refused and changes nothing.
 
     That is record, events, open tasks, checkpoint and dead letters.
     """
-    stale = take(claims, task_id)
-    assert claims.save_checkpoint(stale, 3, b"three") is WriteAnswer.WRITTEN
+    stale = take(records, task_id)
+    assert records.save_checkpoint(stale, 3, b"three") is WriteAnswer.WRITTEN
     if since == "given back":
-        assert requeued(claims, stale) is WriteAnswer.WRITTEN
+        assert requeued(records, stale) is WriteAnswer.WRITTEN
     elif since == "again":
-        assert requeued(claims, stale) is WriteAnswer.WRITTEN
+        assert requeued(records, stale) is WriteAnswer.WRITTEN
         take(other, task_id)
     else:
         claim = take_over(other, task_id)
         if since == "taken over and ended":
             assert other.finish(claim, TaskStatus.FAILED, {}, {"error": {}})
     before = snapshot(redis, keys, task_id)
-    assert claims.append(stale, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
-    assert claims.save_checkpoint(stale, 9, b"nine") is WriteAnswer.SUPERSEDED
-    assert not claims.is_current(stale)
-    assert renewed(claims, stale).asked() is Stop.SUPERSEDED
+    assert records.append(stale, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
+    assert records.save_checkpoint(stale, 9, b"nine") is WriteAnswer.SUPERSEDED
+    assert not records.is_current(stale)
+    assert renewed(records, stale).asked() is Stop.SUPERSEDED
     for end in (TaskStatus.SUCCEEDED, TaskStatus.FAILED):
-        assert not claims.finish(stale, end, {}, {}, dead="late")
+        assert not records.finish(stale, end, {}, {}, dead="late")
     # Where it was given back that is what was asked for, and so True.
     for counts in (False, True):
-        answer = claims.requeue(stale, {"reason": "late"}, counts=counts)
+        answer = records.requeue(stale, {"reason": "late"}, counts=counts)
         is_written = since == "given back"
         assert answer is (WriteAnswer.WRITTEN if is_written else WriteAnswer.SUPERSEDED)
     assert snapshot(redis, keys, task_id) == before
 
 
-def test_a_stale_owner_on_the_same_worker_writes_nothing(claims: TaskRecord, task_id: str) -> None:
+def test_a_stale_owner_on_the_same_worker_writes_nothing(records: TaskRecord, task_id: str) -> None:
     """The fence belongs to a claim: an earlier claim of the same worker is stale."""
-    stale = take(claims, task_id)
-    current = take_over(claims, task_id)
-    assert claims.append(stale, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
-    assert claims.append(current, "progress", PROGRESS) is WriteAnswer.WRITTEN
-    assert renewed(claims, stale).asked() is Stop.SUPERSEDED
-    assert renewed(claims, current).asked() is None
+    stale = take(records, task_id)
+    current = take_over(records, task_id)
+    assert records.append(stale, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
+    assert records.append(current, "progress", PROGRESS) is WriteAnswer.WRITTEN
+    assert renewed(records, stale).asked() is Stop.SUPERSEDED
+    assert renewed(records, current).asked() is None
 
 
 def test_the_end_is_written_once(
-    claims: TaskRecord, redis: Redis, keys: Keys, task_id: str, losing: Callable[..., Any]
+    records: TaskRecord, redis: Redis, keys: Keys, task_id: str, losing: Callable[..., Any]
 ) -> None:
     """An end whose answer was lost is written once; another end by the same owner is refused."""
-    claim = take(claims, task_id)
-    script = losing(claims, "finish")
-    assert claims.finish(claim, TaskStatus.SUCCEEDED, {"a": 1}, {"result": {}})
+    claim = take(records, task_id)
+    script = losing(records, "finish")
+    assert records.finish(claim, TaskStatus.SUCCEEDED, {"a": 1}, {"result": {}})
     assert script.calls == 2
     before = snapshot(redis, keys, task_id)
-    assert claims.finish(claim, TaskStatus.SUCCEEDED, {"a": 2}, {"result": {}})
-    assert not claims.finish(claim, TaskStatus.FAILED, {}, {"error": {}})
-    assert claims.append(claim, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
-    assert requeued(claims, claim) is WriteAnswer.SUPERSEDED
+    assert records.finish(claim, TaskStatus.SUCCEEDED, {"a": 2}, {"result": {}})
+    assert not records.finish(claim, TaskStatus.FAILED, {}, {"error": {}})
+    assert records.append(claim, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
+    assert requeued(records, claim) is WriteAnswer.SUPERSEDED
     assert snapshot(redis, keys, task_id) == before
     assert kinds(redis, keys, task_id) == ["queued", "started", "succeeded"]
 
 
 def test_a_requeue_does_not_count(
-    claims: TaskRecord,
+    records: TaskRecord,
     other: TaskRecord,
     redis: Redis,
     keys: Keys,
@@ -125,9 +126,9 @@ def test_a_requeue_does_not_count(
     losing: Callable[..., Any],
 ) -> None:
     """A requeued task is queued as before: the attempt is not counted, the fence is."""
-    first = take(claims, task_id)
-    script = losing(claims, "requeue")
-    assert requeued(claims, first) is WriteAnswer.WRITTEN
+    first = take(records, task_id)
+    script = losing(records, "requeue")
+    assert requeued(records, first) is WriteAnswer.WRITTEN
     assert script.calls == 2
     kept = record(redis, keys, task_id)
     assert (kept["status"], kept["attempt"], "owner" in kept) == ("queued", "0", False)
@@ -135,45 +136,45 @@ def test_a_requeue_does_not_count(
     second = take(other, task_id)
     assert (second.attempt, second.fence) == (1, first.fence + 1)
     assert kinds(redis, keys, task_id) == ["queued", "started", "requeued", "started"]
-    assert not claims.finish(first, TaskStatus.SUCCEEDED, {}, {})
+    assert not records.finish(first, TaskStatus.SUCCEEDED, {}, {})
 
 
-def test_requeues_are_unbounded(claims: TaskRecord, task_id: str) -> None:
+def test_requeues_are_unbounded(records: TaskRecord, task_id: str) -> None:
     """Any number of requeues that do not count never exhausts a task."""
     for number in range(1, 8):
-        claim = take(claims, task_id, max_attempts=1)
+        claim = take(records, task_id, max_attempts=1)
         assert (claim.answer, claim.attempt, claim.fence) == ("run", 1, number)
-        assert requeued(claims, claim) is WriteAnswer.WRITTEN
+        assert requeued(records, claim) is WriteAnswer.WRITTEN
 
 
 def test_an_attempt_that_counts_stays_counted(
-    claims: TaskRecord, redis: Redis, task_id: str
+    records: TaskRecord, redis: Redis, task_id: str
 ) -> None:
     """A requeue that counts uses up one attempt, whichever worker claims next."""
     for number in (1, 2):
-        claim = take(claims, task_id, max_attempts=2)
+        claim = take(records, task_id, max_attempts=2)
         assert (claim.answer, claim.attempt) == ("run", number)
-        assert requeued(claims, claim, counts=True) is WriteAnswer.WRITTEN
-        assert requeued(claims, claim, counts=True) is WriteAnswer.WRITTEN
-        assert record(redis, claims.keys, task_id)["attempt"] == str(number)
-    assert take(claims, task_id, max_attempts=2).answer == "exhausted"
-    attempts = [event["attempt"] for event in told(redis, claims.keys, task_id)]
+        assert requeued(records, claim, counts=True) is WriteAnswer.WRITTEN
+        assert requeued(records, claim, counts=True) is WriteAnswer.WRITTEN
+        assert record(redis, records.keys, task_id)["attempt"] == str(number)
+    assert take(records, task_id, max_attempts=2).answer == "exhausted"
+    attempts = [event["attempt"] for event in told(redis, records.keys, task_id)]
     assert attempts == [0, 1, 1, 2, 2]
 
 
 def test_numbers_have_no_gap_under_threads(
-    claims: TaskRecord, redis: Redis, keys: Keys, task_id: str
+    records: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
     """Events that many threads append are numbered 1, 2, 3 … in the order of the stream."""
-    claim = take(claims, task_id)
+    claim = take(records, task_id)
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: claims.append(claim, "progress", PROGRESS), range(200)))
+        answers = list(pool.map(lambda _: records.append(claim, "progress", PROGRESS), range(200)))
     assert answers == [WriteAnswer.WRITTEN] * 200
     assert [event["seq"] for event in told(redis, keys, task_id)] == list(range(1, 203))
 
 
 def test_a_record_has_a_ttl_once_it_is_closed(
-    claims: TaskRecord, redis: Redis, client: GenerationClient, task_id: str
+    records: TaskRecord, redis: Redis, client: GenerationClient, task_id: str
 ) -> None:
     """Record and events get a time to live only when the task is closed.
 
@@ -186,18 +187,18 @@ def test_a_record_has_a_ttl_once_it_is_closed(
         return [redis.ttl(name) for name in names]
 
     assert lives() == [-1, -1]
-    claim = take(claims, task_id)
-    claims.append(claim, "progress", PROGRESS)
-    claims.requeue(claim, {"reason": "r"}, counts=False)
+    claim = take(records, task_id)
+    records.append(claim, "progress", PROGRESS)
+    records.requeue(claim, {"reason": "r"}, counts=False)
     assert lives() == [-1, -1]
-    claim = take(claims, task_id)
+    claim = take(records, task_id)
     client.handle(task_id).cancel()
     redis.set(keys.checkpoint(task_id), b"latents")
     assert opened(redis, keys) == {task_id}
-    assert claims.finish(claim, TaskStatus.CANCELLED, {"step": 1}, {"step": 1})
+    assert records.finish(claim, TaskStatus.CANCELLED, {"step": 1}, {"step": 1})
     assert lives() == [-1, -1]
     assert opened(redis, keys) == {task_id}
-    claims.close(task_id)
+    records.close(task_id)
     assert all(0 < left <= TTL_S for left in lives())
     assert not redis.exists(keys.checkpoint(task_id))
     assert opened(redis, keys) == set()
@@ -205,16 +206,16 @@ def test_a_record_has_a_ttl_once_it_is_closed(
 
 @pytest.mark.parametrize("ends", ["while it waits", "by its worker"])
 def test_a_task_that_is_open_is_not_closed(
-    claims: TaskRecord, redis: Redis, client: GenerationClient, task_id: str, ends: str
+    records: TaskRecord, redis: Redis, client: GenerationClient, task_id: str, ends: str
 ) -> None:
     """Closing a task that has not ended does nothing."""
-    claim = take(claims, task_id) if ends == "by its worker" else None
-    claims.close(task_id)
+    claim = take(records, task_id) if ends == "by its worker" else None
+    records.close(task_id)
     assert opened(redis, client.keys) == {task_id}
     assert redis.ttl(client.keys.task(task_id)) == -1
     if claim is not None:
-        assert claims.finish(claim, TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
+        assert records.finish(claim, TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
     else:
         client.handle(task_id).cancel()
-    claims.close(task_id)
+    records.close(task_id)
     assert opened(redis, client.keys) == set()

@@ -31,12 +31,14 @@ from tests.record.owners import (
 from tests.record.reconcilers import hold
 from worker.broker.held_messages import HeldMessages
 from worker.job_control import Stop
-from worker.record.task_record import Claim, Ended, Held, TaskRecord, WriteAnswer
+from worker.record.claim import Claim, Ended, Held, WriteAnswer
 from worker.recovery.active_tasks import ActiveTasks
 from worker.recovery.lease import Lease
 
 if TYPE_CHECKING:
     from redis import Redis
+
+    from worker.record.task_record import TaskRecord
 
 MOST_ATTEMPTS = 3
 ENDS = st.sampled_from([status for status in TaskStatus if status.is_terminal])

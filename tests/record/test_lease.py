@@ -73,7 +73,7 @@ def wait_for_renewals(lease: Lease) -> None:
 
 
 def test_tasks_and_messages_are_renewed(
-    redis: Redis, keys: Keys, tasks: ActiveTasks, claims: TaskRecord, task_id: str
+    redis: Redis, keys: Keys, tasks: ActiveTasks, records: TaskRecord, task_id: str
 ) -> None:
     """A renewal holds each task for a lease from now, and each message for a margin more."""
     redis.delete(UNACKED, UNACKED_INDEX)
@@ -81,7 +81,7 @@ def test_tasks_and_messages_are_renewed(
     lease = Lease(redis, keys, tasks, HeldMessages(redis), lambda: tags, 40.0)
     post(redis, keys.namespace, task_id)
     tags.append(taken(redis, "first", keys.namespace, lease_s=1.0))
-    hold(tasks, take(claims, task_id))
+    hold(tasks, take(records, task_id))
     lapse(redis, keys, task_id)
     lapse_all(redis, "first")
     before_s = now_s(redis)
@@ -95,30 +95,38 @@ def test_tasks_and_messages_are_renewed(
 
 
 def test_the_thread_renews_in_time(
-    leases: Callable[..., Lease], claims: TaskRecord, redis: Redis, tasks: ActiveTasks, task_id: str
+    leases: Callable[..., Lease],
+    records: TaskRecord,
+    redis: Redis,
+    tasks: ActiveTasks,
+    task_id: str,
 ) -> None:
     """The lease of a held task is moved on in every period, that of a removed one no more."""
     lease = leases(30.0, period_s=0.02)
-    task = hold(tasks, take(claims, task_id))
+    task = hold(tasks, take(records, task_id))
     lease.start()
     for _ in range(3):
-        lapse(redis, claims.keys, task_id)
-        until(lambda: ends_s(redis, claims.keys, task_id) > now_s(redis) + 20)
+        lapse(redis, records.keys, task_id)
+        until(lambda: ends_s(redis, records.keys, task_id) > now_s(redis) + 20)
     tasks.remove(task)
     wait_for_renewals(lease)  # one that began before the removal may have been running
-    lapse(redis, claims.keys, task_id)
+    lapse(redis, records.keys, task_id)
     wait_for_renewals(lease)
-    assert ends_s(redis, claims.keys, task_id) < now_s(redis)
+    assert ends_s(redis, records.keys, task_id) < now_s(redis)
 
 
 def test_a_new_claim_is_renewed_at_once(
-    leases: Callable[..., Lease], redis: Redis, keys: Keys, tasks: ActiveTasks, claims: TaskRecord
+    leases: Callable[..., Lease],
+    redis: Redis,
+    keys: Keys,
+    tasks: ActiveTasks,
+    records: TaskRecord,
 ) -> None:
     """Not only after a period: the lease of its message may end before that of the task."""
     lease = leases(3600.0, period_s=900.0)
     lease.start()
     until(partial(is_subscribed, redis, keys))
-    claim = take(claims, "t")
+    claim = take(records, "t")
     lapse(redis, keys, "t")
     hold(tasks, claim)
     until(lambda: ends_s(redis, keys, "t") > now_s(redis))
@@ -127,14 +135,14 @@ def test_a_new_claim_is_renewed_at_once(
 def test_a_cancel_is_noticed_at_once(
     leases: Callable[..., Lease],
     tasks: ActiveTasks,
-    claims: TaskRecord,
+    records: TaskRecord,
     client: GenerationClient,
     task_id: str,
 ) -> None:
     """The pub/sub message of a cancel is enough, long before the next renewal; others run on."""
     lease = leases(3600.0, period_s=900.0)
-    task = hold(tasks, take(claims, task_id))
-    other = hold(tasks, take(claims, "another"))
+    task = hold(tasks, take(records, task_id))
+    other = hold(tasks, take(records, "another"))
     lease.start()
     until(partial(is_subscribed, client.redis, client.keys))
     assert client.handle(task_id).cancel() is TaskStatus.RUNNING
@@ -146,14 +154,14 @@ def test_a_cancel_is_noticed_at_once(
 def test_the_cancel_of_another_workers_task_is_ignored(
     leases: Callable[..., Lease],
     tasks: ActiveTasks,
-    claims: TaskRecord,
+    records: TaskRecord,
     client: GenerationClient,
     task_id: str,
 ) -> None:
     """A cancel of a task that another process runs, or a channel's noise, stops nothing here."""
     lease = leases(3600.0, period_s=0.5)
-    task = hold(tasks, take(claims, "mine"))
-    take(claims, task_id)
+    task = hold(tasks, take(records, "mine"))
+    take(records, task_id)
     lease.start()
     until(partial(is_subscribed, client.redis, client.keys))
     client.handle(task_id).cancel()
@@ -166,14 +174,14 @@ def test_the_cancel_of_another_workers_task_is_ignored(
 def test_a_cancel_whose_pubsub_message_was_lost_is_noticed_by_the_next_renewal(
     leases: Callable[..., Lease],
     tasks: ActiveTasks,
-    claims: TaskRecord,
+    records: TaskRecord,
     redis: Redis,
     keys: Keys,
     task_id: str,
 ) -> None:
     """The record decides; the channel only makes it quick."""
     lease = leases(2.0)
-    task = hold(tasks, take(claims, task_id))
+    task = hold(tasks, take(records, task_id))
     redis.hset(keys.task(task_id), "cancel_requested", 1)
     lease.renew()
     assert task.control.asked() is Stop.CANCELLED
@@ -183,37 +191,37 @@ def test_a_cancel_whose_pubsub_message_was_lost_is_noticed_by_the_next_renewal(
 def test_a_task_that_another_worker_claimed_is_stopped(
     leases: Callable[..., Lease],
     tasks: ActiveTasks,
-    claims: TaskRecord,
+    records: TaskRecord,
     other: TaskRecord,
     redis: Redis,
     task_id: str,
 ) -> None:
     """It stops, is renewed no more, and the new owner's lease is left alone."""
     lease = leases(3600.0)
-    task = hold(tasks, take(claims, task_id))
+    task = hold(tasks, take(records, task_id))
     take_over(other, task_id)
-    theirs_s = ends_s(redis, claims.keys, task_id)
+    theirs_s = ends_s(redis, records.keys, task_id)
     lease.renew()
     assert task.control.asked() is Stop.SUPERSEDED
     assert tasks.claimed() == []
-    assert ends_s(redis, claims.keys, task_id) == theirs_s
+    assert ends_s(redis, records.keys, task_id) == theirs_s
 
 
 def test_a_late_answer_for_an_earlier_claim_does_not_stop_a_later_one(
     leases: Callable[..., Lease],
     tasks: ActiveTasks,
-    claims: TaskRecord,
+    records: TaskRecord,
     task_id: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The task may end and be claimed here again while a renewal of its first claim is running."""
     lease = leases(3600.0)
-    first_claim = take(claims, task_id)
+    first_claim = take(records, task_id)
     first = hold(tasks, first_claim)
     claimed_then = tasks.claimed()
-    claims.requeue(first_claim, {"reason": "r"}, counts=True)
+    records.requeue(first_claim, {"reason": "r"}, counts=True)
     tasks.remove(first)
-    second = hold(tasks, second_claim := take(claims, task_id))
+    second = hold(tasks, second_claim := take(records, task_id))
     monkeypatch.setattr(tasks, "claimed", lambda: claimed_then)
     lease.renew()
     monkeypatch.undo()

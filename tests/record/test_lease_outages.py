@@ -24,7 +24,7 @@ from tests.record.reconcilers import hold
 from worker import embedded
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 from worker.job_control import Stop
-from worker.record.task_record import Held
+from worker.record.claim import Held
 from worker.recovery.active_tasks import ActiveTasks
 from worker.recovery.lease import Lease
 
@@ -81,10 +81,10 @@ def test_a_wrong_clock_of_the_worker_changes_nothing(
     monkeypatch.setattr(time, "time", lambda: right() + wrong_s)
     messages = HeldMessages(redis)
     redis.delete(UNACKED, UNACKED_INDEX)
-    claims, other = worker(redis, keys, "first", 20.0), worker(redis, keys, "other")
+    records, other = worker(redis, keys, "first", 20.0), worker(redis, keys, "other")
     post(redis, keys.namespace, task_id)
     tag = taken(redis, "first", keys.namespace, lease_s=20.0)
-    claim = take(claims, task_id)
+    claim = take(records, task_id)
     assert abs(claim.claimed_at_s - redis_s) < 10
     hold(tasks := ActiveTasks(), claim)
     Lease(redis, keys, tasks, messages, lambda: [tag], 20.0).renew()

@@ -14,7 +14,7 @@ from worker.job_control import Control, Stop
 from worker.record import event_publisher
 from worker.record.celery_state import CeleryState
 from worker.record.event_publisher import BACKLOG, EventPublisher
-from worker.record.task_record import Claim, TaskRecord, WriteAnswer
+from worker.record.task_record import TaskRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
+    from worker.record.claim import Claim, WriteAnswer
 
 LOADING, UPLOADING = {"seconds_so_far": 0.1}, {"images": 1}
 
@@ -35,8 +36,8 @@ def publish() -> Iterator[Callable[..., EventPublisher]]:
     """Publishers that are closed after the test."""
     made: list[EventPublisher] = []
 
-    def make(claims: TaskRecord) -> EventPublisher:
-        made.append(EventPublisher(claims, CeleryState(lambda *_: None)))
+    def make(records: TaskRecord) -> EventPublisher:
+        made.append(EventPublisher(records, CeleryState(lambda *_: None)))
         return made[-1]
 
     yield make
@@ -61,9 +62,9 @@ class Stuck(TaskRecord):
 @pytest.fixture
 def stuck(redis: Redis, keys: Keys) -> Stuck:
     """A worker's record that is stuck."""
-    claims = Stuck(redis, keys, "first", record_ttl_s=TTL_S, lease_s=LEASE_S)
-    claims.stick()
-    return claims
+    records = Stuck(redis, keys, "first", record_ttl_s=TTL_S, lease_s=LEASE_S)
+    records.stick()
+    return records
 
 
 def test_progress_coalesces_when_redis_is_slow(
@@ -138,21 +139,21 @@ def test_tasks_take_turns(
 
 
 def test_flush_writes_what_waits(
-    claims: TaskRecord,
+    records: TaskRecord,
     redis: Redis,
     keys: Keys,
     task_id: str,
     publish: Callable[..., EventPublisher],
 ) -> None:
     """`flush` writes every event that was posted before it; later ones are ignored."""
-    made, claim = publish(claims), take(claims, task_id)
+    made, claim = publish(records), take(records, task_id)
     made.watch(claim, Control())
     for number in range(BACKLOG):
         made.post(claim, "progress", step(number))
     made.flush(claim)
     made.post(claim, "uploading", UPLOADING)
     assert kinds(redis, keys, task_id) == ["queued", "started"] + ["progress"] * BACKLOG
-    assert claims.finish(claim, TaskStatus.SUCCEEDED, {}, {})
+    assert records.finish(claim, TaskStatus.SUCCEEDED, {}, {})
 
 
 def test_flush_waits_for_a_limited_time(
@@ -174,13 +175,13 @@ def test_flush_waits_for_a_limited_time(
 
 
 def test_a_cancel_comes_back_with_an_event(
-    claims: TaskRecord,
+    records: TaskRecord,
     client: GenerationClient,
     task_id: str,
     publish: Callable[..., EventPublisher],
 ) -> None:
     """The answer to an event reports a cancellation request."""
-    made, claim, control = publish(claims), take(claims, task_id), Control()
+    made, claim, control = publish(records), take(records, task_id), Control()
     made.watch(claim, control)
     client.handle(task_id).cancel()
     made.post(claim, "progress", step(1))
@@ -189,10 +190,10 @@ def test_a_cancel_comes_back_with_an_event(
 
 
 def test_a_superseded_owner_is_stopped(
-    claims: TaskRecord, other: TaskRecord, task_id: str, publish: Callable[..., EventPublisher]
+    records: TaskRecord, other: TaskRecord, task_id: str, publish: Callable[..., EventPublisher]
 ) -> None:
     """The answer to an event reports that another worker has claimed the task."""
-    made, claim, control = publish(claims), take(claims, task_id), Control()
+    made, claim, control = publish(records), take(records, task_id), Control()
     made.watch(claim, control)
     take_over(other, task_id)
     made.post(claim, "progress", step(1))
@@ -200,10 +201,10 @@ def test_a_superseded_owner_is_stopped(
 
 
 def test_an_event_that_cannot_be_written_delays_no_other_task(
-    claims: TaskRecord, redis: Redis, keys: Keys, publish: Callable[..., EventPublisher]
+    records: TaskRecord, redis: Redis, keys: Keys, publish: Callable[..., EventPublisher]
 ) -> None:
     """Anyone who may write to a record can break it: its events are dropped, without a pause."""
-    made, bad, good = publish(claims), take(claims, "bad"), take(claims, "good")
+    made, bad, good = publish(records), take(records, "bad"), take(records, "good")
     for claim in (bad, good):
         made.watch(claim, Control())
     redis.hset(keys.task("bad"), "seq", "not a number")

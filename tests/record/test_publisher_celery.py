@@ -31,16 +31,16 @@ def step(number: int) -> dict[str, Any]:
     return {**PROGRESS, "step": number, "total_steps": 9, "metadata": {"k": "v"}}
 
 
-def test_progress_is_mirrored_at_most_once_a_second(claims: TaskRecord, task_id: str) -> None:
+def test_progress_is_mirrored_at_most_once_a_second(records: TaskRecord, task_id: str) -> None:
     """A burst of steps becomes one `PROGRESS` state per task.
 
     `STARTED` is written before it, unless the first step is faster.
     """
     calls: list[tuple[str, str, dict[str, int]]] = []
     made = EventPublisher(
-        claims, CeleryState(lambda *call: calls.append((call[2], call[0], call[1])))
+        records, CeleryState(lambda *call: calls.append((call[2], call[0], call[1])))
     )
-    taken = [take(claims, task_id), take(claims, "another")]
+    taken = [take(records, task_id), take(records, "another")]
     for claim in taken:
         made.watch(claim, Control())
         made.post(claim, "uploading", {"images": 1})
@@ -56,11 +56,11 @@ def test_progress_is_mirrored_at_most_once_a_second(claims: TaskRecord, task_id:
     ]
 
 
-def test_the_start_is_mirrored(claims: TaskRecord, task_id: str) -> None:
+def test_the_start_is_mirrored(records: TaskRecord, task_id: str) -> None:
     """`STARTED` has the meta of Celery's own workers."""
     calls: list[tuple[str, dict[str, Any], str]] = []
-    made = EventPublisher(claims, CeleryState(lambda *call: calls.append(call)))
-    made.watch(claim := take(claims, task_id), Control())
+    made = EventPublisher(records, CeleryState(lambda *call: calls.append(call)))
+    made.watch(claim := take(records, task_id), Control())
     until(lambda: calls)
     made.flush(claim)
     made.close()
@@ -80,7 +80,7 @@ def test_progress_is_mirrored_again_after_the_interval(monkeypatch: pytest.Monke
 
 
 def test_a_result_redis_that_hangs_delays_no_event(
-    claims: TaskRecord, client: GenerationClient, task_id: str
+    records: TaskRecord, client: GenerationClient, task_id: str
 ) -> None:
     """While Celery's Redis hangs, events are written and their answers are read."""
     stuck, go_on = threading.Event(), threading.Event()
@@ -90,8 +90,8 @@ def test_a_result_redis_that_hangs_delays_no_event(
         assert go_on.wait(30)
 
     made, claim, control = (
-        EventPublisher(claims, CeleryState(hang)),
-        take(claims, task_id),
+        EventPublisher(records, CeleryState(hang)),
+        take(records, task_id),
         Control(),
     )
     made.watch(claim, control)
@@ -107,7 +107,7 @@ def test_a_result_redis_that_hangs_delays_no_event(
     made.close()
 
 
-def test_no_state_is_written_after_the_end(claims: TaskRecord, task_id: str) -> None:
+def test_no_state_is_written_after_the_end(records: TaskRecord, task_id: str) -> None:
     """A waiting state is dropped when its task ends: it would overwrite the final state."""
     stuck, go_on = threading.Event(), threading.Event()
     calls: list[str] = []
@@ -129,12 +129,12 @@ def test_no_state_is_written_after_the_end(claims: TaskRecord, task_id: str) -> 
 
 
 def test_a_superseded_worker_mirrors_nothing(
-    claims: TaskRecord, other: TaskRecord, task_id: str
+    records: TaskRecord, other: TaskRecord, task_id: str
 ) -> None:
     """A superseded worker writes no progress into Celery's state."""
     calls: list[str] = []
-    made = EventPublisher(claims, CeleryState(lambda *call: calls.append(call[2])))
-    claim = take(claims, task_id)
+    made = EventPublisher(records, CeleryState(lambda *call: calls.append(call[2])))
+    claim = take(records, task_id)
     take_over(other, task_id)
     made.watch(claim, Control())
     made.post(claim, "progress", step(1))
@@ -145,14 +145,14 @@ def test_a_superseded_worker_mirrors_nothing(
 
 @pytest.mark.parametrize("fault", [BackendStoreError("result Redis is away"), RuntimeError("x")])
 def test_a_broken_result_backend_does_not_end_the_publisher(
-    claims: TaskRecord, redis: Redis, keys: Keys, task_id: str, fault: Exception
+    records: TaskRecord, redis: Redis, keys: Keys, task_id: str, fault: Exception
 ) -> None:
     """Errors of Celery's backend do not stop the events."""
 
     def fail(_task_id: str, _meta: dict[str, Any], _state: str) -> None:
         raise fault
 
-    made, claim = EventPublisher(claims, CeleryState(fail)), take(claims, task_id)
+    made, claim = EventPublisher(records, CeleryState(fail)), take(records, task_id)
     made.watch(claim, Control())
     made.post(claim, "progress", step(1))
     until(lambda: "progress" in kinds(redis, keys, task_id))
@@ -163,7 +163,7 @@ def test_a_broken_result_backend_does_not_end_the_publisher(
 
 
 def test_a_refused_write_loses_one_event(
-    claims: TaskRecord,
+    records: TaskRecord,
     redis: Redis,
     keys: Keys,
     task_id: str,
@@ -171,8 +171,11 @@ def test_a_refused_write_loses_one_event(
 ) -> None:
     """A write that Redis refuses (wrong type) loses that event alone."""
     monkeypatch.setattr(event_publisher, "RETRY_PAUSE_S", 0.01)
-    made, good = EventPublisher(claims, CeleryState(lambda *_: None)), take(claims, task_id)
-    broken = take(claims, "broken")
+    made, good = (
+        EventPublisher(records, CeleryState(lambda *_: None)),
+        take(records, task_id),
+    )
+    broken = take(records, "broken")
     redis.set(keys.events("broken"), "no stream")
     for claim in (broken, good):
         made.watch(claim, Control())
@@ -191,12 +194,12 @@ def test_redis_away_does_not_end_the_publisher(tmp_path: Path, keys: Keys) -> No
     port = embedded.free_port()
     control = Control()
     with embedded.redis_server(tmp_path, port) as url:
-        claims = worker(connect(url), keys, "first")
-        claim = take(claims, "t")
-        made = EventPublisher(claims, CeleryState(lambda *_: None))
+        records = worker(connect(url), keys, "first")
+        claim = take(records, "t")
+        made = EventPublisher(records, CeleryState(lambda *_: None))
         made.watch(claim, control)
         made.post(claim, "progress", step(1))
-        until(lambda: kinds(claims.redis, keys, "t") == ["started", "progress"])
+        until(lambda: kinds(records.redis, keys, "t") == ["started", "progress"])
     made.post(claim, "uploading", {"images": 1})
     with embedded.redis_server(tmp_path, port) as url, GenerationClient(url, keys.namespace) as far:
 

@@ -17,7 +17,7 @@ from worker.app import _configuration, _send
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 from worker.config.settings import Settings
 from worker.metrics import REJECTED
-from worker.record.task_record import Ended
+from worker.record.claim import Ended
 from worker.recovery.open_tasks import SLICE, priority_of
 
 if TYPE_CHECKING:
@@ -68,55 +68,55 @@ def test_a_waiting_task_without_a_message_is_sent_again(
 
 @pytest.mark.parametrize("lost", [True, False])
 def test_a_running_task_is_sent_again_when_its_owner_is_dead(
-    claims: TaskRecord, redis: Redis, task_id: str, sent: Sent, lost: bool
+    records: TaskRecord, redis: Redis, task_id: str, sent: Sent, lost: bool
 ) -> None:
     """While its lease lasts the task is held, whether it has a message or not."""
-    take(claims, task_id)
-    lose(redis, claims.keys.namespace)
-    age(redis, claims.keys, task_id)
+    take(records, task_id)
+    lose(redis, records.keys.namespace)
+    age(redis, records.keys, task_id)
     if lost:
-        lapse(redis, claims.keys, task_id)
-    elected(redis, claims.keys, sent).walk()
+        lapse(redis, records.keys, task_id)
+    elected(redis, records.keys, sent).walk()
     assert sent.ids == ([task_id] if lost else [])
 
 
 @pytest.mark.parametrize("place", ["its list", "another priority", "held", "held by the dead"])
 def test_a_task_that_has_a_message_is_not_sent_again(
-    claims: TaskRecord, redis: Redis, task_id: str, sent: Sent, place: str
+    records: TaskRecord, redis: Redis, task_id: str, sent: Sent, place: str
 ) -> None:
     """Wherever the message is."""
-    model = claims.keys.namespace
+    model = records.keys.namespace
     if place == "another priority":
         lose(redis, model)
         post(redis, model, task_id, priority=0)
     elif place != "its list":
         taken(redis, "first", model)
     if place == "held by the dead":
-        take(claims, task_id)
-        lapse(redis, claims.keys, task_id)
-    age(redis, claims.keys, task_id)
-    elected(redis, claims.keys, sent).walk()
+        take(records, task_id)
+        lapse(redis, records.keys, task_id)
+    age(redis, records.keys, task_id)
+    elected(redis, records.keys, sent).walk()
     assert sent.letters == []
 
 
 def test_a_task_without_a_celery_result_is_sent_again(
-    client: GenerationClient, claims: TaskRecord, redis: Redis, task_id: str, sent: Sent
+    client: GenerationClient, records: TaskRecord, redis: Redis, task_id: str, sent: Sent
 ) -> None:
     """Its claim is answered with its end, until Celery's result is written; then no more."""
     assert client.handle(task_id).cancel() is TaskStatus.QUEUED
-    lose(redis, claims.keys.namespace)
-    made = elected(redis, claims.keys, sent)
+    lose(redis, records.keys.namespace)
+    made = elected(redis, records.keys, sent)
     made.walk()
     assert sent.ids == []  # its message may be on the way
-    assert opened(redis, claims.keys) == {task_id}
-    age(redis, claims.keys, task_id)
+    assert opened(redis, records.keys) == {task_id}
+    age(redis, records.keys, task_id)
     made.walk()
     assert sent.ids == [task_id]
-    assert ask(claims, task_id) == Ended("cancelled", {"step": 0})
-    claims.close(task_id)
+    assert ask(records, task_id) == Ended("cancelled", {"step": 0})
+    records.close(task_id)
     made.walk()
-    assert (sent.ids, opened(redis, claims.keys)) == ([task_id], set())
-    assert kinds(redis, claims.keys, task_id) == ["queued", "cancelled"]
+    assert (sent.ids, opened(redis, records.keys)) == ([task_id], set())
+    assert kinds(redis, records.keys, task_id) == ["queued", "cancelled"]
 
 
 ODD: dict[str, Callable[[Redis, Keys], Any]] = {
@@ -160,10 +160,15 @@ def test_an_unreadable_record_stops_no_other(
 
 @pytest.mark.parametrize("place", ["its list", "nowhere"])
 def test_an_old_end_is_closed(
-    client: GenerationClient, claims: TaskRecord, redis: Redis, task_id: str, sent: Sent, place: str
+    client: GenerationClient,
+    records: TaskRecord,
+    redis: Redis,
+    task_id: str,
+    sent: Sent,
+    place: str,
 ) -> None:
     """One of longer ago than records are kept, unless a message waits that would start it again."""
-    keys = claims.keys
+    keys = records.keys
     client.handle(task_id).cancel()
     if place == "nowhere":
         lose(redis, keys.namespace)
@@ -218,13 +223,13 @@ def test_what_is_sent_is_what_a_client_sends(
 
 @pytest.mark.parametrize("request_", ["[1, 2", "null", "5", '{"prompt": 5}', '{"priority": "x"}'])
 def test_a_task_with_an_unreadable_request_is_sent_again_too(
-    claims: TaskRecord, redis: Redis, sent: Sent, request_: str
+    records: TaskRecord, redis: Redis, sent: Sent, request_: str
 ) -> None:
     """Its next claim fails it; without a message it would stay open for ever."""
-    take(claims, "odd", request=request_, queue="generate.q")
-    lapse(redis, claims.keys, "odd")
-    age(redis, claims.keys, "odd")
-    elected(redis, claims.keys, sent).walk()
+    take(records, "odd", request=request_, queue="generate.q")
+    lapse(redis, records.keys, "odd")
+    age(redis, records.keys, "odd")
+    elected(redis, records.keys, sent).walk()
     ((_, request, queue),) = sent.letters
     assert queue == "generate.q"
     assert priority_of(request) == 5
@@ -258,25 +263,25 @@ def test_a_purge_ends_no_task(
     assert {str(request["prompt"]) for _, request, _ in sent.letters} == set(ids[:4])
 
 
-def claim_it(claims: TaskRecord, other: TaskRecord) -> Any:
-    return take(claims, "task")
+def claim_it(records: TaskRecord, other: TaskRecord) -> Any:
+    return take(records, "task")
 
 
-def requeue_it(claims: TaskRecord, other: TaskRecord) -> Any:
-    return claims.requeue(take(claims, "task"), {"reason": "r"}, counts=False)
+def requeue_it(records: TaskRecord, other: TaskRecord) -> Any:
+    return records.requeue(take(records, "task"), {"reason": "r"}, counts=False)
 
 
-def end_it(claims: TaskRecord, other: TaskRecord) -> Any:
-    return claims.finish(take(claims, "task"), TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
+def end_it(records: TaskRecord, other: TaskRecord) -> Any:
+    return records.finish(take(records, "task"), TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
 
 
-def take_it_over(claims: TaskRecord, other: TaskRecord) -> Any:
-    take(claims, "task")
+def take_it_over(records: TaskRecord, other: TaskRecord) -> Any:
+    take(records, "task")
     return take_over(other, "task")
 
 
-def delete_it(claims: TaskRecord, other: TaskRecord) -> Any:
-    return claims.redis.delete(claims.keys.task("task"))
+def delete_it(records: TaskRecord, other: TaskRecord) -> Any:
+    return records.redis.delete(records.keys.task("task"))
 
 
 MEANWHILE = [claim_it, requeue_it, end_it, take_it_over, delete_it]
@@ -284,7 +289,7 @@ MEANWHILE = [claim_it, requeue_it, end_it, take_it_over, delete_it]
 
 @pytest.mark.parametrize("meanwhile", MEANWHILE)
 def test_a_task_that_was_written_to_meanwhile_is_not_sent(  # noqa: PLR0913, PLR0917  # fixtures
-    claims: TaskRecord,
+    records: TaskRecord,
     other: TaskRecord,
     redis: Redis,
     task_id: str,
@@ -293,15 +298,15 @@ def test_a_task_that_was_written_to_meanwhile_is_not_sent(  # noqa: PLR0913, PLR
     meanwhile: Callable[[TaskRecord, TaskRecord], Any],
 ) -> None:
     """The condition is checked again in the step that sends it."""
-    lose(redis, claims.keys.namespace)
-    age(redis, claims.keys, task_id)
-    made = elected(redis, claims.keys, sent)
-    monkeypatch.setattr(made._messages, "ids", lambda *_: [str(meanwhile(claims, other))][:0])
+    lose(redis, records.keys.namespace)
+    age(redis, records.keys, task_id)
+    made = elected(redis, records.keys, sent)
+    monkeypatch.setattr(made._messages, "ids", lambda *_: [str(meanwhile(records, other))][:0])
     made.walk()
     assert sent.letters == []
     made.walk()
     assert sent.letters == []
-    assert opened(redis, claims.keys) == (set() if meanwhile is delete_it else {"task"})
+    assert opened(redis, records.keys) == (set() if meanwhile is delete_it else {"task"})
 
 
 def test_a_long_queue_is_searched(client: GenerationClient, redis: Redis, sent: Sent) -> None:

@@ -49,8 +49,8 @@ def its_queue_is_a_set(redis: Redis, keys: Keys, _: TaskRecord) -> None:
     redis.sadd(names.queue_lists(keys.namespace)[9], "x")
 
 
-def another_queue_is_a_set(redis: Redis, keys: Keys, claims: TaskRecord) -> None:
-    take(claims, "another", queue="generate.zzz")
+def another_queue_is_a_set(redis: Redis, keys: Keys, records: TaskRecord) -> None:
+    take(records, "another", queue="generate.zzz")
     lapse(redis, keys, "another")
     age(redis, keys, "another")
     redis.sadd("generate.zzz", "x")
@@ -61,10 +61,10 @@ def a_message_is_too_large(redis: Redis, keys: Keys, _: TaskRecord) -> None:
     redis.lpush(names.queue_lists(keys.namespace)[0], large)
 
 
-def a_request_is_too_deep(redis: Redis, keys: Keys, claims: TaskRecord) -> None:
+def a_request_is_too_deep(redis: Redis, keys: Keys, records: TaskRecord) -> None:
     for depth in range(900, 1000, 4):
         task_id = f"deep-{depth}"
-        take(claims, task_id, request="[" * depth + "]" * depth, queue="generate.zzz")
+        take(records, task_id, request="[" * depth + "]" * depth, queue="generate.zzz")
         lapse(redis, keys, task_id)
         age(redis, keys, task_id)
 
@@ -77,10 +77,10 @@ POISONS = [
 
 @pytest.mark.parametrize("poison", POISONS)
 def test_a_lost_task_is_sent_again_anyway(
-    poison: Callable[..., None], victim: str, redis: Redis, keys: Keys, claims: TaskRecord
+    poison: Callable[..., None], victim: str, redis: Redis, keys: Keys, records: TaskRecord
 ) -> None:
     """In the same walk, whatever else is malformed."""
-    poison(redis, keys, claims)
+    poison(redis, keys, records)
     sent = Sent()
     try:
         elected(redis, keys, sent).walk()
@@ -112,15 +112,15 @@ def test_one_that_cannot_be_sent_stops_no_other(
 
 
 def test_open_tasks_of_another_type_are_deleted(
-    redis: Redis, keys: Keys, claims: TaskRecord, client: GenerationClient
+    redis: Redis, keys: Keys, records: TaskRecord, client: GenerationClient
 ) -> None:
     """Until then no task is claimed, and nothing of it is written."""
     redis.sadd(keys.open, "x")
     with pytest.raises(Exception, match="WRONGTYPE"):
-        ask(claims, "new")
+        ask(records, "new")
     assert not redis.exists(keys.task("new"))
     elected(redis, keys, Sent()).walk()
-    take(claims, "new")
+    take(records, "new")
     assert redis.zscore(keys.open, "new") is not None
 
 
@@ -170,10 +170,10 @@ def test_the_pushes_of_a_queued_task_are_not_read(
 
 
 def test_a_request_that_no_message_can_carry_is_not_read(
-    redis: Redis, keys: Keys, claims: TaskRecord
+    redis: Redis, keys: Keys, records: TaskRecord
 ) -> None:
     """Producers may write any request into a record: one that is too large is sent as none."""
-    take(claims, "big", queue=names.queue_name(keys.namespace))
+    take(records, "big", queue=names.queue_name(keys.namespace))
     redis.hset(keys.task("big"), "request", json.dumps("x" * MAX_MESSAGE_BYTES))
     lapse(redis, keys, "big")
     age(redis, keys, "big")

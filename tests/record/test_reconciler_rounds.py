@@ -172,11 +172,11 @@ def test_after_a_silence_every_worker_has_time_to_renew(
 
 @pytest.mark.parametrize("where", ["its pause", "a look at the messages", "a walk"])
 def test_a_freeze_of_this_process_may_have_frozen_all_workers(
-    claims: TaskRecord, task_id: str, monkeypatch: pytest.MonkeyPatch, where: str
+    records: TaskRecord, task_id: str, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """After it no lease counts as expired until every worker has had time to renew."""
-    redis, keys, sent = claims.redis, claims.keys, Sent()
-    take(claims, task_id)
+    redis, keys, sent = records.redis, records.keys, Sent()
+    take(records, task_id)
     tag = taken(redis, "alive", keys.namespace)
     lapse_all(redis, "alive")
     lapse(redis, keys, task_id)
@@ -210,10 +210,10 @@ def test_a_queued_task_past_its_deadline_ends(
     client: GenerationClient, redis: Redis, keys: Keys
 ) -> None:
     """Even if no worker takes it, its caller gets the final event, once."""
-    order = {"prompt": "x", "model": keys.namespace, "metadata": {"k": "v"}}
-    late = client.submit({**order, "deadline_s": 0.001}, "late")
-    client.submit({**order, "deadline_s": 1000.0}, "early")
-    client.submit(order, "patient")
+    request_data = {"prompt": "x", "model": keys.namespace, "metadata": {"k": "v"}}
+    late = client.submit({**request_data, "deadline_s": 0.001}, "late")
+    client.submit({**request_data, "deadline_s": 1000.0}, "early")
+    client.submit(request_data, "patient")
     age(redis, keys, "late", "early", "patient")
     until(lambda: redis.time()[0] > float(redis.hget(keys.task("late"), "deadline_at") or 0))
     sent = Sent()
@@ -228,17 +228,17 @@ def test_a_queued_task_past_its_deadline_ends(
 
 
 def test_a_running_task_is_not_ended_by_its_deadline_here(
-    client: GenerationClient, claims: TaskRecord, redis: Redis, keys: Keys
+    client: GenerationClient, records: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
     """Its owner watches the deadline; once requeued, the reconciler does."""
     client.submit({"prompt": "x", "model": keys.namespace, "deadline_s": 0.001}, "t")
-    claim = take(claims, "t")
+    claim = take(records, "t")
     made = elected(redis, keys, Sent())
     redis.hset(keys.task("t"), "deadline_at", "1.0")
     age(redis, keys, "t")
     made.walk()
     assert kinds(redis, keys, "t") == ["queued", "started"]
-    claims.requeue(claim, {"reason": "drained"}, counts=False)
+    records.requeue(claim, {"reason": "drained"}, counts=False)
     age(redis, keys, "t")
     made.walk()
     assert kinds(redis, keys, "t")[-2:] == ["requeued", "expired"]

@@ -13,7 +13,7 @@ from tests.record.owners import ask, record, take, take_over
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 from worker.config.settings import Settings
 from worker.embedded import free_port
-from worker.record.task_record import Claim, Held
+from worker.record.claim import Claim, Held
 from worker.recovery.release import release_owner
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ def settings(redis_url: str, redis: Redis, namespace: str) -> Settings:
 
 
 def test_everything_that_a_dead_process_held_is_available_at_once(
-    settings: Settings, claims: TaskRecord, other: TaskRecord, redis: Redis
+    settings: Settings, records: TaskRecord, other: TaskRecord, redis: Redis
 ) -> None:
     """Its messages go to the front, marked as redelivered; its tasks can be claimed again."""
     model = settings.namespace
     post(redis, model, "a", "b", "c")
     for task_id in ("a", "b"):
         taken(redis, "first", model)
-        take(claims, task_id)
+        take(records, task_id)
     assert isinstance(ask(other, "a"), Held)
     assert release_owner(settings, "first") == 2
     assert sorted(ids_waiting(redis, model)[:2]) == ["a", "b"]
@@ -52,14 +52,14 @@ def test_everything_that_a_dead_process_held_is_available_at_once(
 
 
 def test_other_processes_keep_what_they_hold(
-    settings: Settings, claims: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys
+    settings: Settings, records: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
     """Also the lease of a task that the dead process had before."""
     model = settings.namespace
     post(redis, model, "mine", "lost", "theirs")
     for task_id in ("mine", "lost"):
         taken(redis, "first", model)
-        take(claims, task_id)
+        take(records, task_id)
     taken(redis, "other", model)
     take(other, "theirs")
     take_over(other, "lost")
@@ -72,7 +72,7 @@ def test_other_processes_keep_what_they_hold(
 
 
 def test_a_message_without_a_claim_is_requeued_too(
-    settings: Settings, claims: TaskRecord, redis: Redis, keys: Keys
+    settings: Settings, records: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
     """The process may have died before the claim, or hold an unreadable message."""
     model = settings.namespace
@@ -83,7 +83,7 @@ def test_a_message_without_a_claim_is_requeued_too(
     redis.zadd(UNACKED_INDEX, {"first/odd": 5.0})
     assert release_owner(settings, "first") == 2
     assert sorted(ids_waiting(redis, model)) == ["../odd", "unclaimed"]
-    assert take(claims, "unclaimed").attempt == 1
+    assert take(records, "unclaimed").attempt == 1
     assert not redis.exists(UNACKED, UNACKED_INDEX)
     assert record(redis, keys, "../odd") == {}
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from worker.engine.job import GeneratedImage, Job, JobResult
     from worker.execution.resolved_request import ResolvedRequest
-    from worker.record.task_record import Claim
+    from worker.record.claim import Claim
     from worker.storage import Storage
 
 

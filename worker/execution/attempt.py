@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from worker.execution.artifacts import Artifacts
     from worker.execution.resolved_request import ResolvedRequest
     from worker.job_control import Control, Step
+    from worker.record.claim import Claim
     from worker.record.event_publisher import EventPublisher
-    from worker.record.task_record import Claim, TaskRecord
+    from worker.record.task_record import TaskRecord
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from worker.execution.outcome import (
 )
 from worker.execution.resolved_request import ResolvedRequest
 from worker.job_control import Stop
-from worker.record.task_record import Claim, ClaimAnswer, Ended, Held, WriteAnswer
+from worker.record.claim import Claim, ClaimAnswer, Ended, Held, WriteAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -14,7 +14,7 @@ from api_contracts.result import GenerationResult
 from worker.job_control import JobStopped, Stop
 
 if TYPE_CHECKING:
-    from worker.record.task_record import Claim, Ended
+    from worker.record.claim import Claim, Ended
 
 #: Error codes whose tasks become dead letters: the workers are likelier at fault than the request.
 _DEAD_LETTER_CODES = frozenset(

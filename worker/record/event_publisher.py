@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from api_contracts.redis_io.connection import is_unavailable
 from worker.background import BackgroundThread, log_error
-from worker.record.task_record import WriteAnswer
+from worker.record.claim import WriteAnswer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from worker.job_control import Control
     from worker.record.celery_state import CeleryState
-    from worker.record.task_record import Claim, TaskRecord
+    from worker.record.claim import Claim
+    from worker.record.task_record import TaskRecord
 
 logger = logging.getLogger(__name__)
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import dataclass
-from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any
 
 from api_contracts.client.records import metadata_of
 from api_contracts.names import MAX_MESSAGE_BYTES
 from api_contracts.pushes import PushKind
 from api_contracts.redis_io.scripts import event_tail, load
-from worker.job_control import Stop
+from worker.record.claim import Claim, ClaimAnswer, Ended, Held, WriteAnswer
 from worker.record.push_queue import PushQueue
 from worker.redis_retry import retry_redis
 
@@ -23,70 +21,6 @@ if TYPE_CHECKING:
 
     from api_contracts.events import TaskStatus
     from api_contracts.names import Keys
-
-
-class ClaimAnswer(StrEnum):
-    """Whether a claimed task may run, or why it must end at once."""
-
-    RUN = "run"
-    CANCELLED = "cancelled"
-    #: The task's own deadline has passed.
-    EXPIRED = "expired"
-    #: The message's time limit has passed: Celery's `expires`.
-    OVERDUE = "overdue"
-    #: All attempts are used up.
-    EXHAUSTED = "exhausted"
-
-
-class WriteAnswer(Enum):
-    """A script's answer to a write, which checks the fence."""
-
-    #: Another worker has claimed or ended the task; nothing was written.
-    SUPERSEDED = -1
-    WRITTEN = 0
-    #: The task is to be cancelled. A requeue is not written then, every other write is.
-    CANCEL_REQUESTED = 1
-
-    @property
-    def stop(self) -> Stop | None:
-        """Why the task must stop; None when it may continue."""
-        match self:
-            case WriteAnswer.SUPERSEDED:
-                return Stop.SUPERSEDED
-            case WriteAnswer.WRITTEN:
-                return None
-            case WriteAnswer.CANCEL_REQUESTED:
-                return Stop.CANCELLED
-
-
-@dataclass(frozen=True)
-class Claim:
-    """The right to write to a task until another worker claims it."""
-
-    task_id: str
-    answer: ClaimAnswer
-    fence: int
-    attempt: int
-    #: By Redis's clock, in Unix seconds.
-    submitted_at_s: float
-    claimed_at_s: float
-    #: Step of the checkpoint that an earlier attempt saved; 0 without one.
-    checkpoint_step: int = 0
-
-
-@dataclass(frozen=True)
-class Held:
-    """The message is a duplicate: another worker runs the task."""
-
-    owner: str
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The task has ended before, as `status`, with this outcome."""
-
-    status: str
-    outcome: dict[str, Any]
 
 
 class TaskRecord:

@@ -13,7 +13,7 @@ from worker.job_control import Control
 
 if TYPE_CHECKING:
     from worker.job_control import Stop
-    from worker.record.task_record import Claim
+    from worker.record.claim import Claim
 
 
 @dataclass(eq=False)

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from api_contracts.redis_io.scripts import load
 from worker.background import BackgroundThread, log_error
-from worker.record.task_record import WriteAnswer
+from worker.record.claim import WriteAnswer
 from worker.recovery.timing import message_lease_s, renewal_period_s, renewal_retry_s
 
 if TYPE_CHECKING:
