@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -18,6 +19,7 @@ import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,9 @@ S3_STOP_TIMEOUT_S = 1.0
 #: Pause between two checks whether a process is ready, in seconds.
 POLL_INTERVAL_S = 0.05
 LOOPBACK = "127.0.0.1"
+#: Ports for the servers: below those that systems give to outgoing connections (Linux from 32768,
+#: others from 49152), one of which may take a free port before its server listens on it.
+PORTS = range(20_000, 32_768)
 #: Options of Redis: its process title would overwrite the guard's mark in its environment.
 KEEP_ENVIRONMENT = ("--set-proc-title", "no")
 
@@ -65,12 +70,16 @@ def free_port() -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return unused ports, all different."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind((LOOPBACK, 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+    """Return unused ports of `PORTS`, all different, chosen at random."""
+    shuffled = random.SystemRandom().sample(PORTS, len(PORTS))
+    return list(islice(filter(_is_free, shuffled), count))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe, suppress(OSError):
+        probe.bind((LOOPBACK, port))
+        return True
+    return False
 
 
 @contextmanager
@@ -99,7 +108,10 @@ def s3_server(
     """
     import boto3  # noqa: PLC0415  # the worker extra
 
-    port = port or free_port()
+    names = [f"-{name}.port" for name in ("master", "volume", "filer")]
+    names += [f"-{name}.port.grpc" for name in ("master", "volume", "filer", "s3")]
+    unused, *others_unused = free_ports(1 + len(names))
+    port = port or unused
     server = S3Server(f"http://{LOOPBACK}:{port}", "embedded", secrets.token_hex(16))
     config = folder / "s3.json"
     keys = {"accessKey": server.access_key, "secretKey": server.secret_key}
@@ -109,9 +121,7 @@ def s3_server(
         "actions": ["Admin", "Read", "Write", "List"],
     }
     config.write_text(json.dumps({"identities": [identity, *others]}))
-    names = [f"-{name}.port" for name in ("master", "volume", "filer")]
-    names += [f"-{name}.port.grpc" for name in ("master", "volume", "filer", "s3")]
-    options = [f"{name}={each}" for name, each in zip(names, free_ports(len(names)), strict=True)]
+    options = [f"{name}={each}" for name, each in zip(names, others_unused, strict=True)]
     command = [
         _seaweedfs(), "server", f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}", f"-dir={folder}", "-s3",
         f"-s3.port={port}", f"-s3.config={config}", "-volume.max=0",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -14,7 +16,20 @@ from worker import embedded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+
+def test_a_port_is_taken_by_nobody_else() -> None:
+    """A used port is passed over, and no outgoing connection can be given a port that is chosen."""
+    port = embedded.free_port()
+    with socket.create_server((embedded.LOOPBACK, port)):
+        assert not embedded._is_free(port)
+    assert embedded._is_free(port)
+    chosen = embedded.free_ports(20)
+    assert len(set(chosen)) == 20
+    given = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    if given.exists():  # Linux
+        first, last = map(int, given.read_text().split())
+        assert not any(first <= each <= last for each in chosen)
 
 
 def test_s3_can_store_when_a_file_was_stored(tmp_path: Path, s3: embedded.S3Server) -> None:
