@@ -17,12 +17,13 @@ from api_contracts.names import (
     DEFAULT_MODEL,
     PRIORITIES,
     TASK_NAME,
-    TRANSPORT_OPTIONS,
     queue_name,
 )
-from api_contracts.redis_io.connection import celery_tls
+from api_contracts.redis_io.address import RedisAddress
+from api_contracts.redis_io.celery_app import celery_app
 from worker import logs
 from worker.broker import remote_control
+from worker.broker.transport import Predicate
 from worker.config.environment import read, unknown_variables
 from worker.execution.celery_task import Generate
 from worker.recovery.open_tasks import priority_of
@@ -43,31 +44,33 @@ def create_app(settings: Settings, owner: str | None = None) -> Celery:
     `owner` names this process in records and events; generated unless given.
     """
     owner = owner or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-    app = Celery("sag-worker", set_as_current=False, fixups=[])
-    app.conf.update(_configuration(settings))
+    app = _celery("sag-worker", settings)
     process = WorkerProcess(settings, owner, _store(settings), lambda *task: _send(app, *task))
-    app.conf.broker_transport_options = TRANSPORT_OPTIONS | {
+    app.conf.broker_transport_options |= {
         "owner": owner,
         "lease_s": message_lease_s(settings.lease_s),
-        "may_take": lambda: process.gate.refusal is None,
+        "may_take": Predicate(lambda: process.gate.refusal is None),
     }
     app.register_task(Generate(process.executor))
     _follow_signals(process, settings)
     return app
 
 
+def _celery(name: str, settings: Settings) -> Celery:
+    return celery_app(name, settings.broker_url.get_secret_value(), **_configuration(settings))
+
+
 def _configuration(settings: Settings) -> dict[str, Any]:
-    """Celery's settings; comments give the reasons."""
+    """Celery's settings but for the broker's; comments give the reasons."""
     queues = [queue_name(alias) for alias in settings.models]
-    result_url = settings.result_redis_url.get_secret_value()
+    results = RedisAddress.parse(settings.result_redis_url.get_secret_value())
+    options = {"socket_timeout": 2, "socket_connect_timeout": 2, **results.options}
     return {
-        "broker_url": settings.broker_url.get_secret_value(),
-        "result_backend": f"worker.broker.celery_overrides:Backend+{result_url}",
+        "result_backend": f"worker.broker.celery_overrides:Backend+{results.url}",
         # No message and no outage may stop the worker or occupy a slot: see their modules.
         "broker_transport": "worker.broker.transport:Transport",
         "worker_consumer": "worker.broker.celery_overrides:TolerantConsumer",
         "accept_content": ["json"],
-        "task_serializer": "json",
         "result_serializer": "json",
         "task_queues": [Queue(name, Exchange(name), routing_key=name) for name in queues],
         "task_default_queue": queue_name(DEFAULT_MODEL),
@@ -84,20 +87,21 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        "broker_transport_options": dict(TRANSPORT_OPTIONS),
-        **celery_tls("broker_use_ssl", settings.broker_url.get_secret_value()),
-        **celery_tls("redis_backend_use_ssl", result_url),
+        **results.celery_tls("redis_backend_use_ssl"),
         # Of the result backend: a write gives up in seconds and frees its slot; see celery_task.
-        "redis_socket_timeout": 2,
-        "redis_socket_connect_timeout": 2,
+        "redis_socket_timeout": options["socket_timeout"],
+        "redis_socket_connect_timeout": options["socket_connect_timeout"],
         "redis_socket_keepalive": True,
-        "redis_backend_health_check_interval": 10,
+        "redis_backend_health_check_interval": options.get("health_check_interval", 10),
+        "redis_client_name": options.get("client_name"),
         # `celery_task` and the publisher retry.
         "result_backend_transport_options": {"retry_policy": {"max_retries": 0}},
         "result_expires": settings.record_ttl_s,
         # Celery would write STARTED before the task's body, and fail the task when it can't.
         "task_track_started": False,
         "task_queue_max_priority": len(PRIORITIES),
+        # A rate limit would hold messages whose leases nobody renews.
+        "worker_disable_rate_limits": True,
         # `sag-worker health` uses it: a worker that answers has a working consumer.
         "worker_enable_remote_control": True,
         "worker_send_task_events": False,
@@ -107,8 +111,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
 
 def _store(settings: Settings) -> Callable[[str, dict[str, Any], str], None]:
     """A function that writes Celery's state of a running task, and raises within seconds."""
-    progress = Celery("sag-progress", set_as_current=False, fixups=[])
-    progress.conf.update(_configuration(settings))
+    progress = _celery("sag-progress", settings)
 
     def store(task_id: str, meta: dict[str, Any], state: str) -> None:
         progress.backend.store_result(task_id, meta, state)
@@ -167,17 +170,17 @@ def _follow_signals(process: WorkerProcess, settings: Settings) -> None:
 def work(settings: Settings, name: str, owner: str | None = None) -> int:
     """Run a worker until a signal; `name` is the part of its node name before the host.
 
-    Returns the exit status, which `worker_main` drops.
+    Returns the exit status. Not by Celery's command line, which reads variables of other programs:
+    `APP`, `BROKER_URL`, `LOADER`.
     """
-    options = ["--without-gossip", "--without-mingle", "--loglevel=INFO"]
-    workers: list[Any] = []
-
-    def remember(instance: Any, **_: object) -> None:  # noqa: ANN401  # Celery's own worker
-        workers.append(instance)
-
-    signals.celeryd_after_setup.connect(remember, weak=False)
-    create_app(settings, owner).worker_main(["worker", f"--hostname={name}@%h", *options])
-    return int(state.should_stop or max((each.exitcode or 0 for each in workers), default=0))
+    worker = create_app(settings, owner).Worker(
+        hostname=f"{name}@{socket.gethostname()}",
+        loglevel="INFO",
+        without_gossip=True,
+        without_mingle=True,
+    )
+    worker.start()
+    return int(state.should_stop or worker.exitcode or 0)
 
 
 def __getattr__(name: str) -> Celery:

@@ -18,7 +18,8 @@ from api_contracts.client.records import service_errors
 from api_contracts.client.stream_watcher import StreamWatcher
 from api_contracts.names import Keys
 from api_contracts.pushes import FIELDS, Push, PushKind, pushes_of
-from api_contracts.redis_io.connection import OPTIONS, checked_url
+from api_contracts.redis_io.address import RedisAddress
+from api_contracts.redis_io.connection import connection_options
 from api_contracts.redis_io.scripts import load
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ class AsyncServer:
 
         Raises ValueError for an invalid URL.
         """
-        limits = {"socket_timeout": answer_s, "socket_connect_timeout": answer_s}
-        self.redis = Redis.from_url(checked_url(url), **{**OPTIONS, **(limits if answer_s else {})})
+        address = RedisAddress.parse(url)
+        self.redis = Redis.from_url(address.url, **connection_options(address, answer_s))
         # Not redis-py's blocking pool: a cancelled caller may take a connection with it.
         self._limit = asyncio.Semaphore(MAX_CONNECTIONS)
 

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from api_contracts import names
 from api_contracts.errors import ServiceUnavailable
-from api_contracts.redis_io.connection import CONNECT_S, as_service_unavailable, celery_tls
+from api_contracts.redis_io.connection import as_service_unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,22 +21,16 @@ class Sender:
     """A Celery application that only sends. Thread-safe; connects on first use."""
 
     def __init__(self, broker_url: str) -> None:
-        """Does not check the URL; an invalid one fails when sending."""
-        from celery import Celery  # noqa: PLC0415  # a third of this package's import time
-        from kombu.pools import producers  # noqa: PLC0415  # as above
+        """Raises ValueError for a bad URL."""
+        from kombu.pools import producers  # noqa: PLC0415  # a third of this package's import time
 
-        self._url, self._producers = broker_url, producers
-        # Must not affect other Celery applications in this process. No fixups: Django's would make
-        # this the default application of all threads. No backend: CELERY_RESULT_BACKEND would
-        # otherwise make this application connect to it.
-        self._celery = Celery("sag-client", broker=broker_url, set_as_current=False, fixups=[])
+        from api_contracts.redis_io import celery_app  # noqa: PLC0415  # as above
+
+        self._celery = celery_app.celery_app("sag-client", broker_url)
+        self._connect = lambda: celery_app.connection_for_write(self._celery)
+        self._producers = producers
+        # CELERY_RESULT_BACKEND would otherwise make this application connect to it.
         self._celery.backend_cls = "disabled"
-        self._celery.conf.update(
-            task_serializer="json",
-            broker_transport_options=dict(names.TRANSPORT_OPTIONS),
-            broker_connection_timeout=CONNECT_S,
-            **celery_tls("broker_use_ssl", broker_url),
-        )
 
     def send(self, tasks: Iterable[tuple[str, GenerationRequest]]) -> None:
         """Enqueue tasks, each an id and its request, over one connection.
@@ -45,9 +39,7 @@ class Sender:
         """
         task_id = ""
         try:
-            # The URL is explicit because Celery prefers the variable CELERY_BROKER_URL.
-            connection = self._celery.connection_for_write(self._url)
-            with self._producers[connection].acquire(block=True) as producer:
+            with self._producers[self._connect()].acquire(block=True) as producer:
                 for task_id, request in tasks:  # the error names the id
                     self._celery.send_task(
                         names.TASK_NAME,

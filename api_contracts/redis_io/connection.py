@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ssl
 from typing import Any
 
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.connection import parse_url
 from redis.exceptions import (
     ClusterDownError,
     MasterDownError,
@@ -22,6 +20,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from api_contracts.errors import ServiceUnavailable
+from api_contracts.redis_io.address import RedisAddress
 
 #: Exceptions of redis-py when Redis can't be reached.
 REDIS_UNREACHABLE = (RedisConnectionError, RedisTimeoutError)
@@ -45,36 +44,21 @@ OPTIONS: dict[str, Any] = {
 
 def connect(url: str) -> Redis:
     """A client whose calls fail within seconds without Redis; raises ValueError for a bad URL."""
-    return _client(url, OPTIONS)
+    address = RedisAddress.parse(url)
+    return Redis.from_url(address.url, **connection_options(address))
 
 
 def connect_impatiently(url: str, answer_s: float) -> Redis:
     """A client whose calls time out after `answer_s`, with one retry."""
+    address = RedisAddress.parse(url)
+    options = connection_options(address, answer_s)
+    return Redis.from_url(address.url, **options, retry=Retry(NoBackoff(), 1))
+
+
+def connection_options(address: RedisAddress, answer_s: float | None = None) -> dict[str, Any]:
+    """redis-py's arguments for an address; `answer_s` replaces both of its timeouts."""
     limits = {"socket_timeout": answer_s, "socket_connect_timeout": answer_s}
-    return _client(url, {**OPTIONS, **limits, "retry": Retry(NoBackoff(), 1)})
-
-
-def _client(url: str, options: dict[str, Any]) -> Redis:
-    return Redis.from_url(checked_url(url), **options)
-
-
-def checked_url(url: str) -> str:
-    """The URL itself; raises ValueError for a bad one."""
-    try:
-        parse_url(url)
-    except ValueError:
-        # Its own message repeats what is where the port should be: that may be a password.
-        message = "is no Redis URL; in user and password write / as %2F, @ as %40, : as %3A"
-        raise ValueError(message) from None
-    return url
-
-
-def celery_tls(setting: str, url: str) -> dict[str, dict[str, ssl.VerifyMode]]:
-    """Celery's `setting` that makes it verify a server's certificate; by default it does not.
-
-    `setting` is `broker_use_ssl` or `redis_backend_use_ssl`. Empty unless the URL is `rediss://`.
-    """
-    return {setting: {"ssl_cert_reqs": ssl.CERT_REQUIRED}} if url.startswith("rediss://") else {}
+    return {**OPTIONS, **address.options, **address.tls, **(limits if answer_s else {})}
 
 
 def is_unavailable(error: BaseException) -> bool:

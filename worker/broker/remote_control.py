@@ -1,6 +1,7 @@
 """Celery's remote control: `revoke` cancels through the record, `sag_well` reports health.
 
-Replaces Celery's `revoke` and `terminate` in `celery.worker.control.Panel`.
+Replaces Celery's `revoke` and `terminate` in `celery.worker.control.Panel`, and refuses the
+commands that would hold messages, or steer them to this worker or away from it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,21 @@ logger = logging.getLogger(__name__)
 
 #: The command of `sag-worker health`.
 WELL = "sag_well"
+#: Commands that are answered with an error, and why.
+REFUSED = {
+    "rate_limit": "a limited message would be held while nobody renews its lease; limit where"
+    " tasks are sent",
+    "time_limit": "use a request's deadline_s, or SAG_STEP_TIMEOUT_S",
+    "revoke_by_stamped_headers": "stamps are not served; revoke tasks by id",
+    **dict.fromkeys(
+        ("pool_grow", "pool_shrink", "pool_restart", "autoscale"),
+        "the number of slots is SAG_SLOTS; start more workers, or restart this one",
+    ),
+    **dict.fromkeys(
+        ("add_consumer", "cancel_consumer"),
+        "a worker serves the queues of SAG_MODELS; to serve none, stop it",
+    ),
+}
 
 
 def install(records: Records, state: Callable[[], dict[str, Any]]) -> None:
@@ -51,4 +67,20 @@ def install(records: Records, state: Callable[[], dict[str, Any]]) -> None:
 
     Panel.register(name="revoke", help="Cancel tasks.")(revoke)
     Panel.register(name="terminate", help="Cancel tasks.")(terminate)
+
+    def hello(_state: Any, **_: Any) -> dict[str, Any]:  # noqa: ANN401  # Celery's signature
+        """Nothing: Celery would take over the ids that another worker has revoked."""
+        return {}
+
+    Panel.register(name="hello", type="inspect", visible=False)(hello)
+    for name, why in REFUSED.items():
+        Panel.register(name=name, help="Not served.")(_refuse(name, why))
     Panel.register(name=WELL, type="inspect", help="Would it claim a task?")(well)
+
+
+def _refuse(name: str, why: str) -> Callable[..., dict[str, str]]:
+    def refuse(_state: Any, **_: Any) -> dict[str, str]:  # noqa: ANN401  # Celery's signature
+        logger.warning("remote control command %s refused: %s", name, why)
+        return {"error": f"{name} is not served: {why}"}
+
+    return refuse

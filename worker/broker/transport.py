@@ -34,7 +34,7 @@ from worker.broker.validate_message import envelope
 from worker.redis_retry import retry_redis
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from kombu import Message
 
@@ -50,6 +50,21 @@ REFUSED_PAUSE_S = 1.0
 TAKE = scripts.read("worker.broker", "take")
 #: The timer of each event loop that polls, so that a reconnect replaces it.
 _POLL_TIMERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+class Predicate:
+    """A function among the transport options that JSON can show, as `inspect stats` does."""
+
+    def __init__(self, ask: Callable[[], bool]) -> None:
+        self._ask = ask
+
+    def __call__(self) -> bool:
+        """What the function returns."""
+        return self._ask()
+
+    def __json__(self) -> bool:
+        """The same, for kombu's JSON encoder."""
+        return self._ask()
 
 
 class QoS(kombu_redis.QoS):

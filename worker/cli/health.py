@@ -5,15 +5,15 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, Any
 
-from celery import Celery
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from api_contracts.client.queues import lists_of
 from api_contracts.client.records import service_errors
 from api_contracts.errors import ServiceUnavailable
-from api_contracts.names import PRIORITIES, TRANSPORT_OPTIONS
-from api_contracts.redis_io.connection import CONNECT_S, celery_tls, connect
+from api_contracts.names import PRIORITIES
+from api_contracts.redis_io.celery_app import celery_app
+from api_contracts.redis_io.connection import connect
 from worker.broker.remote_control import WELL
 
 if TYPE_CHECKING:
@@ -41,13 +41,7 @@ def all_workers(settings: Settings) -> dict[str, dict[str, Any]]:
 
     Raises `ServiceUnavailable` when Redis does not answer.
     """
-    url = settings.broker_url.get_secret_value()
-    app = Celery("sag-health", broker=url, set_as_current=False, fixups=[])
-    app.conf.update(
-        broker_transport_options=dict(TRANSPORT_OPTIONS),
-        broker_connection_timeout=CONNECT_S,
-        **celery_tls("broker_use_ssl", url),
-    )
+    app = celery_app("sag-health", settings.broker_url.get_secret_value())
     try:
         replies = app.control.broadcast(WELL, reply=True, timeout=ANSWER_TIMEOUT_S)
     except (OperationalError, RedisError) as error:

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
 from api_contracts.errors import FieldError
 from api_contracts.names import queue_name
-from api_contracts.redis_io.connection import connect
+from api_contracts.redis_io.address import RedisAddress
 from api_contracts.request import NAME_PATTERN, URL_PATTERN, ReplyTo
 
 if TYPE_CHECKING:
@@ -26,10 +26,7 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def _check_redis_url(url: SecretStr) -> SecretStr:
-    if not url.get_secret_value().startswith(("redis://", "rediss://")):
-        message = "must start with redis:// or rediss://"
-        raise ValueError(message)
-    connect(url.get_secret_value())
+    RedisAddress.parse(url.get_secret_value())
     return url
 
 

@@ -37,6 +37,8 @@ Alias = Annotated[str, Field(pattern=MODEL_PATTERN)]
 Prefix = Annotated[
     str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*)?$")
 ]
+#: Settings for which the empty string is a value; an empty variable leaves the others at default.
+MAY_BE_EMPTY = frozenset({"s3_prefix", "s3_input_prefix"})
 
 
 class Settings(BaseSettings):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from celery import Celery
 from kombu import Queue
 from kombu.exceptions import KombuError, OperationalError
 from kombu.pools import producers
 from redis.exceptions import RedisError
 
-from api_contracts.redis_io.connection import CONNECT_S, celery_tls
+from api_contracts.redis_io.celery_app import celery_app, connection_for_write
+from api_contracts.redis_io.connection import CONNECT_S
 from worker.errors import PushError
 
 if TYPE_CHECKING:
@@ -30,7 +30,12 @@ class CeleryReplies:
             each.address: each.broker_url.get_secret_value() if each.broker_url else broker_url
             for each in targets
         }
-        self._apps = {url: _app(url) for url in self._urls.values()}
+        # Unlike the workers' own queues these have Celery's default priorities and names.
+        options = {"socket_timeout": 10, "socket_connect_timeout": CONNECT_S}
+        self._apps = {
+            url: celery_app("sag-reply", url, broker_transport_options=options)
+            for url in self._urls.values()
+        }
 
     def send(self, to: ReplyTo, message_id: str, event: bytes) -> None:
         """Send the event; raises `PushError` unless it is in the queue."""
@@ -38,8 +43,7 @@ class CeleryReplies:
             raise PushError("it is not among SAG_REPLY_TO of this worker", final=True)
         app = self._apps[url]
         try:
-            # The URL is explicit because Celery prefers the variable CELERY_BROKER_URL.
-            with producers[app.connection_for_write(url)].acquire(block=True) as producer:
+            with producers[connection_for_write(app)].acquire(block=True) as producer:
                 app.send_task(
                     to.task,
                     kwargs={"event": json.loads(event)},
@@ -58,15 +62,3 @@ class CeleryReplies:
         """Close the connections."""
         for app in self._apps.values():
             app.close()
-
-
-def _app(url: str) -> Celery:
-    """An application that only sends, with Celery's default priorities and queue names."""
-    app = Celery("sag-reply", broker=url, set_as_current=False, fixups=[])
-    app.conf.update(
-        task_serializer="json",
-        broker_transport_options={"socket_timeout": 10, "socket_connect_timeout": CONNECT_S},
-        broker_connection_timeout=CONNECT_S,
-        **celery_tls("broker_use_ssl", url),
-    )
-    return app

@@ -1,0 +1,148 @@
+"""A Redis URL means the same to redis-py, kombu and Celery, or is refused."""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kombu import Connection
+from redis.connection import parse_url
+
+from api_contracts import AsyncGenerationClient, GenerationClient
+from api_contracts.redis_io.address import RedisAddress
+from api_contracts.redis_io.celery_app import celery_app
+from api_contracts.redis_io.connection import connect
+from worker.config.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from celery import Celery
+
+#: URLs that are supported: host, port, database, user, password, timeouts.
+SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "redis://h": ("h", 6379, 0, None, None, {}),
+    "redis://h:1?db=3": ("h", 1, 3, None, None, {}),
+    "redis://h/2?db=3": ("h", 6379, 3, None, None, {}),
+    "redis://h/2/": ("h", 6379, 2, None, None, {}),
+    "redis:///4": ("localhost", 6379, 4, None, None, {}),
+    "redis://:a;b@h:1/0": ("h", 1, 0, None, "a;b", {}),
+    "redis://:a%3Bb@h:1/0": ("h", 1, 0, None, "a;b", {}),
+    "redis://me:p@ss:w%2Frd@h/0": ("h", 6379, 0, "me", "p@ss:w/rd", {}),
+    "redis://[::1]:1/0": ("::1", 1, 0, None, None, {}),
+    "redis://h/0?socket_timeout=5&socket_connect_timeout=0.5&health_check_interval=7&client_name=a%20b": (
+        "h", 6379, 0, None, None,
+        {"socket_timeout": 5.0, "socket_connect_timeout": 0.5, "health_check_interval": 7.0,
+         "client_name": "a b"},
+    ),
+}  # fmt: skip
+#: URLs that are refused, and a part of the reason.
+REFUSED = {
+    "redis://h/x": "database number",
+    "redis://h/1/2": "database number",
+    "redis://h/0?db=": "database number",
+    "redis://h/0?protocol=3": "unknown option 'protocol'",
+    "redis://h/0?virtual_host=3": "unknown option 'virtual_host'",
+    "redis://h/0?db=1&db=2": "twice 'db'",
+    "redis://h/0?socket_timeout=soon": "seconds above 0",
+    "redis://h/0?socket_timeout=-1": "seconds above 0",
+    "redis://h/0?socket_timeout=inf": "seconds above 0",
+    "redis://h/0?ssl_cert_reqs=required": "needs rediss://",
+    "rediss://h/0?ssl_cert_reqs=CERT_SOME": "one of ",
+    "rediss://h/0?ssl_check_hostname=maybe": "one of ",
+    "redis://h:1,g:2/0": "one server",
+    "redis://h:1/0;redis://g:2/0": "one server",
+    "redis://h;g/0": "one server",
+    "redis://h:0/0": "Redis URL",
+    "redis://h:99999/0": "Redis URL",
+    "redis://:p/w@h:1/0": "Redis URL",
+    "redis://:p?w@h:1/0": "Redis URL",
+    "redis://:p#w@h:1/0": "Redis URL",
+    "unix:///nowhere/none.sock?db=1": "must start with redis://",
+    "sentinel://h:1/0": "must start with redis://",
+    "": "must start with redis://",
+}
+TLS = {
+    "rediss://h/0": {"ssl_cert_reqs": ssl.CERT_REQUIRED},
+    "rediss://h/0?ssl_cert_reqs=CERT_REQUIRED": {"ssl_cert_reqs": ssl.CERT_REQUIRED},
+    "rediss://h/0?ssl_cert_reqs=none": {"ssl_cert_reqs": ssl.CERT_NONE},
+    "rediss://h/0?ssl_ca_certs=%2Fa%20b&ssl_check_hostname=False": {
+        "ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": "/a b", "ssl_check_hostname": False,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("url", "wanted"), SUPPORTED.items())
+def test_all_libraries_connect_alike(url: str, wanted: tuple[Any, ...]) -> None:
+    """The clients' and workers' connections, the broker's and the backend's have the same place."""
+    host, port, database, user, password, timeouts = wanted
+    place = {"host": host, "port": port, "db": database, "password": password} | timeouts
+    place |= {"username": user} if user else {}
+    address = RedisAddress.parse(url)
+    app = celery_app("x", url, result_backend=address.url)
+    broker = app.connection_for_write()
+    assert (broker.hostname, broker.port or 6379, broker.virtual_host) == (
+        host,
+        port,
+        str(database),
+    )
+    assert (broker.userid, broker.password) == (user, password)
+    assert {name: broker.transport_options[name] for name in timeouts} == timeouts
+    sync, asynchronous = GenerationClient(url).redis, AsyncGenerationClient(url).redis
+    for found in (connect(url), sync, asynchronous):
+        kwargs = found.connection_pool.connection_kwargs
+        defaults = {"port": 6379, "password": None}
+        assert {name: kwargs.get(name, defaults.get(name)) for name in place} == place
+    backend = {name: app.backend.connparams.get(name) for name in place if name not in timeouts}
+    assert backend == {name: value for name, value in place.items() if name not in timeouts}
+
+
+@pytest.mark.parametrize(("url", "wanted"), TLS.items())
+def test_all_libraries_verify_alike(url: str, wanted: dict[str, Any]) -> None:
+    """Options of TLS reach redis-py, kombu and the backend; without them certificates count."""
+    address = RedisAddress.parse(url)
+    tls = address.celery_tls("redis_backend_use_ssl")
+    app: Celery = celery_app("x", url, result_backend=address.url, **tls)
+    assert app.connection_for_write().ssl == wanted
+    for kwargs in (connect(url).connection_pool.connection_kwargs, app.backend.connparams):
+        assert {name: kwargs[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(("url", "reason"), REFUSED.items())
+@pytest.mark.parametrize(
+    "read",
+    [
+        GenerationClient,
+        AsyncGenerationClient,
+        lambda url: GenerationClient("redis://h/0", events_url=url or "x"),
+        lambda url: Settings(broker_url=url),
+    ],
+    ids=["client", "asyncio", "events", "settings"],
+)
+def test_another_url_is_refused_at_once(
+    read: Callable[[str], object], url: str, reason: str
+) -> None:
+    """By the constructors of both clients and by the settings, with the reason."""
+    with pytest.raises(ValueError, match=reason):
+        read(url)
+
+
+@settings(max_examples=30)
+@given(
+    user=st.text(max_size=8), password=st.text(max_size=8), database=st.integers(0, 10**6),
+)  # fmt: skip
+def test_any_password_survives(user: str, password: str, database: int) -> None:
+    """The URL without options is read by redis-py and by kombu as the original was meant."""
+    from urllib.parse import quote
+
+    login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if user or password else ""
+    address = RedisAddress.parse(f"redis://{login}host:7/{database}")
+    kwargs, parts = parse_url(address.url), Connection(address.url)
+    assert kwargs.get("username", "") == user
+    assert kwargs.get("password", "") == password
+    assert (parts.userid or "", parts.password or "", parts.virtual_host) == (
+        user, password, str(database),
+    )  # fmt: skip
