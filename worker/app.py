@@ -1,4 +1,4 @@
-"""The Celery application and all its settings; nothing else in the project configures Celery."""
+"""The worker's Celery application and its settings; clients' broker options are in `names`."""
 
 from __future__ import annotations
 

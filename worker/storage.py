@@ -209,8 +209,9 @@ class _NotFoundError(Exception):
 def _is_missing(http: int, code: str | None, operation: str) -> bool:
     """Whether an answer means that there is no such object.
 
-    A user who may not list the bucket gets 403 instead of 404; if the credentials are wrong, the
-    upload that follows is refused too. Only an upload's answer distinguishes a missing bucket.
+    A HEAD without the right to list the bucket gets 403 for a missing object, not 404; if the
+    credentials are wrong, the upload that follows is refused too. Only an upload's answer
+    distinguishes a missing bucket.
     """
     if operation == "put_object":
         return code == "NoSuchKey"

@@ -56,7 +56,7 @@ class TaskHandle:
         """Request cancellation and return the status before it.
 
         A waiting task ends at once, a running one before its next UNet call; one that has ended
-        stays as it is. Without a record (None) the request is kept until the task arrives.
+        stays as it is. Without a record (None) the request waits, at most `SAG_RECORD_TTL_S`.
         """
         return self._records.cancel(self.task_id)
 

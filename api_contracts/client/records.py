@@ -45,9 +45,9 @@ class Records:
         self._cancel = load(self.redis, "api_contracts.redis_io", "cancel")
 
     def submit(self, tasks: Sequence[Submission]) -> list[tuple[str, GenerationRequest]]:
-        """Write records for new ids in one round trip; returns the messages to send.
+        """Write records for new ids in one round trip; returns the tasks whose messages to send.
 
-        Those are the waiting tasks, each with the request that was first submitted under its id.
+        Those are the queued ones: id, and the request that was first submitted under that id.
         """
         with service_errors():
             return to_send(tasks, self._write(tasks))

@@ -39,7 +39,7 @@ def test_a_log_gives_ready_processes_and_claims(tmp_path: Path) -> None:
     log.write_text(
         " -------------- celery@x\n" + line(5, "cpu@x ready.")
         + line(5, "task t attempt 1: claimed (fence 1)")
-        + line(5, "built models/x on cpu in 0.2 s")
+        + line(5, "loaded model models/x on cpu in 0.2 s")
         + line(9, "cpu@x ready.") + line(9, "task t attempt 1: claimed (fence 2)")
         + line(9, "broken", traceback="Traceback\nValueError: x")
         + OFF_LINE % "fence" + "\n"

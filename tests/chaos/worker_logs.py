@@ -15,7 +15,7 @@ from tests.chaos.site.patches import OFF_LINE
 if TYPE_CHECKING:
     from pathlib import Path
 
-_BUILT = re.compile(r"built .+ on \S+ in ")
+_BUILT = re.compile(r"loaded model .+ on \S+ in ")
 _CLAIMED = re.compile(r"task (\S+) attempt (\d+): claimed \(fence (\d+)\)")
 _READY = re.compile(r" ready\.$")
 _TURNED_OFF = re.compile(re.escape(OFF_LINE).replace("%s", r"(\w+)"))

@@ -37,7 +37,7 @@ def host_workers(settings: Settings) -> dict[str, str | None]:
 
 
 def all_workers(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Return `refusal`, `device` and `running` of each worker of the broker, by node name.
+    """Return `refusal`, `device`, `running` (task ids) of each worker of the broker, by node name.
 
     Raises `ServiceUnavailable` when Redis does not answer.
     """

@@ -26,7 +26,7 @@ _SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 
 
 def read() -> Settings:
-    """Read the settings; raises what pydantic raises.
+    """Read the settings; raises `ValidationError`, or `SettingsError` for what is not JSON.
 
     Celery's own variables are removed with a warning: they would override the settings.
     """

@@ -79,7 +79,7 @@ def load(spec: ModelSpec, device: str, offload: str, *, compiled: bool = False) 
         # One graph for each number of rows and size of latents; torch's default limit is 8.
         torch._dynamo.config.recompile_limit = 256  # noqa: SLF001  # torch's documented place
         pipeline.unet.compile(dynamic=False)
-    logger.info("built %s on %s in %.1f s", spec.path, device, time.perf_counter() - began_s)
+    logger.info("loaded model %s on %s in %.1f s", spec.path, device, time.perf_counter() - began_s)
     return LoadedModel(pipeline, device, mode, compiled)
 
 

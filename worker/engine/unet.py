@@ -111,7 +111,7 @@ class BatchedUnet:
         except torch.OutOfMemoryError:
             self.capacity = self.capacity.halved(rows, height, width)
             logger.warning(
-                "out of memory in a UNet call of %d rows of %d x %d latents; row limit halved",
+                "UNet call out of memory: %d rows of %d x %d latents; row limit now half of that",
                 rows, height, width,
             )  # fmt: skip
             raise

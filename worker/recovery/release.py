@@ -37,5 +37,5 @@ def release_owner(settings: Settings, owner: str) -> int:
             number += messages.requeue(tag)
     if number:
         metrics.RECOVERED.labels("death").inc(number)
-        logger.warning("%d messages of dead process %s requeued", number, owner)
+        logger.warning("%d orphaned messages of %s requeued", number, owner)
     return number
