@@ -33,7 +33,7 @@ class RedisAddress:
 
     #: Scheme, user, password, host, port and database; no options.
     url: str
-    #: Timeouts in seconds, and `client_name`: arguments of redis-py and options of kombu's transport.
+    #: Timeouts in seconds and `client_name`, as redis-py and the options of kombu name them.
     options: dict[str, Any]
     #: redis-py's `ssl_…` arguments; empty unless the scheme is `rediss`.
     tls: dict[str, Any]

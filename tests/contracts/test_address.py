@@ -33,11 +33,11 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "redis://:a%3Bb@h:1/0": ("h", 1, 0, None, "a;b", {}),
     "redis://me:p@ss:w%2Frd@h/0": ("h", 6379, 0, "me", "p@ss:w/rd", {}),
     "redis://[::1]:1/0": ("::1", 1, 0, None, None, {}),
-    "redis://h/0?socket_timeout=5&socket_connect_timeout=0.5&health_check_interval=7&client_name=a%20b": (
+    "redis://h/0?socket_timeout=5&socket_connect_timeout=0.5&client_name=a%20b": (
         "h", 6379, 0, None, None,
-        {"socket_timeout": 5.0, "socket_connect_timeout": 0.5, "health_check_interval": 7.0,
-         "client_name": "a b"},
+        {"socket_timeout": 5.0, "socket_connect_timeout": 0.5, "client_name": "a b"},
     ),
+    "redis://h?health_check_interval=7": ("h", 6379, 0, None, None, {"health_check_interval": 7.0}),
 }  # fmt: skip
 #: URLs that are refused, and a part of the reason.
 REFUSED = {

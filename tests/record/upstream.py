@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 TRANSPORT = "worker/broker/transport.py"
 OVERRIDES = "worker/broker/celery_overrides.py"
 VALIDATE = "worker/broker/validate_message.py"
+REMOTE = "worker/broker/remote_control.py"
+CELERY_APP = "api_contracts/redis_io/celery_app.py"
 
 
 class Upstream(NamedTuple):
@@ -51,10 +53,24 @@ FUNCTIONS = [
     ),
     Upstream("celery.concurrency.thread:TaskPool.on_apply", OVERRIDES, "d11f09ccc8ac3264"),
     Upstream("celery.backends.redis:RedisBackend._set_with_state", OVERRIDES, "f2739e9621f14f6b"),
-    Upstream("celery.worker.control:revoke", "worker/broker/remote_control.py", "25c3bde7a118a14d"),
-    Upstream(
-        "celery.worker.control:terminate", "worker/broker/remote_control.py", "31f08532aef33ad2"
+    Upstream("celery.worker.control:revoke", REMOTE, "25c3bde7a118a14d"),
+    Upstream("celery.worker.control:terminate", REMOTE, "31f08532aef33ad2"),
+    *(
+        Upstream(f"celery.worker.control:{name}", REMOTE, digest)
+        for name, digest in {
+            "hello": "53214c2c5982352f",
+            "rate_limit": "a9ab55fb9973fea2",
+            "time_limit": "422ef75da241a0f6",
+            "revoke_by_stamped_headers": "faad3c0081e03e2e",
+            "pool_grow": "68d54192e2ede502",
+            "pool_shrink": "984ccdef63d217b7",
+            "pool_restart": "ae6030afe7b4ae38",
+            "autoscale": "814fb2bdae182f01",
+            "add_consumer": "2c405aec2d526b21",
+            "cancel_consumer": "6ec2c6eb2c29daca",
+        }.items()
     ),
+    Upstream("celery.loaders.base:BaseLoader.read_configuration", CELERY_APP, "5efc15462e81a6e3"),
     # Called.
     Upstream(f"{REDIS}:QoS._remove_from_indices", TRANSPORT, "5940a5c23a877463"),
     Upstream(f"{REDIS}:Channel._connparams", TRANSPORT, "7cda548c60354a60"),
@@ -66,11 +82,9 @@ FUNCTIONS = [
     Upstream(f"{VIRTUAL}:Transport._deliver", TRANSPORT, "007e449e8e072a75"),
     Upstream("celery.backends.redis:RedisBackend.ensure", OVERRIDES, "602ae36d0f9b0761"),
     Upstream("celery.worker.state:task_ready", OVERRIDES, "ad25f2985520adf2"),
-    Upstream(
-        "celery.worker.control:Panel.register",
-        "worker/broker/remote_control.py",
-        "7d54f3fb93ba9e21",
-    ),
+    Upstream("celery.worker.control:Panel.register", REMOTE, "7d54f3fb93ba9e21"),
+    Upstream("celery.app.base:Celery._get_default_loader", CELERY_APP, "723830402def2c74"),
+    Upstream("kombu.utils.json:JSONEncoder.default", TRANSPORT, "817fab82f759ab79"),
     # What calls the functions above, reads what they set, or is fed with what they return.
     Upstream(f"{REDIS}:MultiChannelPoller.on_poll_start", TRANSPORT, "e30dfe30d00cda88"),
     Upstream(f"{REDIS}:MultiChannelPoller._register_BRPOP", TRANSPORT, "953b83d16e928e35"),

@@ -1,0 +1,75 @@
+"""Celery's remote control: no command holds messages, or steers them past the claim."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from celery.worker import state as worker_state
+from celery.worker.control import Panel
+from kombu.utils.json import dumps
+
+from worker.app import create_app
+from worker.broker import remote_control
+from worker.broker.remote_control import REFUSED, WELL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from worker.config.settings import Settings
+
+#: Commands of Celery that are served by its own code: they read, or end the worker as SIGTERM does.
+HARMLESS = {
+    "active", "active_queues", "clock", "conf", "disable_events", "election", "enable_events",
+    "heartbeat", "memdump", "memsample", "objgraph", "ping", "query_task", "registered", "report",
+    "reserved", "revoked", "scheduled", "shutdown", "stats",
+    # Former names of some of them.
+    "dump_active", "dump_conf", "dump_reserved", "dump_revoked", "dump_schedule", "dump_tasks",
+}  # fmt: skip
+
+
+class NoRecords:
+    """Records that nothing asks."""
+
+
+@pytest.fixture(autouse=True)
+def installed() -> Iterator[None]:
+    """The commands of a worker; Celery's own come back afterwards."""
+    before = dict(Panel.data), dict(Panel.meta)
+    remote_control.install(NoRecords(), dict)  # type: ignore[arg-type]  # not used
+    yield
+    Panel.data, Panel.meta = before
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_command_that_would_hold_or_steer_is_refused(name: str) -> None:
+    """With the reason as its answer, whatever its arguments; Celery's code does not run."""
+    answer = Panel.data[name](None, anything=1, destination="x")
+    assert answer == {"error": f"{name} is not served: {REFUSED[name]}"}
+
+
+def test_every_command_is_accounted_for() -> None:
+    """A command that an upgrade of Celery adds must be looked at before it is served."""
+    own = {"revoke", "terminate", "hello", WELL}
+    assert set(Panel.data) == HARMLESS | own | set(REFUSED)
+
+
+def test_what_another_worker_revoked_is_not_taken_over() -> None:
+    """Celery drops the messages of such ids before their tasks begin; their records stay open."""
+    assert Panel.data["hello"](None, from_node="a@b", revoked={"task": 1.0}) == {}
+    assert "task" not in worker_state.revoked
+
+
+def test_a_rate_limit_has_no_effect(settings: Settings) -> None:
+    """Not even one that is set on the task: Celery makes no bucket for it, which would hold it."""
+    app = create_app(settings)
+    assert app.conf.worker_disable_rate_limits is True
+
+
+def test_the_brokers_options_can_be_shown(settings: Settings) -> None:
+    """`inspect stats` answers with them as JSON, functions among them; Flower asks for it."""
+    options: dict[str, Any] = create_app(settings).connection_for_read().info()
+    shown = json.loads(dumps(options))["transport_options"]
+    assert shown["may_take"] is True
+    assert shown["owner"]

@@ -1,0 +1,63 @@
+"""Variables of other programs and of platforms in the environment change no setting."""
+
+from __future__ import annotations
+
+import pytest
+
+from worker.config.environment import CELERY_VARIABLES, UNHEARD_VARIABLES, cleaned
+from worker.config.settings import MAY_BE_EMPTY, Settings
+
+#: What Kubernetes puts into each pod of a namespace with a Service named `sag-metrics`.
+SERVICE_LINKS = {
+    "SAG_METRICS_SERVICE_HOST": "10.96.3.7", "SAG_METRICS_SERVICE_PORT": "9100",
+    "SAG_METRICS_PORT": "tcp://10.96.3.7:9100", "SAG_METRICS_PORT_9100_TCP_PORT": "9100",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CELERY_VARIABLES)
+def test_what_celery_prefers_is_removed(name: str) -> None:
+    """With a warning; an empty one says nothing, and needs none."""
+    environment = {name: "redis://elsewhere/0"}
+    assert list(cleaned(environment)) == [f"{name} is ignored; use the SAG_… variables"]
+    assert environment == {}
+    assert list(cleaned({name: ""})) == []
+
+
+@pytest.mark.parametrize("name", UNHEARD_VARIABLES)
+def test_what_celerys_command_line_reads_is_named(name: str) -> None:
+    """It stays for other programs: nothing here reads it."""
+    environment = {name: "redis://elsewhere/0"}
+    assert list(cleaned(environment)) == [f"{name} is ignored; use the SAG_… variables"]
+    assert environment == {name: "redis://elsewhere/0"}
+
+
+@pytest.mark.parametrize("value", ["tcp://10.96.3.7:9100", "udp://[::1]:53", "sctp://a:1"])
+def test_a_service_link_is_no_port(value: str) -> None:
+    """The warning names the variable and the mend."""
+    environment = SERVICE_LINKS | {"SAG_METRICS_PORT": value}
+    (warning,) = cleaned(environment)
+    assert f"SAG_METRICS_PORT={value} is ignored" in warning
+    assert "enableServiceLinks: false" in warning
+    assert "SAG_METRICS_PORT" not in environment
+
+
+def test_a_port_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anything but a service link reaches the validation of the settings."""
+    environment = {"SAG_METRICS_PORT": "tcp"}
+    assert list(cleaned(environment)) == []
+    monkeypatch.setenv("SAG_METRICS_PORT", "tcp")
+    with pytest.raises(ValueError, match="metrics_port"):
+        Settings()
+
+
+@pytest.mark.parametrize("field", Settings.model_fields)
+def test_an_empty_variable_is_one_that_is_not_set(
+    field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As templates write it; but a prefix in S3 may be empty."""
+    environment = {f"SAG_{field.upper()}": ""}
+    assert list(cleaned(environment)) == []
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    read = getattr(Settings(), field)
+    assert read == ("" if field in MAY_BE_EMPTY else getattr(Settings.model_construct(), field))
