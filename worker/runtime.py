@@ -26,6 +26,7 @@ from worker.record.celery_state import CeleryState
 from worker.record.event_publisher import EventPublisher
 from worker.record.task_record import TaskRecord
 from worker.recovery.active_tasks import ActiveTasks
+from worker.recovery.exit_deadline import ExitDeadline
 from worker.recovery.lease import Lease
 from worker.recovery.reconciler import Reconciler
 from worker.recovery.timing import renewal_timeout_s
@@ -118,6 +119,7 @@ class WorkerProcess:
             on_broken=self._end_broken,
         )
         self._watchdog = Watchdog(self._measure_step_s, settings.step_timeout_s, self._on_stall)
+        self._exit_deadline = ExitDeadline(lambda: bool(self._tasks.ids), settings.exit_timeout_s)
 
     def start(self) -> None:
         """Start the background threads; those of the engine and the publisher start with a task."""
@@ -139,6 +141,7 @@ class WorkerProcess:
         self._signalled_s.append(time.monotonic())
         wait_s = drain_s(self._signalled_s, self._settings.drain_timeout_s)
         logger.info("draining: unfinished tasks are requeued in %g s", wait_s)
+        self._exit_deadline.set(wait_s, status=0)
         _call_later(wait_s, self.executor.drain)
 
     def close(self) -> None:
@@ -161,6 +164,7 @@ class WorkerProcess:
         """Exit a process that takes no more tasks; until then `health` reports the reason."""
         logger.critical("this process exits in %g s: %s", BROKEN_EXIT_DELAY_S, reason)
         _call_later(BROKEN_EXIT_DELAY_S, lambda: setattr(state, "should_stop", DEVICE_FAILED))
+        self._exit_deadline.set(BROKEN_EXIT_DELAY_S, status=DEVICE_FAILED)
 
     def _on_stall(self) -> None:
         limit_s = self._settings.step_timeout_s

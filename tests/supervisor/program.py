@@ -92,11 +92,11 @@ if __name__ == "__main__":
     os.environ["STUBS"] = str(FOLDER)
     if (FOLDER / "no-pidfd").exists():
         os.pidfd_open = refuse_pidfd
-    supervisor.GRACE_S = GRACE_S
     process_manager._MIN_PAUSE_S[70] = 0.2
     release.release_owner = lambda *_: 0  # there is no Redis
     environments = {
         f"gpu{n}": {"CUDA_VISIBLE_DEVICES": f"GPU-{n}", "SAG_DEVICE": "cuda:0"} for n in (1, 2)
     }
-    settings = Settings(drain_timeout_s=0)
+    settings = Settings(drain_timeout_s=0, exit_timeout_s=1)
+    supervisor.KILL_DELAY_S = GRACE_S - settings.exit_timeout_s
     sys.exit(supervisor.run(settings, environments, globals()[KIND], "tests.supervisor.server"))

@@ -155,6 +155,13 @@ class Settings(BaseSettings):
         le=86_400,
         description="Seconds that running tasks have to finish after SIGTERM.",
     )
+    exit_timeout_s: float = Field(
+        default=90,
+        ge=1,
+        le=86_400,
+        description="Seconds after the drain in which a process may still store results and "
+        "requeue tasks. Then it exits whatever hangs; leases return what it held.",
+    )
     record_ttl_s: int = Field(
         default=86_400,
         ge=60,

@@ -24,9 +24,8 @@ logger = logging.getLogger(__name__)
 
 #: Pause between two checks of the processes, in seconds.
 POLL_INTERVAL_S = 0.1
-#: Time after the drain in which a process may still upload and write results before it is killed,
-#: in seconds.
-GRACE_S = 90.0
+#: A process that has not exited so long after `SAG_EXIT_TIMEOUT_S` is killed, in seconds.
+KILL_DELAY_S = 5.0
 
 
 def worker_environments(
@@ -86,7 +85,7 @@ def run(
             environments,
             lambda name, extra: ChildProcess(name, extra, work, preload, settings.log_format),
             orphans.add,
-            settings.drain_timeout_s + GRACE_S,
+            settings.drain_timeout_s + settings.exit_timeout_s + KILL_DELAY_S,
         )
         try:
             while not manager.has_stopped or orphans.is_left:
