@@ -10,7 +10,7 @@ from celery import Celery
 
 from tests.service.conftest import END_S, SHORT, sag_worker
 from worker import embedded
-from worker.config.environment import CELERY_VARIABLES
+from worker.config.environment import CELERY_VARIABLES, UNHEARD_VARIABLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +27,17 @@ def elsewhere() -> dict[str, str]:
     """Variables of other applications: Celery's own, and a Django project's."""
     variables = dict.fromkeys(CELERY_VARIABLES, f"redis://127.0.0.1:{embedded.free_port()}/0")
     return variables | {"DJANGO_SETTINGS_MODULE": "nowhere.settings"}
+
+
+#: What Celery's command line and its loader read, and what Kubernetes sets for a Service.
+FOREIGN = {
+    "BROKER_URL": "redis://127.0.0.1:1/0", "RESULT_BACKEND": "redis://127.0.0.1:1/7",
+    "APP": "shop", "LOADER": "shop.loader:Loader", "CONFIG_MODULE": "shop.celeryconfig",
+    "CELERY_LOADER": "shop.loader:Loader", "CELERY_CONFIG_MODULE": "shop.celeryconfig",
+    "SKIP_CHECKS": "maybe", "NO_COLOR": "yes please", "C_STRICT_APP": "1", "TZ": "Asia/Tokyo",
+    "SAG_METRICS_PORT": "tcp://10.96.3.7:9100", "SAG_METRICS_SERVICE_PORT": "9100",
+    "SAG_MODELS": "", "SAG_RESULT_URL": "",
+}  # fmt: skip
 
 
 @pytest.mark.slow
@@ -54,6 +65,24 @@ def test_a_worker_ignores_celerys_own_variables(
         assert answer.get(timeout=END_S)["images"]
         for name in CELERY_VARIABLES:
             assert f"{name} is ignored; use" in service.log.read_text()
+
+
+@pytest.mark.slow
+def test_a_worker_serves_beside_foreign_variables(
+    start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
+) -> None:
+    """Under `run` a task and its result are where they belong; those meant for Celery are named."""
+    with (
+        embedded.redis_server(tmp_path) as url,
+        start_service(url, others=FOREIGN) as service,
+    ):
+        app = Celery("caller", broker=url, backend=url, set_as_current=False)
+        answer = app.send_task("sag.generate", kwargs={"request": SHORT}, queue="generate.default")
+        assert answer.get(timeout=END_S)["images"]
+        log = service.log.read_text()
+        for name in UNHEARD_VARIABLES:
+            assert f"{name} is ignored; use" in log
+        assert "SAG_METRICS_PORT=tcp://10.96.3.7:9100 is ignored: Kubernetes" in log
 
 
 @pytest.mark.slow

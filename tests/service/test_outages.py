@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 from redis import Redis
 
-from tests.service.conftest import END_S, LONG, SHORT, check_events, wait_for, wait_until
+from tests.service.conftest import END_S, ENDLESS, LONG, SHORT, check_events, wait_for, wait_until
 from worker import embedded
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX
 
@@ -56,12 +59,15 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._port, self._stack = folder, embedded.free_port(), ExitStack()
-        self.url = ""
+        self.url, self.process_id = "", 0
 
     def start(self) -> str:
         """Start it, and give its URL, which is always the same."""
         server = embedded.redis_server(self._folder, self._port)
         self.url = self._stack.enter_context(server)
+        with Redis.from_url(self.url) as redis:
+            info: Any = redis.info("server")
+        self.process_id = int(info["process_id"])
         return self.url
 
     def stop(self) -> None:
@@ -69,11 +75,9 @@ class Server:
         self._stack.close()
         self._stack = ExitStack()
 
-    def process(self) -> int:
-        """Its process id."""
-        with Redis.from_url(self.url) as redis:
-            info: Any = redis.info("server")
-        return int(info["process_id"])
+    def kill(self) -> None:
+        """Kill it; it is not started again."""
+        os.kill(self.process_id, signal.SIGKILL)
 
 
 @pytest.fixture
@@ -129,7 +133,7 @@ def test_a_redis_that_freezes_for_longer_than_a_lease_loses_nothing(
     lease_s, pause = 2, threading.Event()
     with start_service(server.url, lease_s=str(lease_s), slots=str(TASKS)) as worker:
         handles = start_tasks(worker)
-        redis = server.process()
+        redis = server.process_id
         os.kill(redis, signal.SIGSTOP)
         pause.wait(2.5 * lease_s)
         os.kill(redis, signal.SIGCONT)
@@ -166,3 +170,53 @@ def test_a_worker_that_ends_by_an_error_has_status_1(
         with Redis.from_url(url) as redis:
             redis.acl_setuser("default", commands=["-rpop"])
         wait_until(lambda: "worker cpu exited (status 1)" in worker.log.read_text())
+
+
+#: With these a process has ended 5 s after SIGTERM; the rest is for a busy machine.
+SHORT_EXIT = {"drain_timeout_s": "0", "exit_timeout_s": "5"}
+WITHIN_S = 30.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["run", "work"])
+@pytest.mark.parametrize("away", ["frozen", "gone"])
+@pytest.mark.parametrize("tasks", [0, 3])
+def test_a_worker_ends_in_time_without_redis(
+    server: Server,
+    start_service: Callable[..., AbstractContextManager[Service]],
+    command: str,
+    away: str,
+    tasks: int,
+) -> None:
+    """Idle or with tasks, under a supervisor or alone, whatever its threads wait for."""
+    arguments = [sys.executable, "-m", "worker", command]
+    with start_service(server.url, arguments, **SHORT_EXIT) as worker:
+        for number in range(tasks):
+            wait_for(worker.client.submit(ENDLESS | {"seed": number}), "progress")
+        redis = server.process_id
+        os.kill(redis, signal.SIGSTOP)
+        if away == "gone":
+            server.kill()
+        began_s = time.monotonic()
+        worker.process.terminate()
+        status = worker.process.wait(END_S)
+        took_s = time.monotonic() - began_s
+        if away == "frozen":
+            os.kill(redis, signal.SIGCONT)
+        assert (status, took_s < WITHIN_S) == (0, True), took_s
+
+
+@pytest.mark.slow
+def test_children_of_a_killed_supervisor_end_without_redis(
+    server: Server, start_service: Callable[..., AbstractContextManager[Service]]
+) -> None:
+    """With tasks that can't be given back: nothing keeps a GPU from the next worker."""
+    with start_service(server.url, **SHORT_EXIT) as worker:
+        for number in range(3):
+            wait_for(worker.client.submit(ENDLESS | {"seed": number}), "progress")
+        (found,) = re.findall(r"worker cpu started: pid (\d+)", worker.log.read_text())
+        child = psutil.Process(int(found))
+        server.kill()
+        worker.process.kill()
+        child.wait(END_S)
+        assert "exits, leases return what it held" in worker.log.read_text()
