@@ -14,6 +14,7 @@ import stamina
 
 from api_contracts.errors import FieldError
 from worker.errors import BadRequestError, InputNotFoundError, StorageUnavailableError
+from worker.s3_client import connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 #: Largest input object, in bytes: enough for the embeddings of a page of prompts.
 MAX_INPUT_BYTES = 64 * 2**20
-#: Socket timeouts of a request, in seconds.
-CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, 30
 #: First and longest pause between two attempts, in seconds, before jitter.
 MIN_PAUSE_S, MAX_PAUSE_S = 0.2, 5.0
 #: Most attempts, however short the pauses.
@@ -31,6 +30,10 @@ MAX_ATTEMPTS = 100
 #: Answers that are retried; 409 and 412 mean that the object was written meanwhile.
 _RETRIED_STATUSES = frozenset({408, 409, 412, 429, 500, 502, 503, 504})
 _RETRIED_CODES = frozenset({"RequestTimeout", "SlowDown", "Throttling", "RequestTimeTooSkewed"})
+
+
+#: A store that answers as if it had no condition: a late writer could replace newer pictures.
+IGNORES_CONDITIONS = "ignores If-None-Match"
 
 
 class SupersededError(Exception):
@@ -63,16 +66,16 @@ class Storage:
         that a worker frozen in between changes nothing. Retries for `s3_retry_s`, then raises
         `StorageUnavailableError`; raises `SupersededError` when `is_owner` returns False.
         """
-        digest = hashlib.sha256(data)
+        digest = hashlib.sha256(data).hexdigest()
         address = {"Bucket": self._settings.s3_bucket, "Key": key}
         content = {
             "Body": data,
             "ContentType": content_type,
-            "ChecksumSHA256": base64.b64encode(digest.digest()).decode(),
-            "Metadata": {"sha256": digest.hexdigest()},
+            "Metadata": {"sha256": digest},
+            **_checksum(data, sha256=self._settings.s3_checksums),
         }
         self._retry(lambda: self._replace(address, content, is_owner))
-        return digest.hexdigest()
+        return digest
 
     def _replace(
         self, address: dict[str, Any], content: dict[str, Any], is_owner: Callable[[], bool]
@@ -87,6 +90,8 @@ class Storage:
             condition = {"IfMatch": found["ETag"]}
         if not is_owner():
             raise SupersededError
+        if not self._settings.s3_conditional_writes:
+            condition = {}
         try:
             self._call("put_object", address | content | condition)
         except _NotFoundError as error:  # the object was removed meanwhile
@@ -127,6 +132,11 @@ class Storage:
         )
         return url
 
+    @property
+    def endpoint(self) -> str:
+        """The URL that requests are sent to, also when AWS's variables or files name it."""
+        return str(self._client(self._settings.s3_endpoint_url).meta.endpoint_url)
+
     def check(self, owner: str) -> float | None:
         """Write and remove an object; return the server's time in Unix seconds, None if not sent.
 
@@ -135,11 +145,19 @@ class Storage:
         key = self.key(".doctor", owner)
         self.put(key, secrets.token_bytes(8), "text/plain")
         address = {"Bucket": self._settings.s3_bucket, "Key": key}
+        if self._settings.s3_conditional_writes:
+            self._check_condition(address)
         answer = self._retry(lambda: self._call("delete_object", address))
         date = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
         with suppress(ValueError):
             return parsedate_to_datetime(date).timestamp()
         return None
+
+    def _check_condition(self, address: dict[str, Any]) -> None:
+        """Raise `StorageUnavailableError` if the store overwrites an object despite a condition."""
+        with suppress(_RetryableError):  # 412, as it should be
+            self._call("put_object", address | {"Body": b"", "IfNoneMatch": "*"})
+            raise StorageUnavailableError(f"S3 at {self.endpoint} {IGNORES_CONDITIONS}")
 
     def _retry(self, call: Callable[[], Any]) -> Any:  # noqa: ANN401  # boto3's own replies
         """Return the result of `call`, retried for `s3_retry_s` while S3 is unavailable."""
@@ -154,10 +172,11 @@ class Storage:
                 with attempt:
                     return call()
         except _RetryableError as error:
-            endpoint = self._settings.s3_endpoint_url or "AWS"
             retry_s = self._settings.s3_retry_s
             duration = f" for {retry_s:g} s" if retry_s else ""
-            message = f"S3 at {endpoint} did not answer{duration} ({error}); submit again later"
+            message = (
+                f"S3 at {self.endpoint} did not answer{duration} ({error}); submit again later"
+            )
             raise StorageUnavailableError(message) from error
 
     def _call(self, operation: str, arguments: dict[str, Any], *, read_bytes: int = 0) -> Any:  # noqa: ANN401  # boto3's own replies
@@ -184,26 +203,22 @@ class Storage:
     def _client(self, endpoint_url: str | None) -> Any:  # noqa: ANN401  # boto3 clients have no type
         with self._lock:
             if endpoint_url not in self._clients:
-                import boto3.session  # noqa: PLC0415  # takes a second to import
-                from botocore.config import Config  # noqa: PLC0415
-
-                # A new session: the default one is not thread-safe.
-                self._clients[endpoint_url] = boto3.session.Session().client(
-                    "s3",
-                    endpoint_url=endpoint_url,
-                    config=Config(
-                        signature_version="s3v4",
-                        connect_timeout=CONNECT_TIMEOUT_S,
-                        read_timeout=READ_TIMEOUT_S,
-                        retries={"total_max_attempts": 1},
-                        s3={"addressing_style": "path" if endpoint_url else "auto"},
-                    ),
+                self._clients[endpoint_url] = connect(
+                    endpoint_url, checksums=self._settings.s3_checksums
                 )
             return self._clients[endpoint_url]
 
 
 class _NotFoundError(Exception):
     """No such object."""
+
+
+def _checksum(data: bytes, *, sha256: bool) -> dict[str, str]:
+    """The argument of an upload with which the server verifies it."""
+    if sha256:
+        return {"ChecksumSHA256": base64.b64encode(hashlib.sha256(data).digest()).decode()}
+    digest = hashlib.md5(data, usedforsecurity=False).digest()
+    return {"ContentMD5": base64.b64encode(digest).decode()}
 
 
 def _is_missing(http: int, code: str | None, operation: str) -> bool:

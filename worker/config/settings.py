@@ -118,6 +118,16 @@ class Settings(BaseSettings):
     s3_input_prefix: Prefix = Field(
         default="inputs", description="Key prefix of the objects that requests refer to."
     )
+    s3_conditional_writes: bool = Field(
+        default=True,
+        description="Write an object only if nobody has written it meanwhile. `false` is for "
+        "stores without conditional writes: see S3 stores.",
+    )
+    s3_checksums: bool = Field(
+        default=True,
+        description="Send SHA-256 with each object. `false` sends MD5, for stores without "
+        "`x-amz-checksum-sha256`.",
+    )
     s3_retry_s: float = Field(
         default=60,
         ge=0,

@@ -40,6 +40,7 @@ _OWN_KEYS = re.compile(
     rf"|{re.escape(UNACKED)}|celery-task-meta-|.*celery\.pidbox|.*celeryev"
 )
 _S3_FIX = "check SAG_S3_ENDPOINT_URL, SAG_S3_BUCKET and the AWS credentials"
+_S3_TLS_FIX = "name the file of the store's authority in SSL_CERT_FILE or AWS_CA_BUNDLE"
 _CLOCK_FIX = "set both clocks by NTP; else deadlines, presigned URLs and signatures for S3 go wrong"
 
 
@@ -132,19 +133,50 @@ def _family(key: str) -> str:
     return ascii(first if first == key else f"{first}*")[1:-1]
 
 
+def _s3_fix(settings: Settings, message: str) -> str:
+    if "TimeTooSkewed" in message:
+        return _CLOCK_FIX
+    if "CERTIFICATE_VERIFY_FAILED" in message:
+        return _S3_TLS_FIX
+    if lacking := _lacking(settings):
+        return f"the store lacks what these settings turn off: {', '.join(lacking)}"
+    return _S3_FIX
+
+
+def _lacking(settings: Settings) -> list[str]:
+    """Settings that turn off what the store lacks; empty when a write fails without them, too."""
+    features = "s3_conditional_writes", "s3_checksums"
+    without = settings.model_copy(update=dict.fromkeys(features, False))
+    if not _can_write(without):
+        return []
+    return [
+        f"SAG_{name.upper()}=false"
+        for name in features
+        if not _can_write(without.model_copy(update={name: True}))
+    ]
+
+
+def _can_write(settings: Settings) -> bool:
+    try:
+        Storage(settings).check(socket.gethostname())
+    except StorageUnavailableError:
+        return False
+    return True
+
+
 def check_s3(settings: Settings) -> Iterator[Finding]:
     """Write and remove an object, and compare the clock of the answer."""
-    where = f"{settings.s3_endpoint_url or 'AWS'}, bucket {settings.s3_bucket}"
     if importlib.util.find_spec("boto3") is None:
         yield missing_extra("s3", "boto3")
         return
     try:
         quick = settings.model_copy(update={"s3_retry_s": 0.0})
-        server_time_s = Storage(quick).check(socket.gethostname())
+        storage = Storage(quick)
+        server_time_s = storage.check(socket.gethostname())
     except StorageUnavailableError as error:
-        fix = _CLOCK_FIX if "TimeTooSkewed" in error.message else _S3_FIX
-        yield Finding("s3", ok=False, found=error.message, fix=fix)
+        yield Finding("s3", ok=False, found=error.message, fix=_s3_fix(quick, error.message))
         return
+    where = f"{storage.endpoint}, bucket {settings.s3_bucket}"
     yield Finding("s3", ok=True, found=f"{where}: wrote and removed an object")
     if server_time_s is not None:
         yield _check_clock("s3 clock", server_time_s)
