@@ -1,4 +1,4 @@
-"""A boto3 client for S3 with this project's timeouts, and the authorities of all its connections."""
+"""A boto3 client for S3 that trusts the same authorities as all connections of this process."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from pydantic import SecretStr
 from redis import Redis
 
-from worker import embedded, storage
+from worker import embedded, s3_client
 from worker.config.models import SHIPPED_MODEL, Lora, ModelSpec, TextualInversion
 from worker.doctor import servers
 from worker.doctor.checks import check_models, run_checks
@@ -147,7 +147,7 @@ def test_a_large_database_is_scanned_in_part(
 def test_silent_servers_cost_seconds(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A port that accepts and never answers is reported, for Redis and S3; the rest is checked."""
     monkeypatch.setattr(servers, "REDIS_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(storage, "READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(s3_client, "READ_TIMEOUT_S", 0.2)
     with socket.socket() as silent:
         silent.bind((embedded.LOOPBACK, 0))
         silent.listen()

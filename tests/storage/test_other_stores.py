@@ -1,0 +1,99 @@
+"""Stores that lack a feature, or have an authority of their own: named, and served by a setting."""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING
+
+import boto3
+import pytest
+
+from tests.conftest import BUCKET
+from tests.hostile.tls import Authority
+from tests.storage.stores import Lacks, store
+from worker import embedded
+from worker.doctor.servers import check_s3
+from worker.errors import StorageUnavailableError
+from worker.storage import Storage, SupersededError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from worker.config.settings import Settings
+
+#: What a store lacks, the setting that does without it, and a part of the error.
+CASES = {
+    Lacks.CONDITIONS: ("s3_conditional_writes", "NotImplemented"),
+    Lacks.IGNORES_CONDITIONS: ("s3_conditional_writes", "ignores If-None-Match"),
+    Lacks.CHECKSUMS: ("s3_checksums", "InvalidArgument"),
+}
+
+
+@pytest.mark.parametrize("lacks", CASES, ids=[each.name.lower() for each in CASES])
+def test_doctor_names_what_a_store_lacks(settings: Settings, lacks: Lacks) -> None:
+    """And the setting without which it can be used; with that setting it is well."""
+    setting, error = CASES[lacks]
+    with store(settings.s3_endpoint_url or "", lacks) as url:
+        there = settings.model_copy(update={"s3_endpoint_url": url})
+        (found,) = check_s3(there)
+        assert not found.ok
+        assert error in found.found
+        assert found.fix.endswith(f"turn off: SAG_{setting.upper()}=false")
+        assert all(each.ok for each in check_s3(there.model_copy(update={setting: False})))
+
+
+def test_another_refusal_is_not_blamed_on_the_store(settings: Settings) -> None:
+    """Wrong keys stay wrong keys."""
+    wrong = settings.model_copy(update={"s3_bucket": "nobodys"})
+    (found,) = check_s3(wrong)
+    assert "AWS credentials" in found.fix
+
+
+@pytest.mark.parametrize("lacks", CASES, ids=[each.name.lower() for each in CASES])
+def test_a_store_is_served_by_a_weaker_promise(settings: Settings, lacks: Lacks) -> None:
+    """Objects are stored, replaced by a later attempt, and not by a former owner."""
+    setting, _ = CASES[lacks]
+    with store(settings.s3_endpoint_url or "", lacks) as url:
+        storage = Storage(settings.model_copy(update={"s3_endpoint_url": url, setting: False}))
+        key = storage.key("task", f"{lacks.name}.png")
+        for data in (b"first", b"second", b"second"):
+            storage.put(key, data, "image/png")
+        client = boto3.client("s3", endpoint_url=settings.s3_endpoint_url)
+        assert client.get_object(Bucket=BUCKET, Key=key)["Body"].read() == b"second"
+        with pytest.raises(SupersededError):
+            storage.put(key, b"late", "image/png", lambda: False)
+        assert client.get_object(Bucket=BUCKET, Key=key)["Body"].read() == b"second"
+
+
+def test_the_server_checks_md5_too(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without SHA-256 a body that was damaged on its way is refused all the same."""
+    storage = Storage(settings.model_copy(update={"s3_checksums": False}))
+    wrong = {"ContentMD5": "1B2M2Y8AsgTpgAmY7PhCfg=="}  # of nothing
+    monkeypatch.setattr("worker.storage._checksum", lambda *_, **__: wrong)
+    with pytest.raises(StorageUnavailableError, match=r"Digest|MD5"):
+        storage.put(storage.key("task", "md5.png"), b"picture", "image/png")
+
+
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "AWS_CA_BUNDLE"])
+def test_the_environment_names_the_authority(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """As for Redis and webhooks; without it `doctor` says what to set, not that keys are wrong."""
+    authority = Authority(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authority.files(embedded.LOOPBACK))
+    with store(settings.s3_endpoint_url or "", context=context) as url:
+        there = settings.model_copy(update={"s3_endpoint_url": url})
+        (found,) = check_s3(there)
+        assert (found.ok, "SSL_CERT_FILE" in found.fix) == (False, True)
+        monkeypatch.setenv(variable, str(authority.certificate))
+        assert all(each.ok for each in check_s3(there))
+
+
+def test_the_endpoint_is_named_wherever_it_comes_from(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one from AWS_ENDPOINT_URL is not called AWS."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", settings.s3_endpoint_url or "")
+    first, *_ = check_s3(settings.model_copy(update={"s3_endpoint_url": None}))
+    assert first.found.startswith(f"{settings.s3_endpoint_url}, bucket ")
