@@ -18,6 +18,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_MODEL = "unknown_model"
     MODEL_LOAD_FAILED = "model_load_failed"
     OUT_OF_MEMORY = "out_of_memory"
+    NOT_FINITE = "not_finite"
     UNSUPPORTED_SCHEDULER = "unsupported_scheduler"
     INPUT_NOT_FOUND = "input_not_found"
     STORAGE_UNAVAILABLE = "storage_unavailable"

@@ -50,6 +50,7 @@ class Task:
             eta=0.0,
             seeds=(self.seed,),
             max_images=1,
+            max_side_px=16_384,
             scheduler=None,
             output_type="png",
         )

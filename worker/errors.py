@@ -62,6 +62,12 @@ class DeviceOutOfMemoryError(TaskFailedError):
     retryable = True
 
 
+class NotFiniteError(TaskFailedError):
+    """The networks gave values that are no numbers; the same request would give them again."""
+
+    code = ErrorCode.NOT_FINITE
+
+
 class UnsupportedSchedulerError(TaskFailedError):
     """No scheduler of that name is served."""
 

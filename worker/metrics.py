@@ -45,6 +45,9 @@ TASK_S = Histogram(
 RECOVERED = Counter(
     "sag_messages_recovered", "Messages put back or sent again, by reason.", ["reason"]
 )
+DECODED_AGAIN = Counter(
+    "sag_images_decoded_again", "Images decoded again in float32, as half precision overflowed."
+)
 PUSHES = Counter("sag_pushes", "Attempts to push results, by kind and state.", ["kind", "state"])
 RESTARTS = Counter("sag_worker_restarts", "Restarts of worker processes.", ["worker"])
 

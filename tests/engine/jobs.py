@@ -108,6 +108,7 @@ def job(**changes: Any) -> Job:
         "eta": 0.0,
         "seeds": (5,),
         "max_images": 4,
+        "max_side_px": 1024,
         "scheduler": None,
         "output_type": "latent",
     }

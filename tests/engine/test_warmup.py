@@ -11,7 +11,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from worker.engine import warmup
+from worker.engine import device_errors, warmup
 from worker.engine.warmup import MAX_CALL_S, MIN_GAIN, TRIED_ROWS, Capacity, capacity
 
 if TYPE_CHECKING:
@@ -223,3 +223,43 @@ def test_room_is_left_to_others(
         monkeypatch.setattr(torch.cuda, name, lambda _device, value=value: value)
     assert warmup._has_room(torch.device("cuda")) == has_room
     assert warmup._has_room(torch.device("cpu"))
+
+
+def test_a_lowered_limit_grows_back_carefully() -> None:
+    """By a quarter after 200 calls that fitted, after 400 when it fails again, up to the measured."""
+    found = Capacity(16, 64).halved(16, 8, 8)
+    limits = [found.limit(8, 8)]
+    for _ in range(1000):
+        found = found.after_call()
+        if found.limit(8, 8) != limits[-1]:
+            limits.append(found.limit(8, 8))
+    assert limits == [8, 10, 12, 15, 16]
+    assert found.rows == 16
+    again = found.halved(16, 8, 8)
+    for number in range(1, again.grow_after + 1):
+        assert again.limit(8, 8) == 8, number
+        again = again.after_call()
+    assert (again.grow_after, again.limit(8, 8)) == (400, 10)
+
+
+def test_a_limit_that_fitted_stays() -> None:
+    """Calls that fit change nothing of a capacity that was never lowered."""
+    found = Capacity(16, 64)
+    assert found.after_call() is found
+
+
+@pytest.mark.parametrize(
+    ("text", "is_memory"),
+    [
+        ("CUDA out of memory. Tried to allocate 2 GiB", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("GET was unable to find an engine to execute this computation", True),
+        ("Unable to find a valid cuDNN algorithm to run convolution", True),
+        ("The size of tensor a (3) must match the size of tensor b (4)", False),
+    ],
+)
+def test_what_counts_as_out_of_memory(text: str, is_memory: bool) -> None:
+    """Torch's own error, and what libraries say whose workspace did not fit."""
+    assert device_errors.is_out_of_memory(RuntimeError(text)) is is_memory
+    assert not device_errors.is_out_of_memory(ValueError(text))

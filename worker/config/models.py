@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 #: The bundled model. It is inside the package, so that checkout, wheel and Docker image have it.
 SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "models" / "tiny-shapes"
 
-
+#: What to do about a checkpoint in one file.
+CONVERT = "load it with StableDiffusionPipeline.from_single_file, and save_pretrained to a folder"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 
 

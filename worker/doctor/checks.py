@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from worker import devices
-from worker.config.models import is_hub_id
+from worker.config.models import CONVERT, is_hub_id
 from worker.doctor import model_files, servers
 from worker.doctor.finding import Finding, missing_extra
 
@@ -85,6 +85,9 @@ def _check_model(
         free_gib = shutil.disk_usage(place).free / 2**30
         found = f"{spec.path} from the hub or its cache; {free_gib:.0f} GiB free at {place}"
         yield Finding(what, ok=True, found=found)
+    elif folder.exists():
+        found = f"{spec.path} is a single file, which is not supported"
+        yield Finding(what, ok=False, found=found, fix=CONVERT)
     else:
         yield Finding(what, ok=False, found=f"{spec.path} is not there", fix=_MISSING_PATH_FIX)
 

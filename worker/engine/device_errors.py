@@ -12,6 +12,15 @@ from worker.job_control import JobStopped
 
 logger = logging.getLogger(__name__)
 
+#: What libraries say whose workspace did not fit; torch has a class for its own allocator only.
+_NO_MEMORY = (
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "nable to find an engine to execute this computation",
+    "nable to find a valid cuDNN algorithm",
+)
+
 
 def job_error(error: BaseException) -> Exception:
     """The exception for the job's future; exits the process instead if the device failed.
@@ -42,7 +51,7 @@ def exit_if_device_failed(error: BaseException) -> None:
 
     if not isinstance(error, torch.AcceleratorError):
         return
-    try:
+    try:  # on this thread's device, which the engine has set
         torch.zeros(1, device="cuda")
         torch.cuda.synchronize()
     except (RuntimeError, AssertionError):
@@ -55,9 +64,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether the same call may succeed with fewer rows."""
     import torch  # noqa: PLC0415  # the engine is imported without it
 
-    phrases = "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(each in str(error) for each in phrases)
+        isinstance(error, RuntimeError) and any(each in str(error) for each in _NO_MEMORY)
     )
 
 

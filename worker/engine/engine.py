@@ -109,7 +109,10 @@ class Engine:
 
     def _serve(self) -> None:
         closing = False
-        with ThreadPoolExecutor(1, thread_name_prefix="engine-side") as side_executor:
+        self._use_device()
+        with ThreadPoolExecutor(
+            1, thread_name_prefix="engine-side", initializer=self._use_device
+        ) as side_executor:
             batch = Batch(self._runners, lambda *call: side_executor.submit(self._timed, *call))
             while batch.is_busy or not closing:
                 closing = self._receive(batch) or closing
@@ -117,6 +120,13 @@ class Engine:
                     self._timed(batch.step)
                 except BaseException as error:  # noqa: BLE001  # without this thread no job ends
                     batch.abandon(error)
+
+    def _use_device(self) -> None:
+        """Make the device the current one of this thread: libraries ask for "cuda" alone."""
+        if self.device.startswith("cuda:"):
+            import torch  # noqa: PLC0415  # takes seconds to import
+
+            torch.cuda.set_device(self.device)
 
     def _timed(self, call: Callable[..., object], *args: Any) -> None:  # noqa: ANN401  # any call's
         thread = threading.get_ident()

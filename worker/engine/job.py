@@ -28,6 +28,7 @@ class Job:
     #: One for each image, or the first of consecutive seeds.
     seeds: tuple[int, ...]
     max_images: int
+    max_side_px: int
     scheduler: str | None
     output_type: str
     #: Steps between two previews; 0 is none.

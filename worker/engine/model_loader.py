@@ -14,7 +14,7 @@ import torch
 import transformers
 from diffusers import StableDiffusionPipeline
 
-from worker.config.models import is_hub_id
+from worker.config.models import CONVERT, is_hub_id
 from worker.engine import guidance, load_errors, samplers
 from worker.errors import ModelLoadError
 
@@ -52,6 +52,9 @@ def load(spec: ModelSpec, device: str, offload: str, *, compiled: bool = False) 
     """
     began_s = time.perf_counter()
     _silence_libraries()
+    if Path(spec.path).is_file():
+        message = f"model {spec.path!r} is a single file, which is not supported; {CONVERT}"
+        raise ModelLoadError(message, retryable=False)
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
             _source(spec.path), dtype=_dtype(spec, device), **_options(spec)
@@ -137,6 +140,14 @@ def _check_supported(pipeline: Pipeline, spec: ModelSpec) -> None:
     config = pipeline.unet.config
     prediction = pipeline.scheduler.config.get("prediction_type", "epsilon")
     tokens, vocabulary = len(pipeline.tokenizer), pipeline.text_encoder.config.vocab_size
+    width, channels = pipeline.text_encoder.config.hidden_size, pipeline.vae.config.latent_channels
+    # What a file does not have is left on torch's device without data.
+    missing = [
+        f"{part} {name}"
+        for part in ("unet", "vae", "text_encoder")
+        for name, parameter in getattr(pipeline, part).named_parameters()
+        if parameter.is_meta
+    ]
     wrong = {
         "has no attention in its mid block, which SAG needs":
             config.mid_block_type != "UNetMidBlock2DCrossAttn",
@@ -148,9 +159,16 @@ def _check_supported(pipeline: Pipeline, spec: ModelSpec) -> None:
         "models are not supported": config.in_channels != config.out_channels,
         f"predicts {prediction}, which is not supported":
             prediction not in guidance.PREDICTION_TYPES,
-        f"has a tokenizer of {tokens} tokens for an encoder of {vocabulary}": tokens != vocabulary,
+        f"has a tokenizer of {tokens} tokens for an encoder of {vocabulary}": tokens > vocabulary,
+        f"has a text encoder of width {width} for a UNet of {config.cross_attention_dim}":
+            width != config.cross_attention_dim,
+        f"has a VAE of {channels} channels for a UNet of {config.in_channels}":
+            channels != config.in_channels,
+        f"lacks weights, such as {next(iter(missing), '')}": bool(missing),
         f"comes with {type(pipeline.scheduler).__name__}, which is not supported":
             not samplers.is_supported(pipeline.scheduler),
+        "comes with a scheduler of continuous timesteps, which is not supported":
+            pipeline.scheduler.config.get("timestep_type") == "continuous",
     }  # fmt: skip
     for what, is_wrong in wrong.items():
         if is_wrong:

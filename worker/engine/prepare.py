@@ -50,8 +50,9 @@ def check(pipe: Pipeline, job: Job) -> PreparedJob:
     factor, dtype = pipe.vae_scale_factor, pipe.unet.dtype
     shape = (len(seeds), pipe.unet.config.in_channels, height // factor, width // factor)
     latents = safetensors_io.read(job.latents, "latents", shape)
-    if latents is not None and not torch.isfinite(latents.to(dtype)).all():
-        raise refusal("latents", f"holds values that {dtype} does not reach", str(dtype))
+    if latents is not None:
+        sigma = own[0].scheduler.init_noise_sigma
+        prompts.check_range("latents", latents.to(dtype) * sigma, dtype)
     truncated = prompts.truncated(pipe, job)
     return PreparedJob(job, prompt_inputs, seeds, own, latents, shape[2], shape[3], truncated)
 
@@ -101,7 +102,12 @@ def _size_px(pipe: Pipeline, job: Job) -> tuple[int, int]:
         if given is not None and given % factor:
             what = f"is {given}, which this model's autoencoder can't divide"
             raise refusal(where, what, f"multiple of {factor}")
-    return job.height or height * factor, job.width or width * factor
+    size = job.height or height * factor, job.width or width * factor
+    for where, side in zip(("height", "width"), size, strict=True):
+        if side > job.max_side_px:  # the model's own: the request's was checked before
+            what = f"is the model's own {side} px unless given"
+            raise refusal(where, what, f"<= {job.max_side_px}")
+    return size
 
 
 def _seeds(job: Job, prompts_count: int) -> tuple[int, ...]:

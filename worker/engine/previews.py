@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from worker.engine.pipeline import device_of
 
 if TYPE_CHECKING:
     from worker.engine.pipeline import Pipeline
+
+logger = logging.getLogger(__name__)
 
 #: Longest side of a preview.
 SIDE_PX = 128
@@ -41,14 +44,32 @@ class PreviewMap:
         return data_url(cells @ self.weights + self.bias)
 
 
-def fit(pipe: Pipeline) -> PreviewMap:
-    """The least-squares map for the autoencoder's latents of random soft patches of colour."""
+def fit(pipe: Pipeline) -> PreviewMap | None:
+    """The least-squares map for the autoencoder's latents of random soft patches of colour.
+
+    None, with a warning, for an autoencoder whose encoder fails or overflows: it serves nothing
+    else, and previews are no condition for images.
+    """
+    try:
+        found = _fit(pipe)
+    except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+        logger.warning("previews can't be mapped with this model's encoder: %r", error)
+        return None
+    if not bool(torch.cat([found.weights.flatten(), found.bias]).isfinite().all()):
+        logger.warning("previews can't be mapped: this model's encoder gives no numbers")
+        return None
+    return found
+
+
+def _fit(pipe: Pipeline) -> PreviewMap:
     vae, factor = pipe.vae, pipe.vae_scale_factor
     generator = torch.Generator().manual_seed(0)
     patches = torch.rand(_FITTED_IMAGES, 3, 4, 4, generator=generator) * 2 - 1
     images = F.interpolate(patches, scale_factor=2 * factor, mode="nearest")
     encoded = vae.encode(images.to(device_of(pipe), vae.dtype))
-    latents = encoded.latent_dist.mean * vae.config.scaling_factor
+    # A tiny autoencoder gives latents themselves, not their distribution.
+    mean = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+    latents = mean * vae.config.scaling_factor
     cells = latents.float().cpu().movedim(1, -1).flatten(0, 2)
     colours = F.avg_pool2d(images, factor).movedim(1, -1).flatten(0, 2)
     known = torch.cat([cells, torch.ones(len(cells), 1)], dim=1)

@@ -60,6 +60,9 @@ def check(pipe: Pipeline, job: Job) -> PromptInputs:
     shape = ("n", "tokens", pipe.text_encoder.config.hidden_size)
     embeds = safetensors_io.read(job.prompt_embeds, "prompt_embeds", shape)
     negative = safetensors_io.read(job.negative_prompt_embeds, "negative_prompt_embeds", shape)
+    for where, values in (("prompt_embeds", embeds), ("negative_prompt_embeds", negative)):
+        if values is not None:
+            check_range(where, values, pipe.unet.dtype)
     count = len(job.prompts) or (0 if embeds is None else embeds.shape[0])
     if len(job.negative_prompts) not in (0, 1, count):
         what = f"has {len(job.negative_prompts)} entries for {count} prompts"
@@ -79,6 +82,12 @@ def check(pipe: Pipeline, job: Job) -> PromptInputs:
     tokens = None if embeds is None else embeds.shape[1]
     negative_texts = tuple(EncoderInput(text, None, job.lora_scale, tokens) for text in negatives)
     return PromptInputs(texts, negative_texts, embeds, negative)
+
+
+def check_range(where: str, values: torch.Tensor, dtype: torch.dtype) -> None:
+    """Refuse a tensor that is not finite in the precision of the network that gets it."""
+    if not bool(values.to(dtype).isfinite().all()):
+        raise refusal(where, f"holds values that {dtype} does not reach", str(dtype))
 
 
 def encode(pipe: Pipeline, texts: Sequence[EncoderInput]) -> dict[EncoderInput, torch.Tensor]:
@@ -150,4 +159,5 @@ def _cut_off(pipe: Pipeline, text: str) -> str:
     text = pipe.maybe_convert_prompt(text, pipe.tokenizer)
     ids = pipe.tokenizer(text, truncation=False).input_ids
     cut: str = pipe.tokenizer.decode(ids[pipe.tokenizer.model_max_length - 1 : -1])
-    return cut.strip()
+    # A token may be a part of a character; what is left of it is no text.
+    return cut.lstrip("\N{REPLACEMENT CHARACTER}").strip()

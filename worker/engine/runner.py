@@ -14,16 +14,15 @@ import diffusers
 import torch
 import transformers
 
-from worker.engine import checkpoint, guidance, prepare, previews, prompts
+from worker.engine import checkpoint, decoder, guidance, prepare, previews, prompts
 from worker.engine.batch_scheduler import DECODE_BATCH
 from worker.engine.image_state import Degraded, ImageState
-from worker.engine.job import GeneratedImage
 from worker.engine.unet import BatchedUnet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from worker.engine.job import Job
+    from worker.engine.job import GeneratedImage, Job
     from worker.engine.model_loader import LoadedModel
 
 
@@ -136,17 +135,7 @@ class Runner:
     @torch.inference_mode()
     def decode(self, images: Sequence[ImageState]) -> list[torch.Tensor | None]:
         """Each image on the device, (1, 3, height, width) in -1 … 1; None for output `latent`."""
-        groups: dict[torch.Size, list[ImageState]] = {}
-        for image in images:
-            if image.job.output_type != "latent":
-                groups.setdefault(image.latents.shape, []).append(image)
-        most = 1 if self._alone else DECODE_BATCH
-        decoded: dict[ImageState, torch.Tensor] = {}
-        for group in groups.values():
-            for begin in range(0, len(group), most):
-                some = group[begin : begin + most]
-                decoded |= zip(some, self._decode_some(some), strict=True)
-        return [decoded.get(image) for image in images]
+        return decoder.decode(self.pipe, images, most=1 if self._alone else DECODE_BATCH)
 
     @torch.inference_mode()
     def finish(
@@ -156,16 +145,25 @@ class Runner:
 
         Waits for the device, so call it on the side thread. It runs no network but the checker.
         """
-        return [self._generated(image, each) for image, each in zip(images, decoded, strict=True)]
+        return [
+            decoder.generated(self.pipe, image, each)
+            for image, each in zip(images, decoded, strict=True)
+        ]
 
-    def preview(self, scaled_x0: torch.Tensor, alpha: float) -> str:
+    def preview(self, scaled_x0: torch.Tensor, alpha: float) -> str | None:
         """A data URL that shows x0, given as alpha x0, (1, c, h, w). Call it on the side thread.
 
-        Uses the linear map, or the decoder if the map is inaccurate and decoding moves no network.
+        Uses the linear map, or the decoder if the map is inaccurate and decoding moves no network;
+        None without either.
         """
         latents = scaled_x0 / max(alpha, previews.MIN_ALPHA)
-        if self.decode_moves_unet or self.preview_map.unexplained <= previews.MAX_UNEXPLAINED:
-            return self.preview_map.data_url(latents)
+        found = self.preview_map
+        if found is not None and (
+            self.decode_moves_unet or found.unexplained <= previews.MAX_UNEXPLAINED
+        ):
+            return found.data_url(latents)
+        if self.decode_moves_unet:
+            return None
         vae = self.pipe.vae
         with torch.inference_mode():
             latents = (latents / vae.config.scaling_factor).to(vae.dtype)
@@ -184,37 +182,6 @@ class Runner:
         """Release the device. Hooks are a reference cycle with the model."""
         if self.decode_moves_unet:
             self.pipe.remove_all_hooks()
-
-    def _decode_some(self, images: Sequence[ImageState]) -> list[torch.Tensor]:
-        """Decode images of one size; after an out-of-memory error, half as many at a time."""
-        vae, size, decoded = self.pipe.vae, len(images), list[torch.Tensor]()
-        while len(decoded) < len(images):
-            some = images[len(decoded) : len(decoded) + size]
-            try:
-                latents = torch.cat([image.latents for image in some]) / vae.config.scaling_factor
-                decoded += vae.decode(latents, return_dict=False)[0].split(1)
-                continue
-            except torch.OutOfMemoryError:
-                if size == 1:
-                    raise
-            torch.cuda.empty_cache()  # outside of the handler, which keeps the call's tensors
-            size = (size + 1) // 2
-        return decoded
-
-    def _generated(self, image: ImageState, decoded: torch.Tensor | None) -> GeneratedImage:
-        factor = self.pipe.vae_scale_factor
-        height, width = (side * factor for side in image.latents.shape[-2:])
-        if decoded is None:
-            return GeneratedImage(image.latents[0].float().cpu(), width, height, image.seed, None)
-        decoded, flags = self.pipe.run_safety_checker(decoded, decoded.device, decoded.dtype)
-        pixels = self.pipe.image_processor.postprocess(
-            decoded,
-            output_type="np" if image.job.output_type == "npy" else "pil",
-            do_denormalize=[not flag for flag in flags] if flags is not None else None,
-        )[0]
-        return GeneratedImage(
-            pixels, width, height, image.seed, None if flags is None else bool(flags[0])
-        )
 
 
 def _guided(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from worker.job_control import Control
 
     #: `Runner.preview`: a data URL from alpha x0 and alpha.
-    Preview: TypeAlias = Callable[[torch.Tensor, float], str]
+    Preview: TypeAlias = Callable[[torch.Tensor, float], str | None]
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class RunningJob:
             tuple(images), timing, name, batch, versions, self.truncated, self.resumed_from_step
         )
 
-    def _draw(self, step: int, preview: Preview) -> Callable[[], str] | None:
+    def _draw(self, step: int, preview: Preview) -> Callable[[], str | None] | None:
         """The call that draws the preview of a step, or None where the step has none.
 
         It shows the first image, which may be ahead of the others.
@@ -130,7 +130,7 @@ class RunningJob:
         alpha = image.sampler.levels[image.evaluations - 1].alpha
         return partial(preview, image.scaled_x0, alpha)
 
-    def _report(self, step: Step, draw: Callable[[], str] | None) -> None:
+    def _report(self, step: Step, draw: Callable[[], str | None] | None) -> None:
         """Call the job's `on_step`. An error of the preview or the callback ends this job alone."""
         if self.error is not None:
             return

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
-from worker.engine import guidance, warmup
+from worker.engine import device_errors, guidance, warmup
 from worker.engine.lora_scale import lora_scaled
 from worker.engine.pipeline import device_of
 
@@ -103,18 +103,22 @@ class BatchedUnet:
         """The UNet's output, and SAG's mask for the first `sag_rows` rows.
 
         `noisy` (rows, c, h, w) and `embeds` (rows, tokens, width) give an output like `noisy` and a
-        mask (sag_rows, 1, h, w). Raises `torch.OutOfMemoryError`, and lowers the capacity then.
+        mask (sag_rows, 1, h, w). Raises what the device raises; out of memory, it lowers the
+        capacity, which grows back when many calls have fitted.
         """
         rows, _, height, width = noisy.shape
         try:
             output, sums = self._call(noisy, timesteps, embeds, lora_scale, sag_rows)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not device_errors.is_out_of_memory(error):
+                raise
             self.capacity = self.capacity.halved(rows, height, width)
             logger.warning(
                 "UNet call out of memory: %d rows of %d x %d latents; row limit now half of that",
                 rows, height, width,
             )  # fmt: skip
             raise
+        self.capacity = self.capacity.after_call()
         if sums is None:
             return output, None
         return output, guidance.mask(sums, self._processor.size, (height, width))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from worker.engine import device_errors
 from worker.engine.pipeline import device_of, native_size
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ MAX_CALL_S = 0.5
 TIMED_CALLS, TIMING_BUDGET_S = 4, 0.15
 #: More rows must make each row cheaper by this share to be worth the longer call.
 MIN_GAIN = 0.05
+#: A limit that was lowered grows by this factor after so many calls, at first and at most.
+GROWTH, GROW_AFTER_CALLS, MAX_GROW_AFTER_CALLS = 1.25, 100, 10_000
 #: Share of the device's memory that is left to the decoder and to others.
 SPARE_MEMORY = 0.2
 
@@ -38,14 +41,36 @@ class Capacity:
     cells: int
     #: Limit for latents of any size.
     max_rows: int = TRIED_ROWS[-1]
+    #: What `rows` was before a call did not fit; it grows back to it.
+    measured_rows: float = 0.0
+    #: Calls since then, and how many of them are waited for before `rows` grows.
+    calls: int = 0
+    grow_after: int = GROW_AFTER_CALLS
 
     def limit(self, height: int, width: int) -> int:
         """Most rows for latents of this size: time and memory of a row are proportional to it."""
         return min(self.max_rows, max(1, int(self.rows * self.cells / (height * width))))
 
     def halved(self, rows: int, height: int, width: int) -> Capacity:
-        """The capacity after a call of `rows` rows of this size did not fit: half of them."""
-        return replace(self, rows=min(self.rows, rows * height * width / self.cells / 2))
+        """The capacity after a call of `rows` rows of this size did not fit: half of them.
+
+        Each time twice as many calls are waited for before it grows again.
+        """
+        return replace(
+            self,
+            rows=min(self.rows, rows * height * width / self.cells / 2),
+            measured_rows=max(self.rows, self.measured_rows),
+            calls=0,
+            grow_after=min(2 * self.grow_after, MAX_GROW_AFTER_CALLS),
+        )
+
+    def after_call(self) -> Capacity:
+        """The capacity after a call that fitted: it may be time to try a few more rows."""
+        if self.rows >= self.measured_rows:
+            return self
+        if self.calls + 1 < self.grow_after:
+            return replace(self, calls=self.calls + 1)
+        return replace(self, rows=min(self.measured_rows, self.rows * GROWTH), calls=0)
 
 
 def capacity(pipe: Pipeline, unet: Callable[..., Any], max_rows: int | None) -> Capacity:
@@ -90,8 +115,8 @@ def _measure(call: Callable[[int], None], device: torch.device) -> tuple[int, di
         try:
             call(rows)  # not timed: the first call of a size may select kernels, or compile
             seconds[rows] = _best_s(call, rows)
-        except torch.OutOfMemoryError:
-            if not seconds:
+        except RuntimeError as error:
+            if not seconds or not device_errors.is_out_of_memory(error):
                 raise
             torch.cuda.empty_cache()
             break

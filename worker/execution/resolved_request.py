@@ -17,7 +17,7 @@ from worker.errors import BadRequestError, TaskFailedError, UnknownModelError
 
 if TYPE_CHECKING:
     from api_contracts.errors import TaskError
-    from api_contracts.request import GenerationRequest
+    from api_contracts.request import GenerationRequest, Limits
     from worker.config.models import ModelSpec
     from worker.config.settings import Settings
 
@@ -98,8 +98,8 @@ class ResolvedRequest:
     request: GenerationRequest
     #: With the model's defaults in place of what was left out, and a seed.
     complete: GenerationRequest
-    #: The worker's limit, which a file of embeddings can exceed.
-    max_images: int
+    #: The worker's limits, which a file of embeddings and the model's own size can exceed.
+    limits: Limits
 
     @classmethod
     def of(cls, request: GenerationRequest, task_id: str, settings: Settings) -> ResolvedRequest:
@@ -123,7 +123,7 @@ class ResolvedRequest:
         if refused := [*push_targets.faults(request, settings.reply_to, settings.webhook_hosts)]:
             raise BadRequestError(*refused)
         complete = parse_request(wire, settings.limits)
-        return cls(task_id, request, complete, settings.max_images)
+        return cls(task_id, request, complete, settings.limits)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -152,7 +152,8 @@ class ResolvedRequest:
             sag_scale=request.sag_scale,
             num_images_per_prompt=request.num_images_per_prompt,
             eta=request.eta,
-            max_images=self.max_images,
+            max_images=self.limits.max_images,
+            max_side_px=self.limits.max_side_px,
             seeds=tuple(seed) if isinstance(seed, list) else (seed or 0,),
             scheduler=request.scheduler,
             output_type=request.output_type,

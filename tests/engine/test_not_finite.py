@@ -1,0 +1,106 @@
+"""What half precision overflows is decoded in float32; what is no picture fails by its name."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from tests.engine.attempts import small
+from worker import metrics
+from worker.engine import decoder
+from worker.errors import BadRequestError, NotFiniteError
+
+if TYPE_CHECKING:
+    from tests.engine.jobs import Rounds
+
+
+class OverflowingVae(torch.nn.Module):
+    """A decoder whose values half precision does not reach: 300 times 300 is above 65,504."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([300.0], dtype=dtype))
+        self.config = SimpleNamespace(scaling_factor=1.0)
+        self.decodes: list[torch.dtype] = []
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights, as diffusers' own."""
+        return self.weight.dtype
+
+    def decode(self, latents: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
+        """Latents times 90,000 over 90,000."""
+        assert not return_dict
+        self.decodes.append(latents.dtype)
+        return (latents * self.weight * 300 / 90_000,)
+
+
+def decoded(vae: OverflowingVae, latents: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return decoder._decode_once(SimpleNamespace(vae=vae), latents)
+
+
+def test_an_overflow_is_decoded_again(caplog: pytest.LogCaptureFixture) -> None:
+    """In float32, as is everything after it; it is logged once and counted by image."""
+    vae, before = OverflowingVae(torch.float16), metrics.DECODED_AGAIN._value.get()
+    latents = torch.ones(2, 4, 1, 1, dtype=torch.float16)
+    for _ in range(2):
+        assert torch.equal(decoded(vae, latents), torch.ones(2, 4, 1, 1))
+    assert vae.decodes == [torch.float16, torch.float32, torch.float32]
+    assert metrics.DECODED_AGAIN._value.get() - before == 2
+    assert [each.levelno for each in caplog.records] == [logging.WARNING]
+    assert "float32 from now on" in caplog.text
+
+
+def test_broken_latents_are_not_blamed_on_the_vae() -> None:
+    """Latents that are no numbers leave the VAE in half precision."""
+    vae = OverflowingVae(torch.float16)
+    vae.weight.data.fill_(1.0)
+    decoded(vae, torch.full((1, 4, 1, 1), float("nan"), dtype=torch.float16))
+    assert vae.decodes == [torch.float16]
+
+
+@pytest.mark.parametrize("output_type", ["png", "npy", "latent"])
+def test_no_picture_of_what_is_no_number(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch, output_type: str
+) -> None:
+    """The job fails as `not_finite`, and the next one is served."""
+    wanted = small(output_type=output_type)
+    call = rounds.runner.unet._call
+
+    def broken(*args: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        output, sums = call(*args, **options)
+        return output * float("nan"), sums
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds.runner.unet, "_call", broken)
+        with pytest.raises(NotFiniteError, match="seed 5 are no numbers") as failed:
+            rounds.result(wanted)
+    assert (failed.value.error.code, failed.value.error.retryable) == ("not_finite", False)
+    assert rounds.result(wanted).images
+
+
+def test_a_vae_that_overflows_in_float32_fails_its_job(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image that can't be decoded is no black picture."""
+    usual = rounds.pipe.vae.decode
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            rounds.pipe.vae,
+            "decode",
+            lambda *args, **options: (usual(*args, **options)[0] / 0.0,),
+        )
+        with pytest.raises(NotFiniteError, match="can't be decoded"):
+            rounds.result(small(output_type="png"))
+
+
+def test_the_models_own_size_has_the_workers_limit(rounds: Rounds) -> None:
+    """A request without a size can't ask for more than one with it."""
+    with pytest.raises(BadRequestError, match="height: is the model's own 64 px") as refused:
+        rounds.result(small(height=None, width=None, max_side_px=32))
+    assert refused.value.details["faults"][0]["limit"] == "<= 32"
