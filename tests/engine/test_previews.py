@@ -289,3 +289,56 @@ def test_pure_noise_can_be_shown(rounds: Rounds) -> None:
     for alpha in (0.5, 0.25):
         assert preview(x0 * alpha, alpha) == preview(x0, 1.0)
     assert preview(x0, 0.5) != preview(x0, 1.0)
+
+
+class TinyAutoencoder(LinearAutoencoder):
+    """Gives latents themselves, as diffusers' `AutoencoderTiny` does."""
+
+    def encode(self, pictures: torch.Tensor) -> Any:
+        """Pictures to latents."""
+        return SimpleNamespace(latents=super().encode(pictures).latent_dist.mean)
+
+
+class OverflowingAutoencoder(LinearAutoencoder):
+    """Its encoder overflows in half precision."""
+
+    def encode(self, pictures: torch.Tensor) -> Any:
+        """Pictures to no numbers."""
+        mean = super().encode(pictures).latent_dist.mean * float("inf")
+        return SimpleNamespace(latent_dist=SimpleNamespace(mean=mean))
+
+
+class DecoderOnly:
+    """An autoencoder without an encoder."""
+
+    dtype = torch.float32
+
+
+def fitted(vae: Any) -> PreviewMap | None:
+    return previews.fit(SimpleNamespace(vae=vae, vae_scale_factor=8, _execution_device="cpu"))
+
+
+def test_a_tiny_autoencoder_has_a_map() -> None:
+    """The same as one that gives a distribution with those latents as its mean."""
+    tiny, usual = fitted(TinyAutoencoder(8)), fitted(LinearAutoencoder(8))
+    assert tiny is not None
+    assert usual is not None
+    assert torch.equal(tiny.weights, usual.weights)
+
+
+@pytest.mark.parametrize("vae", [OverflowingAutoencoder(8), DecoderOnly()])
+def test_previews_are_no_condition(
+    rounds: Rounds,
+    done: list[tuple[torch.Tensor, Image.Image]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    vae: Any,
+) -> None:
+    """Without a usable encoder images are made; previews by the decoder, if it moves no network."""
+    assert fitted(vae) is None
+    assert "previews can't be mapped" in caplog.text
+    runner, (latents, _) = rounds.runner, done[0]
+    monkeypatch.setattr(runner, "preview_map", None)
+    assert runner.preview(latents, 1.0)
+    monkeypatch.setattr(runner, "model", replace(runner.model, offload="model"))
+    assert runner.preview(latents, 1.0) is None

@@ -226,7 +226,7 @@ def test_room_is_left_to_others(
 
 
 def test_a_lowered_limit_grows_back_carefully() -> None:
-    """By a quarter after 200 calls that fitted, after 400 when it fails again, up to the measured."""
+    """By a quarter after 200 calls that fitted; after 400 when it fails again."""
     found = Capacity(16, 64).halved(16, 8, 8)
     limits = [found.limit(8, 8)]
     for _ in range(1000):

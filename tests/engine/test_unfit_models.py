@@ -1,0 +1,89 @@
+"""Models whose parts don't fit each other are refused when they load, not after the denoising."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import pytest
+from safetensors.torch import load_file, save_file
+
+from worker.config.models import CONVERT, SHIPPED_MODEL, ModelSpec
+from worker.engine import model_loader
+from worker.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+def without_a_tensor(folder: Path) -> None:
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    del weights["conv_in.bias"]
+    save_file(weights, file, {"format": "pt"})
+
+
+def with_config(part: str, **changes: Any) -> Callable[[Path], None]:
+    """Another configuration of a part, and random weights for it."""
+
+    def change(folder: Path) -> None:
+        kind: Any = {"vae": diffusers.AutoencoderKL, "unet": diffusers.UNet2DConditionModel}[part]
+        config = kind.load_config(folder / part)
+        kind.from_config({**config, **changes}).save_pretrained(folder / part)
+
+    return change
+
+
+def continuous(folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "EulerDiscreteScheduler"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    own = diffusers.EulerDiscreteScheduler(timestep_type="continuous")
+    own.save_pretrained(folder / "scheduler")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (without_a_tensor, "lacks weights, such as unet conv_in.bias"),
+        (with_config("vae", latent_channels=8), "a VAE of 8 channels for a UNet of 4"),
+        (with_config("unet", cross_attention_dim=32), "for a UNet of 32"),
+        (continuous, "continuous timesteps"),
+    ],
+    ids=["tensor", "vae", "unet", "timesteps"],
+)
+def test_what_does_not_fit_is_named(
+    tmp_path: Path, change: Callable[[Path], None], reason: str
+) -> None:
+    """At the first attempt, with the two numbers or the tensor, and no other attempt follows."""
+    folder = tmp_path / "model"
+    shutil.copytree(SHIPPED_MODEL, folder)
+    change(folder)
+    with pytest.raises(ModelLoadError, match=reason) as failed:
+        model_loader.load(ModelSpec(path=str(folder), safety_checker=False), "cpu", "none")
+    assert not failed.value.retryable
+
+
+def test_an_encoder_may_know_more_words(tmp_path: Path) -> None:
+    """Its table of words may have more rows than the tokenizer has words, as padded ones do."""
+    from transformers import CLIPTextModel
+
+    folder = tmp_path / "model"
+    shutil.copytree(SHIPPED_MODEL, folder)
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder")
+    encoder.resize_token_embeddings(encoder.config.vocab_size + 8)
+    encoder.save_pretrained(folder / "text_encoder")
+    model_loader.load(ModelSpec(path=str(folder), safety_checker=False), "cpu", "none")
+
+
+def test_a_single_file_is_named_so(tmp_path: Path) -> None:
+    """With the way to convert it, not as a path that is not there."""
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(ModelLoadError, match="single file") as failed:
+        model_loader.load(ModelSpec(path=str(file), safety_checker=False), "cpu", "none")
+    assert CONVERT in failed.value.message
+    assert not failed.value.retryable
