@@ -107,6 +107,7 @@ class WorkerProcess:
             max_models=settings.max_models,
             max_batch_rows=settings.max_batch_rows,
             compiled=settings.compile,
+            load_timeout_s=settings.load_timeout_s,
         )
         artifacts = Artifacts(Storage(settings))
         self.executor = Executor(

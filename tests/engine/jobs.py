@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -65,7 +66,9 @@ class Rounds:
 
     @property
     def runner(self) -> Runner:
-        """Of its model."""
+        """Of its model, which is loaded if it was not."""
+        while not self.runners.request("default", ()):
+            time.sleep(0.005)
         return self.runners.get("default")
 
     @property

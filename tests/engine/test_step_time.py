@@ -34,7 +34,7 @@ def test_loading_is_no_step_and_a_step_that_hangs_is_one() -> None:
     assert engine.step_s == 0.0
     future = engine.submit(job(), Control(on_step=hang))
     assert building.wait(60)
-    until(lambda: (engine.loading_s or 0.0) > 0.3)
+    until(lambda: (engine.loading_s("default") or 0.0) > 0.3)
     assert engine.step_s == 0.0
     built.set()
     assert stuck.wait(120)

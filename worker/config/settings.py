@@ -159,6 +159,13 @@ class Settings(BaseSettings):
         description="Seconds that a step may take before the process requeues its tasks and exits; "
         "loading a model does not count.",
     )
+    load_timeout_s: float = Field(
+        default=1800,
+        ge=1,
+        le=86_400,
+        description="Seconds that loading a model may take, its download included, before its "
+        "tasks are requeued.",
+    )
     drain_timeout_s: float = Field(
         default=30,
         ge=0,

@@ -37,6 +37,10 @@ class Batch:
         """`side_executor` runs a function with its arguments on another thread, in order."""
         self._runners, self._side_executor = runners, side_executor
         self._waiting: list[RunningJob] = []
+        #: Admitted, and waiting until their model is loaded.
+        self._loading: list[RunningJob] = []
+        #: Whether the next round can only look whether a model is loaded.
+        self.only_loads = False
         self._active: list[RunningJob] = []
         self._denoised: list[RunningJob] = []
         #: All admitted jobs without an outcome yet, also those in none of the lists above.
@@ -46,11 +50,12 @@ class Batch:
     @property
     def is_busy(self) -> bool:
         """Whether the next round has something to do."""
-        return bool(self._waiting or self._active or self._denoised)
+        return bool(self._waiting or self._loading or self._active or self._denoised)
 
     def add(self, running: RunningJob) -> None:
         """Queue a job for the next round."""
         self._waiting.append(running)
+        self.only_loads = False
 
     def step(self) -> bool:
         """Run a round: stop and admit jobs, make one UNet call, decode. Returns `is_busy`."""
@@ -61,6 +66,7 @@ class Batch:
         self._decode(called=called)
         if was_busy and not self.is_busy:
             self._runners.offload_idle()
+        self.only_loads = bool(self._loading) and not (self._active or self._denoised)
         return self.is_busy
 
     def abandon(self, error: BaseException) -> None:
@@ -74,7 +80,8 @@ class Batch:
     def _stop_jobs(self) -> None:
         """Remove the jobs that must end now: stopped, expired, or with an error of their own."""
         self._waiting = [each for each in self._waiting if not each.future.cancelled()]
-        for running in (*self._waiting, *self._active, *self._denoised):
+        self._loading = [each for each in self._loading if not each.future.cancelled()]
+        for running in (*self._waiting, *self._loading, *self._active, *self._denoised):
             if (reason := running.end_reason()) is None:
                 continue
             if (final_checkpoint := running.final_checkpoint(reason)) is None:
@@ -85,17 +92,18 @@ class Batch:
 
     def _admit(self) -> None:
         """Start waiting jobs in order, and encode the prompts of all of them together."""
-        busy = {running.job.model for running in self._active + self._denoised}
+        busy = {each.job.model for each in self._active + self._denoised + self._loading}
         wanted = [running.job.model for running in self._waiting]
         number = batch_scheduler.admit(wanted, busy, self._runners.capacity)
-        admitted, self._waiting = self._waiting[:number], self._waiting[number:]
+        self._loading += self._waiting[:number]
+        self._waiting = self._waiting[number:]
         by_model: dict[str, list[tuple[RunningJob, PreparedJob]]] = {}
-        for running in admitted:
+        for running in self._loaded():
             if not running.future.set_running_or_notify_cancel():
                 continue
             self._unfinished.add(running)
             try:
-                prepared = self._prepare(running, busy)
+                prepared = self._prepare(running)
             except BaseException as error:  # noqa: BLE001  # without this thread no job ends
                 self._fail(running, error)
             else:
@@ -103,11 +111,27 @@ class Batch:
         for parts in by_model.values():
             self._call_or_halve(parts, self._encode)
 
-    def _prepare(self, running: RunningJob, busy: set[str]) -> PreparedJob:
-        """Load the job's model if needed, and validate the job against it."""
+    def _loaded(self) -> list[RunningJob]:
+        """Take the admitted jobs whose model is loaded; fail those whose model failed to load."""
+        busy = {each.job.model for each in self._active + self._denoised + self._loading}
+        ready: list[RunningJob] = []
+        for model in dict.fromkeys(each.job.model for each in self._loading):
+            jobs = [each for each in self._loading if each.job.model == model]
+            try:
+                if not self._runners.request(model, busy):
+                    continue
+            except BaseException as error:  # noqa: BLE001  # without this thread no job ends
+                for running in jobs:
+                    self._fail(running, error)
+                continue
+            self._loading = [each for each in self._loading if each not in jobs]
+            ready += jobs
+        return ready
+
+    def _prepare(self, running: RunningJob) -> PreparedJob:
+        """Validate the job against its model."""
         model = running.job.model
-        runner = self._runners.get(model, busy)
-        busy.add(model)
+        runner = self._runners.get(model)
         running.load_s = self._runners.load_wait_s(model, running.submitted_s)
         running.admitted_s = time.perf_counter()
         prepared = runner.check(running.job)
@@ -216,7 +240,7 @@ class Batch:
             groups += [group[half:], group[:half]]
 
     def _remove(self, running: RunningJob) -> None:
-        for jobs in (self._waiting, self._active, self._denoised):
+        for jobs in (self._waiting, self._loading, self._active, self._denoised):
             if running in jobs:
                 jobs.remove(running)
         self._unfinished.discard(running)

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from worker.engine.model_loader import LoadedModel
     from worker.job_control import Control
 
+#: Pause between two looks whether a model is loaded, while no job runs, in seconds.
+LOAD_POLL_S = 0.02
+
 
 def load_model(
     spec: ModelSpec, device: str, offload: str, *, compiled: bool = False
@@ -47,11 +50,13 @@ class Engine:
         max_models: int = 1,
         max_batch_rows: int | None = None,
         compiled: bool = False,
+        load_timeout_s: float = 1800.0,
         loader: Callable[..., LoadedModel] = load_model,
     ) -> None:
         """Start nothing: the thread starts and a model is loaded with the first job.
 
         `max_batch_rows` limits the rows of a UNet call; None measures them when a model is loaded.
+        A model that is not loaded in `load_timeout_s` fails its jobs; others go on meanwhile.
         """
         self.device = device
         self._specs = models
@@ -60,6 +65,7 @@ class Engine:
             lambda spec: loader(spec, device, offload, compiled=compiled),
             max_models,
             max_batch_rows,
+            load_timeout_s,
         )
         #: None ends the thread.
         self._inbox: queue.SimpleQueue[RunningJob | None] = queue.SimpleQueue()
@@ -68,15 +74,14 @@ class Engine:
         self._call_began_s: dict[int, float] = {}
         self._thread: threading.Thread | None = None
 
-    @property
-    def loading_s(self) -> float | None:
-        """Seconds since the current loading of a model began; None when no model is loading."""
-        return self._runners.loading_s
+    def loading_s(self, model: str) -> float | None:
+        """Seconds since a model's loading began; None when it is not loading."""
+        return self._runners.loading_s(model)
 
     @property
     def step_s(self) -> float:
         """Seconds that the current step has taken so far, loading excluded; 0 when idle."""
-        if self._runners.loading_s is not None:
+        if self._runners.is_building:
             return 0.0
         began_s = min(list(self._call_began_s.values()), default=float("inf"))
         return max(0.0, time.perf_counter() - max(began_s, self._runners.load_ended_s))
@@ -137,9 +142,16 @@ class Engine:
             del self._call_began_s[thread]
 
     def _receive(self, batch: Batch) -> bool:
-        """Move submitted jobs to the batch, blocking while it is idle; returns whether to close."""
-        while not (batch.is_busy and self._inbox.empty()):
-            if (running := self._inbox.get()) is None:
+        """Move submitted jobs to the batch; returns whether to close.
+
+        Blocks while the batch is idle, and for `LOAD_POLL_S` while it only waits for a model.
+        """
+        while not (batch.is_busy and self._inbox.empty()) or batch.only_loads:
+            try:
+                running = self._inbox.get(timeout=LOAD_POLL_S if batch.only_loads else None)
+            except queue.Empty:
+                return False
+            if running is None:
                 return True
             batch.add(running)
         return False

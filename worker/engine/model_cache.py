@@ -7,6 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from worker.engine.model_loading import ModelLoading
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 class ModelCache:
-    """Runners by the alias of their model, loaded on first use. Only for the engine's thread."""
+    """Runners by the alias of their model, loaded when first needed. Only for the engine's thread.
+
+    Files are read on other threads; what runs on the device is built here.
+    """
 
     def __init__(
         self,
@@ -28,29 +32,58 @@ class ModelCache:
         load: Callable[[ModelSpec], LoadedModel],
         max_models: int,
         max_batch_rows: int | None,
+        load_timeout_s: float = 1800.0,
     ) -> None:
         self.capacity = max_models
         self._specs, self._load, self._max_batch_rows = specs, load, max_batch_rows
+        self._load_timeout_s = load_timeout_s
         #: Least recently used first.
         self._runners: dict[str, Runner] = {}
+        self._loadings: dict[str, ModelLoading] = {}
         #: Begin and end of the last loading of each model, on the monotonic clock.
         self._load_times_s: dict[str, tuple[float, float]] = {}
-        self._loading_since_s: float | None = None
-        #: End of the last loading, successful or not.
+        #: The model that is built on the engine's thread now.
+        self._building: ModelLoading | None = None
+        #: End of the last building, successful or not.
         self.load_ended_s = float("-inf")
 
     @property
-    def loading_s(self) -> float | None:
-        """Seconds since the current loading began; None when no model is loading."""
-        since_s = self._loading_since_s
-        return None if since_s is None else time.perf_counter() - since_s
+    def is_building(self) -> bool:
+        """Whether the engine's thread is busy with a model that was loaded."""
+        return self._building is not None
 
-    def get(self, alias: str, busy: Collection[str] = ()) -> Runner:
-        """A model's runner, loaded if needed; evicts no `busy` model. Raises `ModelLoadError`."""
-        if alias not in self._runners:
-            self._build(alias, busy)
+    def loading_s(self, alias: str) -> float | None:
+        """Seconds since the model's loading began; None when it is not loading. Any thread."""
+        building = self._building
+        loading = self._loadings.get(alias)
+        if loading is None and building is not None and building.alias == alias:
+            loading = building
+        return None if loading is None else time.perf_counter() - loading.began_s
+
+    def get(self, alias: str) -> Runner:
+        """The runner of a model that is loaded."""
         self._runners[alias] = self._runners.pop(alias)
         return self._runners[alias]
+
+    def request(self, alias: str, busy: Collection[str]) -> bool:
+        """Whether the model is loaded; begins to load it if not. Raises what loading raised.
+
+        Evicts no `busy` model. After an error the next request loads it again.
+        """
+        if alias in self._runners:
+            return True
+        loading = self._loadings.get(alias)
+        if loading is None:
+            self._make_room({*busy, *self._loadings})
+            spec = self._specs[alias]
+            self._loadings[alias] = ModelLoading(
+                alias, lambda: self._load(spec), self._load_timeout_s
+            )
+            return False
+        if not loading.is_over:
+            return False
+        self._build(self._loadings.pop(alias))
+        return True
 
     def load_wait_s(self, alias: str, since_s: float) -> float:
         """Seconds of the model's loading that fall after `since_s`."""
@@ -73,24 +106,26 @@ class ModelCache:
         """Drop all models."""
         self._runners.clear()
 
-    def _build(self, alias: str, busy: Collection[str]) -> None:
+    def _make_room(self, busy: Collection[str]) -> None:
+        idle = [each for each in self._runners if each not in busy]
+        while len(self._runners) + len(self._loadings) >= self.capacity and idle:
+            self._evict(idle.pop(0))
+
+    def _build(self, loading: ModelLoading) -> None:
         from worker.engine.runner import Runner  # noqa: PLC0415  # imports torch
 
-        began_s = self._loading_since_s = time.perf_counter()
+        self._building = loading
         try:
-            idle = [each for each in self._runners if each not in busy]
-            while len(self._runners) >= self.capacity and idle:
-                self._evict(idle.pop(0))
-            model = self._load(self._specs[alias])
+            model = loading.take()
             try:
-                self._runners[alias] = Runner(model, self._max_batch_rows)
+                self._runners[loading.alias] = Runner(model, self._max_batch_rows)
             except Exception as error:
-                message = f"model {alias!r} was loaded but can't run here: {error}"
+                message = f"model {loading.alias!r} was loaded but can't run here: {error}"
                 raise ModelLoadError(message[:2000]) from error
         finally:
             self.load_ended_s = time.perf_counter()
-            self._loading_since_s = None
-        self._load_times_s[alias] = began_s, time.perf_counter()
+            self._building = None
+        self._load_times_s[loading.alias] = loading.began_s, self.load_ended_s
 
     def _evict(self, alias: str) -> None:
         logger.info("evicted model %s to load another", alias)

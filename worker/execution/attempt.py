@@ -118,7 +118,7 @@ class AttemptRunner:
                     self._publish_loading(claim, resolved)
 
     def _publish_loading(self, claim: Claim, resolved: ResolvedRequest) -> None:
-        if (seconds := self._engine.loading_s) is not None:
+        if (seconds := self._engine.loading_s(resolved.request.model)) is not None:
             fields = {"seconds_so_far": round(seconds, 3), "metadata": resolved.request.metadata}
             self._publisher.post(claim, "loading", fields)
 

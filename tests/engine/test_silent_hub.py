@@ -1,0 +1,81 @@
+"""A model whose files never come holds up nobody but its own jobs, and those for a limited time."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.engine.jobs import SPEC, job
+from tests.record.owners import until
+from worker.engine.engine import Engine, load_model
+from worker.errors import ModelLoadError
+from worker.job_control import Control, JobStopped, Stop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from worker.config.models import ModelSpec
+    from worker.engine.model_loader import LoadedModel
+
+SILENT = SPEC.model_copy(update={"path": "silent/hub"})
+QUICK = {"num_inference_steps": 1, "height": 32, "width": 32}
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Engine]]:
+    """Engines of two models, one of whose hubs never answers."""
+    answers, engines = threading.Event(), list[Engine]()
+
+    def loader(spec: ModelSpec, *given: Any, **options: Any) -> LoadedModel:
+        if spec is SILENT:
+            assert answers.wait(120)
+        return load_model(SPEC, *given, **options)
+
+    def begin(**options: Any) -> Engine:
+        models = {"default": SPEC, "silent": SILENT}
+        engines.append(Engine(models, "cpu", "none", max_batch_rows=8, loader=loader, **options))
+        return engines[-1]
+
+    yield begin
+    answers.set()
+    for each in engines:
+        each.close()
+
+
+def test_jobs_of_other_models_go_on(make: Callable[..., Engine]) -> None:
+    """Before, beside and after a job that waits for the hub; their steps are no long steps."""
+    engine = make(max_models=2)
+    assert engine.submit(job(**QUICK), Control()).result(60).images
+    waiting = engine.submit(job(model="silent"), Control())
+    until(lambda: engine.loading_s("silent") is not None)
+    assert engine.loading_s("default") is None
+    for _ in range(3):
+        assert engine.submit(job(**QUICK), Control()).result(60).images
+    assert engine.step_s < 60
+    assert not waiting.done()
+    assert waiting.cancel()
+
+
+@pytest.mark.parametrize("reason", [Stop.CANCELLED, Stop.EXPIRED, Stop.DRAINED])
+def test_its_own_jobs_can_be_stopped(make: Callable[..., Engine], reason: Stop) -> None:
+    """A cancel, a deadline and a drain end a job that waits for the hub."""
+    engine, control = make(), Control()
+    waiting = engine.submit(job(model="silent"), control)
+    until(lambda: engine.loading_s("silent") is not None)
+    control.request(reason)
+    with pytest.raises(JobStopped) as stopped:
+        waiting.result(60)
+    assert stopped.value.reason is reason
+
+
+def test_the_wait_is_limited(make: Callable[..., Engine]) -> None:
+    """All jobs of the model fail, another attempt may succeed, and a later job loads again."""
+    engine = make(load_timeout_s=0.2)
+    for _ in range(2):
+        waiting = [engine.submit(job(model="silent"), Control()) for _ in range(2)]
+        for each in waiting:
+            with pytest.raises(ModelLoadError, match="SAG_LOAD_TIMEOUT_S") as failed:
+                each.result(60)
+            assert failed.value.retryable
