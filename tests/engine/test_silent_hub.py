@@ -19,22 +19,26 @@ if TYPE_CHECKING:
     from worker.config.models import ModelSpec
     from worker.engine.model_loader import LoadedModel
 
-SILENT = SPEC.model_copy(update={"path": "silent/hub"})
+SILENT = SPEC.model_copy(update={"path": "silent/model"})
 QUICK = {"num_inference_steps": 1, "height": 32, "width": 32}
 
 
 @pytest.fixture
 def make() -> Iterator[Callable[..., Engine]]:
-    """Engines of two models, one of whose hubs never answers."""
+    """Engines of two models, one of whose hub or disk never answers."""
     answers, engines = threading.Event(), list[Engine]()
 
-    def loader(spec: ModelSpec, *given: Any, **options: Any) -> LoadedModel:
+    def wait(spec: ModelSpec) -> None:
         if spec is SILENT:
             assert answers.wait(120)
+
+    def loader(spec: ModelSpec, *given: Any, **options: Any) -> LoadedModel:
+        wait(spec)
         return load_model(SPEC, *given, **options)
 
-    def begin(**options: Any) -> Engine:
+    def begin(silent: str = "hub", **options: Any) -> Engine:
         models = {"default": SPEC, "silent": SILENT}
+        options["fetch"] = wait if silent == "hub" else lambda _spec: None
         engines.append(Engine(models, "cpu", "none", max_batch_rows=8, loader=loader, **options))
         return engines[-1]
 
@@ -44,9 +48,15 @@ def make() -> Iterator[Callable[..., Engine]]:
         each.close()
 
 
-def test_jobs_of_other_models_go_on(make: Callable[..., Engine]) -> None:
-    """Before, beside and after a job that waits for the hub; their steps are no long steps."""
-    engine = make(max_models=2)
+@pytest.mark.parametrize(("silent", "max_models"), [("hub", 1), ("hub", 2), ("disk", 2)])
+def test_jobs_of_other_models_go_on(
+    make: Callable[..., Engine], silent: str, max_models: int
+) -> None:
+    """Before, beside and after a job that waits; their steps are no long steps.
+
+    A model that is being downloaded takes no other's room.
+    """
+    engine = make(silent, max_models=max_models)
     assert engine.submit(job(**QUICK), Control()).result(60).images
     waiting = engine.submit(job(model="silent"), Control())
     until(lambda: engine.loading_s("silent") is not None)
@@ -58,10 +68,13 @@ def test_jobs_of_other_models_go_on(make: Callable[..., Engine]) -> None:
     assert waiting.cancel()
 
 
+@pytest.mark.parametrize("silent", ["hub", "disk"])
 @pytest.mark.parametrize("reason", [Stop.CANCELLED, Stop.EXPIRED, Stop.DRAINED])
-def test_its_own_jobs_can_be_stopped(make: Callable[..., Engine], reason: Stop) -> None:
-    """A cancel, a deadline and a drain end a job that waits for the hub."""
-    engine, control = make(), Control()
+def test_its_own_jobs_can_be_stopped(
+    make: Callable[..., Engine], reason: Stop, silent: str
+) -> None:
+    """A cancel, a deadline and a drain end a job that waits for its model."""
+    engine, control = make(silent), Control()
     waiting = engine.submit(job(model="silent"), control)
     until(lambda: engine.loading_s("silent") is not None)
     control.request(reason)
@@ -70,9 +83,10 @@ def test_its_own_jobs_can_be_stopped(make: Callable[..., Engine], reason: Stop) 
     assert stopped.value.reason is reason
 
 
-def test_the_wait_is_limited(make: Callable[..., Engine]) -> None:
+@pytest.mark.parametrize("silent", ["hub", "disk"])
+def test_the_wait_is_limited(make: Callable[..., Engine], silent: str) -> None:
     """All jobs of the model fail, another attempt may succeed, and a later job loads again."""
-    engine = make(load_timeout_s=0.2)
+    engine = make(silent, load_timeout_s=0.2)
     for _ in range(2):
         waiting = [engine.submit(job(model="silent"), Control()) for _ in range(2)]
         for each in waiting:

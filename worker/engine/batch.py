@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from worker.engine import batch_scheduler, device_errors
+from worker.engine.admission import Admission
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,10 +37,8 @@ class Batch:
     def __init__(self, runners: ModelCache, side_executor: Callable[..., object]) -> None:
         """`side_executor` runs a function with its arguments on another thread, in order."""
         self._runners, self._side_executor = runners, side_executor
-        self._waiting: list[RunningJob] = []
-        #: Admitted, and waiting until their model is loaded.
-        self._loading: list[RunningJob] = []
-        #: Whether the next round can only look whether a model is loaded.
+        self._admission = Admission(runners, self._fail)
+        #: Whether the next round can only look whether a model is downloaded or loaded.
         self.only_loads = False
         self._active: list[RunningJob] = []
         self._denoised: list[RunningJob] = []
@@ -50,11 +49,11 @@ class Batch:
     @property
     def is_busy(self) -> bool:
         """Whether the next round has something to do."""
-        return bool(self._waiting or self._loading or self._active or self._denoised)
+        return bool(self._admission.jobs or self._active or self._denoised)
 
     def add(self, running: RunningJob) -> None:
         """Queue a job for the next round."""
-        self._waiting.append(running)
+        self._admission.add(running)
         self.only_loads = False
 
     def step(self) -> bool:
@@ -66,7 +65,7 @@ class Batch:
         self._decode(called=called)
         if was_busy and not self.is_busy:
             self._runners.offload_idle()
-        self.only_loads = bool(self._loading) and not (self._active or self._denoised)
+        self.only_loads = self.is_busy and not (self._active or self._denoised)
         return self.is_busy
 
     def abandon(self, error: BaseException) -> None:
@@ -79,9 +78,10 @@ class Batch:
 
     def _stop_jobs(self) -> None:
         """Remove the jobs that must end now: stopped, expired, or with an error of their own."""
-        self._waiting = [each for each in self._waiting if not each.future.cancelled()]
-        self._loading = [each for each in self._loading if not each.future.cancelled()]
-        for running in (*self._waiting, *self._loading, *self._active, *self._denoised):
+        for running in self._admission.jobs:
+            if running.future.cancelled():
+                self._admission.remove(running)
+        for running in (*self._admission.jobs, *self._active, *self._denoised):
             if (reason := running.end_reason()) is None:
                 continue
             if (final_checkpoint := running.final_checkpoint(reason)) is None:
@@ -92,13 +92,9 @@ class Batch:
 
     def _admit(self) -> None:
         """Start waiting jobs in order, and encode the prompts of all of them together."""
-        busy = {each.job.model for each in self._active + self._denoised + self._loading}
-        wanted = [running.job.model for running in self._waiting]
-        number = batch_scheduler.admit(wanted, busy, self._runners.capacity)
-        self._loading += self._waiting[:number]
-        self._waiting = self._waiting[number:]
+        running_models = {each.job.model for each in self._active + self._denoised}
         by_model: dict[str, list[tuple[RunningJob, PreparedJob]]] = {}
-        for running in self._loaded():
+        for running in self._admission.ready(running_models):
             if not running.future.set_running_or_notify_cancel():
                 continue
             self._unfinished.add(running)
@@ -110,23 +106,6 @@ class Batch:
                 by_model.setdefault(running.job.model, []).append((running, prepared))
         for parts in by_model.values():
             self._call_or_halve(parts, self._encode)
-
-    def _loaded(self) -> list[RunningJob]:
-        """Take the admitted jobs whose model is loaded; fail those whose model failed to load."""
-        busy = {each.job.model for each in self._active + self._denoised + self._loading}
-        ready: list[RunningJob] = []
-        for model in dict.fromkeys(each.job.model for each in self._loading):
-            jobs = [each for each in self._loading if each.job.model == model]
-            try:
-                if not self._runners.request(model, busy):
-                    continue
-            except BaseException as error:  # noqa: BLE001  # without this thread no job ends
-                for running in jobs:
-                    self._fail(running, error)
-                continue
-            self._loading = [each for each in self._loading if each not in jobs]
-            ready += jobs
-        return ready
 
     def _prepare(self, running: RunningJob) -> PreparedJob:
         """Validate the job against its model."""
@@ -240,7 +219,8 @@ class Batch:
             groups += [group[half:], group[:half]]
 
     def _remove(self, running: RunningJob) -> None:
-        for jobs in (self._waiting, self._loading, self._active, self._denoised):
+        self._admission.remove(running)
+        for jobs in (self._active, self._denoised):
             if running in jobs:
                 jobs.remove(running)
         self._unfinished.discard(running)

@@ -38,6 +38,13 @@ def load_model(
     return model_loader.load(spec, device, offload, compiled=compiled)
 
 
+def fetch_model(spec: ModelSpec) -> None:
+    """Download a model of the hub, see `model_loader.fetch`."""
+    from worker.engine import model_loader  # noqa: PLC0415  # as above
+
+    model_loader.fetch(spec)
+
+
 class Engine:
     """One device and the jobs that share it."""
 
@@ -52,6 +59,7 @@ class Engine:
         compiled: bool = False,
         load_timeout_s: float = 1800.0,
         loader: Callable[..., LoadedModel] = load_model,
+        fetch: Callable[[ModelSpec], object] = fetch_model,
     ) -> None:
         """Start nothing: the thread starts and a model is loaded with the first job.
 
@@ -66,6 +74,7 @@ class Engine:
             max_models,
             max_batch_rows,
             load_timeout_s,
+            fetch,
         )
         #: None ends the thread.
         self._inbox: queue.SimpleQueue[RunningJob | None] = queue.SimpleQueue()

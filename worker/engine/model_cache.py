@@ -7,7 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from worker.engine.model_loading import ModelLoading
+from worker.engine.timed_call import TimedCall
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -33,17 +33,22 @@ class ModelCache:
         max_models: int,
         max_batch_rows: int | None,
         load_timeout_s: float = 1800.0,
+        fetch: Callable[[ModelSpec], object] | None = None,
     ) -> None:
+        """`load` returns a model on its device; `fetch` downloads its files before, if it can."""
         self.capacity = max_models
         self._specs, self._load, self._max_batch_rows = specs, load, max_batch_rows
-        self._load_timeout_s = load_timeout_s
+        self._load_timeout_s, self._fetch = load_timeout_s, fetch
+        #: Models whose files are on this machine, and those that are being downloaded.
+        self._fetched: set[str] = set() if fetch else set(specs)
+        self._fetchings: dict[str, TimedCall[object]] = {}
         #: Least recently used first.
         self._runners: dict[str, Runner] = {}
-        self._loadings: dict[str, ModelLoading] = {}
+        self._loadings: dict[str, TimedCall[LoadedModel]] = {}
         #: Begin and end of the last loading of each model, on the monotonic clock.
         self._load_times_s: dict[str, tuple[float, float]] = {}
         #: The model that is built on the engine's thread now.
-        self._building: ModelLoading | None = None
+        self._building: TimedCall[LoadedModel] | None = None
         #: End of the last building, successful or not.
         self.load_ended_s = float("-inf")
 
@@ -55,15 +60,32 @@ class ModelCache:
     def loading_s(self, alias: str) -> float | None:
         """Seconds since the model's loading began; None when it is not loading. Any thread."""
         building = self._building
-        loading = self._loadings.get(alias)
-        if loading is None and building is not None and building.alias == alias:
-            loading = building
-        return None if loading is None else time.perf_counter() - loading.began_s
+        calls = self._fetchings.get(alias), self._loadings.get(alias), building
+        began_s = [each.began_s for each in calls if each is not None and each.alias == alias]
+        return time.perf_counter() - min(began_s) if began_s else None
 
     def get(self, alias: str) -> Runner:
         """The runner of a model that is loaded."""
         self._runners[alias] = self._runners.pop(alias)
         return self._runners[alias]
+
+    def is_fetched(self, alias: str) -> bool:
+        """Whether a model's files are on this machine; begins to download them if not.
+
+        Meanwhile the model takes no room. Raises what downloading raised; then it is tried again.
+        """
+        if alias in self._fetched or self._fetch is None:
+            return True
+        fetching = self._fetchings.get(alias)
+        if fetching is None:
+            fetch, spec = self._fetch, self._specs[alias]
+            self._fetchings[alias] = TimedCall(alias, lambda: fetch(spec), self._load_timeout_s)
+            return False
+        if not fetching.is_over:
+            return False
+        self._fetchings.pop(alias).take()
+        self._fetched.add(alias)
+        return True
 
     def request(self, alias: str, busy: Collection[str]) -> bool:
         """Whether the model is loaded; begins to load it if not. Raises what loading raised.
@@ -76,9 +98,7 @@ class ModelCache:
         if loading is None:
             self._make_room({*busy, *self._loadings})
             spec = self._specs[alias]
-            self._loadings[alias] = ModelLoading(
-                alias, lambda: self._load(spec), self._load_timeout_s
-            )
+            self._loadings[alias] = TimedCall(alias, lambda: self._load(spec), self._load_timeout_s)
             return False
         if not loading.is_over:
             return False
@@ -111,7 +131,7 @@ class ModelCache:
         while len(self._runners) + len(self._loadings) >= self.capacity and idle:
             self._evict(idle.pop(0))
 
-    def _build(self, loading: ModelLoading) -> None:
+    def _build(self, loading: TimedCall[LoadedModel]) -> None:
         from worker.engine.runner import Runner  # noqa: PLC0415  # imports torch
 
         self._building = loading

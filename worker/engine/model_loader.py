@@ -44,6 +44,17 @@ class LoadedModel:
     compiled: bool = False
 
 
+def fetch(spec: ModelSpec) -> None:
+    """Download a model of the hub into its cache; nothing for a path. Raises `ModelLoadError`."""
+    _silence_libraries()
+    if Path(spec.path).exists() or not is_hub_id(spec.path):
+        return
+    try:
+        StableDiffusionPipeline.download(spec.path, **_options(spec))
+    except Exception as error:  # the hub's client raises anything
+        raise _load_error(spec, error) from error
+
+
 def load(spec: ModelSpec, device: str, offload: str, *, compiled: bool = False) -> LoadedModel:
     """Build the pipeline of `spec` on `device`; raises `ModelLoadError` with the reason.
 
@@ -64,10 +75,7 @@ def load(spec: ModelSpec, device: str, offload: str, *, compiled: bool = False) 
     except ModelLoadError:
         raise
     except Exception as error:  # malformed files raise anything
-        message = f"model {spec.path!r} could not be loaded: {error}"[:2000]
-        if load_errors.may_pass(error):
-            raise ModelLoadError(message) from error
-        raise ModelLoadError(message + load_errors.REMEDY, retryable=False) from error
+        raise _load_error(spec, error) from error
     try:
         mode = _place(pipeline, device, offload)
     except Exception as error:  # of the device or its driver; another worker may do better
@@ -84,6 +92,13 @@ def load(spec: ModelSpec, device: str, offload: str, *, compiled: bool = False) 
         pipeline.unet.compile(dynamic=False)
     logger.info("loaded model %s on %s in %.1f s", spec.path, device, time.perf_counter() - began_s)
     return LoadedModel(pipeline, device, mode, compiled)
+
+
+def _load_error(spec: ModelSpec, error: Exception) -> ModelLoadError:
+    message = f"model {spec.path!r} could not be loaded: {error}"[:2000]
+    if load_errors.may_pass(error):
+        return ModelLoadError(message)
+    return ModelLoadError(message + load_errors.REMEDY, retryable=False)
 
 
 def _silence_libraries() -> None:
