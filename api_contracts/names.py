@@ -97,6 +97,14 @@ class Keys:
         return f"{self.namespace}:dead"
 
     @property
+    def workers(self) -> str:
+        """Sorted set: owners (`host:name:random`) by when they last renewed their leases.
+
+        Unix seconds by the clock of each owner's host.
+        """
+        return f"{self.namespace}:workers"
+
+    @property
     def reconciler(self) -> str:
         """String: the worker elected as reconciler; expires within seconds unless renewed."""
         return f"{self.namespace}:reconciler"

@@ -81,6 +81,7 @@ class WorkerProcess:
             HeldMessages(connect_impatiently(broker_url, timeout_s)),
             held_tags,
             lease_s,
+            owner=owner,
         )
         self.gate = ClaimGate(self._lease)
         self._reconciler = Reconciler(
@@ -132,9 +133,10 @@ class WorkerProcess:
             metrics.serve(self._settings.metrics_port)
 
     def state(self) -> dict[str, Any]:
-        """What `health` reports: why no task would be claimed (None: one would), device, tasks."""
+        """What `health` reports: why no task would be claimed (None: one would), and of whom."""
         return {
             "refusal": self.gate.refusal, "device": self._device, "running": self._tasks.ids,
+            "owner": self._owner,
         }  # fmt: skip
 
     def drain(self) -> None:

@@ -45,7 +45,9 @@ class Busy:
         artifacts = Artifacts(Storage(settings))
         attempts = AttemptRunner(settings, records, self._publisher, self._engine, artifacts)
         self.tasks, messages = ActiveTasks(), HeldMessages(records.redis)
-        self._lease = Lease(records.redis, records.keys, self.tasks, messages, list, LEASE_S)
+        self._lease = Lease(
+            records.redis, records.keys, self.tasks, messages, list, LEASE_S, "host:w:1"
+        )
         self._lease.start()
         self.gate = ClaimGate(self._lease)
         self.broken: list[str] = []

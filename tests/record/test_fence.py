@@ -52,7 +52,9 @@ def requeued(records: TaskRecord, claim: Claim, *, counts: bool = False) -> Writ
 def renewed(records: TaskRecord, claim: Claim) -> Control:
     """The control of a claim after its lease was renewed."""
     task = hold(tasks := ActiveTasks(), claim)
-    Lease(records.redis, records.keys, tasks, HeldMessages(records.redis), list, LEASE_S).renew()
+    Lease(
+        records.redis, records.keys, tasks, HeldMessages(records.redis), list, LEASE_S, "o"
+    ).renew()
     return task.control
 
 

@@ -127,7 +127,9 @@ class World:
         if age >= len(self.taken):
             return
         task = hold(tasks := ActiveTasks(), self.taken[-1 - age])
-        Lease(self.redis, self.keys, tasks, HeldMessages(self.redis), list, LEASE_S).renew()
+        Lease(
+            self.redis, self.keys, tasks, HeldMessages(self.redis), list, LEASE_S, owner="o"
+        ).renew()
         is_ours = age == 0 and self.last_status == "running"
         assert (task.control.asked() is not Stop.SUPERSEDED) == is_ours == bool(tasks.claimed())
         self.lapsed = self.lapsed and not is_ours

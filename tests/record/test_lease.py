@@ -50,7 +50,9 @@ def leases(redis: Redis, keys: Keys, tasks: ActiveTasks) -> Iterator[Callable[..
 
     def make(lease_s: float, *tags: str, period_s: float | None = None) -> Lease:
         redis.delete(UNACKED, UNACKED_INDEX)
-        lease = Lease(redis, keys, tasks, HeldMessages(redis), lambda: tags, lease_s)
+        lease = Lease(
+            redis, keys, tasks, HeldMessages(redis), lambda: tags, lease_s, owner="host:w:1"
+        )
         lease._period_s = lease._period_s if period_s is None else period_s
         made.append(lease)
         return lease
@@ -78,7 +80,7 @@ def test_tasks_and_messages_are_renewed(
     """A renewal holds each task for a lease from now, and each message for a margin more."""
     redis.delete(UNACKED, UNACKED_INDEX)
     tags: list[str] = []
-    lease = Lease(redis, keys, tasks, HeldMessages(redis), lambda: tags, 40.0)
+    lease = Lease(redis, keys, tasks, HeldMessages(redis), lambda: tags, 40.0, owner="host:w:1")
     post(redis, keys.namespace, task_id)
     tags.append(taken(redis, "first", keys.namespace, lease_s=1.0))
     hold(tasks, take(records, task_id))

@@ -42,7 +42,7 @@ def test_an_outage_makes_the_process_unwell_and_stops_no_task(tmp_path: Path, ke
     with embedded.redis_server(tmp_path, port) as url:
         redis = connect_impatiently(url, 0.5)
         task = hold(tasks, take(worker(redis, keys, "first", 1.0), "t"))
-        lease = Lease(redis, keys, tasks, HeldMessages(redis), list, 1.0)
+        lease = Lease(redis, keys, tasks, HeldMessages(redis), list, 1.0, owner="host:w:1")
         lease.start()
         until(lambda: is_subscribed(redis, keys) and lease.is_well)
     until(lambda: not lease.is_well)
@@ -65,7 +65,7 @@ def test_a_process_without_tasks_notices_an_outage_too(
     with embedded.redis_server(tmp_path) as url:
         away = connect_impatiently(url, 0.5)
         records, book = (away, redis) if gone == "records" else (redis, away)
-        lease = Lease(records, keys, ActiveTasks(), HeldMessages(book), list, 1.0)
+        lease = Lease(records, keys, ActiveTasks(), HeldMessages(book), list, 1.0, owner="host:w:1")
         lease.start()
         until(lambda: is_subscribed(records, keys) and lease.is_well)
     until(lambda: not lease.is_well)
@@ -87,7 +87,7 @@ def test_a_wrong_clock_of_the_worker_changes_nothing(
     claim = take(records, task_id)
     assert abs(claim.claimed_at_s - redis_s) < 10
     hold(tasks := ActiveTasks(), claim)
-    Lease(redis, keys, tasks, messages, lambda: [tag], 20.0).renew()
+    Lease(redis, keys, tasks, messages, lambda: [tag], 20.0, owner="host:w:1").renew()
     assert messages.overdue() == []
     assert isinstance(ask(other, task_id), Held)
     assert 0 < ends_s(redis, keys, task_id) - redis_s < 60

@@ -289,7 +289,7 @@ def test_answers_of_workers_are_printable(
     monkeypatch: pytest.MonkeyPatch, redis: Redis, redis_url: str, namespace: str
 ) -> None:
     """Anyone with access to the broker may answer for a worker, and write a dead letter."""
-    answer = {"device": EVIL, "refusal": EVIL, "running": [EVIL]}
+    answer = health.WorkerAnswer("", refusal=EVIL, device=EVIL, running=[EVIL])
     monkeypatch.setattr(health, "all_workers", lambda _: {EVIL: answer})
     monkeypatch.setattr(health, "host_workers", lambda _: {EVIL: EVIL})
     monkeypatch.setattr(checks, "run_checks", lambda _: [Finding(EVIL, ok=False, found=EVIL)])

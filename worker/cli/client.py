@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -140,15 +141,15 @@ def queue(*, machine: Machine = False) -> None:
     queues = or_exit(lambda: health.depths(found))
     workers = or_exit(lambda: health.all_workers(found))
     if machine:
-        print(json.dumps({"queues": queues, "workers": workers}))
+        shown = {name: asdict(worker) for name, worker in workers.items()}
+        print(json.dumps({"queues": queues, "workers": shown}))
         return
     for model, lengths in queues.items():
         waiting = ", ".join(f"{count} of priority {each}" for each, count in lengths.items())
         print(f"{model}: {waiting or 'nothing waits'}")
-    for name, worker in sorted(workers.items()):
-        state = worker.get("refusal") or worker.get("error") or "well"
-        running = " ".join(worker.get("running", [])) or "nothing"
-        print(printable(f"{name} ({worker.get('device', '?')}, {state}): {running}"))
+    for name, worker in workers.items():
+        running = " ".join(worker.running) or "nothing"
+        print(printable(f"{name} ({worker.device}, {worker.refusal or 'well'}): {running}"))
     if not workers:
         print("no worker answers")
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import socket
+import time
+from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kombu.exceptions import OperationalError
@@ -21,32 +24,81 @@ if TYPE_CHECKING:
 
 #: Time in which workers may answer, in seconds.
 ANSWER_TIMEOUT_S = 5.0
+#: How long a worker that does not answer any more is reported, in seconds: its host may be gone.
+FORGET_S = 600.0
 
 
 def host_workers(settings: Settings) -> dict[str, str | None]:
-    """Return by node name why each worker of this host takes no task now; None if it takes them.
+    """Return why each worker of this host takes no task now; None if it takes them.
 
-    Raises `ServiceUnavailable` when Redis does not answer.
+    By node name, and by owner where several have the same. A worker that has renewed its leases in
+    the last `FORGET_S` and does not answer is among them. Raises `ServiceUnavailable` when Redis
+    does not answer.
     """
     host = socket.gethostname()
-    return {
-        name: answer.get("refusal", answer.get("error"))
-        for name, answer in all_workers(settings).items()
-        if name.partition("@")[2] == host
+    answers = {
+        label: each
+        for label, each in all_workers(settings).items()
+        if label.partition("@")[2].partition(" ")[0] == host
     }
+    found = {label: each.refusal for label, each in answers.items()}
+    answered = {each.owner for each in answers.values()}
+    for owner, renewed_s in _owners(settings).items():
+        silent_s = time.time() - renewed_s
+        if owner not in answered and owner.startswith(f"{host}:") and silent_s < FORGET_S:
+            name = f"{owner.split(':')[1]}@{host} ({owner})"
+            found[name] = f"does not answer; it last renewed its leases {silent_s:.0f} s ago"
+    return found
 
 
-def all_workers(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Return `refusal`, `device`, `running` (task ids) of each worker of the broker, by node name.
+@dataclass(frozen=True)
+class WorkerAnswer:
+    """What a worker says of itself."""
 
-    Raises `ServiceUnavailable` when Redis does not answer.
+    #: Empty from a worker of an earlier version.
+    owner: str
+    #: Why it takes no task now; None if it takes them.
+    refusal: str | None
+    device: str
+    #: Ids of its tasks.
+    running: list[str]
+
+
+def all_workers(settings: Settings) -> dict[str, WorkerAnswer]:
+    """Return the answers of the broker's workers, sorted, by `name@host`.
+
+    Workers with the same name are told apart by their owner, in brackets behind it. Raises
+    `ServiceUnavailable` when Redis does not answer.
     """
     app = celery_app("sag-health", settings.broker_url.get_secret_value())
     try:
         replies = app.control.broadcast(WELL, reply=True, timeout=ANSWER_TIMEOUT_S)
     except (OperationalError, RedisError) as error:
         raise ServiceUnavailable(f"Redis does not answer: {error}") from error
-    return {name: answer for reply in replies for name, answer in sorted(reply.items())}
+    answers = [
+        (name, WorkerAnswer(
+            str(answer.get("owner", "")),
+            answer.get("refusal", answer.get("error")),
+            answer.get("device", "?"),
+            answer.get("running", []),
+        ))
+        for reply in replies
+        for name, answer in reply.items()
+    ]  # fmt: skip
+    names = Counter(name for name, _ in answers)
+    labelled = {
+        name if names[name] == 1 else f"{name} ({answer.owner or number})": answer
+        for number, (name, answer) in enumerate(answers)
+    }
+    return dict(sorted(labelled.items()))
+
+
+def _owners(settings: Settings) -> dict[str, float]:
+    """The processes that have renewed leases and have not left, and when they last did."""
+    redis = connect(settings.events_redis_url.get_secret_value())
+    with service_errors():
+        found: Any = redis.zrange(settings.keys.workers, 0, -1, withscores=True)
+    return {owner.decode(errors="replace"): renewed_s for owner, renewed_s in found}
 
 
 def depths(settings: Settings) -> dict[str, dict[int, int]]:

@@ -37,7 +37,7 @@ LISTEN_S = 0.25
 class Lease:
     """Renews the leases of this process's tasks and messages."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # its parts
         self,
         redis: Redis,
         keys: Keys,
@@ -45,9 +45,14 @@ class Lease:
         messages: HeldMessages,
         tags: Callable[[], Sequence[str]],
         lease_s: float,
+        *,
+        owner: str,
     ) -> None:
-        """`redis` has the records; `tags` returns the delivery tags that Celery holds."""
-        self.lease_s = lease_s
+        """`redis` has the records; `tags` returns the delivery tags that Celery holds.
+
+        `owner` names this process in the list of workers.
+        """
+        self.lease_s, self._owner = lease_s, owner
         self._redis, self._keys, self._tasks = redis, keys, tasks
         self._messages, self._tags = messages, tags
         self._heartbeat = load(redis, "worker.record", "heartbeat")
@@ -56,7 +61,7 @@ class Lease:
         self._pubsub: Any = None
         self._thread = BackgroundThread(
             "lease", self._round, self._on_error,
-            retry_pause_s=renewal_retry_s(lease_s), on_exit=self._unsubscribe,
+            retry_pause_s=renewal_retry_s(lease_s), on_exit=self._leave,
         )  # fmt: skip
 
     def start(self) -> None:
@@ -88,7 +93,7 @@ class Lease:
         for _, claim in claimed:
             key = self._keys.task(claim.task_id)
             self._heartbeat(task=key, fence=claim.fence, lease_s=self.lease_s, client=pipeline)
-        pipeline.ping()
+        pipeline.zadd(self._keys.workers, {self._owner: time.time()})
         for (task, _), reply in zip(claimed, pipeline.execute()[:-1], strict=True):
             answer = WriteAnswer(reply)
             if answer.stop is not None:
@@ -118,6 +123,14 @@ class Lease:
             message = self._pubsub.get_message(timeout=min(left_s, LISTEN_S))
             if message and self._tasks.is_claimed(message["data"].decode(errors="replace")):
                 return
+
+    def _leave(self) -> None:
+        """Leave the list of workers; one that is left in it counts as not answering."""
+        self._unsubscribe()
+        try:
+            self._redis.zrem(self._keys.workers, self._owner)
+        except RedisError as error:
+            log_error(logger, "not removed from the list of workers", error)
 
     def _unsubscribe(self) -> None:
         if self._pubsub is not None:

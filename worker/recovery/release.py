@@ -35,6 +35,7 @@ def release_owner(settings: Settings, owner: str) -> int:
             if held is not None and held.task_id is not None:
                 end_lease(task=settings.keys.task(held.task_id), owner=owner)
             number += messages.requeue(tag)
+        events.zrem(settings.keys.workers, owner)
     if number:
         metrics.RECOVERED.labels("death").inc(number)
         logger.warning("%d orphaned messages of %s requeued", number, owner)
