@@ -63,6 +63,13 @@ def _clean_environment() -> None:
         del os.environ[name]
 
 
+@pytest.fixture(autouse=True)
+def _environment_as_at_start() -> Iterator[None]:
+    """What a test or a library leaves in the environment does not slow down the tests after it."""
+    yield
+    fork_server.restore_environment()
+
+
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Redis for the whole session."""

@@ -72,6 +72,13 @@ def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
 _AT_START = _read_at_start(os.environ)
 
 
+def restore_environment() -> None:
+    """Undo what a library has set for good, as torch's compiler does; else nothing is forked."""
+    for name in _read_at_start(os.environ).keys() - _AT_START.keys():
+        del os.environ[name]
+    os.environ.update(_AT_START)
+
+
 class Forked:
     """A forked process, with the part of `subprocess.Popen` that tests use.
 

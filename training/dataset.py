@@ -37,6 +37,8 @@ def load_or_draw(work: Path, seed: int) -> Dataset:
         with multiprocessing.Pool() as pool:
             jobs = [(seed, start) for start in range(0, PICTURES, CHUNK)]
             chunks = pool.map(_draw_chunk, jobs, chunksize=1)
+            pool.close()
+            pool.join()  # a worker that is terminated instead may hang in its own handlers
         np.save(pixels_file, np.concatenate([pixels for _, pixels in chunks]))
         drawn = [caption for chunk, _ in chunks for caption in chunk]
         captions_file.write_text(json.dumps(drawn))

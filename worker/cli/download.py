@@ -63,7 +63,7 @@ def _get(url: str, max_bytes: int, timeout_s: float) -> bytes:
         while part := answer.read1(min(READ_BYTES, max_bytes - len(data))):
             data += part
             if time.monotonic() > give_up_at_s:  # the caller has left; its thread would read on
-                raise TimeoutError
+                raise TimeoutError(f"no answer within {timeout_s:g} s")
     return bytes(data)
 
 
