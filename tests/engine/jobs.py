@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -60,15 +59,16 @@ class Rounds:
             self.builds += 1
             return model or model_loader.load(spec, "cpu", "none")
 
-        self.runners = ModelCache(dict.fromkeys(aliases, spec), load, max_models, max_batch_rows)
+        self.runners = ModelCache(
+            dict.fromkeys(aliases, spec), load, max_models, max_batch_rows,
+            load_timeout_s=1000.0, fetch=lambda _: None,
+        )  # fmt: skip
         self.batch = Batch(self.runners, lambda call, *args: call(*args))
         self._number = 0
 
     @property
     def runner(self) -> Runner:
-        """Of its model, which is loaded if it was not."""
-        while not self.runners.request("default", ()):
-            time.sleep(0.005)
+        """Of its model."""
         return self.runners.get("default")
 
     @property

@@ -126,6 +126,7 @@ def test_the_map_is_exact_where_it_can_be(factor: int) -> None:
     vae = LinearAutoencoder(factor)
     pipe = SimpleNamespace(vae=vae, vae_scale_factor=factor, _execution_device="cpu")
     fitted = previews.fit(pipe)
+    assert fitted is not None
     colours = torch.zeros(1, 3, 16, 32) - 0.5
     colours[:, 0, :8] = 0.75
     colours[:, 1, :, :16] = 0.25
@@ -153,6 +154,8 @@ def test_the_map_is_the_same_each_time(rounds: Rounds) -> None:
         again = previews.fit(rounds.pipe)
     assert torch.equal(torch.rand(3), expected)
     own = rounds.runner.preview_map
+    assert again is not None
+    assert own is not None
     assert torch.allclose(again.weights, own.weights, atol=1e-5)
     assert torch.allclose(again.bias, own.bias, atol=1e-5)
 
@@ -259,10 +262,12 @@ def test_the_decoder_is_used_where_the_map_is_poor(
     The bundled autoencoder's map leaves 44 % of the variance, that of a linear one nothing.
     """
     runner, (latents, _) = rounds.runner, done[0]
+    assert runner.preview_map is not None
     assert runner.preview_map.unexplained == pytest.approx(0.44, abs=0.01)
     linear = previews.fit(
         SimpleNamespace(vae=LinearAutoencoder(8), vae_scale_factor=8, _execution_device="cpu")
     )
+    assert linear is not None
     # Residuals are roundings, below 1e-5 of the colours: 1e-10 of the variance.
     assert linear.unexplained < 1e-10
     changed = replace(runner.preview_map, unexplained=unexplained)

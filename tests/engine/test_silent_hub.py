@@ -25,7 +25,7 @@ QUICK = {"num_inference_steps": 1, "height": 32, "width": 32}
 
 @pytest.fixture
 def make() -> Iterator[Callable[..., Engine]]:
-    """Engines of two models, one of whose hub or disk never answers."""
+    """Engines of two models, one of whose hub never answers."""
     answers, engines = threading.Event(), list[Engine]()
 
     def wait(spec: ModelSpec) -> None:
@@ -33,13 +33,13 @@ def make() -> Iterator[Callable[..., Engine]]:
             assert answers.wait(120)
 
     def loader(spec: ModelSpec, *given: Any, **options: Any) -> LoadedModel:
-        wait(spec)
-        return load_model(SPEC, *given, **options)
+        assert spec is SPEC
+        return load_model(spec, *given, **options)
 
-    def begin(silent: str = "hub", **options: Any) -> Engine:
+    def begin(**options: Any) -> Engine:
         models = {"default": SPEC, "silent": SILENT}
-        options["fetch"] = wait if silent == "hub" else lambda _spec: None
-        engines.append(Engine(models, "cpu", "none", max_batch_rows=8, loader=loader, **options))
+        options = {"loader": loader, "fetch": wait, **options}
+        engines.append(Engine(models, "cpu", "none", max_batch_rows=8, **options))
         return engines[-1]
 
     yield begin
@@ -48,15 +48,13 @@ def make() -> Iterator[Callable[..., Engine]]:
         each.close()
 
 
-@pytest.mark.parametrize(("silent", "max_models"), [("hub", 1), ("hub", 2), ("disk", 2)])
-def test_jobs_of_other_models_go_on(
-    make: Callable[..., Engine], silent: str, max_models: int
-) -> None:
+@pytest.mark.parametrize("max_models", [1, 2])
+def test_jobs_of_other_models_go_on(make: Callable[..., Engine], max_models: int) -> None:
     """Before, beside and after a job that waits; their steps are no long steps.
 
     A model that is being downloaded takes no other's room.
     """
-    engine = make(silent, max_models=max_models)
+    engine = make(max_models=max_models)
     assert engine.submit(job(**QUICK), Control()).result(60).images
     waiting = engine.submit(job(model="silent"), Control())
     until(lambda: engine.loading_s("silent") is not None)
@@ -68,13 +66,10 @@ def test_jobs_of_other_models_go_on(
     assert waiting.cancel()
 
 
-@pytest.mark.parametrize("silent", ["hub", "disk"])
 @pytest.mark.parametrize("reason", [Stop.CANCELLED, Stop.EXPIRED, Stop.DRAINED])
-def test_its_own_jobs_can_be_stopped(
-    make: Callable[..., Engine], reason: Stop, silent: str
-) -> None:
+def test_its_own_jobs_can_be_stopped(make: Callable[..., Engine], reason: Stop) -> None:
     """A cancel, a deadline and a drain end a job that waits for its model."""
-    engine, control = make(silent), Control()
+    engine, control = make(), Control()
     waiting = engine.submit(job(model="silent"), control)
     until(lambda: engine.loading_s("silent") is not None)
     control.request(reason)
@@ -83,13 +78,31 @@ def test_its_own_jobs_can_be_stopped(
     assert stopped.value.reason is reason
 
 
-@pytest.mark.parametrize("silent", ["hub", "disk"])
-def test_the_wait_is_limited(make: Callable[..., Engine], silent: str) -> None:
-    """All jobs of the model fail, another attempt may succeed, and a later job loads again."""
-    engine = make(silent, load_timeout_s=0.2)
+def test_the_wait_is_limited(make: Callable[..., Engine]) -> None:
+    """All jobs of the model fail, another attempt may succeed, and a later job downloads again."""
+    engine = make(load_timeout_s=0.2)
     for _ in range(2):
         waiting = [engine.submit(job(model="silent"), Control()) for _ in range(2)]
         for each in waiting:
             with pytest.raises(ModelLoadError, match="SAG_LOAD_TIMEOUT_S") as failed:
                 each.result(60)
             assert failed.value.retryable
+
+
+def test_a_disk_that_hangs_is_a_step_that_hangs(make: Callable[..., Engine]) -> None:
+    """Loading is no step, until its limit; then the watchdog ends the process."""
+    loading, go_on = threading.Event(), threading.Event()
+
+    def loader(*given: Any, **options: Any) -> LoadedModel:
+        loading.set()
+        assert go_on.wait(120)
+        return load_model(*given, **options)
+
+    engine = make(loader=loader, load_timeout_s=1.0)
+    future = engine.submit(job(**QUICK), Control())
+    assert loading.wait(60)
+    until(lambda: engine.step_s == float("inf"))
+    assert (engine.loading_s("default") or 0.0) > 1.0
+    go_on.set()
+    assert future.result(60).images
+    until(lambda: engine.step_s == 0.0)

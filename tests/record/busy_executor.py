@@ -46,7 +46,7 @@ class Busy:
         attempts = AttemptRunner(settings, records, self._publisher, self._engine, artifacts)
         self.tasks, messages = ActiveTasks(), HeldMessages(records.redis)
         self._lease = Lease(
-            records.redis, records.keys, self.tasks, messages, list, LEASE_S, "host:w:1"
+            records.redis, records.keys, self.tasks, messages, list, LEASE_S, owner=records.owner
         )
         self._lease.start()
         self.gate = ClaimGate(self._lease)

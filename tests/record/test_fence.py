@@ -53,7 +53,7 @@ def renewed(records: TaskRecord, claim: Claim) -> Control:
     """The control of a claim after its lease was renewed."""
     task = hold(tasks := ActiveTasks(), claim)
     Lease(
-        records.redis, records.keys, tasks, HeldMessages(records.redis), list, LEASE_S, "o"
+        records.redis, records.keys, tasks, HeldMessages(records.redis), list, LEASE_S, owner="o"
     ).renew()
     return task.control
 

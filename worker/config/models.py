@@ -21,6 +21,11 @@ def is_hub_id(path: str) -> bool:
     return _HUB_ID.match(path) is not None
 
 
+def is_local(path: str) -> bool:
+    """Whether a model's path needs no download: it exists, or is no hub id at all."""
+    return Path(path).exists() or not is_hub_id(path)
+
+
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 

@@ -163,7 +163,7 @@ class Settings(BaseSettings):
         default=1800,
         ge=1,
         le=86_400,
-        description="Seconds that loading a model may take, its download included, before its "
+        description="Seconds that the download of a model may take, and its loading, before its "
         "tasks are requeued.",
     )
     drain_timeout_s: float = Field(

@@ -38,8 +38,8 @@ class Batch:
         """`side_executor` runs a function with its arguments on another thread, in order."""
         self._runners, self._side_executor = runners, side_executor
         self._admission = Admission(runners, self._fail)
-        #: Whether the next round can only look whether a model is downloaded or loaded.
-        self.only_loads = False
+        #: Whether the next round can only look whether a model is downloaded.
+        self.only_fetches = False
         self._active: list[RunningJob] = []
         self._denoised: list[RunningJob] = []
         #: All admitted jobs without an outcome yet, also those in none of the lists above.
@@ -53,8 +53,8 @@ class Batch:
 
     def add(self, running: RunningJob) -> None:
         """Queue a job for the next round."""
-        self._admission.add(running)
-        self.only_loads = False
+        self._admission.jobs.append(running)
+        self.only_fetches = False
 
     def step(self) -> bool:
         """Run a round: stop and admit jobs, make one UNet call, decode. Returns `is_busy`."""
@@ -65,7 +65,7 @@ class Batch:
         self._decode(called=called)
         if was_busy and not self.is_busy:
             self._runners.offload_idle()
-        self.only_loads = self.is_busy and not (self._active or self._denoised)
+        self.only_fetches = self.is_busy and not (self._active or self._denoised)
         return self.is_busy
 
     def abandon(self, error: BaseException) -> None:
@@ -78,9 +78,8 @@ class Batch:
 
     def _stop_jobs(self) -> None:
         """Remove the jobs that must end now: stopped, expired, or with an error of their own."""
-        for running in self._admission.jobs:
-            if running.future.cancelled():
-                self._admission.remove(running)
+        waiting = [each for each in self._admission.jobs if not each.future.cancelled()]
+        self._admission.jobs = waiting
         for running in (*self._admission.jobs, *self._active, *self._denoised):
             if (reason := running.end_reason()) is None:
                 continue
@@ -92,14 +91,14 @@ class Batch:
 
     def _admit(self) -> None:
         """Start waiting jobs in order, and encode the prompts of all of them together."""
-        running_models = {each.job.model for each in self._active + self._denoised}
+        busy = {running.job.model for running in self._active + self._denoised}
         by_model: dict[str, list[tuple[RunningJob, PreparedJob]]] = {}
-        for running in self._admission.ready(running_models):
+        for running in self._admission.admit(busy):
             if not running.future.set_running_or_notify_cancel():
                 continue
             self._unfinished.add(running)
             try:
-                prepared = self._prepare(running)
+                prepared = self._prepare(running, busy)
             except BaseException as error:  # noqa: BLE001  # without this thread no job ends
                 self._fail(running, error)
             else:
@@ -107,10 +106,11 @@ class Batch:
         for parts in by_model.values():
             self._call_or_halve(parts, self._encode)
 
-    def _prepare(self, running: RunningJob) -> PreparedJob:
-        """Validate the job against its model."""
+    def _prepare(self, running: RunningJob, busy: set[str]) -> PreparedJob:
+        """Load the job's model if needed, and validate the job against it."""
         model = running.job.model
-        runner = self._runners.get(model)
+        runner = self._runners.get(model, busy)
+        busy.add(model)
         running.load_s = self._runners.load_wait_s(model, running.submitted_s)
         running.admitted_s = time.perf_counter()
         prepared = runner.check(running.job)
@@ -219,8 +219,7 @@ class Batch:
             groups += [group[half:], group[:half]]
 
     def _remove(self, running: RunningJob) -> None:
-        self._admission.remove(running)
-        for jobs in (self._active, self._denoised):
+        for jobs in (self._admission.jobs, self._active, self._denoised):
             if running in jobs:
                 jobs.remove(running)
         self._unfinished.discard(running)

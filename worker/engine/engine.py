@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from worker.engine.model_loader import LoadedModel
     from worker.job_control import Control
 
-#: Pause between two looks whether a model is loaded, while no job runs, in seconds.
-LOAD_POLL_S = 0.02
+#: Pause between two looks whether a model is downloaded, while no job runs, in seconds.
+FETCH_POLL_S = 0.02
 
 
 def load_model(
@@ -64,7 +64,7 @@ class Engine:
         """Start nothing: the thread starts and a model is loaded with the first job.
 
         `max_batch_rows` limits the rows of a UNet call; None measures them when a model is loaded.
-        A model that is not loaded in `load_timeout_s` fails its jobs; others go on meanwhile.
+        A model that is not downloaded in `load_timeout_s` fails its jobs; others go on meanwhile.
         """
         self.device = device
         self._specs = models
@@ -73,8 +73,8 @@ class Engine:
             lambda spec: loader(spec, device, offload, compiled=compiled),
             max_models,
             max_batch_rows,
-            load_timeout_s,
-            fetch,
+            load_timeout_s=load_timeout_s,
+            fetch=fetch,
         )
         #: None ends the thread.
         self._inbox: queue.SimpleQueue[RunningJob | None] = queue.SimpleQueue()
@@ -84,14 +84,17 @@ class Engine:
         self._thread: threading.Thread | None = None
 
     def loading_s(self, model: str) -> float | None:
-        """Seconds since a model's loading began; None when it is not loading."""
+        """Seconds since a model's download or loading began; None when there is none."""
         return self._runners.loading_s(model)
 
     @property
     def step_s(self) -> float:
-        """Seconds that the current step has taken so far, loading excluded; 0 when idle."""
-        if self._runners.is_building:
-            return 0.0
+        """Seconds that the current step has taken so far, 0 when idle.
+
+        Loading a model counts only beyond `load_timeout_s`, and then as infinite.
+        """
+        if (overdue_s := self._runners.overdue_s) is not None:
+            return float("inf") if overdue_s else 0.0
         began_s = min(list(self._call_began_s.values()), default=float("inf"))
         return max(0.0, time.perf_counter() - max(began_s, self._runners.load_ended_s))
 
@@ -153,11 +156,11 @@ class Engine:
     def _receive(self, batch: Batch) -> bool:
         """Move submitted jobs to the batch; returns whether to close.
 
-        Blocks while the batch is idle, and for `LOAD_POLL_S` while it only waits for a model.
+        Blocks while the batch is idle, and for `FETCH_POLL_S` while it only waits for a download.
         """
-        while not (batch.is_busy and self._inbox.empty()) or batch.only_loads:
+        while not (batch.is_busy and self._inbox.empty()) or batch.only_fetches:
             try:
-                running = self._inbox.get(timeout=LOAD_POLL_S if batch.only_loads else None)
+                running = self._inbox.get(timeout=FETCH_POLL_S if batch.only_fetches else None)
             except queue.Empty:
                 return False
             if running is None:

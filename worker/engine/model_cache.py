@@ -7,6 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from worker.config.models import is_local
 from worker.engine.timed_call import TimedCall
 from worker.errors import ModelLoadError
 
@@ -23,7 +24,9 @@ logger = logging.getLogger(__name__)
 class ModelCache:
     """Runners by the alias of their model, loaded when first needed. Only for the engine's thread.
 
-    Files are read on other threads; what runs on the device is built here.
+    A model of the hub is downloaded on another thread, so that the jobs of other models go on. It
+    is loaded on the engine's thread, while nothing else runs: diffusers changes torch's default
+    type and its modules' constructor for the whole process meanwhile.
     """
 
     def __init__(
@@ -32,78 +35,71 @@ class ModelCache:
         load: Callable[[ModelSpec], LoadedModel],
         max_models: int,
         max_batch_rows: int | None,
-        load_timeout_s: float = 1800.0,
-        fetch: Callable[[ModelSpec], object] | None = None,
+        *,
+        load_timeout_s: float,
+        fetch: Callable[[ModelSpec], object],
     ) -> None:
-        """`load` returns a model on its device; `fetch` downloads its files before, if it can."""
+        """`load` returns a model on its device; `fetch` downloads its files before."""
         self.capacity = max_models
         self._specs, self._load, self._max_batch_rows = specs, load, max_batch_rows
-        self._load_timeout_s, self._fetch = load_timeout_s, fetch
+        self._fetch, self._load_timeout_s = fetch, load_timeout_s
         #: Models whose files are on this machine, and those that are being downloaded.
-        self._fetched: set[str] = set() if fetch else set(specs)
-        self._fetchings: dict[str, TimedCall[object]] = {}
+        self._fetched: set[str] = set()
+        self._fetchings: dict[str, TimedCall] = {}
         #: Least recently used first.
         self._runners: dict[str, Runner] = {}
-        self._loadings: dict[str, TimedCall[LoadedModel]] = {}
         #: Begin and end of the last loading of each model, on the monotonic clock.
         self._load_times_s: dict[str, tuple[float, float]] = {}
-        #: The model that is built on the engine's thread now.
-        self._building: TimedCall[LoadedModel] | None = None
-        #: End of the last building, successful or not.
+        #: The model that is loaded now, and since when.
+        self._loading: tuple[str, float] | None = None
+        #: End of the last loading, successful or not.
         self.load_ended_s = float("-inf")
 
     @property
-    def is_building(self) -> bool:
-        """Whether the engine's thread is busy with a model that was loaded."""
-        return self._building is not None
+    def overdue_s(self) -> float | None:
+        """Seconds that the current loading has taken beyond its limit, at least 0.
+
+        None when no model is loading. Any thread.
+        """
+        if (loading := self._loading) is None:
+            return None
+        return max(0.0, time.perf_counter() - loading[1] - self._load_timeout_s)
 
     def loading_s(self, alias: str) -> float | None:
-        """Seconds since the model's loading began; None when it is not loading. Any thread."""
-        building = self._building
-        calls = self._fetchings.get(alias), self._loadings.get(alias), building
-        began_s = [each.began_s for each in calls if each is not None and each.alias == alias]
-        return time.perf_counter() - min(began_s) if began_s else None
-
-    def get(self, alias: str) -> Runner:
-        """The runner of a model that is loaded."""
-        self._runners[alias] = self._runners.pop(alias)
-        return self._runners[alias]
+        """Seconds since a model's download or loading began, None without one. Any thread."""
+        fetching, loading = self._fetchings.get(alias), self._loading
+        began_s = fetching.began_s if fetching is not None else None
+        if loading is not None and loading[0] == alias:
+            began_s = loading[1]
+        return None if began_s is None else time.perf_counter() - began_s
 
     def is_fetched(self, alias: str) -> bool:
         """Whether a model's files are on this machine; begins to download them if not.
 
         Meanwhile the model takes no room. Raises what downloading raised; then it is tried again.
         """
-        if alias in self._fetched or self._fetch is None:
+        if alias in self._fetched:
             return True
-        fetching = self._fetchings.get(alias)
-        if fetching is None:
-            fetch, spec = self._fetch, self._specs[alias]
-            self._fetchings[alias] = TimedCall(alias, lambda: fetch(spec), self._load_timeout_s)
+        if alias not in self._fetchings:
+            spec = self._specs[alias]
+            if is_local(spec.path):
+                self._fetched.add(alias)
+                return True
+            self._fetchings[alias] = TimedCall(
+                alias, lambda: self._fetch(spec), self._load_timeout_s
+            )
+        if not self._fetchings[alias].is_over:
             return False
-        if not fetching.is_over:
-            return False
-        self._fetchings.pop(alias).take()
+        self._fetchings.pop(alias).check()
         self._fetched.add(alias)
         return True
 
-    def request(self, alias: str, busy: Collection[str]) -> bool:
-        """Whether the model is loaded; begins to load it if not. Raises what loading raised.
-
-        Evicts no `busy` model. After an error the next request loads it again.
-        """
-        if alias in self._runners:
-            return True
-        loading = self._loadings.get(alias)
-        if loading is None:
-            self._make_room({*busy, *self._loadings})
-            spec = self._specs[alias]
-            self._loadings[alias] = TimedCall(alias, lambda: self._load(spec), self._load_timeout_s)
-            return False
-        if not loading.is_over:
-            return False
-        self._build(self._loadings.pop(alias))
-        return True
+    def get(self, alias: str, busy: Collection[str] = ()) -> Runner:
+        """A model's runner, loaded if needed; evicts no `busy` model. Raises `ModelLoadError`."""
+        if alias not in self._runners:
+            self._build(alias, busy)
+        self._runners[alias] = self._runners.pop(alias)
+        return self._runners[alias]
 
     def load_wait_s(self, alias: str, since_s: float) -> float:
         """Seconds of the model's loading that fall after `since_s`."""
@@ -126,26 +122,25 @@ class ModelCache:
         """Drop all models."""
         self._runners.clear()
 
-    def _make_room(self, busy: Collection[str]) -> None:
-        idle = [each for each in self._runners if each not in busy]
-        while len(self._runners) + len(self._loadings) >= self.capacity and idle:
-            self._evict(idle.pop(0))
-
-    def _build(self, loading: TimedCall[LoadedModel]) -> None:
+    def _build(self, alias: str, busy: Collection[str]) -> None:
         from worker.engine.runner import Runner  # noqa: PLC0415  # imports torch
 
-        self._building = loading
+        began_s = time.perf_counter()
+        self._loading = alias, began_s
         try:
-            model = loading.take()
+            idle = [each for each in self._runners if each not in busy]
+            while len(self._runners) >= self.capacity and idle:
+                self._evict(idle.pop(0))
+            model = self._load(self._specs[alias])
             try:
-                self._runners[loading.alias] = Runner(model, self._max_batch_rows)
+                self._runners[alias] = Runner(model, self._max_batch_rows)
             except Exception as error:
-                message = f"model {loading.alias!r} was loaded but can't run here: {error}"
+                message = f"model {alias!r} was loaded but can't run here: {error}"
                 raise ModelLoadError(message[:2000]) from error
         finally:
             self.load_ended_s = time.perf_counter()
-            self._building = None
-        self._load_times_s[loading.alias] = loading.began_s, self.load_ended_s
+            self._loading = None
+        self._load_times_s[alias] = began_s, self.load_ended_s
 
     def _evict(self, alias: str) -> None:
         logger.info("evicted model %s to load another", alias)
