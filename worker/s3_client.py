@@ -36,9 +36,7 @@ def connect(endpoint_url: str | None, *, checksums: bool) -> Any:  # noqa: ANN40
 def _authorities() -> str | None:
     """The file of trusted authorities; None for boto3's own choice.
 
-    boto3 reads AWS_CA_BUNDLE and REQUESTS_CA_BUNDLE, but not the variable of OpenSSL, which all
+    boto3 reads AWS_CA_BUNDLE, then REQUESTS_CA_BUNDLE, but not the variable of OpenSSL, which all
     other connections of this process follow.
     """
-    if os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE"):
-        return None
-    return os.environ.get("SSL_CERT_FILE") or None
+    return None if os.environ.get("AWS_CA_BUNDLE") else os.environ.get("SSL_CERT_FILE") or None

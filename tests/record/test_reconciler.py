@@ -13,7 +13,7 @@ from api_contracts import GenerationClient, TaskStatus, names
 from tests.record.box import post, taken, waiting
 from tests.record.owners import ask, kinds, lapse, opened, record, take, take_over, told
 from tests.record.reconcilers import Sent, age, elected
-from worker.app import _configuration, _send
+from worker.app import _send, create_app
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 from worker.config.settings import Settings
 from worker.metrics import REJECTED
@@ -207,8 +207,7 @@ def test_what_is_sent_is_what_a_client_sends(
     (first,) = waiting(redis, model)
     lose(redis, model)
     age(redis, keys, "t")
-    app = Celery("sender", broker=redis_url, set_as_current=False)
-    app.conf.update(_configuration(Settings(broker_url=redis_url)))
+    app = create_app(Settings(broker_url=redis_url))
     elected(redis, keys, lambda *task: _send(app, *task)).walk()
     (again,) = waiting(redis, model)
     app.close()

@@ -10,8 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from api_contracts import GenerationClient
+from api_contracts.redis_io import celery_app
 from worker import logs
-from worker.cli import health, main
+from worker.cli import main
 from worker.cli.terminal_image import Preview
 from worker.embedded import free_port
 from worker.supervisor import supervisor
@@ -38,7 +39,7 @@ def test_every_command_reports_an_unreachable_redis(
     monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
     """Without Redis a command exits with 3 and one line, and prints no result."""
-    monkeypatch.setattr(health, "CONNECT_S", 0.1)  # kombu retries within this time
+    monkeypatch.setattr(celery_app, "CONNECT_S", 0.1)  # kombu retries within this time
     monkeypatch.setattr("kombu.utils.functional.sleep", lambda _: None)
     done = command(*arguments, SAG_BROKER_URL=f"redis://127.0.0.1:{free_port()}/0")
     assert (done.exit_code, done.stdout) == (3, "")

@@ -57,6 +57,10 @@ GOOD: dict[str, tuple[str, Any]] = {
     "push_retry_s": ("0", 0.0),
     "metrics_port": ("9100", 9100),
     "log_prompts": ("true", True),
+    "s3_conditional_writes": ("false", False),
+    "s3_checksums": ("false", False),
+    "load_timeout_s": ("60", 60.0),
+    "exit_timeout_s": ("1", 1.0),
     "max_side_px": ("64", 64),
     "max_steps": ("25", 25),
     "max_images": ("64", 64),
@@ -83,6 +87,7 @@ BAD: list[tuple[str, str]] = [
     ("log_format", "xml"), ("broker_url", "redis://:pass/word@h:6379/0"),
     ("s3_endpoint_url", "127.0.0.1:8333"), ("s3_endpoint_url", ""),
     ("s3_public_endpoint_url", "s3.example"), ("drain_timeout_s", "inf"),
+    ("load_timeout_s", "0"), ("exit_timeout_s", "0.5"), ("s3_checksums", "perhaps"),
     ("s3_retry_s", "1e300"), ("record_ttl_s", "99999999999"),
 ]  # fmt: skip
 

@@ -25,10 +25,11 @@ class Lacks(Enum):
     CONDITIONS = auto()
     #: 400, as stores do that validate every header.
     CHECKSUMS = auto()
-    #: It stores the object whatever the condition, as older stores do.
+    #: It says that an object is stored whatever the condition, as older stores do.
     IGNORES_CONDITIONS = auto()
 
 
+PRECONDITION_FAILED = 412
 CONDITIONS = ("if-none-match", "if-match")
 CHECKSUMS = ("x-amz-checksum-sha256", "x-amz-sdk-checksum-algorithm")
 
@@ -51,10 +52,6 @@ class _Proxy(BaseHTTPRequestHandler):
         if self.command == "PUT" and self.lacks is Lacks.CHECKSUMS and names & {*CHECKSUMS}:
             self._refuse(400, "InvalidArgument")
             return
-        if self.lacks is Lacks.IGNORES_CONDITIONS:
-            headers = {
-                name: value for name, value in headers.items() if name.lower() not in CONDITIONS
-            }
         place = urlsplit(self.behind)
         server = http.client.HTTPConnection(place.hostname or "", place.port)
         server.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -63,7 +60,9 @@ class _Proxy(BaseHTTPRequestHandler):
         server.endheaders(body)
         reply = server.getresponse()
         data = reply.read()
-        self.send_response(reply.status)
+        ignored = self.lacks is Lacks.IGNORES_CONDITIONS and reply.status == PRECONDITION_FAILED
+        data = b"" if ignored else data
+        self.send_response(200 if ignored else reply.status)
         for name, value in reply.getheaders():
             if name.lower() not in ("transfer-encoding", "connection", "content-length"):
                 self.send_header(name, value)
@@ -92,7 +91,9 @@ def store(
     handler = type("Handler", (_Proxy,), {"behind": behind, "lacks": lacks})
     with ThreadingHTTPServer((embedded.LOOPBACK, 0), handler) as server:
         if context is not None:
-            server.socket = context.wrap_socket(server.socket, server_side=True)
+            server.socket = context.wrap_socket(
+                server.socket, server_side=True, do_handshake_on_connect=False
+            )
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         yield f"http{'s' if context else ''}://{embedded.LOOPBACK}:{server.server_port}"
