@@ -33,6 +33,17 @@ def shape(node: Any) -> Any:
             return node
 
 
+def lifted(node: Any) -> Any:
+    """A schema without least lengths: what callers write may become shorter."""
+    match node:
+        case dict():
+            return {name: lifted(each) for name, each in node.items() if name != "minLength"}
+        case list():
+            return [lifted(each) for each in node]
+        case _:
+            return node
+
+
 def parts(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The document itself and its definitions, by name."""
     return {"": document, **document.get("$defs", {})}
@@ -51,7 +62,8 @@ def breaches(old: dict[str, Any], new: dict[str, Any], *, read_here: bool) -> li
 
 def _changes(was: dict[str, Any], now: dict[str, Any], *, read_here: bool) -> Iterator[str]:
     for field, about in was.get("properties", {}).items():
-        if shape(now.get("properties", {}).get(field)) != shape(about):
+        after = shape(now.get("properties", {}).get(field))
+        if after != shape(about) and not (read_here and after == lifted(shape(about))):
             yield f"{field} has changed"
     before, after = (set(each.get("required", ())) for each in (was, now))
     if missing := (after - before) if read_here else (before - after):
@@ -99,6 +111,14 @@ def test_breaches_of_an_object_are_found(read_here: bool) -> None:
     assert bool(breaches(old, again | {"required": ["a", "c"]}, read_here=read_here)) is read_here
     assert bool(breaches(old, again | {"required": []}, read_here=read_here)) is not read_here
     assert breaches(old | {"$defs": {"D": old}}, again, read_here=read_here)
+
+
+def test_a_least_length_may_be_lifted() -> None:
+    """Where callers write, and nowhere else; a new one is a breach everywhere."""
+    short, free = ({"properties": {"a": each}} for each in ({"minLength": 1}, {}))
+    assert breaches(short, free, read_here=True) == []
+    assert breaches(short, free, read_here=False)
+    assert breaches(free, short, read_here=True)
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_limits_of_a_worker_hold_on_top() -> None:
 def test_all_faults_come_at_once() -> None:
     """The first answer names every invalid field."""
     broken: dict[str, object] = {
-        "prompt": "", "height": 65, "seed": [-1, "a"], "eta": 2, "scheduler": "DDIM",
+        "prompt": "x" * 2001, "height": 65, "seed": [-1, "a"], "eta": 2, "scheduler": "DDIM",
         "latents": {"s3": "../a"}, "metadata": {"k": 1}, "unknown": 0, "num_inference_steps": 0,
     }  # fmt: skip
     assert wheres(broken) == [
@@ -172,6 +172,6 @@ def test_wire_keeps_only_what_was_set() -> None:
 
 def test_a_refusal_can_be_pickled() -> None:
     """An `InvalidRequest` keeps its class, text and errors when pickled."""
-    error = refused({"prompt": "", "seed": -1})
+    error = refused({"prompt": 5, "seed": -1})
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again), again.faults) == (InvalidRequest, str(error), error.faults)

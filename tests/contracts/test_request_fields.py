@@ -50,7 +50,7 @@ def each(field: str, *values: object) -> list[tuple[str, object]]:
 GOOD: list[tuple[str, Any]] = [
     ("schema_version", 1),
     *each("model", "a", "9", "sd-1.5_x", "a" * 64),
-    *each("prompt", "x", "x" * 2000, "\x00", "\U0001f34c", ["x"], ["x"] * 64),
+    *each("prompt", "", [""], "x", "x" * 2000, "\x00", "\U0001f34c", ["x"], ["x"] * 64),
     *each("negative_prompt", "", "x" * 2000, ["x"], None),
     *each("height", 64, 72, 1024, None),
     *each("width", 64, 72, 1024, None),
@@ -86,7 +86,7 @@ HOSTILE_KEYS = (
 BAD: list[tuple[str, Any]] = [
     *each("schema_version", 0, 2, 1.0, "1", True, None),
     *each("model", "", "A", "-a", "a/b", "../a", "a\n", "a" * 65, None, 1),
-    *each("prompt", "", "x" * 2001, 5, {}, [], ["x"] * 65, "\ud800"),
+    *each("prompt", "x" * 2001, 5, {}, [], ["x"] * 65, "\ud800"),
     *each("negative_prompt", "x" * 2001, 5, [], "\udfff"),
     *each("height", 0, 56, 63, 65, -64, 64.0, "64", True),
     *each("width", 0, 56, 63, 65, -64, 64.0, "64", True),
@@ -153,7 +153,7 @@ def test_a_reference_names_nothing_outside_its_prefix(field: str, key: str) -> N
         ({"latents": {}}, "latents.s3"),
         ({"cross_attention_kwargs": {"scale": 11}}, "cross_attention_kwargs.scale"),
         ({"cross_attention_kwargs": {"gligen": {}}}, "cross_attention_kwargs.gligen"),
-        ({"prompt": ["x", ""]}, "prompt[1]"),
+        ({"prompt": ["x", 5]}, "prompt[1]"),
         ({"prompt": ["x", "\ud800"]}, "prompt[1]"),
         ({"negative_prompt": [5]}, "negative_prompt[0]"),
         ({"seed": [0, 1, True]}, "seed[2]"),

@@ -114,7 +114,7 @@ def test_a_cancel_gives_the_former_status_and_ends_the_task(studio: str) -> None
 @pytest.mark.parametrize(
     ("body", "wheres"),
     [
-        ({"a": {"prompt": "", "seed": -1, "more": 1}}, ["prompt", "seed", "more"]),
+        ({"a": {"prompt": 5, "seed": -1, "more": 1}}, ["prompt", "seed", "more"]),
         ({"a": REQUEST, "b": {"sag_scale": 11}}, ["[1].sag_scale"]),
         ({"not an id": REQUEST}, ["task_id"]),
         ({"a": 1}, ["a"]),
