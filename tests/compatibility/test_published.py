@@ -62,8 +62,8 @@ def breaches(old: dict[str, Any], new: dict[str, Any], *, read_here: bool) -> li
 
 def _changes(was: dict[str, Any], now: dict[str, Any], *, read_here: bool) -> Iterator[str]:
     for field, about in was.get("properties", {}).items():
-        after = shape(now.get("properties", {}).get(field))
-        if after != shape(about) and not (read_here and after == lifted(shape(about))):
+        is_now = shape(now.get("properties", {}).get(field))
+        if is_now != shape(about) and not (read_here and is_now == lifted(shape(about))):
             yield f"{field} has changed"
     before, after = (set(each.get("required", ())) for each in (was, now))
     if missing := (after - before) if read_here else (before - after):
