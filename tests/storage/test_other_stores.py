@@ -29,6 +29,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow  # each of its checks makes a client of boto3
 @pytest.mark.parametrize("lacks", CASES, ids=[each.name.lower() for each in CASES])
 def test_doctor_names_what_a_store_lacks(settings: Settings, lacks: Lacks) -> None:
     """And the setting without which it can be used; with that setting it is well."""
@@ -76,6 +77,7 @@ def test_the_server_checks_md5_too(settings: Settings, monkeypatch: pytest.Monke
         storage.put(storage.key("task", "md5.png"), b"picture", "image/png")
 
 
+@pytest.mark.slow  # as above
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "AWS_CA_BUNDLE"])
 def test_the_environment_names_the_authority(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
