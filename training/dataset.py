@@ -34,11 +34,10 @@ def load_or_draw(work: Path, seed: int) -> Dataset:
     """The dataset of `seed`, drawn into `work` the first time (a minute on two cores)."""
     pixels_file, captions_file = work / "pixels.npy", work / CAPTIONS_FILE
     if not captions_file.exists():
-        with multiprocessing.Pool() as pool:
-            jobs = [(seed, start) for start in range(0, PICTURES, CHUNK)]
+        # Not forked: a process with threads that is forked may hang, as that of the tests did.
+        with multiprocessing.get_context("spawn").Pool() as pool:
+            jobs = [(seed, start, CHUNK) for start in range(0, PICTURES, CHUNK)]
             chunks = pool.map(_draw_chunk, jobs, chunksize=1)
-            pool.close()
-            pool.join()  # a worker that is terminated instead may hang in its own handlers
         np.save(pixels_file, np.concatenate([pixels for _, pixels in chunks]))
         drawn = [caption for chunk, _ in chunks for caption in chunk]
         captions_file.write_text(json.dumps(drawn))
@@ -51,11 +50,11 @@ def captions(work: Path) -> list[str]:
     return found
 
 
-def _draw_chunk(job: tuple[int, int]) -> tuple[list[str], NDArray[np.uint8]]:
-    seed, start = job
+def _draw_chunk(job: tuple[int, int, int]) -> tuple[list[str], NDArray[np.uint8]]:
+    seed, start, count = job
     rng = random.Random(f"{seed}/{start}")
-    scenes = [draw_scene(rng, held_out=False) for _ in range(CHUNK)]
-    pixels = np.empty((CHUNK, SIDE_PX, SIDE_PX, 3), np.uint8)
+    scenes = [draw_scene(rng, held_out=False) for _ in range(count)]
+    pixels = np.empty((count, SIDE_PX, SIDE_PX, 3), np.uint8)
     for row, scene in enumerate(scenes):
         pixels[row] = np.asarray(render(jittered(scene, rng)))
     return [scene.caption for scene in scenes], pixels

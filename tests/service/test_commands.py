@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from api_contracts.events import EVENT
-from tests.service.conftest import ENDLESS, SHORT, sag_worker, wait_for, wait_until
+from tests.service.conftest import END_S, ENDLESS, SHORT, sag_worker, wait_for, wait_until
 from worker import embedded
 from worker.cli import health
 from worker.cli.main import app
@@ -81,17 +82,28 @@ def run(service: Service, request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     return here if request.param == "in this process" else as_command
 
 
+def answered(run: Run, command: str, holds: Callable[[str], bool]) -> tuple[int, str]:
+    """Status and output of a command, repeated: a busy worker may answer later than it waits."""
+    found = run(*command.split())
+    deadline_s = time.monotonic() + END_S
+    while not holds(found[1]):
+        assert time.monotonic() < deadline_s, found
+        found = run(*command.split())
+    return found
+
+
 def test_queue_lists_workers_and_their_tasks(service: Service, run: Run) -> None:
     """`queue` prints a line for each model and worker, and the same as JSON with `--json`."""
     long = service.client.submit(ENDLESS)
     wait_for(long, "progress")
     for _ in range(3):
         service.client.submit(SHORT | {"priority": 9})
-    status, shown = run("queue")
+    status, shown = answered(run, "queue", lambda text: long.task_id in text)
     assert status == 0
     assert any(long.task_id in line for line in shown.splitlines()[1:])
     assert "\x1b" not in shown
-    state = json.loads(run("queue", "--json")[1])
+    _, text = answered(run, "queue --json", lambda text: json.loads(text)["workers"] != {})
+    state = json.loads(text)
     (worker,) = state["workers"].values()
     assert (worker["device"], worker["refusal"]) == ("cpu", None)
     assert "default" in state["queues"]

@@ -124,6 +124,9 @@ def test_an_unsent_task_can_be_cancelled(new_page: Callable[..., Page], tmp_path
         server.stop()
         expect(page.get_by_role("alert")).to_contain_text("Redis does not answer")
         assert make.bounding_box() == place, "what is to be clicked has moved"
+        late = new_page()  # one that is opened only now says so, too
+        late.goto(studio)
+        expect(late.get_by_role("alert")).to_contain_text("Redis does not answer")
         make.click()
         expect(page.get_by_role("status")).to_have_text("Submitting.")
         page.keyboard.press("Escape")
