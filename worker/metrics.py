@@ -48,6 +48,12 @@ RECOVERED = Counter(
 DECODED_AGAIN = Counter(
     "sag_images_decoded_again", "Images decoded again in float32, as half precision overflowed."
 )
+S3_FAILURES = Counter("sag_s3_failures", "Calls of S3 that failed, retries counted.")
+DOWNLOAD_S = Gauge(
+    "sag_model_download_seconds",
+    "How long the unfinished download of a model has taken; 0 without one.",
+    multiprocess_mode="livemax",
+)
 PUSHES = Counter("sag_pushes", "Attempts to push results, by kind and state.", ["kind", "state"])
 RESTARTS = Counter("sag_worker_restarts", "Restarts of worker processes.", ["worker"])
 

@@ -110,13 +110,13 @@ class WorkerProcess:
             compiled=settings.compile,
             load_timeout_s=settings.load_timeout_s,
         )
-        artifacts = Artifacts(Storage(settings))
+        self._storage = Storage(settings)
         self.executor = Executor(
             settings,
             record,
             self._tasks,
             self.gate,
-            AttemptRunner(settings, record, self._publisher, self._engine, artifacts),
+            AttemptRunner(settings, record, self._publisher, self._engine, Artifacts(self._storage)),
             device=self._device,
             on_broken=self._end_broken,
         )
@@ -133,10 +133,19 @@ class WorkerProcess:
             metrics.serve(self._settings.metrics_port)
 
     def state(self) -> dict[str, Any]:
-        """What `health` reports: why no task would be claimed (None: one would), and of whom."""
+        """What `health` reports: why no task would be claimed (None: one would), and of whom.
+
+        `notices` are troubles with which it still claims tasks.
+        """
+        notices = [
+            f"model {alias!r} is being downloaded since {seconds:.0f} s"
+            for alias, seconds in self._engine.downloads_s.items()
+        ]
+        if (trouble := self._storage.trouble) is not None:
+            notices.append(f"S3 fails: {trouble}"[:500])
         return {
             "refusal": self.gate.refusal, "device": self._device, "running": self._tasks.ids,
-            "owner": self._owner,
+            "owner": self._owner, "notices": notices,
         }  # fmt: skip
 
     def drain(self) -> None:
@@ -158,6 +167,7 @@ class WorkerProcess:
 
     def _measure_step_s(self) -> float:
         """Duration of the current step. Updates metrics, too: the watchdog calls it each second."""
+        metrics.DOWNLOAD_S.set(max(self._engine.downloads_s.values(), default=0.0))
         metrics.WELL.set(self.gate.refusal is None)
         name = self._owner.split(":")[1]  # host:name:token
         metrics.RENEWED.labels(name).set(time.time() - self._lease.silent_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import secrets
 import threading
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import stamina
 
 from api_contracts.errors import FieldError
+from worker import metrics
 from worker.errors import BadRequestError, InputNotFoundError, StorageUnavailableError
 from worker.s3_client import connect
 
@@ -30,8 +32,12 @@ MAX_ATTEMPTS = 100
 #: Answers that are retried; 409 and 412 mean that the object was written meanwhile.
 _RETRIED_STATUSES = frozenset({408, 409, 412, 429, 500, 502, 503, 504})
 _RETRIED_CODES = frozenset({"RequestTimeout", "SlowDown", "Throttling", "RequestTimeTooSkewed"})
-
-
+#: Of these, what only means that another attempt has written.
+_WRITTEN_MEANWHILE = frozenset({409, 412})
+#: Answers of stores that don't know a header, or are full.
+_NOT_SUPPORTED, _FULL = frozenset({400, 501}), 507
+#: What to do about a store without room; part of the error.
+STORE_IS_FULL = "the store is full: free space there, or raise its quota"
 #: A store that answers as if it had no condition: a late writer could replace newer pictures.
 IGNORES_CONDITIONS = "ignores If-None-Match"
 
@@ -52,6 +58,8 @@ class Storage:
         self._settings = settings
         self._lock = threading.Lock()
         self._clients: dict[str | None, Any] = {}
+        #: Why the last write failed; None when it succeeded. Read from any thread.
+        self.trouble: str | None = None
 
     def key(self, task_id: str, name: str) -> str:
         """Return the key of a task's file: the same in each attempt, so that it is overwritten."""
@@ -75,6 +83,7 @@ class Storage:
             **_checksum(data, sha256=self._settings.s3_checksums),
         }
         self._retry(lambda: self._replace(address, content, is_owner))
+        self.trouble = None
         return digest
 
     def _replace(
@@ -189,16 +198,26 @@ class Storage:
         except boto.ClientError as error:
             http = error.response["ResponseMetadata"].get("HTTPStatusCode", 500)
             if http in _RETRIED_STATUSES or error.response["Error"].get("Code") in _RETRIED_CODES:
+                if http not in _WRITTEN_MEANWHILE:
+                    self._note(str(error))
                 raise _RetryableError(str(error)) from error
             if _is_missing(http, error.response["Error"].get("Code"), operation):
                 raise _NotFoundError(str(error)) from error
             message = f"S3 refused {operation} on bucket {arguments['Bucket']!r}: {error}"
+            if operation == "put_object":
+                message += _hint(http, error.response["Error"].get("Code", ""))
+                self._note(message)
             raise StorageUnavailableError(message) from error
         except (boto.HTTPClientError, boto.ConnectionError, OSError) as error:
+            self._note(str(error))
             raise _RetryableError(str(error)) from error
         except (boto.BotoCoreError, ValueError) as error:  # no credentials, an impossible name
             message = f"the settings of S3 are wrong: {error}"
             raise StorageUnavailableError(message) from error
+
+    def _note(self, trouble: str) -> None:
+        metrics.S3_FAILURES.inc()
+        self.trouble = trouble
 
     def _client(self, endpoint_url: str | None) -> Any:  # noqa: ANN401  # boto3 clients have no type
         with self._lock:
@@ -219,6 +238,18 @@ def _checksum(data: bytes, *, sha256: bool) -> dict[str, str]:
         return {"ChecksumSHA256": base64.b64encode(hashlib.sha256(data).digest()).decode()}
     digest = hashlib.md5(data, usedforsecurity=False).digest()
     return {"ContentMD5": base64.b64encode(digest).decode()}
+
+
+def _hint(http: int, code: str) -> str:
+    """What to do about a refused upload, for the end of the error's message."""
+    if http == _FULL or re.search("full|quota|insufficient", code, re.IGNORECASE):
+        return f"; {STORE_IS_FULL}"
+    if http in _NOT_SUPPORTED:
+        return (
+            "; for a store without conditional writes or checksums set SAG_S3_CONDITIONAL_WRITES"
+            " or SAG_S3_CHECKSUMS to false (`sag-worker doctor` names which)"
+        )
+    return ""
 
 
 def _is_missing(http: int, code: str | None, operation: str) -> bool:

@@ -14,14 +14,17 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from api_contracts.names import DEFAULT_MODEL
 from tests.chaos import processes
 from tests.chaos.machine import LEASE_S, ROOT, Machine
 from tests.chaos.proxy import Proxy
+from tests.chaos.proxy_modes import Disturbance, Mode
 from tests.chaos.servers import RedisServer
 from tests.chaos.site import patches
-from tests.chaos.submissions import POISON_MARK, REPLY_TO
+from tests.chaos.submissions import POISON_MARK, REMOTE_MODEL, REPLY_TO
 from tests.chaos.worker_logs import WorkerLogs
 from worker import embedded
+from worker.config.models import SHIPPED_MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,6 +48,12 @@ SETTINGS = {
     "SAG_S3_RETRY_S": "120",
     "SAG_STEP_TIMEOUT_S": "60",
     "SAG_REPLY_TO": json.dumps([REPLY_TO]),
+    "SAG_MODELS": json.dumps({
+        DEFAULT_MODEL: {"path": str(SHIPPED_MODEL), "safety_checker": False,
+                        "defaults": {"num_inference_steps": 25, "guidance_scale": 3.0}},
+        REMOTE_MODEL: {"path": "chaos/remote"},
+    }),
+    "SAG_LOAD_TIMEOUT_S": "4",
     "OMP_NUM_THREADS": "1",
 }
 #: Pause between two checks of machines and logs, in seconds.
@@ -74,6 +83,8 @@ class Deployment:
             self.s3 = stack.enter_context(embedded.s3_server(self.folder / "s3", BUCKET))
             self.proxy = stack.enter_context(Proxy())
             self.clients = self.proxy.link(self.redis.port)
+            self.hub = self.proxy.link(self.redis.port)
+            self.hub.disturb(Disturbance(Mode.STALL))  # it accepts and never answers
             for number in range(self._count):
                 self.machines.append(self._machine(number))
                 stack.callback(processes.kill_all, self.machines[-1].name)
@@ -127,6 +138,9 @@ class Deployment:
             "SAG_BROKER_URL": f"redis://{embedded.LOOPBACK}:{redis.port}/0",
             "SAG_S3_ENDPOINT_URL": f"http://{embedded.LOOPBACK}:{s3.port}",
             "PYTHONPATH": f"{SITE}{os.pathsep}{ROOT}",
+            "HF_ENDPOINT": f"http://{embedded.LOOPBACK}:{self.hub.port}",
+            "HF_HOME": str(self.folder / "hub"),
+            "HF_HUB_ETAG_TIMEOUT": "600", "HF_HUB_DOWNLOAD_TIMEOUT": "600",
             patches.POISON: POISON_MARK,
             **self._extra,
         }

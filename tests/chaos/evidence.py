@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any, cast
 
 from redis import Redis
 
-from api_contracts.events import EVENT, Succeeded
+from api_contracts.errors import ErrorCode
+from api_contracts.events import EVENT, Failed, Succeeded
 from api_contracts.names import DEFAULT_MODEL, Keys, queue_lists
 from tests import wire
 from tests.chaos.deployment import BUCKET, PREFIX
+from tests.chaos.fault_schedule import FaultKind
 from tests.chaos.recorded_events import parse_entry
-from tests.chaos.submissions import REPLY_TO
-from tests.chaos.takeovers import unexplained
+from tests.chaos.submissions import REMOTE_MODEL, REPLY_TO
+from tests.chaos.takeovers import GRACE_S, unexplained
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from api_contracts.events import Event
     from tests.chaos.deployment import Deployment
@@ -73,6 +75,8 @@ class Evidence:
     unpublished: tuple[tuple[str, str], ...] = ()
     #: Tasks that were taken from a living worker that no fault had hit: task and how.
     takeovers: tuple[tuple[str, str], ...] = ()
+    #: Tasks whose pictures a store refused that lacks conditional writes, with an error that says so.
+    refused_writes: frozenset[str] = frozenset()
     #: Number of entries by key, of keys that must be empty.
     left: Mapping[str, int] = field(default_factory=dict)
     prefix: str = PREFIX
@@ -110,6 +114,7 @@ def collect(
             celery_results=_celery_results(redis, tasks),
             claims=tuple(logs.claims),
             takeovers=tuple(unexplained(events.timeline, logs.owner, logs.deaths, applied)),
+            refused_writes=frozenset(refused_writes(events.timeline, applied)),
             reference=reference,
             objects=found,
             manifests=manifests,
@@ -120,9 +125,29 @@ def collect(
         )
 
 
+def refused_writes(
+    timeline: Mapping[str, Sequence[StreamEntry]], applied: Sequence[AppliedFault]
+) -> Iterator[str]:
+    """Tasks that failed during such a fault, with an error that names the setting."""
+    spans = [
+        (each.at_s, each.at_s + each.fault.lasts_s + GRACE_S)
+        for each in applied
+        if each.fault.kind is FaultKind.S3_CONDITIONS
+    ]
+    for task_id, stream in timeline.items():
+        for entry in stream:
+            if isinstance(entry.event, Failed) and (
+                entry.event.error.code == ErrorCode.STORAGE_UNAVAILABLE
+                and "SAG_S3_CONDITIONAL_WRITES" in entry.event.error.message
+                and any(begin_s <= entry.seen_at_s <= end_s for begin_s, end_s in spans)
+            ):
+                yield task_id
+
+
 def left(redis: Redis, keys: Keys) -> dict[str, int]:
     """The number of entries by key, of keys that are empty when all tasks have ended."""
-    lists = {name: redis.llen(name) for name in queue_lists(DEFAULT_MODEL)}
+    names = [name for model in (DEFAULT_MODEL, REMOTE_MODEL) for name in queue_lists(model)]
+    lists = {name: redis.llen(name) for name in names}
     return lists | {
         "sag.unacked": redis.hlen("sag.unacked"),
         "sag.unacked_index": redis.zcard("sag.unacked_index"),

@@ -8,12 +8,14 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
 from tests.chaos import messages, processes
 from tests.chaos.fault_schedule import KILLS, ON_ALL, ON_LINK, ON_MACHINE, Fault, FaultKind
+from tests.chaos.proxy import NOT_IMPLEMENTED
 from tests.chaos.proxy_modes import Disturbance, Mode
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ DELAY_S, SLOW_S = (0.02, 0.4), (0.2, 2.0)
 #: Least and greatest share of open tasks that are cancelled or submitted again, and of messages
 #: that are deleted.
 SHARE = (0.1, 0.5)
+#: Fewest and most tasks for a model whose hub never answers.
+REMOTE_TASKS = (1, 3)
 _POLL_INTERVAL_S = 0.05
 
 
@@ -76,6 +80,8 @@ class FaultInjector:
             applied = self._on_all(fault)
         elif fault.kind is FaultKind.MESSAGES_LOST:
             applied = self._on_messages(fault)
+        elif fault.kind in (FaultKind.HUB_SILENT, FaultKind.REMOTE_CONTROL):
+            applied = self._by_callers(fault)
         else:
             applied = self._on_tasks(fault)
         if applied is None:
@@ -165,6 +171,9 @@ class FaultInjector:
             case FaultKind.S3_ERROR:
                 status = 500 if fault.strength < 0.5 else 503
                 self._disturb(fault, links, Disturbance(Mode.ERROR, status=status))
+            case FaultKind.S3_CONDITIONS:
+                refuse = Disturbance(Mode.NO_CONDITIONS, status=NOT_IMPLEMENTED)
+                self._disturb(fault, links, refuse)
             case FaultKind.S3_STALL:
                 self._disturb(fault, links, Disturbance(Mode.STALL))
             case _:
@@ -188,6 +197,16 @@ class FaultInjector:
         with suppress(RedisError):  # Redis is away: no message is deleted
             waited = messages.delete(self.deployment.redis.url, share, rng)
         return AppliedFault(fault, now_s, tasks=waited)
+
+    def _by_callers(self, fault: Fault) -> AppliedFault:
+        """Commands to all workers, or tasks for a model whose hub never answers."""
+        if fault.kind is FaultKind.REMOTE_CONTROL:
+            self.load.spawn(self.load.send_commands)
+        else:
+            for number in range(round(_between(REMOTE_TASKS, fault.strength))):
+                task_id = f"remote{self.seed}-{fault.number}-{number}"
+                self.load.spawn(partial(self.load.submit_remote, task_id))
+        return AppliedFault(fault, time.monotonic())
 
     def _on_tasks(self, fault: Fault) -> AppliedFault:
         """Cancel or submit again a share of the open tasks, on a thread, as Redis may be away."""

@@ -36,6 +36,12 @@ class FaultKind(StrEnum):
     S3_ERROR = "s3-error"
     S3_SLOW = "s3-slow"
     S3_STALL = "s3-stall"
+    #: All stores refuse conditional writes with 501, as some gateways do.
+    S3_CONDITIONS = "s3-conditions"
+    #: Tasks for a model whose hub accepts connections and never answers.
+    HUB_SILENT = "hub-silent"
+    #: Celery's commands that would hold messages or steer them, to all workers.
+    REMOTE_CONTROL = "remote-control"
     #: Messages of tasks with a record are deleted, waiting or unacknowledged: as by a Redis that
     #: loses its last second, or a worker that dies before it notes the message that it took.
     MESSAGES_LOST = "messages-lost"
@@ -60,6 +66,7 @@ ON_ALL = frozenset(
         FaultKind.S3_ERROR,
         FaultKind.S3_SLOW,
         FaultKind.S3_STALL,
+        FaultKind.S3_CONDITIONS,
     }
 )
 
@@ -81,6 +88,9 @@ WEIGHTS: dict[FaultKind, tuple[int, tuple[float, float]]] = {
     FaultKind.S3_ERROR: (1, (1.0, 6.0)),
     FaultKind.S3_SLOW: (1, (1.0, 6.0)),
     FaultKind.S3_STALL: (1, (1.0, 8.0)),
+    FaultKind.S3_CONDITIONS: (1, (1.0, 6.0)),
+    FaultKind.HUB_SILENT: (1, (0.0, 0.0)),
+    FaultKind.REMOTE_CONTROL: (1, (0.0, 0.0)),
     FaultKind.MESSAGES_LOST: (1, (0.0, 0.0)),
     FaultKind.CANCEL_STORM: (1, (0.0, 0.0)),
     FaultKind.DUPLICATES: (1, (0.0, 0.0)),
@@ -98,7 +108,7 @@ class Fault:
     #: Number of a machine; for a link fault the number after the last machine means the clients.
     target: int
     lasts_s: float
-    #: 0 to 1: selects delay, share of the open tasks, or HTTP status.
+    #: 0 to 1: selects delay, share of the open tasks, HTTP status, or number of tasks.
     strength: float
 
 

@@ -15,10 +15,12 @@ from redis.exceptions import RedisError
 
 from api_contracts import GenerationClient, ServiceUnavailable, TaskNotFound, WaitTimeout
 from api_contracts.names import TASK_NAME
+from tests.chaos import commands
 from tests.chaos.submissions import (
     LIST,
     PRIORITY,
     QUEUE,
+    Expected,
     Resubmit,
     Sender,
     Submission,
@@ -104,6 +106,20 @@ class Load:
             client.close()
         self._redis.close()
         self._celery.close()
+
+    def submit_remote(self, task_id: str) -> None:
+        """Submit a task whose model can't be downloaded, and follow it."""
+        submission = Submission(task_id, 0, expects=Expected.NOT_LOADED)
+        self.events.add_submission(submission)
+        self._submit(submission, self.clients[0])
+        self._follow(submission, self.clients[0])
+
+    def send_commands(self) -> None:
+        """Send the commands that a worker of Celery would hold messages by, without a retry."""
+        try:
+            commands.send(self._celery)
+        except _AWAY:
+            return
 
     def submit_again(self, task_id: str) -> None:
         """Submit a task's id a second time."""

@@ -19,11 +19,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LOOPBACK = "127.0.0.1"
+#: HTTP's status for a header or method that a server does not know.
+NOT_IMPLEMENTED = 501
 _CHUNK_BYTES = 65_536
 #: Longest head of an HTTP request that is answered with an error.
 _HEAD_BYTES = 65_536
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _EXPECT = re.compile(rb"expect: *100-continue", re.IGNORECASE)
+_CONDITIONAL = re.compile(rb"PUT .*\r\nif-(none-)?match:", re.IGNORECASE | re.DOTALL)
 _CALM = Disturbance()
 
 
@@ -145,9 +148,14 @@ class Link:
             if not self._swallows(pipe, answers=answers):
                 await asyncio.sleep(self._now.delay_s)
             # Checked again: the disturbance may have started during the delay.
-            if not self._swallows(pipe, answers=answers):
-                writer.write(data)
-                await writer.drain()
+            if self._swallows(pipe, answers=answers):
+                continue
+            if self._now.mode is Mode.NO_CONDITIONS and not answers and _CONDITIONAL.match(data):
+                await _send_error(pipe.near, self._now.status)
+                await reader.read()  # as in `_answer`
+                return
+            writer.write(data)
+            await writer.drain()
 
     def _swallows(self, pipe: _Pipe, *, answers: bool) -> bool:
         return (pipe.own or self._now).mode.swallows(answers=answers)
@@ -159,14 +167,20 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, st
     length = _LENGTH.search(head)
     if length and not _EXPECT.search(head):
         await reader.readexactly(int(length[1]))
-    body = b"<Error><Code>InternalError</Code><Message>chaos</Message></Error>"
+    await _send_error(writer, status)
+    await reader.read()  # until the client has read the answer: a reset would discard it
+
+
+async def _send_error(writer: asyncio.StreamWriter, status: int) -> None:
+    """An error as S3 writes it, and the end of what is sent."""
+    code = b"NotImplemented" if status == NOT_IMPLEMENTED else b"InternalError"
+    body = b"<Error><Code>%b</Code><Message>chaos</Message></Error>" % code
     writer.write(
         b"HTTP/1.1 %d Chaos\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n"
         b"Connection: close\r\n\r\n%b" % (status, len(body), body)
     )
     await writer.drain()
     writer.write_eof()
-    await reader.read()  # until the client has read the answer: a reset would discard it
 
 
 class Proxy:

@@ -22,6 +22,8 @@ class Mode(StrEnum):
     REFUSE = "refuse"
     #: Open connections are reset; new ones get an HTTP error as the answer.
     ERROR = "error"
+    #: Open connections are reset; on new ones a conditional PUT gets an HTTP error as the answer.
+    NO_CONDITIONS = "no-conditions"
 
     @property
     def is_for_open_connections(self) -> bool:
@@ -31,7 +33,7 @@ class Mode(StrEnum):
     @property
     def resets(self) -> bool:
         """Whether it starts with a reset of the open connections."""
-        return self in (Mode.REFUSE, Mode.ERROR)
+        return self in (Mode.REFUSE, Mode.ERROR, Mode.NO_CONDITIONS)
 
     def swallows(self, *, answers: bool) -> bool:
         """Whether data in this direction is swallowed."""
@@ -44,5 +46,5 @@ class Disturbance:
 
     mode: Mode = Mode.PASS
     delay_s: float = 0.0
-    #: The HTTP status for `ERROR`.
+    #: The HTTP status for `ERROR` and `NO_CONDITIONS`.
     status: int = 503

@@ -19,10 +19,10 @@ _KEYS = tuple(
     re.compile(pattern, re.DOTALL)
     for pattern in (
         r"sag:\{(?P<id>[^{}]+)\}:(task|events|checkpoint)",
-        r"sag:(open|wishes|pushes|dead|reconciler)",
-        r"generate\.default(\x06\x16[1-9])?",
+        r"sag:(open|wishes|workers|pushes|dead|reconciler)",
+        r"generate\.(default|remote)(\x06\x16[1-9])?",
         r"sag\.unacked(_index)?",
-        r"_kombu\.binding(_permanent)?\.generate\.default",
+        r"_kombu\.binding(_permanent)?\.generate\.(default|remote)",
         r"_kombu\.binding_deadlines",
         r"_kombu\.binding(_permanent)?\.celery\.pidbox",
         r"[^:]+\.reply\.celery\.pidbox(\x06\x16[1-9])?",

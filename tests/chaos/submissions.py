@@ -25,6 +25,8 @@ LIST = f"{QUEUE}{PRIORITY_SEPARATOR}{PRIORITY}"
 #: A worker that gets a prompt with this text kills itself.
 POISON_MARK = "chaos-poison"
 
+#: A model whose hub never answers, and the deadline of its tasks.
+REMOTE_MODEL, REMOTE_DEADLINE_S = "remote", 12
 #: One task in `REPLY_IN` has a `reply_to`: this queue and task.
 REPLY_IN, REPLY_TO = 5, {"queue": "chaos-replies", "task": "chaos.ended"}
 #: One request in `LONG_IN` has `LONG_STEPS`: beside others it takes longer than a lease.
@@ -55,6 +57,8 @@ class Expected(StrEnum):
     PICTURES = "pictures"
     EXHAUSTED = "attempts_exhausted"
     REFUSED = "invalid_request"
+    #: Its model can't be downloaded: it fails, or its deadline passes before.
+    NOT_LOADED = "model_load_failed"
 
 
 class Resubmit(StrEnum):
@@ -141,6 +145,8 @@ def request_of(submission: Submission, requests: list[dict[str, Any]]) -> dict[s
     request = requests[submission.request]
     if submission.replies:
         request = request | {"reply_to": REPLY_TO}
+    if submission.expects is Expected.NOT_LOADED:
+        return request | {"model": REMOTE_MODEL, "deadline_s": REMOTE_DEADLINE_S}
     if submission.expects is Expected.EXHAUSTED:
         return request | {"prompt": f"{request['prompt']} {POISON_MARK}"}
     return request

@@ -10,7 +10,9 @@ import pytest
 from api_contracts.events import EVENT, Event
 from api_contracts.names import Keys
 from tests.chaos import invariants, store_laws, stream_laws
-from tests.chaos.evidence import CeleryResult, Evidence, Record
+from tests.chaos.evidence import CeleryResult, Evidence, Record, refused_writes
+from tests.chaos.fault_injector import AppliedFault
+from tests.chaos.fault_schedule import Fault, FaultKind
 from tests.chaos.recorded_events import StreamEntry
 from tests.chaos.submissions import Expected, Sender, Submission
 from tests.chaos.worker_logs import Claim, WorkerProcess
@@ -262,6 +264,10 @@ WRONG: list[tuple[Callable[..., Broken], str, Callable[[Evidence], Evidence]]] =
     (stream_laws.ends_are_expected, "failed", with_end("failed")),
     (stream_laws.ends_are_expected, "expired", with_end("expired")),
     (
+        stream_laws.ends_are_expected, "without its model",
+        with_end("succeeded", Expected.NOT_LOADED),
+    ),
+    (
         stream_laws.ends_are_expected, "poison succeeds",
         with_end("succeeded", Expected.EXHAUSTED),
     ),
@@ -353,3 +359,20 @@ def test_a_client_of_a_lost_task_may_have_read_less() -> None:
     assert {each.law for each in invariants.check(short)} == {
         "every_task_ends",
     }
+
+
+def test_a_store_that_refused_the_pictures_is_no_breach() -> None:
+    """While a store refuses conditional writes a task may fail, if its error names the setting."""
+    fault = Fault(0, FaultKind.S3_CONDITIONS, 1.0, 0, 2.0, 0.5)
+    applied = [AppliedFault(fault, at_s=100.0)]
+    error = EXHAUSTED | {"code": "storage_unavailable", "message": "set SAG_S3_CONDITIONAL_WRITES"}
+    fields = {"task_id": "t", "seq": 1, "attempt": 1, "at": "2026-01-01T00:00:00Z"}
+
+    def excused(at_s: float, **changes: str) -> set[str]:
+        whole = {**fields, "type": "failed", "worker": "a", "error": {**error, **changes}}
+        entry = StreamEntry(1, EVENT.validate_python(whole), at_s)
+        return set(refused_writes({"t": [entry]}, applied))
+
+    assert excused(101.0) == {"t"}
+    assert excused(99.0) == excused(200.0) == set()
+    assert excused(101.0, message="no") == excused(101.0, code="internal") == set()

@@ -11,7 +11,7 @@ import torch
 
 from tests.engine.attempts import small
 from worker import metrics
-from worker.engine import decoder
+from worker.engine.decoder import Decoder
 from worker.errors import BadRequestError, NotFiniteError
 
 if TYPE_CHECKING:
@@ -41,7 +41,14 @@ class OverflowingVae(torch.nn.Module):
 
 def decoded(vae: OverflowingVae, latents: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
-        return decoder._decode_once(SimpleNamespace(vae=vae), latents)
+        return made(vae)._decode_once(latents)
+
+
+def made(vae: OverflowingVae) -> Decoder:
+    """A decoder of a model on the CPU."""
+    unet = SimpleNamespace(config=SimpleNamespace(sample_size=1))
+    device = torch.device("cpu")
+    return Decoder(SimpleNamespace(vae=vae, unet=unet, _execution_device=device), 8)
 
 
 def test_an_overflow_is_decoded_again(caplog: pytest.LogCaptureFixture) -> None:

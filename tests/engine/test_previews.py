@@ -324,11 +324,15 @@ def fitted(vae: Any) -> PreviewMap | None:
 
 
 def test_a_tiny_autoencoder_has_a_map() -> None:
-    """The same as one that gives a distribution with those latents as its mean."""
+    """The same as one that gives a distribution with those latents as its mean.
+
+    To the tolerance of `test_the_map_is_the_same_each_time`: where its data lies decides which
+    kernel a product takes.
+    """
     tiny, usual = fitted(TinyAutoencoder(8)), fitted(LinearAutoencoder(8))
     assert tiny is not None
     assert usual is not None
-    assert torch.equal(tiny.weights, usual.weights)
+    assert torch.allclose(tiny.weights, usual.weights, atol=1e-5)
 
 
 @pytest.mark.parametrize("vae", [OverflowingAutoencoder(8), DecoderOnly()])

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch._dynamo.utils import counters
 
 from tests.engine.jobs import CLOSE_6_STEPS, SPEC, Rounds, assert_close, job, latents_of
+from tests.engine.test_adapters import save_lora
+from worker.config.models import Lora
 from worker.engine import model_loader
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from worker.engine.job import Job
 
 STEPS = 6
 
@@ -36,6 +44,41 @@ def test_a_compiled_unet_is_compiled_once_for_each_size(rounds: Rounds) -> None:
     # 2, 4 and 6 rows in the main pass, 1, 2 and 3 in the degraded one: padded to 1, 2, 4 and 8.
     assert counters["stats"]["unique_graphs"] <= 4
     assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+def test_lora_scales_and_text_lengths_share_a_graph(tmp_path: Path) -> None:
+    """A compiled UNet has one graph for all LoRA scales, and one for all lengths but the usual.
+
+    The latents are those of the UNet that is not compiled. Traced as above.
+    """
+    spec = SPEC.model_copy(update={"lora": (Lora(path=save_lora(tmp_path, 1), scale=0.8),)})
+    usual, model = Rounds(spec), model_loader.load(spec, "cpu", "none")
+    model.pipeline.unet.compile(dynamic=False, backend="eager")
+    compiled = Rounds(model=model_loader.LoadedModel(model.pipeline, "cpu", "none", compiled=True))
+
+    def graphs(*wanted: Job) -> int:
+        counters.clear()
+        for each in wanted:
+            assert_close(latents_of(compiled.result(each)), latents_of(usual.result(each)))
+        assert not counters["graph_break"]
+        return counters["stats"]["unique_graphs"]
+
+    # Of two rows in the warm-up; of one row in the degraded pass.
+    assert graphs(job()) == 1
+    assert graphs(*(job(lora_scale=scale) for scale in (0.0, 0.3, 0.7, 1.0, 2.0))) == 0
+    # Each for two rows and for one.
+    assert graphs(*(job(**embeddings(tokens)) for tokens in (2, 8, 31, 33, 77))) == 2
+    assert graphs(job(**embeddings(40), lora_scale=0.4), job()) == 0
+
+
+def embeddings(tokens: int) -> dict[str, Any]:
+    """The fields of a job with random text embeddings, (1, tokens, width), for both prompts."""
+    generator = torch.Generator().manual_seed(tokens)
+    drawn = [torch.randn(1, tokens, 128, generator=generator) for _ in range(2)]
+    names = "prompt_embeds", "negative_prompt_embeds"
+    files = [safetensors.torch.save({name: each}) for name, each in zip(names, drawn, strict=True)]
+    return {"prompts": (), **dict(zip(names, files, strict=True))}
 
 
 def test_calls_of_a_compiled_unet_are_padded(

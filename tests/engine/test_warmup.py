@@ -205,24 +205,53 @@ def test_what_did_not_fit_is_not_tried_again(
     assert less.limit(other, other) <= found.limit(other, other)
 
 
-@pytest.mark.parametrize(("growth_bytes", "has_room"), [(29, True), (30, False), (50, False)])
-def test_room_is_left_to_others(
-    monkeypatch: pytest.MonkeyPatch, growth_bytes: int, has_room: bool
-) -> None:
-    """Twice the rows are tried where twice the memory is free beside a fifth of the device.
-
-    Of 100 bytes, weights hold 10, torch's cache 10 more, and other processes 10.
-    """
-    memory = {
+def memory(monkeypatch: pytest.MonkeyPatch, growth_bytes: int) -> None:
+    """A GPU of 100 bytes: weights hold 10, torch's cache 10 more, and other processes 10."""
+    values: dict[str, Any] = {
         "mem_get_info": (70, 100),
         "memory_allocated": 10,
         "memory_reserved": 20,
         "max_memory_allocated": 10 + growth_bytes,
+        "reset_peak_memory_stats": None,
     }
-    for name, value in memory.items():
+    for name, value in values.items():
         monkeypatch.setattr(torch.cuda, name, lambda _device, value=value: value)
-    assert warmup._has_room(torch.device("cuda")) == has_room
-    assert warmup._has_room(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("growth_bytes", "decoder_bytes", "has_room"),
+    [(29, 0, True), (29, 20, True), (29, 22, False), (30, 0, False), (20, 39, True), (20, 40, False)],
+)  # fmt: skip
+def test_room_is_left_to_others(
+    monkeypatch: pytest.MonkeyPatch, growth_bytes: int, decoder_bytes: int, has_room: bool
+) -> None:
+    """Twice the rows are tried where twice the memory is free beside a fifth of the device.
+
+    And beside what a decode needs, where that is more.
+    """
+    memory(monkeypatch, growth_bytes)
+    assert warmup._has_room(torch.device("cuda"), decoder_bytes) == has_room
+    assert warmup._has_room(torch.device("cpu"), decoder_bytes)
+
+
+@pytest.mark.parametrize(("growth_bytes", "images"), [(1, 8), (10, 8), (11, 7), (40, 2), (90, 1)])
+def test_what_a_decode_needs_is_measured(
+    monkeypatch: pytest.MonkeyPatch, growth_bytes: int, images: int
+) -> None:
+    """Of the model's own size as many as memory is free for, at most 8; larger images are fewer."""
+    memory(monkeypatch, growth_bytes)
+    decoded: list[torch.Size] = []
+    monkeypatch.setattr(torch, "zeros", lambda *size, **_: torch.empty(size))
+    vae = SimpleNamespace(dtype=torch.float32, decode=lambda each: decoded.append(each.shape))
+    gpu = pipe(6, "cuda")
+    gpu.vae = vae
+    found, needed_bytes = warmup.decode_capacity(gpu, 8)
+    assert decoded == [(1, 4, 6, 6)]
+    assert needed_bytes == growth_bytes
+    assert found.limit(6, 6) == images
+    assert found.limit(60, 60) == max(1, int(80 / growth_bytes / 100))
+    on_cpu, needed_bytes = warmup.decode_capacity(pipe(6), 8)
+    assert (on_cpu.limit(600, 600), needed_bytes) == (8, 0)
 
 
 def test_a_lowered_limit_grows_back_carefully() -> None:

@@ -179,6 +179,5 @@ def test_a_wrong_url_is_not_repeated(url: str) -> None:
     """The client's error for an invalid URL does not contain its password."""
     with pytest.raises(ValueError, match="Redis URL") as wrong:
         GenerationClient(url)
-    text = f"{wrong.value!r}{wrong.value.__cause__!r}"
-    assert not re.search("hu|sh", text)
-    assert wrong.value.__suppress_context__
+    assert not re.search("hu|sh", f"{wrong.value!r}{wrong.value.__cause__!r}")
+    assert wrong.value.__suppress_context__ or wrong.value.__context__ is None

@@ -54,9 +54,17 @@ def test_another_refusal_is_not_blamed_on_the_store(
 
 @pytest.mark.parametrize("lacks", CASES, ids=[each.name.lower() for each in CASES])
 def test_a_store_is_served_by_a_weaker_promise(settings: Settings, lacks: Lacks) -> None:
-    """Objects are stored, replaced by a later attempt, and not by a former owner."""
-    setting, _ = CASES[lacks]
+    """Objects are stored, replaced by a later attempt, and not by a former owner.
+
+    Without the setting the error of a store that refuses names it.
+    """
+    setting, error = CASES[lacks]
     with store(settings.s3_endpoint_url or "", lacks) as url:
+        if lacks is not Lacks.IGNORES_CONDITIONS:
+            strict = Storage(settings.model_copy(update={"s3_endpoint_url": url}))
+            with pytest.raises(StorageUnavailableError, match=error) as refused:
+                strict.put(strict.key("task", "refused.png"), b"first", "image/png")
+            assert f"SAG_{setting.upper()}" in str(refused.value)
         storage = Storage(settings.model_copy(update={"s3_endpoint_url": url, setting: False}))
         key = storage.key("task", f"{lacks.name}.png")
         for data in (b"first", b"second", b"second"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +29,22 @@ ANSWER_TIMEOUT_S = 5.0
 FORGET_S = 600.0
 
 
-def host_workers(settings: Settings) -> dict[str, str | None]:
-    """Return why each worker of this host takes no task now; None if it takes them.
+@dataclass(frozen=True)
+class WorkerHealth:
+    """A worker of this host."""
+
+    #: Why it takes no task now; None if it takes them.
+    refusal: str | None
+    #: Troubles with which it still takes tasks.
+    notices: list[str]
+
+
+def host_workers(settings: Settings) -> dict[str, WorkerHealth]:
+    """Return the state of each worker of this host.
 
     By node name, and by owner where several have the same. A worker that has renewed its leases in
-    the last `FORGET_S` and does not answer is among them. Raises `ServiceUnavailable` when Redis
-    does not answer.
+    the last `FORGET_S` and does not answer is among them, if the Redis of records answers. Raises
+    `ServiceUnavailable` when the broker does not answer.
     """
     host = socket.gethostname()
     answers = {
@@ -41,13 +52,17 @@ def host_workers(settings: Settings) -> dict[str, str | None]:
         for label, each in all_workers(settings).items()
         if label.partition("@")[2].partition(" ")[0] == host
     }
-    found = {label: each.refusal for label, each in answers.items()}
+    found = {label: WorkerHealth(each.refusal, each.notices) for label, each in answers.items()}
     answered = {each.owner for each in answers.values()}
-    for owner, renewed_s in _owners(settings).items():
+    owners: dict[str, float] = {}
+    with suppress(ServiceUnavailable):  # the workers that answer say so themselves, after a while
+        owners = _owners(settings)
+    for owner, renewed_s in owners.items():
         silent_s = time.time() - renewed_s
         if owner not in answered and owner.startswith(f"{host}:") and silent_s < FORGET_S:
             name = f"{owner.split(':')[1]}@{host} ({owner})"
-            found[name] = f"does not answer; it last renewed its leases {silent_s:.0f} s ago"
+            refusal = f"does not answer; it last renewed its leases {silent_s:.0f} s ago"
+            found[name] = WorkerHealth(refusal, [])
     return found
 
 
@@ -62,6 +77,8 @@ class WorkerAnswer:
     device: str
     #: Ids of its tasks.
     running: list[str]
+    #: Troubles with which it still takes tasks.
+    notices: list[str]
 
 
 def all_workers(settings: Settings) -> dict[str, WorkerAnswer]:
@@ -81,6 +98,7 @@ def all_workers(settings: Settings) -> dict[str, WorkerAnswer]:
             answer.get("refusal", answer.get("error")),
             answer.get("device", "?"),
             answer.get("running", []),
+            answer.get("notices", []),
         ))
         for reply in replies
         for name, answer in reply.items()

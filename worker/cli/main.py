@@ -80,9 +80,9 @@ def health() -> None:
     workers = or_exit(lambda: host_workers(read_settings()))
     if not workers:
         fail("no worker of this host answers")
-    for name, refusal in workers.items():
-        print(printable(f"{name}: {refusal or 'well'}"))
-    if any(workers.values()):
+    for name, worker in workers.items():
+        print(printable(f"{name}: {'; '.join([worker.refusal or 'well', *worker.notices])}"))
+    if any(worker.refusal for worker in workers.values()):
         sys.exit(FAILED)
 
 

@@ -15,7 +15,7 @@ from api_contracts.redis_io.connection import connect_impatiently
 from worker.broker.held_messages import UNACKED
 from worker.doctor.finding import Finding, missing_extra
 from worker.errors import StorageUnavailableError
-from worker.storage import Storage
+from worker.storage import STORE_IS_FULL, Storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -136,6 +136,8 @@ def _family(key: str) -> str:
 def _s3_fix(settings: Settings, message: str) -> str:
     if "TimeTooSkewed" in message:
         return _CLOCK_FIX
+    if STORE_IS_FULL in message:
+        return STORE_IS_FULL
     if "CERTIFICATE_VERIFY_FAILED" in message:
         return _S3_TLS_FIX
     if lacking := _lacking(settings):

@@ -88,6 +88,11 @@ class Engine:
         return self._runners.loading_s(model)
 
     @property
+    def downloads_s(self) -> dict[str, float]:
+        """Seconds since each unfinished download of a model began, by alias."""
+        return self._runners.downloads_s
+
+    @property
     def step_s(self) -> float:
         """Seconds that the current step has taken so far, 0 when idle.
 

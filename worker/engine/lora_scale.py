@@ -1,4 +1,4 @@
-"""Scales the LoRA weights of a module for one call."""
+"""Scales the LoRA weights of a module for one call, by a number or by a tensor."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from peft.tuners.lora import LoraLayer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
     from torch import nn
 
 
 @contextmanager
-def lora_scaled(module: nn.Module, scale: float | None) -> Iterator[None]:
+def lora_scaled(module: nn.Module, scale: float | torch.Tensor | None) -> Iterator[None]:
     """Multiply the scales of all LoRA layers in `module` by `scale`, for one call; None is 1.
 
+    A compiled module takes a tensor, (), as an input, and is compiled again for each new number.
     diffusers itself divides by the scale afterwards, which loses the former scales if it is 0.
     """
     if scale is None:
@@ -25,7 +27,7 @@ def lora_scaled(module: nn.Module, scale: float | None) -> Iterator[None]:
     layers = [each for each in module.modules() if isinstance(each, LoraLayer)]
     before = [dict(layer.scaling) for layer in layers]
     for layer in layers:
-        layer.scale_layer(scale)
+        layer.scaling.update({name: each * scale for name, each in layer.scaling.items()})
     try:
         yield
     finally:

@@ -73,6 +73,12 @@ class ModelCache:
             began_s = loading[1]
         return None if began_s is None else time.perf_counter() - began_s
 
+    @property
+    def downloads_s(self) -> dict[str, float]:
+        """Seconds since each unfinished download began, by the model's alias. Any thread."""
+        now_s = time.perf_counter()
+        return {alias: now_s - each.began_s for alias, each in list(self._fetchings.items())}
+
     def is_fetched(self, alias: str) -> bool:
         """Whether a model's files are on this machine; begins to download them if not.
 

@@ -175,6 +175,8 @@ def _check_supported(pipeline: Pipeline, spec: ModelSpec) -> None:
         f"predicts {prediction}, which is not supported":
             prediction not in guidance.PREDICTION_TYPES,
         f"has a tokenizer of {tokens} tokens for an encoder of {vocabulary}": tokens > vocabulary,
+        "has a tokenizer without words: its folder lacks a file":
+            tokens <= len(pipeline.tokenizer.all_special_tokens),
         f"has a text encoder of width {width} for a UNet of {config.cross_attention_dim}":
             width != config.cross_attention_dim,
         f"has a VAE of {channels} channels for a UNet of {config.in_channels}":

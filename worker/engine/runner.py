@@ -14,8 +14,9 @@ import diffusers
 import torch
 import transformers
 
-from worker.engine import checkpoint, decoder, guidance, prepare, previews, prompts
+from worker.engine import checkpoint, guidance, prepare, previews, prompts
 from worker.engine.batch_scheduler import DECODE_BATCH
+from worker.engine.decoder import Decoder
 from worker.engine.image_state import Degraded, ImageState
 from worker.engine.unet import BatchedUnet
 
@@ -55,7 +56,8 @@ class Runner:
         self._alone = max_batch_rows == 1
         with torch.inference_mode():
             self.preview_map = previews.fit(self.pipe)
-            self.unet = BatchedUnet(model, max_batch_rows)
+            self.decoder = Decoder(self.pipe, 1 if self._alone else DECODE_BATCH)
+            self.unet = BatchedUnet(model, max_batch_rows, self.decoder.needed_bytes)
 
     @property
     def decode_moves_unet(self) -> bool:
@@ -135,7 +137,7 @@ class Runner:
     @torch.inference_mode()
     def decode(self, images: Sequence[ImageState]) -> list[torch.Tensor | None]:
         """Each image on the device, (1, 3, height, width) in -1 … 1; None for output `latent`."""
-        return decoder.decode(self.pipe, images, most=1 if self._alone else DECODE_BATCH)
+        return self.decoder.decode(images)
 
     @torch.inference_mode()
     def finish(
@@ -146,7 +148,7 @@ class Runner:
         Waits for the device, so call it on the side thread. It runs no network but the checker.
         """
         return [
-            decoder.generated(self.pipe, image, each)
+            self.decoder.generated(image, each)
             for image, each in zip(images, decoded, strict=True)
         ]
 
@@ -164,10 +166,8 @@ class Runner:
             return found.data_url(latents)
         if self.decode_moves_unet:
             return None
-        vae = self.pipe.vae
         with torch.inference_mode():
-            latents = (latents / vae.config.scaling_factor).to(vae.dtype)
-            decoded = vae.decode(latents, return_dict=False)[0]
+            decoded = self.decoder.picture(latents)
         return previews.data_url(decoded[0].float().cpu().movedim(0, -1))
 
     def offload_idle(self) -> None:

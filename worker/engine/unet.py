@@ -82,15 +82,26 @@ def capture_attention(unet: Unet, processor: SagAttnProcessor, rows: int) -> Ite
 class BatchedUnet:
     """One UNet on its device, and the number of rows that a call may have."""
 
-    def __init__(self, model: LoadedModel, max_batch_rows: int | None) -> None:
-        """Warm up; measures the rows of one call unless `max_batch_rows` sets them."""
+    def __init__(
+        self, model: LoadedModel, max_batch_rows: int | None, decoder_bytes: int
+    ) -> None:
+        """Warm up; measures the rows of one call unless `max_batch_rows` sets them.
+
+        `decoder_bytes` of the device's memory are left free.
+        """
         self._unet, self._compiled = model.pipeline.unet, model.compiled
         self._device, self._on_cpu = device_of(model.pipeline), model.device == "cpu"
         self._format = torch.contiguous_format if self._on_cpu else torch.channels_last
         self._processor = SagAttnProcessor()
+        #: Whether a LoRA scale is a tensor, so that one compiled graph serves all scales.
+        self._scale_as_tensor = model.compiled and bool(getattr(self._unet, "peft_config", None))
+        #: Text length of the graphs that are compiled without other lengths.
+        self._usual_tokens = model.pipeline.tokenizer.model_max_length
         #: One CUDA event for each call that `pace` has not waited for.
         self._call_ends: deque[torch.cuda.Event] = deque()
-        self.capacity = warmup.capacity(model.pipeline, self._call, max_batch_rows)
+        self.capacity = warmup.capacity(
+            model.pipeline, self._call, max_batch_rows, decoder_bytes
+        )
 
     def __call__(
         self,
@@ -160,10 +171,15 @@ class BatchedUnet:
                 torch.cat([each, each[-1:].expand(extra, *each.shape[1:])])
                 for each in (noisy, times, embeds)
             )
+            if embeds.shape[1] != self._usual_tokens:  # one graph for all other lengths above 1
+                torch._dynamo.maybe_mark_dynamic(embeds, 1)  # noqa: SLF001  # torch's documented place
+        scale: float | torch.Tensor | None = lora_scale
+        if self._scale_as_tensor:
+            scale = self.to_device([1.0 if lora_scale is None else lora_scale])[0]
         # A compiled call captures all rows; otherwise each number of SAG rows would be compiled.
         captured_rows = len(times) if self._compiled else sag_rows
         with (
-            lora_scaled(self._unet, lora_scale),
+            lora_scaled(self._unet, scale),
             capture_attention(self._unet, self._processor, captured_rows),
         ):
             output: torch.Tensor = self._unet(

@@ -1,4 +1,4 @@
-"""Measures how many rows one UNet call should have on this device."""
+"""Measures how many rows one UNet call, and how many images one decode, should have here."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ TIMED_CALLS, TIMING_BUDGET_S = 4, 0.15
 MIN_GAIN = 0.05
 #: A limit that was lowered grows by this factor after so many calls, at first and at most.
 GROWTH, GROW_AFTER_CALLS, MAX_GROW_AFTER_CALLS = 1.25, 100, 10_000
-#: Share of the device's memory that is left to the decoder and to others.
+#: Least share of the device's memory that is left to the decoder and to others.
 SPARE_MEMORY = 0.2
+#: Rows where memory sets no limit.
+_NO_LIMIT = 1e9
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,33 @@ class Capacity:
         return replace(self, rows=min(self.measured_rows, self.rows * GROWTH), calls=0)
 
 
-def capacity(pipe: Pipeline, unet: Callable[..., Any], max_rows: int | None) -> Capacity:
+def decode_capacity(pipe: Pipeline, max_images: int) -> tuple[Capacity, int]:
+    """How many images of the model's own size one decode may have, and the bytes that one needs.
+
+    Measured on a GPU by decoding one image; on a CPU memory sets no limit.
+    """
+    height, width = native_size(pipe)
+    device = device_of(pipe)
+    if device.type == "cpu":
+        return Capacity(_NO_LIMIT, height * width, max_images), 0
+    like = {"device": device, "dtype": pipe.vae.dtype}
+    torch.cuda.reset_peak_memory_stats(device)
+    pipe.vae.decode(torch.zeros(1, pipe.unet.config.in_channels, height, width, **like))
+    needed_bytes = max(1, _growth_bytes(device))
+    images = max(1.0, _free_bytes(device) / needed_bytes)
+    logger.info(
+        "at most %d images of %d x %d latents per decode; one needs %.1f GiB",
+        min(images, max_images), height, width, needed_bytes / 2**30,
+    )  # fmt: skip
+    return Capacity(images, height * width, max_images), needed_bytes
+
+
+def capacity(
+    pipe: Pipeline, unet: Callable[..., Any], max_rows: int | None, decoder_bytes: int = 0
+) -> Capacity:
     """Measure the capacity of the device; with `max_rows` only warm up with a call of two rows.
 
-    `unet` takes latents, timesteps and embeddings.
+    `unet` takes latents, timesteps and embeddings. `decoder_bytes` of memory are left free.
     """
     height, width = native_size(pipe)
     call = _caller(pipe, unet, (height, width))
@@ -86,7 +111,7 @@ def capacity(pipe: Pipeline, unet: Callable[..., Any], max_rows: int | None) -> 
     device = device_of(pipe)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    rows, seconds = _measure(call, device)
+    rows, seconds = _measure(call, lambda: _has_room(device, decoder_bytes))
     shown = ", ".join(f"{n}: {1000 * each:.0f} ms" for n, each in seconds.items())
     logger.info("at most %d rows per UNet call; times by rows: %s", rows, shown)
     return Capacity(rows, height * width)
@@ -108,7 +133,9 @@ def _caller(
     return call
 
 
-def _measure(call: Callable[[int], None], device: torch.device) -> tuple[int, dict[int, float]]:
+def _measure(
+    call: Callable[[int], None], has_room: Callable[[], bool]
+) -> tuple[int, dict[int, float]]:
     """The fewest rows whose time per row is within `MIN_GAIN` of the best; all times by rows."""
     seconds: dict[int, float] = {}
     for rows in TRIED_ROWS:
@@ -120,7 +147,7 @@ def _measure(call: Callable[[int], None], device: torch.device) -> tuple[int, di
                 raise
             torch.cuda.empty_cache()
             break
-        if not _is_short(seconds, rows) or not _has_room(device):
+        if not _is_short(seconds, rows) or not has_room():
             break
     short = {rows: each for rows, each in seconds.items() if _is_short(seconds, rows)}
     cheapest_s = min(each / rows for rows, each in short.items())
@@ -149,12 +176,23 @@ def _call_s(call: Callable[[int], None], rows: int) -> float:
     return time.perf_counter() - began_s
 
 
-def _has_room(device: torch.device) -> bool:
-    """Whether twice the rows would fit: twice the peak's growth, and still `SPARE_MEMORY` free."""
+def _has_room(device: torch.device, decoder_bytes: int) -> bool:
+    """Whether twice the rows would fit: twice the peak's growth, and still enough free.
+
+    That is what a decode needs, and `SPARE_MEMORY` at least.
+    """
     if device.type == "cpu":
         return True
-    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
-    held_bytes = torch.cuda.memory_allocated(device)
-    unused_bytes = torch.cuda.memory_reserved(device) - held_bytes
-    growth_bytes = torch.cuda.max_memory_allocated(device) - held_bytes
-    return 2 * growth_bytes < free_bytes + unused_bytes - total_bytes * SPARE_MEMORY
+    spare_bytes = max(torch.cuda.mem_get_info(device)[1] * SPARE_MEMORY, decoder_bytes)
+    return 2 * _growth_bytes(device) < _free_bytes(device) - spare_bytes
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that the device has free, with what torch keeps and does not use."""
+    unused_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused_bytes
+
+
+def _growth_bytes(device: torch.device) -> int:
+    """The most that was allocated since the peak was reset, beyond what still is."""
+    return torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
