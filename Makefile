@@ -37,7 +37,7 @@ studio: setup
 
 # The fast form of every guarantee, in minutes.
 test: setup
-	$(PYTEST) -m "not slow and not nightly" $(ARGS)
+	TIERS_ALLOWANCE=2 $(PYTEST) -m "not slow and not nightly" $(ARGS)
 
 # Every test but the nightly ones, with coverage of all processes; CI runs this.
 test-all: setup

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 #: Longest time for a test without a mark, on an idle machine, in seconds.
 LIMIT_S = 2.0
-#: The variable by which `make test-all` allows more: beside tests that start workers the measured
-#: load is a worse estimate.
+#: The variable by which make allows more, since machines differ and their load is measured roughly;
+#: most beside tests that start workers.
 ALLOWANCE = "TIERS_ALLOWANCE"
 #: Markers that allow more.
 SLOW = ("slow", "nightly")
