@@ -97,7 +97,7 @@ def test_a_call_is_never_larger_than_allowed(rounds: Rounds, calls: list[int], r
     assert all(len(future.result(timeout=0).images) == 2 for future in futures)
 
 
-@pytest.mark.parametrize(("jobs", "steps"), [(3, 6), *slow((8, 12))])
+@pytest.mark.parametrize(("jobs", "steps"), [(2, 4), *slow((3, 6), (8, 12))])
 def test_pictures_alone_and_together(rounds: Rounds, jobs: int, steps: int) -> None:
     """The same seed gives the same picture, by at most 1 of 255, whatever shares its calls."""
     together = Rounds(model=rounds.runner.model)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from peft.tuners.lora import LoraLayer
 from torch._dynamo.utils import counters
 
-from tests.engine.jobs import CLOSE_6_STEPS, SPEC, Rounds, assert_close, job, latents_of
+from tests.engine.jobs import CLOSE_6_STEPS, EPS32, SPEC, Rounds, assert_close, job, latents_of
 from tests.engine.test_adapters import save_lora
 from worker.config.models import Lora
 from worker.engine import model_loader
@@ -64,12 +66,43 @@ def test_lora_scales_and_text_lengths_share_a_graph(tmp_path: Path) -> None:
         assert not counters["graph_break"]
         return counters["stats"]["unique_graphs"]
 
-    # Of two rows in the warm-up; of one row in the degraded pass.
-    assert graphs(job()) == 1
+    # Each for two rows and for one, as in the main and in the degraded pass.
+    assert graphs(job()) == 2
     assert graphs(*(job(lora_scale=scale) for scale in (0.0, 0.3, 0.7, 1.0, 2.0))) == 0
-    # Each for two rows and for one.
     assert graphs(*(job(**embeddings(tokens)) for tokens in (2, 8, 31, 33, 77))) == 2
     assert graphs(job(**embeddings(40), lora_scale=0.4), job()) == 0
+
+
+def test_scales_are_tensors_and_lengths_are_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the graphs are shared by: a scale is an input, a length that is not the usual is free.
+
+    The latents are the same, and so are the adapter's scales afterwards.
+    """
+    spec = SPEC.model_copy(update={"lora": (Lora(path=save_lora(tmp_path, 1), scale=0.8),)})
+    usual = Rounds(spec)
+    unet = usual.pipe.unet
+    compiled = Rounds(model=replace(usual.runner.model, compiled=True))
+    layers = [each.scaling for each in unet.modules() if isinstance(each, LoraLayer)]
+    forward, seen = unet.forward, list[tuple[object, bool]]()
+
+    def watched(*args: Any, encoder_hidden_states: torch.Tensor, **kwargs: Any) -> Any:
+        is_free = hasattr(encoder_hidden_states, "_dynamo_weak_dynamic_indices")
+        seen.append((layers[0]["lora0"], is_free))
+        return forward(*args, encoder_hidden_states=encoder_hidden_states, **kwargs)
+
+    for wanted in (job(lora_scale=0.3), job(), job(lora_scale=0.5, **embeddings(7))):
+        expected = latents_of(usual.result(wanted))
+        with monkeypatch.context() as patch:
+            patch.setattr(unet, "forward", watched)
+            assert_close(latents_of(compiled.result(wanted)), expected)
+        scale = 0.8 * (1.0 if wanted.lora_scale is None else wanted.lora_scale)
+        assert all(isinstance(found, torch.Tensor) for found, _ in seen)
+        (applied,) = {float(found) for found, _ in seen[-4:]}
+        assert applied == pytest.approx(scale, rel=2 * EPS32)
+        assert {is_free for _, is_free in seen[-4:]} == {bool(wanted.prompt_embeds)}
+        assert [each["lora0"] for each in layers] == [0.8] * len(layers)
 
 
 def embeddings(tokens: int) -> dict[str, Any]:
