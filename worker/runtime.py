@@ -111,12 +111,13 @@ class WorkerProcess:
             load_timeout_s=settings.load_timeout_s,
         )
         self._storage = Storage(settings)
+        artifacts = Artifacts(self._storage)
         self.executor = Executor(
             settings,
             record,
             self._tasks,
             self.gate,
-            AttemptRunner(settings, record, self._publisher, self._engine, Artifacts(self._storage)),
+            AttemptRunner(settings, record, self._publisher, self._engine, artifacts),
             device=self._device,
             on_broken=self._end_broken,
         )

@@ -1,12 +1,121 @@
-"""A boto3 client for S3 that trusts the same authorities as all connections of this process."""
+"""Calls of S3: a boto3 client, retries while S3 is away, and errors in words."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+import re
+import threading
+from typing import TYPE_CHECKING, Any
+
+import stamina
+
+from worker import metrics
+from worker.errors import StorageUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from worker.config.settings import Settings
 
 #: Socket timeouts of a request, in seconds.
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, 30
+#: First and longest pause between two attempts, in seconds, before jitter.
+MIN_PAUSE_S, MAX_PAUSE_S = 0.2, 5.0
+#: Most attempts, however short the pauses.
+MAX_ATTEMPTS = 100
+#: Answers that are retried.
+_RETRIED_STATUSES = frozenset({408, 409, 412, 429, 500, 502, 503, 504})
+_RETRIED_CODES = frozenset({"RequestTimeout", "SlowDown", "Throttling", "RequestTimeTooSkewed"})
+#: Of these, what only means that another attempt has written.
+_WRITTEN_MEANWHILE = frozenset({409, 412})
+#: Answers of stores that don't know a header, or are full.
+_NOT_SUPPORTED, _FULL = frozenset({400, 501}), 507
+#: What to do about a store without room; part of the error.
+STORE_IS_FULL = "the store is full: free space there, or raise its quota"
+
+
+class RetryableError(Exception):
+    """S3 cannot be reached, or answered that it is unavailable."""
+
+
+class NotFoundError(Exception):
+    """No such object."""
+
+
+class S3Calls:
+    """Calls of the settings' endpoint. Thread-safe; connects on first use."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Use credentials from boto3's own chain."""
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._clients: dict[str | None, Any] = {}
+        #: Why the last write failed; None when it succeeded. Read from any thread.
+        self.trouble: str | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """The URL that requests are sent to, also when AWS's variables or files name it."""
+        return str(self._client(self._settings.s3_endpoint_url).meta.endpoint_url)
+
+    def _retry(self, call: Callable[[], Any]) -> Any:  # noqa: ANN401  # boto3's own replies
+        """Return the result of `call`, retried for `s3_retry_s` while S3 is unavailable."""
+        try:
+            for attempt in stamina.retry_context(
+                on=RetryableError,
+                attempts=MAX_ATTEMPTS if self._settings.s3_retry_s else 1,
+                timeout=self._settings.s3_retry_s or None,
+                wait_initial=MIN_PAUSE_S,
+                wait_max=MAX_PAUSE_S,
+            ):
+                with attempt:
+                    return call()
+        except RetryableError as error:
+            retry_s = self._settings.s3_retry_s
+            duration = f" for {retry_s:g} s" if retry_s else ""
+            message = (
+                f"S3 at {self.endpoint} did not answer{duration} ({error}); submit again later"
+            )
+            raise StorageUnavailableError(message) from error
+
+    def _call(self, operation: str, arguments: dict[str, Any], *, read_bytes: int = 0) -> Any:  # noqa: ANN401  # boto3's own replies
+        from botocore import exceptions as boto  # noqa: PLC0415  # as boto3 below
+
+        try:
+            client = self._client(self._settings.s3_endpoint_url)
+            reply = getattr(client, operation)(**arguments)
+            return _read_body(reply, read_bytes) if read_bytes else reply
+        except boto.ClientError as error:
+            http = error.response["ResponseMetadata"].get("HTTPStatusCode", 500)
+            if http in _RETRIED_STATUSES or error.response["Error"].get("Code") in _RETRIED_CODES:
+                if http not in _WRITTEN_MEANWHILE:
+                    self._note(str(error))
+                raise RetryableError(str(error)) from error
+            if _is_missing(http, error.response["Error"].get("Code"), operation):
+                raise NotFoundError(str(error)) from error
+            message = f"S3 refused {operation} on bucket {arguments['Bucket']!r}: {error}"
+            if operation == "put_object":
+                message += _hint(http, error.response["Error"].get("Code", ""))
+                self._note(message)
+            raise StorageUnavailableError(message) from error
+        except (boto.HTTPClientError, boto.ConnectionError, OSError) as error:
+            self._note(str(error))
+            raise RetryableError(str(error)) from error
+        except (boto.BotoCoreError, ValueError) as error:  # no credentials, an impossible name
+            message = f"the settings of S3 are wrong: {error}"
+            raise StorageUnavailableError(message) from error
+
+    def _note(self, trouble: str) -> None:
+        metrics.S3_FAILURES.inc()
+        self.trouble = trouble
+
+    def _client(self, endpoint_url: str | None) -> Any:  # noqa: ANN401  # boto3 clients have no type
+        with self._lock:
+            if endpoint_url not in self._clients:
+                self._clients[endpoint_url] = connect(
+                    endpoint_url, checksums=self._settings.s3_checksums
+                )
+            return self._clients[endpoint_url]
 
 
 def connect(endpoint_url: str | None, *, checksums: bool) -> Any:  # noqa: ANN401  # boto3 clients have no type
@@ -40,3 +149,36 @@ def _authorities() -> str | None:
     other connections of this process follow.
     """
     return None if os.environ.get("AWS_CA_BUNDLE") else os.environ.get("SSL_CERT_FILE") or None
+
+
+def _hint(http: int, code: str) -> str:
+    """What to do about a refused upload, for the end of the error's message."""
+    if http == _FULL or re.search("full|quota|insufficient", code, re.IGNORECASE):
+        return f"; {STORE_IS_FULL}"
+    if http in _NOT_SUPPORTED:
+        return (
+            "; for a store without conditional writes or checksums set SAG_S3_CONDITIONAL_WRITES"
+            " or SAG_S3_CHECKSUMS to false (`sag-worker doctor` names which)"
+        )
+    return ""
+
+
+def _is_missing(http: int, code: str | None, operation: str) -> bool:
+    """Whether an answer means that there is no such object.
+
+    A HEAD without the right to list the bucket gets 403 for a missing object, not 404; if the
+    credentials are wrong, the upload that follows is refused too. Only an upload's answer
+    distinguishes a missing bucket.
+    """
+    if operation == "put_object":
+        return code == "NoSuchKey"
+    return http == 404 or (http == 403 and operation == "head_object")  # noqa: PLR2004  # HTTP's own
+
+
+def _read_body(reply: dict[str, Any], max_bytes: int) -> bytes:
+    """Read an object up to `max_bytes`, whatever size was announced."""
+    data: bytes = reply["Body"].read(max_bytes)
+    if len(data) < min(max_bytes, reply["ContentLength"]):
+        message = f"the connection ended after {len(data)} of {reply['ContentLength']} bytes"
+        raise RetryableError(message)
+    return data

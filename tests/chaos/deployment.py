@@ -48,11 +48,16 @@ SETTINGS = {
     "SAG_S3_RETRY_S": "120",
     "SAG_STEP_TIMEOUT_S": "60",
     "SAG_REPLY_TO": json.dumps([REPLY_TO]),
-    "SAG_MODELS": json.dumps({
-        DEFAULT_MODEL: {"path": str(SHIPPED_MODEL), "safety_checker": False,
-                        "defaults": {"num_inference_steps": 25, "guidance_scale": 3.0}},
-        REMOTE_MODEL: {"path": "chaos/remote"},
-    }),
+    "SAG_MODELS": json.dumps(
+        {
+            DEFAULT_MODEL: {
+                "path": str(SHIPPED_MODEL),
+                "safety_checker": False,
+                "defaults": {"num_inference_steps": 25, "guidance_scale": 3.0},
+            },
+            REMOTE_MODEL: {"path": "chaos/remote"},
+        }
+    ),
     "SAG_LOAD_TIMEOUT_S": "4",
     "OMP_NUM_THREADS": "1",
 }
@@ -140,7 +145,8 @@ class Deployment:
             "PYTHONPATH": f"{SITE}{os.pathsep}{ROOT}",
             "HF_ENDPOINT": f"http://{embedded.LOOPBACK}:{self.hub.port}",
             "HF_HOME": str(self.folder / "hub"),
-            "HF_HUB_ETAG_TIMEOUT": "600", "HF_HUB_DOWNLOAD_TIMEOUT": "600",
+            "HF_HUB_ETAG_TIMEOUT": "600",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "600",
             patches.POISON: POISON_MARK,
             **self._extra,
         }

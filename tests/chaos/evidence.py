@@ -75,7 +75,7 @@ class Evidence:
     unpublished: tuple[tuple[str, str], ...] = ()
     #: Tasks that were taken from a living worker that no fault had hit: task and how.
     takeovers: tuple[tuple[str, str], ...] = ()
-    #: Tasks whose pictures a store refused that lacks conditional writes, with an error that says so.
+    #: Tasks that failed as a store without conditional writes refused their pictures.
     refused_writes: frozenset[str] = frozenset()
     #: Number of entries by key, of keys that must be empty.
     left: Mapping[str, int] = field(default_factory=dict)

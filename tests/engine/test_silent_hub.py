@@ -59,6 +59,7 @@ def test_jobs_of_other_models_go_on(make: Callable[..., Engine], max_models: int
     waiting = engine.submit(job(model="silent"), Control())
     until(lambda: engine.loading_s("silent") is not None)
     assert engine.loading_s("default") is None
+    assert engine.downloads_s.keys() == {"silent"}
     for _ in range(3):
         assert engine.submit(job(**QUICK), Control()).result(60).images
     assert engine.step_s < 60
@@ -87,6 +88,7 @@ def test_the_wait_is_limited(make: Callable[..., Engine]) -> None:
             with pytest.raises(ModelLoadError, match="SAG_LOAD_TIMEOUT_S") as failed:
                 each.result(60)
             assert failed.value.retryable
+        assert engine.downloads_s == {}
 
 
 def test_a_disk_that_hangs_is_a_step_that_hangs(make: Callable[..., Engine]) -> None:

@@ -85,7 +85,7 @@ def test_scales_are_tensors_and_lengths_are_marked(
     unet = usual.pipe.unet
     compiled = Rounds(model=replace(usual.runner.model, compiled=True))
     layers = [each.scaling for each in unet.modules() if isinstance(each, LoraLayer)]
-    forward, seen = unet.forward, list[tuple[object, bool]]()
+    forward, seen = unet.forward, list[tuple[Any, bool]]()
 
     def watched(*args: Any, encoder_hidden_states: torch.Tensor, **kwargs: Any) -> Any:
         is_free = hasattr(encoder_hidden_states, "_dynamo_weak_dynamic_indices")

@@ -220,8 +220,15 @@ def memory(monkeypatch: pytest.MonkeyPatch, growth_bytes: int) -> None:
 
 @pytest.mark.parametrize(
     ("growth_bytes", "decoder_bytes", "has_room"),
-    [(29, 0, True), (29, 20, True), (29, 22, False), (30, 0, False), (20, 39, True), (20, 40, False)],
-)  # fmt: skip
+    [
+        (29, 0, True),
+        (29, 20, True),
+        (29, 22, False),
+        (30, 0, False),
+        (20, 39, True),
+        (20, 40, False),
+    ],
+)
 def test_room_is_left_to_others(
     monkeypatch: pytest.MonkeyPatch, growth_bytes: int, decoder_bytes: int, has_room: bool
 ) -> None:

@@ -18,7 +18,7 @@ from redis import Redis
 
 from worker import embedded, s3_client
 from worker.config.models import SHIPPED_MODEL, Lora, ModelSpec, TextualInversion
-from worker.doctor import servers
+from worker.doctor import hub, servers
 from worker.doctor.checks import check_models, run_checks
 
 if TYPE_CHECKING:
@@ -179,6 +179,32 @@ def test_a_missing_model_file_is_reported(settings: Settings) -> None:
     assert all("SAG_MODELS" in each.fix for each in findings)
 
 
+@pytest.mark.slow  # the hub's client takes a second to import
+def test_a_hub_is_asked_for_what_is_not_in_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that never answers, and a forbidden one, are named with what to check."""
+    monkeypatch.setattr(hub, "HUB_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with socket.create_server((embedded.LOOPBACK, 0)) as silent:
+        monkeypatch.setattr(
+            constants, "ENDPOINT", f"http://{embedded.LOOPBACK}:{silent.getsockname()[1]}"
+        )
+        found = hub.check_hub("model a hub", "owner/name")
+    assert (found.ok, "HF_ENDPOINT" in found.fix) == (False, True)
+    assert constants.ENDPOINT in found.found
+    assert "imeout" in found.found
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in hub.check_hub("model a hub", "owner/name").found
+    there = tmp_path / "models--owner--name"
+    (there / "snapshots" / "c0").mkdir(parents=True)
+    (there / "refs").mkdir()
+    (there / "refs" / "main").write_text("c0")
+    (there / "snapshots" / "c0" / "model_index.json").write_text("{}")
+    assert hub.check_hub("model a hub", "owner/name").ok
+
+
 @pytest.fixture
 def unreadable(tmp_path: Path) -> Iterator[Path]:
     """A folder that this user may not read; root may, so it becomes another user."""
@@ -203,7 +229,9 @@ def test_a_model_that_cannot_be_read_is_reported(
     spec = ModelSpec(path="owner/name" if addition else str(unreadable), lora=lora)
     longer = ModelSpec(path=f"/{'x' * 300}")
     broken = settings.model_copy(update={"models": {"a": spec, "b": longer}})
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     found = {each.what: each for each in check_models(broken) if not each.ok}
+    found.pop("model a hub", None)
     assert list(found) == ["model a", "model b"]
     assert str(unreadable) in found["model a"].found
     assert all("SAG_MODELS" in each.fix for each in found.values())
@@ -219,7 +247,7 @@ def test_disk_space_is_that_of_the_hub_cache(tmp_path: Path) -> None:
         "for variable, home in zip(sys.argv[1::2], sys.argv[2::2]):\n"
         "    os.environ[variable] = home\n"
         "    importlib.reload(constants)\n"
-        "    (found,) = check_models(Settings(models={'a': {'path': 'owner/name'}}))\n"
+        "    found, _ = check_models(Settings(models={'a': {'path': 'owner/name'}}))\n"
         "    assert found.ok and 'torch' not in sys.modules; print(found.found)\n"
     )
     caches = {"HOME": ".cache/huggingface/hub", "HF_HOME": "hub"}  # HF_HOME overrides HOME
@@ -233,7 +261,7 @@ def test_disk_space_is_that_of_the_hub_cache(tmp_path: Path) -> None:
         name: value for name, value in os.environ.items() if not name.startswith(("HF_", "XDG"))
     }
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], env=plain,
+        [sys.executable, "-c", program, *arguments], env=plain | {"HF_HUB_OFFLINE": "1"},
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     lines = done.stdout.splitlines()

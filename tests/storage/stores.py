@@ -27,6 +27,8 @@ class Lacks(Enum):
     CHECKSUMS = auto()
     #: It says that an object is stored whatever the condition, as older stores do.
     IGNORES_CONDITIONS = auto()
+    #: 507, as MinIO does when its disks are full.
+    ROOM = auto()
 
 
 PRECONDITION_FAILED = 412
@@ -51,6 +53,9 @@ class _Proxy(BaseHTTPRequestHandler):
             return
         if self.command == "PUT" and self.lacks is Lacks.CHECKSUMS and names & {*CHECKSUMS}:
             self._refuse(400, "InvalidArgument")
+            return
+        if self.command == "PUT" and self.lacks is Lacks.ROOM:
+            self._refuse(507, "XMinioStorageFull")
             return
         place = urlsplit(self.behind)
         server = http.client.HTTPConnection(place.hostname or "", place.port)

@@ -11,7 +11,8 @@ from botocore.exceptions import ClientError
 
 from tests.conftest import BUCKET
 from worker.errors import StorageUnavailableError
-from worker.storage import Storage, SupersededError, _RetryableError
+from worker.s3_client import RetryableError
+from worker.storage import Storage, SupersededError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,7 +77,7 @@ def read_object(settings: Settings) -> Callable[[str], tuple[bytes, str, Any]]:
 
 
 def lose_the_answer() -> None:
-    raise _RetryableError("the answer was lost")
+    raise RetryableError("the answer was lost")
 
 
 @pytest.mark.parametrize("was_there", [False, True])

@@ -14,6 +14,7 @@ from tests.storage.stores import Lacks, store
 from worker import embedded
 from worker.doctor.servers import check_s3
 from worker.errors import StorageUnavailableError
+from worker.s3_client import STORE_IS_FULL
 from worker.storage import Storage, SupersededError
 
 if TYPE_CHECKING:
@@ -41,6 +42,22 @@ def test_doctor_names_what_a_store_lacks(settings: Settings, lacks: Lacks) -> No
         assert error in found.found
         assert found.fix.endswith(f"turn off: SAG_{setting.upper()}=false")
         assert all(each.ok for each in check_s3(there.model_copy(update={setting: False})))
+
+
+def test_a_full_store_is_said_to_be_full(settings: Settings) -> None:
+    """By `doctor`, by the error of a task, and by `trouble` until a write succeeds."""
+    with store(settings.s3_endpoint_url or "", Lacks.ROOM) as url:
+        full = settings.model_copy(update={"s3_endpoint_url": url})
+        (found,) = check_s3(full)
+        assert (found.ok, found.fix) == (False, STORE_IS_FULL)
+        storage = Storage(full)
+        with pytest.raises(StorageUnavailableError, match=STORE_IS_FULL) as refused:
+            storage.put(storage.key("task", "full.png"), b"picture", "image/png")
+    assert storage.trouble == str(refused.value)
+    working = Storage(settings)
+    working.trouble = storage.trouble
+    working.put(working.key("task", "full.png"), b"picture", "image/png")
+    assert working.trouble is None
 
 
 def test_another_refusal_is_not_blamed_on_the_store(

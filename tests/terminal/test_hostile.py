@@ -289,9 +289,9 @@ def test_answers_of_workers_are_printable(
     monkeypatch: pytest.MonkeyPatch, redis: Redis, redis_url: str, namespace: str
 ) -> None:
     """Anyone with access to the broker may answer for a worker, and write a dead letter."""
-    answer = health.WorkerAnswer("", refusal=EVIL, device=EVIL, running=[EVIL])
+    answer = health.WorkerAnswer("", refusal=EVIL, device=EVIL, running=[EVIL], notices=[EVIL])
     monkeypatch.setattr(health, "all_workers", lambda _: {EVIL: answer})
-    monkeypatch.setattr(health, "host_workers", lambda _: {EVIL: EVIL})
+    monkeypatch.setattr(health, "host_workers", lambda _: {EVIL: health.WorkerHealth(EVIL, [EVIL])})
     monkeypatch.setattr(checks, "run_checks", lambda _: [Finding(EVIL, ok=False, found=EVIL)])
     monkeypatch.setenv("SAG_BROKER_URL", redis_url)
     monkeypatch.setenv("SAG_NAMESPACE", namespace)

@@ -15,7 +15,8 @@ from api_contracts.redis_io.connection import connect_impatiently
 from worker.broker.held_messages import UNACKED
 from worker.doctor.finding import Finding, missing_extra
 from worker.errors import StorageUnavailableError
-from worker.storage import STORE_IS_FULL, Storage
+from worker.s3_client import STORE_IS_FULL
+from worker.storage import Storage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

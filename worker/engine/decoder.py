@@ -78,13 +78,13 @@ class Decoder:
             pixels, width, height, image.seed, None if flags is None else bool(flags[0])
         )
 
-    def _decode_some(self, images: Sequence[ImageState]) -> Sequence[torch.Tensor]:
+    def _decode_some(self, images: Sequence[ImageState]) -> list[torch.Tensor]:
         """Decode the first images, all of one size, as many as fit; at least one."""
         height, width = images[0].latents.shape[-2:]
         while True:
             some = images[: self.capacity.limit(height, width)]
             try:
-                decoded = self._decode_once(torch.cat([image.latents for image in some]))
+                decoded = self._decode_once(torch.cat([image.latents for image in some])).split(1)
             except RuntimeError as error:
                 if len(some) == 1 or not device_errors.is_out_of_memory(error):
                     raise
@@ -92,7 +92,7 @@ class Decoder:
                 logger.warning("decoding %d images was out of memory; now fewer", len(some))
             else:
                 self.capacity = self.capacity.after_call()
-                return decoded.split(1)
+                return list(decoded)
             torch.cuda.empty_cache()  # outside of the handler, which keeps the call's tensors
 
     def _decode_once(self, latents: torch.Tensor) -> torch.Tensor:

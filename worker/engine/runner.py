@@ -148,8 +148,7 @@ class Runner:
         Waits for the device, so call it on the side thread. It runs no network but the checker.
         """
         return [
-            self.decoder.generated(image, each)
-            for image, each in zip(images, decoded, strict=True)
+            self.decoder.generated(image, each) for image, each in zip(images, decoded, strict=True)
         ]
 
     def preview(self, scaled_x0: torch.Tensor, alpha: float) -> str | None:

@@ -5,6 +5,7 @@ A hub may take minutes or never answer. A thread that hangs can't be ended: it i
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
 
 
 class TimedCall:
@@ -43,7 +46,11 @@ class TimedCall:
             raise self._error
 
     def _run(self) -> None:
+        logger.info("downloading model %s from the hub", self.alias)
         try:
             self._call()
         except BaseException as error:  # noqa: BLE001  # of the model's jobs: `check` raises it
             self._error = error
+        else:
+            took_s = time.perf_counter() - self.began_s
+            logger.info("downloaded model %s in %.1f s", self.alias, took_s)

@@ -82,9 +82,7 @@ def capture_attention(unet: Unet, processor: SagAttnProcessor, rows: int) -> Ite
 class BatchedUnet:
     """One UNet on its device, and the number of rows that a call may have."""
 
-    def __init__(
-        self, model: LoadedModel, max_batch_rows: int | None, decoder_bytes: int
-    ) -> None:
+    def __init__(self, model: LoadedModel, max_batch_rows: int | None, decoder_bytes: int) -> None:
         """Warm up; measures the rows of one call unless `max_batch_rows` sets them.
 
         `decoder_bytes` of the device's memory are left free.
@@ -99,9 +97,7 @@ class BatchedUnet:
         self._usual_tokens = model.pipeline.tokenizer.model_max_length
         #: One CUDA event for each call that `pace` has not waited for.
         self._call_ends: deque[torch.cuda.Event] = deque()
-        self.capacity = warmup.capacity(
-            model.pipeline, self._call, max_batch_rows, decoder_bytes
-        )
+        self.capacity = warmup.capacity(model.pipeline, self._call, max_batch_rows, decoder_bytes)
 
     def __call__(
         self,
