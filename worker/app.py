@@ -151,7 +151,7 @@ def _follow_signals(process: WorkerProcess, settings: Settings) -> None:
     def start(**_: object) -> None:
         events = settings.events_redis_url.get_secret_value()
         records = Records(events, settings.namespace)
-        remote_control.install(records, process.state)
+        remote_control.install(records, process.state, process.drain)
         process.start()
 
     def drain(**_: object) -> None:

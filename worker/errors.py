@@ -12,6 +12,8 @@ class TaskFailedError(Exception):
 
     code: ClassVar[ErrorCode] = ErrorCode.INTERNAL
     retryable: bool = False
+    #: Name of what failed, where several tasks fail of the same; empty for a fault of the task's own.
+    shared_fault: str = ""
 
     def __init__(self, message: str, **details: Any) -> None:  # noqa: ANN401  # any JSON
         super().__init__(message)

@@ -121,7 +121,10 @@ class WorkerProcess:
             device=self._device,
             on_broken=self._end_broken,
         )
-        self._watchdog = Watchdog(self._measure_step_s, settings.step_timeout_s, self._on_stall)
+        self._watchdog = Watchdog(
+            self._check_device, self.executor.report_stall,
+            pause_s=min(1.0, settings.step_timeout_s / 4),
+        )  # fmt: skip
         self._exit_deadline = ExitDeadline(lambda: bool(self._tasks.ids), settings.exit_timeout_s)
 
     def start(self) -> None:
@@ -139,7 +142,7 @@ class WorkerProcess:
         `notices` are troubles with which it still claims tasks.
         """
         notices = [
-            f"model {alias!r} is being downloaded since {seconds:.0f} s"
+            f"model {alias!r} is being downloaded for {seconds:.0f} s"
             for alias, seconds in self._engine.downloads_s.items()
         ]
         if (trouble := self._storage.trouble) is not None:
@@ -166,23 +169,19 @@ class WorkerProcess:
         self._reconciler.close()
         self._lease.close()
 
-    def _measure_step_s(self) -> float:
-        """Duration of the current step. Updates metrics, too: the watchdog calls it each second."""
+    def _check_device(self) -> str | None:
+        """Why the device hangs, None if it does not. Updates metrics, too: called each second."""
         metrics.DOWNLOAD_S.set(max(self._engine.downloads_s.values(), default=0.0))
         metrics.WELL.set(self.gate.refusal is None)
         name = self._owner.split(":")[1]  # host:name:token
         metrics.RENEWED.labels(name).set(time.time() - self._lease.silent_s)
-        return self._engine.step_s
+        return self._engine.stall(self._settings.step_timeout_s)
 
     def _end_broken(self, reason: str) -> None:
         """Exit a process that takes no more tasks; until then `health` reports the reason."""
         logger.critical("this process exits in %g s: %s", BROKEN_EXIT_DELAY_S, reason)
         _call_later(BROKEN_EXIT_DELAY_S, lambda: setattr(state, "should_stop", DEVICE_FAILED))
         self._exit_deadline.set(BROKEN_EXIT_DELAY_S, status=DEVICE_FAILED)
-
-    def _on_stall(self) -> None:
-        limit_s = self._settings.step_timeout_s
-        self.executor.report_stall(f"a step lasted longer than {limit_s:g} s")
 
 
 def _call_later(delay_s: float, call: Callable[[], None]) -> None:

@@ -24,18 +24,23 @@ MIN_PAUSE_S, MAX_PAUSE_S = 0.2, 5.0
 #: Most attempts, however short the pauses.
 MAX_ATTEMPTS = 100
 #: Answers that are retried.
-_RETRIED_STATUSES = frozenset({408, 409, 412, 429, 500, 502, 503, 504})
+_RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _RETRIED_CODES = frozenset({"RequestTimeout", "SlowDown", "Throttling", "RequestTimeTooSkewed"})
-#: Of these, what only means that another attempt has written.
+#: Answers that only mean that another attempt has written; retried, too.
 _WRITTEN_MEANWHILE = frozenset({409, 412})
-#: Answers of stores that don't know a header, or are full.
-_NOT_SUPPORTED, _FULL = frozenset({400, 501}), 507
+#: What stores answer that don't know a header, with the codes of the first; or are full.
+_BAD_REQUEST, _NOT_IMPLEMENTED, _FULL = 400, 501, 507
+_NOT_SUPPORTED_CODES = frozenset({"NotImplemented", "InvalidArgument", "InvalidRequest"})
 #: What to do about a store without room; part of the error.
 STORE_IS_FULL = "the store is full: free space there, or raise its quota"
 
 
 class RetryableError(Exception):
     """S3 cannot be reached, or answered that it is unavailable."""
+
+
+class WrittenMeanwhileError(RetryableError):
+    """The condition of an upload does not hold: another attempt has written the object."""
 
 
 class NotFoundError(Exception):
@@ -50,7 +55,9 @@ class S3Calls:
         self._settings = settings
         self._lock = threading.Lock()
         self._clients: dict[str | None, Any] = {}
-        #: Why the last write failed; None when it succeeded. Read from any thread.
+        #: Why the last call failed; None if it did not. An object that is missing or was written
+        #: meanwhile is no failure. An upload is a HEAD and a PUT, repeated while the store is
+        #: unavailable. Read from any thread.
         self.trouble: str | None = None
 
     @property
@@ -79,6 +86,23 @@ class S3Calls:
             raise StorageUnavailableError(message) from error
 
     def _call(self, operation: str, arguments: dict[str, Any], *, read_bytes: int = 0) -> Any:  # noqa: ANN401  # boto3's own replies
+        """One try of an operation of boto3; with `read_bytes` up to so many of the object.
+
+        Raises `NotFoundError`, `RetryableError` or `StorageUnavailableError`, and notes `trouble`.
+        """
+        try:
+            reply = self._ask(operation, arguments, read_bytes)
+        except (NotFoundError, WrittenMeanwhileError):
+            self.trouble = None
+            raise
+        except (RetryableError, StorageUnavailableError) as error:
+            metrics.S3_FAILURES.inc()
+            self.trouble = str(error)
+            raise
+        self.trouble = None
+        return reply
+
+    def _ask(self, operation: str, arguments: dict[str, Any], read_bytes: int) -> Any:  # noqa: ANN401  # boto3's own replies
         from botocore import exceptions as boto  # noqa: PLC0415  # as boto3 below
 
         try:
@@ -87,27 +111,22 @@ class S3Calls:
             return _read_body(reply, read_bytes) if read_bytes else reply
         except boto.ClientError as error:
             http = error.response["ResponseMetadata"].get("HTTPStatusCode", 500)
-            if http in _RETRIED_STATUSES or error.response["Error"].get("Code") in _RETRIED_CODES:
-                if http not in _WRITTEN_MEANWHILE:
-                    self._note(str(error))
+            code = error.response["Error"].get("Code", "")
+            if http in _WRITTEN_MEANWHILE:
+                raise WrittenMeanwhileError(str(error)) from error
+            if http in _RETRIED_STATUSES or code in _RETRIED_CODES:
                 raise RetryableError(str(error)) from error
-            if _is_missing(http, error.response["Error"].get("Code"), operation):
+            if _is_missing(http, code, operation):
                 raise NotFoundError(str(error)) from error
             message = f"S3 refused {operation} on bucket {arguments['Bucket']!r}: {error}"
             if operation == "put_object":
-                message += _hint(http, error.response["Error"].get("Code", ""))
-                self._note(message)
+                message += _hint(http, code)
             raise StorageUnavailableError(message) from error
         except (boto.HTTPClientError, boto.ConnectionError, OSError) as error:
-            self._note(str(error))
             raise RetryableError(str(error)) from error
         except (boto.BotoCoreError, ValueError) as error:  # no credentials, an impossible name
             message = f"the settings of S3 are wrong: {error}"
             raise StorageUnavailableError(message) from error
-
-    def _note(self, trouble: str) -> None:
-        metrics.S3_FAILURES.inc()
-        self.trouble = trouble
 
     def _client(self, endpoint_url: str | None) -> Any:  # noqa: ANN401  # boto3 clients have no type
         with self._lock:
@@ -124,13 +143,14 @@ def connect(endpoint_url: str | None, *, checksums: bool) -> Any:  # noqa: ANN40
     Without `checksums` none is sent but what the caller adds.
     """
     import boto3.session  # noqa: PLC0415  # takes a second to import
+    import botocore.session  # noqa: PLC0415  # as above
     from botocore.config import Config  # noqa: PLC0415  # as above
 
-    # A new session: the default one is not thread-safe.
-    return boto3.session.Session().client(
+    core = botocore.session.get_session()  # a new one: boto3's default is not thread-safe
+    return boto3.session.Session(botocore_session=core).client(
         "s3",
         endpoint_url=endpoint_url,
-        verify=_authorities(),
+        verify=_authorities(core.get_config_variable("ca_bundle"), endpoint_url),
         config=Config(
             signature_version="s3v4",
             request_checksum_calculation="when_supported" if checksums else "when_required",
@@ -142,20 +162,21 @@ def connect(endpoint_url: str | None, *, checksums: bool) -> Any:  # noqa: ANN40
     )
 
 
-def _authorities() -> str | None:
-    """The file of trusted authorities; None for boto3's own choice.
+def _authorities(ca_bundle: str | None, endpoint_url: str | None) -> str | None:
+    """The file of trusted authorities; None for those that boto3 brings along.
 
-    boto3 reads AWS_CA_BUNDLE, then REQUESTS_CA_BUNDLE, but not the variable of OpenSSL, which all
-    other connections of this process follow.
+    `ca_bundle` is AWS_CA_BUNDLE or that of AWS's files; REQUESTS_CA_BUNDLE follows, as in boto3.
+    OpenSSL's variable, which may name a private authority alone, is for private stores only.
     """
-    return None if os.environ.get("AWS_CA_BUNDLE") else os.environ.get("SSL_CERT_FILE") or None
+    named = ca_bundle or os.environ.get("REQUESTS_CA_BUNDLE")
+    return named or (os.environ.get("SSL_CERT_FILE") if endpoint_url else None) or None
 
 
 def _hint(http: int, code: str) -> str:
     """What to do about a refused upload, for the end of the error's message."""
     if http == _FULL or re.search("full|quota|insufficient", code, re.IGNORECASE):
         return f"; {STORE_IS_FULL}"
-    if http in _NOT_SUPPORTED:
+    if http == _NOT_IMPLEMENTED or (http == _BAD_REQUEST and code in _NOT_SUPPORTED_CODES):
         return (
             "; for a store without conditional writes or checksums set SAG_S3_CONDITIONAL_WRITES"
             " or SAG_S3_CHECKSUMS to false (`sag-worker doctor` names which)"

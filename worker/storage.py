@@ -52,7 +52,6 @@ class Storage(S3Calls):
             **_checksum(data, sha256=self._settings.s3_checksums),
         }
         self._retry(lambda: self._replace(address, content, is_owner))
-        self.trouble = None
         return digest
 
     def _replace(
@@ -113,14 +112,16 @@ class Storage(S3Calls):
     def check(self, owner: str) -> float | None:
         """Write and remove an object; return the server's time in Unix seconds, None if not sent.
 
-        Raises `StorageUnavailableError` with the reason.
+        Raises `StorageUnavailableError` with the reason; what was written is removed all the same.
         """
         key = self.key(".doctor", owner)
         self.put(key, secrets.token_bytes(8), "text/plain")
         address = {"Bucket": self._settings.s3_bucket, "Key": key}
-        if self._settings.s3_conditional_writes:
-            self._check_condition(address)
-        answer = self._retry(lambda: self._call("delete_object", address))
+        try:
+            if self._settings.s3_conditional_writes:
+                self._check_condition(address)
+        finally:
+            answer = self._retry(lambda: self._call("delete_object", address))
         date = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
         with suppress(ValueError):
             return parsedate_to_datetime(date).timestamp()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
@@ -24,7 +24,26 @@ _CERT_REQS = {
     for name in (mode.name, mode.name.removeprefix("CERT_").lower())
 }
 _BOOLEANS = {"true": True, "false": False}
-OPTIONS = ("db", "client_name", *_SECONDS, "ssl_cert_reqs", "ssl_check_hostname", *_PATHS)
+OPTIONS = (
+    "db", "client_name", *_SECONDS, "ssl_cert_reqs", "ssl_check_hostname", *_PATHS, "ssl_password",
+)  # fmt: skip
+#: What `health_check_interval=0`, redis-py's "never", becomes: kombu's event loop would not pause.
+NEVER_S = 1e9
+
+
+@dataclass(frozen=True)
+class KeyPassword:
+    """The password of an encrypted key, which `ssl` calls; Celery's `inspect stats` hides it."""
+
+    text: str = field(repr=False)
+
+    def __call__(self) -> str:
+        """The password."""
+        return self.text
+
+    def __json__(self) -> str:
+        """Asterisks, for kombu's JSON encoder."""
+        return "********"
 
 
 @dataclass(frozen=True)
@@ -41,15 +60,15 @@ class RedisAddress:
     @classmethod
     def parse(cls, text: str) -> Self:
         """Parse a URL; raises ValueError, without what may be a password, for one not supported."""
-        if re.search(r"[,;][^@]*$", text):
+        if not re.match(r"rediss?://", text, re.IGNORECASE):
+            raise ValueError("is no Redis URL: it must start with redis:// or rediss://")
+        if re.search("[,;]", text.partition("?")[0].rpartition("@")[2]):
             raise ValueError("must be one server: lists of servers are not supported")
         try:
             parts = urlsplit(text)
             host, port = parts.hostname or "localhost", parts.port
         except ValueError:
             raise ValueError(_HINT) from None
-        if parts.scheme not in ("redis", "rediss"):
-            raise ValueError("is no Redis URL: it must start with redis:// or rediss://")
         if port == 0 or parts.fragment or "@" in parts.path + parts.query:  # of a password, perhaps
             raise ValueError(_HINT)
         options = _options(parts.query)
@@ -106,9 +125,13 @@ def _value(name: str, text: str) -> Any:  # noqa: ANN401  # of any type that red
             seconds = float(text)
         except ValueError:
             seconds = math.nan
+        if seconds == 0 and name == "health_check_interval":
+            return NEVER_S
         if not 0 < seconds < math.inf:
             raise ValueError(f"has {name}={text[:40]!r}, which must be seconds above 0")
         return seconds
+    if name == "ssl_password":
+        return KeyPassword(text)
     if name == "ssl_cert_reqs":
         choices = _CERT_REQS
     elif name == "ssl_check_hostname":

@@ -6,19 +6,28 @@ import ssl
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kombu import Connection
+from kombu.utils.json import dumps
 from redis.connection import parse_url
 
 from api_contracts import AsyncGenerationClient, GenerationClient
-from api_contracts.redis_io.address import RedisAddress
+from api_contracts.redis_io.address import NEVER_S, KeyPassword, RedisAddress
 from api_contracts.redis_io.celery_app import celery_app
 from api_contracts.redis_io.connection import connect
 from worker.config.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from celery import Celery
 
@@ -38,6 +47,10 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
         {"socket_timeout": 5.0, "socket_connect_timeout": 0.5, "client_name": "a b"},
     ),
     "redis://h?health_check_interval=7": ("h", 6379, 0, None, None, {"health_check_interval": 7.0}),
+    "redis://h?health_check_interval=0": (
+        "h", 6379, 0, None, None, {"health_check_interval": NEVER_S},
+    ),
+    "redis://h/0?client_name=a,b;c": ("h", 6379, 0, None, None, {"client_name": "a,b;c"}),
 }  # fmt: skip
 #: URLs that are refused, and a part of the reason.
 REFUSED = {
@@ -49,13 +62,17 @@ REFUSED = {
     "redis://h/0?db=1&db=2": "twice 'db'",
     "redis://h/0?socket_timeout=soon": "seconds above 0",
     "redis://h/0?socket_timeout=-1": "seconds above 0",
+    "redis://h/0?socket_timeout=0": "seconds above 0",
+    "redis://h/0?health_check_interval=-1": "seconds above 0",
     "redis://h/0?socket_timeout=inf": "seconds above 0",
     "redis://h/0?ssl_cert_reqs=required": "needs rediss://",
+    "redis://h/0?ssl_password=x": "needs rediss://",
     "rediss://h/0?ssl_cert_reqs=CERT_SOME": "one of ",
     "rediss://h/0?ssl_check_hostname=maybe": "one of ",
     "redis://h:1,g:2/0": "one server",
     "redis://h:1/0;redis://g:2/0": "one server",
     "redis://h;g/0": "one server",
+    "redis://:a;b@h,g/0?client_name=x": "one server",
     "redis://h:0/0": "Redis URL",
     "redis://h:99999/0": "Redis URL",
     "redis://:p/w@h:1/0": "Redis URL",
@@ -64,6 +81,9 @@ REFUSED = {
     "unix:///nowhere/none.sock?db=1": "must start with redis://",
     "sentinel://h:1/0": "must start with redis://",
     "": "must start with redis://",
+    "redis:0": "must start with redis://",
+    "redis:/3": "must start with redis://",
+    "rediss:h:1/0": "must start with redis://",
 }
 TLS = {
     "rediss://h/0": {"ssl_cert_reqs": ssl.CERT_REQUIRED},
@@ -71,6 +91,9 @@ TLS = {
     "rediss://h/0?ssl_cert_reqs=none": {"ssl_cert_reqs": ssl.CERT_NONE},
     "rediss://h/0?ssl_ca_certs=%2Fa%20b&ssl_check_hostname=False": {
         "ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_ca_certs": "/a b", "ssl_check_hostname": False,
+    },
+    "rediss://h/0?ssl_keyfile=k&ssl_password=a%26b": {
+        "ssl_cert_reqs": ssl.CERT_REQUIRED, "ssl_keyfile": "k", "ssl_password": KeyPassword("a&b"),
     },
 }  # fmt: skip
 
@@ -109,6 +132,27 @@ def test_all_libraries_verify_alike(url: str, wanted: dict[str, Any]) -> None:
     assert app.connection_for_write().ssl == wanted
     for kwargs in (connect(url).connection_pool.connection_kwargs, app.backend.connparams):
         assert {name: kwargs[name] for name in wanted} == wanted
+
+
+def test_the_password_of_a_key_opens_it_and_is_not_shown(tmp_path: Path) -> None:
+    """OpenSSL gets it; nobody sees it in a log, nor in `inspect stats` or `inspect conf`."""
+    issued = trustme.CA().issue_cert("client.test")
+    key = load_pem_private_key(issued.private_key_pem.bytes(), None)
+    (files := tmp_path / "client.pem").write_bytes(
+        key.private_bytes(
+            Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"open sesame")
+        )
+        + issued.cert_chain_pems[0].bytes()
+    )
+    address = RedisAddress.parse("rediss://h/0?ssl_password=open%20sesame")
+    context = ssl.create_default_context()
+    context.load_cert_chain(files, password=address.tls["ssl_password"])
+    wrong = RedisAddress.parse("rediss://h/0?ssl_password=x").tls["ssl_password"]
+    with pytest.raises(ssl.SSLError):
+        context.load_cert_chain(files, password=wrong)
+    app = celery_app("x", "rediss://h/0?ssl_password=open%20sesame")
+    shown = repr(address) + dumps(app.connection_for_read().info()) + app.conf.humanize()
+    assert "sesame" not in shown
 
 
 @pytest.mark.parametrize(("url", "reason"), REFUSED.items())

@@ -59,10 +59,7 @@ class Rounds:
             self.builds += 1
             return model or model_loader.load(spec, "cpu", "none")
 
-        self.runners = ModelCache(
-            dict.fromkeys(aliases, spec), load, max_models, max_batch_rows,
-            load_timeout_s=1000.0, fetch=lambda _: None,
-        )  # fmt: skip
+        self.runners = ModelCache(dict.fromkeys(aliases, spec), load, max_models, max_batch_rows)
         self.batch = Batch(self.runners, lambda call, *args: call(*args))
         self._number = 0
 

@@ -11,7 +11,7 @@ import torch
 
 from tests.engine.attempts import small
 from worker import metrics
-from worker.engine.decoder import Decoder
+from worker.engine.decoder import MAX_OVERFLOWS, Decoder
 from worker.errors import BadRequestError, NotFiniteError
 
 if TYPE_CHECKING:
@@ -39,11 +39,6 @@ class OverflowingVae(torch.nn.Module):
         return (latents * self.weight * 300 / 90_000,)
 
 
-def decoded(vae: OverflowingVae, latents: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        return made(vae)._decode_once(latents)
-
-
 def made(vae: OverflowingVae) -> Decoder:
     """A decoder of a model on the CPU."""
     unet = SimpleNamespace(config=SimpleNamespace(sample_size=1))
@@ -52,23 +47,52 @@ def made(vae: OverflowingVae) -> Decoder:
 
 
 def test_an_overflow_is_decoded_again(caplog: pytest.LogCaptureFixture) -> None:
-    """In float32, as is everything after it; it is logged once and counted by image."""
+    """In float32; from the third time on everything is. It is logged, and counted by image."""
     vae, before = OverflowingVae(torch.float16), metrics.DECODED_AGAIN._value.get()
-    latents = torch.ones(2, 4, 1, 1, dtype=torch.float16)
-    for _ in range(2):
-        assert torch.equal(decoded(vae, latents), torch.ones(2, 4, 1, 1))
-    assert vae.decodes == [torch.float16, torch.float32, torch.float32]
-    assert metrics.DECODED_AGAIN._value.get() - before == 2
-    assert [each.levelno for each in caplog.records] == [logging.WARNING]
-    assert "float32 from now on" in caplog.text
+    decoder, latents = made(vae), torch.ones(2, 4, 1, 1, dtype=torch.float16)
+    for number in range(1, 5):
+        with torch.inference_mode():
+            images = decoder._decode_once(latents)
+        assert torch.equal(torch.cat(images), torch.ones(2, 4, 1, 1))
+        assert vae.dtype == (torch.float16 if number < MAX_OVERFLOWS else torch.float32)
+    assert vae.decodes == [torch.float16, torch.float32] * 3 + [torch.float32]
+    assert metrics.DECODED_AGAIN._value.get() - before == 6
+    assert [each.levelno for each in caplog.records] == [logging.WARNING] * 3
+    assert caplog.text.count("float32 from now on") == 1
 
 
-def test_broken_latents_are_not_blamed_on_the_vae() -> None:
-    """Latents that are no numbers leave the VAE in half precision."""
+def test_only_what_overflowed_is_decoded_again() -> None:
+    """Latents that are no numbers are left as they are, beside images that half precision holds."""
     vae = OverflowingVae(torch.float16)
-    vae.weight.data.fill_(1.0)
-    decoded(vae, torch.full((1, 4, 1, 1), float("nan"), dtype=torch.float16))
-    assert vae.decodes == [torch.float16]
+    decoder = made(vae)
+    rows = [torch.full((1, 4, 1, 1), each, dtype=torch.float16) for each in (0.1, 1.0)]
+    rows.append(torch.full((1, 4, 1, 1), float("nan"), dtype=torch.float16))
+    with torch.inference_mode():
+        small, large, broken = decoder._decode_once(torch.cat(rows))
+    assert (small.dtype, large.dtype, broken.dtype) == (
+        torch.float16, torch.float32, torch.float16,
+    )  # fmt: skip
+    assert bool(small.isfinite().all())
+    assert torch.equal(large, torch.ones(1, 4, 1, 1))
+    assert bool(broken.isnan().all())
+
+
+def test_without_memory_for_float32_the_vae_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was converted until then is converted back, so that the next image is decoded."""
+    vae = OverflowingVae(torch.float16)
+    convert, calls = vae.to, list[torch.dtype]()
+
+    def to(dtype: torch.dtype) -> None:
+        calls.append(dtype)
+        convert(dtype)
+        if dtype == torch.float32:
+            raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(vae, "to", to)
+    with torch.inference_mode(), pytest.raises(torch.OutOfMemoryError):
+        made(vae)._decode_once(torch.ones(1, 4, 1, 1, dtype=torch.float16))
+    assert calls == [torch.float32, torch.float16]
+    assert vae.dtype == torch.float16
 
 
 @pytest.mark.parametrize("output_type", ["png", "npy", "latent"])

@@ -335,6 +335,27 @@ def test_a_tiny_autoencoder_has_a_map() -> None:
     assert torch.allclose(tiny.weights, usual.weights, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDNN_STATUS_ALLOC_FAILED"),
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_device_is_not_the_encoder(error: RuntimeError) -> None:
+    """A device that is full for a moment, or failed, fails the load instead of all previews."""
+    vae = LinearAutoencoder(8)
+
+    def encode(_: torch.Tensor) -> None:
+        raise error
+
+    vae.encode = encode  # type: ignore[method-assign,assignment]  # this object's only
+    with pytest.raises(type(error), match=str(error)):
+        fitted(vae)
+
+
 @pytest.mark.parametrize("vae", [OverflowingAutoencoder(8), DecoderOnly()])
 def test_previews_are_no_condition(
     rounds: Rounds,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tests.engine.jobs import SPEC, job
 from tests.record.owners import until
 from worker.engine.engine import Engine, load_model
@@ -36,10 +38,13 @@ def test_loading_is_no_step_and_a_step_that_hangs_is_one() -> None:
     assert building.wait(60)
     until(lambda: (engine.loading_s("default") or 0.0) > 0.3)
     assert engine.step_s == 0.0
+    assert engine.stall(0.0) is None
     built.set()
     assert stuck.wait(120)
     assert engine.step_s > 0.0
     until(lambda: engine.step_s > 0.3)
+    assert engine.stall(0.2) == "a step lasts longer than 0.2 s"
+    assert engine.stall(600.0) is None
     # Loading before the step is not part of its time.
     assert engine.step_s < 60
     go_on.set()
@@ -66,3 +71,24 @@ def test_the_side_thread_is_watched_too() -> None:
     go_on.set()
     thread.join()
     assert engine.step_s == 0.0
+
+
+@pytest.mark.slow  # it loads a model; another text of `stall` is checked above
+def test_a_disk_that_hangs_is_a_device_that_hangs() -> None:
+    """Loading is no step, but for a limited time; then the watchdog has the limit's name."""
+    loading, go_on = threading.Event(), threading.Event()
+
+    def loader(*given: Any, **options: Any) -> LoadedModel:
+        loading.set()
+        assert go_on.wait(120)
+        return load_model(*given, **options)
+
+    engine = Engine({"default": SPEC}, "cpu", "none", loader=loader, load_timeout_s=0.5)
+    future = engine.submit(job(), Control())
+    assert loading.wait(60)
+    until(lambda: engine.stall(600.0) == "loading model 'default' lasts longer than 0.5 s")
+    assert (engine.loading_s("default") or 0.0) > 0.5
+    go_on.set()
+    assert future.result(120).images
+    assert engine.stall(600.0) is None
+    engine.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from worker.engine import device_errors, warmup
-from worker.engine.warmup import MAX_CALL_S, MIN_GAIN, TRIED_ROWS, Capacity, capacity
+from worker.engine.capacity import Capacity
+from worker.engine.warmup import MAX_CALL_S, MIN_GAIN, TRIED_ROWS, capacity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -261,21 +263,94 @@ def test_what_a_decode_needs_is_measured(
     assert (on_cpu.limit(600, 600), needed_bytes) == (8, 0)
 
 
-def test_a_lowered_limit_grows_back_carefully() -> None:
-    """By a quarter after 200 calls that fitted; after 400 when it fails again."""
-    found = Capacity(16, 64).halved(16, 8, 8)
-    limits = [found.limit(8, 8)]
-    for _ in range(1000):
+def test_a_model_loads_where_its_own_size_can_not_be_decoded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One image of its own size may be tried, four of half the side; another error is raised."""
+    memory(monkeypatch, 1)
+    monkeypatch.setattr(torch, "zeros", lambda *size, **_: torch.empty(size))
+    emptied: list[None] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(None))
+    errors = [torch.OutOfMemoryError("out of memory"), RuntimeError("wrong shape")]
+
+    def decode(_: torch.Tensor) -> None:
+        raise errors.pop(0)
+
+    gpu = pipe(6, "cuda")
+    gpu.vae = SimpleNamespace(dtype=torch.float32, decode=decode)
+    found, needed_bytes = warmup.decode_capacity(gpu, 8)
+    assert (found, needed_bytes) == (Capacity(1.0, 36, 8), 0)
+    assert (found.limit(6, 6), found.limit(3, 3)) == (1, 4)
+    assert emptied == [None]
+    assert "out of memory" in caplog.text
+    with pytest.raises(RuntimeError, match="wrong shape"):
+        warmup.decode_capacity(gpu, 8)
+
+
+def after(calls: int, found: Capacity) -> Capacity:
+    """The capacity after so many calls that fitted."""
+    for _ in range(calls):
         found = found.after_call()
-        if found.limit(8, 8) != limits[-1]:
-            limits.append(found.limit(8, 8))
-    assert limits == [8, 10, 12, 15, 16]
-    assert found.rows == 16
-    again = found.halved(16, 8, 8)
-    for number in range(1, again.grow_after + 1):
-        assert again.limit(8, 8) == 8, number
-        again = again.after_call()
-    assert (again.grow_after, again.limit(8, 8)) == (400, 10)
+    return found
+
+
+def test_a_lowered_limit_grows_back_carefully() -> None:
+    """By a quarter each time 100 calls have fitted; each 200 after more rows failed again."""
+    halved = Capacity(16, 64).halved(16, 8, 8)
+    for wait, lowered in ((100, halved), (200, after(100, halved).halved(10, 8, 8))):
+        rows = lowered.rows
+        for step in range(3):
+            assert after(wait * step + wait - 1, lowered).rows == rows * 1.25**step
+            assert after(wait * step + wait, lowered).rows == rows * 1.25 ** (step + 1)
+
+
+@pytest.mark.parametrize(("first", "calls"), [(8, 1000), (64, 1900)])
+def test_one_incident_is_one(first: int, calls: int) -> None:
+    """Calls that fail one after the other, each with half the rows, down to one, are one failure.
+
+    From one row back to 8 it takes 1,000 calls, to 64 1,900: ten and 19 times 100.
+    """
+    whole = Capacity(first, 64)
+    found, rows = whole, first
+    while rows:
+        found = found.halved(rows, 8, 8)
+        rows //= 2
+    assert found.rows == 1
+    assert after(calls - 1, found).limit(8, 8) < first
+    assert after(calls, found).limit(8, 8) == first
+    assert after(calls + 100, found) == whole
+
+
+def test_what_never_fits_is_tried_ever_more_rarely() -> None:
+    """Where the measured rows do not fit any more, twice as many calls are between two tries.
+
+    Up to 10,000 for each step by a quarter, of which there are four from a half.
+    """
+    found, failed_at = Capacity(16, 64), list[int]()
+    for call in range(400_000):
+        if found.limit(8, 8) == 16:
+            failed_at.append(call)
+            found = found.halved(16, 8, 8)
+        found = found.after_call()
+    pauses = [later - earlier for earlier, later in pairwise(failed_at)]
+    assert pauses == [min(400 * 2**number, 40_000) for number in range(len(pauses))]
+
+
+@PURE
+@given(found=CAPACITIES, height=SIDE, width=SIDE, failures=st.lists(SIDE, max_size=12))
+def test_no_incident_lasts(found: Capacity, height: int, width: int, failures: list[int]) -> None:
+    """Whatever fails, a row is left, and 2,600 calls later all is as it was.
+
+    It takes 25 steps to 64 rows from a row of a quarter of the measured cells, here the smallest.
+    """
+    half = (round(found.cells**0.5) + 1) // 2
+    height, width = max(height, half), max(width, half)
+    lowered = found
+    for rows in failures:
+        lowered = lowered.halved(rows, height, width)
+        assert lowered.limit(height, width) >= 1
+        assert lowered.rows >= min(1.0, height * width / found.cells)
+    assert after(2_600, lowered) == found
 
 
 def test_a_limit_that_fitted_stays() -> None:

@@ -31,19 +31,26 @@ WAIT_S = 120
 
 
 class Busy:
-    """An executor whose engine loads its model for task `first`, and then raises `error`."""
+    """An executor whose engine loads its model for task `first`, and then raises `error`.
+
+    It has another model, `remote`, whose download lasts until `close`.
+    """
 
     first: Future[Outcome]
 
-    def __init__(self, records: TaskRecord, alias: str) -> None:
+    def __init__(self, records: TaskRecord, alias: str, **settings: Any) -> None:
         self.error = ModelLoadError("broken")
         self.building, self.go_on = threading.Event(), threading.Event()
-        models = {alias: ModelSpec(path="/nowhere", safety_checker=False)}
-        settings = Settings(models=models, max_attempts=2)
-        self._engine = Engine(models, "cpu", "none", loader=self._load)
+        self.downloading, self._closed = threading.Event(), threading.Event()
+        models = {
+            alias: ModelSpec(path="/nowhere", safety_checker=False),
+            "remote": ModelSpec(path="owner/name", safety_checker=False),
+        }
+        used = Settings(models=models, max_attempts=2, **settings)
+        self._engine = Engine(models, "cpu", "none", loader=self._load, download=self._download)
         self._publisher = EventPublisher(records, CeleryState(lambda *_: None))
-        artifacts = Artifacts(Storage(settings))
-        attempts = AttemptRunner(settings, records, self._publisher, self._engine, artifacts)
+        artifacts = Artifacts(Storage(used))
+        attempts = AttemptRunner(used, records, self._publisher, self._engine, artifacts)
         self.tasks, messages = ActiveTasks(), HeldMessages(records.redis)
         self._lease = Lease(
             records.redis, records.keys, self.tasks, messages, list, LEASE_S, owner=records.owner
@@ -52,20 +59,21 @@ class Busy:
         self.gate = ClaimGate(self._lease)
         self.broken: list[str] = []
         self.executor = Executor(
-            settings, records, self.tasks, self.gate, attempts,
+            used, records, self.tasks, self.gate, attempts,
             device="cpu", on_broken=self.broken.append,
         )  # fmt: skip
         self._alias = alias
-        self._threads = ThreadPoolExecutor(4)
+        self._threads = ThreadPoolExecutor(8)
 
-    def deliver(self, task_id: str) -> Future[Outcome]:
+    def deliver(self, task_id: str, model: str | None = None) -> Future[Outcome]:
         """Execute a delivery on the thread of a slot."""
-        request = {"prompt": "x", "model": self._alias}
+        request = {"prompt": "x", "model": model or self._alias}
         return self._threads.submit(self.executor.execute, Delivery(task_id, request))
 
     def close(self) -> None:
-        """Let the loading fail, and wait for the rest."""
+        """Let the loading fail and the download end, and wait for the rest."""
         self.go_on.set()
+        self._closed.set()
         self._threads.shutdown()
         self._engine.close()
         self._publisher.close()
@@ -75,3 +83,8 @@ class Busy:
         self.building.set()
         assert self.go_on.wait(WAIT_S)
         raise self.error
+
+    def _download(self, spec: ModelSpec) -> None:
+        if spec.path == "owner/name":
+            self.downloading.set()
+            assert self._closed.wait(WAIT_S)

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from celery.exceptions import WorkerShutdown
 from celery.worker import state as worker_state
 from celery.worker.control import Panel
 from kombu.utils.json import dumps
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
     from worker.config.settings import Settings
 
-#: Commands of Celery that are served by its own code: they read, or end the worker as SIGTERM does.
+#: Commands of Celery that are served by its own code: they read.
 HARMLESS = {
     "active", "active_queues", "clock", "conf", "disable_events", "election", "enable_events",
     "heartbeat", "memdump", "memsample", "objgraph", "ping", "query_task", "registered", "report",
-    "reserved", "revoked", "scheduled", "shutdown", "stats",
+    "reserved", "revoked", "scheduled", "stats",
     # Former names of some of them.
     "dump_active", "dump_conf", "dump_reserved", "dump_revoked", "dump_schedule", "dump_tasks",
 }  # fmt: skip
@@ -37,7 +38,7 @@ class NoRecords:
 def installed() -> Iterator[None]:
     """The commands of a worker; Celery's own come back afterwards."""
     before = dict(Panel.data), dict(Panel.meta)
-    remote_control.install(NoRecords(), dict)  # type: ignore[arg-type]  # not used
+    remote_control.install(NoRecords(), dict, lambda: None)  # type: ignore[arg-type]  # not used
     yield
     Panel.data, Panel.meta = before
 
@@ -51,8 +52,21 @@ def test_a_command_that_would_hold_or_steer_is_refused(name: str) -> None:
 
 def test_every_command_is_accounted_for() -> None:
     """A command that an upgrade of Celery adds must be looked at before it is served."""
-    own = {"revoke", "terminate", "hello", WELL}
+    own = {"revoke", "terminate", "shutdown", "hello", WELL}
     assert set(Panel.data) == HARMLESS | own | set(REFUSED)
+
+
+def test_shutdown_drains_and_stops_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As SIGTERM does, each time it is sent: Celery ends its loop with status 0."""
+    monkeypatch.setattr(worker_state, "should_stop", None)
+    drains: list[object] = []
+    remote_control.install(NoRecords(), dict, lambda: drains.append(1))  # type: ignore[arg-type]  # not used
+    for number in (1, 2):
+        assert "ok" in Panel.data["shutdown"](None, msg="x")
+        assert len(drains) == number
+    with pytest.raises(WorkerShutdown) as ended:
+        worker_state.maybe_shutdown()
+    assert ended.value.code == 0
 
 
 def test_what_another_worker_revoked_is_not_taken_over() -> None:

@@ -55,6 +55,7 @@ FUNCTIONS = [
     Upstream("celery.backends.redis:RedisBackend._set_with_state", OVERRIDES, "f2739e9621f14f6b"),
     Upstream("celery.worker.control:revoke", REMOTE, "25c3bde7a118a14d"),
     Upstream("celery.worker.control:terminate", REMOTE, "31f08532aef33ad2"),
+    Upstream("celery.worker.control:shutdown", REMOTE, "dd7463254827332c"),
     *(
         Upstream(f"celery.worker.control:{name}", REMOTE, digest)
         for name, digest in {
@@ -113,6 +114,7 @@ FUNCTIONS = [
     ),
     Upstream("celery.worker.state:task_reserved", "worker/runtime.py", "d5a1d0414f0acf80"),
     Upstream("celery.worker.state:maybe_shutdown", "worker/runtime.py", "e15d0ed41e2cd309"),
+    Upstream("celery.apps.worker:_shutdown_handler", REMOTE, "901e0a5a2b3d0237"),
     Upstream("celery.worker.worker:WorkController.stop", "worker/app.py", "edf1eea1921a46f5"),
 ]
 

@@ -13,12 +13,14 @@ from urllib.request import urlopen
 import pytest
 from celery import Celery
 
-from tests.service.conftest import END_S, SHORT
+from api_contracts import TaskStatus
+from tests.service.conftest import END_S, ENDLESS, SHORT, wait_for
 from worker import embedded
 from worker.broker.remote_control import REFUSED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from tests.conftest import Service
@@ -60,6 +62,26 @@ def test_no_command_stops_the_tasks(service: Service, operator: Celery) -> None:
     handles = [service.client.submit(SHORT) for _ in range(3)]
     assert all(handle.result(END_S).images for handle in handles)
     assert operator.control.inspect(timeout=ANSWER_S, limit=1).active_queues() is not None
+
+
+def test_shutdown_requeues_what_is_unfinished_after_the_drain(
+    start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
+) -> None:
+    """As SIGTERM does: status 0, `requeued`, no attempt counted."""
+    command = [sys.executable, "-m", "worker", "work"]
+    with (
+        embedded.redis_server(tmp_path) as url,
+        start_service(url, command, drain_timeout_s="1") as worker,
+        Celery("operator", broker=url, set_as_current=False) as app,
+    ):
+        handle = worker.client.submit(ENDLESS)
+        wait_for(handle, "started")
+        app.control.shutdown()
+        assert worker.process.wait(60) == 0
+        assert "draining: unfinished tasks are requeued in 1 s" in worker.log.read_text()
+        assert handle.status() is TaskStatus.QUEUED
+        wait_for(handle, "requeued")
+        assert worker.client.queue_depths() == {"default": 1}
 
 
 def test_what_is_asked_is_answered(operator: Celery) -> None:

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from api_contracts import GenerationError
 from tests import fork_server
 from tests.conftest import BUCKET, FEW_STEPS
 from tests.service.conftest import wait_until
@@ -96,6 +97,25 @@ def test_a_demo_in_this_process(
         with Image.open(capsys.readouterr().out.splitlines()[-1]) as sheet:
             assert sheet.width > 256
     assert len(list(tmp_path.iterdir())) == (0 if status else 2)
+
+
+@pytest.mark.usefixtures("restored_signals")
+@pytest.mark.parametrize(("prompt", "made"), [(None, demo_command.PROMPTS), ("", ("",))])
+def test_an_empty_prompt_is_a_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt: str | None, made: tuple[str, ...]
+) -> None:
+    """One picture of it; those of the default prompts are made without a prompt only."""
+    asked: list[tuple[str, ...]] = []
+
+    def make(_stack: Any, prompts: tuple[str, ...], _console: Any) -> list[Any]:
+        asked.append(prompts)
+        raise GenerationError
+
+    monkeypatch.setattr(demo_command, "_make_images", make)
+    demo_command.run_demo(prompt, tmp_path, Console(file=io.StringIO()))
+    assert asked == [made]
+    Image.new("RGB", (8, 8)).save(image := tmp_path / "image.png")
+    assert demo_command._contact_sheet([("", image)], tmp_path).exists()
 
 
 def left_behind(tmp_path: Path) -> list[str]:

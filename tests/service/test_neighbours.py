@@ -36,7 +36,7 @@ FOREIGN = {
     "CELERY_LOADER": "shop.loader:Loader", "CELERY_CONFIG_MODULE": "shop.celeryconfig",
     "SKIP_CHECKS": "maybe", "NO_COLOR": "yes please", "C_STRICT_APP": "1", "TZ": "Asia/Tokyo",
     "SAG_METRICS_PORT": "tcp://10.96.3.7:9100", "SAG_METRICS_SERVICE_PORT": "9100",
-    "SAG_MODELS": "", "SAG_RESULT_URL": "",
+    "SAG_MODELS": "", "SAG_SLOTS": "",
 }  # fmt: skip
 
 
@@ -83,6 +83,7 @@ def test_a_worker_serves_beside_foreign_variables(
         for name in UNHEARD_VARIABLES:
             assert f"{name} is ignored; use" in log
         assert "SAG_METRICS_PORT=tcp://10.96.3.7:9100 is ignored: Kubernetes" in log
+        assert "SAG_MODELS is empty: ignored" in log
 
 
 @pytest.mark.slow

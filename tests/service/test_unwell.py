@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import uuid
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from tests.service.conftest import END_S, check_events, sag_worker, wait_until
 from tests.service.test_outages import Server
 from worker import embedded
 from worker.broker.held_messages import UNACKED
+from worker.config.models import SHIPPED_MODEL
 from worker.execution.circuit_breaker import MAX_FAILURES
 from worker.exit_codes import DEVICE_FAILED, STALLED
 
@@ -72,13 +74,16 @@ def test_a_broken_worker_ends_and_another_does_its_tasks(
 ) -> None:
     """A worker in which every task fails does not empty the queue: each lost one attempt.
 
-    Here its model is on a hub that does not answer: another attempt may succeed.
+    Here the disk of its model has an input/output error: another worker's may be fine.
     """
     name = f"broken{uuid.uuid4().hex[:8]}"
-    models = json.dumps({"default": {"path": "owner/name", "safety_checker": False}})
-    hub = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    shutil.copytree(SHIPPED_MODEL, tmp_path / "model")
+    weights = tmp_path / "model/unet/diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    weights.symlink_to("/proc/self/mem")  # reading its first byte is an EIO
+    models = json.dumps({"default": {"path": str(tmp_path / "model"), "safety_checker": False}})
     with embedded.redis_server(tmp_path) as url, Redis.from_url(url) as redis:
-        with start_service(url, WORK, hub, namespace=name, models=models) as first:
+        with start_service(url, WORK, namespace=name, models=models) as first:
             ids = [first.client.submit(SHORT).task_id for _ in range(5)]
             assert first.process.wait(END_S) == DEVICE_FAILED
             found = first.client.status_many(ids)

@@ -18,7 +18,7 @@ from worker.config.settings import Settings
 from worker.devices import Gpu
 from worker.doctor import servers
 from worker.doctor.checks import check_memory, check_models, run_checks
-from worker.doctor.model_files import weights_bytes
+from worker.engine.model_files import weights_bytes
 from worker.supervisor.supervisor import worker_environments
 
 TWO = (Device("GPU-aaaa"), Device("GPU-bbbb", free_mib=12))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from worker.config.environment import CELERY_VARIABLES, UNHEARD_VARIABLES, cleaned
@@ -51,13 +53,25 @@ def test_a_port_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("field", Settings.model_fields)
-def test_an_empty_variable_is_one_that_is_not_set(
+def test_an_empty_variable_is_ignored_with_a_warning_or_refused(
     field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As templates write it; but a prefix in S3 may be empty."""
-    environment = {f"SAG_{field.upper()}": ""}
-    assert list(cleaned(environment)) == []
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    read = getattr(Settings(), field)
-    assert read == ("" if field in MAY_BE_EMPTY else getattr(Settings.model_construct(), field))
+    """A template may write it for the default. A prefix in S3 may be empty, a URL may not.
+
+    The default of a URL is another server: that of a secret which was not filled in.
+    """
+    name = f"SAG_{field.upper()}"
+    environment = {name: ""}
+    is_kept = field in MAY_BE_EMPTY or field.endswith("_url")
+    warning = f"{name} is empty: ignored, as if it were not set"
+    assert list(cleaned(environment)) == ([] if is_kept else [warning])
+    assert environment == ({name: ""} if is_kept else {})
+    monkeypatch.setenv(name, "")
+    if field in MAY_BE_EMPTY:
+        assert getattr(Settings(), field) == ""
+    elif is_kept:
+        with pytest.raises(ValueError, match=f"(?s){field}.*must start with"):
+            Settings()
+    else:
+        assert list(cleaned(os.environ)) == [warning]
+        assert getattr(Settings(), field) == getattr(Settings.model_construct(), field)

@@ -1,7 +1,7 @@
 """Celery's remote control: `revoke` cancels through the record, `sag_well` reports health.
 
-Replaces Celery's `revoke` and `terminate` in `celery.worker.control.Panel`, and refuses the
-commands that would hold messages, or steer them to this worker or away from it.
+Replaces Celery's `revoke`, `terminate` and `shutdown` in `celery.worker.control.Panel`, and refuses
+the commands that would hold messages, or steer them to this worker or away from it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.functional import maybe_list
+from celery.worker import state as worker_state
 from celery.worker.control import Panel
 
 from api_contracts.errors import GenerationError
@@ -41,12 +42,14 @@ REFUSED = {
 }
 
 
-def install(records: Records, state: Callable[[], dict[str, Any]]) -> None:
+def install(
+    records: Records, state: Callable[[], dict[str, Any]], drain: Callable[[], None]
+) -> None:
     """Register the commands, in place of Celery's own of the same names.
 
     Celery drops a revoked message before its task begins, and the record would stay open. Here the
     record is cancelled: a waiting task ends at once, a running one before its next UNet call.
-    `state` returns what `sag_well` answers.
+    `state` returns what `sag_well` answers; `shutdown` calls `drain`, which Celery's own does not.
     """
 
     def revoke(_state: Any, task_id: Any, **_: Any) -> dict[str, str]:  # noqa: ANN401  # Celery's signature
@@ -67,6 +70,7 @@ def install(records: Records, state: Callable[[], dict[str, Any]]) -> None:
 
     Panel.register(name="revoke", help="Cancel tasks.")(revoke)
     Panel.register(name="terminate", help="Cancel tasks.")(terminate)
+    Panel.register(name="shutdown", help="Stop as by SIGTERM.")(_shutdown(drain))
 
     def hello(_state: Any, **_: Any) -> dict[str, Any]:  # noqa: ANN401  # Celery's signature
         """Nothing: Celery would take over the ids that another worker has revoked."""
@@ -76,6 +80,17 @@ def install(records: Records, state: Callable[[], dict[str, Any]]) -> None:
     for name, why in REFUSED.items():
         Panel.register(name=name, help="Not served.")(_refuse(name, why))
     Panel.register(name=WELL, type="inspect", help="Would it claim a task?")(well)
+
+
+def _shutdown(drain: Callable[[], None]) -> Callable[..., dict[str, str]]:
+    def shutdown(_state: Any, **_: Any) -> dict[str, str]:  # noqa: ANN401  # Celery's signature
+        """What Celery does on SIGTERM; by `should_stop` its loop ends after this command."""
+        logger.warning("shutdown command received")
+        drain()
+        worker_state.should_stop = 0
+        return {"ok": "the process takes no more tasks and exits"}
+
+    return shutdown
 
 
 def _refuse(name: str, why: str) -> Callable[..., dict[str, str]]:

@@ -51,7 +51,7 @@ def run_demo(prompt: str | None, out: Path, console: Console) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # a background job may inherit an ignored SIGINT
         signal.signal(number, _interrupt)
     started_s = time.monotonic()
-    prompts = (prompt,) if prompt else PROMPTS
+    prompts = PROMPTS if prompt is None else (prompt,)
     try:
         with ExitStack() as stack:
             results = _make_images(stack, prompts, console)

@@ -17,16 +17,17 @@ from api_contracts.client.records import service_errors
 from api_contracts.errors import ServiceUnavailable
 from api_contracts.names import PRIORITIES
 from api_contracts.redis_io.celery_app import celery_app
-from api_contracts.redis_io.connection import connect
+from api_contracts.redis_io.connection import connect, connect_impatiently
 from worker.broker.remote_control import WELL
+from worker.recovery.timing import FORGET_WORKER_S
 
 if TYPE_CHECKING:
     from worker.config.settings import Settings
 
 #: Time in which workers may answer, in seconds.
 ANSWER_TIMEOUT_S = 5.0
-#: How long a worker that does not answer any more is reported, in seconds: its host may be gone.
-FORGET_S = 600.0
+#: Longest wait for an answer of the Redis of records, in seconds; it is asked twice.
+RECORDS_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ def host_workers(settings: Settings) -> dict[str, WorkerHealth]:
     """Return the state of each worker of this host.
 
     By node name, and by owner where several have the same. A worker that has renewed its leases in
-    the last `FORGET_S` and does not answer is among them, if the Redis of records answers. Raises
-    `ServiceUnavailable` when the broker does not answer.
+    the last `FORGET_WORKER_S` and does not answer is among them, if the Redis of records answers
+    and no later process of its name has removed it. Raises `ServiceUnavailable` when the broker
+    does not answer.
     """
     host = socket.gethostname()
     answers = {
@@ -59,7 +61,7 @@ def host_workers(settings: Settings) -> dict[str, WorkerHealth]:
         owners = _owners(settings)
     for owner, renewed_s in owners.items():
         silent_s = time.time() - renewed_s
-        if owner not in answered and owner.startswith(f"{host}:") and silent_s < FORGET_S:
+        if owner not in answered and owner.startswith(f"{host}:") and silent_s < FORGET_WORKER_S:
             name = f"{owner.split(':')[1]}@{host} ({owner})"
             refusal = f"does not answer; it last renewed its leases {silent_s:.0f} s ago"
             found[name] = WorkerHealth(refusal, [])
@@ -113,8 +115,8 @@ def all_workers(settings: Settings) -> dict[str, WorkerAnswer]:
 
 def _owners(settings: Settings) -> dict[str, float]:
     """The processes that have renewed leases and have not left, and when they last did."""
-    redis = connect(settings.events_redis_url.get_secret_value())
-    with service_errors():
+    redis = connect_impatiently(settings.events_redis_url.get_secret_value(), RECORDS_TIMEOUT_S)
+    with redis, service_errors():
         found: Any = redis.zrange(settings.keys.workers, 0, -1, withscores=True)
     return {owner.decode(errors="replace"): renewed_s for owner, renewed_s in found}
 

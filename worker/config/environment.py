@@ -36,7 +36,10 @@ def read() -> Settings:
 
 
 def cleaned(environment: MutableMapping[str, str]) -> Iterator[str]:
-    """Remove what is no setting, though Celery or pydantic would read it; yields warnings."""
+    """Remove what is no setting, though Celery or pydantic would read it; yields warnings.
+
+    An empty URL stays, and is refused: its default would be another server.
+    """
     for name in CELERY_VARIABLES:
         if environment.pop(name, None):
             yield f"{name} is ignored; use the SAG_… variables"
@@ -46,8 +49,9 @@ def cleaned(environment: MutableMapping[str, str]) -> Iterator[str]:
     for field in Settings.model_fields:
         name = f"SAG_{field.upper()}"
         value = environment.get(name)
-        if value == "" and field not in MAY_BE_EMPTY:
+        if value == "" and field not in MAY_BE_EMPTY and not field.endswith("_url"):
             del environment[name]  # as templates write a variable that is not set
+            yield f"{name} is empty: ignored, as if it were not set"
         elif value is not None and field.endswith("_port") and _SERVICE_LINK.match(value):
             del environment[name]
             yield (

@@ -37,7 +37,8 @@ Alias = Annotated[str, Field(pattern=MODEL_PATTERN)]
 Prefix = Annotated[
     str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*)?$")
 ]
-#: Settings for which the empty string is a value; an empty variable leaves the others at default.
+#: Settings for which the empty string is a value. An empty variable leaves others at their default,
+#: with a warning; an empty URL is refused.
 MAY_BE_EMPTY = frozenset({"s3_prefix", "s3_input_prefix"})
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from worker import devices
 from worker.config.models import CONVERT, is_hub_id
-from worker.doctor import model_files, servers
+from worker.doctor import servers
 from worker.doctor.finding import Finding, missing_extra
 from worker.doctor.hub import check_hub
+from worker.engine import model_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -86,7 +87,7 @@ def _check_model(
         free_gib = shutil.disk_usage(place).free / 2**30
         found = f"{spec.path} from the hub or its cache; {free_gib:.0f} GiB free at {place}"
         yield Finding(what, ok=True, found=found)
-        yield check_hub(f"{what} hub", spec.path)
+        yield check_hub(f"{what} hub", spec)
     elif folder.exists():
         found = f"{spec.path} is a single file, which is not supported"
         yield Finding(what, ok=False, found=found, fix=CONVERT)

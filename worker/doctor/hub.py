@@ -1,8 +1,13 @@
-"""Whether the hub has a model that is not on this machine yet."""
+"""Whether the hub has a model that is not whole on this machine yet."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from worker.doctor.finding import Finding
+
+if TYPE_CHECKING:
+    from worker.config.models import ModelSpec
 
 #: Longest wait for an answer of the hub, in seconds.
 HUB_TIMEOUT_S = 5.0
@@ -12,18 +17,20 @@ _FIX = (
 )
 
 
-def check_hub(what: str, repository: str) -> Finding:
-    """Look into the hub's cache, then ask the hub; `repository` is `owner/name`."""
-    from huggingface_hub import HfApi, constants, try_to_load_from_cache  # noqa: PLC0415  # the worker extra
+def check_hub(what: str, spec: ModelSpec) -> Finding:
+    """Look into the hub's cache, then ask the hub. The model's path is a hub id, `owner/name`."""
+    from huggingface_hub import HfApi, constants  # noqa: PLC0415  # the worker extra
 
-    if isinstance(try_to_load_from_cache(repository, "model_index.json"), str):
-        return Finding(what, ok=True, found=f"{repository} is in the cache")
+    from worker.engine import hub  # noqa: PLC0415  # as above
+
+    if hub.is_complete(spec):
+        return Finding(what, ok=True, found=f"{spec.path} is in the cache")
     if constants.HF_HUB_OFFLINE:
-        found = f"{repository} is not in the cache, and HF_HUB_OFFLINE is set"
+        found = f"{spec.path} is not whole in the cache, and HF_HUB_OFFLINE is set"
         return Finding(what, ok=False, found=found, fix=_FIX)
     try:
-        HfApi().model_info(repository, timeout=HUB_TIMEOUT_S)
+        HfApi().model_info(spec.path, timeout=HUB_TIMEOUT_S)
     except Exception as error:  # noqa: BLE001  # the hub's client raises anything
-        found = f"{constants.ENDPOINT} does not give {repository}: {error!r}"[:500]
+        found = f"{constants.ENDPOINT} does not give {spec.path}: {error!r}"[:500]
         return Finding(what, ok=False, found=found, fix=_FIX)
-    return Finding(what, ok=True, found=f"{constants.ENDPOINT} has {repository}")
+    return Finding(what, ok=True, found=f"{constants.ENDPOINT} has {spec.path}")

@@ -13,7 +13,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from worker.engine import batch_scheduler, device_errors
-from worker.engine.admission import Admission
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,9 +36,7 @@ class Batch:
     def __init__(self, runners: ModelCache, side_executor: Callable[..., object]) -> None:
         """`side_executor` runs a function with its arguments on another thread, in order."""
         self._runners, self._side_executor = runners, side_executor
-        self._admission = Admission(runners, self._fail)
-        #: Whether the next round can only look whether a model is downloaded.
-        self.only_fetches = False
+        self._waiting: list[RunningJob] = []
         self._active: list[RunningJob] = []
         self._denoised: list[RunningJob] = []
         #: All admitted jobs without an outcome yet, also those in none of the lists above.
@@ -49,12 +46,11 @@ class Batch:
     @property
     def is_busy(self) -> bool:
         """Whether the next round has something to do."""
-        return bool(self._admission.jobs or self._active or self._denoised)
+        return bool(self._waiting or self._active or self._denoised)
 
     def add(self, running: RunningJob) -> None:
         """Queue a job for the next round."""
-        self._admission.jobs.append(running)
-        self.only_fetches = False
+        self._waiting.append(running)
 
     def step(self) -> bool:
         """Run a round: stop and admit jobs, make one UNet call, decode. Returns `is_busy`."""
@@ -65,7 +61,6 @@ class Batch:
         self._decode(called=called)
         if was_busy and not self.is_busy:
             self._runners.offload_idle()
-        self.only_fetches = self.is_busy and not (self._active or self._denoised)
         return self.is_busy
 
     def abandon(self, error: BaseException) -> None:
@@ -78,9 +73,8 @@ class Batch:
 
     def _stop_jobs(self) -> None:
         """Remove the jobs that must end now: stopped, expired, or with an error of their own."""
-        waiting = [each for each in self._admission.jobs if not each.future.cancelled()]
-        self._admission.jobs = waiting
-        for running in (*self._admission.jobs, *self._active, *self._denoised):
+        self._waiting = [each for each in self._waiting if not each.future.cancelled()]
+        for running in (*self._waiting, *self._active, *self._denoised):
             if (reason := running.end_reason()) is None:
                 continue
             if (final_checkpoint := running.final_checkpoint(reason)) is None:
@@ -92,8 +86,11 @@ class Batch:
     def _admit(self) -> None:
         """Start waiting jobs in order, and encode the prompts of all of them together."""
         busy = {running.job.model for running in self._active + self._denoised}
+        wanted = [running.job.model for running in self._waiting]
+        number = batch_scheduler.admit(wanted, busy, self._runners.capacity)
+        admitted, self._waiting = self._waiting[:number], self._waiting[number:]
         by_model: dict[str, list[tuple[RunningJob, PreparedJob]]] = {}
-        for running in self._admission.admit(busy):
+        for running in admitted:
             if not running.future.set_running_or_notify_cancel():
                 continue
             self._unfinished.add(running)
@@ -219,7 +216,7 @@ class Batch:
             groups += [group[half:], group[:half]]
 
     def _remove(self, running: RunningJob) -> None:
-        for jobs in (self._admission.jobs, self._active, self._denoised):
+        for jobs in (self._waiting, self._active, self._denoised):
             if running in jobs:
                 jobs.remove(running)
         self._unfinished.discard(running)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: A VAE that overflowed in half precision so many times decodes in float32 for good.
+MAX_OVERFLOWS = 3
+
 
 class Decoder:
     """The VAE of one model. `decode` is for the engine's thread, the rest for any."""
@@ -30,6 +33,7 @@ class Decoder:
         self._pipe = pipe
         #: Held during a call: half precision may end between two of them.
         self._lock = threading.Lock()
+        self._overflows = 0
         #: Images of one call in place of rows.
         self.capacity, self.needed_bytes = warmup.decode_capacity(pipe, max_images)
 
@@ -50,11 +54,8 @@ class Decoder:
 
     def picture(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode latents of one size, (n, c, h, w), without a check: for previews."""
-        vae = self._pipe.vae
         with self._lock:
-            latents = (latents / vae.config.scaling_factor).to(vae.dtype)
-            decoded: torch.Tensor = vae.decode(latents, return_dict=False)[0]
-        return decoded
+            return self._decode_in(latents, self._pipe.vae.dtype)
 
     def generated(self, image: ImageState, decoded: torch.Tensor | None) -> GeneratedImage:
         """An image on the host, checked by the safety checker if the model has one.
@@ -84,7 +85,7 @@ class Decoder:
         while True:
             some = images[: self.capacity.limit(height, width)]
             try:
-                decoded = self._decode_once(torch.cat([image.latents for image in some])).split(1)
+                decoded = self._decode_once(torch.cat([image.latents for image in some]))
             except RuntimeError as error:
                 if len(some) == 1 or not device_errors.is_out_of_memory(error):
                     raise
@@ -92,23 +93,56 @@ class Decoder:
                 logger.warning("decoding %d images was out of memory; now fewer", len(some))
             else:
                 self.capacity = self.capacity.after_call()
-                return list(decoded)
+                return decoded
             torch.cuda.empty_cache()  # outside of the handler, which keeps the call's tensors
 
-    def _decode_once(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode latents of one size; in float32 from the first one that half precision overflows.
+    def _decode_once(self, latents: torch.Tensor) -> list[torch.Tensor]:
+        """Decode latents of one size; those that half precision overflows again in float32.
 
         For the check the host waits for the device, once for each decode in half precision.
         """
-        vae = self._pipe.vae
-        decoded = self.picture(latents)
-        if vae.dtype == torch.float32 or bool(decoded.isfinite().all() | ~latents.isfinite().all()):
-            return decoded
-        logger.warning("the VAE overflows in %s; it runs in float32 from now on", vae.dtype)
-        metrics.DECODED_AGAIN.inc(len(latents))
         with self._lock:
+            dtype = self._pipe.vae.dtype
+            decoded = self._decode_in(latents, dtype)
+            images = list(decoded.split(1))
+            if dtype == torch.float32:
+                return images
+            overflowed = ~_finite_rows(decoded) & _finite_rows(latents)
+            if not bool(overflowed.any()):
+                return images
+            again = self._decode_in_float32(latents[overflowed])
+        metrics.DECODED_AGAIN.inc(len(again))
+        for index, image in zip(overflowed.nonzero().flatten().tolist(), again, strict=True):
+            images[index] = image
+        return images
+
+    def _decode_in_float32(self, latents: torch.Tensor) -> list[torch.Tensor]:
+        """Decode in float32; the VAE stays so from the `MAX_OVERFLOWS`th time on."""
+        vae = self._pipe.vae
+        dtype, stays = vae.dtype, self._overflows + 1 >= MAX_OVERFLOWS
+        logger.warning(
+            "the VAE overflows in %s; decoding in float32%s", dtype, " from now on" if stays else ""
+        )
+        is_decoded = False
+        try:
             vae.to(torch.float32)
-        return self.picture(latents.float())
+            decoded = list(self._decode_in(latents, torch.float32).split(1))
+            is_decoded = True
+        finally:
+            if not (stays and is_decoded):  # also what was converted when memory ran out
+                vae.to(dtype)
+        self._overflows += 1
+        return decoded
+
+    def _decode_in(self, latents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        latents = (latents / self._pipe.vae.config.scaling_factor).to(dtype)
+        decoded: torch.Tensor = self._pipe.vae.decode(latents, return_dict=False)[0]
+        return decoded
+
+
+def _finite_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """Whether all numbers of each image are finite, (n,)."""
+    return tensor.isfinite().flatten(1).all(1)
 
 
 def _check_finite(image: ImageState, decoded: torch.Tensor | None) -> None:

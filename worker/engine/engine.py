@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from worker.engine.batch import Batch
+from worker.engine.downloads import Downloads
 from worker.engine.model_cache import ModelCache
 from worker.engine.running_job import RunningJob
 from worker.errors import UnknownModelError
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from worker.engine.model_loader import LoadedModel
     from worker.job_control import Control
 
-#: Pause between two looks whether a model is downloaded, while no job runs, in seconds.
-FETCH_POLL_S = 0.02
-
 
 def load_model(
     spec: ModelSpec, device: str, offload: str, *, compiled: bool = False
@@ -38,11 +36,11 @@ def load_model(
     return model_loader.load(spec, device, offload, compiled=compiled)
 
 
-def fetch_model(spec: ModelSpec) -> None:
-    """Download a model of the hub, see `model_loader.fetch`."""
-    from worker.engine import model_loader  # noqa: PLC0415  # as above
+def download_model(spec: ModelSpec) -> None:
+    """Download a model of the hub, see `hub.download`."""
+    from worker.engine import hub  # noqa: PLC0415  # as above
 
-    model_loader.fetch(spec)
+    hub.download(spec)
 
 
 class Engine:
@@ -59,22 +57,21 @@ class Engine:
         compiled: bool = False,
         load_timeout_s: float = 1800.0,
         loader: Callable[..., LoadedModel] = load_model,
-        fetch: Callable[[ModelSpec], object] = fetch_model,
+        download: Callable[[ModelSpec], object] = download_model,
     ) -> None:
         """Start nothing: the thread starts and a model is loaded with the first job.
 
         `max_batch_rows` limits the rows of a UNet call; None measures them when a model is loaded.
-        A model that is not downloaded in `load_timeout_s` fails its jobs; others go on meanwhile.
+        A loading that takes longer than `load_timeout_s` counts as a device that hangs.
         """
         self.device = device
-        self._specs = models
+        self._specs, self._load_timeout_s = models, load_timeout_s
+        self._downloads = Downloads(models, download)
         self._runners = ModelCache(
             models,
             lambda spec: loader(spec, device, offload, compiled=compiled),
             max_models,
             max_batch_rows,
-            load_timeout_s=load_timeout_s,
-            fetch=fetch,
         )
         #: None ends the thread.
         self._inbox: queue.SimpleQueue[RunningJob | None] = queue.SimpleQueue()
@@ -83,25 +80,51 @@ class Engine:
         self._call_began_s: dict[int, float] = {}
         self._thread: threading.Thread | None = None
 
-    def loading_s(self, model: str) -> float | None:
-        """Seconds since a model's download or loading began; None when there is none."""
-        return self._runners.loading_s(model)
-
     @property
     def downloads_s(self) -> dict[str, float]:
-        """Seconds since each unfinished download of a model began, by alias."""
-        return self._runners.downloads_s
+        """Seconds since each running download of a model began, by alias."""
+        return self._downloads.times_s
+
+    def loading_s(self, model: str) -> float | None:
+        """Seconds since a model's download or loading began; None when there is none."""
+        loading = self._runners.loading
+        if loading is not None and loading[0] == model:
+            return loading[1]
+        return self._downloads.times_s.get(model)
+
+    def stall(self, step_timeout_s: float) -> str | None:
+        """Why the device counts as hanging, with the limit that was exceeded; None if it does not.
+
+        Loading a model is no step.
+        """
+        if (loading := self._runners.loading) is not None:
+            model, seconds = loading
+            if seconds <= self._load_timeout_s:
+                return None
+            return f"loading model {model!r} lasts longer than {self._load_timeout_s:g} s"
+        if self.step_s <= step_timeout_s:
+            return None
+        return f"a step lasts longer than {step_timeout_s:g} s"
 
     @property
     def step_s(self) -> float:
-        """Seconds that the current step has taken so far, 0 when idle.
-
-        Loading a model counts only beyond `load_timeout_s`, and then as infinite.
-        """
-        if (overdue_s := self._runners.overdue_s) is not None:
-            return float("inf") if overdue_s else 0.0
+        """Seconds that the current step has taken so far, loading excluded; 0 when idle."""
+        if self._runners.loading is not None:
+            return 0.0
         began_s = min(list(self._call_began_s.values()), default=float("inf"))
         return max(0.0, time.perf_counter() - max(began_s, self._runners.load_ended_s))
+
+    def download(self, model: str) -> Future[None]:
+        """Make sure that a model's files are on this machine, from any thread, before `submit`.
+
+        Call it again while waiting: a download is tried again while a job waits for it. The future
+        raises a `TaskFailedError`. It may never be done: a hub may not answer.
+        """
+        if model in self._specs and not self._runners.is_loaded(model):
+            return self._downloads.wanted(model)
+        done: Future[None] = Future()
+        done.set_result(None)  # `submit` refuses a model that is unknown
+        return done
 
     def submit(self, job: Job, control: Control) -> Future[JobResult]:
         """Queue a job, from any thread. The future raises `JobStopped` or a `TaskFailedError`."""
@@ -159,16 +182,9 @@ class Engine:
             del self._call_began_s[thread]
 
     def _receive(self, batch: Batch) -> bool:
-        """Move submitted jobs to the batch; returns whether to close.
-
-        Blocks while the batch is idle, and for `FETCH_POLL_S` while it only waits for a download.
-        """
-        while not (batch.is_busy and self._inbox.empty()) or batch.only_fetches:
-            try:
-                running = self._inbox.get(timeout=FETCH_POLL_S if batch.only_fetches else None)
-            except queue.Empty:
-                return False
-            if running is None:
+        """Move submitted jobs to the batch, blocking while it is idle; returns whether to close."""
+        while not (batch.is_busy and self._inbox.empty()):
+            if (running := self._inbox.get()) is None:
                 return True
             batch.add(running)
         return False

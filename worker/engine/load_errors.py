@@ -1,4 +1,4 @@
-"""Decides from an exception whether loading a model may succeed later. Imports no torch."""
+"""Errors of loading a model, and whether it may succeed later. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from worker.errors import ModelLoadError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from worker.config.models import ModelSpec
 
 #: What to do about a model that can't be loaded; part of the error's message.
 REMEDY = (
@@ -31,6 +35,14 @@ _NO_MEMORY = re.compile(r"can(?:'|no)t allocate memory", re.IGNORECASE)
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 #: HTTP's status for too many requests, and the first that means a fault of the server.
 _TOO_MANY, _SERVER_ERROR = 429, 500
+
+
+def load_error(spec: ModelSpec, error: Exception) -> ModelLoadError:
+    """The error of a task whose model could not be downloaded or loaded."""
+    message = f"model {spec.path!r} could not be loaded: {error}"[:2000]
+    if may_pass(error):
+        return ModelLoadError(message)
+    return ModelLoadError(message + REMEDY, retryable=False)
 
 
 def may_pass(error: BaseException) -> bool:

@@ -7,8 +7,6 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from worker.config.models import is_local
-from worker.engine.timed_call import TimedCall
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -24,9 +22,8 @@ logger = logging.getLogger(__name__)
 class ModelCache:
     """Runners by the alias of their model, loaded when first needed. Only for the engine's thread.
 
-    A model of the hub is downloaded on another thread, so that the jobs of other models go on. It
-    is loaded on the engine's thread, while nothing else runs: diffusers changes torch's default
-    type and its modules' constructor for the whole process meanwhile.
+    Models are loaded on the engine's thread, while nothing else runs: diffusers changes torch's
+    default type and its modules' constructor for the whole process meanwhile.
     """
 
     def __init__(
@@ -35,17 +32,10 @@ class ModelCache:
         load: Callable[[ModelSpec], LoadedModel],
         max_models: int,
         max_batch_rows: int | None,
-        *,
-        load_timeout_s: float,
-        fetch: Callable[[ModelSpec], object],
     ) -> None:
-        """`load` returns a model on its device; `fetch` downloads its files before."""
+        """`load` returns a model on its device."""
         self.capacity = max_models
         self._specs, self._load, self._max_batch_rows = specs, load, max_batch_rows
-        self._fetch, self._load_timeout_s = fetch, load_timeout_s
-        #: Models whose files are on this machine, and those that are being downloaded.
-        self._fetched: set[str] = set()
-        self._fetchings: dict[str, TimedCall] = {}
         #: Least recently used first.
         self._runners: dict[str, Runner] = {}
         #: Begin and end of the last loading of each model, on the monotonic clock.
@@ -56,49 +46,15 @@ class ModelCache:
         self.load_ended_s = float("-inf")
 
     @property
-    def overdue_s(self) -> float | None:
-        """Seconds that the current loading has taken beyond its limit, at least 0.
-
-        None when no model is loading. Any thread.
-        """
+    def loading(self) -> tuple[str, float] | None:
+        """The model that is being loaded, and for how many seconds, or None. Any thread."""
         if (loading := self._loading) is None:
             return None
-        return max(0.0, time.perf_counter() - loading[1] - self._load_timeout_s)
+        return loading[0], time.perf_counter() - loading[1]
 
-    def loading_s(self, alias: str) -> float | None:
-        """Seconds since a model's download or loading began, None without one. Any thread."""
-        fetching, loading = self._fetchings.get(alias), self._loading
-        began_s = fetching.began_s if fetching is not None else None
-        if loading is not None and loading[0] == alias:
-            began_s = loading[1]
-        return None if began_s is None else time.perf_counter() - began_s
-
-    @property
-    def downloads_s(self) -> dict[str, float]:
-        """Seconds since each unfinished download began, by the model's alias. Any thread."""
-        now_s = time.perf_counter()
-        return {alias: now_s - each.began_s for alias, each in list(self._fetchings.items())}
-
-    def is_fetched(self, alias: str) -> bool:
-        """Whether a model's files are on this machine; begins to download them if not.
-
-        Meanwhile the model takes no room. Raises what downloading raised; then it is tried again.
-        """
-        if alias in self._fetched:
-            return True
-        if alias not in self._fetchings:
-            spec = self._specs[alias]
-            if is_local(spec.path):
-                self._fetched.add(alias)
-                return True
-            self._fetchings[alias] = TimedCall(
-                alias, lambda: self._fetch(spec), self._load_timeout_s
-            )
-        if not self._fetchings[alias].is_over:
-            return False
-        self._fetchings.pop(alias).check()
-        self._fetched.add(alias)
-        return True
+    def is_loaded(self, alias: str) -> bool:
+        """Whether a model is loaded now. Any thread."""
+        return alias in self._runners
 
     def get(self, alias: str, busy: Collection[str] = ()) -> Runner:
         """A model's runner, loaded if needed; evicts no `busy` model. Raises `ModelLoadError`."""

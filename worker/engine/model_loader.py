@@ -15,7 +15,7 @@ import transformers
 from diffusers import StableDiffusionPipeline
 
 from worker.config.models import CONVERT, is_hub_id
-from worker.engine import guidance, load_errors, samplers
+from worker.engine import guidance, hub, load_errors, samplers
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 #: Offload `auto` keeps a model on the device when its weights fit this many times, which leaves
 #: memory for activations and the decoder.
 _WEIGHTS_FACTOR = 2.5
-#: Never load pickles, which run code.
-_SAFE = {"use_safetensors": True}
+#: Never load pickles, which run code; never ask a hub, which may not answer.
+_SAFE = {"use_safetensors": True, "local_files_only": True}
 
 
 @dataclass(frozen=True)
@@ -44,22 +44,11 @@ class LoadedModel:
     compiled: bool = False
 
 
-def fetch(spec: ModelSpec) -> None:
-    """Download a model of the hub into its cache; nothing for a path. Raises `ModelLoadError`."""
-    _silence_libraries()
-    if Path(spec.path).exists() or not is_hub_id(spec.path):
-        return
-    try:
-        StableDiffusionPipeline.download(spec.path, **_options(spec))
-    except Exception as error:  # the hub's client raises anything
-        raise _load_error(spec, error) from error
-
-
 def load(spec: ModelSpec, device: str, offload: str, *, compiled: bool = False) -> LoadedModel:
     """Build the pipeline of `spec` on `device`; raises `ModelLoadError` with the reason.
 
     `offload` is `none`, `model`, `sequential` or `auto`. With `compiled` torch compiles the UNet;
-    its first calls then take minutes.
+    its first calls then take minutes. A model of a hub must be in its cache (`hub.download`).
     """
     began_s = time.perf_counter()
     _silence_libraries()
@@ -75,7 +64,7 @@ def load(spec: ModelSpec, device: str, offload: str, *, compiled: bool = False) 
     except ModelLoadError:
         raise
     except Exception as error:  # malformed files raise anything
-        raise _load_error(spec, error) from error
+        raise load_errors.load_error(spec, error) from error
     try:
         mode = _place(pipeline, device, offload)
     except Exception as error:  # of the device or its driver; another worker may do better
@@ -94,13 +83,6 @@ def load(spec: ModelSpec, device: str, offload: str, *, compiled: bool = False) 
     return LoadedModel(pipeline, device, mode, compiled)
 
 
-def _load_error(spec: ModelSpec, error: Exception) -> ModelLoadError:
-    message = f"model {spec.path!r} could not be loaded: {error}"[:2000]
-    if load_errors.may_pass(error):
-        return ModelLoadError(message)
-    return ModelLoadError(message + load_errors.REMEDY, retryable=False)
-
-
 def _silence_libraries() -> None:
     """Log only the libraries' errors, through the root logger; no progress bars."""
     for library in (diffusers.utils.logging, transformers.utils.logging):
@@ -111,11 +93,14 @@ def _silence_libraries() -> None:
 
 
 def _source(path: str) -> str:
-    """The path, if it exists or is a hub id; raises OSError."""
-    if Path(path).exists() or is_hub_id(path):
-        return path
-    message = f"{path!r} is neither on this machine nor a hub id (owner/name)"
-    raise OSError(message)
+    """Where a path or a hub id is on this machine; raises OSError."""
+    if (found := hub.local(path)) is None:
+        what = (
+            "is not downloaded" if is_hub_id(path) else "is not on this machine, and is no hub id"
+        )
+        message = f"{path!r} {what}"
+        raise OSError(message)
+    return str(found)
 
 
 @contextmanager
@@ -127,13 +112,8 @@ def _errors_name(path: str) -> Iterator[None]:
         raise OSError(f"{path}: {error}") from error
 
 
-def _local_only(path: str) -> dict[str, bool]:
-    """Options that prevent downloads when the path exists on this machine."""
-    return {"local_files_only": Path(path).exists()}
-
-
 def _options(spec: ModelSpec) -> dict[str, Any]:
-    options: dict[str, Any] = {**_SAFE, **_local_only(spec.path)}
+    options: dict[str, Any] = {**_SAFE}
     if not spec.safety_checker:
         options |= {"safety_checker": None, "requires_safety_checker": False}
     return options
@@ -196,9 +176,7 @@ def _add_adapters(pipeline: Pipeline, spec: ModelSpec) -> None:
     """Load LoRA weights and textual inversions, and set VAE slicing and tiling."""
     for number, each in enumerate(spec.lora):
         with _errors_name(each.path):
-            pipeline.load_lora_weights(
-                _source(each.path), adapter_name=f"lora{number}", **_SAFE, **_local_only(each.path)
-            )
+            pipeline.load_lora_weights(_source(each.path), adapter_name=f"lora{number}", **_SAFE)
     if spec.lora:
         names = [f"lora{number}" for number in range(len(spec.lora))]
         pipeline.set_adapters(names, [each.scale for each in spec.lora])
@@ -208,7 +186,6 @@ def _add_adapters(pipeline: Pipeline, spec: ModelSpec) -> None:
                 _source(inversion.path),
                 token=inversion.token,
                 **_SAFE,
-                **_local_only(inversion.path),
             )
     if spec.vae_slicing:
         pipeline.vae.enable_slicing()

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from PIL import Image
 
+from worker.engine import device_errors
 from worker.engine.pipeline import device_of
 
 if TYPE_CHECKING:
@@ -48,11 +49,14 @@ def fit(pipe: Pipeline) -> PreviewMap | None:
     """The least-squares map for the autoencoder's latents of random soft patches of colour.
 
     None, with a warning, for an autoencoder whose encoder fails or overflows: it serves nothing
-    else, and previews are no condition for images.
+    else, and previews are no condition for images. Raises what a device raises that is out of
+    memory or failed: the encoder is not to blame.
     """
     try:
         found = _fit(pipe)
     except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+        if isinstance(error, torch.AcceleratorError) or device_errors.is_out_of_memory(error):
+            raise
         logger.warning("previews can't be mapped with this model's encoder: %r", error)
         return None
     if not bool(torch.cat([found.weights.flatten(), found.bias]).isfinite().all()):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from worker.engine import device_errors
+from worker.engine.capacity import Capacity
 from worker.engine.pipeline import device_of, native_size
 
 if TYPE_CHECKING:
@@ -27,73 +27,46 @@ MAX_CALL_S = 0.5
 TIMED_CALLS, TIMING_BUDGET_S = 4, 0.15
 #: More rows must make each row cheaper by this share to be worth the longer call.
 MIN_GAIN = 0.05
-#: A limit that was lowered grows by this factor after so many calls, at first and at most.
-GROWTH, GROW_AFTER_CALLS, MAX_GROW_AFTER_CALLS = 1.25, 100, 10_000
 #: Least share of the device's memory that is left to the decoder and to others.
 SPARE_MEMORY = 0.2
 #: Rows where memory sets no limit.
 _NO_LIMIT = 1e9
 
 
-@dataclass(frozen=True)
-class Capacity:
-    """Most rows of one UNet call, measured with latents of `cells` = height x width."""
-
-    rows: float
-    cells: int
-    #: Limit for latents of any size.
-    max_rows: int = TRIED_ROWS[-1]
-    #: What `rows` was before a call did not fit; it grows back to it.
-    measured_rows: float = 0.0
-    #: Calls since then, and how many of them are waited for before `rows` grows.
-    calls: int = 0
-    grow_after: int = GROW_AFTER_CALLS
-
-    def limit(self, height: int, width: int) -> int:
-        """Most rows for latents of this size: time and memory of a row are proportional to it."""
-        return min(self.max_rows, max(1, int(self.rows * self.cells / (height * width))))
-
-    def halved(self, rows: int, height: int, width: int) -> Capacity:
-        """The capacity after a call of `rows` rows of this size did not fit: half of them.
-
-        Each time twice as many calls are waited for before it grows again.
-        """
-        return replace(
-            self,
-            rows=min(self.rows, rows * height * width / self.cells / 2),
-            measured_rows=max(self.rows, self.measured_rows),
-            calls=0,
-            grow_after=min(2 * self.grow_after, MAX_GROW_AFTER_CALLS),
-        )
-
-    def after_call(self) -> Capacity:
-        """The capacity after a call that fitted: it may be time to try a few more rows."""
-        if self.rows >= self.measured_rows:
-            return self
-        if self.calls + 1 < self.grow_after:
-            return replace(self, calls=self.calls + 1)
-        return replace(self, rows=min(self.measured_rows, self.rows * GROWTH), calls=0)
-
-
 def decode_capacity(pipe: Pipeline, max_images: int) -> tuple[Capacity, int]:
     """How many images of the model's own size one decode may have, and the bytes that one needs.
 
-    Measured on a GPU by decoding one image; on a CPU memory sets no limit.
+    Measured on a GPU by decoding one image; on a CPU memory sets no limit. Where that image is out
+    of memory, 1 and 0 bytes: smaller ones may fit.
     """
     height, width = native_size(pipe)
     device = device_of(pipe)
     if device.type == "cpu":
         return Capacity(_NO_LIMIT, height * width, max_images), 0
-    like = {"device": device, "dtype": pipe.vae.dtype}
-    torch.cuda.reset_peak_memory_stats(device)
-    pipe.vae.decode(torch.zeros(1, pipe.unet.config.in_channels, height, width, **like))
-    needed_bytes = max(1, _growth_bytes(device))
+    if not (needed_bytes := _decode_bytes(pipe, height, width)):
+        torch.cuda.empty_cache()  # here, since the error has kept the call's tensors
+        return Capacity(1.0, height * width, max_images), 0
     images = max(1.0, _free_bytes(device) / needed_bytes)
     logger.info(
         "at most %d images of %d x %d latents per decode; one needs %.1f GiB",
         min(images, max_images), height, width, needed_bytes / 2**30,
     )  # fmt: skip
     return Capacity(images, height * width, max_images), needed_bytes
+
+
+def _decode_bytes(pipe: Pipeline, height: int, width: int) -> int:
+    """The bytes that the decode of one image needs, beside its weights; 0 if out of memory."""
+    device = device_of(pipe)
+    like = {"device": device, "dtype": pipe.vae.dtype}
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        pipe.vae.decode(torch.zeros(1, pipe.unet.config.in_channels, height, width, **like))
+    except RuntimeError as error:
+        if not device_errors.is_out_of_memory(error):
+            raise
+        logger.warning("decoding an image of %d x %d latents is out of memory", height, width)
+        return 0
+    return max(1, _growth_bytes(device))
 
 
 def capacity(

@@ -7,12 +7,13 @@ import logging
 import threading
 import time
 from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import wait
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from worker.errors import TaskFailedError
+from worker.errors import ModelLoadError, TaskFailedError
 from worker.execution.outcome import (
     Outcome,
     TaskFailed,
@@ -86,7 +87,7 @@ class AttemptRunner:
         except SupersededError:
             return from_stop(JobStopped(Stop.SUPERSEDED, 0))
         except TaskFailedError as error:
-            return TaskFailed(error.error)
+            return TaskFailed(error.error, error.shared_fault)
         except RedisError:
             raise
         except Exception as error:
@@ -98,6 +99,7 @@ class AttemptRunner:
     def _denoise(self, claim: Claim, resolved: ResolvedRequest, control: Control) -> JobResult:
         """Run the job in the engine; publish `loading` events while a model loads."""
         control.obey(0)
+        self._download(claim, resolved, control)
         has_checkpoint = claim.checkpoint_step > 0
         job = dataclasses.replace(
             self._artifacts.fetch(resolved),
@@ -116,6 +118,28 @@ class AttemptRunner:
                     if control.asked() is not None and future.cancel():
                         control.obey(0)  # it was still queued in the engine
                     self._publish_loading(claim, resolved)
+
+    def _download(self, claim: Claim, resolved: ResolvedRequest, control: Control) -> None:
+        """Wait for the model's files; raises `ModelLoadError` after `SAG_LOAD_TIMEOUT_S`.
+
+        Beside all other tasks, also on the last attempt: a download kills no process.
+        """
+        model, limit_s = resolved.request.model, self._settings.load_timeout_s
+        until_s = time.monotonic() + limit_s
+        while not (download := self._engine.download(model)).done():
+            wait([download], LOADING_EVENT_PERIOD_S)
+            if download.done():
+                break
+            control.obey(0)
+            if time.monotonic() > until_s:
+                error = ModelLoadError(
+                    f"the download of model {model!r} takes longer than {limit_s:g} s"
+                    " (SAG_LOAD_TIMEOUT_S); it goes on, and the next attempt waits for it"
+                )
+                error.shared_fault = f"download of {model}"
+                raise error
+            self._publish_loading(claim, resolved)
+        download.result()
 
     def _publish_loading(self, claim: Claim, resolved: ResolvedRequest) -> None:
         if (seconds := self._engine.loading_s(resolved.request.model)) is not None:

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
     from worker.execution.outcome import Outcome
 
-#: The breaker trips when so many different tasks failed with no success between them.
+#: The breaker trips after so many different faults with no success between them.
 MAX_FAILURES = 3
 #: Error codes for which the process may be at fault: another process might succeed.
 PROCESS_FAULTS = frozenset({ErrorCode.INTERNAL, ErrorCode.MODEL_LOAD_FAILED})
 
 
 class CircuitBreaker:
-    """Counts tasks that failed in a row. Thread-safe."""
+    """Counts faults in a row. Thread-safe."""
 
     def __init__(self, on_trip: Callable[[str], None]) -> None:
         """`on_trip` is called once, with the reason."""
@@ -32,14 +32,17 @@ class CircuitBreaker:
         self._failed: dict[str, str] = {}
         self.reason: str | None = None
 
-    def count(self, task_id: str, outcome: Outcome, fault: str | None) -> None:
-        """Count an outcome; `fault` is the error message when the process may be at fault."""
+    def count(self, cause: str, outcome: Outcome, fault: str | None) -> None:
+        """Count an outcome; `fault` is the error message when the process may be at fault.
+
+        Tasks that failed of the same, as of one download, have one `cause`; else it is the task.
+        """
         with self._lock:
             if isinstance(outcome, TaskSucceeded):
                 self._failed.clear()
             if fault is None or not isinstance(outcome, (TaskFailed, TaskRequeued)):
                 return
-            self._failed[task_id] = fault
+            self._failed[cause] = fault
             if len(self._failed) < MAX_FAILURES or self.reason is not None:
                 return
             self.reason = f"{MAX_FAILURES} tasks in a row failed here, the last one: {fault}"

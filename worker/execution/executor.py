@@ -147,12 +147,12 @@ class Executor:
 
     def _run(self, claim: Claim, resolved: ResolvedRequest, control: Control) -> Outcome:
         outcome = self._attempts.run(claim, resolved, control)
-        fault = None
+        fault, cause = None, claim.task_id
         if isinstance(outcome, TaskFailed) and outcome.error.code in PROCESS_FAULTS:
-            fault = outcome.error.message
+            fault, cause = outcome.error.message, outcome.shared_fault or claim.task_id
             if outcome.error.retryable and claim.attempt < self._settings.max_attempts:
                 outcome = TaskRequeued(f"{outcome.error.code}: {fault}"[:500], counts=True)
-        self._breaker.count(claim.task_id, outcome, fault)
+        self._breaker.count(cause, outcome, fault)
         return outcome
 
     def _claim(self, delivery: Delivery, resolved: ResolvedRequest | None) -> Claim | Held | Ended:

@@ -44,6 +44,8 @@ class TaskFailed:
 
     label: ClassVar[str] = "failed"
     error: TaskError
+    #: As `TaskFailedError.shared_fault`.
+    shared_fault: str = ""
 
     def __str__(self) -> str:
         # The message of a refused request repeats user input, which must not reach the log.

@@ -25,7 +25,7 @@ POLL_INTERVAL_S = 0.1
 
 
 class ExitDeadline:
-    """Exits the process `timeout_s` after the drain, or earlier when no task is left."""
+    """Exits the process `timeout_s` after the drain, or `close_s` after its last task."""
 
     def __init__(
         self,
@@ -50,10 +50,13 @@ class ExitDeadline:
         ).start()
 
     def _run(self, drain_s: float, status: int) -> None:
-        until_s = time.monotonic() + drain_s + self._timeout_s
-        while self._is_busy() and time.monotonic() < until_s:
+        busy_s = now_s = time.monotonic()
+        until_s = now_s + drain_s + self._timeout_s
+        while now_s < min(until_s, busy_s + self._close_s):
+            if self._is_busy():  # a message that was taken before may become a task only now
+                busy_s = now_s
             time.sleep(POLL_INTERVAL_S)
-        time.sleep(max(0.0, min(self._close_s, until_s - time.monotonic())))
+            now_s = time.monotonic()
         logger.critical("this process was to end and hangs; it exits, leases return what it held")
         faulthandler.dump_traceback()
         logging.shutdown()

@@ -17,7 +17,12 @@ from redis.exceptions import RedisError
 from api_contracts.redis_io.scripts import load
 from worker.background import BackgroundThread, log_error
 from worker.record.claim import WriteAnswer
-from worker.recovery.timing import message_lease_s, renewal_period_s, renewal_retry_s
+from worker.recovery.timing import (
+    FORGET_WORKER_S,
+    message_lease_s,
+    renewal_period_s,
+    renewal_retry_s,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,6 +63,7 @@ class Lease:
         self._heartbeat = load(redis, "worker.record", "heartbeat")
         self._period_s = renewal_period_s(lease_s)
         self._renewed_s = time.monotonic()
+        self._has_cleared = False
         self._pubsub: Any = None
         self._thread = BackgroundThread(
             "lease", self._round, self._on_error,
@@ -102,9 +108,29 @@ class Lease:
                 task.claim = None
         self._renewed_s = began_s
 
+    def clear_predecessors(self) -> None:
+        """Remove earlier processes with this one's host and name from the list of workers.
+
+        And every process that has renewed nothing for `FORGET_WORKER_S`. One that lives is back
+        with its next renewal. Raises redis-py's errors.
+        """
+        listed: Any = self._redis.zrange(self._keys.workers, 0, -1, withscores=True)
+        node = f"{self._owner.rpartition(':')[0]}:".encode()
+        forgotten_s = time.time() - FORGET_WORKER_S
+        gone = [
+            owner
+            for owner, renewed_s in listed
+            if owner != self._owner.encode() and (owner.startswith(node) or renewed_s < forgotten_s)
+        ]
+        if gone:
+            self._redis.zrem(self._keys.workers, *gone)
+
     def _round(self) -> None:
         self._tasks.new_claim.clear()
         self.renew()
+        if not self._has_cleared:
+            self.clear_predecessors()
+            self._has_cleared = True
         self._wait()
 
     def _on_error(self, error: Exception) -> None:

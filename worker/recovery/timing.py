@@ -41,6 +41,9 @@ LOST_TASK_DELAY_S = 0.5
 RECONCILE_PERIOD_S = 0.5
 #: Time to live of the elected reconciler's lock, which every round extends.
 ELECTION_TTL_S = 2.0
+#: How long a process that renews nothing any more is reported by `health`, and then stays in the
+#: list of workers at least: its machine may be gone.
+FORGET_WORKER_S = 600.0
 #: How long after an outage no expired lease counts.
 UNAVAILABLE_GRACE_S = MAX_RENEWAL_PERIOD_S + 1.0
 

@@ -26,24 +26,24 @@ REPORT_TIMEOUT_S = 10.0
 
 
 class Watchdog:
-    """Compares the duration of the current step with its limit."""
+    """Asks whether the device hangs."""
 
     def __init__(
         self,
-        step_s: Callable[[], float],
-        timeout_s: float,
-        on_stall: Callable[[], None],
+        stall: Callable[[], str | None],
+        on_stall: Callable[[str], None],
         leave: Callable[[int], None] = os._exit,
+        *,
+        pause_s: float = 1.0,
     ) -> None:
-        """`step_s` returns the duration of the current step; `on_stall` is called before the exit.
+        """`stall` returns why the device counts as hanging, or None; every `pause_s` it is asked.
 
-        `leave` exits the process with a status.
+        `on_stall` is called with that before `leave` exits the process with a status.
         """
-        self._step_s, self._timeout_s = step_s, timeout_s
-        self._on_stall, self._leave = on_stall, leave
+        self._stall, self._on_stall, self._leave = stall, on_stall, leave
         self._thread = BackgroundThread(
             "watchdog", self.check, lambda error: log_error(logger, "watchdog failed", error),
-            pause_s=min(1.0, timeout_s / 4),
+            pause_s=pause_s,
         )  # fmt: skip
 
     def start(self) -> None:
@@ -55,13 +55,15 @@ class Watchdog:
         self._thread.stop()
 
     def check(self) -> None:
-        """Exit the process when the current step has taken too long."""
-        if self._step_s() <= self._timeout_s:
+        """Exit the process when its device hangs."""
+        if (reason := self._stall()) is None:
             return
-        logger.critical("a step lasts longer than %g s; this process exits", self._timeout_s)
+        logger.critical("%s; this process exits", reason)
         faulthandler.dump_traceback()
         # On a thread of its own: it waits for Redis, which may hang, too.
-        thread = threading.Thread(target=self._on_stall, name="stall-report", daemon=True)
+        thread = threading.Thread(
+            target=self._on_stall, args=(reason,), name="stall-report", daemon=True
+        )
         thread.start()
         thread.join(REPORT_TIMEOUT_S)
         logging.shutdown()

@@ -1,0 +1,76 @@
+"""Models, LoRA weights and textual inversions of a hub: downloaded once, then read from its cache.
+
+What is in the cache is used as it is, also when the hub has a newer version.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from worker.config.models import is_hub_id
+from worker.engine import model_files
+from worker.engine.load_errors import load_error
+
+if TYPE_CHECKING:
+    from worker.config.models import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+#: Never load pickles, which run code.
+_WEIGHTS = "*.safetensors"
+
+
+def local(path: str) -> Path | None:
+    """Where a path, or the cached files of a hub id, are on this machine; None if nowhere."""
+    if Path(path).exists():
+        return Path(path)
+    if not is_hub_id(path):
+        return None
+    try:
+        return Path(snapshot_download(path, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def is_complete(spec: ModelSpec) -> bool:
+    """Whether everything that the model needs is on this machine, or can't come from a hub."""
+    if is_hub_id(spec.path) and not Path(spec.path).exists():
+        model = local(spec.path)
+        if model is None or model_files.inspect(model, safety_checker=spec.safety_checker).faults:
+            return False
+    return not [each for each in _additions(spec) if is_hub_id(each) and not _has_weights(each)]
+
+
+def download(spec: ModelSpec) -> None:
+    """Download what is not here yet; raises `ModelLoadError`. A hub that is silent may block it."""
+    if is_complete(spec):
+        return
+    began_s = time.perf_counter()
+    logger.info("downloading model %s from the hub", spec.path)
+    try:
+        if not Path(spec.path).exists() and is_hub_id(spec.path):
+            from diffusers import StableDiffusionPipeline  # noqa: PLC0415  # imports torch
+
+            safety = {} if spec.safety_checker else {"safety_checker": None}
+            StableDiffusionPipeline.download(spec.path, use_safetensors=True, **safety)
+        for path in _additions(spec):
+            if is_hub_id(path) and not _has_weights(path):
+                snapshot_download(path, allow_patterns=_WEIGHTS)
+    except Exception as error:  # the hub's client raises anything
+        raise load_error(spec, error) from error
+    logger.info("downloaded model %s in %.1f s", spec.path, time.perf_counter() - began_s)
+
+
+def _additions(spec: ModelSpec) -> list[str]:
+    return [each.path for each in spec.lora] + [each.path for each in spec.textual_inversion]
+
+
+def _has_weights(path: str) -> bool:
+    found = local(path)
+    return found is not None and (found.is_file() or any(found.glob(_WEIGHTS)))
