@@ -12,7 +12,7 @@ class TaskFailedError(Exception):
 
     code: ClassVar[ErrorCode] = ErrorCode.INTERNAL
     retryable: bool = False
-    #: Name of what failed, where several tasks fail of the same; empty for a fault of the task's own.
+    #: Name of what failed, where several tasks fail of the same; empty where the task alone does.
     shared_fault: str = ""
 
     def __init__(self, message: str, **details: Any) -> None:  # noqa: ANN401  # any JSON

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from api_contracts.errors import FieldError
 from worker.errors import BadRequestError, InputNotFoundError, StorageUnavailableError
-from worker.s3_client import NotFoundError, RetryableError, S3Calls
+from worker.s3_client import NotFoundError, RetryableError, S3Calls, WrittenMeanwhileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,7 +119,7 @@ class Storage(S3Calls):
         address = {"Bucket": self._settings.s3_bucket, "Key": key}
         try:
             if self._settings.s3_conditional_writes:
-                self._check_condition(address)
+                self._retry(lambda: self._check_condition(address))
         finally:
             answer = self._retry(lambda: self._call("delete_object", address))
         date = answer["ResponseMetadata"]["HTTPHeaders"].get("date", "")
@@ -129,8 +129,9 @@ class Storage(S3Calls):
 
     def _check_condition(self, address: dict[str, Any]) -> None:
         """Raise `StorageUnavailableError` if the store overwrites an object despite a condition."""
-        with suppress(RetryableError):  # 412, as it should be
-            self._call("put_object", address | {"Body": b"", "IfNoneMatch": "*"})
+        content = {"Body": b"", **_checksum(b"", sha256=self._settings.s3_checksums)}
+        with suppress(WrittenMeanwhileError):  # 412, as it should be
+            self._call("put_object", address | content | {"IfNoneMatch": "*"})
             raise StorageUnavailableError(f"S3 at {self.endpoint} {IGNORES_CONDITIONS}")
 
 

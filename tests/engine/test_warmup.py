@@ -304,6 +304,16 @@ def test_a_lowered_limit_grows_back_carefully() -> None:
             assert after(wait * step + wait, lowered).rows == rows * 1.25 ** (step + 1)
 
 
+@pytest.mark.parametrize(("fitted", "wait"), [(99, 200), (100, 100)])
+def test_measured_rows_are_trusted_after_one_more_wait(fitted: int, wait: int) -> None:
+    """Until 100 calls have fitted at the measured rows, a failure counts as one after growth."""
+    back = after(400 + fitted, Capacity(16, 64).halved(16, 8, 8))
+    assert back.rows == 16
+    again = back.halved(16, 8, 8)
+    assert after(wait - 1, again).rows == 8
+    assert after(wait, again).rows == 10
+
+
 @pytest.mark.parametrize(("first", "calls"), [(8, 1000), (64, 1900)])
 def test_one_incident_is_one(first: int, calls: int) -> None:
     """Calls that fail one after the other, each with half the rows, down to one, are one failure.

@@ -51,12 +51,12 @@ def test_a_silent_hub_and_a_full_store_are_named(
         ) as worker,
     ):  # fmt: skip
         waiting = worker.client.submit(SHORT | {"model": "remote"})
-        wait_until(lambda: "is being downloaded since" in health(worker)[1])
+        wait_until(lambda: "is being downloaded for" in health(worker)[1])
         with pytest.raises(GenerationFailed, match="the store is full"):
             worker.client.submit(SHORT).result(END_S)
         status, printed = health(worker)
         assert status == 0
-        assert "well; model 'remote' is being downloaded since" in printed
+        assert "well; model 'remote' is being downloaded for" in printed
         assert "S3 fails: S3 refused put_object" in printed
         address = f"http://{embedded.LOOPBACK}:{port}/metrics"
         wait_until(lambda: _metric(address, "sag_model_download_seconds") > 0)

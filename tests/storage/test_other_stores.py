@@ -83,7 +83,10 @@ def answering(settings: Settings, reply: Callable[[str], Any]) -> Storage:
     storage = Storage(settings.model_copy(update={"s3_retry_s": 0.0}))
     storage._clients[settings.s3_endpoint_url] = SimpleNamespace(
         meta=SimpleNamespace(endpoint_url=settings.s3_endpoint_url),
-        **{name: operation(name) for name in ("head_object", "put_object", "get_object")},
+        **{
+            f"{name}_object": operation(f"{name}_object")
+            for name in ("head", "put", "get", "delete")
+        },
     )
     return storage
 
@@ -138,6 +141,15 @@ def test_an_object_that_ends_early_is_trouble(settings: Settings) -> None:
     with pytest.raises(StorageUnavailableError, match="4 of 8 bytes"):
         storage.get_input("input.safetensors", "latents")
     assert "4 of 8 bytes" in str(storage.trouble)
+
+
+def test_a_check_without_an_answer_is_no_success(settings: Settings) -> None:
+    """A store that is silent about the condition has not been found to heed it."""
+    puts: list[Any] = [{}, ReadTimeoutError(endpoint_url="http://store")]
+    others = {"head_object": answer(404, "404"), "delete_object": "removed"}
+    storage = answering(settings, lambda name: others.get(name) or puts.pop(0))
+    with pytest.raises(StorageUnavailableError, match="Read timeout"):
+        storage.check("owner")
 
 
 @pytest.mark.parametrize(

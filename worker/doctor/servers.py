@@ -41,7 +41,7 @@ _OWN_KEYS = re.compile(
     rf"|{re.escape(UNACKED)}|celery-task-meta-|.*celery\.pidbox|.*celeryev"
 )
 _S3_FIX = "check SAG_S3_ENDPOINT_URL, SAG_S3_BUCKET and the AWS credentials"
-_S3_TLS_FIX = "name the file of the store's authority in SSL_CERT_FILE or AWS_CA_BUNDLE"
+_S3_TLS_FIX = "name the file of the store's authority in AWS_CA_BUNDLE, or in SSL_CERT_FILE"
 _CLOCK_FIX = "set both clocks by NTP; else deadlines, presigned URLs and signatures for S3 go wrong"
 
 

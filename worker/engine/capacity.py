@@ -42,7 +42,7 @@ class Capacity:
             rows=min(self.rows, max(rows * size / 2, min(size, 1.0))),
             measured_rows=max(self.rows, self.measured_rows),
             calls=0,
-            grow_after=min(self.grow_after * 2, MAX_GROW_AFTER_CALLS),
+            grow_after=min(self.grow_after * (1 + self.grown), MAX_GROW_AFTER_CALLS),
             grown=False,
         )
 
