@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import socket
-from typing import TYPE_CHECKING
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 from huggingface_hub import constants
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+COMMIT = "c" * 40
 REMOTE = SPEC.model_copy(update={"path": "owner/name"})
 
 
@@ -40,6 +45,79 @@ def cached(cache: Path, repository: str) -> Path:
     (there / "refs" / "main").write_text("c0")
     (there / "snapshots" / "c0").mkdir(parents=True)
     return there / "snapshots" / "c0"
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """Serves the files of `folder` as those of any repository, and notes which were asked for."""
+
+    protocol_version = "HTTP/1.1"
+    folder: Path
+    asked: ClassVar[list[str]] = []
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        files = [each for each in self.folder.rglob("*") if each.is_file()]
+        if path.endswith(f"/tree/{COMMIT}"):
+            listed = [
+                {"type": "file", "path": str(each.relative_to(self.folder)), "oid": COMMIT,
+                 "size": each.stat().st_size}
+                for each in files
+            ]  # fmt: skip
+            self._answer(json.dumps(listed).encode())
+        elif path.startswith("/api/models/"):
+            names = [{"rfilename": str(each.relative_to(self.folder))} for each in files]
+            model = {"id": "owner/name", "sha": COMMIT, "siblings": names}
+            self._answer(json.dumps(model).encode())
+        elif name := path.partition(f"/resolve/{COMMIT}/")[2]:
+            if self.command == "GET":
+                self.asked.append(name)
+            self._answer((self.folder / name).read_bytes())
+        else:
+            self._answer(b"{}")
+
+    def _answer(self, data: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{hashlib.sha1(data, usedforsecurity=False).hexdigest()}"')
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    do_HEAD = do_GET  # noqa: N815  # http.server calls it so
+
+
+def test_a_model_is_downloaded_once(
+    cache: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parts, without other precisions, pickles, what is not used, and what is in the cache."""
+    folder = tmp_path_factory.mktemp("hub") / "files"
+    shutil.copytree(SPEC.path, folder)
+    unused = (
+        "all-in-one.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.bin", "safety_checker/model.safetensors",
+    )  # fmt: skip
+    for name in unused:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"unused")
+    asked: list[str] = []
+    handler = type("Handler", (_Hub,), {"folder": folder, "asked": asked})
+    with ThreadingHTTPServer((embedded.LOOPBACK, 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        address = f"http://{embedded.LOOPBACK}:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        files = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        hub.download(REMOTE)
+        assert hub.is_complete(REMOTE)
+        hub.download(REMOTE)
+        server.shutdown()
+    assert len(asked) == len(set(asked)) > 8
+    assert not set(asked) & set(unused)
+    assert model_loader.load(REMOTE, "cpu", "none").pipeline.unet is not None
 
 
 def test_a_cached_model_needs_no_hub(cache: Path) -> None:

@@ -51,7 +51,7 @@ def test_a_silent_hub_and_a_full_store_are_named(
         ) as worker,
     ):  # fmt: skip
         waiting = worker.client.submit(SHORT | {"model": "remote"})
-        wait_until(lambda: "is being downloaded for" in health(worker)[1])
+        wait_until(lambda: "model 'remote' is being downloaded for" in health(worker)[1])
         with pytest.raises(GenerationFailed, match="the store is full"):
             worker.client.submit(SHORT).result(END_S)
         status, printed = health(worker)

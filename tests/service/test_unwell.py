@@ -74,7 +74,8 @@ def test_a_broken_worker_ends_and_another_does_its_tasks(
 ) -> None:
     """A worker in which every task fails does not empty the queue: each lost one attempt.
 
-    Here the disk of its model has an input/output error: another worker's may be fine.
+    Here the disk of its model has an input/output error: another worker's may be fine. It has one
+    slot, so that a task that it requeued is behind the others.
     """
     name = f"broken{uuid.uuid4().hex[:8]}"
     shutil.copytree(SHIPPED_MODEL, tmp_path / "model")
@@ -83,7 +84,7 @@ def test_a_broken_worker_ends_and_another_does_its_tasks(
     weights.symlink_to("/proc/self/mem")  # reading its first byte is an EIO
     models = json.dumps({"default": {"path": str(tmp_path / "model"), "safety_checker": False}})
     with embedded.redis_server(tmp_path) as url, Redis.from_url(url) as redis:
-        with start_service(url, WORK, namespace=name, models=models) as first:
+        with start_service(url, WORK, namespace=name, models=models, slots="1") as first:
             ids = [first.client.submit(SHORT).task_id for _ in range(5)]
             assert first.process.wait(END_S) == DEVICE_FAILED
             found = first.client.status_many(ids)

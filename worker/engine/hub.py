@@ -1,6 +1,7 @@
 """Models, LoRA weights and textual inversions of a hub: downloaded once, then read from its cache.
 
-What is in the cache is used as it is, also when the hub has a newer version.
+What is in the cache is used as it is, also when the hub has a newer version. Imports no torch and
+no diffusers: the engine's thread may be importing them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 #: Never load pickles, which run code.
 _WEIGHTS = "*.safetensors"
+#: The files of a model in diffusers' layout, without checkpoints of the whole in one file.
+_PARTS = ["*.json", "*.txt", f"*/{_WEIGHTS}"]
+#: The same weights in other precisions, which are not loaded.
+_VARIANTS = ["*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.ema_only.*"]
 
 
 def local(path: str) -> Path | None:
@@ -32,8 +37,9 @@ def local(path: str) -> Path | None:
         return Path(path)
     if not is_hub_id(path):
         return None
-    try:
-        return Path(snapshot_download(path, local_files_only=True))
+    try:  # the folder is asked for; without a pattern it must have every file of the repository
+        folder = snapshot_download(path, local_files_only=True, allow_patterns="model_index.json")
+        return Path(folder)
     except LocalEntryNotFoundError:
         return None
 
@@ -55,10 +61,8 @@ def download(spec: ModelSpec) -> None:
     logger.info("downloading model %s from the hub", spec.path)
     try:
         if not Path(spec.path).exists() and is_hub_id(spec.path):
-            from diffusers import StableDiffusionPipeline  # noqa: PLC0415  # imports torch
-
-            safety = {} if spec.safety_checker else {"safety_checker": None}
-            StableDiffusionPipeline.download(spec.path, use_safetensors=True, **safety)
+            unused = _VARIANTS if spec.safety_checker else [*_VARIANTS, "safety_checker/*"]
+            snapshot_download(spec.path, allow_patterns=_PARTS, ignore_patterns=unused)
         for path in _additions(spec):
             if is_hub_id(path) and not _has_weights(path):
                 snapshot_download(path, allow_patterns=_WEIGHTS)
