@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +116,7 @@ def test_polling_goes_on_while_redis_refuses_writes(
         with pytest.raises(TimeoutError):
             box.connection.drain_events(timeout=0.3)
         assert "no message taken: Redis refuses: " in caplog.text
-        assert "READONLY" in caplog.text
+        assert re.search("READONLY|read only replica", caplog.text)  # by the server's version
         replica.replicaof("NO", "ONE")
         assert one(box.drain()).headers["id"] == "t"
 
@@ -126,7 +127,7 @@ def test_a_missing_right_is_an_error(tmp_path: Path, namespace: str) -> None:
         box = Box(url, namespace)
         post(redis, namespace, "t")
         redis.acl_setuser("default", commands=["-rpop"])
-        with pytest.raises(ResponseError, match=r"can.t run this command"):
+        with pytest.raises(ResponseError, match=r"can.t run this command|no permissions to run"):
             box.drain()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.record.busy_executor import WAIT_S, Busy
 from tests.record.owners import kinds, record, take
+from worker.execution import attempt
 from worker.execution.outcome import TaskCancelled, TaskRequeued
 from worker.job_control import Stop
 
@@ -20,10 +22,22 @@ if TYPE_CHECKING:
     from worker.record.task_record import TaskRecord
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _torch_is_imported() -> None:
+    """The engine imports torch with its first job; that time is not the first test's."""
+    importlib.import_module("worker.engine.runner")
+
+
+@pytest.fixture(autouse=True)
+def _short_periods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look often whether a task must stop."""
+    monkeypatch.setattr(attempt, "LOADING_EVENT_PERIOD_S", 0.05)
+
+
 @pytest.fixture
 def busy(records: TaskRecord, namespace: str) -> Iterator[Busy]:
-    """An executor without tasks; a download may take a second."""
-    made = Busy(records, namespace, load_timeout_s=1)
+    """An executor without tasks."""
+    made = Busy(records, namespace)
     yield made
     made.close()
 
@@ -43,11 +57,14 @@ def test_the_last_attempt_waits_beside_others(
     assert not last.done()
 
 
-def test_the_wait_is_limited_and_is_one_fault(busy: Busy, redis: Redis, keys: Keys) -> None:
+def test_the_wait_is_limited_and_is_one_fault(
+    records: TaskRecord, namespace: str, redis: Redis, keys: Keys
+) -> None:
     """After `SAG_LOAD_TIMEOUT_S` all its tasks lose an attempt; the process goes on.
 
     One download that fails four tasks is one fault, not four.
     """
+    busy = Busy(records, namespace, load_timeout_s=1)
     waiting = [busy.deliver(f"t{number}", "remote") for number in range(4)]
     for each in waiting:
         outcome = each.result(WAIT_S)
@@ -58,6 +75,7 @@ def test_the_wait_is_limited_and_is_one_fault(busy: Busy, redis: Redis, keys: Ke
     assert busy.gate.refusal is None
     assert kinds(redis, keys, "t0")[0] == "started"
     assert kinds(redis, keys, "t0")[-1] == "requeued"
+    busy.close()
 
 
 def test_a_task_that_waits_can_be_cancelled(busy: Busy, redis: Redis, keys: Keys) -> None:
