@@ -77,6 +77,15 @@ def test_only_what_overflowed_is_decoded_again() -> None:
     assert bool(broken.isnan().all())
 
 
+def test_latents_that_overflow_when_they_are_scaled_are_scaled_in_float32() -> None:
+    """10,000 is a number of half precision, and 10,000 / 0.125 is none."""
+    vae = OverflowingVae(torch.float16)
+    vae.config.scaling_factor = 0.125
+    with torch.inference_mode():
+        (image,) = made(vae)._decode_once(torch.full((1, 4, 1, 1), 1e4, dtype=torch.float16))
+    assert torch.equal(image, torch.full((1, 4, 1, 1), 8e4))
+
+
 def test_without_memory_for_float32_the_vae_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was converted until then is converted back, so that the next image is decoded."""
     vae = OverflowingVae(torch.float16)

@@ -1,4 +1,4 @@
-"""A process that was told to end has ended in time, whatever its threads wait for."""
+"""After a stop signal the process exits within its limit, whatever its threads wait for."""
 
 from __future__ import annotations
 

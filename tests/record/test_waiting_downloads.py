@@ -1,4 +1,4 @@
-"""Tasks that wait for the download of their model: they hold up nobody, and can be stopped."""
+"""Tasks that wait for the download of their model delay no other task, and can be stopped."""
 
 from __future__ import annotations
 

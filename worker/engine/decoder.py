@@ -126,7 +126,7 @@ class Decoder:
         is_decoded = False
         try:
             vae.to(torch.float32)
-            decoded = list(self._decode_in(latents, torch.float32).split(1))
+            decoded = list(self._decode_in(latents.float(), torch.float32).split(1))
             is_decoded = True
         finally:
             if not (stays and is_decoded):  # also what was converted when memory ran out

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from worker.config.models import is_hub_id
+from worker.config.models import is_hub_id, is_local
 from worker.engine import model_files
 from worker.engine.load_errors import load_error
 
@@ -46,11 +46,11 @@ def local(path: str) -> Path | None:
 
 def is_complete(spec: ModelSpec) -> bool:
     """Whether everything that the model needs is on this machine, or can't come from a hub."""
-    if is_hub_id(spec.path) and not Path(spec.path).exists():
+    if not is_local(spec.path):
         model = local(spec.path)
         if model is None or model_files.inspect(model, safety_checker=spec.safety_checker).faults:
             return False
-    return not [each for each in _additions(spec) if is_hub_id(each) and not _has_weights(each)]
+    return not [each for each in _additions(spec) if not (is_local(each) or _has_weights(each))]
 
 
 def download(spec: ModelSpec) -> None:
@@ -60,11 +60,11 @@ def download(spec: ModelSpec) -> None:
     began_s = time.perf_counter()
     logger.info("downloading model %s from the hub", spec.path)
     try:
-        if not Path(spec.path).exists() and is_hub_id(spec.path):
+        if not is_local(spec.path):
             unused = _VARIANTS if spec.safety_checker else [*_VARIANTS, "safety_checker/*"]
             snapshot_download(spec.path, allow_patterns=_PARTS, ignore_patterns=unused)
         for path in _additions(spec):
-            if is_hub_id(path) and not _has_weights(path):
+            if not (is_local(path) or _has_weights(path)):
                 snapshot_download(path, allow_patterns=_WEIGHTS)
     except Exception as error:  # the hub's client raises anything
         raise load_error(spec, error) from error
@@ -76,5 +76,5 @@ def _additions(spec: ModelSpec) -> list[str]:
 
 
 def _has_weights(path: str) -> bool:
-    found = local(path)
-    return found is not None and (found.is_file() or any(found.glob(_WEIGHTS)))
+    folder = local(path)
+    return folder is not None and any(folder.glob(_WEIGHTS))
