@@ -153,10 +153,13 @@ class Engine:
         self._runners.clear()
 
     def _serve(self) -> None:
+        from worker.engine import torch_threads  # noqa: PLC0415  # torch takes seconds to import
+
         closing = False
+        torch_threads.use_all()
         self._use_device()
         with ThreadPoolExecutor(
-            1, thread_name_prefix="engine-side", initializer=self._use_device
+            1, thread_name_prefix="engine-side", initializer=self._begin_side
         ) as side_executor:
             batch = Batch(self._runners, lambda *call: side_executor.submit(self._timed, *call))
             while batch.is_busy or not closing:
@@ -165,6 +168,12 @@ class Engine:
                     self._timed(batch.step)
                 except BaseException as error:  # noqa: BLE001  # without this thread no job ends
                     batch.abandon(error)
+
+    def _begin_side(self) -> None:
+        from worker.engine import torch_threads  # noqa: PLC0415  # torch takes seconds to import
+
+        torch_threads.use_one()
+        self._use_device()
 
     def _use_device(self) -> None:
         """Make the device the current one of this thread: libraries ask for "cuda" alone."""
