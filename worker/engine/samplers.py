@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import diffusers
@@ -44,6 +46,12 @@ class SamplerState:
     step_parameters: frozenset[str]
     #: Names of the scheduler's tensors that no step changes.
     constants: frozenset[str]
+
+    def copy(self) -> SamplerState:
+        """The same with a scheduler of its own; what no step changes is shared."""
+        shared = [getattr(self.scheduler, name) for name in self.constants]
+        memo = {id(each): each for each in (self.scheduler.config, *shared)}
+        return replace(self, scheduler=copy.deepcopy(self.scheduler, memo))
 
     def is_step(self, evaluations: int) -> bool:
         """Whether evaluation number `evaluations` completes a step, as diffusers counts steps."""
@@ -173,9 +181,17 @@ SAMPLERS: dict[str, _Sampler] = {
 def make(name: str | None, own: DiffusersScheduler, num_inference_steps: int) -> SamplerState:
     """A new sampler with that many steps: `name`, or as the model's `own` when None.
 
-    Raises `UnsupportedSchedulerError` with the supported names, and `BadRequestError` where the
-    scheduler does not support this number of steps.
+    diffusers takes milliseconds to configure one, so it is configured once and then copied. Raises
+    `UnsupportedSchedulerError` with the supported names, and `BadRequestError` where the scheduler
+    does not support this number of steps.
     """
+    return _configured(name, own, num_inference_steps).copy()
+
+
+@lru_cache(maxsize=64)
+def _configured(
+    name: str | None, own: DiffusersScheduler, num_inference_steps: int
+) -> SamplerState:
     if name is not None and name not in SAMPLERS:
         message = f"unknown scheduler {name!r}; supported are {', '.join(SAMPLERS)}"
         raise UnsupportedSchedulerError(message, where="scheduler", served=list(SAMPLERS))
@@ -194,6 +210,9 @@ def make(name: str | None, own: DiffusersScheduler, num_inference_steps: int) ->
         options = options | {"clip_sample": False}  # the class's default clips latents to -1 … 1
     scheduler = getattr(diffusers, sampler.class_name).from_config(own.config, **options)
     _set_timesteps(scheduler, name, num_inference_steps, sampler.min_steps)
+    if isinstance(scheduler, diffusers.LMSDiscreteScheduler):
+        # Milliseconds of numerical integration for each, of numbers that all copies share.
+        scheduler.get_lms_coefficient = cache(scheduler.get_lms_coefficient)
     if hasattr(scheduler, "set_begin_index"):
         # Otherwise it searches for the first timestep, and of two equal ones finds the second.
         scheduler.set_begin_index(0)
