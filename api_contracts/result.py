@@ -53,3 +53,8 @@ class GenerationResult(_Frozen):
         description="What of the prompts was beyond the text encoder's length and had no effect.",
     )
     versions: dict[str, str] = Field(description="Of what made it, by package.")
+    dtype: str | None = Field(
+        default=None,
+        description="Precision of the UNet: float32, float16 or bfloat16; null from an older "
+        "worker.",
+    )

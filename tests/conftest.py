@@ -158,6 +158,7 @@ def start_service(
             "SAG_BROKER_URL": broker_url,
             "SAG_NAMESPACE": name,
             "SAG_DEVICE": "cpu",
+            "SAG_DTYPE": "float32",  # on every processor: `auto` may mean bfloat16
             "SAG_S3_ENDPOINT_URL": s3.endpoint_url,
             "SAG_S3_BUCKET": BUCKET,
             "SAG_S3_PREFIX": f"{name}/outputs",

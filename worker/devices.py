@@ -9,6 +9,7 @@ import logging
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worker.time_limit import call_within
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 #: Longest wait for the driver, in seconds.
 DRIVER_TIMEOUT_S = 30.0
+_CPU_FILE = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,25 @@ def visible(gpus: Sequence[Gpu], value: str) -> list[Gpu]:
     return found
 
 
+def has_fast_bfloat16() -> bool:
+    """Whether the processor multiplies matrices of bfloat16 in hardware (AMX).
+
+    Decided by its features and not by a measurement, so that all machines of a kind draw the same.
+    """
+    flags = next((line for line in _cpuinfo() if line.startswith("flags")), "")
+    return "amx_bf16" in flags.split()
+
+
 def resolve(device: str, gpus: Sequence[Gpu] | None = None) -> str:
     """The device for `auto` or `cuda`, others unchanged; `auto` asks the driver without `gpus`."""
     if device == "auto":
         return "cuda:0" if (list_gpus() if gpus is None else gpus) else "cpu"
     return "cuda:0" if device == "cuda" else device
+
+
+def _cpuinfo() -> list[str]:
+    """Return the lines of Linux's description of the processor; none elsewhere."""
+    return _CPU_FILE.read_text().splitlines() if _CPU_FILE.exists() else []
 
 
 def _is_named(gpu: Gpu, name: str, kind: str) -> bool:

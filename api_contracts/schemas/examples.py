@@ -54,6 +54,7 @@ RESULT: dict[str, Any] = {
     "parameters": {"prompt": "a green ring on a black background", "num_inference_steps": 25},
     "truncated": [],
     "versions": {"torch": "2.13.0", "diffusers": "0.42.1", "transformers": "5.23.0"},
+    "dtype": "float32",
 }
 
 ERROR: dict[str, Any] = {

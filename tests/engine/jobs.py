@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 #: The fixture `make`: runs a job of these fields, and of a `control`.
 Make: TypeAlias = "Callable[..., JobResult]"
 
-SPEC = ModelSpec(path=str(SHIPPED_MODEL), safety_checker=False)
+#: In float32 on every processor: `auto` may mean bfloat16.
+SPEC = ModelSpec(path=str(SHIPPED_MODEL), safety_checker=False, dtype="float32")
 #: Bound on the difference of two roundings of the same latents, in parts of the largest latent, for
 #: 3 steps or more. A UNet call rounds to about 1e-6 of its output; guidance magnifies that by
 #: 1 + 2 x 3, a sampler's first step from alpha = 0.006 by more. Measured on an Intel Xeon for all

@@ -32,6 +32,7 @@ RESULT: dict[str, Any] = {
     "parameters": {},
     "truncated": [],
     "versions": {},
+    "dtype": "float32",
 }
 TERMINAL = {"succeeded", "failed", "cancelled", "expired"}
 #: Longest wait for a condition, in seconds.

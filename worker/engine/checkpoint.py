@@ -7,7 +7,6 @@ names, types and shapes that the file must have. So a file can set no other attr
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import logging
@@ -121,7 +120,7 @@ def _replayed(image: ImageState, evaluations: int) -> ImageState:
     """A copy of a new image after that many evaluations on zeros."""
     replayed = dataclasses.replace(
         image,
-        sampler=copy.deepcopy(image.sampler),
+        sampler=image.sampler.copy(),
         generator=torch.Generator("cpu"),
         latents=torch.zeros_like(image.latents),
     )
@@ -181,11 +180,17 @@ def _identity(images: Sequence[ImageState]) -> dict[str, Any]:
         "scheduler": sampler.name,
         "steps": job.num_inference_steps,
         "seeds": [image.seed for image in images],
-        "dtype": str(latents.dtype),
+        "dtype": _dtypes(images[0]),
         "shape": list(latents.shape),
         "sampler's settings": _sampler_digest(sampler),
         "request": _job_digest(job),
     }
+
+
+def _dtypes(image: ImageState) -> str:
+    """Precision of latents and UNet, one name where they have the same."""
+    latents, unet = str(image.latents.dtype), f"torch.{image.unet_dtype}"
+    return latents if latents == unet else f"{latents}, UNet in {unet}"
 
 
 def _sampler_digest(sampler: SamplerState) -> str:

@@ -11,6 +11,7 @@ import torch
 from worker import metrics
 from worker.engine import device_errors, warmup
 from worker.engine.job import GeneratedImage
+from worker.engine.pipeline import dtype_of
 from worker.errors import NotFiniteError
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Decoder:
         if decoded is None:
             return GeneratedImage(image.latents[0].float().cpu(), width, height, image.seed, None)
         # The checker has the model's precision, also where the VAE has not any more.
-        decoded, flags = pipe.run_safety_checker(decoded, decoded.device, pipe.unet.dtype)
+        decoded, flags = pipe.run_safety_checker(decoded, decoded.device, dtype_of(pipe))
         pixels = pipe.image_processor.postprocess(
             decoded,
             output_type="np" if image.job.output_type == "npy" else "pil",

@@ -38,6 +38,8 @@ class ImageState:
     bucket: Bucket
     sampler: SamplerState
     generator: torch.Generator
+    #: Precision of the UNet, as torch names it.
+    unet_dtype: str
     #: (1, channels, height, width), in the scale of the sampler.
     latents: torch.Tensor
     #: (tokens, width); `negative_embeds` is None without classifier-free guidance.

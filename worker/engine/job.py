@@ -80,6 +80,8 @@ class JobResult:
     #: Mean number of jobs in its UNet calls.
     batch: float
     versions: dict[str, str]
+    #: Precision of the UNet, as torch names it.
+    dtype: str
     #: Ends of prompts beyond the text encoder's length, which had no effect.
     truncated: tuple[str, ...] = ()
     #: Step of the checkpoint that it resumed from.

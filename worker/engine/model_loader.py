@@ -6,6 +6,7 @@ import logging
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import torch
 import transformers
 from diffusers import StableDiffusionPipeline
 
+from worker import devices
 from worker.config.models import CONVERT, is_hub_id
 from worker.engine import guidance, hub, load_errors, samplers
 from worker.errors import ModelLoadError
@@ -43,6 +45,12 @@ class LoadedModel:
     offload: str
     compiled: bool = False
 
+    @cached_property
+    def unet_dtype(self) -> torch.dtype:
+        """Precision of the UNet. diffusers walks through all of its parameters to tell it."""
+        dtype: torch.dtype = self.pipeline.unet.dtype
+        return dtype
+
 
 def load(spec: ModelSpec, device: str, offload: str, *, compiled: bool = False) -> LoadedModel:
     """Build the pipeline of `spec` on `device`; raises `ModelLoadError` with the reason.
@@ -57,7 +65,7 @@ def load(spec: ModelSpec, device: str, offload: str, *, compiled: bool = False) 
         raise ModelLoadError(message, retryable=False)
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
-            _source(spec.path), dtype=_dtype(spec, device), **_options(spec)
+            _source(spec.path), dtype=_dtypes(spec, device), **_options(spec)
         )
         _check_supported(pipeline, spec)
         _add_adapters(pipeline, spec)
@@ -119,12 +127,16 @@ def _options(spec: ModelSpec) -> dict[str, Any]:
     return options
 
 
-def _dtype(spec: ModelSpec, device: str) -> torch.dtype:
-    name = spec.dtype
-    if name == "auto":
-        name = "float32" if device == "cpu" else "float16"
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
+def _dtypes(spec: ModelSpec, device: str) -> dict[str, torch.dtype]:
+    """Precision by network; `default` is that of all others."""
+    if spec.dtype != "auto":
+        return {"default": getattr(torch, spec.dtype)}
+    if device != "cpu":
+        return {"default": torch.float16}
+    if devices.has_fast_bfloat16():
+        logger.info("UNet in bfloat16: this processor has AMX (SAG_DTYPE=float32 does without)")
+        return {"default": torch.float32, "unet": torch.bfloat16}
+    return {"default": torch.float32}
 
 
 def _check_supported(pipeline: Pipeline, spec: ModelSpec) -> None:

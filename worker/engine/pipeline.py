@@ -21,6 +21,15 @@ def device_of(pipe: Pipeline) -> torch.device:
     return device
 
 
+def dtype_of(pipe: Pipeline) -> torch.dtype:
+    """Precision of latents, embeddings and of all networks but the UNet, which may have less.
+
+    diffusers too takes that of the text encoder.
+    """
+    dtype: torch.dtype = pipe.text_encoder.dtype
+    return dtype
+
+
 def native_size(pipe: Pipeline) -> tuple[int, int]:
     """Height and width of the latents that the model was trained on."""
     size = pipe.unet.config.sample_size

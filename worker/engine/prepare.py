@@ -12,12 +12,13 @@ from worker.engine import prompts, safetensors_io, samplers
 from worker.engine.batch_scheduler import Bucket
 from worker.engine.image_state import ImageState
 from worker.engine.job import refusal
-from worker.engine.pipeline import device_of, native_size
+from worker.engine.pipeline import dtype_of, native_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from worker.engine.job import Job
+    from worker.engine.model_loader import LoadedModel
     from worker.engine.pipeline import Pipeline
 
 
@@ -38,8 +39,9 @@ class PreparedJob:
     truncated: tuple[str, ...]
 
 
-def check(pipe: Pipeline, job: Job) -> PreparedJob:
+def check(model: LoadedModel, job: Job) -> PreparedJob:
     """Validate everything that depends on the model; raises `TaskFailedError`."""
+    pipe = model.pipeline
     prompt_inputs = prompts.check(pipe, job)
     seeds = _seeds(job, prompt_inputs.count)
     height, width = _size_px(pipe, job)
@@ -47,7 +49,7 @@ def check(pipe: Pipeline, job: Job) -> PreparedJob:
         samplers.make(job.scheduler, pipe.scheduler, job.num_inference_steps) for _ in seeds
     )
     samplers.check_eta(job.eta, own[0].name)
-    factor, dtype = pipe.vae_scale_factor, pipe.unet.dtype
+    factor, dtype = pipe.vae_scale_factor, model.unet_dtype
     shape = (len(seeds), pipe.unet.config.in_channels, height // factor, width // factor)
     latents = safetensors_io.read(job.latents, "latents", shape)
     if latents is not None:
@@ -58,13 +60,13 @@ def check(pipe: Pipeline, job: Job) -> PreparedJob:
 
 
 def image_states(
-    pipe: Pipeline,
+    model: LoadedModel,
     prepared: PreparedJob,
     encoded: Mapping[prompts.EncoderInput, torch.Tensor],
 ) -> list[ImageState]:
     """One state for each image, prompt by prompt; initial latents are drawn as diffusers does."""
-    inputs, job = prepared.prompt_inputs, prepared.job
-    device, dtype = device_of(pipe), pipe.unet.dtype
+    inputs, job, pipe = prepared.prompt_inputs, prepared.job, model.pipeline
+    device, dtype = torch.device(model.device), dtype_of(pipe)
     embeds = _embeds(inputs.embeds, inputs.texts, encoded)
     negatives = None
     if inputs.negative_texts is not None:
@@ -87,6 +89,7 @@ def image_states(
                 bucket=bucket,
                 sampler=sampler,
                 generator=generator,
+                unet_dtype=str(model.unet_dtype).removeprefix("torch."),
                 latents=latents * sampler.scheduler.init_noise_sigma,
                 embeds=embeds[prompt].to(device, dtype),
                 negative_embeds=None if negatives is None else negatives[prompt].to(device, dtype),

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from worker.engine import safetensors_io
 from worker.engine.job import refusal
 from worker.engine.lora_scale import lora_scaled
-from worker.engine.pipeline import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from worker.engine.job import Job
+    from worker.engine.model_loader import LoadedModel
     from worker.engine.pipeline import Pipeline
 
 
@@ -90,15 +90,15 @@ def check_range(where: str, values: torch.Tensor, dtype: torch.dtype) -> None:
         raise refusal(where, f"holds values that {dtype} does not reach", str(dtype))
 
 
-def encode(pipe: Pipeline, texts: Sequence[EncoderInput]) -> dict[EncoderInput, torch.Tensor]:
+def encode(model: LoadedModel, texts: Sequence[EncoderInput]) -> dict[EncoderInput, torch.Tensor]:
     """Embeddings (tokens, width) of each text; one encoder call per LoRA scale and length."""
     found: dict[EncoderInput, torch.Tensor] = {}
     groups: dict[tuple[float | None, int | None], list[EncoderInput]] = {}
     for text in dict.fromkeys(texts):
         groups.setdefault((text.lora_scale, text.tokens), []).append(text)
     for (scale, _), group in groups.items():
-        with lora_scaled(pipe.text_encoder, scale):
-            found |= zip(group, _encode_group(pipe, group), strict=True)
+        with lora_scaled(model.pipeline.text_encoder, scale):
+            found |= zip(group, _encode_group(model, group), strict=True)
     return found
 
 
@@ -108,8 +108,9 @@ def truncated(pipe: Pipeline, job: Job) -> tuple[str, ...]:
     return tuple(filter(None, (_cut_off(pipe, text) for text in used)))
 
 
-def _encode_group(pipe: Pipeline, texts: Sequence[EncoderInput]) -> list[torch.Tensor]:
-    encoder, device = pipe.text_encoder, device_of(pipe)
+def _encode_group(model: LoadedModel, texts: Sequence[EncoderInput]) -> list[torch.Tensor]:
+    pipe, device = model.pipeline, model.device
+    encoder = pipe.text_encoder
     tokens = pipe.tokenizer(
         pipe.maybe_convert_prompt([text.text for text in texts], pipe.tokenizer),
         padding="max_length",

@@ -66,7 +66,7 @@ class Runner:
 
     def check(self, job: Job) -> prepare.PreparedJob:
         """Validate a job against the model; raises `TaskFailedError`."""
-        return prepare.check(self.pipe, job)
+        return prepare.check(self.model, job)
 
     def encode(self, prepared: Sequence[prepare.PreparedJob]) -> list[list[ImageState]]:
         """The images of each job, new or resumed from a checkpoint; encodes all prompts at once."""
@@ -75,8 +75,8 @@ class Runner:
         for group in groups:
             with torch.inference_mode():
                 texts = [text for each in group for text in each.prompt_inputs.to_encode]
-                embeds = prompts.encode(self.pipe, texts)
-                encoded += [prepare.image_states(self.pipe, each, embeds) for each in group]
+                embeds = prompts.encode(self.model, texts)
+                encoded += [prepare.image_states(self.model, each, embeds) for each in group]
         # Not in inference mode, whose tensors a scheduler can't change in place in its `step`.
         return [
             images

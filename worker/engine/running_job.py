@@ -116,7 +116,14 @@ class RunningJob:
         name = self.images[0].sampler.name
         batch = round(self.jobs_in_calls / max(1, self.unet_calls), 2)
         return JobResult(
-            tuple(images), timing, name, batch, versions, self.truncated, self.resumed_from_step
+            tuple(images),
+            timing,
+            name,
+            batch,
+            versions,
+            self.images[0].unet_dtype,
+            self.truncated,
+            self.resumed_from_step,
         )
 
     def _draw(self, step: int, preview: Preview) -> Callable[[], str | None] | None:

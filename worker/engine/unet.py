@@ -88,6 +88,7 @@ class BatchedUnet:
         `decoder_bytes` of the device's memory are left free.
         """
         self._unet, self._compiled = model.pipeline.unet, model.compiled
+        self._dtype = model.unet_dtype
         self._device, self._on_cpu = device_of(model.pipeline), model.device == "cpu"
         self._format = torch.contiguous_format if self._on_cpu else torch.channels_last
         self._processor = SagAttnProcessor()
@@ -109,9 +110,9 @@ class BatchedUnet:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The UNet's output, and SAG's mask for the first `sag_rows` rows.
 
-        `noisy` (rows, c, h, w) and `embeds` (rows, tokens, width) give an output like `noisy` and a
-        mask (sag_rows, 1, h, w). Raises what the device raises; out of memory, it lowers the
-        capacity, which grows back when many calls have fitted.
+        `noisy` (rows, c, h, w) and `embeds` (rows, tokens, width) give an output of the shape of
+        `noisy` and a mask (sag_rows, 1, h, w), both in float32. Raises what the device raises; out
+        of memory, it lowers the capacity, which grows back when many calls have fitted.
         """
         rows, _, height, width = noisy.shape
         try:
@@ -161,6 +162,8 @@ class BatchedUnet:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Output, and the column sums (sag_rows, mid-block positions) or None without SAG rows."""
         rows, times = len(timesteps), self.to_device(timesteps)
+        noisy = noisy.to(self._dtype, memory_format=self._format)
+        embeds = embeds.to(self._dtype)
         if self._compiled:
             extra = next((n for n in COMPILED_ROWS if n >= rows), rows) - rows
             noisy, times, embeds = (
@@ -179,10 +182,10 @@ class BatchedUnet:
             capture_attention(self._unet, self._processor, captured_rows),
         ):
             output: torch.Tensor = self._unet(
-                noisy.to(self._unet.dtype, memory_format=self._format),
+                noisy,
                 times,
                 encoder_hidden_states=embeds,
                 return_dict=False,
             )[0]
             sums = self._processor.sums
-        return output[:rows], sums[:sag_rows] if sag_rows and sums is not None else None
+        return output[:rows].float(), sums[:sag_rows] if sag_rows and sums is not None else None

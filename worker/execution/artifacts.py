@@ -74,6 +74,7 @@ class Artifacts:
             parameters=_parameters_used(resolved, output),
             truncated=list(output.truncated),
             versions=output.versions,
+            dtype=output.dtype,
         )
         manifest = result.model_dump(mode="json") | {"task_id": claim.task_id}
         for image in manifest["images"]:
@@ -100,6 +101,7 @@ class Artifacts:
             "index": number,
             "seed": image.seed,
             "versions": output.versions,
+            "dtype": output.dtype,
         }
         data = image_files.encode(image, output_type, origin)
         key = self._storage.key(resolved.task_id, f"{number}.{ending}")
