@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from benchmarks.process import SideError
+
 if TYPE_CHECKING:
     from types import FrameType
 
@@ -53,6 +55,8 @@ def main() -> None:
         module.run(options.parse_args(sys.argv[2:]))
     except KeyboardInterrupt:
         sys.exit(130)
+    except SideError as error:
+        sys.exit(str(error))
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

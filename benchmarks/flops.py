@@ -14,7 +14,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import chart, model, record, report
+from benchmarks import chart, model, process, record, report
 from benchmarks import unet as unets
 from benchmarks.sides import Spread
 
@@ -67,20 +67,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure and save."""
-    with model.chosen(arguments) as chosen, torch.no_grad():
-        machine = record.machine(chosen.device)
+    with model.chosen(arguments) as chosen, process.start("the UNet", unets.load, chosen) as unet:
+        machine = process.once("torch", record.machine, chosen.device)
         edges = arguments.edges or (CPU_EDGES if chosen.device == "cpu" else GPU_EDGES)
         options = record.options(
-            runs=arguments.runs, edges=edges, latent_side=chosen.latent_side, dtype=chosen.dtype
+            runs=arguments.runs,
+            edges=edges,
+            latent_side=chosen.latent_side,
+            dtype=chosen.dtype,
         )
-        edge, peak_flop_s = _peak(chosen, edges, arguments.runs)
+        edge, peak_flop_s = process.once("the product", peak, chosen, edges, arguments.runs)
         print(f"peak: {peak_flop_s / 1e12:.4g} TFLOP/s at {edge} x {edge}")
-        unet = unets.load(chosen)
         points = []
         for rows in arguments.rows:
-            given = unets.inputs(chosen, unet, rows)
-            took_s = unets.seconds(partial(unet, *given), chosen.device, arguments.runs)
-            points.append(Point(rows, _flop(unet, given), took_s, peak_flop_s))
+            flop, took_s = unet.remote(_call)(chosen, rows, arguments.runs)
+            points.append(Point(rows, flop, took_s, peak_flop_s))
             print(points[-1].row())
     best = max(points, key=lambda point: point.share)
     result = record.Result(
@@ -97,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
     report.publish(result, _plot(result, points), arguments.out)
 
 
-def _peak(model: Model, edges: Sequence[int], runs: int) -> tuple[int, float]:
+def peak(model: Model, edges: Sequence[int], runs: int) -> tuple[int, float]:
     """The edge of the fastest product, and its FLOP/s: a multiplication and an addition are two."""
     found = {}
     for edge in edges:
@@ -109,7 +110,15 @@ def _peak(model: Model, edges: Sequence[int], runs: int) -> tuple[int, float]:
     return found[best], best
 
 
-def _flop(unet: Any, given: unets.Inputs) -> int:  # noqa: ANN401  # diffusers has no types
+@torch.no_grad()
+def _call(unet: Any, model: Model, rows: int, runs: int) -> tuple[int, float]:  # noqa: ANN401  # diffusers has no types
+    """FLOP and seconds of a call."""
+    given = unets.inputs(model, unet, rows)
+    took_s = unets.seconds(partial(unet, *given), model.device, runs)
+    return flop_of(unet, given), took_s
+
+
+def flop_of(unet: Any, given: unets.Inputs) -> int:  # noqa: ANN401  # diffusers has no types
     """Of one call, counted with attention spelt out: the counter knows no fused one on the CPU."""
     processors = dict(unet.attn_processors)
     unet.set_attn_processor(AttnProcessor())

@@ -1,17 +1,20 @@
 """How long a task waits that arrives when others are half-way: engine, and first come first served.
 
 Half-way is when half of the others' steps are done, all of them counted together. First come first
-served is upstream's pipeline, one task after the other, run for real: the newcomer goes last.
+served is upstream's pipeline, one task after the other, run for real: the newcomer goes last. Each
+side has a process of its own.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from benchmarks import bare, chart, model, record, report, tasks, upstream
+from benchmarks import chart, model, process, record, report, tasks
+from benchmarks.engine_side import EngineSide
 from benchmarks.scene import Scene, Wait
 from benchmarks.sides import Spread, alternate, ratio
+from benchmarks.upstream_side import UpstreamSide
 
 if TYPE_CHECKING:
     import argparse
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from benchmarks.bare import BareEngine
     from benchmarks.record import Cell, Result
     from benchmarks.tasks import Task
     from worker.engine.job import JobResult
@@ -39,14 +41,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure and save."""
-    with model.chosen(arguments) as chosen, bare.engine(chosen) as engine:
-        pipeline = upstream.load(chosen)
-        machine = record.machine(chosen.device)
-        for side in (partial(_engine, engine), partial(_queue, pipeline)):
+    with (
+        model.chosen(arguments) as chosen,
+        process.start("the engine", EngineSide, chosen) as engine,
+        process.start("upstream", UpstreamSide, chosen) as upstream,
+    ):
+        machine = process.once("torch", record.machine, chosen.device)
+        sides = [engine.remote(_engine), upstream.remote(_queue)]
+        for side in sides:
             side(tasks.make(arguments.others + 1, arguments, steps=2))
         given = tasks.make(arguments.others + 1, arguments)
-        sides = [partial(_engine, engine, given), partial(_queue, pipeline, given)]
-        waits = alternate(sides, arguments.repeats)
+        waits = alternate([partial(side, given) for side in sides], arguments.repeats)
     first = _ratio(waits, "first_step_s")
     end = _ratio(waits, "end_s")
     result = record.Result(
@@ -58,13 +63,15 @@ def run(arguments: argparse.Namespace) -> None:
         f"({end.low:.2f} to {end.high:.2f}).",
         model=chosen.name,
         machine=machine,
-        options=record.options(**tasks.described(arguments), repeats=arguments.repeats),
+        options=record.options(
+            **tasks.described(arguments), dtype=arguments.dtype, repeats=arguments.repeats
+        ),
         rows=[_row(side, each) for side, each in zip(SIDES, waits, strict=True)],
     )
     report.publish(result, _plot(result, waits, [first, end]), arguments.out)
 
 
-def _engine(engine: BareEngine, given: Sequence[Task]) -> Wait:
+def _engine(engine: EngineSide, given: Sequence[Task]) -> Wait:
     """All but the last are submitted at once, the last when they are half-way."""
     *others, newcomer = given
     scene = Scene(others)
@@ -89,7 +96,7 @@ def _other_stepped(scene: Scene, seed: int, _: Step) -> None:
     scene.other_stepped(seed)
 
 
-def _queue(pipeline: Any, given: Sequence[Task]) -> Wait:  # noqa: ANN401  # a diffusers pipeline
+def _queue(upstream: UpstreamSide, given: Sequence[Task]) -> Wait:
     """One after the other; the last arrives on the way, but its turn comes at the end."""
     *others, newcomer = given
     scene = Scene(others)
@@ -100,9 +107,9 @@ def _queue(pipeline: Any, given: Sequence[Task]) -> Wait:  # noqa: ANN401  # a d
             scene.arrive()
 
     for other in others:
-        upstream.pictures(pipeline, [other], partial(stepped, other.seed))
+        upstream.pictures([other], partial(stepped, other.seed))
         scene.other_ended()
-    upstream.pictures(pipeline, [newcomer], scene.stepped)
+    upstream.pictures([newcomer], scene.stepped)
     scene.ended()
     return scene.wait()
 

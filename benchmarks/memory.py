@@ -1,14 +1,14 @@
 """Peak memory against rows in one UNet call, on top of the weights.
 
 On a GPU it is what torch allocates (`max_memory_allocated`); on the CPU the growth of the peak of
-resident memory, each point in a fresh process.
+resident memory. Each point is measured in a fresh process.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from benchmarks import chart, model, peak, record, report
+from benchmarks import chart, model, peak, process, record, report
 from benchmarks.sides import Spread
 
 if TYPE_CHECKING:
@@ -35,12 +35,15 @@ def run(arguments: argparse.Namespace) -> None:
     """Measure and save."""
     found: dict[int, Spread] = {}
     with model.chosen(arguments) as chosen:
-        machine = record.machine(chosen.device)
+        machine = process.once("torch", record.machine, chosen.device)
         options = record.options(
             repeats=arguments.repeats, latent_side=chosen.latent_side, dtype=chosen.dtype
         )
         for rows in arguments.rows:
-            grown = [peak.growth_bytes(chosen, rows) for _ in range(arguments.repeats)]
+            grown = [
+                process.once(f"{rows} rows", peak.growth_bytes, chosen, rows)
+                for _ in range(arguments.repeats)
+            ]
             if None in grown:
                 print(f"{rows} rows: not enough memory")
                 break

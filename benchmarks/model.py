@@ -1,4 +1,4 @@
-"""Which model a benchmark runs, where and in which precision."""
+"""Which model a benchmark runs, where and in which precision. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-import diffusers
-import torch
-import transformers
-
-from worker.config.models import SHIPPED_MODEL, ModelSpec
+from benchmarks import process
+from worker.config.models import SHIPPED_MODEL, Dtype, ModelSpec
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
+
+    import torch
 
 
 @dataclass(frozen=True)
@@ -29,16 +28,27 @@ class Model:
     device: str
     #: Pixels; None is the model's own.
     size_px: int | None
+    #: Of the engine, the daemon, and a UNet that is measured alone.
+    engine_dtype: Dtype = "auto"
+
+    @property
+    def usual_dtype(self) -> str:
+        """In which upstream's pipeline is run: float32 on the CPU, float16 on a GPU."""
+        return "float32" if self.device == "cpu" else "float16"
 
     @property
     def dtype(self) -> torch.dtype:
-        """As the engine's own `auto`: float32 on the CPU, float16 on a GPU."""
-        return torch.float32 if self.device == "cpu" else torch.float16
+        """Of a UNet that is measured alone."""
+        import torch  # noqa: PLC0415  # the parent of the sides loads none
+
+        auto = self.engine_dtype == "auto"
+        dtype: torch.dtype = getattr(torch, self.usual_dtype if auto else self.engine_dtype)
+        return dtype
 
     @property
     def spec(self) -> ModelSpec:
         """For the engine and the daemon."""
-        return ModelSpec(path=str(self.path), safety_checker=False)
+        return ModelSpec(path=str(self.path), dtype=self.engine_dtype, safety_checker=False)
 
     @property
     def tokens(self) -> int:
@@ -72,31 +82,57 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", help="cpu or cuda; cpu unless set, but cuda for --sd15 at its full size"
     )
+    parser.add_argument(
+        "--dtype",
+        choices=get_args(Dtype),
+        default="auto",
+        help="precision of our side; the others have float32 on the CPU, float16 on a GPU",
+    )
 
 
 @contextmanager
 def chosen(arguments: argparse.Namespace) -> Iterator[Model]:
     """The model of the options; that of `--sd15` is built in a folder that goes again."""
-    for library in (diffusers.utils.logging, transformers.utils.logging):
-        library.disable_progress_bar()
-        library.set_verbosity_error()
     full = arguments.sd15 and arguments.scale == 1
     device = arguments.device or ("cuda" if full else "cpu")
     if full and device == "cpu":
         message = "--sd15 needs a GPU; --scale 8 makes a small one for the CPU"
         raise SystemExit(message)
-    if device != "cpu" and not torch.cuda.is_available():
+    if device != "cpu" and not process.once("torch", _has_cuda):
         message = "torch finds no CUDA device here"
         raise SystemExit(message)
     if not arguments.sd15:
-        yield Model("tiny-shapes", SHIPPED_MODEL, device, arguments.size_px)
+        yield Model("tiny-shapes", SHIPPED_MODEL, device, arguments.size_px, arguments.dtype)
         return
-    from benchmarks import sd15  # noqa: PLC0415  # only this model needs diffusers' classes
-
     name = "Stable Diffusion 1.5's configuration, random weights"
     if arguments.scale > 1:
         name += f", widths / {arguments.scale}"
     with tempfile.TemporaryDirectory(prefix="sag-benchmark-") as folder:
-        model = Model(name, Path(folder), device, arguments.size_px)
-        sd15.build(model.path, arguments.scale, model.dtype)
+        model = Model(name, Path(folder), device, arguments.size_px, arguments.dtype)
+        process.once("the model", _build, model, arguments.scale)
         yield model
+
+
+def silence_libraries() -> None:
+    """No progress bars and no warnings of diffusers and transformers in this process."""
+    import diffusers  # noqa: PLC0415  # as above: they bring torch
+    import transformers  # noqa: PLC0415  # as above
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+
+
+def _has_cuda() -> bool:
+    import torch  # noqa: PLC0415  # as above
+
+    return torch.cuda.is_available()
+
+
+def _build(model: Model, scale: int) -> None:
+    import torch  # noqa: PLC0415  # as above
+
+    silence_libraries()
+    from benchmarks import sd15  # noqa: PLC0415  # its import warns, too
+
+    sd15.build(model.path, scale, getattr(torch, model.usual_dtype))

@@ -141,6 +141,7 @@ def described(arguments: argparse.Namespace) -> dict[str, Cell]:
     """What was asked for, for the result of a comparison with the daemon."""
     return record.options(
         **tasks.described(arguments),
+        dtype=arguments.dtype,
         tasks=arguments.tasks,
         repeats=arguments.repeats,
         slots=arguments.slots,

@@ -29,6 +29,8 @@ class Task:
     #: Pixels; None is the model's own.
     height: int | None
     width: int | None
+    #: None is the model's own.
+    scheduler: str | None = None
 
     def request(self) -> dict[str, Any]:
         """For the client."""
@@ -51,7 +53,7 @@ class Task:
             seeds=(self.seed,),
             max_images=1,
             max_side_px=16_384,
-            scheduler=None,
+            scheduler=self.scheduler,
             output_type="png",
         )
 

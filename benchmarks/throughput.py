@@ -1,45 +1,41 @@
 """Images per second against the number of waiting tasks: the engine, and upstream's own loop.
 
-Both sides get the same tasks from the same model folder, and decode to PIL images. They take turns.
+Both sides get the same tasks from the same model folder, and decode to PIL images. They take turns,
+each in a process of its own.
 """
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import partial
-from statistics import mean
+from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks import bare, chart, model, record, report, tasks, upstream
+from benchmarks import chart, model, process, record, report, tasks
+from benchmarks.engine_side import EngineSide
 from benchmarks.sides import Spread, alternate, ratio
+from benchmarks.upstream_side import UpstreamSide
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from matplotlib.figure import Figure
 
-    from benchmarks.bare import BareEngine
     from benchmarks.model import Model
     from benchmarks.record import Cell, Result
     from benchmarks.tasks import Task
+    from benchmarks.turn import Turn
+
+    #: Sides by their names in `SIDES`.
+    Turns = Mapping[str, Callable[[Sequence[Task]], Turn]]
 
 #: Steps of the untimed run before, enough to meet every size of call.
 WARM_STEPS = 2
 SIDES = {"engine": "the engine", "loop": "upstream, a loop", "one_call": "upstream, one call"}
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One side's pictures, and how fast they came."""
-
-    images_per_s: float
-    images: list[Any]
-    #: Mean number of jobs in a step; None for upstream.
-    batch: float | None
 
 
 @dataclass(frozen=True)
@@ -61,6 +57,12 @@ class Point:
         cells |= ratio(self.speeds("engine"), self.speeds("loop")).cells("ratio")
         last = {side: turns[-1] for side, turns in self.turns.items()}
         cells["jobs_in_a_step"] = last["engine"].batch
+        host_ms = [
+            turn.host_ms_a_round
+            for turn in self.turns["engine"]
+            if turn.host_ms_a_round is not None
+        ]
+        cells["host_ms_a_round"] = record.rounded(median(host_ms)) if host_ms else None
         pairs = zip(last["engine"].images, last["loop"].images, strict=True)
         cells["difference_of_255"] = record.rounded(mean(_difference(*pair) for pair in pairs))
         return cells
@@ -73,25 +75,46 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--one-call", action="store_true", help="also upstream given all prompts in one call"
     )
+    parser.add_argument(
+        "--samplers",
+        nargs="+",
+        metavar="NAME",
+        help="schedulers of the engine's tasks, in turn; the model's own unless set. Upstream, "
+        "which does not run them all, keeps the model's own",
+    )
     tasks.add_options(parser)
     model.add_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure and save."""
-    with model.chosen(arguments) as chosen, bare.engine(chosen) as engine:
-        pipeline = upstream.load(chosen)
-        machine = record.machine(chosen.device)
-        points = [_point(engine, pipeline, count, arguments) for count in arguments.tasks]
-        result = _result(points, chosen, machine, arguments)
+    with ExitStack() as stack:
+        chosen = stack.enter_context(model.chosen(arguments))
+        machine = process.once("torch", record.machine, chosen.device)
+        engine = stack.enter_context(process.start("the engine", EngineSide, chosen))
+        loop = stack.enter_context(process.start("upstream's loop", UpstreamSide, chosen))
+        turn = engine.remote(EngineSide.turn)
+        sides: dict[str, Callable[[Sequence[Task]], Turn]] = {
+            "engine": lambda given: turn(_sampled(given, arguments)),
+            "loop": loop.remote(UpstreamSide.loop),
+        }
+        if arguments.one_call:
+            one = stack.enter_context(process.start("upstream's one call", UpstreamSide, chosen))
+            sides["one_call"] = one.remote(UpstreamSide.one_call)
+        points = [_point(sides, count, arguments) for count in arguments.tasks]
+        options = record.options(
+            **tasks.described(arguments),
+            samplers=arguments.samplers,
+            dtype=f"{arguments.dtype} ({engine.remote(EngineSide.unet_dtype)()})",
+            repeats=arguments.repeats,
+        )
+    name = "throughput-sd15" if arguments.sd15 else "throughput"
+    result = _result(name, points, chosen, machine, options)
     report.publish(result, _plot(result, points), arguments.out)
 
 
-def _point(engine: BareEngine, pipeline: Any, count: int, arguments: argparse.Namespace) -> Point:  # noqa: ANN401  # a diffusers pipeline
+def _point(sides: Turns, count: int, arguments: argparse.Namespace) -> Point:
     """The sides in turns, after a short untimed run of each at the same sizes."""
-    sides = {"engine": partial(_engine, engine), "loop": partial(_loop, pipeline)}
-    if arguments.one_call:
-        sides["one_call"] = partial(_one_call, pipeline)
     for side in sides.values():
         side(tasks.make(count, arguments, steps=WARM_STEPS))
     given = tasks.make(count, arguments)
@@ -101,24 +124,12 @@ def _point(engine: BareEngine, pipeline: Any, count: int, arguments: argparse.Na
     return point
 
 
-def _engine(engine: BareEngine, given: Sequence[Task]) -> Turn:
-    began_s = time.perf_counter()
-    results = engine.results(given)
-    speed = len(given) / (time.perf_counter() - began_s)
-    images = [result.images[0].pixels for result in results]
-    return Turn(speed, images, record.rounded(mean(result.batch for result in results)))
-
-
-def _loop(pipeline: Any, given: Sequence[Task]) -> Turn:  # noqa: ANN401  # a diffusers pipeline
-    began_s = time.perf_counter()
-    images = [upstream.pictures(pipeline, [task])[0] for task in given]
-    return Turn(len(given) / (time.perf_counter() - began_s), images, None)
-
-
-def _one_call(pipeline: Any, given: Sequence[Task]) -> Turn:  # noqa: ANN401  # a diffusers pipeline
-    began_s = time.perf_counter()
-    images = upstream.pictures(pipeline, given)
-    return Turn(len(given) / (time.perf_counter() - began_s), images, None)
+def _sampled(given: Sequence[Task], arguments: argparse.Namespace) -> list[Task]:
+    """The tasks with the schedulers of `--samplers` in turn."""
+    names = arguments.samplers or [None]
+    return [
+        replace(task, scheduler=names[number % len(names)]) for number, task in enumerate(given)
+    ]
 
 
 def _difference(one: Any, other: Any) -> float:  # noqa: ANN401  # images
@@ -127,20 +138,23 @@ def _difference(one: Any, other: Any) -> float:  # noqa: ANN401  # images
 
 
 def _result(
-    points: Sequence[Point], chosen: Model, machine: record.Machine, arguments: argparse.Namespace
+    name: str,
+    points: Sequence[Point],
+    chosen: Model,
+    machine: record.Machine,
+    options: dict[str, Cell],
 ) -> Result:
     most = max(points, key=lambda point: point.tasks)
     against = ratio(most.speeds("engine"), most.speeds("loop"))
-    name = "throughput-sd15" if arguments.sd15 else "throughput"
     return record.Result(
         name=name,
         title="Images per second against waiting tasks",
         headline=f"With {most.tasks} waiting tasks the engine makes {against.median:.2f} times as "
         f"many images per second as a loop over upstream's pipeline ({against.low:.2f} to "
-        f"{against.high:.2f} in {arguments.repeats} turns).",
+        f"{against.high:.2f} in {options['repeats']} turns).",
         model=chosen.name,
         machine=machine,
-        options=record.options(**tasks.described(arguments), repeats=arguments.repeats),
+        options=options,
         rows=[point.row() for point in points],
     )
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import UNet2DConditionModel
 
+from benchmarks import model as models
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -19,6 +21,7 @@ Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 def load(model: Model) -> Any:  # noqa: ANN401  # diffusers has no types
     """The model's UNet on its device."""
+    models.silence_libraries()
     unet = UNet2DConditionModel.from_pretrained(
         model.path / "unet", dtype=model.dtype, use_safetensors=True, local_files_only=True
     )

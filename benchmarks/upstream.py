@@ -20,7 +20,7 @@ def load(model: Model) -> Any:  # noqa: ANN401  # a diffusers pipeline
     """The pipeline, resident on the device."""
     pipeline = StableDiffusionSAGPipeline.from_pretrained(
         str(model.path),
-        dtype=model.dtype,
+        dtype=getattr(torch, model.usual_dtype),
         safety_checker=None,
         requires_safety_checker=False,
         use_safetensors=True,

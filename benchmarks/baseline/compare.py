@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from celery import Celery
 from celery.exceptions import TimeoutError as ResultTimeout
 
-from benchmarks import chart, model, record, report, service, tasks
+from benchmarks import chart, model, process, record, report, service, tasks
 from benchmarks.sides import Spread, alternate, ratio
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
         service.daemon(servers, chosen, arguments) as daemon,
         by_hand(servers, chosen) as baseline,
     ):
-        machine = record.machine(chosen.device)
+        machine = process.once("torch", record.machine, chosen.device)
         for side in (daemon.results, baseline.results):
             side(tasks.make(1, arguments))  # loads the model
         given = tasks.make(arguments.tasks, arguments)
