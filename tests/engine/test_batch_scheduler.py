@@ -72,7 +72,12 @@ def test_a_plan_is_a_call(rounds: list[list[Candidate]], limit_rows: int) -> Non
 def test_the_limit_is_asked_for_two_and_more(waiting: list[Candidate]) -> None:
     """Not for a candidate that is alone in its bucket: it is taken whatever the limit is."""
     asked: list[Bucket] = []
-    plan = Scheduler().plan(waiting, lambda bucket: asked.append(bucket) or 64)
+
+    def limit(bucket: Bucket) -> int:
+        asked.append(bucket)
+        return 64
+
+    plan = Scheduler().plan(waiting, limit)
     alone = sum(each.bucket == plan[0].bucket for each in waiting) == 1 if plan else True
     assert asked == ([] if alone else [plan[0].bucket])
 
