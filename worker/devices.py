@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: How CUDA numbers GPUs, and the order of NVML and `nvidia-smi`; CUDA's own default puts the
+#: fastest first, so that its indices differ from theirs where the GPUs do.
+ORDER, PCI_ORDER = "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
 #: Longest wait for the driver, in seconds.
 DRIVER_TIMEOUT_S = 30.0
 _CPU_FILE = Path("/proc/cpuinfo")
@@ -50,6 +53,24 @@ class Gpu:
     def label(self) -> str:
         """Name of a worker process on the device."""
         return f"gpu{self.index}" + ("" if self.mig_index is None else f"-mig{self.mig_index}")
+
+
+def use_pci_order(device: str) -> None:
+    """Make CUDA number the GPUs as NVML does; call it before CUDA is initialised.
+
+    Raises `ValueError` where the environment sets another order and an index names a GPU: `device`
+    (`cuda`, `cuda:1`) or one in `CUDA_VISIBLE_DEVICES`. UUIDs mean the same in every order.
+    """
+    order = os.environ.setdefault(ORDER, PCI_ORDER)
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+    if order == PCI_ORDER or device == "cpu" or names.startswith(("GPU-", "MIG-")):
+        return
+    if names or device != "auto":
+        message = (
+            f"{ORDER}={order} is not supported with indices of GPUs, which are those of nvidia-smi"
+            f" here: unset it, or name the GPUs in CUDA_VISIBLE_DEVICES by UUID (nvidia-smi -L)"
+        )
+        raise ValueError(message)
 
 
 def list_gpus() -> list[Gpu]:

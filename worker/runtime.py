@@ -100,6 +100,7 @@ class WorkerProcess:
         replies = CeleryReplies(settings.reply_to, broker_url)
         self._pusher = Pusher(record.pushes, replies, webhooks, settings.push_retry_s)
         self._publisher = EventPublisher(record, CeleryState(store))
+        devices.use_pci_order(settings.device)
         self._device = devices.resolve(settings.device)
         self._engine = Engine(
             settings.specs,

@@ -62,3 +62,49 @@ def test_settings_are_read_when_the_application_is_asked_for() -> None:
     )
     assert done.returncode != 0
     assert "slots" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["health", "--help"]])
+def test_help_loads_no_engine(arguments: list[str]) -> None:
+    """`sag-worker --help` and that of `run`, which starts the rest, load nothing heavy."""
+    program = (
+        "import json, sys\n"
+        f"sys.argv = {['sag-worker', *arguments]!r}\n"
+        "from worker.cli.main import main\n"
+        "try:\n"
+        "    main()\n"
+        "finally:\n"
+        "    print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert not set(json.loads(done.stdout.splitlines()[-1])) & (HEAVY | {"celery"})
+
+
+@pytest.mark.slow  # it imports torch
+def test_the_engine_imports_what_it_uses() -> None:
+    """No other framework, no training, no pictures of plots, and none of the deprecated pipelines.
+
+    Nor does an import make a pool of threads: the fork server imports all of this.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", ENGINE], capture_output=True, text=True, check=True,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+    )  # fmt: skip
+    threads, names = json.loads(done.stdout)
+    unused = {
+        "tensorflow", "jax", "flax", "matplotlib", "pandas", "datasets", "torchvision", "celery",
+        "diffusers.pipelines.stable_diffusion_sag",
+        "diffusers.pipelines.stable_diffusion_xl", "torch._inductor.compile_fx", "triton",
+    }  # fmt: skip
+    assert sorted(unused & set(names)) == []
+    assert threads == 1
+
+
+ENGINE = """
+import importlib, json, os, sys
+for name in ("model_loader", "runner", "warmup"):
+    importlib.import_module(f"worker.engine.{name}")
+print(json.dumps([len(os.listdir("/proc/self/task")), sorted(sys.modules)]))
+"""

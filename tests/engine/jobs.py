@@ -46,7 +46,7 @@ class Rounds:
     def __init__(
         self,
         spec: ModelSpec = SPEC,
-        max_batch_rows: int = 64,
+        max_batch_rows: int | None = 64,
         model: LoadedModel | None = None,
         aliases: tuple[str, ...] = ("default",),
         max_models: int = 1,

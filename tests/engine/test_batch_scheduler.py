@@ -68,6 +68,21 @@ def test_a_plan_is_a_call(rounds: list[list[Candidate]], limit_rows: int) -> Non
 
 
 @PURE
+@given(waiting=candidates())
+def test_the_limit_is_asked_for_two_and_more(waiting: list[Candidate]) -> None:
+    """Not for a candidate that is alone in its bucket: it is taken whatever the limit is."""
+    asked: list[Bucket] = []
+
+    def limit(bucket: Bucket) -> int:
+        asked.append(bucket)
+        return 64
+
+    plan = Scheduler().plan(waiting, limit)
+    alone = sum(each.bucket == plan[0].bucket for each in waiting) == 1 if plan else True
+    assert asked == ([] if alone else [plan[0].bucket])
+
+
+@PURE
 @given(waiting=candidates(), limit_rows=st.integers(1, 12))
 def test_a_call_is_as_full_as_those_before_allow(waiting: list[Candidate], limit_rows: int) -> None:
     """A candidate that is left out does not fit beside those that go before it.

@@ -179,5 +179,14 @@ def test_numbers_are_those_of_the_weights(whole: Path) -> None:
         part: sum(each.numel() for each in getattr(pipe, part).state_dict().values())
         for part in ("unet", "vae", "text_encoder")
     }
-    assert inspect(SHIPPED_MODEL, safety_checker=False).parameters == counted
+    found = inspect(SHIPPED_MODEL, safety_checker=False)
+    assert found.parameters == counted
+    assert found.largest_layers == {
+        part: max(
+            sum(each.numel() for each in layer.state_dict().values())
+            for layer in getattr(pipe, part).modules()
+            if not list(layer.children())
+        )
+        for part in counted
+    }
     assert counted.items() < inspect(whole, safety_checker=False).parameters.items()

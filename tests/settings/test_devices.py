@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 
 import pynvml
@@ -14,11 +15,14 @@ from hypothesis import strategies as st
 from tests.settings import nvml
 from tests.settings.nvml import H100, Device, Driver
 from worker import devices
+from worker.app import create_app
+from worker.cli import main
 from worker.config.settings import Settings
 from worker.devices import Gpu
 from worker.doctor import servers
 from worker.doctor.checks import check_memory, check_models, run_checks
-from worker.engine.model_files import weights_bytes
+from worker.engine.model_files import ModelFiles
+from worker.supervisor import supervisor
 from worker.supervisor.supervisor import worker_environments
 
 TWO = (Device("GPU-aaaa"), Device("GPU-bbbb", free_mib=12))
@@ -39,6 +43,7 @@ MIXED = (Device("GPU-aaaa"), Device("GPU-bbbb", instances=INSTANCES), Device("GP
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     """The machine's driver; none until the test gives it GPUs."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv(devices.ORDER, devices.PCI_ORDER)  # so that what is set is undone
     made = Driver()
     made.install(monkeypatch)
     return made
@@ -312,7 +317,8 @@ def test_memory_that_the_driver_does_not_report(driver: Driver) -> None:
     """A GPU that shares the host's memory reports none, and is used all the same."""
     driver.has(Device("GPU-aaaa", "NVIDIA GB10", memory_mib=None))
     assert worker_environments("auto", []) == {"gpu0": FIRST}
-    found = check_memory("model x", {"unet": 2**40}, "auto", "none", devices.list_gpus()[0])
+    files = ModelFiles(parameters={"unet": 2**40})
+    found = check_memory("model x", files, "auto", "none", devices.list_gpus()[0])
     assert found.ok
     assert "not compared" in found.found
 
@@ -327,8 +333,11 @@ def test_doctor_compares_with_the_smallest_gpu_that_is_used(driver: Driver) -> N
 
     assert [text.partition(";")[2] for text in found("auto")] == [" NVIDIA T4 has 1 MiB, 1 free"]
     (second,) = found("cuda:1")
-    assert second.startswith("6 MiB of weights at once in float16; NVIDIA H100 80GB HBM3 has 81559")
-    assert found("cpu") == found("auto", "sequential") == found("cuda:9") == []
+    assert second.startswith(
+        "6 MiB of weights at once in float16, 9 MiB in all; NVIDIA H100 80GB HBM3 has 81559"
+    )
+    assert found("auto", "sequential")[0].startswith("1 MiB of weights at once in float16")
+    assert found("cpu") == found("cuda:9") == []
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda:1", "cpu"])
@@ -354,35 +363,119 @@ def test_doctor_asks_the_driver_once(
 @pytest.mark.parametrize(
     ("offload", "total_mib", "free_mib", "ok", "words"),
     [
-        ("model", 2000, 2000, True, "1639 MiB of weights at once in float16"),
-        ("auto", 2000, 2000, True, "1639 MiB"),
+        ("model", 2000, 2000, True, "1639 MiB of weights at once in float16, 2034 MiB in all"),
+        ("model", 2000, 2000, True, "all parts do not fit together"),
+        ("auto", 2100, 2100, True, "all parts fit together"),
+        ("auto", 2100, 2000, True, "all parts do not fit together"),
         ("model", 1638, 1638, False, "SAG_OFFLOAD=sequential"),
         ("model", 2000, 1638, True, "too little free memory"),
         ("none", 1900, 1900, False, "SAG_OFFLOAD=model"),
-        ("none", 2100, 2100, True, "2034 MiB"),
+        ("none", 2100, 2100, True, "2034 MiB of weights at once in float16;"),
+        ("sequential", 100, 100, True, "72 MiB of weights at once in float16, 2034 MiB in all"),
+        ("sequential", 71, 71, False, "a GPU with more memory"),
     ],
 )
 def test_weights_must_fit_into_a_gpu(
     offload: str, total_mib: int, free_mib: int, ok: bool, words: str
 ) -> None:
-    """The largest part of a model, or all parts without offload; free memory is only mentioned.
+    """The least that a mode of offload needs at once; free memory is only mentioned.
 
-    The numbers are those of Stable Diffusion 1.5.
+    Whether all parts fit together is said as well: then offload needs not move them. The numbers
+    are those of Stable Diffusion 1.5; its largest layer is the vocabulary.
     """
-    parameters = {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
+    files = ModelFiles(
+        parameters={"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
+        largest_layers={"unet": 29_492_480, "vae": 2_359_808, "text_encoder": 37_945_344},
+    )
     gpu = Gpu(0, "", "T", total_mib, free_mib)
-    found = check_memory("model x", parameters, "auto", offload, gpu)
+    found = check_memory("model x", files, "auto", offload, gpu)
     assert found.ok is ok
     assert words in found.found + found.fix
     assert ("too little free" in found.found) == (words == "too little free memory")
 
 
 def test_the_size_of_weights_follows_their_precision() -> None:
-    """Four bytes a parameter in float32; layer by layer they are never on the GPU as a whole."""
-    parameters = {"unet": 10, "vae": 5}
-    assert weights_bytes(parameters, "float32", "none") == 60
-    assert weights_bytes(parameters, "bfloat16", "model") == 20
-    assert weights_bytes(parameters, "float16", "sequential") == 0
+    """Four bytes a parameter in float32; a safety checker is on the GPU beside what is moved."""
+    files = ModelFiles(
+        parameters={"unet": 10, "vae": 5, "safety_checker": 7},
+        largest_layers={"unet": 3, "vae": 4, "safety_checker": 6},
+    )
+    assert files.weights_bytes("float32", "none") == 88
+    assert files.weights_bytes("bfloat16", "model") == 34
+    assert files.weights_bytes("float16", "sequential") == 22
+
+
+@pytest.mark.slow  # it imports torch
+def test_diffusers_offloads_all_but_the_safety_checker() -> None:
+    """What doctor counts as staying on the GPU is what diffusers leaves there."""
+    from diffusers import StableDiffusionPipeline
+
+    assert StableDiffusionPipeline._exclude_from_cpu_offload == ["safety_checker"]
+    assert StableDiffusionPipeline.model_cpu_offload_seq == "text_encoder->image_encoder->unet->vae"
+
+
+PINNED = {"CUDA_VISIBLE_DEVICES": "GPU-aaaa"}
+
+
+@pytest.mark.parametrize(
+    ("device", "environment", "is_refused"),
+    [
+        ("auto", {}, False),
+        ("cuda:1", {}, True),
+        ("cuda", {}, True),
+        ("cpu", {"CUDA_VISIBLE_DEVICES": "1,0"}, False),
+        ("auto", {"CUDA_VISIBLE_DEVICES": "1,0"}, True),
+        ("auto", {"CUDA_VISIBLE_DEVICES": ""}, False),
+        ("auto", PINNED, False),
+        ("cuda:0", PINNED, False),
+        ("cuda:0", {"CUDA_VISIBLE_DEVICES": "MIG-1111"}, False),
+    ],
+)
+def test_indices_are_those_of_nvidia_smi(
+    monkeypatch: pytest.MonkeyPatch, device: str, environment: dict[str, str], is_refused: bool
+) -> None:
+    """CUDA is told to number GPUs in PCI order; another order is refused where an index counts."""
+    monkeypatch.delenv(devices.ORDER, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    devices.use_pci_order(device)
+    assert os.environ[devices.ORDER] == "PCI_BUS_ID"
+    devices.use_pci_order(device)
+    monkeypatch.setenv(devices.ORDER, "FASTEST_FIRST")
+    if is_refused:
+        with pytest.raises(ValueError, match=r"FASTEST_FIRST is not supported.*UUID"):
+            devices.use_pci_order(device)
+    else:
+        devices.use_pci_order(device)
+    assert os.environ[devices.ORDER] == "FASTEST_FIRST"
+
+
+def test_every_way_in_sets_the_order(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`run`, which its fork server and workers inherit, a worker process alone, and `doctor`."""
+    driver.has(*TWO)
+    monkeypatch.setattr(servers, "check_redis", lambda _: [])
+    monkeypatch.setattr(servers, "check_s3", lambda _: [])
+    monkeypatch.setattr(supervisor, "run", lambda *_: 0)
+
+    def run() -> None:
+        with pytest.raises(SystemExit):
+            main.run()
+
+    def doctor() -> None:
+        assert list(run_checks(Settings()))
+
+    for way in (run, lambda: create_app(Settings(device="cuda:1")), doctor):
+        monkeypatch.delenv(devices.ORDER, raising=False)
+        way()
+        assert os.environ[devices.ORDER] == "PCI_BUS_ID"
+    monkeypatch.setenv(devices.ORDER, "FASTEST_FIRST")
+    found = {each.what: each for each in run_checks(Settings(device="cuda:1"))}
+    assert not found["device"].ok
+    assert "FASTEST_FIRST" in found["device"].found
+    with pytest.raises(SystemExit):
+        main.run(device="cuda:1")
+    with pytest.raises(ValueError, match="FASTEST_FIRST"):
+        create_app(Settings(device="cuda:1"))
 
 
 @pytest.mark.parametrize(

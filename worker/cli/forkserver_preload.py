@@ -11,6 +11,8 @@ import importlib
 from worker.supervisor import child_process
 
 child_process.become_fork_server()
+# What is imported stays: to look for garbage meanwhile would take 1.5 s more than the 7.5 without.
+gc.disable()
 for _name in (
     "celery.bin.celery",
     "celery.apps.worker",
@@ -27,3 +29,4 @@ for _name in (
 # thirds of the memory.
 gc.collect()
 gc.freeze()
+gc.enable()

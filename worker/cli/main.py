@@ -47,13 +47,14 @@ def run(
         folder = tempfile.mkdtemp(prefix="sag-metrics-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-    from worker import metrics  # noqa: PLC0415  # see above
+    from worker import devices, metrics  # noqa: PLC0415  # see above
     from worker.supervisor import supervisor  # noqa: PLC0415  # see above
 
     if gpu and device not in (None, "auto"):
         fail("give --gpu or --device, not both", INVALID)
     chosen = device or settings.device
     try:
+        devices.use_pci_order("auto" if gpu else chosen)
         environments = supervisor.worker_environments(chosen, gpu or [], workers)
         if settings.metrics_port is not None:
             metrics.serve(settings.metrics_port)

@@ -15,11 +15,17 @@ from worker.doctor.hub import check_hub
 from worker.engine import model_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from worker.config.models import ModelSpec
     from worker.config.settings import Settings
 
+_MEMORY_FIX = {
+    "none": "set SAG_OFFLOAD=model, or use a GPU with more memory",
+    "model": "set SAG_OFFLOAD=sequential, or use a GPU with more memory",
+    "auto": "set SAG_OFFLOAD=sequential, or use a GPU with more memory",
+    "sequential": "use a GPU with more memory",
+}
 _MISSING_PATH_FIX = "set its path in SAG_MODELS to one on this machine, or to a hub id (owner/name)"
 
 
@@ -32,9 +38,10 @@ def run_checks(settings: Settings) -> Iterator[Finding]:
         return
     gpus: list[devices.Gpu] = []
     try:
+        devices.use_pci_order(settings.device)
         gpus = devices.list_gpus()
-    except RuntimeError as error:
-        fix = "repair the driver, or what CUDA_VISIBLE_DEVICES names"
+    except (RuntimeError, ValueError) as error:
+        fix = "repair the driver, or what CUDA_VISIBLE_DEVICES names and CUDA_DEVICE_ORDER means"
         yield Finding("device", ok=False, found=str(error), fix=fix)
     else:
         yield _check_device(settings, gpus)
@@ -80,8 +87,8 @@ def _check_model(
         found = f"{folder}: {'; '.join(files.faults) or 'every file is there'}"
         fix = "add the files, or set SAG_MODELS to a folder in diffusers' layout"
         yield Finding(what, ok=not files.faults, found=found, fix=fix)
-        if smallest is not None and not files.faults and offload != "sequential":
-            yield check_memory(what, files.parameters, spec.dtype, offload, smallest)
+        if smallest is not None and not files.faults:
+            yield check_memory(what, files, spec.dtype, offload, smallest)
     elif is_hub_id(spec.path):
         place = _hub_cache()
         free_gib = shutil.disk_usage(place).free / 2**30
@@ -123,12 +130,15 @@ def _smallest(device: str, gpus: Sequence[devices.Gpu]) -> devices.Gpu | None:
 
 
 def check_memory(
-    what: str, parameters: Mapping[str, int], dtype: str, offload: str, gpu: devices.Gpu
+    what: str, files: model_files.ModelFiles, dtype: str, offload: str, gpu: devices.Gpu
 ) -> Finding:
     """Compare a model's weights with a GPU's memory; too little free memory is only mentioned."""
     dtype = "float16" if dtype == "auto" else dtype
-    need_mib = model_files.weights_bytes(parameters, dtype, offload) / 2**20
+    need_mib = files.weights_bytes(dtype, offload) / 2**20
+    all_mib = files.weights_bytes(dtype, "none") / 2**20
     need = f"{need_mib:.0f} MiB of weights at once in {dtype}"
+    if offload != "none":
+        need += f", {all_mib:.0f} MiB in all"
     if gpu.memory_mib is None:
         found = f"{need}; {gpu.name} does not report its memory, so not compared"
         return Finding(f"{what} memory", ok=True, found=found)
@@ -136,7 +146,9 @@ def check_memory(
     found = f"{need}; {gpu.name} has {gpu.memory_mib} MiB, {free_mib} free"
     if free_mib < need_mib <= gpu.memory_mib:
         found += ": too little free memory, unless a running worker uses it"
-    smaller = "model" if offload == "none" else "sequential"
-    fix = f"set SAG_OFFLOAD={smaller}, or use a GPU with more memory"
-    ok = need_mib <= gpu.memory_mib
-    return Finding(f"{what} memory", ok=ok, found=found, fix=fix)
+    elif need_mib < all_mib and need_mib <= gpu.memory_mib:
+        fits = "fit" if all_mib <= free_mib else "do not fit"
+        found += f": all parts {fits} together, before what the calls need"
+    return Finding(
+        f"{what} memory", ok=need_mib <= gpu.memory_mib, found=found, fix=_MEMORY_FIX[offload]
+    )

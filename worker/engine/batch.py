@@ -131,7 +131,7 @@ class Batch:
             for index, image in enumerate(running.images)
             if not image.is_done
         }
-        plan = self._scheduler.plan(list(candidates), self._limit_rows)
+        plan = self._scheduler.plan(list(candidates), self._runners.limit_rows)
         self._call_or_halve([candidates[each] for each in plan], self._evaluate)
         if plan:
             self._runners.get(plan[0].bucket.model).unet.pace()
@@ -140,9 +140,6 @@ class Batch:
             self._active.remove(running)
             self._denoised.append(running)
         return bool(plan)
-
-    def _limit_rows(self, bucket: batch_scheduler.Bucket) -> int:
-        return self._runners.get(bucket.model).unet.capacity.limit(bucket.height, bucket.width)
 
     def _evaluate(self, parts: Sequence[tuple[RunningJob, ImageState]]) -> None:
         runner = self._runners.get(parts[0][0].job.model)

@@ -60,7 +60,8 @@ class Scheduler:
         """The candidates of the next call: all of one bucket, at most `limit(bucket)` rows.
 
         The bucket's oldest candidate is always taken, even when it alone exceeds the limit. Others
-        that do not fit are skipped; later ones that fit are taken. Empty without candidates.
+        that do not fit are skipped; later ones that fit are taken. Empty without candidates. For a
+        candidate alone the limit, which may have to be measured, is not asked.
         """
         if not candidates:
             return []
@@ -75,7 +76,8 @@ class Scheduler:
         )
         self._calls += 1
         self._served[bucket] = self._calls
-        return _fill([each for each in by_age if each.bucket == bucket], limit(bucket))
+        own = [each for each in by_age if each.bucket == bucket]
+        return own if len(own) == 1 else _fill(own, limit(bucket))
 
 
 def _fill(by_age: Sequence[Candidate], limit_rows: int) -> list[Candidate]:

@@ -61,7 +61,7 @@ class Engine:
     ) -> None:
         """Start nothing: the thread starts and a model is loaded with the first job.
 
-        `max_batch_rows` limits the rows of a UNet call; None measures them when a model is loaded.
+        `max_batch_rows` limits the rows of a UNet call; None measures them when images wait.
         A loading that takes longer than `load_timeout_s` counts as a device that hangs.
         """
         self.device = device

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from worker.config.models import ModelSpec
+    from worker.engine.batch_scheduler import Bucket
     from worker.engine.model_loader import LoadedModel
     from worker.engine.runner import Runner
 
@@ -40,7 +41,7 @@ class ModelCache:
         self._runners: dict[str, Runner] = {}
         #: Begin and end of the last loading of each model, on the monotonic clock.
         self._load_times_s: dict[str, tuple[float, float]] = {}
-        #: The model that is loaded now, and since when.
+        #: The model that is loaded or measured now, and since when.
         self._loading: tuple[str, float] | None = None
         #: End of the last loading, successful or not.
         self.load_ended_s = float("-inf")
@@ -67,6 +68,18 @@ class ModelCache:
         """Seconds of the model's loading that fall after `since_s`."""
         began_s, ended_s = self._load_times_s[alias]
         return max(0.0, ended_s - max(began_s, since_s))
+
+    def limit_rows(self, bucket: Bucket) -> int:
+        """Most rows of a UNet call; measured when first asked, which counts as loading."""
+        unet = self._runners[bucket.model].unet
+        if not unet.is_measured:
+            self._loading = bucket.model, time.perf_counter()
+            try:
+                unet.measure()
+            finally:
+                self.load_ended_s = time.perf_counter()
+                self._loading = None
+        return unet.capacity.limit(bucket.height, bucket.width)
 
     def offload_idle(self) -> None:
         """Move offloaded models off the device, when no job is left."""

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
 #: The parts that every Stable Diffusion model has.
@@ -33,6 +33,8 @@ _WEIGHTS = {
 }
 #: A tokenizer is stored in one file, or in these two.
 _TOKENIZER, _TOKENIZER_PARTS = "tokenizer.json", ("vocab.json", "merges.txt")
+#: The part that diffusers leaves on the GPU in any mode of offload.
+_STAYS = "safety_checker"
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
@@ -42,8 +44,21 @@ class ModelFiles:
 
     #: Files that are missing or cannot be read, each in words.
     faults: list[str] = field(default_factory=list)
-    #: Number of parameters of each part that has weights.
+    #: Number of parameters of each part that has weights, and of its largest layer.
     parameters: dict[str, int] = field(default_factory=dict)
+    largest_layers: dict[str, int] = field(default_factory=dict)
+
+    def weights_bytes(self, dtype: str, offload: str) -> int:
+        """Least size of the weights that are on the GPU at once, in bytes, without activations.
+
+        `none`: all parts. `model`, and `auto` where the others do not fit: the largest part.
+        `sequential`: the largest layer. diffusers leaves the safety checker on the GPU in any mode.
+        """
+        sizes = self.largest_layers if offload == "sequential" else self.parameters
+        if offload == "none":
+            return sum(sizes.values()) * _BYTES[dtype]
+        moved = [size for part, size in sizes.items() if part != _STAYS]
+        return (max(moved, default=0) + self.parameters.get(_STAYS, 0)) * _BYTES[dtype]
 
 
 def inspect(folder: Path, *, safety_checker: bool) -> ModelFiles:
@@ -68,17 +83,6 @@ def inspect(folder: Path, *, safety_checker: bool) -> ModelFiles:
     return found
 
 
-def weights_bytes(parameters: Mapping[str, int], dtype: str, offload: str) -> int:
-    """Return the size of the weights that are on the GPU at once, in bytes, without activations.
-
-    Offload `auto` counts as `model`, the least that it needs; `sequential`, layer by layer, as 0.
-    """
-    if offload == "sequential":
-        return 0
-    at_once = sum(parameters.values()) if offload == "none" else max(parameters.values(), default=0)
-    return at_once * _BYTES[dtype]
-
-
 def _part(folder: Path, part: str, found: ModelFiles) -> None:
     if part == "tokenizer":
         if not (folder / part / _TOKENIZER).is_file():
@@ -88,7 +92,11 @@ def _part(folder: Path, part: str, found: ModelFiles) -> None:
     _json(folder, f"{part}/{_CONFIGS.get(part, 'config.json')}")
     if part in _WEIGHTS:
         files = _weights(folder, f"{part}/{_WEIGHTS[part]}")
-        found.parameters[part] = sum(_count_parameters(folder, file) for file in files)
+        layers: Counter[str] = Counter()
+        for file in files:
+            layers.update(_layers(folder, file))
+        found.parameters[part] = layers.total()
+        found.largest_layers[part] = max(layers.values(), default=0)
 
 
 def _weights(folder: Path, file: str) -> list[str]:
@@ -103,15 +111,19 @@ def _weights(folder: Path, file: str) -> list[str]:
     return [_there(folder, f"{part}/{name}", f"but {index} names it") for name in sorted(names)]
 
 
-def _count_parameters(folder: Path, file: str) -> int:
-    """Return the number of parameters in a weight file; its header shows whether it is complete."""
+def _layers(folder: Path, file: str) -> Counter[str]:
+    """Return the parameters of each layer in a file; its header shows whether it is complete."""
     from safetensors import SafetensorError, safe_open  # noqa: PLC0415  # the worker extra
 
+    layers: Counter[str] = Counter()
     try:
         with safe_open(folder / file, "np") as weights:
-            return sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118  # no mapping
+            for name in weights.keys():  # noqa: SIM118  # no mapping
+                layer = name.rpartition(".")[0]
+                layers[layer] += math.prod(weights.get_slice(name).get_shape())
     except (SafetensorError, OSError) as error:
         raise ModelLoadError(f"{file} is not complete: {error}") from error
+    return layers
 
 
 def _json(folder: Path, file: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ wait for the device on the side thread.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 import accelerate
@@ -50,14 +51,19 @@ class Runner:
     }
 
     def __init__(self, model: LoadedModel, max_batch_rows: int | None) -> None:
-        """Warm up; measures the rows of a UNet call unless `max_batch_rows` sets them."""
+        """On a GPU, measure a decode. `max_batch_rows` are set, or measured when images wait."""
         self.model, self.pipe = model, model.pipeline
         #: With one row per call no call is shared, so a job's bytes depend on no other job.
         self._alone = max_batch_rows == 1
         with torch.inference_mode():
-            self.preview_map = previews.fit(self.pipe)
             self.decoder = Decoder(self.pipe, 1 if self._alone else DECODE_BATCH)
             self.unet = BatchedUnet(model, max_batch_rows, self.decoder.needed_bytes)
+
+    @cached_property
+    def preview_map(self) -> previews.PreviewMap | None:
+        """For `preview`; fitted on the engine's thread for the first job that wants previews."""
+        with torch.inference_mode():
+            return previews.fit(self.pipe)
 
     @property
     def decode_moves_unet(self) -> bool:
@@ -70,6 +76,8 @@ class Runner:
 
     def encode(self, prepared: Sequence[prepare.PreparedJob]) -> list[list[ImageState]]:
         """The images of each job, new or resumed from a checkpoint; encodes all prompts at once."""
+        if any(each.job.preview_every for each in prepared):
+            _ = self.preview_map
         groups = [[each] for each in prepared] if self._alone else [prepared]
         encoded: list[list[ImageState]] = []
         for group in groups:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,10 +84,7 @@ class BatchedUnet:
     """One UNet on its device, and the number of rows that a call may have."""
 
     def __init__(self, model: LoadedModel, max_batch_rows: int | None, decoder_bytes: int) -> None:
-        """Warm up; measures the rows of one call unless `max_batch_rows` sets them.
-
-        `decoder_bytes` of the device's memory are left free.
-        """
+        """Make no call, unless it is compiled. `measure` leaves `decoder_bytes` of memory free."""
         self._unet, self._compiled = model.pipeline.unet, model.compiled
         self._dtype = model.unet_dtype
         self._device, self._on_cpu = device_of(model.pipeline), model.device == "cpu"
@@ -98,7 +96,27 @@ class BatchedUnet:
         self._usual_tokens = model.pipeline.tokenizer.model_max_length
         #: One CUDA event for each call that `pace` has not waited for.
         self._call_ends: deque[torch.cuda.Event] = deque()
-        self.capacity = warmup.capacity(model.pipeline, self._call, max_batch_rows, decoder_bytes)
+        self._pipe, self._decoder_bytes = model.pipeline, decoder_bytes
+        self.capacity = warmup.unmeasured(model.pipeline, max_batch_rows)
+        #: False until `measure`, unless `max_batch_rows` sets the rows of a call.
+        self.is_measured = max_batch_rows is not None or model.compiled
+        if model.compiled:  # takes minutes, as a part of loading
+            self.capacity = warmup.capacity(self._pipe, self._call, max_batch_rows, decoder_bytes)
+
+    def measure(self) -> None:
+        """Measure the rows of one call, when more than one image waits for it.
+
+        What fails here, fails in the images' own calls too, which know whose jobs fail by it: until
+        then a row at a time is tried, and more when those fit.
+        """
+        self.is_measured = True
+        try:
+            with torch.inference_mode():
+                self.capacity = warmup.capacity(self._pipe, self._call, None, self._decoder_bytes)
+        except Exception as error:  # noqa: BLE001  # the device's or the model's
+            logger.warning("rows of a UNet call can't be measured: %r", error)
+            self.capacity = replace(self.capacity, rows=1.0, measured_rows=self.capacity.rows)
+            device_errors.clear_frames(error)
 
     def __call__(
         self,

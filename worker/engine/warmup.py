@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from worker.engine import device_errors
-from worker.engine.capacity import Capacity
+from worker.engine.capacity import MAX_ROWS, Capacity
 from worker.engine.pipeline import device_of, native_size
 
 if TYPE_CHECKING:
@@ -67,6 +67,13 @@ def _decode_bytes(pipe: Pipeline, height: int, width: int) -> int:
         logger.warning("decoding an image of %d x %d latents is out of memory", height, width)
         return 0
     return max(1, _growth_bytes(device))
+
+
+def unmeasured(pipe: Pipeline, max_rows: int | None) -> Capacity:
+    """What `max_rows` says, or as if every call fitted: what one image needs is always tried."""
+    height, width = native_size(pipe)
+    rows = MAX_ROWS if max_rows is None else max_rows
+    return Capacity(rows, height * width, rows)
 
 
 def capacity(
