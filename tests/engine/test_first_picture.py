@@ -92,9 +92,9 @@ def test_the_map_of_previews_is_fitted_for_previews(
     fitted: list[bool] = []
     fit: Callable[..., Any] = previews.fit
 
-    def counted(pipe: Any) -> Any:
+    def counted(*given: Any) -> Any:
         fitted.append(torch.is_inference_mode_enabled())
-        return fit(pipe)
+        return fit(*given)
 
     monkeypatch.setattr(previews, "fit", counted)
     for _ in range(2):

@@ -42,8 +42,7 @@ class OverflowingVae(torch.nn.Module):
 def made(vae: OverflowingVae) -> Decoder:
     """A decoder of a model on the CPU."""
     unet = SimpleNamespace(config=SimpleNamespace(sample_size=1))
-    device = torch.device("cpu")
-    return Decoder(SimpleNamespace(vae=vae, unet=unet, _execution_device=device), 8)
+    return Decoder(SimpleNamespace(vae=vae, unet=unet), torch.device("cpu"), 8)
 
 
 def test_an_overflow_is_decoded_again(caplog: pytest.LogCaptureFixture) -> None:

@@ -31,6 +31,8 @@ PROMPTS = (
     "a cyan cross left of a pink square on a black background",
 )
 
+CPU = torch.device("cpu")
+
 
 def picture(url: str | None) -> Image.Image:
     """What a data URL shows; it must be a JPEG."""
@@ -124,8 +126,8 @@ def test_the_map_is_exact_where_it_can_be(factor: int) -> None:
     So the scaling factor, the shift and the order of axes are right.
     """
     vae = LinearAutoencoder(factor)
-    pipe = SimpleNamespace(vae=vae, vae_scale_factor=factor, _execution_device="cpu")
-    fitted = previews.fit(pipe)
+    pipe = SimpleNamespace(vae=vae, vae_scale_factor=factor)
+    fitted = previews.fit(pipe, CPU)
     assert fitted is not None
     colours = torch.zeros(1, 3, 16, 32) - 0.5
     colours[:, 0, :8] = 0.75
@@ -151,7 +153,7 @@ def test_the_map_is_the_same_each_time(rounds: Rounds) -> None:
     expected = torch.rand(3)
     torch.manual_seed(7)
     with torch.inference_mode():
-        again = previews.fit(rounds.pipe)
+        again = previews.fit(rounds.pipe, CPU)
     assert torch.equal(torch.rand(3), expected)
     own = rounds.runner.preview_map
     assert again is not None
@@ -264,9 +266,7 @@ def test_the_decoder_is_used_where_the_map_is_poor(
     runner, (latents, _) = rounds.runner, done[0]
     assert runner.preview_map is not None
     assert runner.preview_map.unexplained == pytest.approx(0.44, abs=0.01)
-    linear = previews.fit(
-        SimpleNamespace(vae=LinearAutoencoder(8), vae_scale_factor=8, _execution_device="cpu")
-    )
+    linear = fitted(LinearAutoencoder(8))
     assert linear is not None
     # Residuals are roundings, below 1e-5 of the colours: 1e-10 of the variance.
     assert linear.unexplained < 1e-10
@@ -320,7 +320,7 @@ class DecoderOnly:
 
 
 def fitted(vae: Any) -> PreviewMap | None:
-    return previews.fit(SimpleNamespace(vae=vae, vae_scale_factor=8, _execution_device="cpu"))
+    return previews.fit(SimpleNamespace(vae=vae, vae_scale_factor=8), CPU)
 
 
 def test_a_tiny_autoencoder_has_a_map() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from worker.engine import device_errors, warmup
 from worker.engine.capacity import Capacity
+from worker.engine.model_loader import LoadedModel
 from worker.engine.warmup import MAX_CALL_S, MIN_GAIN, TRIED_ROWS, capacity
 
 if TYPE_CHECKING:
@@ -24,13 +25,12 @@ SIDE = st.integers(1, 128)
 CAPACITIES = st.builds(Capacity, st.sampled_from(TRIED_ROWS), SIDE.map(lambda side: side * side))
 
 
-def pipe(sample_size: Any = 64, device: str = "cpu") -> Any:
-    """The parts of a pipeline that are measured: sizes and device."""
+def pipe(sample_size: Any = 64) -> Any:
+    """The parts of a pipeline that are measured: its sizes."""
     config = SimpleNamespace(sample_size=sample_size, in_channels=4, cross_attention_dim=8)
     return SimpleNamespace(
         unet=SimpleNamespace(config=config, dtype=torch.float32),
         tokenizer=SimpleNamespace(model_max_length=7),
-        _execution_device=torch.device(device),
     )
 
 
@@ -63,7 +63,8 @@ class TimedUnet:
         """The capacity that is found, by this network's clock."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(warmup, "time", SimpleNamespace(perf_counter=lambda: self.now_s))
-            return capacity(pipe(sample_size), self, max_rows)
+            model = LoadedModel(pipe(sample_size), "cpu", "none")
+            return capacity(model, self, max_rows)
 
 
 @PURE
@@ -252,14 +253,14 @@ def test_what_a_decode_needs_is_measured(
     decoded: list[torch.Size] = []
     monkeypatch.setattr(torch, "zeros", lambda *size, **_: torch.empty(size))
     vae = SimpleNamespace(dtype=torch.float32, decode=lambda each: decoded.append(each.shape))
-    gpu = pipe(6, "cuda")
+    gpu = pipe(6)
     gpu.vae = vae
-    found, needed_bytes = warmup.decode_capacity(gpu, 8)
+    found, needed_bytes = warmup.decode_capacity(gpu, torch.device("cuda"), 8)
     assert decoded == [(1, 4, 6, 6)]
     assert needed_bytes == growth_bytes
     assert found.limit(6, 6) == images
     assert found.limit(60, 60) == max(1, int(80 / growth_bytes / 100))
-    on_cpu, needed_bytes = warmup.decode_capacity(pipe(6), 8)
+    on_cpu, needed_bytes = warmup.decode_capacity(pipe(6), torch.device("cpu"), 8)
     assert (on_cpu.limit(600, 600), needed_bytes) == (8, 0)
 
 
@@ -276,15 +277,15 @@ def test_a_model_loads_where_its_own_size_can_not_be_decoded(
     def decode(_: torch.Tensor) -> None:
         raise errors.pop(0)
 
-    gpu = pipe(6, "cuda")
+    gpu = pipe(6)
     gpu.vae = SimpleNamespace(dtype=torch.float32, decode=decode)
-    found, needed_bytes = warmup.decode_capacity(gpu, 8)
+    found, needed_bytes = warmup.decode_capacity(gpu, torch.device("cuda"), 8)
     assert (found, needed_bytes) == (Capacity(1.0, 36, 8), 0)
     assert (found.limit(6, 6), found.limit(3, 3)) == (1, 4)
     assert emptied == [None]
     assert "out of memory" in caplog.text
     with pytest.raises(RuntimeError, match="wrong shape"):
-        warmup.decode_capacity(gpu, 8)
+        warmup.decode_capacity(gpu, torch.device("cuda"), 8)
 
 
 def after(calls: int, found: Capacity) -> Capacity:

@@ -83,9 +83,9 @@ class Settings(BaseSettings):
         description="`cpu`, `cuda`, `cuda:1` or `auto`: every GPU under `sag-worker run`, the "
         "first one under `celery`, the CPU where there is none.",
     )
-    offload: Literal["model", "none", "sequential", "auto"] = Field(
+    offload: Literal["model", "none", "swap", "sequential", "auto"] = Field(
         default="model",
-        description="`model`, `none`, `sequential` or `auto`: see Models. GPU only.",
+        description="`model`, `none`, `swap`, `sequential` or `auto`: see Models. GPU only.",
     )
     dtype: Dtype = Field(
         default="auto", description="Precision of the models whose `dtype` is `auto`."

@@ -208,7 +208,7 @@ class Batch:
                 device_errors.clear_frames(error)
             else:
                 continue
-            self._runners.free_memory()  # outside of the handler, which keeps `error` alive
+            self._runners.make_room()  # outside of the handler, which keeps `error` alive
             half = len(group) // 2
             groups += [group[half:], group[:half]]
 

@@ -29,14 +29,14 @@ MAX_OVERFLOWS = 3
 class Decoder:
     """The VAE of one model. `decode` is for the engine's thread, the rest for any."""
 
-    def __init__(self, pipe: Pipeline, max_images: int) -> None:
+    def __init__(self, pipe: Pipeline, device: torch.device, max_images: int) -> None:
         """Warm up on a GPU. At most `max_images` of one size share a call, fewer if memory is."""
         self._pipe = pipe
         #: Held during a call: half precision may end between two of them.
         self._lock = threading.Lock()
         self._overflows = 0
         #: Images of one call in place of rows.
-        self.capacity, self.needed_bytes = warmup.decode_capacity(pipe, max_images)
+        self.capacity, self.needed_bytes = warmup.decode_capacity(pipe, device, max_images)
 
     def decode(self, images: Sequence[ImageState]) -> list[torch.Tensor | None]:
         """Each image on the device, (1, 3, height, width) in -1 … 1; None for output `latent`."""

@@ -86,6 +86,15 @@ class ModelCache:
         for runner in self._runners.values():
             runner.offload_idle()
 
+    def make_room(self) -> None:
+        """After a call that failed: leave as much of the device's memory as possible to the next.
+
+        With offload the networks leave the device; the next calls bring back those they need.
+        """
+        for runner in self._runners.values():
+            runner.make_room()
+        self.free_memory()
+
     def free_memory(self) -> None:
         """Release unused cached memory of the device, which other processes may share."""
         import torch  # noqa: PLC0415  # takes seconds to import

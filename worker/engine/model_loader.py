@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,12 @@ from diffusers import StableDiffusionPipeline
 
 from worker import devices
 from worker.config.models import CONVERT, is_hub_id
-from worker.engine import guidance, hub, load_errors, samplers
+from worker.engine import device_memory, guidance, hub, load_errors, samplers
+from worker.engine.offload import Network, Residency, networks_of, residency_on
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from worker.config.models import ModelSpec
     from worker.engine.pipeline import Pipeline
@@ -41,9 +42,12 @@ class LoadedModel:
 
     pipeline: Pipeline
     device: str
-    #: Mode in use: `none`, `model` or `sequential`.
+    #: Mode in use: `none`, `model`, `swap` or `sequential`.
     offload: str
     compiled: bool = False
+    #: With `model` and `swap`: which networks are on the device, and those of this model.
+    residency: Residency | None = None
+    networks: Mapping[str, Network] = field(default_factory=dict)
 
     @cached_property
     def unet_dtype(self) -> torch.dtype:
@@ -51,12 +55,28 @@ class LoadedModel:
         dtype: torch.dtype = self.pipeline.unet.dtype
         return dtype
 
+    def need(self, name: str) -> None:
+        """Have a network of `offload.NETWORKS` on the device, on the engine's thread."""
+        if self.residency is not None:
+            self.residency.need(self.networks[name])
 
-def load(spec: ModelSpec, device: str, offload: str, *, compiled: bool = False) -> LoadedModel:
+    def must_move(self, name: str) -> bool:
+        """Whether `need` would move networks off the device, or its calls move layers."""
+        if self.residency is not None:
+            return not self.residency.has_room(self.networks[name])
+        return self.offload == "sequential"
+
+    def set_work_bytes(self, name: str, work_bytes: int) -> None:
+        """Say how much memory a network's calls need beside its weights."""
+        if self.residency is not None:
+            self.networks[name].work_bytes = work_bytes
+
+
+def load(spec: ModelSpec, device: str, mode: str, *, compiled: bool = False) -> LoadedModel:
     """Build the pipeline of `spec` on `device`; raises `ModelLoadError` with the reason.
 
-    `offload` is `none`, `model`, `sequential` or `auto`. With `compiled` torch compiles the UNet;
-    its first calls then take minutes. A model of a hub must be in its cache (`hub.download`).
+    `mode` is `none`, `model`, `swap`, `sequential` or `auto`. With `compiled` torch compiles the
+    UNet; its first calls then take minutes. A model of a hub must be in its cache (`hub.download`).
     """
     began_s = time.perf_counter()
     _silence_libraries()
@@ -74,21 +94,17 @@ def load(spec: ModelSpec, device: str, offload: str, *, compiled: bool = False) 
     except Exception as error:  # malformed files raise anything
         raise load_errors.load_error(spec, error) from error
     try:
-        mode = _place(pipeline, device, offload)
+        model = _place(pipeline, device, mode, compiled=compiled)
     except Exception as error:  # of the device or its driver; another worker may do better
         message = f"model {spec.path!r} could not be placed on {device}: {error}"
         raise ModelLoadError(message[:2000]) from error
-    if device != "cpu":
-        # On a CPU this costs 15 % at 24 rows, measured with the bundled model.
-        pipeline.unet.to(memory_format=torch.channels_last)
-        pipeline.vae.to(memory_format=torch.channels_last)
     pipeline.set_progress_bar_config(disable=True)
     if compiled:
         # One graph for each number of rows and size of latents; torch's default limit is 8.
         torch._dynamo.config.recompile_limit = 256  # noqa: SLF001  # torch's documented place
         pipeline.unet.compile(dynamic=False)
     logger.info("loaded model %s on %s in %.1f s", spec.path, device, time.perf_counter() - began_s)
-    return LoadedModel(pipeline, device, mode, compiled)
+    return model
 
 
 def _silence_libraries() -> None:
@@ -205,34 +221,37 @@ def _add_adapters(pipeline: Pipeline, spec: ModelSpec) -> None:
         pipeline.vae.enable_tiling()
 
 
-def _place(pipeline: Pipeline, device: str, offload: str) -> str:
-    """Move the pipeline to the device or install offload hooks; returns the mode in use."""
-    if device == "cpu":
-        logger.info("no accelerator: offload %r ignored", offload)
+def _place(pipeline: Pipeline, device: str, mode: str, *, compiled: bool) -> LoadedModel:
+    """Move the pipeline to the device, or have its networks moved there when they are needed."""
+    if device == "cpu":  # channels_last costs 15 % there at 24 rows of the bundled model
+        logger.info("no accelerator: offload %r ignored", mode)
         pipeline.to("cpu")
-        return "none"
-    mode = _choose_offload(pipeline, device) if offload == "auto" else offload
-    match mode:
-        case "none":
-            pipeline.to(device)
-        case "sequential":
-            pipeline.enable_sequential_cpu_offload(device=device)
-        case _:
-            pipeline.enable_model_cpu_offload(device=device)
-    logger.info("offload %s on %s", mode, device)
-    return mode
-
-
-def _choose_offload(pipeline: Pipeline, device: str) -> str:
-    """`none` where the model fits on the device, else `model`."""
-    modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    weights_bytes = sum(p.numel() * p.element_size() for part in modules for p in part.parameters())
-    free_bytes, _ = torch.cuda.mem_get_info(device)
-    mode = "none" if weights_bytes * _WEIGHTS_FACTOR < free_bytes else "model"
+        return LoadedModel(pipeline, device, "none", compiled)
+    weights_bytes = _weights_bytes(pipeline)
+    free_bytes = device_memory.free_bytes(torch.device(device))
+    fits = weights_bytes * _WEIGHTS_FACTOR < free_bytes
+    if mode == "auto":
+        mode = "none" if fits else "model"
     logger.info(
-        "offload auto: weights %.1f GiB, free %.1f GiB, so %s",
-        weights_bytes / 2**30,
-        free_bytes / 2**30,
-        mode,
-    )
-    return mode
+        "offload %s on %s: weights %.1f GiB, free %.1f GiB%s", mode, device,
+        weights_bytes / 2**30, free_bytes / 2**30,
+        ", so all of them stay on the device" if mode == "model" and fits else "",
+    )  # fmt: skip
+    if mode in ("model", "swap"):
+        if pipeline.safety_checker is not None:
+            pipeline.safety_checker.to(device)
+        residency = residency_on(torch.device(device), keeps=mode == "model")
+        networks = networks_of(pipeline)
+        return LoadedModel(pipeline, device, mode, compiled, residency, networks)
+    if mode == "none":
+        pipeline.to(device)
+    pipeline.unet.to(memory_format=torch.channels_last)
+    pipeline.vae.to(memory_format=torch.channels_last)
+    if mode == "sequential":  # afterwards the weights have no data between two calls
+        pipeline.enable_sequential_cpu_offload(device=device)
+    return LoadedModel(pipeline, device, mode, compiled)
+
+
+def _weights_bytes(pipeline: Pipeline) -> int:
+    modules = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    return sum(p.numel() * p.element_size() for part in modules for p in part.parameters())

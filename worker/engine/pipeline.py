@@ -15,12 +15,6 @@ Unet: TypeAlias = Any
 DiffusersScheduler: TypeAlias = Any
 
 
-def device_of(pipe: Pipeline) -> torch.device:
-    """The device that its networks run on; with offload the weights are elsewhere between calls."""
-    device: torch.device = pipe._execution_device  # noqa: SLF001  # diffusers has no public name
-    return device
-
-
 def dtype_of(pipe: Pipeline) -> torch.dtype:
     """Precision of latents, embeddings and of all networks but the UNet, which may have less.
 

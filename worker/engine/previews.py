@@ -13,7 +13,6 @@ import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from PIL import Image
 
 from worker.engine import device_errors
-from worker.engine.pipeline import device_of
 
 if TYPE_CHECKING:
     from worker.engine.pipeline import Pipeline
@@ -45,7 +44,7 @@ class PreviewMap:
         return data_url(cells @ self.weights + self.bias)
 
 
-def fit(pipe: Pipeline) -> PreviewMap | None:
+def fit(pipe: Pipeline, device: torch.device) -> PreviewMap | None:
     """The least-squares map for the autoencoder's latents of random soft patches of colour.
 
     None, with a warning, for an autoencoder whose encoder fails or overflows: it serves nothing
@@ -53,7 +52,7 @@ def fit(pipe: Pipeline) -> PreviewMap | None:
     memory or failed: the encoder is not to blame.
     """
     try:
-        found = _fit(pipe)
+        found = _fit(pipe, device)
     except (RuntimeError, AttributeError, TypeError, ValueError) as error:
         if isinstance(error, torch.AcceleratorError) or device_errors.is_out_of_memory(error):
             raise
@@ -65,12 +64,12 @@ def fit(pipe: Pipeline) -> PreviewMap | None:
     return found
 
 
-def _fit(pipe: Pipeline) -> PreviewMap:
+def _fit(pipe: Pipeline, device: torch.device) -> PreviewMap:
     vae, factor = pipe.vae, pipe.vae_scale_factor
     generator = torch.Generator().manual_seed(0)
     patches = torch.rand(_FITTED_IMAGES, 3, 4, 4, generator=generator) * 2 - 1
     images = F.interpolate(patches, scale_factor=2 * factor, mode="nearest")
-    encoded = vae.encode(images.to(device_of(pipe), vae.dtype))
+    encoded = vae.encode(images.to(device, vae.dtype))
     # A tiny autoencoder gives latents themselves, not their distribution.
     mean = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
     latents = mean * vae.config.scaling_factor

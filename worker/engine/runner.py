@@ -55,20 +55,24 @@ class Runner:
         self.model, self.pipe = model, model.pipeline
         #: With one row per call no call is shared, so a job's bytes depend on no other job.
         self._alone = max_batch_rows == 1
+        model.need("vae")
         with torch.inference_mode():
-            self.decoder = Decoder(self.pipe, 1 if self._alone else DECODE_BATCH)
+            device = torch.device(model.device)
+            self.decoder = Decoder(self.pipe, device, 1 if self._alone else DECODE_BATCH)
+            model.set_work_bytes("vae", self.decoder.needed_bytes)
             self.unet = BatchedUnet(model, max_batch_rows, self.decoder.needed_bytes)
 
     @cached_property
     def preview_map(self) -> previews.PreviewMap | None:
         """For `preview`; fitted on the engine's thread for the first job that wants previews."""
+        self.model.need("vae")
         with torch.inference_mode():
-            return previews.fit(self.pipe)
+            return previews.fit(self.pipe, torch.device(self.model.device))
 
     @property
     def decode_moves_unet(self) -> bool:
-        """Whether decoding moves the UNet off the device."""
-        return self.model.offload != "none"
+        """Whether decoding would move networks now."""
+        return self.model.must_move("vae")
 
     def check(self, job: Job) -> prepare.PreparedJob:
         """Validate a job against the model; raises `TaskFailedError`."""
@@ -83,6 +87,8 @@ class Runner:
         for group in groups:
             with torch.inference_mode():
                 texts = [text for each in group for text in each.prompt_inputs.to_encode]
+                if texts:
+                    self.model.need("text_encoder")
                 embeds = prompts.encode(self.model, texts)
                 encoded += [prepare.image_states(self.model, each, embeds) for each in group]
         # Not in inference mode, whose tensors a scheduler can't change in place in its `step`.
@@ -145,6 +151,7 @@ class Runner:
     @torch.inference_mode()
     def decode(self, images: Sequence[ImageState]) -> list[torch.Tensor | None]:
         """Each image on the device, (1, 3, height, width) in -1 … 1; None for output `latent`."""
+        self.model.need("vae")
         return self.decoder.decode(images)
 
     @torch.inference_mode()
@@ -162,32 +169,35 @@ class Runner:
     def preview(self, scaled_x0: torch.Tensor, alpha: float) -> str | None:
         """A data URL that shows x0, given as alpha x0, (1, c, h, w). Call it on the side thread.
 
-        Uses the linear map, or the decoder if the map is inaccurate and decoding moves no network;
+        Uses the linear map, or the decoder if the map is inaccurate and no network is offloaded;
         None without either.
         """
         latents = scaled_x0 / max(alpha, previews.MIN_ALPHA)
-        found = self.preview_map
-        if found is not None and (
-            self.decode_moves_unet or found.unexplained <= previews.MAX_UNEXPLAINED
-        ):
+        found, offloads = self.preview_map, self.model.offload != "none"
+        if found is not None and (offloads or found.unexplained <= previews.MAX_UNEXPLAINED):
             return found.data_url(latents)
-        if self.decode_moves_unet:
+        if offloads:
             return None
         with torch.inference_mode():
             decoded = self.decoder.picture(latents)
         return previews.data_url(decoded[0].float().cpu().movedim(0, -1))
 
     def offload_idle(self) -> None:
-        """With offload, move the networks off the device.
+        """Move the networks off the device, unless offload keeps them there while it can."""
+        if self.model.residency is not None and not self.model.residency.keeps:
+            self.model.residency.clear()
 
-        `maybe_free_model_hooks` would also move the safety checker, which the side thread may use.
-        """
-        for hook in getattr(self.pipe, "_all_hooks", ()):
-            hook.offload()
+    def make_room(self) -> None:
+        """With offload, move the networks off the device: a call was out of memory."""
+        if self.model.residency is not None:
+            self.model.residency.clear()
 
     def close(self) -> None:
         """Release the device. Hooks are a reference cycle with the model."""
-        if self.decode_moves_unet:
+        if self.model.residency is not None:
+            for network in self.model.networks.values():
+                self.model.residency.forget(network)
+        elif self.model.offload == "sequential":
             self.pipe.remove_all_hooks()
 
 

@@ -13,7 +13,6 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 
 from worker.engine import device_errors, guidance, warmup
 from worker.engine.lora_scale import lora_scaled
-from worker.engine.pipeline import device_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -87,7 +86,7 @@ class BatchedUnet:
         """Make no call, unless it is compiled. `measure` leaves `decoder_bytes` of memory free."""
         self._unet, self._compiled = model.pipeline.unet, model.compiled
         self._dtype = model.unet_dtype
-        self._device, self._on_cpu = device_of(model.pipeline), model.device == "cpu"
+        self._device, self._on_cpu = torch.device(model.device), model.device == "cpu"
         self._format = torch.contiguous_format if self._on_cpu else torch.channels_last
         self._processor = SagAttnProcessor()
         #: Whether a LoRA scale is a tensor, so that one compiled graph serves all scales.
@@ -96,12 +95,12 @@ class BatchedUnet:
         self._usual_tokens = model.pipeline.tokenizer.model_max_length
         #: One CUDA event for each call that `pace` has not waited for.
         self._call_ends: deque[torch.cuda.Event] = deque()
-        self._pipe, self._decoder_bytes = model.pipeline, decoder_bytes
+        self._model, self._decoder_bytes = model, decoder_bytes
         self.capacity = warmup.unmeasured(model.pipeline, max_batch_rows)
         #: False until `measure`, unless `max_batch_rows` sets the rows of a call.
         self.is_measured = max_batch_rows is not None or model.compiled
         if model.compiled:  # takes minutes, as a part of loading
-            self.capacity = warmup.capacity(self._pipe, self._call, max_batch_rows, decoder_bytes)
+            self.capacity = warmup.capacity(model, self._call, max_batch_rows, decoder_bytes)
 
     def measure(self) -> None:
         """Measure the rows of one call, when more than one image waits for it.
@@ -112,7 +111,7 @@ class BatchedUnet:
         self.is_measured = True
         try:
             with torch.inference_mode():
-                self.capacity = warmup.capacity(self._pipe, self._call, None, self._decoder_bytes)
+                self.capacity = warmup.capacity(self._model, self._call, None, self._decoder_bytes)
         except Exception as error:  # noqa: BLE001  # the device's or the model's
             logger.warning("rows of a UNet call can't be measured: %r", error)
             self.capacity = replace(self.capacity, rows=1.0, measured_rows=self.capacity.rows)
@@ -164,7 +163,7 @@ class BatchedUnet:
         """
         if self._on_cpu:
             return
-        end = torch.cuda.Event()
+        end = torch.cuda.Event(blocking=True)  # otherwise waiting for it keeps a core busy
         end.record(torch.cuda.current_stream(self._device))
         self._call_ends.append(end)
         if len(self._call_ends) > 1:
@@ -179,6 +178,7 @@ class BatchedUnet:
         sag_rows: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Output, and the column sums (sag_rows, mid-block positions) or None without SAG rows."""
+        self._model.need("unet")
         rows, times = len(timesteps), self.to_device(timesteps)
         noisy = noisy.to(self._dtype, memory_format=self._format)
         embeds = embeds.to(self._dtype)

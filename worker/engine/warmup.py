@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from worker.engine import device_errors
+from worker.engine import device_errors, device_memory
 from worker.engine.capacity import MAX_ROWS, Capacity
-from worker.engine.pipeline import device_of, native_size
+from worker.engine.pipeline import native_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from worker.engine.model_loader import LoadedModel
     from worker.engine.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
@@ -33,20 +34,19 @@ SPARE_MEMORY = 0.2
 _NO_LIMIT = 1e9
 
 
-def decode_capacity(pipe: Pipeline, max_images: int) -> tuple[Capacity, int]:
+def decode_capacity(pipe: Pipeline, device: torch.device, max_images: int) -> tuple[Capacity, int]:
     """How many images of the model's own size one decode may have, and the bytes that one needs.
 
     Measured on a GPU by decoding one image; on a CPU memory sets no limit. Where that image is out
     of memory, 1 and 0 bytes: smaller ones may fit.
     """
     height, width = native_size(pipe)
-    device = device_of(pipe)
     if device.type == "cpu":
         return Capacity(_NO_LIMIT, height * width, max_images), 0
-    if not (needed_bytes := _decode_bytes(pipe, height, width)):
+    if not (needed_bytes := _decode_bytes(pipe, device, (height, width))):
         torch.cuda.empty_cache()  # here, since the error has kept the call's tensors
         return Capacity(1.0, height * width, max_images), 0
-    images = max(1.0, _free_bytes(device) / needed_bytes)
+    images = max(1.0, device_memory.free_bytes(device) / needed_bytes)
     logger.info(
         "at most %d images of %d x %d latents per decode; one needs %.1f GiB",
         min(images, max_images), height, width, needed_bytes / 2**30,
@@ -54,19 +54,18 @@ def decode_capacity(pipe: Pipeline, max_images: int) -> tuple[Capacity, int]:
     return Capacity(images, height * width, max_images), needed_bytes
 
 
-def _decode_bytes(pipe: Pipeline, height: int, width: int) -> int:
+def _decode_bytes(pipe: Pipeline, device: torch.device, size: tuple[int, int]) -> int:
     """The bytes that the decode of one image needs, beside its weights; 0 if out of memory."""
-    device = device_of(pipe)
     like = {"device": device, "dtype": pipe.vae.dtype}
     torch.cuda.reset_peak_memory_stats(device)
     try:
-        pipe.vae.decode(torch.zeros(1, pipe.unet.config.in_channels, height, width, **like))
+        pipe.vae.decode(torch.zeros(1, pipe.unet.config.in_channels, *size, **like))
     except RuntimeError as error:
         if not device_errors.is_out_of_memory(error):
             raise
-        logger.warning("decoding an image of %d x %d latents is out of memory", height, width)
+        logger.warning("decoding an image of %d x %d latents is out of memory", *size)
         return 0
-    return max(1, _growth_bytes(device))
+    return max(1, device_memory.growth_bytes(device))
 
 
 def unmeasured(pipe: Pipeline, max_rows: int | None) -> Capacity:
@@ -77,18 +76,18 @@ def unmeasured(pipe: Pipeline, max_rows: int | None) -> Capacity:
 
 
 def capacity(
-    pipe: Pipeline, unet: Callable[..., Any], max_rows: int | None, decoder_bytes: int = 0
+    model: LoadedModel, unet: Callable[..., Any], max_rows: int | None, decoder_bytes: int = 0
 ) -> Capacity:
     """Measure the capacity of the device; with `max_rows` only warm up with a call of two rows.
 
     `unet` takes latents, timesteps and embeddings. `decoder_bytes` of memory are left free.
     """
-    height, width = native_size(pipe)
-    call = _caller(pipe, unet, (height, width))
+    height, width = native_size(model.pipeline)
+    call = _caller(model, unet, (height, width))
     if max_rows is not None:
         call(2)
         return Capacity(max_rows, height * width, max_rows)
-    device = device_of(pipe)
+    device = torch.device(model.device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     rows, seconds = _measure(call, lambda: _has_room(device, decoder_bytes))
@@ -98,10 +97,10 @@ def capacity(
 
 
 def _caller(
-    pipe: Pipeline, unet: Callable[..., Any], size: tuple[int, int]
+    model: LoadedModel, unet: Callable[..., Any], size: tuple[int, int]
 ) -> Callable[[int], None]:
-    config, tokens = pipe.unet.config, pipe.tokenizer.model_max_length
-    like = {"device": device_of(pipe), "dtype": pipe.unet.dtype}
+    config, tokens = model.pipeline.unet.config, model.pipeline.tokenizer.model_max_length
+    like: dict[str, Any] = {"device": torch.device(model.device), "dtype": model.unet_dtype}
 
     def call(rows: int) -> None:
         noisy = torch.zeros(rows, config.in_channels, *size, **like)
@@ -163,16 +162,5 @@ def _has_room(device: torch.device, decoder_bytes: int) -> bool:
     """
     if device.type == "cpu":
         return True
-    spare_bytes = max(torch.cuda.mem_get_info(device)[1] * SPARE_MEMORY, decoder_bytes)
-    return 2 * _growth_bytes(device) < _free_bytes(device) - spare_bytes
-
-
-def _free_bytes(device: torch.device) -> int:
-    """Memory that the device has free, with what torch keeps and does not use."""
-    unused_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused_bytes
-
-
-def _growth_bytes(device: torch.device) -> int:
-    """The most that was allocated since the peak was reset, beyond what still is."""
-    return torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+    spare_bytes = max(device_memory.total_bytes(device) * SPARE_MEMORY, decoder_bytes)
+    return 2 * device_memory.growth_bytes(device) < device_memory.free_bytes(device) - spare_bytes

@@ -1,0 +1,191 @@
+"""Networks that share a device: which are on it, and what moves. The device is a stand-in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.engine.jobs import SPEC, Rounds, job, latents_of
+from worker.engine import model_loader
+from worker.engine.offload import NETWORKS, Network, Residency
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Bytes of the stand-in's weights: 10 x 10 floats, a bias and a buffer of 10 each.
+WEIGHTS = 4 * 120
+#: Bytes that each network's calls need.
+WORK = 100
+
+
+class Device:
+    """Memory of a device: what is on it is counted, the tensors stay where they are."""
+
+    def __init__(self, total_bytes: int, *, keeps: bool = True) -> None:
+        self.total_bytes, self.uploads, self.pinned = total_bytes, 0, 0
+        self.present: list[Network] = []
+        self.residency = Residency(torch.device("cpu"), self.free_bytes, WORK, keeps=keeps)
+
+    def free_bytes(self) -> int:
+        """What the networks that are there leave."""
+        return self.total_bytes - sum(
+            each.weights_bytes for each in self.present if each.is_on_device
+        )
+
+    def network(self, module: nn.Module | None = None) -> Network:
+        """One more, on the host."""
+        made = Network(module or layer(), pin=self.pin)
+        self.present.append(made)
+        return made
+
+    def pin(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Another tensor, as of pinned memory."""
+        self.pinned += 1
+        return tensor.clone()
+
+
+def layer() -> nn.Module:
+    module = nn.Linear(10, 10)
+    module.register_buffer("running", torch.zeros(10))
+    return module
+
+
+def on_device(*networks: Network) -> list[bool]:
+    return [each.is_on_device for each in networks]
+
+
+def test_they_stay_where_there_is_room() -> None:
+    """Each network moves once, and its weights are pinned on the host by no move."""
+    device = Device(3 * WEIGHTS + WORK)
+    networks = [device.network() for _ in range(3)]
+    for each in networks * 3:
+        device.residency.need(each)
+    assert on_device(*networks) == [True] * 3
+    assert device.pinned == 0
+    assert device.residency.has_room(networks[0])
+
+
+def test_the_least_recently_used_makes_room() -> None:
+    """Only as many leave as another needs, with the memory of its calls."""
+    device = Device(2 * WEIGHTS + WORK)
+    a, b, c = (device.network() for _ in range(3))
+    for each in (a, b, a, c):
+        device.residency.need(each)
+    assert on_device(a, b, c) == [True, False, True]
+    c.work_bytes = WEIGHTS + WORK
+    device.residency.need(a)
+    device.residency.need(c)
+    assert on_device(a, b, c) == [False, False, True]
+    device.residency.need(a)
+    assert on_device(a, b, c) == [True, False, True]
+    assert not device.residency.has_room(c)
+
+
+def test_one_that_fits_nowhere_is_tried_alone() -> None:
+    """Whether it fits then, the device says: it raises out of memory."""
+    device = Device(WEIGHTS)
+    a, b = device.network(), device.network()
+    for each in (a, b, a):
+        device.residency.need(each)
+        assert on_device(a, b) == [each is a, each is b]
+
+
+def test_swap_keeps_one_at_a_time() -> None:
+    """However much room there is."""
+    device = Device(100 * WEIGHTS, keeps=False)
+    a, b = device.network(), device.network()
+    for each in (a, b, a):
+        device.residency.need(each)
+        assert on_device(a, b) == [each is a, each is b]
+    device.residency.clear()
+    assert on_device(a, b) == [False, False]
+
+
+def test_weights_are_the_same_after_any_move() -> None:
+    """Bit for bit; pinned when they leave for the first time, and then no more."""
+    device = Device(WEIGHTS)
+    module = layer()
+    before = {name: each.clone() for name, each in module.state_dict().items()}
+    network, other = device.network(module), device.network()
+    for each in (network, other) * 3:
+        device.residency.need(each)
+        after = module.state_dict()
+        assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert device.pinned == 2 * len(before)
+
+
+def test_weights_that_changed_their_precision_leave_in_it() -> None:
+    """A VAE that decodes in float32 from now on does so after a move, too."""
+    device = Device(WEIGHTS)
+    module = layer().half()
+    network = device.network(module)
+    device.residency.need(network)
+    module.float()
+    device.residency.clear()
+    assert {each.dtype for each in module.parameters()} == {torch.float32}
+    device.residency.need(network)
+    assert {each.dtype for each in module.parameters()} == {torch.float32}
+
+
+def test_an_evicted_model_is_forgotten() -> None:
+    """Nothing keeps its weights, and nothing moves them any more."""
+    device = Device(3 * WEIGHTS + WORK)
+    a, b = device.network(), device.network()
+    device.residency.need(a)
+    device.residency.need(b)
+    device.residency.forget(a)
+    device.residency.clear()
+    assert on_device(a, b) == [True, False]
+
+
+@pytest.fixture(params=["model", "swap"])
+def offloaded(request: pytest.FixtureRequest) -> Rounds:
+    """The bundled model, whose networks share a device that holds one of them at a time."""
+    device = Device(0, keeps=request.param == "model")
+    loaded = model_loader.load(SPEC, "cpu", "none")
+    networks = {name: device.network(getattr(loaded.pipeline, name)) for name in NETWORKS}
+    model = replace(loaded, offload=request.param, residency=device.residency, networks=networks)
+    return Rounds(model=model)
+
+
+@pytest.mark.parametrize("output_type", ["png", "latent"])
+def test_jobs_are_the_same_with_offload(
+    offloaded: Rounds, make: Callable[..., Any], output_type: str
+) -> None:
+    """Every network is on the device when it is called, whatever has moved before."""
+    assert_on_device_when_called(offloaded)
+    futures = [
+        offloaded.submit(job(output_type=output_type, seeds=(seed,), preview_every=1))
+        for seed in (1, 2)
+    ]
+    offloaded.run()
+    for seed, future in enumerate(futures, start=1):
+        ours, alone = future.result(timeout=0), make(output_type=output_type, seeds=(seed,))
+        if output_type == "latent":
+            assert torch.allclose(latents_of(ours), latents_of(alone), atol=1e-3)
+    offloaded.runners.make_room()
+    assert not any(on_device(*offloaded.runner.model.networks.values()))
+    assert offloaded.result(job()).images
+
+
+def assert_on_device_when_called(rounds: Rounds) -> None:
+    networks = rounds.runner.model.networks
+    for name in NETWORKS:
+        module = getattr(rounds.pipe, name)
+        for method in ("forward", "decode", "encode"):
+            if hasattr(module, method):
+                _watch(module, method, networks[name])
+
+
+def _watch(module: Any, method: str, network: Network) -> None:
+    call = getattr(module, method)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        assert network.is_on_device, f"{type(module).__name__}.{method} on the host"
+        return call(*args, **kwargs)
+
+    setattr(module, method, watched)

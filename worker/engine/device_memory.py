@@ -1,0 +1,21 @@
+"""The memory of a GPU, in bytes."""
+
+from __future__ import annotations
+
+import torch
+
+
+def total_bytes(device: torch.device) -> int:
+    """All of it."""
+    return torch.cuda.mem_get_info(device)[1]
+
+
+def free_bytes(device: torch.device) -> int:
+    """What the device has free, with what torch keeps and does not use."""
+    unused_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused_bytes
+
+
+def growth_bytes(device: torch.device) -> int:
+    """The most that was allocated since the peak was reset, beyond what still is."""
+    return torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)

@@ -1,0 +1,129 @@
+"""Model CPU offload: networks share a device that may not hold all of their weights at once.
+
+A network is moved to the device before a call, and stays there until another needs its place. Its
+weights stay on the host as well, so that nothing is copied when it leaves. Knows no job.
+"""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from worker.engine import device_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from worker.engine.pipeline import Pipeline
+
+#: The networks that take turns. The safety checker, which another thread runs, stays on the device.
+NETWORKS = ("text_encoder", "unet", "vae")
+#: Memory that a network has for its calls, beside its weights: this share of the device's at least.
+WORK_SHARE = 0.1
+#: Dimensions of a convolution's weights.
+_CONVOLUTION = 4
+
+
+class Network:
+    """One network of a model: its weights on the host, and whether they are on the device too."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        memory_format: torch.memory_format = torch.preserve_format,
+        pin: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.pin_memory,
+    ) -> None:
+        """It is on the host. On the device its convolutions are in `memory_format`."""
+        self.is_on_device = False
+        #: Memory that a call needs beside the weights, once measured.
+        self.work_bytes = 0
+        self._module, self._format, self._pin = module, memory_format, pin
+        self._host: dict[str, torch.Tensor] = {}
+        self._is_pinned = False
+
+    @property
+    def weights_bytes(self) -> int:
+        """Size of its weights in their present precision."""
+        return sum(tensor.nbytes for _, tensor in self._tensors())
+
+    def to_device(self, device: torch.device) -> None:
+        """Copy the weights to the device. From pinned memory the host does not wait for it."""
+        for name, tensor in self._tensors():
+            self._host[name] = tensor.data
+            layout = self._format if tensor.dim() == _CONVOLUTION else torch.preserve_format
+            tensor.data = tensor.data.to(device, non_blocking=True, memory_format=layout)
+        self.is_on_device = True
+
+    def to_host(self) -> None:
+        """Drop the device's copy. The host's is pinned from now on: what left once moves again."""
+        for name, tensor in self._tensors():
+            kept = self._host.pop(name)
+            if kept.dtype != tensor.dtype:  # a VAE that decodes in float32 from now on
+                kept = tensor.data.to("cpu")
+            elif not self._is_pinned:
+                kept = self._pin(kept)
+            tensor.data = kept
+        self._is_pinned, self.is_on_device = True, False
+
+    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return itertools.chain(self._module.named_parameters(), self._module.named_buffers())
+
+
+class Residency:
+    """Which networks are on one device, of all models of the process. For one thread."""
+
+    def __init__(
+        self, device: torch.device, free_bytes: Callable[[], int], work_bytes: int, *, keeps: bool
+    ) -> None:
+        """`work_bytes` are left free for each network's calls; `free_bytes` asks the device.
+
+        Unless it `keeps` networks, one leaves the device as soon as another is needed.
+        """
+        self.keeps = keeps
+        self._device, self._free_bytes, self._work_bytes = device, free_bytes, work_bytes
+        #: Least recently used first.
+        self._present: list[Network] = []
+
+    def need(self, network: Network) -> None:
+        """Have a network on the device, with memory for its calls if others can make room."""
+        if self._present and self._present[-1] is network:
+            return  # asking for the free memory in each call of the UNet would take time
+        others = [each for each in self._present if each is not network]
+        while others and not self.has_room(network):
+            others.pop(0).to_host()
+            torch.cuda.empty_cache()
+        if not network.is_on_device:
+            with torch.inference_mode(mode=False):  # weights are no inference tensors
+                network.to_device(self._device)
+        self._present = [*others, network]
+
+    def has_room(self, network: Network) -> bool:
+        """Whether the network can be used while the others stay on the device."""
+        weights_bytes = 0 if network.is_on_device else network.weights_bytes
+        needed_bytes = weights_bytes + max(self._work_bytes, network.work_bytes)
+        return self.keeps and self._free_bytes() >= needed_bytes
+
+    def clear(self) -> None:
+        """Move all networks to the host."""
+        for network in self._present:
+            network.to_host()
+        self._present = []
+
+    def forget(self, network: Network) -> None:
+        """Drop a network that is not used any more."""
+        self._present = [each for each in self._present if each is not network]
+
+
+@cache
+def residency_on(device: torch.device, *, keeps: bool) -> Residency:
+    """The one of this process for a GPU, whose memory all of its models share."""
+    work_bytes = int(device_memory.total_bytes(device) * WORK_SHARE)
+    return Residency(device, lambda: device_memory.free_bytes(device), work_bytes, keeps=keeps)
+
+
+def networks_of(pipe: Pipeline) -> dict[str, Network]:
+    """The networks of a pipeline on the host. Convolutions are in channels_last on the device."""
+    return {name: Network(getattr(pipe, name), torch.channels_last) for name in NETWORKS}
