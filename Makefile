@@ -1,5 +1,5 @@
 # make setup | demo | studio | test | test-all | nightly | newest | fuzz | chaos | lint | format
-#      docs | benchmark | train | lock | clean
+#      docs | benchmark | cuda-dry-run | train | lock | clean
 # Everything runs in .venv, which `setup` makes and renews only when its inputs change.
 
 PYTHON ?= python3
@@ -15,8 +15,10 @@ PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PARALLEL)
 PARALLEL = --numprocesses $(PROCESSES) --dist worksteal
 # A second environment, with the newest releases that pyproject.toml allows.
 NEWEST := .venv-newest
+# A third, with a CUDA build of torch; `cuda-dry-run` alone makes it.
+CUDA := .venv-cuda
 
-.PHONY: setup demo studio test test-all nightly newest fuzz chaos lint format docs benchmark train lock clean
+.PHONY: setup demo studio test test-all nightly newest fuzz chaos lint format docs benchmark cuda-dry-run train lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -83,6 +85,17 @@ benchmark: setup
 	@for each in throughput latency daemon baseline memory flops; do $(BIN)/python -m benchmarks $$each || exit 1; done
 	@$(BIN)/python -m benchmarks report
 
+# The engine on a CUDA device that is not there: 5.5 GB to install, and no part of the tests.
+cuda-dry-run: $(CUDA)/.installed
+	$(CUDA)/bin/python -m benchmarks.cuda_dry_run $(ARGS)
+
+# PyPI's wheel of this release for Linux is a CUDA build.
+$(CUDA)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(CUDA)
+	$(CUDA)/bin/pip install --quiet --disable-pip-version-check torch==2.14.1
+	$(CUDA)/bin/pip install --quiet --disable-pip-version-check --editable '.[worker]'
+	touch $@
+
 train: setup
 	$(BIN)/python -m training
 
@@ -90,5 +103,5 @@ lock: setup
 	$(BIN)/pip freeze --all --exclude setuptools --exclude-editable | sed 's/+cpu$$//; s/+cu[0-9]*$$//' > constraints.txt
 
 clean:
-	rm -rf $(VENV) $(NEWEST) demo-output .coverage .coverage.* .hypothesis
+	rm -rf $(VENV) $(NEWEST) $(CUDA) demo-output .coverage .coverage.* .hypothesis
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

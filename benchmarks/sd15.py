@@ -37,9 +37,16 @@ def build(folder: Path, scale: int, dtype: torch.dtype) -> None:
     `scale` divides the widths, for a smoke test.
     """
     torch.manual_seed(0)
+    made = pipeline(scale)
+    made.to(dtype=dtype)
+    made.save_pretrained(folder)
+
+
+def pipeline(scale: int = 1) -> Any:  # noqa: ANN401  # diffusers has no types
+    """The model with random weights on torch's default device, in float32."""
     tokenizer = CLIPTokenizer.from_pretrained(SHIPPED_MODEL / "tokenizer")
     tokenizer.model_max_length = TEXT_TOKENS
-    pipeline = StableDiffusionPipeline(
+    return StableDiffusionPipeline(
         vae=_vae(scale),
         text_encoder=_text_encoder(scale, tokenizer),
         tokenizer=tokenizer,
@@ -49,8 +56,6 @@ def build(folder: Path, scale: int, dtype: torch.dtype) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.to(dtype=dtype)
-    pipeline.save_pretrained(folder)
 
 
 def _unet(scale: int) -> Any:  # noqa: ANN401  # diffusers has no types

@@ -1,0 +1,53 @@
+"""The waits that the engine is known to have, each with its reason. Any other is a fault."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchmarks.cuda_dry_run.place import Place
+
+_NOISE = "noise is drawn on the CPU, so that a seed gives the same picture on every device"
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """A wait that is no fault."""
+
+    reason: str
+    #: Beginning of the call's kind, the engine's function, and a part of the operator's name.
+    call: str
+    function: str = ""
+    op: str = ""
+    #: What is read, where the engine's way depends on it.
+    value: Any = None
+
+
+ALLOWED = (
+    Allowed("nothing else runs while a model is loaded", "load"),
+    Allowed("tokens of new jobs, once for each group of prompts", "encode", "_encode_group"),
+    Allowed("latents of new images, once for each image", "encode", "image_states"),
+    Allowed("once for each job that resumes", "resume"),
+    Allowed("the blur's kernel, once in a process", "round", "_kernel"),
+    Allowed("paces the host, at most one call ahead", "pace", op="cudaEventSynchronize"),
+    Allowed("overflow check, once in a decode", "decode", "Decoder._decode_once", value=False),
+    Allowed("on the side thread", "finish", "_check_finite", value=True),
+    Allowed("on the side thread", "finish"),
+    Allowed("on the side thread", "preview"),
+    Allowed("on the side thread", "checkpoint, to bytes"),
+    *(
+        Allowed(_NOISE, f"step, {name}", "ImageState.step", "from pageable memory")
+        for name in ("ddim", "ddpm", "lcm", "tcd", "dpmpp_2m_sde", "euler_a", "kdpm2_a")
+    ),
+    Allowed("diffusers' UniPC moves each sigma", "step, unipc", op="from pageable memory"),
+    Allowed("diffusers' UniPC solves a system", "step, unipc", op="_linalg_check_errors"),
+)
+
+
+def reason_and_value(call: str, op: str, where: Place, value: Any) -> tuple[str | None, Any]:  # noqa: ANN401  # what is read
+    """Why a wait is allowed, and what it reads; None and `value` where no rule matches."""
+    for rule in ALLOWED:
+        if call.startswith(rule.call) and rule.function in ("", where.function) and rule.op in op:
+            return rule.reason, value if rule.value is None else rule.value
+    return None, value

@@ -1,0 +1,84 @@
+"""The functions of the engine that are counted as calls of their own."""
+
+from __future__ import annotations
+
+import functools
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from worker.engine import batch, checkpoint, image_state, runner, unet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from benchmarks.cuda_dry_run.device import FakeCuda
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _load(_runner: object, _model: object, max_batch_rows: int | None) -> str:
+    return "load" if max_batch_rows else "load, rows measured"
+
+
+def _encode(_runner: object, jobs: Any) -> str:  # noqa: ANN401  # the engine's
+    return f"encode, {_number(sum(len(each.prompt_inputs.to_encode) for each in jobs), 'text')}"
+
+
+def _round(_batch: object, parts: Any) -> str:  # noqa: ANN401  # the engine's
+    return f"round, {_number(sum(image.rows for _, image in parts), 'row')}"
+
+
+def _unet(_unet: object, noisy: Any, *_: object) -> str:  # noqa: ANN401  # the engine's
+    height, width = noisy.shape[-2:]
+    size = "" if height == width else f" of {height} x {width}"
+    return f"UNet, {_number(len(noisy), 'row')}{size}"
+
+
+def _decode(_runner: object, images: Any) -> str:  # noqa: ANN401  # the engine's
+    decoded = [each for each in images if each.job.output_type != "latent"]
+    return f"decode, {_number(len(decoded), 'image')}"
+
+
+def _preview(of: Any, *_: object) -> str:  # noqa: ANN401  # the engine's
+    return f"preview by the {'map' if of.preview_map else 'decoder'}"
+
+
+#: Where a function is, its name, and the kind of call for its arguments.
+_COUNTED: tuple[tuple[Any, str, Callable[..., str]], ...] = (
+    (runner.Runner, "__init__", _load),
+    (runner.Runner, "encode", _encode),
+    (batch.Batch, "_evaluate", _round),
+    (unet.BatchedUnet, "_call", _unet),
+    (unet.BatchedUnet, "pace", lambda *_: "pace"),
+    (image_state.ImageState, "step", lambda image, *_: f"step, {image.sampler.name}"),
+    (runner.Runner, "decode", _decode),
+    (runner.Runner, "finish", lambda *_: "finish a picture"),
+    (runner.Runner, "preview", _preview),
+    (checkpoint, "capture", lambda *_: "checkpoint, capture"),
+    (checkpoint.Snapshot, "to_bytes", lambda *_: "checkpoint, to bytes"),
+    (checkpoint, "resume", lambda _, images: f"resume, {images[0].sampler.name}"),
+)
+
+
+@contextmanager
+def counted(device: FakeCuda) -> Iterator[None]:
+    """Count each of them as a call while the context lasts."""
+    with ExitStack() as stack:
+        for owner, name, kind in _COUNTED:
+            wrapped = _wrapped(device, getattr(owner, name), kind)
+            stack.enter_context(mock.patch.object(owner, name, wrapped))
+        yield
+
+
+def _wrapped(
+    device: FakeCuda, function: Callable[..., Any], kind: Callable[..., str]
+) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # any function's
+        with device.call(kind(*args)):
+            return function(*args, **kwargs)
+
+    return call

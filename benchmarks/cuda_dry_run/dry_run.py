@@ -1,0 +1,109 @@
+"""The whole dry run of one model: every sampler in mixed rounds, checkpoints, and full rounds."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+from unittest import mock
+
+from benchmarks.cuda_dry_run import calls, models, scenes, stand_ins
+from benchmarks.cuda_dry_run.device import FakeCuda, fake_cuda
+from worker.engine import guidance, warmup
+from worker.engine.samplers import SAMPLERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from benchmarks.cuda_dry_run.tally import Fault, Tally, Wait
+    from worker.engine.model_loader import LoadedModel
+
+#: Memory of the device that is not there.
+TOTAL_BYTES = 80 * 2**30
+#: Samplers of the full rounds.
+MIXES: dict[str, tuple[str, ...]] = {
+    "ddim": ("ddim",),
+    "euler": ("euler",),
+    "unipc": ("unipc",),
+    "mixed": ("ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "unipc", "heun", "lms"),
+}
+TASKS = 16
+
+
+@dataclass
+class Found:
+    """What a dry run found."""
+
+    model: str
+    weights_bytes: int = 0
+    tallies: list[Tally] = field(default_factory=list)
+    #: A round of `TASKS` tasks by the name of the mix: one half in the main, one in the other pass.
+    full_rounds: dict[str, Tally] = field(default_factory=dict)
+    waits: list[Wait] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    #: What jobs failed with.
+    errors: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def engine_on_fake_cuda() -> Iterator[FakeCuda]:
+    """The device, with the engine's calls counted. Leaves no fake tensor behind."""
+    guidance._kernel.cache_clear()  # noqa: SLF001  # it keeps a tensor for each device
+    try:
+        with ExitStack() as stack:
+            device = stack.enter_context(fake_cuda(TOTAL_BYTES))
+            stack.enter_context(stand_ins.installed(device))
+            stack.enter_context(calls.counted(device))
+            stack.enter_context(mock.patch.object(warmup, "_call_s", _pretended_s))
+            yield device
+    finally:
+        guidance._kernel.cache_clear()  # noqa: SLF001  # as above
+
+
+def _pretended_s(call: Callable[[int], None], rows: int) -> float:
+    """Make a call, in a time by which warming up measures all numbers of rows."""
+    call(rows)
+    return 0.02 + 0.005 * rows
+
+
+def run(model: str) -> Found:
+    """Run the engine on a model of that name."""
+    found = Found(model)
+    with engine_on_fake_cuda() as device:
+        found.tallies, found.waits, found.faults = device.tallies, device.waits, device.faults
+
+        def load() -> LoadedModel:
+            loaded = models.load(model)
+            found.weights_bytes = device.memory.alive_bytes
+            return loaded
+
+        rounds = scenes.Rounds(load, warmup.TRIED_ROWS[-1])
+        every_sampler(rounds, steps=6)
+        for name, samplers in MIXES.items():
+            before = len(device.tallies)
+            rounds.run(scenes.steady(samplers, TASKS, steps=5))
+            found.full_rounds[name] = _full(device.tallies[before:])
+        found.errors = rounds.errors()
+        rounds.close()
+        scenes.Rounds(lambda: models.load(model), None).close()
+    return found
+
+
+def every_sampler(rounds: scenes.Rounds, steps: int) -> None:
+    """Mixed rounds with every sampler, then the same jobs from their last checkpoints."""
+    arrivals = scenes.mixed(tuple(SAMPLERS), steps)
+    runner = rounds.runner
+    mapped = runner.preview_map
+    assert mapped is not None
+    # Both ways of drawing a preview: numbers read from the device are random, so no map fits.
+    runner.preview_map = replace(mapped, unexplained=0.0)
+    rounds.run(arrivals)
+    runner.preview_map = None
+    rounds.run(scenes.resumed(arrivals, rounds.checkpoints))
+
+
+def _full(tallies: list[Tally]) -> Tally:
+    """The middle one of the rounds in which every task takes part: samplers have their order."""
+    kind = f"round, {TASKS // 2 * 3} rows"
+    full = [tally for tally in tallies if tally.kind == kind]
+    return full[len(full) // 2]
