@@ -38,6 +38,9 @@ def _cuda(device: FakeCuda) -> dict[str, Callable[..., Any]]:
     class Event:
         """An event of a stream; waiting for it is a wait."""
 
+        def __init__(self, *, blocking: bool = False) -> None:
+            """`blocking` frees the core of who waits."""
+
         def record(self, _stream: object = None) -> None:
             """Record it."""
 

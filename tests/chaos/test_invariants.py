@@ -32,7 +32,7 @@ RESULT = {
         ("queued_s", "load_s", "encode_s", "denoise_s", "decode_s", "upload_s", "total_s"), 1.0
     ),
     "batch": 1.0, "model": "default", "scheduler": "ddim", "parameters": {"eta": 0.0},
-    "truncated": [], "versions": {"torch": "2"},
+    "truncated": [], "versions": {"torch": "2"}, "dtype": "float32",
 }  # fmt: skip
 EXHAUSTED = {"code": "attempts_exhausted", "message": "m", "retryable": False, "details": {}}
 REFUSED = EXHAUSTED | {"code": "invalid_request"}

@@ -106,47 +106,55 @@ class Runner:
         Returns the evaluations that this call completes. Raises what the device raises; then no
         image has changed.
         """
-        # Images with SAG come first, so that the rows whose attention is captured are a slice.
-        main = sorted(
-            (image for image in images if image.degraded is None),
-            key=lambda image: not image.uses_sag,
-        )
-        sag_rows = sum(image.uses_sag for image in main)
-        paired = [index for index, image in enumerate(main) if image.negative_embeds is not None]
+        main = sorted((image for image in images if image.degraded is None), key=_place_in_call)
         second = [(image, image.degraded) for image in images if image.degraded is not None]
+        paired = [image for image in main if image.negative_embeds is not None]
+        sag_rows = sum(image.uses_sag for image in main)
         noisy = [image.unet_input() for image in main]
-        rows = [
-            *((image, z, image.unconditional_embeds) for image, z in zip(main, noisy, strict=True)),
-            *((main[index], noisy[index], main[index].embeds) for index in paired),
-            *((image, each.noisy, image.unconditional_embeds) for image, each in second),
-        ]
-        scalars = self.unet.to_device(
-            [[image.job.guidance_scale, image.level.alpha, image.level.sigma] for image in main]
-        )
-        output, salient = self.unet(
-            torch.cat([z for _, z, _ in rows]),
-            [image.level.timestep for image, _, _ in rows],
-            torch.stack([embeds for _, _, embeds in rows]),
-            images[0].bucket.lora_scale,
-            sag_rows,
-        )
+        numbers = self.unet.to_device([
+            [image.job.guidance_scale, image.level.alpha, image.level.sigma, image.job.sag_scale]
+            for image in (*main, *(image for image, _ in second))
+        ])  # fmt: skip
+        output, salient = self._call(main, paired, second, noisy, sag_rows)
         first, conditional, blurred = output.split([len(main), len(paired), len(second)])
+        scale, alpha, sigma, sag_scale = numbers.view(-1, 4, 1, 1, 1).unbind(1)
+        begin = main.index(paired[0]) if paired else 0
+        guided = _guided(first, conditional, scale[: len(main)], begin)
         outputs = [
-            StepOutput(
-                image,
-                each.guided + image.job.sag_scale * (each.expected - blurred[row : row + 1]),
-                each.main,
-            )
-            for row, (image, each) in enumerate(second)
-        ]
-        scale, alpha, sigma = scalars.view(-1, 3, 1, 1, 1).unbind(1)
-        guided = _guided(paired, first, conditional, scale)
-        outputs += [
-            StepOutput(main[row], guided[row], noisy[row]) for row in range(sag_rows, len(main))
+            StepOutput(main[row], guided[row : row + 1], noisy[row])
+            for row in range(sag_rows, len(main))
         ]
         if salient is not None:
             _degrade(main[:sag_rows], noisy, first, guided, (salient, alpha, sigma))
+        if second:
+            outputs += _completed(second, blurred, sag_scale[len(main) :])
         return outputs
+
+    def _call(
+        self,
+        main: Sequence[ImageState],
+        paired: Sequence[ImageState],
+        second: Sequence[tuple[ImageState, Degraded]],
+        noisy: Sequence[torch.Tensor],
+        sag_rows: int,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The UNet over the first rows of `main`, the second ones of `paired`, and `second`.
+
+        `noisy` is the input of each image of `main`.
+        """
+        noisy_of = dict(zip(main, noisy, strict=True))
+        rows = [
+            *((image, noisy_of[image], image.unconditional_embeds) for image in main),
+            *((image, noisy_of[image], image.embeds) for image in paired),
+            *((image, each.noisy, image.unconditional_embeds) for image, each in second),
+        ]
+        return self.unet(
+            torch.cat([z for _, z, _ in rows]),
+            [image.level.timestep for image, _, _ in rows],
+            torch.stack([embeds for _, _, embeds in rows]),
+            rows[0][0].bucket.lora_scale,
+            sag_rows,
+        )
 
     @torch.inference_mode()
     def decode(self, images: Sequence[ImageState]) -> list[torch.Tensor | None]:
@@ -201,25 +209,46 @@ class Runner:
             self.pipe.remove_all_hooks()
 
 
-def _guided(
-    paired: list[int], first: torch.Tensor, conditional: torch.Tensor, scale: torch.Tensor
-) -> list[torch.Tensor]:
-    """Outputs of the main pass with classifier-free guidance if it is on; (1, c, h, w), float32.
+def _place_in_call(image: ImageState) -> int:
+    """Order of the main pass: images with SAG are first, those with two rows side by side."""
+    two_rows = image.negative_embeds is not None
+    if image.uses_sag:
+        return 1 if two_rows else 0
+    return 2 if two_rows else 3
 
-    `first` has one row for each image, `conditional` the second rows of the images `paired`.
+
+def _guided(
+    first: torch.Tensor, conditional: torch.Tensor, scale: torch.Tensor, begin: int
+) -> torch.Tensor:
+    """Outputs of the main pass, with classifier-free guidance where it is on.
+
+    `first` has a row for each image; `conditional` those of the images from `begin` on.
     """
-    guided = list(first.float().split(1))
-    for row, index in enumerate(paired):
-        conditioned = conditional[row : row + 1]
-        guided[index] = guidance.classifier_free(guided[index], conditioned, scale[index])
-    return guided
+    end = begin + len(conditional)
+    guided = guidance.classifier_free(first[begin:end], conditional, scale[begin:end])
+    if len(conditional) == len(first):
+        return guided
+    return torch.cat([first[:begin], guided, first[end:]])
+
+
+def _completed(
+    second: Sequence[tuple[ImageState, Degraded]], blurred: torch.Tensor, sag_scale: torch.Tensor
+) -> list[StepOutput]:
+    """The evaluations that the degraded pass completes with its outputs `blurred`."""
+    guided = torch.cat([each.guided for _, each in second])
+    expected = torch.cat([each.expected for _, each in second])
+    outputs = guided + sag_scale * (expected - blurred)
+    return [
+        StepOutput(image, outputs[row : row + 1], each.main)
+        for row, (image, each) in enumerate(second)
+    ]
 
 
 def _degrade(
     images: Sequence[ImageState],
     noisy: Sequence[torch.Tensor],
     first: torch.Tensor,
-    guided: Sequence[torch.Tensor],
+    guided: torch.Tensor,
     terms: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> None:
     """Set `degraded` of the first images of a main pass. `terms` are mask, alpha and sigma."""
@@ -233,6 +262,6 @@ def _degrade(
         alpha[:rows],
         sigma[:rows],
     )
-    parts = zip(images, noisy, degraded.split(1), expected.split(1), guided, strict=False)
-    for image, *each in parts:
-        image.degraded = Degraded(*each)
+    for row, image in enumerate(images):
+        own = slice(row, row + 1)
+        image.degraded = Degraded(noisy[row], degraded[own], expected[own], guided[own])
