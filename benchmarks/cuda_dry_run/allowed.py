@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from benchmarks.cuda_dry_run.place import Place
 
-_NOISE = "noise is drawn on the CPU, so that a seed gives the same picture on every device"
-
 
 @dataclass(frozen=True)
 class Allowed:
@@ -26,9 +24,7 @@ class Allowed:
 
 ALLOWED = (
     Allowed("nothing else runs while a model is loaded", "load"),
-    Allowed("tokens of new jobs, once for each group of prompts", "encode", "_encode_group"),
-    Allowed("latents of new images, once for each image", "encode", "image_states"),
-    Allowed("once for each job that resumes", "resume"),
+    Allowed("the map of previews, once for a model", "", "_fit"),
     Allowed("the blur's kernel, once in a process", "round", "_kernel"),
     Allowed("paces the host, at most one call ahead", "pace", op="cudaEventSynchronize"),
     Allowed("overflow check, once in a decode", "decode", "Decoder._decode_once", value=False),
@@ -36,12 +32,6 @@ ALLOWED = (
     Allowed("on the side thread", "finish"),
     Allowed("on the side thread", "preview"),
     Allowed("on the side thread", "checkpoint, to bytes"),
-    *(
-        Allowed(_NOISE, f"step, {name}", "ImageState.step", "from pageable memory")
-        for name in ("ddim", "ddpm", "lcm", "tcd", "dpmpp_2m_sde", "euler_a", "kdpm2_a")
-    ),
-    Allowed("diffusers' UniPC moves each sigma", "step, unipc", op="from pageable memory"),
-    Allowed("diffusers' UniPC solves a system", "step, unipc", op="_linalg_check_errors"),
 )
 
 

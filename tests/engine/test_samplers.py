@@ -14,12 +14,14 @@ from tests.engine.cases import chosen, nightly, rotated, slow
 from tests.engine.jobs import EPS32
 from worker.config.models import SHIPPED_MODEL, ModelSpec
 from worker.engine import guidance, model_loader
-from worker.engine.samplers import SAMPLERS, NoiseLevel, SamplerState, make
+from worker.engine.samplers import SAMPLERS, SamplerState, make
 from worker.errors import BadRequestError, ModelLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    from worker.engine.noise_levels import NoiseLevel
 
 pytestmark = [
     # diffusers hands numpy's functions a tensor.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 import torch
 
-from worker.engine import safetensors_io
+from worker.engine import device_memory, safetensors_io
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -155,14 +155,16 @@ def _restore(image: ImageState, tensors: Mapping[str, torch.Tensor]) -> None:
     for path, tensor in tensors.items():
         match path.split("."):
             case ["latents"]:
-                image.latents = tensor.to(image.latents.device)
+                image.latents = device_memory.to_device(tensor, image.latents.device)
             case ["generator"]:
                 image.generator.set_state(tensor)
             case [_, name]:
-                setattr(scheduler, name, tensor.to(getattr(scheduler, name).device))
+                device = getattr(scheduler, name).device
+                setattr(scheduler, name, device_memory.to_device(tensor, device))
             case [_, name, index]:
                 held = getattr(scheduler, name)
-                held[int(index)] = tensor.to(held[int(index)].device)
+                device = held[int(index)].device
+                held[int(index)] = device_memory.to_device(tensor, device)
 
 
 def _numbered(tensors: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

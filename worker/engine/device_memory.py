@@ -1,8 +1,15 @@
-"""The memory of a GPU, in bytes."""
+"""The memory of a GPU: its size in bytes, and copies to it that nothing waits for."""
 
 from __future__ import annotations
 
 import torch
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor of the host to a device. From pinned memory the host does not wait for it."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def total_bytes(device: torch.device) -> int:

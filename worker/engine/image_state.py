@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from worker.engine.batch_scheduler import Bucket
     from worker.engine.job import Job
-    from worker.engine.samplers import NoiseLevel, SamplerState
+    from worker.engine.noise_levels import NoiseLevel
+    from worker.engine.samplers import SamplerState
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
-from worker.engine import prompts, safetensors_io, samplers
+from worker.engine import device_memory, prompts, safetensors_io, samplers
 from worker.engine.batch_scheduler import Bucket
 from worker.engine.image_state import ImageState
 from worker.engine.job import refusal
@@ -46,7 +45,10 @@ def check(model: LoadedModel, job: Job) -> PreparedJob:
     seeds = _seeds(job, prompt_inputs.count)
     height, width = _size_px(pipe, job)
     own = tuple(
-        samplers.make(job.scheduler, pipe.scheduler, job.num_inference_steps) for _ in seeds
+        samplers.make(
+            job.scheduler, pipe.scheduler, job.num_inference_steps, on_gpu=model.device != "cpu"
+        )
+        for _ in seeds
     )
     samplers.check_eta(job.eta, own[0].name)
     factor, dtype = pipe.vae_scale_factor, model.unet_dtype
@@ -78,9 +80,10 @@ def image_states(
     for index, (seed, sampler) in enumerate(zip(prepared.seeds, prepared.samplers, strict=True)):
         generator = torch.Generator("cpu").manual_seed(seed)
         if prepared.latents is None:
-            latents = randn_tensor(shape, generator, device, dtype)
+            latents = samplers.noise(shape, generator, device, dtype)
         else:
-            latents = prepared.latents[index : index + 1].to(device, dtype)
+            given = prepared.latents[index : index + 1].to(dtype)
+            latents = device_memory.to_device(given, device)
         prompt = index // job.num_images_per_prompt
         images.append(
             ImageState(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from worker.engine import safetensors_io
+import torch
+
+from worker.engine import device_memory, safetensors_io
 from worker.engine.job import refusal
 from worker.engine.lora_scale import lora_scaled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import torch
 
     from worker.engine.job import Job
     from worker.engine.model_loader import LoadedModel
@@ -109,7 +109,7 @@ def truncated(pipe: Pipeline, job: Job) -> tuple[str, ...]:
 
 
 def _encode_group(model: LoadedModel, texts: Sequence[EncoderInput]) -> list[torch.Tensor]:
-    pipe, device = model.pipeline, model.device
+    pipe, device = model.pipeline, torch.device(model.device)
     encoder = pipe.text_encoder
     tokens = pipe.tokenizer(
         pipe.maybe_convert_prompt([text.text for text in texts], pipe.tokenizer),
@@ -120,8 +120,8 @@ def _encode_group(model: LoadedModel, texts: Sequence[EncoderInput]) -> list[tor
     )
     masked = getattr(encoder.config, "use_attention_mask", False)
     output = encoder(
-        tokens.input_ids.to(device),
-        attention_mask=tokens.attention_mask.to(device) if masked else None,
+        device_memory.to_device(tokens.input_ids, device),
+        attention_mask=device_memory.to_device(tokens.attention_mask, device) if masked else None,
         output_hidden_states=any(text.clip_skip is not None for text in texts),
     )
     # transformers 5 has no `text_model` between the encoder and its norm.

@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import diffusers
-import numpy as np
 import torch
 
 from api_contracts.request import ETA_SCHEDULERS
+from worker.engine import device_memory, unipc
 from worker.engine.job import refusal
+from worker.engine.noise_levels import NoiseLevel, between_sigmas, by_angle, by_sigma, by_timestep
 from worker.errors import UnsupportedSchedulerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from worker.engine.pipeline import DiffusersScheduler
-
-
-@dataclass(frozen=True)
-class NoiseLevel:
-    """The noise level of one UNet evaluation: z = alpha x0 + sigma eps, variance-preserving."""
-
-    #: Input of the UNet; may lie between two trained timesteps.
-    timestep: float
-    alpha: float
-    sigma: float
 
 
 @dataclass(frozen=True)
@@ -59,58 +51,6 @@ class SamplerState:
         warmup = len(self.levels) - self.scheduler.num_inference_steps * order
         is_last = evaluations == len(self.levels)
         return is_last or (evaluations > warmup and evaluations % order == 0)
-
-
-def _by_timestep(scheduler: DiffusersScheduler, _own: DiffusersScheduler) -> list[NoiseLevel]:
-    """DDIM and its like: alpha^2 at timestep t is alphas_cumprod[t]."""
-    cumulative = scheduler.alphas_cumprod.double()
-    return [
-        NoiseLevel(float(t), float(cumulative[t] ** 0.5), float((1 - cumulative[t]) ** 0.5))
-        for t in scheduler.timesteps.long()
-    ]
-
-
-def _by_sigma(scheduler: DiffusersScheduler, _own: DiffusersScheduler) -> list[NoiseLevel]:
-    """Evaluation i is at sigmas[i] = sigma / alpha, whatever integer its timestep is rounded to."""
-    return _levels(scheduler.timesteps, scheduler.sigmas)
-
-
-def _between_sigmas(scheduler: DiffusersScheduler, _own: DiffusersScheduler) -> list[NoiseLevel]:
-    """KDPM2: every second evaluation is half-way to the next sigma.
-
-    The ancestral one keeps that sigma one place earlier, as its `scale_model_input` reads it.
-    """
-    sigmas, between = scheduler.sigmas.clone(), scheduler.sigmas_interpol
-    if isinstance(scheduler, diffusers.KDPM2AncestralDiscreteScheduler):
-        between = between.roll(1)
-    sigmas[1::2] = between[1::2]
-    return _levels(scheduler.timesteps, sigmas)
-
-
-def _by_angle(scheduler: DiffusersScheduler, own: DiffusersScheduler) -> list[NoiseLevel]:
-    """IPNDM has noise levels of its own; the timestep is where the UNet was trained at that level.
-
-    It is interpolated linearly in log(sigma / alpha).
-    """
-    trained = diffusers.DDPMScheduler.from_config(own.config).alphas_cumprod.double()
-    cumulative = trained.clamp(min=1e-8).numpy()
-    log_ratios = np.log(((1 - cumulative) / cumulative) ** 0.5)
-    levels = []
-    for alpha, sigma in zip(scheduler.alphas[:-1], scheduler.betas[:-1], strict=True):
-        log_ratio = np.log(max(float(sigma), 1e-12) / max(float(alpha), 1e-12))
-        timestep = float(np.interp(log_ratio, log_ratios, np.arange(len(log_ratios))))
-        levels.append(NoiseLevel(timestep, float(alpha), float(sigma)))
-    return levels
-
-
-def _levels(timesteps: torch.Tensor, sigmas: torch.Tensor) -> list[NoiseLevel]:
-    """Levels from sigma / alpha, of which diffusers has one more than timesteps."""
-    levels = []
-    for timestep, sigma in zip(timesteps, sigmas[: len(timesteps)], strict=True):
-        ratio = float(sigma)
-        alpha = (ratio**2 + 1) ** -0.5
-        levels.append(NoiseLevel(float(timestep), alpha, ratio * alpha))
-    return levels
 
 
 @dataclass(frozen=True)
@@ -150,47 +90,49 @@ _SDE = {"algorithm_type": "sde-dpmsolver++"}
 _KARRAS = {"use_karras_sigmas": True}
 
 SAMPLERS: dict[str, _Sampler] = {
-    "ddim": _Sampler("DDIMScheduler", _by_timestep),
-    "ddpm": _Sampler("DDPMScheduler", _by_timestep),
-    "pndm": _Sampler("PNDMScheduler", _by_timestep, {"skip_prk_steps": True}, ("sample",)),
-    "lcm": _Sampler("LCMScheduler", _by_timestep),
-    "tcd": _Sampler("TCDScheduler", _by_timestep),
-    "dpmpp_2m": _Sampler("DPMSolverMultistepScheduler", _by_sigma, _DPMPP),
-    "dpmpp_2m_karras": _Sampler("DPMSolverMultistepScheduler", _by_sigma, _DPMPP | _KARRAS),
-    "dpmpp_2m_sde": _Sampler("DPMSolverMultistepScheduler", _by_sigma, _SDE),
-    "dpmpp_2m_sde_karras": _Sampler("DPMSolverMultistepScheduler", _by_sigma, _SDE | _KARRAS),
-    "dpmpp_2s": _Sampler("DPMSolverSinglestepScheduler", _by_sigma, _DPMPP),
-    "dpmpp_2s_karras": _Sampler("DPMSolverSinglestepScheduler", _by_sigma, _DPMPP | _KARRAS),
-    "unipc": _Sampler("UniPCMultistepScheduler", _by_sigma),
-    "unipc_karras": _Sampler("UniPCMultistepScheduler", _by_sigma, _KARRAS),
-    "deis": _Sampler("DEISMultistepScheduler", _by_sigma),
-    "deis_karras": _Sampler("DEISMultistepScheduler", _by_sigma, _KARRAS, min_steps=2),
-    "lms": _Sampler("LMSDiscreteScheduler", _by_sigma),
-    "lms_karras": _Sampler("LMSDiscreteScheduler", _by_sigma, _KARRAS),
-    "euler": _Sampler("EulerDiscreteScheduler", _by_sigma),
-    "euler_karras": _Sampler("EulerDiscreteScheduler", _by_sigma, _KARRAS),
-    "euler_a": _Sampler("EulerAncestralDiscreteScheduler", _by_sigma, lacks=("sample",)),
-    "heun": _Sampler("HeunDiscreteScheduler", _by_sigma),
-    "heun_karras": _Sampler("HeunDiscreteScheduler", _by_sigma, _KARRAS),
-    "kdpm2": _Sampler("KDPM2DiscreteScheduler", _between_sigmas, lacks=("sample",)),
-    "kdpm2_a": _Sampler("KDPM2AncestralDiscreteScheduler", _between_sigmas, lacks=("sample",)),
-    "ipndm": _Sampler("IPNDMScheduler", _by_angle, lacks=("epsilon", "sample"), min_steps=2),
+    "ddim": _Sampler("DDIMScheduler", by_timestep),
+    "ddpm": _Sampler("DDPMScheduler", by_timestep),
+    "pndm": _Sampler("PNDMScheduler", by_timestep, {"skip_prk_steps": True}, ("sample",)),
+    "lcm": _Sampler("LCMScheduler", by_timestep),
+    "tcd": _Sampler("TCDScheduler", by_timestep),
+    "dpmpp_2m": _Sampler("DPMSolverMultistepScheduler", by_sigma, _DPMPP),
+    "dpmpp_2m_karras": _Sampler("DPMSolverMultistepScheduler", by_sigma, _DPMPP | _KARRAS),
+    "dpmpp_2m_sde": _Sampler("DPMSolverMultistepScheduler", by_sigma, _SDE),
+    "dpmpp_2m_sde_karras": _Sampler("DPMSolverMultistepScheduler", by_sigma, _SDE | _KARRAS),
+    "dpmpp_2s": _Sampler("DPMSolverSinglestepScheduler", by_sigma, _DPMPP),
+    "dpmpp_2s_karras": _Sampler("DPMSolverSinglestepScheduler", by_sigma, _DPMPP | _KARRAS),
+    "unipc": _Sampler("UniPCMultistepScheduler", by_sigma),
+    "unipc_karras": _Sampler("UniPCMultistepScheduler", by_sigma, _KARRAS),
+    "deis": _Sampler("DEISMultistepScheduler", by_sigma),
+    "deis_karras": _Sampler("DEISMultistepScheduler", by_sigma, _KARRAS, min_steps=2),
+    "lms": _Sampler("LMSDiscreteScheduler", by_sigma),
+    "lms_karras": _Sampler("LMSDiscreteScheduler", by_sigma, _KARRAS),
+    "euler": _Sampler("EulerDiscreteScheduler", by_sigma),
+    "euler_karras": _Sampler("EulerDiscreteScheduler", by_sigma, _KARRAS),
+    "euler_a": _Sampler("EulerAncestralDiscreteScheduler", by_sigma, lacks=("sample",)),
+    "heun": _Sampler("HeunDiscreteScheduler", by_sigma),
+    "heun_karras": _Sampler("HeunDiscreteScheduler", by_sigma, _KARRAS),
+    "kdpm2": _Sampler("KDPM2DiscreteScheduler", between_sigmas, lacks=("sample",)),
+    "kdpm2_a": _Sampler("KDPM2AncestralDiscreteScheduler", between_sigmas, lacks=("sample",)),
+    "ipndm": _Sampler("IPNDMScheduler", by_angle, lacks=("epsilon", "sample"), min_steps=2),
 }
 
 
-def make(name: str | None, own: DiffusersScheduler, num_inference_steps: int) -> SamplerState:
+def make(
+    name: str | None, own: DiffusersScheduler, num_inference_steps: int, *, on_gpu: bool = False
+) -> SamplerState:
     """A new sampler with that many steps: `name`, or as the model's `own` when None.
 
     diffusers takes milliseconds to configure one, so it is configured once and then copied. Raises
     `UnsupportedSchedulerError` with the supported names, and `BadRequestError` where the scheduler
     does not support this number of steps.
     """
-    return _configured(name, own, num_inference_steps).copy()
+    return _configured(name, own, num_inference_steps, on_gpu=on_gpu).copy()
 
 
 @lru_cache(maxsize=64)
 def _configured(
-    name: str | None, own: DiffusersScheduler, num_inference_steps: int
+    name: str | None, own: DiffusersScheduler, num_inference_steps: int, *, on_gpu: bool
 ) -> SamplerState:
     if name is not None and name not in SAMPLERS:
         message = f"unknown scheduler {name!r}; supported are {', '.join(SAMPLERS)}"
@@ -202,7 +144,7 @@ def _configured(
         options = sampler.flags
     prediction = own.config.get("prediction_type", "epsilon")
     predictions = prediction, "v_prediction" if prediction in sampler.lacks else prediction
-    if sampler.levels is _by_angle:
+    if sampler.levels is by_angle:
         options = options | {"trained_betas": None}  # it computes its own, and asks for no type
     elif predictions[0] != predictions[1]:
         options = options | {"prediction_type": predictions[1]}
@@ -210,6 +152,8 @@ def _configured(
         options = options | {"clip_sample": False}  # the class's default clips latents to -1 … 1
     scheduler = getattr(diffusers, sampler.class_name).from_config(own.config, **options)
     _set_timesteps(scheduler, name, num_inference_steps, sampler.min_steps)
+    if on_gpu:
+        _avoid_waits(scheduler)
     if isinstance(scheduler, diffusers.LMSDiscreteScheduler):
         # Milliseconds of numerical integration for each, of numbers that all copies share.
         scheduler.get_lms_coefficient = cache(scheduler.get_lms_coefficient)
@@ -222,6 +166,21 @@ def _configured(
         n for n, each in vars(scheduler).items() if isinstance(each, torch.Tensor)
     )
     return SamplerState(name, scheduler, levels, predictions, parameters, constants)
+
+
+def noise(
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+    device: torch.device,
+    dtype: torch.dtype,
+    layout: torch.layout = torch.strided,
+) -> torch.Tensor:
+    """Numbers of a generator on the CPU, as diffusers' `randn_tensor`; it does not wait for a GPU.
+
+    Drawn on the CPU, so that a seed gives the same picture on every device.
+    """
+    drawn = torch.randn(shape, generator=generator, dtype=dtype, layout=layout)
+    return device_memory.to_device(drawn, device)
 
 
 def is_supported(own: DiffusersScheduler) -> bool:
@@ -264,6 +223,15 @@ def _bad_timesteps(scheduler: DiffusersScheduler, steps: int) -> str | None:
         # index -1, the noisiest level, and the image would be lost.
         return "diffusers gives the last of them the timestep -1; take one more or less"
     return None
+
+
+def _avoid_waits(scheduler: DiffusersScheduler) -> None:
+    """Have a step do the same without waiting for the GPU."""
+    if isinstance(scheduler, diffusers.UniPCMultistepScheduler):
+        unipc.compute_on_host(scheduler)
+    module = sys.modules[type(scheduler).__module__]
+    if hasattr(module, "randn_tensor"):
+        module.randn_tensor = noise  # type: ignore[attr-defined]  # for all schedulers of its class
 
 
 def _of_class(own: DiffusersScheduler) -> list[tuple[str, _Sampler]]:

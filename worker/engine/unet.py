@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
-from worker.engine import device_errors, guidance, warmup
+from worker.engine import device_errors, device_memory, guidance, warmup
 from worker.engine.lora_scale import lora_scaled
 
 if TYPE_CHECKING:
@@ -150,10 +150,7 @@ class BatchedUnet:
 
     def to_device(self, numbers: Sequence[Sequence[float]] | Sequence[float]) -> torch.Tensor:
         """Copy numbers from the host to the device as float32, without waiting for it."""
-        tensor = torch.tensor(numbers, dtype=torch.float32)
-        if self._on_cpu:
-            return tensor
-        return tensor.pin_memory().to(self._device, non_blocking=True)
+        return device_memory.to_device(torch.tensor(numbers, dtype=torch.float32), self._device)
 
     def pace(self) -> None:
         """Wait for the call before the last one, so that the host is at most one call ahead.
