@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from worker.engine.engine import Engine
 from worker.job_control import Control, Step, Stop
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class BareEngine:
     """An engine with the model resident on its device."""
 
-    def __init__(self, model: Model) -> None:
-        self._engine = Engine({"default": model.spec}, model.device, "none")
+    def __init__(self, model: Model, offload: str = "none", **options: Any) -> None:  # noqa: ANN401  # the engine's own
+        """`options` are those of `Engine`."""
+        self._engine = Engine({"default": model.spec}, model.device, offload, **options)
         self._controls: list[Control] = []
 
     def submit(
@@ -51,9 +52,9 @@ class BareEngine:
 
 
 @contextmanager
-def engine(model: Model) -> Iterator[BareEngine]:
-    """A bare engine, closed on leaving."""
-    started = BareEngine(model)
+def engine(model: Model, offload: str = "none", **options: Any) -> Iterator[BareEngine]:  # noqa: ANN401  # the engine's own
+    """A bare engine, closed on leaving; `options` are those of `Engine`."""
+    started = BareEngine(model, offload, **options)
     try:
         yield started
     finally:

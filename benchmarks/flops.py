@@ -73,14 +73,14 @@ def run(arguments: argparse.Namespace) -> None:
         options = record.options(
             runs=arguments.runs, edges=edges, latent_side=chosen.latent_side, dtype=chosen.dtype
         )
-        edge, peak_flop_s = _peak(chosen, edges, arguments.runs)
+        edge, peak_flop_s = peak(chosen, edges, arguments.runs)
         print(f"peak: {peak_flop_s / 1e12:.4g} TFLOP/s at {edge} x {edge}")
         unet = unets.load(chosen)
         points = []
         for rows in arguments.rows:
             given = unets.inputs(chosen, unet, rows)
             took_s = unets.seconds(partial(unet, *given), chosen.device, arguments.runs)
-            points.append(Point(rows, _flop(unet, given), took_s, peak_flop_s))
+            points.append(Point(rows, flop_of(unet, given), took_s, peak_flop_s))
             print(points[-1].row())
     best = max(points, key=lambda point: point.share)
     result = record.Result(
@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> None:
     report.publish(result, _plot(result, points), arguments.out)
 
 
-def _peak(model: Model, edges: Sequence[int], runs: int) -> tuple[int, float]:
+def peak(model: Model, edges: Sequence[int], runs: int) -> tuple[int, float]:
     """The edge of the fastest product, and its FLOP/s: a multiplication and an addition are two."""
     found = {}
     for edge in edges:
@@ -109,7 +109,7 @@ def _peak(model: Model, edges: Sequence[int], runs: int) -> tuple[int, float]:
     return found[best], best
 
 
-def _flop(unet: Any, given: unets.Inputs) -> int:  # noqa: ANN401  # diffusers has no types
+def flop_of(unet: Any, given: unets.Inputs) -> int:  # noqa: ANN401  # diffusers has no types
     """Of one call, counted with attention spelt out: the counter knows no fused one on the CPU."""
     processors = dict(unet.attn_processors)
     unet.set_attn_processor(AttnProcessor())
