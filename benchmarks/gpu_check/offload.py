@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -41,6 +42,7 @@ def run(setting: Setting, found: Finding) -> None:
             _, took = _mode(setting, found, mode, None)
             told.append(f"{mode} {took}")
             found.headline(f"A picture of {setting.few_steps} steps: {'; '.join(told)}.")
+        _empty_cache()  # what this process keeps would be free again afterwards
         free_bytes = holder.leave(LITTLE_BYTES)
         used, _ = _mode(setting, found, "auto", free_bytes)
         found.check("with little memory `auto` offloads", holds=used == "model")
@@ -56,7 +58,7 @@ def _mode(setting: Setting, found: Finding, asked: str, free_bytes: int | None) 
         return model
 
     if setting.on_gpu:
-        torch.cuda.empty_cache()
+        _empty_cache()
         torch.cuda.reset_peak_memory_stats(setting.device)
     tasks = given.make(setting, TASKS, setting.few_steps)
     began_s = time.perf_counter()
@@ -78,3 +80,9 @@ def _mode(setting: Setting, found: Finding, asked: str, free_bytes: int | None) 
         peak_gib=peak,
     )
     return used[0], f"{took_s / TASKS:.2g} s" + ("" if peak is None else f" and {peak:.2g} GiB")
+
+
+def _empty_cache() -> None:
+    """Give back what the last model had; offload's hooks are reference cycles with it."""
+    gc.collect()
+    torch.cuda.empty_cache()

@@ -35,14 +35,19 @@ def run(
     setting: Setting,
     deadline_s: float,
     keep: Callable[[list[Outcome]], None],
+    preloaded: str = child.PRELOADED,
 ) -> list[Outcome]:
-    """Run the parts until `deadline_s` of the monotonic clock; `keep` is called after each."""
+    """Run the parts until `deadline_s` of the monotonic clock; `keep` is called after each.
+
+    The module `preloaded` is imported once, by the server that the parts are forked from.
+    """
     # CUDA is asked through NVML: a process that has asked CUDA itself can't fork one that uses it.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a hub that is asked by mistake may not answer for minutes
     if not setting.on_gpu:  # two threads of each process on few cores wait for each other
         os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([child.PRELOADED])
+    context.set_forkserver_preload([preloaded])
     found: list[Outcome] = []
     for part in parts:
         left_s = deadline_s - time.monotonic() - RESERVE_S
@@ -74,7 +79,7 @@ def _lacks(part: Part, setting: Setting, found: Sequence[Outcome]) -> str | None
 def _run(context: ForkServerContext, part: Part, setting: Setting, limit_s: float) -> Outcome:
     """Run one part in its process, and end that at the limit."""
     began_s = time.monotonic()
-    given = (part.name, setting, os.getpid(), limit_s)
+    given = (f"{part.package}.{part.name}", setting, os.getpid(), limit_s)
     process = context.Process(target=child.run, args=given)
     process.start()
     try:

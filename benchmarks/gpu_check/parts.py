@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Part:
-    """One question, answered in a process of its own by `run` of a module of this package."""
+    """One question, answered in a process of its own by `run` of a module of a package."""
 
-    #: Of the module, and in the files.
+    #: Of the module, and of its files.
     name: str
     #: Of its section in the page.
     title: str
@@ -23,6 +23,8 @@ class Part:
     sd15: bool = True
     #: Whether there is nothing to rehearse on a CPU.
     gpu_only: bool = False
+    #: Of the modules; another one in tests.
+    package: str = __package__
 
 
 PARTS = (

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from benchmarks.gpu_check.setting import Setting
     from benchmarks.model import Model
 
-#: Rows of the calls that are tried, and the seconds after which no larger one is.
-GPU_ROWS = (8, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536)
+#: Rows of the calls that are tried at the usual size; fewer of a larger one, by its area.
+GPU_ROWS = (16, 32, 64, 256, 512, 1024, 1536, 2048)
 CPU_ROWS = (1, 2)
-TRY_S = 25.0
+#: Seconds after which no larger call of a size is tried; the rows from which one call is enough.
+TRY_S, ONCE_ROWS = 15.0, 256
 
 
 def run(setting: Setting, found: Finding) -> None:
@@ -56,8 +57,10 @@ def run(setting: Setting, found: Finding) -> None:
 
 def _largest(setting: Setting, found: Finding, model: Model, unet: Any) -> int:  # noqa: ANN401  # diffusers has no types
     """Call with more and more rows until memory or time ends; gives the most that ran."""
-    largest, deadline_s = 0, time.perf_counter() + TRY_S / 2
-    for rows in GPU_ROWS if setting.on_gpu else CPU_ROWS:
+    largest, deadline_s = 0, time.perf_counter() + TRY_S
+    smaller = ((model.size_px or setting.size_px) // setting.size_px) ** 2
+    tried = GPU_ROWS if setting.on_gpu else CPU_ROWS
+    for rows in dict.fromkeys(max(1, most // smaller) for most in tried):
         if time.perf_counter() > deadline_s:
             found.note(f"{model.size_px} px: no time for {rows} rows.")
             break
@@ -83,7 +86,10 @@ def _largest(setting: Setting, found: Finding, model: Model, unet: Any) -> int: 
 
 
 def _call(setting: Setting, model: Model, unet: Any, rows: int) -> tuple[float, int | None]:  # noqa: ANN401  # diffusers has no types
-    """Seconds of a second call, and what both added to the memory allocated before."""
+    """Seconds of a call, and what it added to the memory allocated before.
+
+    A small call is made twice: the first may select kernels.
+    """
     before_bytes = 0
     if setting.on_gpu:
         torch.cuda.empty_cache()
@@ -91,7 +97,7 @@ def _call(setting: Setting, model: Model, unet: Any, rows: int) -> tuple[float, 
         before_bytes = torch.cuda.memory_allocated(setting.device)
     given = unets.inputs(model, unet, rows)
     with torch.inference_mode():
-        for _ in range(2):
+        for _ in range(2 if rows < ONCE_ROWS else 1):
             began_s = time.perf_counter()
             unet(*given)
             if setting.on_gpu:

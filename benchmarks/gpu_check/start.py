@@ -53,12 +53,12 @@ def main() -> int:
 
 
 def _check(python: str, began_s: float, environment: dict[str, str]) -> int:
-    """Run the check by a Python that has what it needs; signals are passed on."""
+    """Run the check by a Python that has what it needs; SIGTERM is passed on."""
     spent_s = time.monotonic() - began_s
     command = [python, "-m", "benchmarks.gpu_check", "--spent-s", f"{spent_s:.1f}", *sys.argv[1:]]
     process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment)  # noqa: S603  # as above
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _frame: process.send_signal(number))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to that process, too
+    signal.signal(signal.SIGTERM, lambda number, _frame: process.send_signal(number))
     return process.wait()
 
 
