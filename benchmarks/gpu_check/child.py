@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import select
@@ -43,6 +44,7 @@ def run(module: str, setting: Setting, parent: int, limit_s: float) -> None:
     else:
         failures = finding.failures
         finding.end(Status.FAILED if failures else Status.PASSED, "; ".join(failures))
+    gc.collect()  # a pool's semaphores are unlinked when it is collected
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # threads of a part that failed may never end

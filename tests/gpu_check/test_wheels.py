@@ -37,7 +37,9 @@ def test_without_an_environment_it_says_what_to_do(
     """Neither .venv nor wheels: exit status 2, and both commands are named."""
     monkeypatch.setattr(start, "ROOT", tmp_path)
     monkeypatch.setattr(start, "WHEELS", tmp_path / "gpu-check-wheels")
+    monkeypatch.setattr(start, "PACKED", ("os", "no_such_module"))
     assert start.main() == 2
     said = capsys.readouterr().out
+    assert " lacks no_such_module. " in said
     assert "make setup" in said
     assert "make gpu-check-wheels" in said
