@@ -1,7 +1,7 @@
 """`python -m benchmarks.gpu_check`: everything that can be told only on a GPU, in minutes.
 
 Writes `gpu-check.json` and `gpu-check.md`. The exit status is 0 when every part passed or was
-skipped, 1 when one failed, was ended at its limit or was not reached, 2 for wrong options. Goals
+skipped, 1 when one failed, was ended at its limit or was not reached, 130 after a signal. Goals
 that are missed do not change it.
 """
 
@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from benchmarks.gpu_check import page, parent, setting
+from benchmarks.gpu_check import page, parent, parts, setting
 from benchmarks.gpu_check.outcome import Status
 from benchmarks.gpu_check.parts import BY_NAME, PARTS
 
@@ -38,7 +38,7 @@ def main() -> int:
     options = _options()
     began_s = time.monotonic() - options.spent_s
     budget_s = options.seconds or (REHEARSAL_S if options.rehearse else GPU_S)
-    chosen = [part for part in PARTS if not options.only or part.name in options.only]
+    chosen = parts.chosen(options.only)
     date_utc, revision = datetime.now(UTC).isoformat(timespec="seconds"), _revision()
     with tempfile.TemporaryDirectory(prefix="sag-gpu-check-", ignore_cleanup_errors=True) as folder:
         made = setting.rehearsal if options.rehearse else setting.gpu
@@ -72,7 +72,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rehearse", action="store_true", help="a small form on the CPU")
     parser.add_argument("--out", type=Path, default=Path("gpu-check-output"), help="for the report")
     parser.add_argument("--seconds", type=float, help=f"for everything; {GPU_S:g} on a GPU")
-    parser.add_argument("--only", nargs="+", choices=BY_NAME, metavar="PART", help="these parts")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=BY_NAME,
+        metavar="PART",
+        default=[],
+        help="these parts, with the environment and the weights that they need",
+    )
     parser.add_argument(
         "--spent-s", type=float, default=0.0, help="seconds that count as spent, for installing"
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.gpu_check import child, outcome
 from benchmarks.gpu_check.outcome import Outcome, Status
+from benchmarks.gpu_check.parts import FIRST, WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,8 +27,6 @@ RESERVE_S = 5.0
 #: Time for a part's process to be gone after it was killed.
 GONE_S = 5.0
 LOG_CHARS = 2500
-#: Parts without which no other, or no other with Stable Diffusion 1.5's size, can run.
-FIRST, WEIGHTS = "environment", "weights"
 
 
 def run(

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 
 @dataclass(frozen=True)
@@ -81,4 +85,14 @@ PARTS = (
          "`SAG_COMPILE` for two numbers of rows only: each takes tens of seconds to compile.",
          170, 60, gpu_only=True),
 )  # fmt: skip
+#: Run in any case: the first tells whether the device can be used; weights are for `sd15`.
+FIRST, WEIGHTS = "environment", "weights"
 BY_NAME = {part.name: part for part in PARTS}
+
+
+def chosen(names: Collection[str]) -> list[Part]:
+    """The parts of these names with those that they need, in order; without names all."""
+    wanted = {FIRST, *names} if names else set(BY_NAME)
+    if any(BY_NAME[name].sd15 for name in wanted):
+        wanted.add(WEIGHTS)
+    return [part for part in PARTS if part.name in wanted]

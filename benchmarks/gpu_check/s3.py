@@ -43,7 +43,7 @@ class Stored:
 
 
 class Refused(Exception):
-    """An answer that is an error, with S3's code."""
+    """An error of S3's."""
 
     def __init__(self, status: HTTPStatus, code: str) -> None:
         super().__init__(code)
@@ -91,8 +91,7 @@ class Store:
     def listed(self, bucket: str, prefix: str) -> dict[str, Stored]:
         """The objects whose keys begin so, in order."""
         with self._lock:
-            found = sorted(self._objects(bucket).items())
-            return {key: each for key, each in found if key.startswith(prefix)}
+            return {k: o for k, o in sorted(self._objects(bucket).items()) if k.startswith(prefix)}
 
     def _objects(self, bucket: str) -> dict[str, Stored]:
         if bucket not in self._buckets:

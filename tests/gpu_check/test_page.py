@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.gpu_check import goals, page
 from benchmarks.gpu_check.outcome import Check, Finding, Outcome, Status, load
-from benchmarks.gpu_check.parts import PARTS
+from benchmarks.gpu_check.parts import PARTS, chosen
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,6 +94,14 @@ def test_a_finding_is_on_disk_at_once(tmp_path: Path) -> None:
     assert found.failures == ["it fits"]
     found.end(Status.PASSED)
     assert load(tmp_path / "rows.json").status is Status.PASSED
+
+
+def test_chosen_parts_come_with_what_they_need() -> None:
+    """The environment always, weights where a part runs that size; in their order."""
+    assert [part.name for part in chosen(["parity"])] == ["environment", "parity"]
+    names = [part.name for part in chosen(["rows", "daemon"])]
+    assert names == ["environment", "weights", "daemon", "rows"]
+    assert chosen([]) == list(PARTS)
 
 
 def test_parts_fit_into_eight_minutes() -> None:
