@@ -1,6 +1,8 @@
 # make setup | demo | studio | test | test-all | nightly | newest | fuzz | chaos | lint | format
-#      docs | benchmark | cuda-dry-run | train | lock | clean
-# Everything runs in .venv, which `setup` makes and renews only when its inputs change.
+#      docs | benchmark | cuda-dry-run | gpu-check-wheels | gpu-check | train | lock | clean
+# Everything runs in .venv, which `setup` makes and renews only when its inputs change; but
+# `cuda-dry-run` has an environment of its own, and `gpu-check` also runs without one and without a
+# network: benchmarks/README.md.
 
 PYTHON ?= python3
 VENV   := .venv
@@ -18,7 +20,8 @@ NEWEST := .venv-newest
 # A third, with a CUDA build of torch; `cuda-dry-run` alone makes it.
 CUDA := .venv-cuda
 
-.PHONY: setup demo studio test test-all nightly newest fuzz chaos lint format docs benchmark cuda-dry-run train lock clean
+.PHONY: setup demo studio test test-all nightly newest fuzz chaos lint format docs benchmark
+.PHONY: cuda-dry-run gpu-check gpu-check-wheels train lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -96,6 +99,14 @@ $(CUDA)/.installed: pyproject.toml
 	$(CUDA)/bin/pip install --quiet --disable-pip-version-check --editable '.[worker]'
 	touch $@
 
+# What a machine with a GPU and no network lacks beside torch, under 60 MB, into gpu-check-wheels.
+gpu-check-wheels: setup
+	$(BIN)/python -m benchmarks.gpu_check.wheels
+
+# Every number that only a GPU can tell, in under eight minutes. ARGS=--rehearse runs it on a CPU.
+gpu-check:
+	@$(PYTHON) -m benchmarks.gpu_check.start $(ARGS)
+
 train: setup
 	$(BIN)/python -m training
 
@@ -103,5 +114,6 @@ lock: setup
 	$(BIN)/pip freeze --all --exclude setuptools --exclude-editable | sed 's/+cpu$$//; s/+cu[0-9]*$$//' > constraints.txt
 
 clean:
-	rm -rf $(VENV) $(NEWEST) $(CUDA) demo-output .coverage .coverage.* .hypothesis
+	rm -rf $(VENV) $(NEWEST) $(CUDA) demo-output gpu-check-output gpu-check-wheels
+	rm -rf .coverage .coverage.* .hypothesis
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 from tests.engine.jobs import CLOSE_6_STEPS, EPS32, SPEC, Rounds, assert_close, job, latents_of
 from tests.engine.test_adapters import save_lora
 from worker.config.models import Lora
-from worker.engine import model_loader
+from worker.engine import model_loader, safetensors_io
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -153,8 +153,10 @@ def test_half_precision_is_near(rounds: Rounds, half: Rounds) -> None:
     """In bfloat16 the engine makes finite latents within a tenth of the float32 ones.
 
     A bfloat16 has eight bits: a UNet call is off by about 1 %, which 6 steps of guidance magnify.
+    Both begin with the same noise: before torch 2.13 a seed gives other noise in half precision.
     """
     assert half.pipe.unet.dtype == torch.bfloat16
-    wanted = job(num_inference_steps=STEPS)
+    noise = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(5))
+    wanted = job(num_inference_steps=STEPS, latents=safetensors_io.write(noise))
     made, whole = latents_of(half.result(wanted)), latents_of(rounds.result(wanted))
     assert float((made - whole).abs().mean()) < 0.1 * float(whole.abs().mean())
