@@ -35,7 +35,12 @@ if TYPE_CHECKING:
 
 #: Steps of the untimed run before, enough to meet every size of call.
 WARM_STEPS = 2
-SIDES = {"engine": "the engine", "loop": "upstream, a loop", "one_call": "upstream, one call"}
+SIDES = {
+    "engine": "the engine",
+    "engine_float32": "the engine in float32",
+    "loop": "upstream, a loop",
+    "one_call": "upstream, one call",
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,9 @@ class Point:
         for side in self.turns:
             cells |= Spread.of(self.speeds(side)).cells(f"{side}_images_per_s")
         cells |= ratio(self.speeds("engine"), self.speeds("loop")).cells("ratio")
+        if "engine_float32" in self.turns:
+            against = ratio(self.speeds("engine_float32"), self.speeds("loop"))
+            cells |= against.cells("ratio_float32")
         last = {side: turns[-1] for side, turns in self.turns.items()}
         cells["jobs_in_a_step"] = last["engine"].batch
         host_ms = [
@@ -76,6 +84,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--one-call", action="store_true", help="also upstream given all prompts in one call"
     )
     parser.add_argument(
+        "--float32", action="store_true", help="also the engine in float32, against the same loop"
+    )
+    parser.add_argument(
         "--samplers",
         nargs="+",
         metavar="NAME",
@@ -93,11 +104,14 @@ def run(arguments: argparse.Namespace) -> None:
         machine = process.once("torch", record.machine, chosen.device)
         engine = stack.enter_context(process.start("the engine", EngineSide, chosen))
         loop = stack.enter_context(process.start("upstream's loop", UpstreamSide, chosen))
-        turn = engine.remote(EngineSide.turn)
         sides: dict[str, Callable[[Sequence[Task]], Turn]] = {
-            "engine": lambda given: turn(_sampled(given, arguments)),
+            "engine": _sampled(engine, arguments),
             "loop": loop.remote(UpstreamSide.loop),
         }
+        if arguments.float32:
+            full = replace(chosen, engine_dtype="float32")
+            other = stack.enter_context(process.start("the engine in float32", EngineSide, full))
+            sides["engine_float32"] = _sampled(other, arguments)
         if arguments.one_call:
             one = stack.enter_context(process.start("upstream's one call", UpstreamSide, chosen))
             sides["one_call"] = one.remote(UpstreamSide.one_call)
@@ -124,12 +138,18 @@ def _point(sides: Turns, count: int, arguments: argparse.Namespace) -> Point:
     return point
 
 
-def _sampled(given: Sequence[Task], arguments: argparse.Namespace) -> list[Task]:
-    """The tasks with the schedulers of `--samplers` in turn."""
-    names = arguments.samplers or [None]
-    return [
-        replace(task, scheduler=names[number % len(names)]) for number, task in enumerate(given)
-    ]
+def _sampled(
+    engine: process.Side[EngineSide], arguments: argparse.Namespace
+) -> Callable[[Sequence[Task]], Turn]:
+    """A turn of an engine, its tasks with the schedulers of `--samplers` one after another."""
+    names, turn = arguments.samplers or [None], engine.remote(EngineSide.turn)
+
+    def sampled(given: Sequence[Task]) -> Turn:
+        return turn([
+            replace(task, scheduler=names[number % len(names)]) for number, task in enumerate(given)
+        ])  # fmt: skip
+
+    return sampled
 
 
 def _difference(one: Any, other: Any) -> float:  # noqa: ANN401  # images

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from worker.config.models import ModelSpec
     from worker.engine.model_loader import LoadedModel
 
-MODES = ("none", "model", "sequential", "auto")
+MODES = ("none", "model", "swap", "sequential", "auto")
 TASKS = 2
 #: Sequential offload copies all weights for each call: rows are not measured here.
 ROWS = 8

@@ -73,6 +73,27 @@ def test_lora_scales_and_text_lengths_share_a_graph(tmp_path: Path) -> None:
     assert graphs(job(**embeddings(40), lora_scale=0.4), job()) == 0
 
 
+def test_compiling_is_no_step(rounds: Rounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first call of each shape counts as loading, which has a limit of its own."""
+    compiled = Rounds(model=replace(rounds.runner.model, compiled=True), max_batch_rows=2)
+    unet, seen = rounds.pipe.unet, list[bool]()
+    forward = unet.forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append(compiled.runners.loading is not None)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(unet, "forward", watched)
+    assert compiled.runner.unet.is_measured
+    assert seen == [True]
+    seen.clear()
+    for _ in range(2):
+        compiled.result(job(height=32, width=32))
+    # Two rows in the main pass, one in the degraded one; three steps of each job.
+    assert seen == [True, True, *[False] * 10]
+    assert compiled.runners.loading is None
+
+
 def test_scales_are_tensors_and_lengths_are_marked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import logging
 import time
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from worker.config.models import ModelSpec
     from worker.engine.batch_scheduler import Bucket
@@ -73,12 +75,8 @@ class ModelCache:
         """Most rows of a UNet call; measured when first asked, which counts as loading."""
         unet = self._runners[bucket.model].unet
         if not unet.is_measured:
-            self._loading = bucket.model, time.perf_counter()
-            try:
+            with self._as_loading(bucket.model):
                 unet.measure()
-            finally:
-                self.load_ended_s = time.perf_counter()
-                self._loading = None
         return unet.capacity.limit(bucket.height, bucket.width)
 
     def offload_idle(self) -> None:
@@ -104,26 +102,36 @@ class ModelCache:
 
     def clear(self) -> None:
         """Drop all models."""
+        for runner in self._runners.values():
+            runner.close()
         self._runners.clear()
+
+    @contextmanager
+    def _as_loading(self, alias: str) -> Iterator[None]:
+        """What the engine's thread does meanwhile is no step of a job."""
+        before, self._loading = self._loading, (alias, time.perf_counter())
+        try:
+            yield
+        finally:
+            self.load_ended_s = time.perf_counter()
+            self._loading = before
 
     def _build(self, alias: str, busy: Collection[str]) -> None:
         from worker.engine.runner import Runner  # noqa: PLC0415  # imports torch
 
         began_s = time.perf_counter()
-        self._loading = alias, began_s
-        try:
+        with self._as_loading(alias):
             idle = [each for each in self._runners if each not in busy]
             while len(self._runners) >= self.capacity and idle:
                 self._evict(idle.pop(0))
             model = self._load(self._specs[alias])
             try:
-                self._runners[alias] = Runner(model, self._max_batch_rows)
+                compiling = partial(self._as_loading, alias)
+                self._runners[alias] = Runner(model, self._max_batch_rows, compiling)
             except Exception as error:
+                model.release()
                 message = f"model {alias!r} was loaded but can't run here: {error}"
                 raise ModelLoadError(message[:2000]) from error
-        finally:
-            self.load_ended_s = time.perf_counter()
-            self._loading = None
         self._load_times_s[alias] = began_s, self.load_ended_s
 
     def _evict(self, alias: str) -> None:

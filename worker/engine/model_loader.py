@@ -66,6 +66,14 @@ class LoadedModel:
             return not self.residency.has_room(self.networks[name])
         return self.offload == "sequential"
 
+    def release(self) -> None:
+        """Drop the networks from the device's. Hooks are a reference cycle with the pipeline."""
+        if self.residency is not None:
+            for network in self.networks.values():
+                self.residency.forget(network)
+        elif self.offload == "sequential":
+            self.pipeline.remove_all_hooks()
+
     def set_work_bytes(self, name: str, work_bytes: int) -> None:
         """Say how much memory a network's calls need beside its weights."""
         if self.residency is not None:

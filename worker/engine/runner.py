@@ -6,6 +6,7 @@ wait for the device on the side thread.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -22,7 +23,8 @@ from worker.engine.image_state import Degraded, ImageState
 from worker.engine.unet import BatchedUnet
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from worker.engine.job import GeneratedImage, Job
     from worker.engine.model_loader import LoadedModel
@@ -50,8 +52,16 @@ class Runner:
         "accelerate": accelerate.__version__,
     }
 
-    def __init__(self, model: LoadedModel, max_batch_rows: int | None) -> None:
-        """On a GPU, measure a decode. `max_batch_rows` are set, or measured when images wait."""
+    def __init__(
+        self,
+        model: LoadedModel,
+        max_batch_rows: int | None,
+        compiling: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """On a GPU, measure a decode. `max_batch_rows` are set, or measured when images wait.
+
+        The UNet is compiled within `compiling`.
+        """
         self.model, self.pipe = model, model.pipeline
         #: With one row per call no call is shared, so a job's bytes depend on no other job.
         self._alone = max_batch_rows == 1
@@ -60,7 +70,7 @@ class Runner:
             device = torch.device(model.device)
             self.decoder = Decoder(self.pipe, device, 1 if self._alone else DECODE_BATCH)
             model.set_work_bytes("vae", self.decoder.needed_bytes)
-            self.unet = BatchedUnet(model, max_batch_rows, self.decoder.needed_bytes)
+            self.unet = BatchedUnet(model, max_batch_rows, self.decoder.needed_bytes, compiling)
 
     @cached_property
     def preview_map(self) -> previews.PreviewMap | None:
@@ -201,12 +211,8 @@ class Runner:
             self.model.residency.clear()
 
     def close(self) -> None:
-        """Release the device. Hooks are a reference cycle with the model."""
-        if self.model.residency is not None:
-            for network in self.model.networks.values():
-                self.model.residency.forget(network)
-        elif self.model.offload == "sequential":
-            self.pipe.remove_all_hooks()
+        """Release the device."""
+        self.model.release()
 
 
 def _place_in_call(image: ImageState) -> int:

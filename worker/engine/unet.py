@@ -15,7 +15,8 @@ from worker.engine import device_errors, device_memory, guidance, warmup
 from worker.engine.lora_scale import lora_scaled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from worker.engine.model_loader import LoadedModel
     from worker.engine.pipeline import Unet
@@ -82,8 +83,17 @@ def capture_attention(unet: Unet, processor: SagAttnProcessor, rows: int) -> Ite
 class BatchedUnet:
     """One UNet on its device, and the number of rows that a call may have."""
 
-    def __init__(self, model: LoadedModel, max_batch_rows: int | None, decoder_bytes: int) -> None:
-        """Make no call, unless it is compiled. `measure` leaves `decoder_bytes` of memory free."""
+    def __init__(
+        self,
+        model: LoadedModel,
+        max_batch_rows: int | None,
+        decoder_bytes: int,
+        compiling: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        """Make no call, unless it is compiled. `measure` leaves `decoder_bytes` of memory free.
+
+        Calls that compile a graph are made within `compiling`: they take minutes.
+        """
         self._unet, self._compiled = model.pipeline.unet, model.compiled
         self._dtype = model.unet_dtype
         self._device, self._on_cpu = torch.device(model.device), model.device == "cpu"
@@ -91,6 +101,9 @@ class BatchedUnet:
         self._processor = SagAttnProcessor()
         #: Whether a LoRA scale is a tensor, so that one compiled graph serves all scales.
         self._scale_as_tensor = model.compiled and bool(getattr(self._unet, "peft_config", None))
+        self._compiling = compiling
+        #: Rows, height, width, and whether texts have the usual length, of the compiled graphs.
+        self._compiled_shapes: set[tuple[int, int, int, bool]] = set()
         #: Text length of the graphs that are compiled without other lengths.
         self._usual_tokens = model.pipeline.tokenizer.model_max_length
         #: One CUDA event for each call that `pace` has not waited for.
@@ -193,6 +206,7 @@ class BatchedUnet:
         # A compiled call captures all rows; otherwise each number of SAG rows would be compiled.
         captured_rows = len(times) if self._compiled else sag_rows
         with (
+            self._while_compiling(noisy, embeds),
             lora_scaled(self._unet, scale),
             capture_attention(self._unet, self._processor, captured_rows),
         ):
@@ -204,3 +218,15 @@ class BatchedUnet:
             )[0]
             sums = self._processor.sums
         return output[:rows].float(), sums[:sag_rows] if sag_rows and sums is not None else None
+
+    @contextmanager
+    def _while_compiling(self, noisy: torch.Tensor, embeds: torch.Tensor) -> Iterator[None]:
+        """Enter `compiling` if these shapes are new to a compiled UNet."""
+        rows, _, height, width = noisy.shape
+        shape = rows, height, width, embeds.shape[1] == self._usual_tokens
+        if not self._compiled or shape in self._compiled_shapes:
+            yield
+            return
+        with self._compiling():
+            yield
+        self._compiled_shapes.add(shape)
