@@ -24,6 +24,7 @@ class Allowed:
 
 ALLOWED = (
     Allowed("nothing else runs while a model is loaded", "load"),
+    Allowed("no job makes progress while rows are measured", "measure rows"),
     Allowed("the map of previews, once for a model", "", "_fit"),
     Allowed("the blur's kernel, once in a process", "round", "_kernel"),
     Allowed("paces the host, at most one call ahead", "pace", op="cudaEventSynchronize"),

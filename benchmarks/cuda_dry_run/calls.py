@@ -19,8 +19,12 @@ def _number(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def _load(_runner: object, _model: object, max_batch_rows: int | None) -> str:
-    return "load" if max_batch_rows else "load, rows measured"
+def _load(*_: object) -> str:
+    return "load"
+
+
+def _measure(*_: object) -> str:
+    return "measure rows"
 
 
 def _encode(_runner: object, jobs: Any) -> str:  # noqa: ANN401  # the engine's
@@ -51,6 +55,7 @@ _COUNTED: tuple[tuple[Any, str, Callable[..., str]], ...] = (
     (runner.Runner, "__init__", _load),
     (runner.Runner, "encode", _encode),
     (batch.Batch, "_evaluate", _round),
+    (unet.BatchedUnet, "measure", _measure),
     (unet.BatchedUnet, "_call", _unet),
     (unet.BatchedUnet, "pace", lambda *_: "pace"),
     (image_state.ImageState, "step", lambda image, *_: f"step, {image.sampler.name}"),

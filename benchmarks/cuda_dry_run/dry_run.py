@@ -85,7 +85,9 @@ def run(model: str) -> Found:
             found.full_rounds[name] = _full(device.tallies[before:])
         found.errors = rounds.errors()
         rounds.close()
-        scenes.Rounds(lambda: models.load(model), None).close()
+        measured = scenes.Rounds(lambda: models.load(model), None)
+        measured.runner.unet.measure()
+        measured.close()
     return found
 
 

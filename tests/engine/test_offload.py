@@ -12,6 +12,7 @@ from torch import nn
 from tests.engine.jobs import SPEC, Rounds, job, latents_of
 from worker.engine import model_loader
 from worker.engine.offload import NETWORKS, Network, Residency
+from worker.errors import TaskFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,6 +132,54 @@ def test_weights_that_changed_their_precision_leave_in_it() -> None:
     assert {each.dtype for each in module.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("keeps", [True, False])
+def test_an_upload_that_fails_changes_nothing(keeps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of memory half-way: the network is on the host as before, and all can be used again."""
+    device = Device(WEIGHTS, keeps=keeps)
+    a, module = device.network(), layer()
+    b = device.network(module)
+    before = {name: each.clone() for name, each in module.state_dict().items()}
+    device.residency.need(a)
+    copied, copies = Network._copied, list[None]()
+
+    def fails(*given: Any) -> torch.Tensor:
+        copies.append(None)
+        if len(copies) == 2:
+            raise torch.OutOfMemoryError
+        return copied(*given)
+
+    monkeypatch.setattr(Network, "_copied", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        device.residency.need(b)
+    monkeypatch.undo()
+    assert on_device(a, b) == [False, False]
+    for each in (a, b, a):
+        device.residency.need(each)
+        assert on_device(a, b) == [each is a, each is b]
+    device.residency.clear()
+    device.residency.clear()
+    assert on_device(a, b) == [False, False]
+    assert all(torch.equal(module.state_dict()[name], value) for name, value in before.items())
+
+
+def test_weights_that_can_not_be_pinned_move_all_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Where the host has too little memory to lock; it is tried once."""
+    device, tried = Device(WEIGHTS), list[None]()
+
+    def pin(_: torch.Tensor) -> torch.Tensor:
+        tried.append(None)
+        raise RuntimeError("cannot lock memory")
+
+    network = Network(layer(), pin=pin)
+    for _ in range(2):
+        device.residency.need(network)
+        device.residency.clear()
+    assert len(tried) == 1
+    assert "not pinned" in caplog.text
+
+
 def test_an_evicted_model_is_forgotten() -> None:
     """Nothing keeps its weights, and nothing moves them any more."""
     device = Device(3 * WEIGHTS + WORK)
@@ -170,6 +219,29 @@ def test_jobs_are_the_same_with_offload(
     offloaded.runners.make_room()
     assert not any(on_device(*offloaded.runner.model.networks.values()))
     assert offloaded.result(job()).images
+
+
+def test_a_job_alone_that_is_out_of_memory_is_tried_again(offloaded: Rounds) -> None:
+    """Other networks may have taken its memory: they leave, and it is called once more."""
+    unet, calls = offloaded.pipe.unet, list[bool]()
+    forward = unet.forward
+
+    def once(*args: Any, **kwargs: Any) -> Any:
+        calls.append(True)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError
+        return forward(*args, **kwargs)
+
+    unet.forward = once
+    assert offloaded.result(job()).images
+    unet.forward = always_full
+    with pytest.raises(TaskFailedError) as failed:
+        offloaded.result(job())
+    assert failed.value.code == "out_of_memory"
+
+
+def always_full(*_: Any, **__: Any) -> Any:
+    raise torch.OutOfMemoryError
 
 
 def assert_on_device_when_called(rounds: Rounds) -> None:

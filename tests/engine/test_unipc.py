@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import diffusers
@@ -59,8 +61,20 @@ def test_a_gpu_gets_it_and_a_cpu_does_not() -> None:
     """On the CPU every bit is diffusers'."""
     on_cpu = samplers.make("unipc", OWN, 5).scheduler
     on_gpu = samplers.make("unipc", OWN, 5, on_gpu=True).scheduler
-    assert "multistep_uni_p_bh_update" not in vars(on_cpu)
-    assert "multistep_uni_p_bh_update" in vars(on_gpu)
+    assert type(on_cpu) is diffusers.UniPCMultistepScheduler
+    assert type(on_gpu) is unipc.HostUniPC
+
+
+def test_a_scheduler_goes_with_its_image() -> None:
+    """Its tensors, which are on the GPU, do not wait for the garbage collector."""
+    made = samplers.make("unipc", OWN, 5, on_gpu=True)
+    seen = weakref.ref(made.scheduler)
+    gc.disable()
+    try:
+        del made
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_half_precision_stays() -> None:

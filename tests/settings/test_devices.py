@@ -368,6 +368,7 @@ def test_doctor_asks_the_driver_once(
         ("auto", 2100, 2100, True, "all parts fit together"),
         ("auto", 2100, 2000, True, "all parts do not fit together"),
         ("model", 1638, 1638, False, "SAG_OFFLOAD=sequential"),
+        ("swap", 1638, 1638, False, "SAG_OFFLOAD=sequential"),
         ("model", 2000, 1638, True, "too little free memory"),
         ("none", 1900, 1900, False, "SAG_OFFLOAD=model"),
         ("none", 2100, 2100, True, "2034 MiB of weights at once in float16;"),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _MEMORY_FIX = {
     "none": "set SAG_OFFLOAD=model, or use a GPU with more memory",
     "model": "set SAG_OFFLOAD=sequential, or use a GPU with more memory",
+    "swap": "set SAG_OFFLOAD=sequential, or use a GPU with more memory",
     "auto": "set SAG_OFFLOAD=sequential, or use a GPU with more memory",
     "sequential": "use a GPU with more memory",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from concurrent.futures import InvalidStateError
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
@@ -131,7 +131,7 @@ class Batch:
             for index, image in enumerate(running.images)
             if not image.is_done
         }
-        plan = self._scheduler.plan(list(candidates), self._runners.limit_rows)
+        plan = self._scheduler.plan(list(candidates), self._limit_rows)
         self._call_or_halve([candidates[each] for each in plan], self._evaluate)
         if plan:
             self._runners.get(plan[0].bucket.model).unet.pace()
@@ -140,6 +140,14 @@ class Batch:
             self._active.remove(running)
             self._denoised.append(running)
         return bool(plan)
+
+    def _limit_rows(self, bucket: batch_scheduler.Bucket) -> int:
+        if not self._runners.is_measured(bucket.model):
+            # Previews and pictures on the side thread would disturb the measurement.
+            if isinstance(done := self._side_executor(_nothing), Future):
+                done.result()
+            self._runners.measure(bucket.model)
+        return self._runners.get(bucket.model).unet.capacity.limit(bucket.height, bucket.width)
 
     def _evaluate(self, parts: Sequence[tuple[RunningJob, ImageState]]) -> None:
         runner = self._runners.get(parts[0][0].job.model)
@@ -190,7 +198,7 @@ class Batch:
 
         Only a job whose own call fails is failed. A `call` that raises must have changed nothing.
         """
-        groups = [parts]
+        groups, made_room = [parts], False
         while groups:
             group = [part for part in groups.pop() if not part[0].future.done()]
             if not group:
@@ -199,8 +207,9 @@ class Batch:
                 call(group)
             except BaseException as error:  # noqa: BLE001  # without this thread no job ends
                 jobs = {running for running, _ in group}
-                alone = len(jobs) == 1 and not device_errors.is_out_of_memory(error)
-                if len(group) == 1 or alone:
+                no_memory = device_errors.is_out_of_memory(error)
+                may_fit = no_memory and self._runners.offloads and not made_room
+                if not may_fit and (len(group) == 1 or (len(jobs) == 1 and not no_memory)):
                     self._fail(group[0][0], error)
                     continue
                 device_errors.exit_if_device_failed(error)
@@ -209,7 +218,7 @@ class Batch:
             else:
                 continue
             self._runners.make_room()  # outside of the handler, which keeps `error` alive
-            half = len(group) // 2
+            made_room, half = True, (len(group) + 1) // 2
             groups += [group[half:], group[:half]]
 
     def _remove(self, running: RunningJob) -> None:
@@ -222,6 +231,10 @@ class Batch:
     def _fail(self, running: RunningJob, error: BaseException) -> None:
         self._remove(running)
         _set_exception(running, error)
+
+
+def _nothing() -> None:
+    """Be done when everything before it is."""
 
 
 def _finish(runner: Runner, running: RunningJob, decoded: Sequence[torch.Tensor | None]) -> None:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
     from worker.config.models import ModelSpec
-    from worker.engine.batch_scheduler import Bucket
     from worker.engine.model_loader import LoadedModel
     from worker.engine.runner import Runner
 
@@ -71,13 +70,19 @@ class ModelCache:
         began_s, ended_s = self._load_times_s[alias]
         return max(0.0, ended_s - max(began_s, since_s))
 
-    def limit_rows(self, bucket: Bucket) -> int:
-        """Most rows of a UNet call; measured when first asked, which counts as loading."""
-        unet = self._runners[bucket.model].unet
-        if not unet.is_measured:
-            with self._as_loading(bucket.model):
-                unet.measure()
-        return unet.capacity.limit(bucket.height, bucket.width)
+    def is_measured(self, alias: str) -> bool:
+        """Whether the rows of a loaded model's UNet call are known."""
+        return self._runners[alias].unet.is_measured
+
+    def measure(self, alias: str) -> None:
+        """Measure the rows of a loaded model's UNet call, which counts as loading."""
+        with self._as_loading(alias):
+            self._runners[alias].unet.measure()
+
+    @property
+    def offloads(self) -> bool:
+        """Whether `make_room` may help a call that was out of memory."""
+        return any(runner.model.residency is not None for runner in self._runners.values())
 
     def offload_idle(self) -> None:
         """Move offloaded models off the device, when no job is left."""

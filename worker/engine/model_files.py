@@ -33,7 +33,7 @@ _WEIGHTS = {
 }
 #: A tokenizer is stored in one file, or in these two.
 _TOKENIZER, _TOKENIZER_PARTS = "tokenizer.json", ("vocab.json", "merges.txt")
-#: The part that diffusers leaves on the GPU in any mode of offload.
+#: The part that stays on the GPU in any mode of offload.
 _STAYS = "safety_checker"
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -51,8 +51,8 @@ class ModelFiles:
     def weights_bytes(self, dtype: str, offload: str) -> int:
         """Least size of the weights that are on the GPU at once, in bytes, without activations.
 
-        `none`: all parts. `model`, and `auto` where the others do not fit: the largest part.
-        `sequential`: the largest layer. diffusers leaves the safety checker on the GPU in any mode.
+        `none`: all parts. `swap`, and `model` and `auto` where the others do not fit: the largest
+        part. `sequential`: the largest layer. The safety checker is on the GPU in any mode.
         """
         sizes = self.largest_layers if offload == "sequential" else self.parameters
         if offload == "none":

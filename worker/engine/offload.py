@@ -7,6 +7,7 @@ weights stay on the host as well, so that nothing is copied when it leaves. Know
 from __future__ import annotations
 
 import itertools
+import logging
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
 
     from worker.engine.pipeline import Pipeline
 
+logger = logging.getLogger(__name__)
+
 #: The networks that take turns. The safety checker, which another thread runs, stays on the device.
 NETWORKS = ("text_encoder", "unet", "vae")
 #: Memory that a network has for its calls, beside its weights: this share of the device's at least.
-WORK_SHARE = 0.1
+#: but no more than this, which other processes on a large one may not leave.
+WORK_SHARE, MAX_WORK_BYTES = 0.1, 2 * 2**30
 #: Dimensions of a convolution's weights.
 _CONVOLUTION = 4
 
@@ -50,23 +54,37 @@ class Network:
         return sum(tensor.nbytes for _, tensor in self._tensors())
 
     def to_device(self, device: torch.device) -> None:
-        """Copy the weights to the device. From pinned memory the host does not wait for it."""
+        """Copy the weights to the device. From pinned memory the host does not wait for it.
+
+        Raises what the device raises, out of memory; then nothing has changed.
+        """
+        copies = {name: self._copied(tensor.data, device) for name, tensor in self._tensors()}
         for name, tensor in self._tensors():
-            self._host[name] = tensor.data
-            layout = self._format if tensor.dim() == _CONVOLUTION else torch.preserve_format
-            tensor.data = tensor.data.to(device, non_blocking=True, memory_format=layout)
+            self._host[name], tensor.data = tensor.data, copies[name]
         self.is_on_device = True
 
     def to_host(self) -> None:
         """Drop the device's copy. The host's is pinned from now on: what left once moves again."""
         for name, tensor in self._tensors():
-            kept = self._host.pop(name)
-            if kept.dtype != tensor.dtype:  # a VAE that decodes in float32 from now on
-                kept = tensor.data.to("cpu")
-            elif not self._is_pinned:
-                kept = self._pin(kept)
-            tensor.data = kept
-        self._is_pinned, self.is_on_device = True, False
+            # A VAE that decodes in float32 from now on has another type than what the host kept.
+            changed = self._host[name].dtype != tensor.dtype
+            tensor.data = tensor.data.to("cpu") if changed else self._host[name]
+        self._host, self.is_on_device = {}, False
+        self._pin_once()
+
+    def _copied(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        layout = self._format if tensor.dim() == _CONVOLUTION else torch.preserve_format
+        return tensor.to(device, non_blocking=True, memory_format=layout)
+
+    def _pin_once(self) -> None:
+        if self._is_pinned:
+            return
+        self._is_pinned = True
+        try:
+            for _, tensor in self._tensors():
+                tensor.data = self._pin(tensor.data)
+        except RuntimeError as error:  # the host has too little memory to lock
+            logger.warning("weights are not pinned, moving them takes longer: %s", error)
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         return itertools.chain(self._module.named_parameters(), self._module.named_buffers())
@@ -93,8 +111,7 @@ class Residency:
             return  # asking for the free memory in each call of the UNet would take time
         others = [each for each in self._present if each is not network]
         while others and not self.has_room(network):
-            others.pop(0).to_host()
-            torch.cuda.empty_cache()
+            self._evict(others.pop(0))
         if not network.is_on_device:
             with torch.inference_mode(mode=False):  # weights are no inference tensors
                 network.to_device(self._device)
@@ -108,9 +125,13 @@ class Residency:
 
     def clear(self) -> None:
         """Move all networks to the host."""
-        for network in self._present:
-            network.to_host()
-        self._present = []
+        for network in list(self._present):
+            self._evict(network)
+
+    def _evict(self, network: Network) -> None:
+        self.forget(network)
+        network.to_host()
+        torch.cuda.empty_cache()
 
     def forget(self, network: Network) -> None:
         """Drop a network that is not used any more."""
@@ -120,7 +141,7 @@ class Residency:
 @cache
 def residency_on(device: torch.device, *, keeps: bool) -> Residency:
     """The one of this process for a GPU, whose memory all of its models share."""
-    work_bytes = int(device_memory.total_bytes(device) * WORK_SHARE)
+    work_bytes = min(int(device_memory.total_bytes(device) * WORK_SHARE), MAX_WORK_BYTES)
     return Residency(device, lambda: device_memory.free_bytes(device), work_bytes, keeps=keeps)
 
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 SIDE_PX = 128
 #: Below this alpha, x0 is mostly noise, which dividing by alpha would amplify.
 MIN_ALPHA = 0.05
-#: A map that leaves more of the variance unexplained is used only where decoding moves the UNet.
+#: A map that leaves more of the variance unexplained is used only with offload.
 MAX_UNEXPLAINED = 0.2
 #: Random images that the map is fitted to.
 _FITTED_IMAGES = 16

@@ -134,10 +134,10 @@ class Runner:
             StepOutput(main[row], guided[row : row + 1], noisy[row])
             for row in range(sag_rows, len(main))
         ]
-        if salient is not None:
-            _degrade(main[:sag_rows], noisy, first, guided, (salient, alpha, sigma))
         if second:
             outputs += _completed(second, blurred, sag_scale[len(main) :])
+        if salient is not None:
+            _degrade(main[:sag_rows], noisy, first, guided, (salient, alpha, sigma))
         return outputs
 
     def _call(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 
 from api_contracts.request import ETA_SCHEDULERS
 from worker.engine import device_memory, unipc
@@ -170,17 +171,20 @@ def _configured(
 
 def noise(
     shape: tuple[int, ...],
-    generator: torch.Generator,
-    device: torch.device,
-    dtype: torch.dtype,
-    layout: torch.layout = torch.strided,
+    generator: torch.Generator | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
 ) -> torch.Tensor:
-    """Numbers of a generator on the CPU, as diffusers' `randn_tensor`; it does not wait for a GPU.
+    """Diffusers' `randn_tensor`, which does not wait for a GPU if the generator is on the CPU.
 
-    Drawn on the CPU, so that a seed gives the same picture on every device.
+    There it is in the worker, so that a seed gives the same picture on every device.
     """
-    drawn = torch.randn(shape, generator=generator, dtype=dtype, layout=layout)
-    return device_memory.to_device(drawn, device)
+    if not (isinstance(generator, torch.Generator) and generator.device.type == "cpu" and device):
+        drawn: torch.Tensor = randn_tensor(shape, generator, device, dtype, layout)
+        return drawn
+    numbers = torch.randn(shape, generator=generator, dtype=dtype, layout=layout or torch.strided)
+    return device_memory.to_device(numbers, device)
 
 
 def is_supported(own: DiffusersScheduler) -> bool:

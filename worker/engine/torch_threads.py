@@ -15,6 +15,7 @@ import torch
 
 def use_all() -> None:
     """Let the calling thread compute with as many threads as torch had before this module."""
+    torch.get_num_threads()  # else the thread's first operation would set the default of that time
     torch.set_num_threads(_usual_threads())
 
 

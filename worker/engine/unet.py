@@ -127,7 +127,11 @@ class BatchedUnet:
                 self.capacity = warmup.capacity(self._model, self._call, None, self._decoder_bytes)
         except Exception as error:  # noqa: BLE001  # the device's or the model's
             logger.warning("rows of a UNet call can't be measured: %r", error)
-            self.capacity = replace(self.capacity, rows=1.0, measured_rows=self.capacity.rows)
+            self.capacity = replace(
+                self.capacity,
+                rows=1.0,
+                measured_rows=max(self.capacity.rows, self.capacity.measured_rows),
+            )
             device_errors.clear_frames(error)
 
     def __call__(
@@ -227,6 +231,6 @@ class BatchedUnet:
         if not self._compiled or shape in self._compiled_shapes:
             yield
             return
+        self._compiled_shapes.add(shape)
         with self._compiling():
             yield
-        self._compiled_shapes.add(shape)
