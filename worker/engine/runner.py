@@ -7,7 +7,6 @@ wait for the device on the side thread.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,29 +15,18 @@ import diffusers
 import torch
 import transformers
 
-from worker.engine import checkpoint, guidance, prepare, previews, prompts
+from worker.engine import checkpoint, passes, prepare, previews, prompts
 from worker.engine.batch_scheduler import DECODE_BATCH
 from worker.engine.decoder import Decoder
-from worker.engine.image_state import Degraded, ImageState
 from worker.engine.unet import BatchedUnet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
+    from worker.engine.image_state import Degraded, ImageState
     from worker.engine.job import GeneratedImage, Job
     from worker.engine.model_loader import LoadedModel
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """A complete evaluation of an image, for `ImageState.step`; tensors are (1, c, h, w)."""
-
-    image: ImageState
-    #: With both guidances applied.
-    output: torch.Tensor
-    #: UNet input of the main pass.
-    noisy: torch.Tensor
 
 
 class Runner:
@@ -110,13 +98,15 @@ class Runner:
         ]
 
     @torch.inference_mode()
-    def evaluate(self, images: Sequence[ImageState]) -> list[StepOutput]:
+    def evaluate(self, images: Sequence[ImageState]) -> list[passes.StepOutput]:
         """Make one UNet call for the next pass of all images, which must share a bucket.
 
         Returns the evaluations that this call completes. Raises what the device raises; then no
         image has changed.
         """
-        main = sorted((image for image in images if image.degraded is None), key=_place_in_call)
+        main = sorted(
+            (image for image in images if image.degraded is None), key=passes.place_in_call
+        )
         second = [(image, image.degraded) for image in images if image.degraded is not None]
         paired = [image for image in main if image.negative_embeds is not None]
         sag_rows = sum(image.uses_sag for image in main)
@@ -129,15 +119,15 @@ class Runner:
         first, conditional, blurred = output.split([len(main), len(paired), len(second)])
         scale, alpha, sigma, sag_scale = numbers.view(-1, 4, 1, 1, 1).unbind(1)
         begin = main.index(paired[0]) if paired else 0
-        guided = _guided(first, conditional, scale[: len(main)], begin)
+        guided = passes.guided(first, conditional, scale[: len(main)], begin)
         outputs = [
-            StepOutput(main[row], guided[row : row + 1], noisy[row])
+            passes.StepOutput(main[row], guided[row : row + 1], noisy[row])
             for row in range(sag_rows, len(main))
         ]
         if second:
-            outputs += _completed(second, blurred, sag_scale[len(main) :])
+            outputs += passes.completed(second, blurred, sag_scale[len(main) :])
         if salient is not None:
-            _degrade(main[:sag_rows], noisy, first, guided, (salient, alpha, sigma))
+            passes.degrade(main[:sag_rows], noisy, first, guided, (salient, alpha, sigma))
         return outputs
 
     def _call(
@@ -213,61 +203,3 @@ class Runner:
     def close(self) -> None:
         """Release the device."""
         self.model.release()
-
-
-def _place_in_call(image: ImageState) -> int:
-    """Order of the main pass: images with SAG are first, those with two rows side by side."""
-    two_rows = image.negative_embeds is not None
-    if image.uses_sag:
-        return 1 if two_rows else 0
-    return 2 if two_rows else 3
-
-
-def _guided(
-    first: torch.Tensor, conditional: torch.Tensor, scale: torch.Tensor, begin: int
-) -> torch.Tensor:
-    """Outputs of the main pass, with classifier-free guidance where it is on.
-
-    `first` has a row for each image; `conditional` those of the images from `begin` on.
-    """
-    end = begin + len(conditional)
-    guided = guidance.classifier_free(first[begin:end], conditional, scale[begin:end])
-    if len(conditional) == len(first):
-        return guided
-    return torch.cat([first[:begin], guided, first[end:]])
-
-
-def _completed(
-    second: Sequence[tuple[ImageState, Degraded]], blurred: torch.Tensor, sag_scale: torch.Tensor
-) -> list[StepOutput]:
-    """The evaluations that the degraded pass completes with its outputs `blurred`."""
-    guided = torch.cat([each.guided for _, each in second])
-    expected = torch.cat([each.expected for _, each in second])
-    outputs = guided + sag_scale * (expected - blurred)
-    return [
-        StepOutput(image, outputs[row : row + 1], each.main)
-        for row, (image, each) in enumerate(second)
-    ]
-
-
-def _degrade(
-    images: Sequence[ImageState],
-    noisy: Sequence[torch.Tensor],
-    first: torch.Tensor,
-    guided: torch.Tensor,
-    terms: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-) -> None:
-    """Set `degraded` of the first images of a main pass. `terms` are mask, alpha and sigma."""
-    rows = len(images)
-    salient, alpha, sigma = terms
-    degraded, expected = guidance.degrade(
-        images[0].sampler.predictions[0],
-        torch.cat(list(noisy[:rows])),
-        first[:rows],
-        salient,
-        alpha[:rows],
-        sigma[:rows],
-    )
-    for row, image in enumerate(images):
-        own = slice(row, row + 1)
-        image.degraded = Degraded(noisy[row], degraded[own], expected[own], guided[own])

@@ -1,0 +1,89 @@
+"""What is computed around a UNet call in the two passes of an evaluation, for all of its images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from worker.engine import guidance
+from worker.engine.image_state import Degraded
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from worker.engine.image_state import ImageState
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """A complete evaluation of an image, for `ImageState.step`; tensors are (1, c, h, w)."""
+
+    image: ImageState
+    #: With both guidances applied.
+    output: torch.Tensor
+    #: UNet input of the main pass.
+    noisy: torch.Tensor
+
+
+def place_in_call(image: ImageState) -> int:
+    """Order of the main pass: images with SAG are first, those with two rows side by side."""
+    two_rows = image.negative_embeds is not None
+    if image.uses_sag:
+        return 1 if two_rows else 0
+    return 2 if two_rows else 3
+
+
+def guided(
+    first: torch.Tensor, conditional: torch.Tensor, scale: torch.Tensor, begin: int
+) -> torch.Tensor:
+    """Outputs of the main pass, with classifier-free guidance where it is on.
+
+    `first` has a row for each image; `conditional` those of the images from `begin` on.
+    """
+    end = begin + len(conditional)
+    pairs = guidance.classifier_free(first[begin:end], conditional, scale[begin:end])
+    if len(conditional) == len(first):
+        return pairs
+    return torch.cat([first[:begin], pairs, first[end:]])
+
+
+def completed(
+    second: Sequence[tuple[ImageState, Degraded]], blurred: torch.Tensor, sag_scale: torch.Tensor
+) -> list[StepOutput]:
+    """The evaluations that the degraded pass completes with its outputs `blurred`."""
+    main = torch.cat([each.guided for _, each in second])
+    expected = torch.cat([each.expected for _, each in second])
+    outputs = main + sag_scale * (expected - blurred)
+    return [
+        StepOutput(image, outputs[row : row + 1], each.main)
+        for row, (image, each) in enumerate(second)
+    ]
+
+
+def degrade(
+    images: Sequence[ImageState],
+    noisy: Sequence[torch.Tensor],
+    first: torch.Tensor,
+    outputs: torch.Tensor,
+    terms: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> None:
+    """Set `degraded` of the first images of a main pass.
+
+    `noisy`, `first` and `outputs` are its input, the UNet's first rows, and the guided output;
+    `terms` are mask, alpha and sigma.
+    """
+    rows = len(images)
+    salient, alpha, sigma = terms
+    degraded, expected = guidance.degrade(
+        images[0].sampler.predictions[0],
+        torch.cat(list(noisy[:rows])),
+        first[:rows],
+        salient,
+        alpha[:rows],
+        sigma[:rows],
+    )
+    for row, image in enumerate(images):
+        own = slice(row, row + 1)
+        image.degraded = Degraded(noisy[row], degraded[own], expected[own], outputs[own])
