@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -38,7 +39,9 @@ def main() -> int:
     options = _options()
     began_s = time.monotonic() - options.spent_s
     budget_s = options.seconds or (REHEARSAL_S if options.rehearse else GPU_S)
-    chosen = parts.chosen(options.only)
+    chosen = [
+        replace(part, limit_s=part.limit_s * options.slack) for part in parts.chosen(options.only)
+    ]
     date_utc, revision = datetime.now(UTC).isoformat(timespec="seconds"), _revision()
     with tempfile.TemporaryDirectory(prefix="sag-gpu-check-", ignore_cleanup_errors=True) as folder:
         made = setting.rehearsal if options.rehearse else setting.gpu
@@ -79,6 +82,12 @@ def _options() -> argparse.Namespace:
         metavar="PART",
         default=[],
         help="these parts, with the environment and the weights that they need",
+    )
+    parser.add_argument(
+        "--slack",
+        type=float,
+        default=1.0,
+        help="factor on the limit of each part, if others use the machine",
     )
     parser.add_argument(
         "--spent-s", type=float, default=0.0, help="seconds that count as spent, for installing"

@@ -30,8 +30,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "latents": {"output_type": "latent"},
     "pictures": {"output_type": "png"},
 }
-#: So many times as often a step may sleep afterwards; with a second pool it was 100 times.
-MOST = 5.0
+#: So many times as often a lone task may sleep afterwards; with a second pool it was 100 times.
+MOST = 4.0
+#: Sleeps of a lone task that a busy machine may cause: a barrier sleeps when it has spun in vain.
+FEW = 60
 
 
 @pytest.fixture
@@ -77,6 +79,7 @@ def test_other_threads_compute_alone() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_lone_task_stays_as_fast() -> None:
     """After each kind of work beside the engine a step of a lone task sleeps as often as before.
 
@@ -92,7 +95,7 @@ def test_a_lone_task_stays_as_fast() -> None:
     )
     sleeps: dict[str, float] = json.loads(run.stdout)
     before = sleeps.pop("before")
-    ratios = {kind: after / before for kind, after in sleeps.items()}
+    ratios = {kind: after / max(before, FEW) for kind, after in sleeps.items()}
     assert list(ratios) == list(KINDS)
     assert max(ratios.values()) < MOST, ratios
 
@@ -117,14 +120,15 @@ def _main() -> None:
 
     def lone() -> int:
         begun = _sleeps()
-        wanted = job(num_inference_steps=40, guidance_scale=1.0, sag_scale=0.0)
+        wanted = job(num_inference_steps=4, guidance_scale=1.0, sag_scale=0.0)
         engine.submit(wanted, Control()).result()
         return _sleeps() - begun
 
     lone()
     found = {"before": lone()}
     for kind, fields in KINDS.items():
-        engine.submit(job(**({"output_type": "png"} | fields)), Control()).result()
+        given = {"output_type": "png", "num_inference_steps": 1, "sag_scale": 0.0} | fields
+        engine.submit(job(**given), Control()).result()
         found[kind] = lone()
     engine.close()
     print(json.dumps(found))

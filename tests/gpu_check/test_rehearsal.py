@@ -23,12 +23,14 @@ CHOSEN = (
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1000)
 def test_the_rehearsal(tmp_path: Path) -> None:
     """Every part ends well or says that it needs a GPU, and the page has all of them."""
-    command = [sys.executable, "-m", "benchmarks.gpu_check", "--rehearse", "--seconds", "280"]
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--rehearse", "--seconds", "900"]
     ran = subprocess.run(
-        [*command, "--out", str(tmp_path), "--only", *CHOSEN], check=False, timeout=290
+        [*command, "--slack", "5", "--out", str(tmp_path), "--only", *CHOSEN],
+        check=False,
+        timeout=950,
     )
     report = page.load(tmp_path / f"{page.NAME}.json")
     ends = {each.name: (each.status, each.reason) for each in report.outcomes}

@@ -64,17 +64,21 @@ def test_a_cancel_does_not_change_the_next_picture(service: Service) -> None:
     assert after.images[0].sha256 == before.images[0].sha256
 
 
-def test_a_waiting_task_is_cancelled_at_once(service: Service) -> None:
+@pytest.mark.slow
+def test_a_waiting_task_is_cancelled_at_once(
+    start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
+) -> None:
     """A task that no worker has claimed ends with the cancel; its message has no effect later."""
-    running = [service.client.submit(ENDLESS) for _ in range(3)]
-    waiting = service.client.submit(LONG | {"priority": 9})
-    waiting.cancel()
-    assert waiting.status() is TaskStatus.CANCELLED
-    for handle in running:
-        handle.cancel()
+    with embedded.redis_server(tmp_path) as url, start_service(url, slots="1") as service:
+        running = service.client.submit(ENDLESS)
+        wait_for(running, "started")
+        waiting = service.client.submit(LONG)
+        waiting.cancel()
+        assert waiting.status() is TaskStatus.CANCELLED
+        running.cancel()
         with pytest.raises(GenerationCancelled):
-            handle.result(END_S)
-    check_events(list(waiting.events(timeout=END_S)))
+            running.result(END_S)
+        check_events(list(waiting.events(timeout=END_S)))
 
 
 def test_a_deadline_ends_a_task_before_and_during_its_run(
