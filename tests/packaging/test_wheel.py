@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests.packaging.conftest import build
 from tests.packaging.environments import COMMAND_S, INSTALL_S, ROOT
+from worker import embedded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,7 +125,8 @@ def test_a_client_is_checked_strictly(caller: Environment) -> None:
     assert 'expression has type "int", target has type "bytes"' in wrong.stdout
 
 
-def test_a_caller_needs_no_torch(caller: Environment, redis_url: str) -> None:
+def test_a_caller_needs_no_torch(caller: Environment, tmp_path: Path) -> None:
     """Without extras the client imports and submits, and torch is not installed."""
-    done = caller.run("python", "-c", SUBMIT, redis_url)
+    with embedded.redis_server(tmp_path) as url:
+        done = caller.run("python", "-c", SUBMIT, url)
     assert (done.returncode, done.stdout) == (0, "queued {'default': 1}\n"), done.stderr
