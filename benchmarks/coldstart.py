@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 SIDES = ("a script by hand", "sag-worker run")
 SCRIPT = Path(__file__).with_name("first_picture.py")
-#: A worker that has drawn nothing for so long never will, in seconds.
+#: Longest wait for the first picture, in seconds.
 PATIENCE_S = 600.0
 
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu_check`: everything that can be told only on a GPU, in minutes.
+"""`python -m benchmarks.gpu_check`: all measurements that need a GPU, in minutes.
 
 Writes `gpu-check.json` and `gpu-check.md`. The exit status is 0 when every part passed or was
 skipped, 1 when one failed, was ended at its limit or was not reached, 130 after a signal. Goals

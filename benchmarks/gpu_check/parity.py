@@ -89,7 +89,7 @@ def _float32(
 def _half(
     setting: Setting, found: Finding, processes: References, references: Sequence[Reference]
 ) -> None:
-    """Latents are told; the pictures that they decode to must be the same."""
+    """Most of the decoded pictures must be nearly the same; the latents are only reported."""
     chosen = [each for each in references if not _draws_noise(each.job)]
     jobs = [dataclasses.replace(each.job, latents=each.noise) for each in chosen]
     latents = _together(setting, setting.half, jobs)

@@ -63,7 +63,7 @@ def test_a_part_that_hangs_is_ended_with_its_children(given: Setting) -> None:
 
 
 def test_how_parts_end(given: Setting) -> None:
-    """A dead process, an error, an unmet check and a lack are told apart, and the rest runs on."""
+    """Each kind of failure has a status and a reason of its own, and the other parts still run."""
     parts = [part(name) for name in ("dies", "raises", "unmet", "lacks")]
     (dies, raises, unmet, lacks), lengths = run(given, *parts)
     assert (dies.status, dies.headline) == (Status.FAILED, "half of it")

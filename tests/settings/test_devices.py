@@ -435,7 +435,7 @@ PINNED = {"CUDA_VISIBLE_DEVICES": "GPU-aaaa"}
 def test_indices_are_those_of_nvidia_smi(
     monkeypatch: pytest.MonkeyPatch, device: str, environment: dict[str, str], is_refused: bool
 ) -> None:
-    """CUDA is told to number GPUs in PCI order; another order is refused where an index counts."""
+    """CUDA numbers GPUs in PCI order; another order is refused where an index names a GPU."""
     monkeypatch.delenv(devices.ORDER, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -107,7 +107,7 @@ def admit(waiting: Sequence[str], busy: Collection[str], capacity: int) -> int:
 def decode_due(images: int, waited_rounds: int, *, running: bool, moves_unet: bool) -> bool:
     """Whether to decode the denoised images now.
 
-    `moves_unet`: decoding offloads the UNet from the device. Then, while other jobs are `running`,
+    `moves_unet`: decoding moves the UNet off the device. Then, while other jobs are `running`,
     decoding waits for a full batch or `DECODE_WAIT_ROUNDS`.
     """
     if not moves_unet or not running:
