@@ -20,6 +20,13 @@ MODEL_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 MAX_MESSAGE_BYTES = 8 * 2**20
 #: Priorities of a message, 0 first. Each has a Redis list of its own.
 PRIORITIES = tuple(range(10))
+#: Of a request that names none. Messages of a higher priority, a lower number, are urgent: workers
+#: may have slots in reserve for them.
+DEFAULT_PRIORITY = 5
+#: Key of the list that wakes one worker, before its owner name.
+WAKE_PREFIX = "sag.wake."
+#: Added to the number of tasks of a ready worker that has a slot for urgent messages only.
+URGENT_ONLY = 1000
 #: kombu's separator between the queue's name and a priority above 0.
 PRIORITY_SEPARATOR = "\x06\x16"
 
@@ -50,6 +57,24 @@ def queue_lists(model: str) -> list[str]:
     return [queue_list(queue_name(model), priority) for priority in PRIORITIES]
 
 
+def ready_key(queue: str) -> str:
+    """Sorted set: the workers that wait for messages of a queue, by number of tasks they run.
+
+    One that was woken and has not looked yet is scored by the time of that (Unix seconds).
+    """
+    return f"sag.ready.{queue}"
+
+
+def is_urgent(priority: int) -> bool:
+    """Whether messages of this priority may use slots in reserve."""
+    return priority < DEFAULT_PRIORITY
+
+
+def wake_below(*, urgent: bool) -> int:
+    """Number of tasks of ready workers that a message of this kind does not wake."""
+    return 2 * URGENT_ONLY if urgent else URGENT_ONLY
+
+
 def is_task_id(text: object) -> bool:
     """Whether `text` is a valid task id."""
     return isinstance(text, str) and re.match(TASK_ID_PATTERN, text) is not None
@@ -64,6 +89,11 @@ class Keys:
     def task(self, task_id: str) -> str:
         """Hash: the task's record."""
         return f"{self.namespace}:{{{task_id}}}:task"
+
+    @property
+    def scratch(self) -> str:
+        """Stream: the newest submission's first event; `submit.lua` copies it to save memory."""
+        return f"{self.namespace}:scratch"
 
     def events(self, task_id: str) -> str:
         """Stream: the task's events, entry `<seq>-0` for event `seq`."""

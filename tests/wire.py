@@ -19,6 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from api_contracts.client import sender
 from api_contracts.names import queue_name
 from api_contracts.schemas import json_schemas
 
@@ -67,8 +68,8 @@ def watched(
 
 
 def record_messages() -> None:
-    """Record the messages that kombu puts into the queues of tasks from now on."""
-    put = Channel._put
+    """Record the messages that kombu and our clients put into the queues of tasks from now on."""
+    put, build = Channel._put, sender.task_message
 
     def recording(self: Any, queue: str, message: dict[str, Any], **more: Any) -> None:
         if queue.startswith(queue_name("")):
@@ -76,7 +77,13 @@ def record_messages() -> None:
             _sent.setdefault(str(task_id), []).append(json.loads(json.dumps(message)))
         put(self, queue, message, **more)
 
+    def building(task_id: str, request: str, queue: str, priority: int) -> str:
+        message = build(task_id, request, queue, priority)
+        _sent.setdefault(task_id, []).append(json.loads(message))
+        return message
+
     Channel._put = recording
+    sender.task_message = building
 
 
 def unpublished(url: str) -> Iterator[tuple[str, str]]:

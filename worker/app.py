@@ -16,7 +16,6 @@ from api_contracts.client.records import Records
 from api_contracts.names import (
     DEFAULT_MODEL,
     PRIORITIES,
-    TASK_NAME,
     queue_name,
 )
 from api_contracts.redis_io.address import RedisAddress
@@ -26,7 +25,6 @@ from worker.broker import remote_control
 from worker.broker.transport import Predicate
 from worker.config.environment import read, unknown_variables
 from worker.execution.celery_task import Generate
-from worker.recovery.open_tasks import priority_of
 from worker.recovery.timing import message_lease_s
 from worker.runtime import WorkerProcess
 
@@ -37,6 +35,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: Time between two events that tell Flower that this worker lives, in seconds. Celery's default of
+#: 2 is a tenth of what an idle worker may ask of Redis.
+HEARTBEAT_S = 10
+
 
 def create_app(settings: Settings, owner: str | None = None) -> Celery:
     """A worker's application. Connects to nothing and loads no torch before the first task.
@@ -45,10 +47,11 @@ def create_app(settings: Settings, owner: str | None = None) -> Celery:
     """
     owner = owner or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     app = _celery("sag-worker", settings)
-    process = WorkerProcess(settings, owner, _store(settings), lambda *task: _send(app, *task))
+    process = WorkerProcess(settings, owner, _store(settings))
     app.conf.broker_transport_options |= {
         "owner": owner,
         "lease_s": message_lease_s(settings.lease_s),
+        "wait_state": process.wait_state,
         "may_take": Predicate(lambda: process.gate.refusal is None),
     }
     app.register_task(Generate(process.executor))
@@ -62,7 +65,6 @@ def _celery(name: str, settings: Settings) -> Celery:
 
 def _configuration(settings: Settings) -> dict[str, Any]:
     """Celery's settings but for the broker's; comments give the reasons."""
-    queues = [queue_name(alias) for alias in settings.models]
     results = RedisAddress.parse(settings.result_redis_url.get_secret_value())
     options = {"socket_timeout": 2, "socket_connect_timeout": 2, **results.options}
     return {
@@ -72,7 +74,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "worker_consumer": "worker.broker.celery_overrides:TolerantConsumer",
         "accept_content": ["json"],
         "result_serializer": "json",
-        "task_queues": [Queue(name, Exchange(name), routing_key=name) for name in queues],
+        "task_queues": [Queue(name, Exchange(name), routing_key=name) for name in settings.queues],
         "task_default_queue": queue_name(DEFAULT_MODEL),
         "task_create_missing_queues": False,
         # A thread for each slot and one engine thread that owns the device: uploads overlap
@@ -119,23 +121,6 @@ def _store(settings: Settings) -> Callable[[str, dict[str, Any], str], None]:
     return store
 
 
-def _send(app: Celery, task_id: str, request: Any, queue: str) -> None:  # noqa: ANN401  # any JSON
-    """Send the message of an orphaned task.
-
-    The queue is an object: by name, Celery would replace a queue that it does not know by the
-    default one.
-    """
-    app.send_task(
-        TASK_NAME,
-        kwargs={"request": request},
-        task_id=task_id,
-        queue=Queue(queue),
-        declare=[],
-        priority=priority_of(request),
-        kwargsrepr="<request>",
-    )
-
-
 def _follow_signals(process: WorkerProcess, settings: Settings) -> None:
     """Start the process with Celery's worker, drain it on stop signals, close it on shutdown."""
 
@@ -176,6 +161,7 @@ def work(settings: Settings, name: str, owner: str | None = None) -> int:
     worker = create_app(settings, owner).Worker(
         hostname=f"{name}@{socket.gethostname()}",
         loglevel="INFO",
+        heartbeat_interval=HEARTBEAT_S,
         without_gossip=True,
         without_mingle=True,
     )

@@ -52,6 +52,10 @@ class BackgroundThread:
                 self._thread.start()
                 self._started = True
 
+    def pause(self, seconds: float) -> None:
+        """Called by a round: sleep, until `stop` is called at the latest."""
+        self._stopping.wait(seconds)
+
     def stop(self) -> None:
         """Stop after the current round; returns at once."""
         self._stopping.set()

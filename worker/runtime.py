@@ -13,6 +13,7 @@ from celery.worker import state
 from api_contracts.redis_io.connection import connect, connect_impatiently
 from worker import devices, metrics
 from worker.broker.held_messages import HeldMessages
+from worker.broker.queue_watch import QueueWatch, WaitState
 from worker.engine.engine import Engine
 from worker.execution.artifacts import Artifacts
 from worker.execution.attempt import AttemptRunner
@@ -58,12 +59,8 @@ class WorkerProcess:
         settings: Settings,
         owner: str,
         store: Callable[[str, dict[str, Any], str], None],
-        send: Callable[[str, Any, str], None],
     ) -> None:
-        """`store` writes Celery's state: task id, result, state.
-
-        `send` sends a task's message: task id, request, queue.
-        """
+        """`store` writes Celery's state: task id, result, state."""
         self._settings, self._owner = settings, owner
         self._signalled_s: list[float] = []
         broker_url = settings.broker_url.get_secret_value()
@@ -82,15 +79,21 @@ class WorkerProcess:
             held_tags,
             lease_s,
             owner=owner,
+            queues=settings.queues,
         )
         self.gate = ClaimGate(self._lease)
         self._reconciler = Reconciler(
             connect(events_url),
             keys,
             HeldMessages(connect(broker_url)),
-            send,
+            record.pushes,
+            settings.queues,
             lease_s=lease_s,
             record_ttl_s=settings.record_ttl_s,
+        )
+        self.wait_state = WaitState()
+        self._queue_watch = QueueWatch(
+            connect_impatiently(broker_url, timeout_s), self.wait_state, owner
         )
         webhooks = Webhooks(
             settings.webhook_hosts,
@@ -131,6 +134,7 @@ class WorkerProcess:
     def start(self) -> None:
         """Start the background threads; those of the engine and the publisher start with a task."""
         self._lease.start()
+        self._queue_watch.start()
         self._reconciler.start()
         self._pusher.start()
         self._watchdog.start()
@@ -164,6 +168,7 @@ class WorkerProcess:
     def close(self) -> None:
         """Stop the threads once no delivery is left; the lease last, so that no task is lost."""
         self._watchdog.close()
+        self._queue_watch.close()
         self._engine.close()
         self._publisher.close()
         self._pusher.close()

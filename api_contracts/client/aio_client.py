@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Self
 
@@ -13,8 +12,8 @@ from api_contracts.client import queues
 from api_contracts.client.aio_records import AsyncRecords, AsyncServer
 from api_contracts.client.client import Request, check_ids, check_submissions
 from api_contracts.client.follow import Following, outcome, unknown_end
-from api_contracts.client.records import service_errors
-from api_contracts.client.sender import Sender
+from api_contracts.client.records import Submission, service_errors
+from api_contracts.client.sender import send_async
 from api_contracts.errors import TaskNotFound
 from api_contracts.redis_io.connection import COUNT_S
 
@@ -40,8 +39,8 @@ class AsyncGenerationClient:
         """Connects on first use. `events_url` is the workers' `SAG_EVENTS_URL`, if they set it."""
         self._records = AsyncRecords(events_url or broker_url, namespace)
         self.keys, self.redis = self._records.keys, self._records.redis
-        self._broker = AsyncServer(broker_url, COUNT_S)
-        self._sender = Sender(broker_url)
+        self._broker = AsyncServer(broker_url)
+        self._counter = AsyncServer(broker_url, COUNT_S)
 
     async def submit(self, request: Request, task_id: str | None = None) -> AsyncTaskHandle:
         """As `GenerationClient.submit`."""
@@ -53,9 +52,10 @@ class AsyncGenerationClient:
         """As `GenerationClient.submit_many`."""
         checked, ids = check_submissions(requests, task_ids)
         positions = queues.positions(checked, await self._lengths_if_known(checked))
-        waiting = await self._records.submit(list(zip(ids, checked, positions, strict=True)))
-        if waiting:
-            await asyncio.to_thread(self._sender.send, waiting)
+        tasks = list(map(Submission.of, ids, checked, positions))
+        waiting = await self._records.submit(tasks)
+        with service_errors():
+            await self._broker.call(lambda: send_async(self._broker.redis, waiting))
         return [AsyncTaskHandle(self._records, each) for each in ids]
 
     def handle(self, task_id: str) -> AsyncTaskHandle:
@@ -70,14 +70,14 @@ class AsyncGenerationClient:
     async def queue_depths(self, models: Iterable[str] = (names.DEFAULT_MODEL,)) -> dict[str, int]:
         """As `GenerationClient.queue_depths`."""
         wanted = list(models)
-        pipeline = queues.length_pipeline(self._broker.redis, wanted)
+        pipeline = queues.length_pipeline(self._counter.redis, wanted)
         with service_errors():
-            return queues.depths(wanted, await self._broker.call(pipeline.execute))
+            return queues.depths(wanted, await self._counter.call(pipeline.execute))
 
     async def _lengths_if_known(self, requests: Sequence[GenerationRequest]) -> list[object]:
-        pipeline = queues.length_pipeline(self._broker.redis, (each.model for each in requests))
+        pipeline = queues.length_pipeline(self._counter.redis, (each.model for each in requests))
         try:
-            lengths: list[object] = await self._broker.call(
+            lengths: list[object] = await self._counter.call(
                 lambda: pipeline.execute(raise_on_error=False)
             )
         except RedisError:  # sending fails, too, and reports it once there is a record
@@ -87,7 +87,7 @@ class AsyncGenerationClient:
     async def close(self) -> None:
         """Close the connections."""
         async with AsyncExitStack() as stack:
-            stack.push_async_callback(asyncio.to_thread, self._sender.close)
+            stack.push_async_callback(self._counter.redis.aclose)
             stack.push_async_callback(self._broker.redis.aclose)
             await self._records.close()
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
     from api_contracts.client.follow import Following
+    from api_contracts.client.sender import Waiting
     from api_contracts.events import Event, TaskStatus
-    from api_contracts.request import GenerationRequest
 
 #: Most calls at once, each over a connection of its own.
 MAX_CONNECTIONS = 16
@@ -70,9 +70,7 @@ class AsyncRecords:
         self.redis, self._watcher = self._server.redis, StreamWatcher(self._server.redis)
         self._cancel = load(self.redis, "api_contracts.redis_io", "cancel")
 
-    async def submit(
-        self, tasks: Sequence[records.Submission]
-    ) -> list[tuple[str, GenerationRequest]]:
+    async def submit(self, tasks: Sequence[records.Submission]) -> list[Waiting]:
         """As `Records.submit`."""
         with service_errors():
             return records.to_send(tasks, await self._server.call(lambda: self._write(tasks)))

@@ -10,11 +10,11 @@ from redis.exceptions import RedisError
 from api_contracts import names
 from api_contracts.client import queues
 from api_contracts.client.handle import TaskHandle
-from api_contracts.client.records import Records, service_errors
-from api_contracts.client.sender import Sender
+from api_contracts.client.records import Records, Submission, service_errors
+from api_contracts.client.sender import send
 from api_contracts.errors import FieldError, InvalidRequest
 from api_contracts.parse import parse_request
-from api_contracts.redis_io.connection import COUNT_S, connect_impatiently
+from api_contracts.redis_io.connection import COUNT_S, connect, connect_impatiently
 from api_contracts.request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ class GenerationClient:
         """Connects on first use. `events_url` is the workers' `SAG_EVENTS_URL`, if they set it."""
         self._records = Records(events_url or broker_url, namespace)
         self.keys, self.redis = self._records.keys, self._records.redis
-        self._broker = connect_impatiently(broker_url, COUNT_S)
-        self._sender = Sender(broker_url)
+        self._broker = connect(broker_url)
+        self._counter = connect_impatiently(broker_url, COUNT_S)
 
     def submit(self, request: Request, task_id: str | None = None) -> TaskHandle:
         """Submit a request; submitting a `task_id` again makes no second task.
@@ -60,9 +60,10 @@ class GenerationClient:
         """
         checked, ids = check_submissions(requests, task_ids)
         positions = queues.positions(checked, self._lengths_if_known(checked))
-        waiting = self._records.submit(list(zip(ids, checked, positions, strict=True)))
-        if waiting:
-            self._sender.send(waiting)
+        tasks = map(Submission.of, ids, checked, positions)
+        waiting = self._records.submit(list(tasks))
+        with service_errors():
+            send(self._broker, waiting)
         return [TaskHandle(self._records, each) for each in ids]
 
     def handle(self, task_id: str) -> TaskHandle:
@@ -78,11 +79,11 @@ class GenerationClient:
         """Number of waiting messages by model, without those that a worker holds."""
         wanted = list(models)
         with service_errors():
-            lengths = queues.length_pipeline(self._broker, wanted).execute()
+            lengths = queues.length_pipeline(self._counter, wanted).execute()
         return queues.depths(wanted, lengths)
 
     def _lengths_if_known(self, requests: Sequence[GenerationRequest]) -> list[object]:
-        pipeline = queues.length_pipeline(self._broker, (each.model for each in requests))
+        pipeline = queues.length_pipeline(self._counter, (each.model for each in requests))
         try:
             lengths: list[object] = pipeline.execute(raise_on_error=False)
         except RedisError:  # sending fails, too, and reports it once there is a record
@@ -93,7 +94,7 @@ class GenerationClient:
         """Close the connections."""
         self.redis.close()
         self._broker.close()
-        self._sender.close()
+        self._counter.close()
 
     def __enter__(self) -> Self:
         return self

@@ -6,11 +6,12 @@ The functions build calls and read replies without I/O, for `Records` here and f
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pydantic import ValidationError
 from redis.exceptions import NoScriptError, RedisError
 
+from api_contracts.client.sender import Waiting
 from api_contracts.events import EVENT, Event, TaskStatus
 from api_contracts.names import Keys, queue_name
 from api_contracts.pushes import FIELDS, Push, PushKind, pushes_of
@@ -27,8 +28,22 @@ SUBMIT = read("api_contracts.redis_io", "submit")
 
 #: An event's number, and the event; None for a type that this version does not know.
 NumberedEvent = tuple[int, "Event | None"]
-#: A task to submit: id, request, position in its queue.
-Submission = tuple[str, GenerationRequest, "int | None"]
+
+
+class Submission(NamedTuple):
+    """A task to submit."""
+
+    task: Waiting
+    request: GenerationRequest
+    #: In its queue, where known.
+    position: int | None
+
+    @classmethod
+    def of(cls, task_id: str, request: GenerationRequest, position: int | None) -> Self:
+        """The submission of a valid request."""
+        text = request.model_dump_json(exclude_unset=True)
+        queue = queue_name(request.model)
+        return cls(Waiting(task_id, text, queue, request.priority), request, position)
 
 
 class Records:
@@ -44,10 +59,10 @@ class Records:
         self.keys = Keys(namespace)
         self._cancel = load(self.redis, "api_contracts.redis_io", "cancel")
 
-    def submit(self, tasks: Sequence[Submission]) -> list[tuple[str, GenerationRequest]]:
+    def submit(self, tasks: Sequence[Submission]) -> list[Waiting]:
         """Write records for new ids in one round trip; returns the tasks whose messages to send.
 
-        Those are the queued ones: id, and the request that was first submitted under that id.
+        Those are the queued ones, each with the request that was first submitted under its id.
         """
         with service_errors():
             return to_send(tasks, self._write(tasks))
@@ -101,35 +116,39 @@ def submit_pipeline(redis: Any, keys: Keys, tasks: Sequence[Submission]) -> Any:
     """A pipeline that calls `submit.lua` for each task."""
     pipeline = redis.pipeline(transaction=False)
     for task in tasks:
-        pipeline.evalsha(*submit_call(keys, *task))
+        pipeline.evalsha(*submit_call(keys, task))
     return pipeline
 
 
-def submit_call(
-    keys: Keys, task_id: str, request: GenerationRequest, position: int | None
-) -> list[Any]:
+def submit_call(keys: Keys, submission: Submission) -> list[Any]:
     """The arguments of EVALSHA for `submit.lua`."""
-    queue = queue_name(request.model)
+    (task_id, text, queue, _), request, position = submission
     fields: dict[str, Any] = {"queue": queue, "position": position, "metadata": request.metadata}
     return SUBMIT.evalsha(
         task=keys.task(task_id),
         events=keys.events(task_id),
         open=keys.open,
+        scratch=keys.scratch,
         id=task_id,
-        request=request.model_dump_json(exclude_unset=True),
+        request=text,
         tail=event_tail(task_id, "queued", fields),
         queue=queue,
         deadline_s=request.deadline_s,
     )
 
 
-def to_send(tasks: Sequence[Submission], replies: Any) -> list[tuple[str, GenerationRequest]]:  # noqa: ANN401  # redis-py's replies
+def to_send(tasks: Sequence[Submission], replies: Any) -> list[Waiting]:  # noqa: ANN401  # redis-py's replies
     """The queued tasks, whose messages must be sent, from the replies of `submit.lua`."""
-    return [
-        (task_id, GenerationRequest.model_validate_json(first_request))
-        for (task_id, *_), (status, first_request) in zip(tasks, replies, strict=True)
-        if status == TaskStatus.QUEUED.value.encode()  # a later version may have others
-    ]
+    waiting = []
+    for (task, _, _), (status, *former) in zip(tasks, replies, strict=True):
+        if status != TaskStatus.QUEUED.value.encode():  # a later version may have others
+            continue
+        if former:
+            request = GenerationRequest.model_validate_json(former[0])
+            waiting.append(Submission.of(task.task_id, request, None).task)
+        else:
+            waiting.append(task)
+    return waiting
 
 
 def cancel_call(keys: Keys, task_id: str, request: bytes | None) -> dict[str, str]:

@@ -28,6 +28,8 @@ REDIS_UNREACHABLE = (RedisConnectionError, RedisTimeoutError)
 #: a class for some; an error raised inside a script has only the word in its text.
 _PASSING = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError)
 _PASSING_WORDS = ("OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "MISCONF", "BUSY", "NOREPLICAS")
+#: Redis's error for a key of another type, written by another program.
+WRONG_TYPE = "WRONGTYPE"
 #: Timeouts of connecting and of one answer, in seconds.
 CONNECT_S, ANSWER_S = 5, 10
 #: Timeout of each of two attempts to read the queues' lengths, in seconds.

@@ -22,6 +22,7 @@ from api_contracts import (
     ServiceUnavailable,
     TaskStatus,
 )
+from api_contracts.names import PRIORITY_SEPARATOR
 from api_contracts.redis_io.connection import connect
 from tests.hostile.guarded import ACL, USERS, filled_in, introduced, until
 from tests.hostile.test_too_large import Taker
@@ -30,6 +31,7 @@ from worker import embedded
 from worker.broker.held_messages import HeldMessages
 from worker.cli.dead_letters import DeadLetters
 from worker.config.settings import Settings
+from worker.record.push_queue import PushQueue
 from worker.recovery import release
 from worker.recovery.reconciler import Reconciler
 
@@ -177,15 +179,15 @@ def test_doctor_reports_what_it_may_not_check(server: Guarded, worker: Service) 
 def test_recovery_is_allowed(quiet: Guarded) -> None:
     """The worker's rights suffice to recover the tasks of a dead worker."""
     settings = Settings(broker_url=SecretStr(quiet.url("worker")))
-    sent: list[str] = []
     with (
         connect(quiet.url("worker")) as redis,
         quiet.connect("operator") as operator,
         GenerationClient(quiet.url("producer")) as producer,
     ):
         messages = HeldMessages(redis)
+        pushes = PushQueue(redis, settings.keys, 60)
         reconciler = Reconciler(
-            redis, settings.keys, messages, lambda *task: sent.append(task[0]), lease_s=0,
+            redis, settings.keys, messages, pushes, ["generate.nobodys"], lease_s=0,
             record_ttl_s=60,
         )  # fmt: skip
         operator.zadd("sag:wishes", {"nobody": 0})
@@ -200,7 +202,7 @@ def test_recovery_is_allowed(quiet: Guarded) -> None:
         assert release.release_owner(settings, "host:2") == 1
         reconciler.start()
         try:
-            until(lambda: sent == ["late"])
+            until(lambda: operator.llen(f"generate.nobodys{PRIORITY_SEPARATOR}5") == 2)
         finally:
             reconciler.close()
         until(lambda: operator.llen("generate.nobodys") == 2)

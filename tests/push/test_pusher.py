@@ -76,6 +76,7 @@ def start(
 ) -> Iterator[Callable[..., Pusher]]:
     """Start a pusher with short pauses."""
     monkeypatch.setattr(pusher, "POLL_INTERVAL_S", 0.02)
+    monkeypatch.setattr(pusher, "IDLE_POLL_S", 0.02)  # tests write what other processes leave
     monkeypatch.setattr(pusher, "FIRST_RETRY_S", 0.05)
     made: list[Pusher] = []
 
@@ -487,7 +488,7 @@ def test_a_cancelled_waiting_task_is_pushed(
     wanted = {"prompt": "x", "model": client.keys.namespace, "webhook": hook.origin}
     client.submit(wanted, "waiting").cancel()
     reconciler = Reconciler(
-        redis, client.keys, HeldMessages(redis), lambda *_: None, lease_s=0, record_ttl_s=TTL_S
+        redis, client.keys, HeldMessages(redis), records.pushes, [], lease_s=0, record_ttl_s=TTL_S
     )
     start()
     reconciler.start()

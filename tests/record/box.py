@@ -11,6 +11,7 @@ from api_contracts import names
 from api_contracts.names import MAX_MESSAGE_BYTES
 from api_contracts.redis_io.scripts import load
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, new_tag
+from worker.broker.intake import WOKEN_S
 
 if TYPE_CHECKING:
     from kombu.message import Message
@@ -64,13 +65,17 @@ def taken(redis: Redis, owner: str, model: str, lease_s: float = 30.0) -> str:
     answer = load(redis, "worker.broker", "take")(
         unacked=UNACKED,
         unacked_index=UNACKED_INDEX,
+        wake=f"{names.WAKE_PREFIX}{owner}",
         lists=lists,
         tag=tag,
         lease_s=lease_s,
         max_bytes=MAX_MESSAGE_BYTES,
+        owner=owner,
+        tasks=0,
+        woken_s=WOKEN_S,
         queues=[names.queue_name(model)] * len(lists),
     )
-    assert answer is not None, "nothing waits"
+    assert isinstance(answer, list), "nothing waits"
     return tag
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import TYPE_CHECKING, Any
 
+from api_contracts.names import queue_name
 from tests.record.owners import LEASE_S, TTL_S
 from worker.broker.held_messages import HeldMessages
+from worker.record.push_queue import PushQueue
 from worker.recovery.reconciler import Reconciler
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from redis import Redis
 
+    from api_contracts.client.sender import Waiting
     from api_contracts.names import Keys
     from worker.record.claim import Claim
     from worker.recovery.active_tasks import ActiveTask, ActiveTasks
@@ -32,10 +38,10 @@ class Sent:
         self.letters: list[tuple[str, Any, str]] = []
         self._lock = threading.Lock()
 
-    def __call__(self, task_id: str, request: Any, queue: str) -> None:
+    def __call__(self, message: Waiting) -> None:
         """Record a message."""
         with self._lock:
-            self.letters.append((task_id, request, queue))
+            self.letters.append((message.task_id, json.loads(message.request), message.queue))
 
     @property
     def ids(self) -> list[str]:
@@ -43,15 +49,26 @@ class Sent:
         return [task_id for task_id, _, _ in self.letters]
 
 
-def reconciler(redis: Redis, keys: Keys, sent: Any, lease_s: float = LEASE_S) -> Reconciler:
-    """A worker's reconciler, its thread not started; see `elected`."""
-    return Reconciler(redis, keys, HeldMessages(redis), sent, lease_s=lease_s, record_ttl_s=TTL_S)
+def reconciler(
+    redis: Redis,
+    keys: Keys,
+    sent: Callable[[Waiting], None] | None = None,
+    lease_s: float = LEASE_S,
+) -> Reconciler:
+    """A worker's reconciler, its thread not started; `sent` gets what it would send again."""
+    made = Reconciler(
+        redis, keys, HeldMessages(redis), PushQueue(redis, keys, TTL_S),
+        [queue_name(keys.namespace)], lease_s=lease_s, record_ttl_s=TTL_S,
+    )  # fmt: skip
+    if sent is not None:
+        vars(made)["_send"] = sent
+    return made
 
 
-def elected(redis: Redis, keys: Keys, sent: Any) -> Reconciler:
+def elected(redis: Redis, keys: Keys, sent: Callable[[Waiting], None] | None = None) -> Reconciler:
     """The reconciler of the elected worker."""
     made = reconciler(redis, keys, sent)
-    assert made._lock.acquire()
+    assert made._is_elected()
     return made
 
 

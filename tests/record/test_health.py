@@ -42,7 +42,7 @@ def found(redis_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch) -> Se
 def lease(redis: Redis, keys: Keys) -> Iterator[Lease]:
     """The lease of `NEW`, whose thread is not started; it renews often."""
     made = Lease(redis, keys, ActiveTasks(), HeldMessages(redis), list, 3600.0, owner=NEW)
-    made._period_s = 0.02
+    made._period_s = made._idle_period_s = 0.02
     yield made
     made.close()
 

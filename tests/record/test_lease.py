@@ -53,7 +53,8 @@ def leases(redis: Redis, keys: Keys, tasks: ActiveTasks) -> Iterator[Callable[..
         lease = Lease(
             redis, keys, tasks, HeldMessages(redis), lambda: tags, lease_s, owner="host:w:1"
         )
-        lease._period_s = lease._period_s if period_s is None else period_s
+        if period_s is not None:
+            lease._period_s = lease._idle_period_s = period_s
         made.append(lease)
         return lease
 

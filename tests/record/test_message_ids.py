@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from api_contracts import names
+from api_contracts.message import task_message
 from tests.record.box import letter, post, taken
-from worker.broker import held_messages as module
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 
 if TYPE_CHECKING:
@@ -22,6 +22,17 @@ def messages(redis: Redis) -> HeldMessages:
     """Held messages over an empty table."""
     redis.delete(UNACKED, UNACKED_INDEX)
     return HeldMessages(redis)
+
+
+def found(messages: HeldMessages, *queues: str, count: int = 100) -> list[str]:
+    """The ids of all messages in the queues and held, read as a walk reads them."""
+    ids = []
+    for name in [*messages.lists(queues), UNACKED]:
+        cursor: bytes | int = 0
+        while cursor != b"0":
+            cursor, _, some = messages.ids(name, cursor, count)
+            ids += [each.decode() for each in some]
+    return ids
 
 
 def flood(redis: Redis, model: str, *task_ids: str) -> None:
@@ -40,44 +51,20 @@ def test_every_list_and_every_holder_is_read(
     for number in range(3):
         post(redis, "another", f"held{number}")
         taken(redis, f"owner{number}", "another")
-    found = list(messages.ids([names.queue_name(namespace)]))
-    assert sorted(found) == sorted(
+    assert sorted(found(messages, names.queue_name(namespace))) == sorted(
         [f"waits{each}" for each in names.PRIORITIES] + [f"held{each}" for each in range(3)]
     )
     redis.delete(*names.queue_lists("other"))
 
 
-@pytest.mark.parametrize("number", [module.SLICE - 1, module.SLICE, module.SLICE + 1, 1700])
+@pytest.mark.parametrize("number", [99, 100, 101, 1700])
 def test_no_slice_is_skipped(
     messages: HeldMessages, redis: Redis, namespace: str, number: int
 ) -> None:
     """Each of many messages is found once, also where one slice ends and the next begins."""
     ids = [f"t{each}" for each in range(number)]
     flood(redis, namespace, *ids)
-    assert sorted(messages.ids([names.queue_name(namespace)])) == sorted(ids)
-
-
-def test_one_call_reads_few_bytes(
-    messages: HeldMessages, redis: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One call stops after a number of bytes, because Redis serves no other client meanwhile."""
-    looked: list[int] = []
-    script = messages._waiting
-
-    def watched(**arguments: Any) -> Any:
-        answer = script(**arguments)
-        looked.append(answer[0])
-        return answer
-
-    monkeypatch.setattr(messages, "_waiting", watched)
-    monkeypatch.setattr(module, "SLICE_BYTES", 100_000)
-    for number in range(60):
-        entry = letter(f"t{number}") | {"body": "x" * 10_000}
-        redis.lpush(names.queue_list(names.queue_name(namespace), 5), json.dumps(entry))
-    found = list(messages.ids([names.queue_name(namespace)]))
-    assert sorted(found) == sorted(f"t{number}" for number in range(60))
-    assert max(looked) <= 20
-    assert sum(looked) == 60
+    assert sorted(found(messages, names.queue_name(namespace))) == sorted(ids)
 
 
 def test_other_entries_are_skipped(messages: HeldMessages, redis: Redis, namespace: str) -> None:
@@ -87,7 +74,7 @@ def test_other_entries_are_skipped(messages: HeldMessages, redis: Redis, namespa
     for each in odd:
         post(redis, namespace, "good")
         redis.lpush(names.queue_list(names.queue_name(namespace), 5), each)
-    assert list(messages.ids([names.queue_name(namespace)])) == ["good"] * len(odd)
+    assert found(messages, names.queue_name(namespace)) == ["good"] * len(odd)
 
 
 @pytest.mark.parametrize("number", [60, pytest.param(400, marks=pytest.mark.slow)])
@@ -95,11 +82,9 @@ def test_what_moves_meanwhile_is_found(
     messages: HeldMessages,
     redis: Redis,
     namespace: str,
-    monkeypatch: pytest.MonkeyPatch,
     number: int,
 ) -> None:
     """While messages come and are taken, none that was there all the time is missed."""
-    monkeypatch.setattr(module, "SLICE", 10)
     ids = {f"t{each}" for each in range(number)}
     flood(redis, namespace, *sorted(ids))
     stop = threading.Event()
@@ -114,11 +99,12 @@ def test_what_moves_meanwhile_is_found(
     thread = threading.Thread(target=traffic)
     thread.start()
     try:
-        rounds = [set(messages.ids([names.queue_name(namespace)])) for _ in range(5)]
+        queue = names.queue_name(namespace)
+        rounds = [set(found(messages, queue, count=10)) for _ in range(5)]
     finally:
         stop.set()
         thread.join()
-    assert all(ids <= found for found in rounds)
+    assert all(ids <= each for each in rounds)
     assert int(redis.hlen(UNACKED)) > 0
 
 
@@ -126,13 +112,31 @@ def test_a_message_taken_between_two_slices_is_found(
     messages: HeldMessages, redis: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message that is taken between two slices is found among the held ones."""
-    monkeypatch.setattr(module, "SLICE", 4)
     ids = [f"t{each}" for each in range(30)]
     flood(redis, namespace, *ids)
-    found: list[str] = []
-    for task_id in messages.ids([names.queue_name(namespace)]):
-        found.append(task_id)
-        if len(found) % 2 and len(found) < 25:
+    read = messages.ids
+
+    def taking(name: str, cursor: bytes | int, count: int) -> Any:
+        answer = read(name, cursor, count)
+        if name != UNACKED:
             taken(redis, namespace, namespace)
-            flood(redis, namespace, f"new{len(found)}")
-    assert set(ids) <= set(found)
+            flood(redis, namespace, f"new{cursor!r}")
+        return answer
+
+    monkeypatch.setattr(messages, "ids", taking)
+    assert set(ids) <= set(found(messages, names.queue_name(namespace), count=4))
+
+
+@pytest.mark.parametrize("compact", [True, False])
+def test_an_id_is_read_from_any_message(
+    messages: HeldMessages, redis: Redis, namespace: str, compact: bool
+) -> None:
+    """From a client's message by its beginning, from any other by parsing it; waiting and held."""
+    queue = names.queue_name(namespace)
+    entry = task_message("a.b_c-1", '{"prompt": "\\"id\\": \\"x\\""}', queue, 0)
+    if not compact:
+        entry = json.dumps(dict(reversed(json.loads(entry).items())))
+    redis.lpush(queue, entry)
+    assert found(messages, queue) == ["a.b_c-1"]
+    taken(redis, "owner", namespace)
+    assert found(messages, queue) == ["a.b_c-1"]

@@ -6,15 +6,13 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from kombu.exceptions import EncodeError
 
 from api_contracts import names
 from api_contracts.names import MAX_MESSAGE_BYTES
 from tests.record.box import lapse_all, post, taken
-from tests.record.owners import ask, lapse, take
+from tests.record.owners import ask, lapse, take, until
 from tests.record.reconcilers import Sent, age, elected
-from worker.broker import held_messages as module
-from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts import GenerationClient
+    from api_contracts.client.sender import Waiting
     from api_contracts.names import Keys
     from worker.record.task_record import TaskRecord
 
@@ -79,11 +78,13 @@ POISONS = [
 def test_a_lost_task_is_sent_again_anyway(
     poison: Callable[..., None], victim: str, redis: Redis, keys: Keys, records: TaskRecord
 ) -> None:
-    """In the same walk, whatever else is malformed."""
+    """Whatever else is malformed."""
     poison(redis, keys, records)
     sent = Sent()
     try:
-        elected(redis, keys, sent).walk()
+        made = elected(redis, keys, sent)
+        for _ in range(2):  # queues become known in the first
+            made.walk()
     finally:
         redis.delete("generate.zzz", *names.queue_lists(keys.namespace))
     assert victim in sent.ids
@@ -92,23 +93,55 @@ def test_a_lost_task_is_sent_again_anyway(
 def test_one_that_cannot_be_sent_stops_no_other(
     victim: str, redis: Redis, keys: Keys, client: GenerationClient
 ) -> None:
-    """One nested too deep for Celery is sent without its request; another waits for a lease."""
-    for name in ("deep", "broken"):
-        client.submit({"prompt": name, "model": keys.namespace}, name)
+    """It waits for a lease."""
+    client.submit({"prompt": "x", "model": keys.namespace}, "broken")
     redis.delete(*names.queue_lists(keys.namespace))
-    age(redis, keys, "deep", "broken")
+    age(redis, keys, "broken")
     sent = Sent()
 
-    def send(task_id: str, request: Any, queue: str) -> None:
-        if task_id == "deep" and request is not None:
-            raise EncodeError
-        if task_id == "broken":
+    def send(message: Waiting) -> None:
+        if message.task_id == "broken":
             raise ArithmeticError
-        sent(task_id, request, queue)
+        sent(message)
 
     elected(redis, keys, send).walk()
-    assert sorted(sent.ids) == ["deep", victim]
-    assert dict(zip(sent.ids, sent.letters, strict=True))["deep"][1] is None
+    assert sent.ids == [victim]
+
+
+ODD_WAITING: dict[str, Callable[[Redis, Keys], Any]] = {
+    "a deadline": lambda redis, keys: redis.hset(keys.task("odd"), "deadline_at", "soon"),
+    "a deadline for Python": lambda redis, keys: redis.hset(keys.task("odd"), "deadline_at", "1_0"),
+    "no number": lambda redis, keys: redis.hset(keys.task("odd"), "deadline_at", "nan"),
+    "a list of events": lambda redis, keys: (
+        redis.hset(keys.task("odd"), "deadline_at", "1.0"),
+        redis.lpush(keys.events("odd"), "x"),
+    ),
+    "a string": lambda redis, keys: (
+        redis.delete(keys.task("odd")),
+        redis.set(keys.task("odd"), 1),
+    ),
+    "bytes": lambda redis, keys: redis.zadd(keys.open, {b"\xff": 1.0}),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_WAITING)
+def test_an_unreadable_deadline_stops_no_other(
+    redis: Redis, keys: Keys, client: GenerationClient, odd: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a producer wrote: another task's deadline ends it."""
+    monkeypatch.setattr("worker.recovery.reconciler.UNAVAILABLE_GRACE_S", 0.0)
+    redis.hset(keys.task("odd"), mapping={"status": "queued"})
+    ODD_WAITING[odd](redis, keys)
+    redis.zadd(keys.open, {"odd": 1.0})
+    client.submit({"prompt": "x", "model": keys.namespace, "deadline_s": 0.001}, "late")
+    made = elected(redis, keys)
+
+    def is_expired() -> bool:
+        made.run_once()
+        return redis.hget(keys.task("late"), "status") == b"expired"
+
+    until(is_expired)
+    redis.delete(*names.queue_lists(keys.namespace))
 
 
 def test_open_tasks_of_another_type_are_deleted(
@@ -144,18 +177,6 @@ def test_a_message_that_can_not_be_requeued_stays_held(
     made.run_once()
     assert (redis.llen(lists[9]), redis.hexists(UNACKED, bad)) == (1, False)
     redis.delete(*lists)
-
-
-def test_the_search_of_a_queue_is_interruptible(
-    redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where no message has an id: the reconciler extends its election in between."""
-    monkeypatch.setattr(module, "SLICE", 10)
-    redis.lpush(names.queue_lists(keys.namespace)[0], *["{}"] * 95)
-    looks: list[int] = []
-    queue = names.queue_name(keys.namespace)
-    assert list(HeldMessages(redis).ids([queue], lambda: looks.append(1))) == []
-    assert len(looks) >= 10
 
 
 def test_the_pushes_of_a_queued_task_are_not_read(

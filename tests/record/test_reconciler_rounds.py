@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from redis import Redis
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from api_contracts.client.sender import Waiting
     from worker.record.task_record import TaskRecord
     from worker.recovery.reconciler import Reconciler
 
@@ -93,14 +94,15 @@ def test_a_round_that_fails_is_followed_by_another(
     redis: Redis, keys: Keys, rounds: list[Reconciler], task_id: str
 ) -> None:
     """Whatever goes wrong in a round, the next one follows: other workers wait for the lock."""
-    sent, tries = Sent(), []
+    sent = Sent()
+    tries: list[Waiting] = []
 
-    def send(*letter: Any) -> None:
-        tries.append(letter)
+    def send(message: Waiting) -> None:
+        tries.append(message)
         if len(tries) == 1:
             age(redis, keys, task_id)
             raise ValueError("no")
-        sent(*letter)
+        sent(message)
 
     redis.delete(*queue_lists(keys.namespace))
     age(redis, keys, task_id)
@@ -199,13 +201,16 @@ def test_a_freeze_of_this_process_may_have_frozen_all_workers(
         monkeypatch.setattr(made._messages, "overdue", lambda: freeze([tag]))
         made.run_once()
     else:
-        monkeypatch.setattr(made._messages, "ids", lambda *_: freeze([]))
-        made.walk()
+        made._walked_s = float("-inf")
+        monkeypatch.setattr(made._messages, "overdue", list)
+        monkeypatch.setattr(made._messages, "lists", lambda _: freeze([]))
+        made.run_once()
     assert sent.ids == []
     assert redis.zscore(UNACKED_INDEX, tag) == 1.0
     assert made._is_just_back()
 
 
+@pytest.mark.usefixtures("rounds")
 def test_a_queued_task_past_its_deadline_ends(
     client: GenerationClient, redis: Redis, keys: Keys
 ) -> None:
@@ -216,8 +221,9 @@ def test_a_queued_task_past_its_deadline_ends(
     client.submit(request_data, "patient")
     age(redis, keys, "late", "early", "patient")
     until(lambda: redis.time()[0] > float(redis.hget(keys.task("late"), "deadline_at") or 0))
-    sent = Sent()
-    elected(redis, keys, sent).walk()
+    made = elected(redis, keys, sent := Sent())
+    made.run_once()
+    made.walk()
     assert sent.letters == []
     last = told(redis, keys, "late")[-1]
     assert (last["type"], last["step"], last["metadata"]) == ("expired", 0, {"k": "v"})
@@ -227,6 +233,7 @@ def test_a_queued_task_past_its_deadline_ends(
         late.result(timeout=5)
 
 
+@pytest.mark.usefixtures("rounds")
 def test_a_running_task_is_not_ended_by_its_deadline_here(
     client: GenerationClient, records: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
@@ -235,10 +242,8 @@ def test_a_running_task_is_not_ended_by_its_deadline_here(
     claim = take(records, "t")
     made = elected(redis, keys, Sent())
     redis.hset(keys.task("t"), "deadline_at", "1.0")
-    age(redis, keys, "t")
-    made.walk()
+    made.run_once()
     assert kinds(redis, keys, "t") == ["queued", "started"]
     records.requeue(claim, {"reason": "drained"}, counts=False)
-    age(redis, keys, "t")
-    made.walk()
+    made.run_once()
     assert kinds(redis, keys, "t")[-2:] == ["requeued", "expired"]

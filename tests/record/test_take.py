@@ -20,7 +20,7 @@ from api_contracts import names
 from tests.record.box import GOOD, Box, ids_waiting, letter, post, waiting
 from tests.record.owners import until
 from worker import embedded
-from worker.broker import transport
+from worker.broker import intake
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def test_polling_goes_on_while_redis_refuses_writes(
     tmp_path: Path, namespace: str, caplog: pytest.LogCaptureFixture, monkeypatch: Any
 ) -> None:
     """Polling goes on while Redis refuses writes, as a replica does, with a line in the log."""
-    monkeypatch.setattr(transport, "REFUSED_PAUSE_S", 0.01)
+    monkeypatch.setattr(intake, "REFUSED_PAUSE_S", 0.01)
     with embedded.redis_server(tmp_path) as url, Redis.from_url(url) as replica:
         box = Box(url, namespace)
         post(replica, namespace, "t")
@@ -222,7 +222,7 @@ def test_an_entry_that_is_no_message_is_dropped_and_counted(  # fixtures
     reason: str,
 ) -> None:
     """An entry that is no message is dropped and counted, and the next message is taken."""
-    monkeypatch.setattr("worker.broker.transport.MAX_MESSAGE_BYTES", 1600)
+    monkeypatch.setattr("worker.broker.intake.MAX_MESSAGE_BYTES", 1600)
     box, before = boxes(namespace), rejected(reason)
     assert box.take(redis, entry) == []
     assert rejected(reason) == before + 1

@@ -104,10 +104,9 @@ def test_a_driver_that_fails_is_reported(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_client_verifies_the_certificate_of_the_broker() -> None:
     """On `rediss://` the sending side verifies certificates, as the reading side does."""
     with GenerationClient("rediss://127.0.0.1:1/0") as client:
-        assert client._sender._celery.connection_for_write().ssl == {
-            "ssl_cert_reqs": ssl.CERT_REQUIRED
-        }
-        assert client.redis.connection_pool.connection_kwargs.get("ssl_cert_reqs") != "none"
+        for redis in (client.redis, client._broker, client._counter):
+            asked = redis.connection_pool.connection_kwargs["ssl_cert_reqs"]
+            assert asked == ssl.CERT_REQUIRED
 
 
 def test_a_used_port_for_metrics_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,23 @@ import json
 import uuid
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from api_contracts.names import MAX_MESSAGE_BYTES, PRIORITIES, is_task_id, queue_list
+from redis.exceptions import RedisError
+
+from api_contracts.names import (
+    MAX_MESSAGE_BYTES,
+    PRIORITIES,
+    WAKE_PREFIX,
+    is_task_id,
+    is_urgent,
+    queue_list,
+    ready_key,
+    wake_below,
+)
+from api_contracts.redis_io.connection import WRONG_TYPE
 from api_contracts.redis_io.scripts import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from redis import Redis
 
@@ -24,9 +36,8 @@ if TYPE_CHECKING:
 UNACKED, UNACKED_INDEX = "sag.unacked", "sag.unacked_index"
 #: Pause before a message is requeued after an error, in seconds: it may be taken again at once.
 REQUEUE_PAUSE_S = 1.0
-#: Messages and bytes that one call reads: Redis serves no other client meanwhile, and parses about
-#: 50 MB of JSON in a second.
-SLICE, SLICE_BYTES = 500, 2**20
+#: Members that one call reads of a set.
+SLICE = 500
 
 
 def new_tag(owner: str) -> str:
@@ -58,12 +69,12 @@ class HeldMessage(NamedTuple):
         return task_id if is_task_id(task_id) else None
 
     @property
-    def list_key(self) -> str:
-        """The Redis list for the message's priority; that of priority 0 without one."""
+    def priority(self) -> int:
+        """The message's priority; 0 without one."""
         priority = self._properties.get("priority")
         if not isinstance(priority, int):
-            return self.queue
-        return queue_list(self.queue, max(PRIORITIES[0], min(priority, PRIORITIES[-1])))
+            return PRIORITIES[0]
+        return max(PRIORITIES[0], min(priority, PRIORITIES[-1]))
 
     def redelivered(self) -> str:
         """The message's JSON, marked as delivered before, as AMQP and kombu mark it."""
@@ -84,14 +95,17 @@ class HeldMessages:
     def __init__(self, redis: Redis) -> None:
         """`redis` is a connection to the broker."""
         self.redis = redis
-        self._renew, self._requeue, self._waiting = (
+        self._renew, self._requeue, self._ids = (
             load(redis, "worker.broker", name)
-            for name in ("renew", "requeue_message", "waiting_ids")
+            for name in ("renew", "requeue_message", "message_ids")
         )
 
     def renew(self, tags: Sequence[str], lease_s: float) -> None:
         """Set the leases of messages to `lease_s` from now; calls Redis even without tags."""
-        self._renew(unacked_index=UNACKED_INDEX, lease_s=lease_s, tags=tags)
+        if tags:
+            self._renew(unacked_index=UNACKED_INDEX, lease_s=lease_s, tags=tags)
+        else:
+            self.redis.ping()
 
     def overdue(self, most: int = 100) -> list[str]:
         """Tags of messages whose lease has run out, the longest overdue first."""
@@ -124,40 +138,52 @@ class HeldMessages:
         An entry that is not a message is dropped.
         """
         held = self.held(tag)
+        queue, priority = (held.queue, held.priority) if held else ("", PRIORITIES[0])
         moved = self._requeue(
             unacked=UNACKED,
             unacked_index=UNACKED_INDEX,
-            list=held.list_key if held else "",
+            list=queue_list(queue, priority),
+            ready=ready_key(queue),
             tag=tag,
             message=held.redelivered() if held else None,
             push="RPUSH" if first else "LPUSH",
             only_overdue=only_overdue,
+            below=wake_below(urgent=is_urgent(priority)),
         )
         return bool(moved) and held is not None
 
-    def ids(self, queues: Iterable[str], between: Callable[[], object] = bool) -> Iterator[str]:
-        """The task ids of all messages: first of those that wait, then of those that are held.
+    def retire(self, owner: str, queues: Iterable[str]) -> None:
+        """Remove a process that ends, or has ended, from the workers that are ready."""
+        pipeline = self.redis.pipeline(transaction=False)
+        for queue in queues:
+            pipeline.zrem(ready_key(queue), owner)
+        pipeline.delete(f"{WAKE_PREFIX}{owner}")
+        pipeline.execute()
 
-        Because of this order, and since each list is read from its newest end, a message that is
-        taken meanwhile is found; only one that is requeued meanwhile may be missed. `between` is
-        called between two calls to Redis, each of which may take long.
+    def lists(self, queues: Iterable[str]) -> list[str]:
+        """The lists of these queues in which messages wait; one of another type is left out."""
+        names = [queue_list(queue, each) for queue in queues for each in PRIORITIES]
+        pipeline = self.redis.pipeline(transaction=False)
+        for name in names:
+            pipeline.llen(name)
+        lengths = pipeline.execute(raise_on_error=False)
+        for length in lengths:
+            if isinstance(length, RedisError) and WRONG_TYPE not in str(length):
+                raise length
+        return [
+            n
+            for n, length in zip(names, lengths, strict=True)
+            if isinstance(length, int) and length
+        ]
+
+    def ids(self, messages: str, cursor: bytes | int, count: int) -> tuple[bytes, int, list[bytes]]:
+        """Task ids of some messages in a list, from its newest end, or in `UNACKED`.
+
+        Begin with cursor 0 and go on with the one that is returned, until it is `b"0"`. Also
+        returns the number of messages read. Messages that are in one list all the time are found;
+        one that is requeued meanwhile may be missed.
         """
-        for name in (queue_list(queue, each) for queue in queues for each in PRIORITIES):
-            first, count = 0, 1
-            while count:
-                count, *ids = self._waiting(
-                    list=name,
-                    first=first,
-                    last=first + SLICE - 1,
-                    slice_bytes=SLICE_BYTES,
-                    max_bytes=MAX_MESSAGE_BYTES,
-                )
-                yield from (each.decode() for each in ids)
-                between()
-                first += count
-        for number, (tag, _) in enumerate(self.redis.hscan_iter(UNACKED, count=SLICE)):
-            if number % SLICE == 0:
-                between()
-            held = self.held(tag.decode())
-            if held is not None and held.task_id is not None:
-                yield held.task_id
+        following, read, *ids = self._ids(
+            messages=messages, cursor=cursor, count=count, max_bytes=MAX_MESSAGE_BYTES
+        )
+        return following, read, ids

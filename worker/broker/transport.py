@@ -21,15 +21,11 @@ from redis import ConnectionPool
 from redis.exceptions import NoScriptError, ResponseError
 
 from api_contracts.names import MAX_MESSAGE_BYTES
-from api_contracts.redis_io import scripts
 from api_contracts.redis_io.connection import is_unavailable
 from worker import metrics
-from worker.broker.held_messages import (
-    UNACKED,
-    UNACKED_INDEX,
-    HeldMessages,
-    new_tag,
-)
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
+from worker.broker.intake import TAKE, Intake, WaitingList
+from worker.broker.queue_watch import WaitState
 from worker.broker.validate_message import envelope
 from worker.redis_retry import retry_redis
 
@@ -40,16 +36,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Pause between two polls of empty lists, in seconds. kombu blocks in BRPOP instead, which removes
-#: a message before its holder is recorded.
-POLL_INTERVAL_S = 0.025
-#: Longest wait for the answer to a poll, in seconds.
+#: Longest wait for an answer, in seconds: longer than Redis blocks.
 ANSWER_TIMEOUT_S = 5.0
-#: Pause after Redis refused a poll for a temporary reason, in seconds.
-REFUSED_PAUSE_S = 1.0
-TAKE = scripts.read("worker.broker", "take")
-#: The timer of each event loop that polls, so that a reconnect replaces it.
-_POLL_TIMERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+#: Time between two checks whether an answer is overdue, in seconds.
+STALE_CHECK_S = 1.0
+#: The timer of each event loop that checks, so that a reconnect replaces it.
+_CHECK_TIMERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 class Predicate:
@@ -119,12 +111,12 @@ class Channel(kombu_redis.Channel):
         super().__init__(*args, **kwargs)
         self._late_connection = self._connparams()
         options = self.connection.client.transport_options
-        self._owner, self._lease_s = options.get("owner", "unnamed"), options.get("lease_s", 60)
+        self.intake = Intake(
+            options.get("owner", "unnamed"),
+            options.get("lease_s", 60),
+            options.get("wait_state") or WaitState(),
+        )
         self.may_take = options.get("may_take", lambda: True)
-        #: No poll before this monotonic time.
-        self._next_poll_s = float("-inf")
-        #: Delivery tag and queues of the poll that waits for its answer.
-        self._asked: tuple[str, list[str]] = "", []
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:  # noqa: ANN401  # kombu's signature
@@ -140,7 +132,7 @@ class Channel(kombu_redis.Channel):
             pool.disconnect()
 
     def drop_stale_connection(self) -> None:
-        """Disconnect when the answer to a poll is overdue: the server may be gone.
+        """Disconnect when an answer is overdue: the server may be gone.
 
         kombu's `maybe_check_brpop_health` does so too, but after 20 s without a message.
         """
@@ -150,63 +142,56 @@ class Channel(kombu_redis.Channel):
         sock = connection._sock  # noqa: SLF001  # as kombu's own check does
         if sock is not None and not kombu_redis._socket_readable(sock):  # noqa: SLF001  # as above
             logger.warning("Redis did not answer for %g s; reconnecting", ANSWER_TIMEOUT_S)
+            self.intake.lost()
             connection.disconnect()
 
     def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002  # kombu's signature
-        """Poll for the next message, unless this process would not claim a task.
+        """Make the next call to Redis, unless this process would not claim a task.
 
         (kombu's own way to pause consuming also pauses remote control.)
         """
         queues = self._queue_cycle.consume(len(self.active_queues))
-        now_s = time.monotonic()
-        if not queues or now_s < self._next_poll_s or not self.may_take():
+        if not queues or self.intake.pause_s > 0 or not self.may_take():
             return
-        pairs = [
-            (self._q_for_pri(queue, each), queue)
-            for each in self.priority_steps
+        lists = [
+            WaitingList(self._q_for_pri(queue, priority), queue, priority)
+            for priority in self.priority_steps
             for queue in queues
         ]
-        self._asked = new_tag(self._owner), [queue for _, queue in pairs]
-        self._in_poll, self._brpop_sent_at = self.client.connection, now_s
-        call = TAKE.evalsha(
-            unacked=UNACKED,
-            unacked_index=UNACKED_INDEX,
-            lists=[name for name, _ in pairs],
-            tag=self._asked[0],
-            lease_s=self._lease_s,
-            max_bytes=MAX_MESSAGE_BYTES,
-            queues=self._asked[1],
-        )
-        self.client.connection.send_command("EVALSHA", *call)
+        call = self.intake.next_call(lists, tasks=len(self.qos._delivered))  # noqa: SLF001  # kombu counts so, too
+        self._in_poll, self._brpop_sent_at = self.client.connection, time.monotonic()
+        self.client.connection.send_command(*call)
 
     def _brpop_read(self, **options: Any) -> bool:  # noqa: ANN401  # kombu's signature
-        """Read the answer to a poll and deliver its message; raises `Empty` without one."""
-        (tag, queues), connection = self._asked, self.client.connection
+        """Read the answer and deliver its message; raises `Empty` without one."""
+        connection = self.client.connection
         try:
-            answer = self.client.parse_response(connection, "EVALSHA", **options)
+            answer = self.client.parse_response(connection, self.intake.command, **options)
         except NoScriptError:
+            self.intake.lost()
             self.client.script_load(TAKE.source)
             raise Empty from None
         except self.connection_errors:
-            connection.disconnect()  # the next poll reconnects
+            self.intake.lost()
+            connection.disconnect()  # the next call reconnects
             raise
         except ResponseError as error:
             if not is_unavailable(error):
                 raise
             logger.warning("no message taken: Redis refuses: %s", error)
-            self._next_poll_s = time.monotonic() + REFUSED_PAUSE_S
+            self.intake.refused()
             raise Empty from error
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
-        if not answer:
-            self._next_poll_s = time.monotonic() + POLL_INTERVAL_S
+        if (taken := self.intake.answered(answer)) is None:
             raise Empty
-        index, entry, *size = answer
-        self._pass_on(tag, queues[index], entry, *size)
+        if (pause_s := self.intake.pause_s) > 0:
+            self.connection.loop.call_later(pause_s, bool)  # the loop iterates again by then
+        self._pass_on(*taken)
         return True
 
-    def _pass_on(self, tag: str, queue: str, entry: bytes, too_large_bytes: int = 0) -> None:
+    def _pass_on(self, tag: str, queue: str, entry: bytes, too_large_bytes: int) -> None:
         """Pass a message on to kombu; drop and count an entry that is not a message."""
         try:
             if too_large_bytes:
@@ -225,15 +210,16 @@ class Transport(kombu_redis.Transport):
     """kombu's Redis transport with the channel above."""
 
     Channel = Channel
+    loop: Any = None
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:  # noqa: ANN401  # kombu's signature
-        """Make the event loop poll every `POLL_INTERVAL_S`."""
+        """Make the event loop check for stale connections, too."""
         super().register_with_event_loop(connection, loop)
-        if (former := _POLL_TIMERS.pop(loop, None)) is not None:
+        self.loop = loop
+        if (former := _CHECK_TIMERS.pop(loop, None)) is not None:
             former.cancel()  # of a connection that is gone
-        _POLL_TIMERS[loop] = loop.call_repeatedly(POLL_INTERVAL_S, self._tick)
+        _CHECK_TIMERS[loop] = loop.call_repeatedly(STALE_CHECK_S, self._check)
 
-    def _tick(self) -> None:
-        """Wake the loop, which polls in each iteration; drop stale connections."""
+    def _check(self) -> None:
         for channel in list(self.channels):
             channel.drop_stale_connection()

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from api_contracts.errors import InvalidRequest
-from api_contracts.names import MODEL_PATTERN, Keys
+from api_contracts.names import MODEL_PATTERN, Keys, queue_name
 from api_contracts.parse import parse_request
 from api_contracts.request import Limits
 from worker.config.models import SHIPPED_MODEL, Dtype, ModelDefaults, ModelSpec
@@ -253,6 +253,11 @@ class Settings(BaseSettings):
             alias: spec.model_copy(update={"dtype": self.dtype}) if spec.dtype == "auto" else spec
             for alias, spec in self.models.items()
         }
+
+    @property
+    def queues(self) -> list[str]:
+        """The queues of the models, in their order."""
+        return [queue_name(alias) for alias in self.models]
 
     @property
     def limits(self) -> Limits:

@@ -34,8 +34,11 @@ MAX_THREADS = 8
 MAX_PER_RECEIVER = 2
 #: Pushes taken from the queue at once.
 BATCH_SIZE = 16
-#: Pause between two polls of the queue, and of a push that can't start yet, in seconds.
+#: Pause between two polls of the queue while this process knows of a push that is due, and of a
+#: push that can't start yet, in seconds.
 POLL_INTERVAL_S = 0.5
+#: Pause between two polls for pushes that other processes left, in seconds.
+IDLE_POLL_S = 20.0
 #: A receiver that takes longer than the first to answer is slow: other pushes to it pause for the
 #: second, less up to half of it at random. In seconds.
 SLOW_S, SLOW_PAUSE_S = 2.0, 30.0
@@ -58,8 +61,10 @@ class Pusher:
         self._wake = threading.Condition()
         #: Running tries: receiver and start (monotonic seconds).
         self._running: dict[tuple[str, PushKind], tuple[str, float]] = {}
+        #: When this process next polls without a new push, in monotonic seconds.
+        self._poll_s = float("-inf")
         self._thread = BackgroundThread(
-            "pusher", self._start_due, self._on_error, pause_s=POLL_INTERVAL_S
+            "pusher", self._round, self._on_error, pause_s=POLL_INTERVAL_S
         )
 
     def start(self) -> None:
@@ -75,7 +80,19 @@ class Pusher:
         self._replies.close()
 
     def _on_error(self, error: Exception) -> None:
+        self._poll_in(0)
         log_error(logger, "pushes not started, retrying", error)
+
+    def _round(self) -> None:
+        now_s = time.monotonic()
+        if self._pushes.added.is_set() or now_s >= self._poll_s:
+            self._pushes.added.clear()
+            self._poll_s = now_s + IDLE_POLL_S
+            self._start_due()
+
+    def _poll_in(self, seconds: float) -> None:
+        """Poll again by then: a push that this process tried is due."""
+        self._poll_s = min(self._poll_s, time.monotonic() + seconds)
 
     def _start_due(self) -> None:
         """Start due pushes within the limits; postpone the others."""
@@ -90,6 +107,7 @@ class Pusher:
                     self._start(due)
                 else:
                     self._pushes.settle(due, due.push, pause_s)
+                    self._poll_in(pause_s)
 
     def _postponed_s(self, due: Due) -> float | None:
         """How long a push is postponed; None when it may start."""
@@ -116,11 +134,14 @@ class Pusher:
         with self._wake:
             del self._running[due.task_id, due.kind]
             self._wake.notify_all()
+        self._poll_in(0)  # another one may have waited for the thread
 
     def _try(self, due: Due) -> None:
         try:
             push, retry_s = self._after(due, self._tried(due))
             retry_redis(lambda: self._pushes.settle(due, push, retry_s), HOLD_S / 4)
+            if retry_s is not None:
+                self._poll_in(retry_s)
             metrics.PUSHES.labels(due.kind.value, str(push.state)).inc()
         except RedisError as error:
             logger.warning("task %s: push state not written: %s", due.task_id, error)

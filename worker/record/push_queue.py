@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -16,6 +17,7 @@ from redis.exceptions import ResponseError
 
 from api_contracts.events import End
 from api_contracts.pushes import Push, PushKind, PushState
+from api_contracts.redis_io.connection import WRONG_TYPE
 from api_contracts.redis_io.scripts import load
 from worker import metrics
 
@@ -23,9 +25,6 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from api_contracts.names import Keys
-
-#: Redis's error for a key of another type, written by another program.
-WRONG_TYPE = "WRONGTYPE"
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +60,8 @@ class PushQueue:
     def __init__(self, redis: Redis, keys: Keys, record_ttl_s: int) -> None:
         """`redis` has the records; the TTL of a record starts when its last push is settled."""
         self._redis, self._keys, self._ttl_s = redis, keys, record_ttl_s
+        #: Set when this process has queued pushes.
+        self.added = threading.Event()
         self._add, self._take, self._settle_push = (
             load(redis, "worker.record", name)
             for name in ("queue_pushes", "take_pushes", "settle_push")
@@ -69,7 +70,10 @@ class PushQueue:
     def add(self, task_id: str) -> bool:
         """Queue the pushes an ended task's request asks for, once; False when none was added."""
         task, pushes = self._keys.task(task_id), self._keys.pushes
-        return bool(self._add(task=task, pushes=pushes, id=task_id, kinds=PushKind))
+        number = self._add(task=task, pushes=pushes, id=task_id, kinds=PushKind)
+        if number:
+            self.added.set()
+        return bool(number)
 
     def take(self, most: int) -> list[Due]:
         """Pushes that are due, the longest due first; others may take them after `HOLD_S`."""

@@ -19,6 +19,7 @@ from worker.background import BackgroundThread, log_error
 from worker.record.claim import WriteAnswer
 from worker.recovery.timing import (
     FORGET_WORKER_S,
+    idle_period_s,
     message_lease_s,
     renewal_period_s,
     renewal_retry_s,
@@ -52,16 +53,17 @@ class Lease:
         lease_s: float,
         *,
         owner: str,
+        queues: Sequence[str] = (),
     ) -> None:
         """`redis` has the records; `tags` returns the delivery tags that Celery holds.
 
-        `owner` names this process in the list of workers.
+        `owner` names this process in the list of workers; `queues` are those that it serves.
         """
-        self.lease_s, self._owner = lease_s, owner
+        self.lease_s, self._owner, self._queues = lease_s, owner, queues
         self._redis, self._keys, self._tasks = redis, keys, tasks
         self._messages, self._tags = messages, tags
         self._heartbeat = load(redis, "worker.record", "heartbeat")
-        self._period_s = renewal_period_s(lease_s)
+        self._period_s, self._idle_period_s = renewal_period_s(lease_s), idle_period_s(lease_s)
         self._renewed_s = time.monotonic()
         self._has_cleared = False
         self._pubsub: Any = None
@@ -124,6 +126,8 @@ class Lease:
         ]
         if gone:
             self._redis.zrem(self._keys.workers, *gone)
+        for each in gone:
+            self._messages.retire(each.decode(errors="replace"), self._queues)
 
     def _round(self) -> None:
         self._tasks.new_claim.clear()
@@ -142,7 +146,8 @@ class Lease:
         if self._pubsub is None:
             self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
             self._pubsub.subscribe(self._keys.control)
-        until_s = time.monotonic() + self._period_s
+        is_idle = not self._tasks.ids and not self._tags()
+        until_s = time.monotonic() + (self._idle_period_s if is_idle else self._period_s)
         while not self._thread.is_stopping and not self._tasks.new_claim.is_set():
             if (left_s := until_s - time.monotonic()) <= 0:
                 return
@@ -155,6 +160,7 @@ class Lease:
         self._unsubscribe()
         try:
             self._redis.zrem(self._keys.workers, self._owner)
+            self._messages.retire(self._owner, self._queues)
         except RedisError as error:
             log_error(logger, "not removed from the list of workers", error)
 

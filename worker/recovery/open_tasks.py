@@ -1,7 +1,7 @@
 """The open tasks of a namespace, as the elected reconciler walks them.
 
 Knows their records, and neither messages nor the election. A record that can't be read is removed
-from the open tasks, logged and counted in one place, `_quarantine`, so that it stops no other task.
+from the open tasks, see `quarantine`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
-from api_contracts.client.records import metadata_of
+from api_contracts.client.sender import Waiting
+from api_contracts.errors import InvalidRequest
 from api_contracts.names import (
     DEFAULT_MODEL,
+    DEFAULT_PRIORITY,
     MAX_MESSAGE_BYTES,
     MODEL_PATTERN,
     is_task_id,
@@ -25,25 +27,25 @@ from api_contracts.names import (
 )
 from api_contracts.parse import parse_request
 from api_contracts.pushes import PushKind
-from api_contracts.redis_io.connection import is_unavailable
-from api_contracts.redis_io.scripts import event_tail, load
-from worker import metrics
-from worker.record.push_queue import WRONG_TYPE, PushQueue
+from api_contracts.redis_io.connection import WRONG_TYPE
+from api_contracts.redis_io.scripts import load
+from worker.recovery.quarantine import quarantine
 from worker.recovery.timing import LOST_TASK_DELAY_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, Sequence
 
     from redis import Redis
 
     from api_contracts.names import Keys
+    from worker.record.push_queue import PushQueue
 
 logger = logging.getLogger(__name__)
 
 #: Open tasks read by one call.
-SLICE = 200
+SLICE = 500
 #: The fields of a record that are read, as `_Record` has them.
-_FIELDS = ("status", "queue", "lease_until", "deadline_at", "ended_at", "told")
+_FIELDS = ("status", "queue", "lease_until", "ended_at", "told")
 #: A queue that a task may be sent to: producers can write records, too.
 _QUEUE = re.compile(rf"{re.escape(queue_name(''))}{MODEL_PATTERN[1:-1]}\Z")
 
@@ -55,7 +57,6 @@ class _Record:
     status: str
     queue: str
     lease_until: float
-    deadline_at: float | None
     ended_at: float | None
     #: Whether its pushes are queued.
     pushes_queued: bool
@@ -63,7 +64,7 @@ class _Record:
     @classmethod
     def parse(cls, fields: list[bytes | None]) -> _Record:
         """Raises ValueError for values that no worker writes."""
-        status, queue, lease_until, deadline_at, ended_at, told = fields
+        status, queue, lease_until, ended_at, told = fields
         name = (queue or queue_name(DEFAULT_MODEL).encode()).decode()
         if not _QUEUE.match(name):
             message = f"{name!r} is not a queue of tasks"
@@ -72,7 +73,6 @@ class _Record:
             (status or b"").decode(),
             name,
             float(lease_until or 0),
-            float(deadline_at) if deadline_at else None,
             float(ended_at) if ended_at else None,
             told is not None,
         )
@@ -92,43 +92,48 @@ class Suspect:
 class OpenTasks:
     """Reads and repairs records; raises redis-py's exceptions."""
 
-    def __init__(self, redis: Redis, keys: Keys, *, lease_s: float, record_ttl_s: int) -> None:
+    def __init__(self, redis: Redis, keys: Keys, pushes: PushQueue, record_ttl_s: int) -> None:
         """`redis` has the records."""
-        self._redis, self._keys = redis, keys
-        self._lease_s, self._ttl_s = lease_s, record_ttl_s
-        self._pushes = PushQueue(redis, keys, record_ttl_s)
-        self._resend, self._expire, self._drop_cancel, self._close = (
-            load(redis, "worker.record", name)
-            for name in ("resend", "expire", "drop_cancel", "close")
+        self._redis, self._keys, self._pushes = redis, keys, pushes
+        self._ttl_s = record_ttl_s
+        self._resend, self._drop_cancel, self._close = (
+            load(redis, "worker.record", name) for name in ("resend", "drop_cancel", "close")
         )
 
-    def suspects(self, goes_on: Callable[[], bool]) -> Iterator[tuple[str, Suspect]]:
-        """Open tasks that were not updated for one lease period and that no worker runs.
+    def now_s(self) -> float:
+        """Redis's clock."""
+        seconds, microseconds = self._redis.time()
+        return float(seconds + microseconds / 1e6)
 
-        Meanwhile, tasks past their deadline are ended, and the pushes of ended ones queued. Stops
-        between two slices when `goes_on` returns False.
+    def slices(self) -> Iterator[list[tuple[bytes, float]]]:
+        """All open tasks, a slice at a time: member, and when it was last written."""
+        cursor = -1
+        while cursor:
+            found: Any = 0, []
+            with self._known_type(self._keys.open):
+                found = self._redis.zscan(self._keys.open, max(cursor, 0), count=SLICE)
+            cursor, members = found
+            yield members
+
+    def suspects(self, members: Sequence[tuple[bytes, float]]) -> Iterator[tuple[str, Suspect]]:
+        """Those of some open tasks, none of which has a message, that no worker runs.
+
+        Meanwhile, the pushes of ended ones are queued.
         """
-        now_s, _ = self._redis.time()
-        last, offset = now_s - self._lease_s, 0
-        while True:
-            found = self._oldest(self._keys.open, last, offset)
-            pipeline = self._redis.pipeline(transaction=False)
-            for member, _ in found:
-                pipeline.hmget(self._keys.task(member.decode(errors="replace")), _FIELDS)
-            answers = pipeline.execute(raise_on_error=False)
-            for (member, touched), fields in zip(found, answers, strict=True):
-                with self._quarantine(self._keys.open, member):
-                    task_id, record = _read(member, fields)
-                    if self._is_suspect(task_id, record, now_s):
-                        is_old = (record.ended_at or now_s) < now_s - self._ttl_s
-                        yield task_id, Suspect(record.queue, touched, is_old)
-            if len(found) < SLICE or not goes_on():
-                return
-            offset += SLICE
+        pipeline = self._redis.pipeline(transaction=False)
+        for member, _ in members:
+            pipeline.hmget(self._keys.task(member.decode(errors="replace")), _FIELDS)
+        answers, now_s = pipeline.execute(raise_on_error=False), self.now_s()
+        for (member, touched), fields in zip(members, answers, strict=True):
+            with quarantine(self._redis, self._keys.open, member):
+                task_id, record = _read(member, fields)
+                if self._is_suspect(task_id, record, now_s):
+                    is_old = (record.ended_at or now_s) < now_s - self._ttl_s
+                    yield task_id, Suspect(record.queue, touched, is_old)
 
     def revive(self, task_id: str, suspect: Suspect) -> bytes | None:
         """The request to send again; None when the task was updated since, or is too old."""
-        with self._quarantine(self._keys.open, task_id.encode()):
+        with quarantine(self._redis, self._keys.open, task_id.encode()):
             if suspect.is_old:
                 self._close(
                     **self._keys_of(task_id),
@@ -151,32 +156,28 @@ class OpenTasks:
 
     def forget_pending_cancels(self) -> None:
         """Delete requests to cancel unknown tasks that are older than records may become."""
-        last = self._redis.time()[0] - self._ttl_s
-        pending = self._keys.pending_cancels
-        for member, _ in self._oldest(pending, last, 0):
+        last, pending = self.now_s() - self._ttl_s, self._keys.pending_cancels
+        found: Any = []
+        with self._known_type(pending):
+            found = self._redis.zrange(pending, "-inf", last, byscore=True, offset=0, num=SLICE)
+        for member in found:
             task = self._keys.task(member.decode(errors="replace"))
-            with self._quarantine(pending, member):
+            with quarantine(self._redis, pending, member):
                 self._drop_cancel(task=task, pending_cancels=pending, id=member)
 
-    def _oldest(self, key: str, last: float, offset: int) -> list[tuple[bytes, float]]:
-        """A slice of the members up to a score, with scores; a key of another type is deleted."""
+    @contextmanager
+    def _known_type(self, key: str) -> Iterator[None]:
+        """Delete a sorted set that is a key of another type; another program wrote it."""
         try:
-            found: Any = self._redis.zrange(
-                key, "-inf", last, byscore=True, offset=offset, num=SLICE, withscores=True
-            )
+            yield
         except ResponseError as error:
             if WRONG_TYPE not in str(error):
                 raise
             logger.error("%s is not a sorted set, deleting it: %s", key, error)  # noqa: TRY400  # not our bug
             self._redis.delete(key)
-            return []
-        return list(found)
 
-    def _is_suspect(self, task_id: str, record: _Record, now_s: int) -> bool:
+    def _is_suspect(self, task_id: str, record: _Record, now_s: float) -> bool:
         match record.status:
-            case "queued" if record.deadline_at and record.deadline_at < now_s:
-                self._end_expired(task_id)
-                return False
             case "queued":
                 return True
             case "running":
@@ -187,32 +188,12 @@ class OpenTasks:
                     self._pushes.add(task_id)
                 return True
 
-    def _end_expired(self, task_id: str) -> None:
-        keys = self._keys_of(task_id)
-        request: Any = self._redis.hget(keys["task"], "request")
-        tail = event_tail(task_id, "expired", {"step": 0, "metadata": metadata_of(request)})
-        if self._expire(**keys, id=task_id, tail=tail):
-            logger.info("task %s: expired in the queue", task_id)
-
     def _keys_of(self, task_id: str) -> dict[str, str]:
         return {
             "task": self._keys.task(task_id),
             "events": self._keys.events(task_id),
             "open": self._keys.open,
         }
-
-    @contextmanager
-    def _quarantine(self, key: str, member: bytes) -> Iterator[None]:
-        """Remove a member from its set when its record can't be read."""
-        try:
-            yield
-        except (ResponseError, ValueError, RecursionError) as error:
-            if is_unavailable(error) or isinstance(error, NoPermissionError):
-                raise
-            task_id = member.decode(errors="replace")
-            logger.error("task %r: unreadable record, removed from %s: %s", task_id, key, error)  # noqa: TRY400  # not our bug
-            metrics.REJECTED.labels("odd_record").inc()
-            self._redis.zrem(key, member)
 
 
 def _read(member: bytes, fields: Any) -> tuple[str, _Record]:  # noqa: ANN401  # a list, or an error
@@ -225,17 +206,15 @@ def _read(member: bytes, fields: Any) -> tuple[str, _Record]:  # noqa: ANN401  #
     return task_id, _Record.parse(fields)
 
 
-def request_of(text: bytes) -> Any:  # noqa: ANN401  # any JSON
-    """The request of a record; None when it is not JSON, which the next claim refuses."""
+def message_of(task_id: str, request: bytes, queue: str) -> Waiting:
+    """The message that sends a task again; `request` is its record's.
+
+    A request that is not JSON becomes null, which the next claim refuses.
+    """
     try:
-        return json.loads(text)
+        priority = parse_request(json.loads(request)).priority
+    except InvalidRequest:
+        priority = DEFAULT_PRIORITY
     except (ValueError, RecursionError):
-        return None
-
-
-def priority_of(request: Any) -> int:  # noqa: ANN401  # any JSON
-    """The priority that a request asks for; the default when the request is not valid."""
-    try:
-        return parse_request(request).priority
-    except ValueError:
-        return parse_request({"prompt": "x"}).priority
+        return Waiting(task_id, "null", queue, DEFAULT_PRIORITY)
+    return Waiting(task_id, request.decode(), queue, priority)

@@ -1,8 +1,9 @@
 """Recovers lost messages and tasks, on one elected worker at a time. One daemon thread.
 
-Every half second it requeues messages whose lease has expired. Every half lease period it sends
-open tasks again of which no queue and no worker has a message (a duplicate is harmless, since
-claims are fenced), and ends queued tasks past their deadline.
+Every half second it requeues messages whose lease has expired, ends queued tasks past their
+deadline, and makes some steps of a walk, which sends open tasks again of which no queue and no
+worker has a message (a duplicate is harmless, since claims are fenced). A round takes about as much
+of Redis's time with a million waiting tasks as with a thousand.
 """
 
 from __future__ import annotations
@@ -10,36 +11,40 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from kombu.exceptions import EncodeError
 from redis.exceptions import LockError, RedisError
 
+from api_contracts.client.sender import Waiting, send
 from api_contracts.redis_io.connection import is_unavailable
 from worker import metrics
 from worker.background import BackgroundThread, log_error
-from worker.recovery.open_tasks import OpenTasks, request_of
+from worker.recovery.message_walk import MessageWalk
+from worker.recovery.open_tasks import OpenTasks, message_of
 from worker.recovery.timing import (
+    ELECTION_RETRY_S,
     ELECTION_TTL_S,
     RECONCILE_PERIOD_S,
     UNAVAILABLE_GRACE_S,
     walk_period_s,
 )
+from worker.recovery.touched_tasks import TouchedTasks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from redis import Redis
 
     from api_contracts.names import Keys
     from worker.broker.held_messages import HeldMessages
+    from worker.record.push_queue import PushQueue
     from worker.recovery.open_tasks import Suspect
 
 logger = logging.getLogger(__name__)
 
-
-class _DeposedError(Exception):
-    """This worker may be elected no longer, or no worker could renew its leases meanwhile."""
+#: Messages and tasks that a round reads in any case, and for how long it goes on, in seconds: at
+#: two rounds a second a fiftieth of Redis's time.
+ROUND_READS, ROUND_S = 500, 0.01
 
 
 @contextmanager
@@ -56,26 +61,32 @@ def _go_on_after(what: str) -> Iterator[None]:
 class Reconciler:
     """The worker that holds the lock runs the rounds; the others try to get it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # its parts
         self,
         redis: Redis,
         keys: Keys,
         messages: HeldMessages,
-        send: Callable[[str, Any, str], None],
+        pushes: PushQueue,
+        queues: Iterable[str],
         *,
         lease_s: float,
         record_ttl_s: int,
     ) -> None:
-        """`redis` has the records; `send` gets a task id, its request and its queue."""
-        self._redis, self._messages, self._send = redis, messages, send
-        self._walk_period_s = walk_period_s(lease_s)
-        self._tasks = OpenTasks(redis, keys, lease_s=lease_s, record_ttl_s=record_ttl_s)
+        """`redis` has the records; `queues` are those of this process, which learns of others."""
+        self._redis, self._messages, self._queues = redis, messages, set(queues)
+        self._lease_s = lease_s
+        self._tasks = OpenTasks(redis, keys, pushes, record_ttl_s)
+        self._touched = TouchedTasks(redis, keys, pushes)
         self._lock = redis.lock(
             keys.reconciler, timeout=ELECTION_TTL_S, blocking=False, thread_local=False
         )
         self._failed_s = float("-inf")
         self._awake_s = time.monotonic()
+        #: When the last walk ended, and the steps of the present one.
         self._walked_s = float("-inf")
+        self._walk: Iterator[int] | None = None
+        #: When this process last tried to be elected; None while it is.
+        self._tried_s: float | None = float("-inf")
         self._thread = BackgroundThread(
             "reconciler", self._round, self._on_error,
             pause_s=RECONCILE_PERIOD_S, on_exit=self._release_lock,
@@ -103,39 +114,47 @@ class Reconciler:
                 if self._messages.requeue(tag, only_overdue=True):
                     metrics.RECOVERED.labels("lease").inc()
                     logger.warning("message %s requeued: its lease expired", tag)
-        if time.monotonic() - self._walked_s > self._walk_period_s:
-            try:
-                self.walk()
-            finally:
-                self._walked_s = time.monotonic()
+        self._spend(self._read_touched())
+        self._touched.end_overdue()
+        if self._walk is None and self._is_walk_due():
+            walk = MessageWalk(self._tasks, self._messages, self._queues, self._lease_s)
+            self._walk = walk.steps(self._revive)
+        if self._walk is not None and self._spend(self._walk):
+            self._walk, self._walked_s = None, time.monotonic()
 
     def walk(self) -> None:
-        """Check every open task that was not updated for one lease period."""
-        self._tasks.forget_pending_cancels()
-        suspects = dict(self._tasks.suspects(self._stays_elected))
-        if not suspects:
-            return
-        queues = {suspect.queue for suspect in suspects.values()}
-        try:
-            for task_id in self._messages.ids(queues, self._must_stay_elected):
-                suspects.pop(task_id, None)
-        except _DeposedError:
-            return
-        for task_id, suspect in suspects.items():
-            if self._was_frozen():
-                return
-            with _go_on_after(f"task {task_id} can't be sent again"):
-                self._send_again(task_id, suspect)
+        """Send every open task again that has no message, at once."""
+        walk = MessageWalk(self._tasks, self._messages, self._queues, self._lease_s)
+        for _ in walk.steps(self._revive):
+            pass
 
-    def _send_again(self, task_id: str, suspect: Suspect) -> None:
-        if (request := self._tasks.revive(task_id, suspect)) is None:
-            return
-        try:
-            self._send(task_id, request_of(request), suspect.queue)
-        except (EncodeError, RecursionError):  # nested too deep: the next claim refuses None
-            self._send(task_id, None, suspect.queue)
-        metrics.RECOVERED.labels("lost").inc()
-        logger.warning("task %s was orphaned, without a message; sent again", task_id)
+    def _is_walk_due(self) -> bool:
+        return time.monotonic() - self._walked_s > walk_period_s(self._lease_s)
+
+    def _spend(self, steps: Iterator[int]) -> bool:
+        """Make as many steps as a round may, each of which reads a number; True after the last."""
+        total, until_s = 0, time.monotonic() + ROUND_S
+        for number in steps:
+            total += number
+            if self._was_frozen() or (total >= ROUND_READS and time.monotonic() > until_s):
+                return False
+        return True
+
+    def _read_touched(self) -> Iterator[int]:
+        """Read the tasks that were written since the last round."""
+        yield self._touched.read()
+        while self._touched.is_behind:
+            yield self._touched.read()
+
+    def _revive(self, task_id: str, suspect: Suspect) -> None:
+        with _go_on_after(f"task {task_id} can't be sent again"):
+            if (request := self._tasks.revive(task_id, suspect)) is not None:
+                self._send(message_of(task_id, request, suspect.queue))
+                metrics.RECOVERED.labels("lost").inc()
+                logger.warning("task %s was orphaned, without a message; sent again", task_id)
+
+    def _send(self, message: Waiting) -> None:
+        send(self._messages.redis, [message])
 
     def _is_just_back(self) -> bool:
         """Whether Redis was unavailable recently: restarted, or not reached by this process."""
@@ -164,17 +183,25 @@ class Reconciler:
             return False
         return extended and not self._was_frozen()
 
-    def _must_stay_elected(self) -> None:
-        if not self._stays_elected():
-            raise _DeposedError
+    def _is_elected(self) -> bool:
+        """Extend the election, or try to be elected, at most every `ELECTION_RETRY_S`."""
+        now_s = time.monotonic()
+        if self._tried_s is not None:
+            if now_s - self._tried_s < ELECTION_RETRY_S:
+                return False
+            self._tried_s = None if self._lock.acquire() else now_s
+        elif not self._stays_elected():
+            self._tried_s = now_s
+        return self._tried_s is None
 
     def _round(self) -> None:
-        elected = (self._lock.owned() or self._lock.acquire()) and self._stays_elected()
-        if not self._was_frozen() and elected:
+        if not self._is_elected():
+            self._walk = None
+        elif not self._was_frozen():
             self.run_once()
 
     def _on_error(self, error: Exception) -> None:
-        self._failed_s = time.monotonic()
+        self._failed_s, self._walk = time.monotonic(), None
         log_error(logger, "reconciler round failed", error)
 
     def _release_lock(self) -> None:

@@ -17,8 +17,9 @@ A worker renews a task and its message, is killed, and another worker continues 
   every worker, so what expired meanwhile does not count as lost.
 - After an outage of Redis no expired lease counts for UNAVAILABLE_GRACE_S: the longest P, plus the
   retry of a failed renewal.
-- An orphaned task, whose message is gone too, is sent again by the walk over all open tasks, every
-  walk_period_s(lease_s), once its lease has been expired for LOST_TASK_DELAY_S.
+- An orphaned task, whose message is gone too, is sent again by a walk over all messages and open
+  tasks, once its lease has been expired for LOST_TASK_DELAY_S. walk_period_s(lease_s) after a walk
+  the next one begins.
 
 `tests/record/test_timing.py` checks these inequalities for the leases that the settings allow. The
 broker imports nothing from here: it is passed the lease of a message.
@@ -31,6 +32,8 @@ RENEWALS_PER_LEASE = 4
 #: Upper bound of the time between two renewals, and so for noticing a cancel whose pub/sub message
 #: was lost.
 MAX_RENEWAL_PERIOD_S = 2.0
+#: The same of a worker without tasks; a claim makes it renew at once.
+MAX_IDLE_PERIOD_S = 5.0
 #: Longest pause before a failed renewal is retried.
 MAX_RENEWAL_RETRY_S = 0.25
 #: How much longer than its task's lease a message's lease lasts.
@@ -41,6 +44,8 @@ LOST_TASK_DELAY_S = 0.5
 RECONCILE_PERIOD_S = 0.5
 #: Time to live of the elected reconciler's lock, which every round extends.
 ELECTION_TTL_S = 2.0
+#: Pause between two attempts of a worker to be elected.
+ELECTION_RETRY_S = 2.0
 #: How long a process that renews nothing any more is reported by `health`, and then stays in the
 #: list of workers at least: its machine may be gone.
 FORGET_WORKER_S = 600.0
@@ -51,6 +56,11 @@ UNAVAILABLE_GRACE_S = MAX_RENEWAL_PERIOD_S + 1.0
 def renewal_period_s(lease_s: float) -> float:
     """Time between two renewals."""
     return min(lease_s / RENEWALS_PER_LEASE, MAX_RENEWAL_PERIOD_S)
+
+
+def idle_period_s(lease_s: float) -> float:
+    """The same for a worker that holds nothing, which only shows that it lives."""
+    return min(lease_s / 3, MAX_IDLE_PERIOD_S)
 
 
 def renewal_retry_s(lease_s: float) -> float:
@@ -69,5 +79,5 @@ def message_lease_s(lease_s: float) -> float:
 
 
 def walk_period_s(lease_s: float) -> float:
-    """Time between two walks over the open tasks."""
+    """Time between two walks over messages and open tasks."""
     return lease_s / 2

@@ -21,3 +21,14 @@ end
 local function stamp(seconds)
   return string.format('%.6f', seconds)
 end
+
+-- Wakes the ready worker that runs the fewest tasks, if it runs fewer than `below`. `ready` is the
+-- sorted set of a queue, see names.ready_key. Returns whether one was woken; never fails, since
+-- workers look for messages themselves, too.
+local function wake_one(ready, below)
+  local owner, tasks = unpack(redis.pcall('ZRANGE', ready, 0, 0, 'WITHSCORES'))
+  if not owner or tonumber(tasks) >= tonumber(below) then return false end
+  redis.pcall('ZADD', ready, stamp(now_s()), owner)
+  redis.pcall('LPUSH', 'sag.wake.' .. owner, 1)
+  return true
+end

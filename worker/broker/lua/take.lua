@@ -1,32 +1,66 @@
 -- Takes the next message: moves it from its list to the held messages in one step, so that no crash
--- can lose it. A message that is too large is dropped.
+-- can lose it. Without one, the worker is ready: the next message of its queues wakes it. Messages
+-- are left to ready workers that run fewer tasks; these are woken. A message that is too large is
+-- dropped.
 --
--- unacked        sag.unacked        hash        [message, exchange, queue] written under the tag
--- unacked_index  sag.unacked_index  sorted set  tag added, scored by the end of its lease
--- lists          of the queues      lists       in the order in which they are tried
+-- unacked        sag.unacked         hash        [message, exchange, queue] written under the tag
+-- unacked_index  sag.unacked_index   sorted set  tag added, scored by the end of its lease
+-- wake           sag.wake.<owner>    list        deleted: the worker is awake
+-- lists          of the queues       lists       in the order in which they are tried
 -- tag
 -- lease_s
 -- max_bytes      of a message
--- queues         the queue of each list
--- Returns {index of the list, message}, {index of the list, '', bytes} for one that is too large,
--- or nothing. The first index is 0.
-local unacked, unacked_index = unpack(KEYS)
-local lists = {unpack(KEYS, 3)}
-local tag, lease_s, max_bytes = unpack(ARGV)
-local queues = {unpack(ARGV, 4)}
-for number, list in ipairs(lists) do
-  local message = redis.pcall('RPOP', list)
-  if type(message) == 'table' then
-    -- A key of another type blocks only its own queue; any other error concerns all of Redis.
-    if not string.find(message.err, 'WRONGTYPE', 1, true) then return message end
-    message = false
+-- owner          of this call
+-- tasks          that the owner runs
+-- woken_s        how long a woken worker may take to come here; then it counts as dead
+-- queues         the queue of each list; their sets sag.ready.<queue> are written
+-- Returns {index of the list, message, number of woken workers that messages are left to},
+-- {index of the list, '', 0, bytes} for one that is too large, or the number of ready workers when
+-- there is no message for this one. The first index is 0.
+local unacked, unacked_index, wake = unpack(KEYS)
+local lists = {unpack(KEYS, 4)}
+local tag, lease_s, max_bytes, owner, tasks, woken_s = unpack(ARGV)
+local queues = {unpack(ARGV, 7)}
+local now = now_s()
+
+-- Wakes up to one worker that runs fewer tasks for each waiting message. Returns how many were
+-- woken within `woken_s`, and have not come here yet.
+local function woken_workers(queue, waiting)
+  local ready = 'sag.ready.' .. queue
+  redis.call('ZREMRANGEBYSCORE', ready, 1e9, now - woken_s)
+  local woken = redis.call('ZCOUNT', ready, 1e9, '+inf')
+  while woken < waiting and wake_one(ready, tasks) do woken = woken + 1 end
+  return woken
+end
+
+redis.call('DEL', wake)
+local sets = {}
+for _, queue in ipairs(queues) do
+  local ready = 'sag.ready.' .. queue
+  -- Producers may write this key: one of another type is deleted.
+  if not sets[ready] and type(redis.pcall('ZREM', ready, owner)) == 'table' then
+    redis.call('DEL', ready)
   end
-  if message then
-    if #message > tonumber(max_bytes) then return {number - 1, '', #message} end
+  sets[ready] = true
+end
+local any = redis.call('EXISTS', unpack(lists)) > 0
+for number, list in ipairs(any and lists or {}) do
+  local waiting = redis.pcall('LLEN', list)
+  if type(waiting) == 'table' then
+    -- A key of another type blocks only its own queue; any other error concerns all of Redis.
+    if not string.find(waiting.err, 'WRONGTYPE', 1, true) then return waiting end
+    waiting = 0
+  end
+  if waiting > 0 then
+    local woken = tonumber(tasks) > 0 and woken_workers(queues[number], math.min(waiting, 64)) or 0
+    if woken >= waiting then break end
+    local message = redis.call('RPOP', list)
+    if #message > tonumber(max_bytes) then return {number - 1, '', 0, #message} end
     local held = '[' .. message .. ',"",' .. cjson.encode(queues[number]) .. ']'
     redis.call('HSET', unacked, tag, held)
-    redis.call('ZADD', unacked_index, now_s() + lease_s, tag)
-    return {number - 1, message}
+    redis.call('ZADD', unacked_index, now + lease_s, tag)
+    return {number - 1, message, woken}
   end
 end
-return false
+for ready in pairs(sets) do redis.call('ZADD', ready, tasks, owner) end
+return redis.call('ZCARD', 'sag.ready.' .. queues[1])

@@ -1,0 +1,129 @@
+"""What the consumer asks Redis next: for a message, or to be woken when there is one.
+
+`take.lua` takes a message in one step. Where there is none, the worker is ready, and its connection
+blocks until a client, another worker or its own `queue_watch` wakes it. Does no I/O.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from api_contracts.names import MAX_MESSAGE_BYTES, WAKE_PREFIX
+from api_contracts.redis_io import scripts
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX, new_tag
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from worker.broker.queue_watch import WaitState
+
+#: Longest time that Redis blocks the connection until this worker is woken, in seconds.
+BLOCK_S = 4
+#: Time after which a ready worker asks for a message again, in seconds: it is ready no more if
+#: Redis lost its data.
+READY_AGAIN_S = 30.0
+#: How long a woken worker may take to ask for a message, in seconds; meanwhile busier workers leave
+#: one to it.
+WOKEN_S = 0.1
+#: Pause before the next message while woken workers with fewer tasks are to take theirs, in
+#: seconds.
+YIELD_S = 0.005
+#: Pause after Redis refused a call for a temporary reason, in seconds.
+REFUSED_PAUSE_S = 1.0
+TAKE = scripts.read("worker.broker", "take")
+
+
+class WaitingList(NamedTuple):
+    """A list of waiting messages."""
+
+    name: str
+    queue: str
+    priority: int
+
+
+class Taken(NamedTuple):
+    """A message that was taken."""
+
+    #: Delivery tag.
+    tag: str
+    queue: str
+    entry: bytes
+    #: Its size if it is too large: then it was dropped.
+    too_large_bytes: int
+
+
+class Intake:
+    """The state of one connection that takes messages. One call is outstanding at a time."""
+
+    def __init__(self, owner: str, lease_s: float, wait_state: WaitState) -> None:
+        """`lease_s` is the lease of a message, `owner` its holder."""
+        self._owner, self._lease_s, self._wait_state = owner, lease_s, wait_state
+        self._wake = f"{WAKE_PREFIX}{owner}"
+        #: Of the outstanding call: the message's tag, the lists, and whether it only waits.
+        self._tag, self._is_wait = "", False
+        self._lists: Sequence[WaitingList] = ()
+        #: No call before this monotonic time.
+        self._next_s = float("-inf")
+        #: When Redis last had no message and this worker became ready; None before.
+        self._ready_s: float | None = None
+
+    @property
+    def command(self) -> str:
+        """The name of the outstanding call's command."""
+        return "BLPOP" if self._is_wait else "EVALSHA"
+
+    @property
+    def pause_s(self) -> float:
+        """Seconds until the next call may be made; 0 or less when it may be now."""
+        return self._next_s - time.monotonic()
+
+    def next_call(self, lists: Sequence[WaitingList], tasks: int) -> list[Any]:
+        """The next call; `lists` in order, `tasks` is the number of messages held now."""
+        now_s = time.monotonic()
+        self._is_wait = self._ready_s is not None and now_s - self._ready_s < READY_AGAIN_S
+        if self._is_wait:
+            self._wait_state.begin(self._lists)
+            return ["BLPOP", self._wake, BLOCK_S]
+        self._tag, self._lists = new_tag(self._owner), lists
+        call = TAKE.evalsha(
+            unacked=UNACKED,
+            unacked_index=UNACKED_INDEX,
+            wake=self._wake,
+            lists=[each.name for each in lists],
+            tag=self._tag,
+            lease_s=self._lease_s,
+            max_bytes=MAX_MESSAGE_BYTES,
+            owner=self._owner,
+            tasks=tasks,
+            woken_s=WOKEN_S,
+            queues=[each.queue for each in lists],
+        )
+        return ["EVALSHA", *call]
+
+    def answered(self, answer: Any) -> Taken | None:  # noqa: ANN401  # Redis's reply
+        """Read the reply to the outstanding call; the message in it, if any."""
+        self._wait_state.end()
+        if self._is_wait:
+            if answer is not None:
+                self._ready_s = None
+            return None
+        if isinstance(answer, int):
+            self._ready_s = time.monotonic()
+            self._wait_state.count(answer)
+            return None
+        index, entry, woken, *size = answer
+        self._ready_s = None
+        if woken:
+            self._next_s = time.monotonic() + YIELD_S
+        return Taken(self._tag, self._lists[index].queue, entry, *(size or [0]))
+
+    def refused(self) -> None:
+        """Redis refused the outstanding call for a temporary reason."""
+        self.lost()
+        self._next_s = time.monotonic() + REFUSED_PAUSE_S
+
+    def lost(self) -> None:
+        """The answer to the outstanding call is lost; the next one asks for a message."""
+        self._wait_state.end()
+        self._ready_s = None

@@ -1,0 +1,36 @@
+"""What becomes of a task whose record can't be read: producers may write anything into one."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from redis.exceptions import NoPermissionError, ResponseError
+
+from api_contracts.redis_io.connection import is_unavailable
+from worker import metrics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from redis import Redis
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def quarantine(redis: Redis, key: str, member: bytes) -> Iterator[None]:
+    """Remove a member from its sorted set when its record can't be read; log and count it.
+
+    So that it stops no other task.
+    """
+    try:
+        yield
+    except (ResponseError, ValueError, RecursionError) as error:
+        if is_unavailable(error) or isinstance(error, NoPermissionError):
+            raise
+        task_id = member.decode(errors="replace")
+        logger.error("task %r: unreadable record, removed from %s: %s", task_id, key, error)  # noqa: TRY400  # not our bug
+        metrics.REJECTED.labels("odd_record").inc()
+        redis.zrem(key, member)
