@@ -39,5 +39,6 @@ def task_message(task_id: str, request: str, queue: str, priority: int) -> str:
             "content-type": "application/json",
             "content-encoding": "utf-8",
             "body": f'[[], {{"request": {request}}}, {{}}]',
-        }
+        },
+        ensure_ascii=False,
     )

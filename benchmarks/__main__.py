@@ -24,6 +24,7 @@ COMMANDS = {
     "latency": ("benchmarks.latency", "a task that arrives while others are half-way"),
     "daemon": ("benchmarks.daemon", "the whole daemon against its bare engine"),
     "baseline": ("benchmarks.baseline.compare", "the daemon against a worker written by hand"),
+    "backlog": ("benchmarks.backlog", "what waiting tasks cost Redis, and others that ask it"),
     "coldstart": ("benchmarks.coldstart", "from the start of a process to its first picture"),
     "memory": ("benchmarks.memory", "peak memory against rows in one UNet call"),
     "flops": ("benchmarks.flops", "share of the device's matrix peak that the UNet reaches"),

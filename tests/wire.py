@@ -20,6 +20,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from api_contracts.client import sender
+from api_contracts.message import task_message
 from api_contracts.names import queue_name
 from api_contracts.schemas import json_schemas
 
@@ -69,7 +70,7 @@ def watched(
 
 def record_messages() -> None:
     """Record the messages that kombu and our clients put into the queues of tasks from now on."""
-    put, build = Channel._put, sender.task_message
+    put, build = Channel._put, task_message
 
     def recording(self: Any, queue: str, message: dict[str, Any], **more: Any) -> None:
         if queue.startswith(queue_name("")):
@@ -83,7 +84,7 @@ def record_messages() -> None:
         return message
 
     Channel._put = recording
-    sender.task_message = building
+    vars(sender)["task_message"] = building
 
 
 def unpublished(url: str) -> Iterator[tuple[str, str]]:
