@@ -7,12 +7,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from typer.testing import CliRunner
 
+from api_contracts.errors import ServiceUnavailable
 from tests.record.owners import until
 from worker import embedded
 from worker.broker.held_messages import HeldMessages
-from worker.cli import health
-from worker.cli.health import WorkerAnswer, host_workers
+from worker.cli import health, main
+from worker.cli.health import WorkerAnswer, WorkerHealth, host_workers
 from worker.config.settings import Settings
 from worker.recovery.active_tasks import ActiveTasks
 from worker.recovery.lease import Lease
@@ -34,7 +36,7 @@ OLD, NEW, FAR = f"{HOST}:cpu:old", f"{HOST}:cpu:new", "elsewhere:cpu:x"
 def found(redis_url: str, namespace: str, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings with which one process of this host answers, `NEW`."""
     answer = WorkerAnswer(NEW, None, "cpu", [], [])
-    monkeypatch.setattr(health, "all_workers", lambda _: {f"cpu@{HOST}": answer})
+    monkeypatch.setattr(health, "all_workers", lambda *_: {f"cpu@{HOST}": answer})
     return Settings(broker_url=redis_url, namespace=namespace)
 
 
@@ -88,7 +90,9 @@ def test_a_process_that_renewed_and_does_not_answer_is_reported(
     workers = host_workers(found)
     assert set(workers) == {f"cpu@{HOST}", f"cpu@{HOST} ({OLD})"}
     assert workers[f"cpu@{HOST}"].refusal is None
-    refusal = workers[f"cpu@{HOST} ({OLD})"].refusal
+    silent = workers[f"cpu@{HOST} ({OLD})"]
+    assert (workers[f"cpu@{HOST}"].answers, silent.answers) == (True, False)
+    refusal = silent.refusal
     assert refusal is not None
     assert refusal.startswith("does not answer; it last renewed its leases ")
     redis.zadd(keys.workers, {OLD: now - FORGET_WORKER_S - 1})
@@ -106,3 +110,37 @@ def test_a_redis_of_records_that_never_answers_is_given_up_within_seconds(
         began_s = time.monotonic()
         assert set(host_workers(settings)) == {f"cpu@{HOST}"}
         assert time.monotonic() - began_s < 2.0
+
+
+SILENT = WorkerHealth("does not answer", [], answers=False)
+REFUSING = WorkerHealth("no lease could be renewed for 9 s", [])
+
+
+@pytest.mark.parametrize(
+    ("workers", "status", "alive"),
+    [
+        ({"a": WorkerHealth(None, [])}, 0, 0),
+        ({"a": WorkerHealth(None, []), "b": REFUSING}, 1, 0),
+        ({"a": WorkerHealth(None, []), "b": SILENT}, 1, 1),
+        ({}, 1, 1),
+        (None, 3, 0),
+    ],
+    ids=["well", "one refuses", "one is silent", "none answers", "no Redis"],
+)
+def test_a_worker_is_not_restarted_for_what_a_restart_does_not_mend(
+    monkeypatch: pytest.MonkeyPatch,
+    workers: dict[str, WorkerHealth] | None,
+    status: int,
+    alive: int,
+) -> None:
+    """`health` asks who takes tasks, `--alive` who is silent; running tasks survive an outage."""
+
+    def ask(_: Settings) -> dict[str, WorkerHealth]:
+        if workers is None:
+            raise ServiceUnavailable("Redis does not answer")
+        return workers
+
+    monkeypatch.setattr(health, "host_workers", ask)
+    run = CliRunner().invoke
+    assert run(main.app, ["health"]).exit_code == status
+    assert run(main.app, ["health", "--alive"]).exit_code == alive

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from tests.service.conftest import END_S, ENDLESS, SHORT, sag_worker, wait_for, 
 from worker import embedded
 from worker.cli import health
 from worker.cli.main import app
+from worker.config.settings import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,6 +116,17 @@ def test_queue_lists_workers_and_their_tasks(service: Service, run: Run) -> None
 def test_health_is_0_with_a_worker(run: Run) -> None:
     """`health` asks through the broker, and ends with 0 where a worker answers."""
     assert run("health")[0] == 0
+
+
+def test_only_workers_of_the_host_are_asked(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a pool of n workers, each with a probe, a probe does not cause n answers."""
+    monkeypatch.setattr(health, "ANSWER_TIMEOUT_S", 0.5)
+    settings, host = Settings(broker_url=service.broker_url), socket.gethostname()
+    wait_until(lambda: health.all_workers(settings, host) != {})
+    for other in (host[:-1], f"{host}x", f"x{host}"):
+        assert health.all_workers(settings, other) == {}
 
 
 def test_health_is_1_without_a_worker(

@@ -61,6 +61,7 @@ def test_a_worker_that_can_renew_nothing_reports_it_and_claims_nothing(
         assert status == 1
         assert "w@" in printed
         assert "no lease could be renewed" in printed
+        assert sag_worker(worker, "health", "--alive").returncode == 0
         assert redis.llen("generate.default") == 1
         events.start()
         wait_until(lambda: redis.llen("generate.default") == 0)

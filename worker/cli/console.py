@@ -36,8 +36,11 @@ def printable(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
-def or_exit(call: Callable[[], T]) -> T:
-    """Return the result of `call`; a client error becomes a message and an exit status."""
+def or_exit(call: Callable[[], T], unavailable: int = UNAVAILABLE) -> T:
+    """Return the result of `call`; a client error becomes a message and an exit status.
+
+    `unavailable` is that of an error of the service, such as a Redis that does not answer.
+    """
     try:
         return call()
     except InvalidRequest as error:
@@ -48,7 +51,7 @@ def or_exit(call: Callable[[], T]) -> T:
             console.print(f"[red]{where}[/]: {what} [dim](limit: {limit})[/]", soft_wrap=True)
         sys.exit(INVALID)
     except GenerationError as error:
-        fail(f"{type(error).__name__}: {error}", UNAVAILABLE)
+        fail(f"{type(error).__name__}: {error}", unavailable)
 
 
 def settings() -> Settings:

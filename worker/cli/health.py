@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from collections import Counter
@@ -38,6 +39,8 @@ class WorkerHealth:
     refusal: str | None
     #: Troubles with which it still takes tasks.
     notices: list[str]
+    #: Whether it has answered; one that has not is known by the leases that it renewed.
+    answers: bool = True
 
 
 def host_workers(settings: Settings) -> dict[str, WorkerHealth]:
@@ -49,11 +52,7 @@ def host_workers(settings: Settings) -> dict[str, WorkerHealth]:
     does not answer.
     """
     host = socket.gethostname()
-    answers = {
-        label: each
-        for label, each in all_workers(settings).items()
-        if label.partition("@")[2].partition(" ")[0] == host
-    }
+    answers = all_workers(settings, host)
     found = {label: WorkerHealth(each.refusal, each.notices) for label, each in answers.items()}
     answered = {each.owner for each in answers.values()}
     owners: dict[str, float] = {}
@@ -64,7 +63,7 @@ def host_workers(settings: Settings) -> dict[str, WorkerHealth]:
         if owner not in answered and owner.startswith(f"{host}:") and silent_s < FORGET_WORKER_S:
             name = f"{owner.split(':')[1]}@{host} ({owner})"
             refusal = f"does not answer; it last renewed its leases {silent_s:.0f} s ago"
-            found[name] = WorkerHealth(refusal, [])
+            found[name] = WorkerHealth(refusal, [], answers=False)
     return found
 
 
@@ -83,15 +82,17 @@ class WorkerAnswer:
     notices: list[str]
 
 
-def all_workers(settings: Settings) -> dict[str, WorkerAnswer]:
-    """Return the answers of the broker's workers, sorted, by `name@host`.
+def all_workers(settings: Settings, host: str | None = None) -> dict[str, WorkerAnswer]:
+    """Return the answers of the broker's workers, sorted, by `name@host`; of one host only, if any.
 
     Workers with the same name are told apart by their owner, in brackets behind it. Raises
     `ServiceUnavailable` when Redis does not answer.
     """
     app = celery_app("sag-health", settings.broker_url.get_secret_value())
+    # Otherwise every probe in a pool of n workers would cause n answers.
+    only = {} if host is None else {"pattern": f".*@{re.escape(host)}$", "matcher": "pcre"}
     try:
-        replies = app.control.broadcast(WELL, reply=True, timeout=ANSWER_TIMEOUT_S)
+        replies = app.control.broadcast(WELL, reply=True, timeout=ANSWER_TIMEOUT_S, **only)
     except (OperationalError, RedisError) as error:
         raise ServiceUnavailable(f"Redis does not answer: {error}") from error
     answers = [

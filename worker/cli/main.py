@@ -17,7 +17,7 @@ from worker import logs
 from worker.cli import client
 from worker.cli.console import console, fail, or_exit, printable
 from worker.cli.console import settings as read_settings
-from worker.exit_codes import FAILED, INVALID
+from worker.exit_codes import FAILED, INVALID, UNAVAILABLE
 
 app = typer.Typer(
     name="sag-worker",
@@ -74,16 +74,28 @@ def work(name: str = "worker", owner: str | None = None) -> None:
 
 
 @app.command()
-def health() -> None:
-    """Ask this host's workers through the broker; status 0 when all that answer take tasks."""
+def health(
+    *,
+    alive: Annotated[
+        bool,
+        typer.Option(
+            "--alive",
+            help="Status 0 also when they answer that they take no tasks, or Redis is away."
+            " For probes that restart what fails.",
+        ),
+    ] = False,
+) -> None:
+    """Ask this host's workers through the broker; status 0 when all take tasks."""
     from worker.cli.health import host_workers  # noqa: PLC0415  # imports Celery
 
-    workers = or_exit(lambda: host_workers(read_settings()))
+    workers = or_exit(
+        lambda: host_workers(read_settings()), unavailable=0 if alive else UNAVAILABLE
+    )
     if not workers:
         fail("no worker of this host answers")
     for name, worker in workers.items():
         print(printable(f"{name}: {'; '.join([worker.refusal or 'well', *worker.notices])}"))
-    if any(worker.refusal for worker in workers.values()):
+    if any(not worker.answers if alive else worker.refusal for worker in workers.values()):
         sys.exit(FAILED)
 
 
