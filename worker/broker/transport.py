@@ -186,8 +186,7 @@ class Channel(kombu_redis.Channel):
             self._flush_brpop_reauth()
         if (taken := self.intake.answered(answer)) is None:
             raise Empty
-        if (pause_s := self.intake.pause_s) > 0:
-            self.connection.loop.call_later(pause_s, bool)  # the loop iterates again by then
+        self.connection.iterate_in(self.intake.pause_s)
         self._pass_on(*taken)
         return True
 
@@ -210,15 +209,20 @@ class Transport(kombu_redis.Transport):
     """kombu's Redis transport with the channel above."""
 
     Channel = Channel
-    loop: Any = None
+    _loop: Any = None
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:  # noqa: ANN401  # kombu's signature
         """Make the event loop check for stale connections, too."""
         super().register_with_event_loop(connection, loop)
-        self.loop = loop
+        self._loop = loop
         if (former := _CHECK_TIMERS.pop(loop, None)) is not None:
             former.cancel()  # of a connection that is gone
         _CHECK_TIMERS[loop] = loop.call_repeatedly(STALE_CHECK_S, self._check)
+
+    def iterate_in(self, seconds: float) -> None:
+        """Make the event loop iterate again by then; without one the caller does."""
+        if self._loop is not None and seconds > 0:
+            self._loop.call_later(seconds, bool)
 
     def _check(self) -> None:
         for channel in list(self.channels):

@@ -1,0 +1,267 @@
+"""Waiting for a message: who is woken, by whom, and what happens when that is lost."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from api_contracts import GenerationClient, names
+from api_contracts.redis_io.scripts import load
+from tests.record.box import GOOD, Box, ids_waiting, letter, post
+from tests.record.owners import until
+from worker.broker import queue_watch
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages, new_tag
+from worker.broker.intake import WOKEN_S, WaitingList
+from worker.broker.queue_watch import QueueWatch, WaitState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from redis import Redis
+
+
+@pytest.fixture
+def queue(redis: Redis, namespace: str) -> Iterator[str]:
+    """The queue of the test's own model; its lists are deleted afterwards."""
+    yield names.queue_name(namespace)
+    redis.delete(*names.queue_lists(namespace), names.ready_key(names.queue_name(namespace)))
+
+
+@pytest.fixture
+def box(redis_url: str, namespace: str) -> Iterator[Box]:
+    """A consumer of the test's own model."""
+    made = Box(redis_url, namespace)
+    yield made
+    made.close()
+
+
+def woken(redis: Redis, *owners: str) -> list[str]:
+    """Those of the owners that were woken."""
+    return [owner for owner in owners if redis.exists(f"{names.WAKE_PREFIX}{owner}")]
+
+
+def wait(box: Box) -> None:
+    """Have a consumer wait for a message, of which there is none."""
+    with pytest.raises(TimeoutError):
+        box.connection.drain_events(timeout=0.05)
+
+
+def ask(redis: Redis, namespace: str, owner: str, tasks: int) -> Any:
+    """Ask for a message as a worker that runs `tasks` tasks."""
+    lists = names.queue_lists(namespace)
+    return load(redis, "worker.broker", "take")(
+        unacked=UNACKED, unacked_index=UNACKED_INDEX, wake=f"{names.WAKE_PREFIX}{owner}",
+        lists=lists, tag=new_tag(owner), lease_s=30, max_bytes=10**6, owner=owner, tasks=tasks,
+        woken_s=WOKEN_S, queues=[names.queue_name(namespace)] * len(lists),
+    )  # fmt: skip
+
+
+def test_a_submission_wakes_a_worker_that_waits(
+    redis: Redis, redis_url: str, namespace: str, queue: str, box: Box
+) -> None:
+    """Its connection is answered at once, and it takes the message; then it is not ready."""
+    wait(box)
+    assert redis.zscore(names.ready_key(queue), namespace) == 0
+    with GenerationClient(redis_url, namespace) as client:
+        client.submit({"prompt": "x", "model": namespace}, "t")
+        (message,) = box.drain()
+    assert message.headers["id"] == "t"
+    assert redis.zscore(names.ready_key(queue), namespace) is None
+    assert woken(redis, namespace) == []
+
+
+def test_a_submission_needs_no_worker(
+    redis: Redis, redis_url: str, namespace: str, queue: str
+) -> None:
+    """Where nobody waits, or what wakes them is a key of another type, the message is sent."""
+    with GenerationClient(redis_url, namespace) as client:
+        client.submit({"prompt": "x", "model": namespace}, "t1")
+        redis.sadd(names.ready_key(queue), "x")
+        client.submit({"prompt": "x", "model": namespace}, "t2")
+    assert ids_waiting(redis, namespace) == ["t1", "t2"]
+    assert ask(redis, namespace, "owner", 0)[0] == 5  # the other type is deleted
+    assert redis.type(names.ready_key(queue)) == b"none"
+
+
+def test_scripts_are_loaded_again(redis: Redis, redis_url: str, namespace: str, queue: str) -> None:
+    """A Redis that was restarted knows no script: the submission is complete all the same."""
+    redis.zadd(names.ready_key(queue), {"a": 0})
+    redis.script_flush()
+    with GenerationClient(redis_url, namespace) as client:
+        client.submit({"prompt": "x", "model": namespace}, "t")
+    assert (ids_waiting(redis, namespace), woken(redis, "a")) == (["t"], ["a"])
+    redis.delete(f"{names.WAKE_PREFIX}a")
+
+
+@pytest.mark.parametrize(
+    ("priority", "expected"), [(5, ["b", "c"]), (9, ["b", "c"]), (4, ["b", "c", "a"])]
+)
+def test_those_with_the_fewest_tasks_are_woken(
+    redis: Redis, redis_url: str, namespace: str, queue: str, priority: int, expected: list[str]
+) -> None:
+    """As many as there are messages; one with slots for urgent messages only, by those alone."""
+    ready = {"a": names.URGENT_ONLY + 1, "b": 0, "c": 3}
+    redis.zadd(names.ready_key(queue), ready)
+    with GenerationClient(redis_url, namespace) as client:
+        for number in range(1, 4):
+            client.submit({"prompt": "x", "model": namespace, "priority": priority})
+            assert set(woken(redis, *"abc")) == set(expected[:number])
+    redis.delete(*(f"{names.WAKE_PREFIX}{each}" for each in "abc"))
+
+
+def test_a_busy_worker_leaves_messages_to_idle_ones(
+    redis: Redis, namespace: str, queue: str
+) -> None:
+    """It wakes them instead, and takes what is more than they will take."""
+    redis.zadd(names.ready_key(queue), {"idle": 0, "busier": 5})
+    post(redis, namespace, "t1")
+    assert ask(redis, namespace, "busy", 2) == 3  # ready or just woken, with itself
+    assert woken(redis, "idle", "busier") == ["idle"]
+    post(redis, namespace, "t2")
+    index, entry, left = ask(redis, namespace, "busy", 2)
+    assert (index, json.loads(entry)["headers"]["id"], left) == (5, "t1", 1)
+    assert ask(redis, namespace, "idle", 0)[2] == 0
+    redis.delete(f"{names.WAKE_PREFIX}idle")
+
+
+def test_an_idle_worker_leaves_nothing(redis: Redis, namespace: str, queue: str) -> None:
+    """Among idle workers the first to ask takes the message."""
+    redis.zadd(names.ready_key(queue), {"other": 0})
+    post(redis, namespace, "t")
+    assert ask(redis, namespace, "first", 0)[2] == 0
+
+
+def test_a_woken_worker_that_died_is_waited_for_once(
+    redis: Redis, namespace: str, queue: str
+) -> None:
+    """After a tenth of a second it counts as dead, and a busy worker takes the message."""
+    redis.zadd(names.ready_key(queue), {"dead": 0})
+    post(redis, namespace, "t")
+    assert isinstance(ask(redis, namespace, "busy", 2), int)
+    seconds, _ = redis.time()
+    redis.zadd(names.ready_key(queue), {"dead": seconds - 1})
+    assert ask(redis, namespace, "busy", 2)[0] == 5
+    assert redis.zscore(names.ready_key(queue), "dead") is None
+    redis.delete(f"{names.WAKE_PREFIX}dead")
+
+
+def test_nine_messages_are_spread_over_three_workers(
+    redis_url: str, redis: Redis, namespace: str, queue: str
+) -> None:
+    """Each of three idle workers takes some; no one takes what an idle one could have."""
+    boxes = [Box(redis_url, f"{namespace}-{each}", namespace) for each in "abc"]
+    got: dict[str, int] = {}
+    done = threading.Event()
+
+    def consume(box: Box) -> None:
+        while not done.is_set():
+            try:
+                number = len(box.drain())
+            except TimeoutError:
+                continue
+            got[box.owner] = got.get(box.owner, 0) + number
+
+    for each in boxes:
+        wait(each)
+    threads = [threading.Thread(target=consume, args=(each,)) for each in boxes]
+    for thread in threads:
+        thread.start()
+    with GenerationClient(redis_url, namespace) as client:
+        client.submit_many([{"prompt": "x", "model": namespace}] * 9)
+        until(lambda: sum(got.values()) == 9)
+    done.set()
+    redis.lpush(queue, *[json.dumps(GOOD)] * 3)  # ends the waits
+    for each in boxes:
+        redis.lpush(f"{names.WAKE_PREFIX}{each.owner}", 1)
+    for thread in threads:
+        thread.join()
+    for each in boxes:
+        each.close()
+    assert len(got) == 3
+    assert max(got.values()) <= 5
+
+
+def lists_of(namespace: str) -> list[WaitingList]:
+    queue = names.queue_name(namespace)
+    return [WaitingList(names.queue_list(queue, each), queue, each) for each in names.PRIORITIES]
+
+
+@pytest.fixture
+def watch(redis: Redis, namespace: str) -> Iterator[QueueWatch]:
+    """The watch of a worker, its thread not started."""
+    made = QueueWatch(redis, WaitState(), namespace)
+    yield made
+    made.close()
+
+
+def test_a_message_that_woke_no_worker_is_found(
+    redis: Redis, namespace: str, queue: str, watch: QueueWatch
+) -> None:
+    """By any worker that waits; the one with the fewest tasks is woken, as many as messages."""
+    redis.zadd(names.ready_key(queue), {namespace: 2, "idle": 0})
+    watch.look(lists_of(namespace))
+    assert woken(redis, namespace, "idle") == []
+    redis.lpush(queue, json.dumps(letter("plain")))
+    watch.look(lists_of(namespace))
+    assert woken(redis, namespace, "idle") == ["idle"]
+    redis.delete(f"{names.WAKE_PREFIX}idle")
+
+
+def test_a_worker_that_redis_forgot_wakes_itself(
+    redis: Redis, namespace: str, queue: str, watch: QueueWatch
+) -> None:
+    """After a loss of data in Redis nobody is ready, and messages are taken all the same."""
+    redis.lpush(queue, json.dumps(letter("plain")))
+    watch.look(lists_of(namespace))
+    assert woken(redis, namespace) == [namespace]
+    redis.delete(f"{names.WAKE_PREFIX}{namespace}")
+
+
+@pytest.mark.parametrize(("ready", "period_s"), [(0, 0.015), (1, 0.015), (100, 1.5), (1000, 2.0)])
+def test_the_more_wait_the_more_seldom_each_looks(ready: int, period_s: float) -> None:
+    """Together they look as often as one alone, until each looks every two seconds."""
+    state = WaitState()
+    state.count(ready)
+    assert state.period_s == pytest.approx(period_s)
+
+
+def test_only_a_worker_that_waits_looks(
+    redis: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it counts who else waits; a busy one asks nothing of Redis."""
+    monkeypatch.setattr(queue_watch, "STOP_CHECK_S", 0.02)
+    state = WaitState()
+    watch = QueueWatch(redis, state, namespace)
+    looked: list[int] = []
+    monkeypatch.setattr(watch, "look", lambda lists: looked.append(len(lists)))
+    watch.start()
+    state.begin(lists_of(namespace))
+    until(lambda: len(looked) >= 2)
+    state.end()
+    assert set(looked) == {10}
+    watch.close()
+    watch._thread.join(5)
+    assert not watch._thread._thread.is_alive()
+
+
+def test_a_requeued_message_wakes_a_worker(redis: Redis, namespace: str, queue: str) -> None:
+    """What a dead worker held is taken by one that waits, without waiting for a look."""
+    post(redis, namespace, "t")
+    ask(redis, namespace, "dead", 0)
+    redis.zadd(names.ready_key(queue), {"idle": 0})
+    (tag,) = HeldMessages(redis).held_by("dead")
+    assert HeldMessages(redis).requeue(tag)
+    assert woken(redis, "idle") == ["idle"]
+    redis.delete(f"{names.WAKE_PREFIX}idle")
+
+
+def test_a_worker_that_leaves_is_woken_no_more(redis: Redis, namespace: str, queue: str) -> None:
+    """Nothing of it stays in Redis."""
+    ask(redis, namespace, "leaving", 0)
+    redis.lpush(f"{names.WAKE_PREFIX}leaving", 1)
+    HeldMessages(redis).retire("leaving", [queue])
+    assert redis.zscore(names.ready_key(queue), "leaving") is None
+    assert woken(redis, "leaving") == []
