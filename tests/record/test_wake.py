@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from api_contracts import GenerationClient, names
 from api_contracts.redis_io.scripts import load
-from tests.record.box import GOOD, Box, ids_waiting, letter, post
+from tests.record.box import Box, ids_waiting, letter, post
 from tests.record.owners import until
 from worker.broker import queue_watch
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages, new_tag
-from worker.broker.intake import WOKEN_S, WaitingList
+from worker.broker.intake import TAKE, WOKEN_S, Intake, WaitingList
 from worker.broker.queue_watch import QueueWatch, WaitState
 
 if TYPE_CHECKING:
@@ -121,9 +120,9 @@ def test_a_busy_worker_leaves_messages_to_idle_ones(
     assert ask(redis, namespace, "busy", 2) == 3  # ready or just woken, with itself
     assert woken(redis, "idle", "busier") == ["idle"]
     post(redis, namespace, "t2")
-    index, entry, left = ask(redis, namespace, "busy", 2)
-    assert (index, json.loads(entry)["headers"]["id"], left) == (5, "t1", 1)
-    assert ask(redis, namespace, "idle", 0)[2] == 0
+    index, entry, others = ask(redis, namespace, "busy", 2)
+    assert (index, json.loads(entry)["headers"]["id"], others) == (5, "t1", 2)
+    assert ask(redis, namespace, "idle", 0)[2] == 1  # the busier one
     redis.delete(f"{names.WAKE_PREFIX}idle")
 
 
@@ -131,7 +130,8 @@ def test_an_idle_worker_leaves_nothing(redis: Redis, namespace: str, queue: str)
     """Among idle workers the first to ask takes the message."""
     redis.zadd(names.ready_key(queue), {"other": 0})
     post(redis, namespace, "t")
-    assert ask(redis, namespace, "first", 0)[2] == 0
+    assert ask(redis, namespace, "first", 0)[0] == 5
+    assert woken(redis, "other") == []
 
 
 def test_a_woken_worker_that_died_is_waited_for_once(
@@ -148,40 +148,66 @@ def test_a_woken_worker_that_died_is_waited_for_once(
     redis.delete(f"{names.WAKE_PREFIX}dead")
 
 
+class Simulated:
+    """A worker that takes messages by `Intake`, over a real Redis and a clock of the test's."""
+
+    def __init__(self, redis: Redis, owner: str, lists: list[WaitingList]) -> None:
+        self.redis, self.owner, self.lists, self.tasks = redis, owner, lists, 0
+        self.intake = Intake(owner, 30, WaitState())
+
+    def step(self) -> None:
+        """Make the next call, if it may be made and, where it waits, is answered."""
+        if self.intake.pause_s > 0 or self.tasks == 16:
+            return
+        name, *arguments = self.intake.next_call(self.lists, self.tasks)
+        if name == "BLPOP":
+            answer = self.redis.lpop(arguments[0])
+            if answer is None:
+                return
+        else:
+            answer = self.redis.eval(TAKE.source, *arguments[1:])
+        if self.intake.answered(answer) is not None:
+            self.tasks += 1
+
+
+@pytest.mark.parametrize("sends", ["a client", "plain Celery"])
 def test_nine_messages_are_spread_over_three_workers(
-    redis_url: str, redis: Redis, namespace: str, queue: str
+    redis: Redis, redis_url: str, namespace: str, queue: str, monkeypatch: pytest.MonkeyPatch,
+    sends: str,
+) -> None:  # fmt: skip
+    """No worker takes what an idle one could have, however fast it is."""
+    clock_s = [1000.0]
+    monkeypatch.setattr("worker.broker.intake.time.monotonic", lambda: clock_s[0])
+    workers = [Simulated(redis, f"{namespace}-{each}", lists_of(namespace)) for each in "abc"]
+    fast, *slow = workers
+    for each in workers:
+        each.step()
+    if sends == "a client":
+        with GenerationClient(redis_url, namespace) as client:
+            client.submit_many([{"prompt": "x", "model": namespace}] * 9)
+    else:
+        post(redis, namespace, *(f"t{number}" for number in range(9)))
+        QueueWatch(redis, WaitState(), fast.owner).look(lists_of(namespace))
+    for number in range(200):
+        clock_s[0] += 0.0005
+        fast.step()
+        if number % 4 == 0:
+            for each in slow:
+                each.step()
+    assert [each.tasks for each in workers] == [3, 3, 3]
+    redis.delete(*(f"{names.WAKE_PREFIX}{each.owner}" for each in workers))
+
+
+def test_one_worker_alone_does_not_pause(
+    redis: Redis, namespace: str, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each of three idle workers takes some; no one takes what an idle one could have."""
-    boxes = [Box(redis_url, f"{namespace}-{each}", namespace) for each in "abc"]
-    got: dict[str, int] = {}
-    done = threading.Event()
-
-    def consume(box: Box) -> None:
-        while not done.is_set():
-            try:
-                number = len(box.drain())
-            except TimeoutError:
-                continue
-            got[box.owner] = got.get(box.owner, 0) + number
-
-    for each in boxes:
-        wait(each)
-    threads = [threading.Thread(target=consume, args=(each,)) for each in boxes]
-    for thread in threads:
-        thread.start()
-    with GenerationClient(redis_url, namespace) as client:
-        client.submit_many([{"prompt": "x", "model": namespace}] * 9)
-        until(lambda: sum(got.values()) == 9)
-    done.set()
-    redis.lpush(queue, *[json.dumps(GOOD)] * 3)  # ends the waits
-    for each in boxes:
-        redis.lpush(f"{names.WAKE_PREFIX}{each.owner}", 1)
-    for thread in threads:
-        thread.join()
-    for each in boxes:
-        each.close()
-    assert len(got) == 3
-    assert max(got.values()) <= 5
+    """It fills its slots at once."""
+    monkeypatch.setattr("worker.broker.intake.time.monotonic", lambda: 1000.0)
+    alone = Simulated(redis, namespace, lists_of(namespace))
+    post(redis, namespace, *(f"t{number}" for number in range(20)))
+    for _ in range(20):
+        alone.step()
+    assert alone.tasks == 16
 
 
 def lists_of(namespace: str) -> list[WaitingList]:
@@ -224,7 +250,7 @@ def test_a_worker_that_redis_forgot_wakes_itself(
 def test_the_more_wait_the_more_seldom_each_looks(ready: int, period_s: float) -> None:
     """Together they look as often as one alone, until each looks every two seconds."""
     state = WaitState()
-    state.count(ready)
+    state.ready = ready
     assert state.period_s == pytest.approx(period_s)
 
 

@@ -26,9 +26,10 @@ READY_AGAIN_S = 30.0
 #: How long a woken worker may take to ask for a message, in seconds; meanwhile busier workers leave
 #: one to it.
 WOKEN_S = 0.1
-#: Pause before the next message while woken workers with fewer tasks are to take theirs, in
-#: seconds.
+#: Pause after a message, in seconds, while other workers want some, too: so nine tasks go to three
+#: idle workers as 3, 3 and 3. Others count for `OTHERS_S` after they were seen.
 YIELD_S = 0.005
+OTHERS_S = 1.0
 #: Pause after Redis refused a call for a temporary reason, in seconds.
 REFUSED_PAUSE_S = 1.0
 TAKE = scripts.read("worker.broker", "take")
@@ -65,6 +66,8 @@ class Intake:
         self._lists: Sequence[WaitingList] = ()
         #: No call before this monotonic time.
         self._next_s = float("-inf")
+        #: When other workers were last seen that were ready or just woken.
+        self._others_s = float("-inf")
         #: When Redis last had no message and this worker became ready; None before.
         self._ready_s: float | None = None
 
@@ -107,16 +110,22 @@ class Intake:
         if self._is_wait:
             if answer is not None:
                 self._ready_s = None
+                self._see_others(self._wait_state.ready - 1)
             return None
         if isinstance(answer, int):
             self._ready_s = time.monotonic()
-            self._wait_state.count(answer)
+            self._wait_state.ready = answer
             return None
-        index, entry, woken, *size = answer
+        index, entry, others, *size = answer
         self._ready_s = None
-        if woken:
-            self._next_s = time.monotonic() + YIELD_S
+        self._see_others(others)
+        if (now_s := time.monotonic()) - self._others_s < OTHERS_S:
+            self._next_s = now_s + YIELD_S
         return Taken(self._tag, self._lists[index].queue, entry, *(size or [0]))
+
+    def _see_others(self, number: int) -> None:
+        if number > 0:
+            self._others_s = time.monotonic()
 
     def refused(self) -> None:
         """Redis refused the outstanding call for a temporary reason."""

@@ -37,17 +37,14 @@ class WaitState:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._lists: Sequence[WaitingList] = ()
-        self._ready = 1
+        #: How many workers wait, this one included.
+        self.ready = 1
 
     def begin(self, lists: Sequence[WaitingList]) -> None:
         """The consumer waits for a message in one of these lists."""
         with self._changed:
             self._lists = lists
             self._changed.notify_all()
-
-    def count(self, ready: int) -> None:
-        """How many workers wait."""
-        self._ready = ready
 
     def end(self) -> None:
         """The consumer waits no more."""
@@ -63,7 +60,7 @@ class WaitState:
     @property
     def period_s(self) -> float:
         """Time between two looks of this worker."""
-        return min(LOOK_PERIOD_S * max(1, self._ready), MAX_LOOK_PERIOD_S)
+        return min(LOOK_PERIOD_S * max(1, self.ready), MAX_LOOK_PERIOD_S)
 
     def __json__(self) -> bool:
         """Whether it waits, for `inspect stats`, which shows all transport options."""
@@ -101,8 +98,8 @@ class QueueWatch:
         if self._redis.exists(*(name for name, _, _ in lists)):
             self.wake(lists)
         elif self._looks % 4 == 0:
-            ready: Any = self._redis.zcard(ready_key(lists[0][1]))
-            self._state.count(ready)
+            ready: Any = self._redis.zcard(ready_key(lists[0].queue))
+            self._state.ready = ready
 
     def wake(self, lists: Sequence[WaitingList]) -> None:
         """Wake as many ready workers as messages wait in the lists, this one if none is ready."""

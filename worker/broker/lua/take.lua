@@ -14,7 +14,7 @@
 -- tasks          that the owner runs
 -- woken_s        how long a woken worker may take to come here; then it counts as dead
 -- queues         the queue of each list; their sets sag.ready.<queue> are written
--- Returns {index of the list, message, number of woken workers that messages are left to},
+-- Returns {index of the list, message, number of other workers that are ready or were just woken},
 -- {index of the list, '', 0, bytes} for one that is too large, or the number of ready workers when
 -- there is no message for this one. The first index is 0.
 local unacked, unacked_index, wake = unpack(KEYS)
@@ -59,7 +59,7 @@ for number, list in ipairs(any and lists or {}) do
     local held = '[' .. message .. ',"",' .. cjson.encode(queues[number]) .. ']'
     redis.call('HSET', unacked, tag, held)
     redis.call('ZADD', unacked_index, now + lease_s, tag)
-    return {number - 1, message, woken}
+    return {number - 1, message, redis.call('ZCARD', 'sag.ready.' .. queues[number])}
   end
 end
 for ready in pairs(sets) do redis.call('ZADD', ready, tasks, owner) end
