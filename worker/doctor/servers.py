@@ -38,7 +38,7 @@ SCANS, KEYS_PER_SCAN = 20, 1000
 #: Keys of Celery and this project without a namespace: queues, held messages, results, bindings.
 _OWN_KEYS = re.compile(
     r"generate\.|_kombu\.binding(_permanent)?\.generate\.|_kombu\.binding_deadlines\Z"
-    rf"|{re.escape(UNACKED)}|celery-task-meta-|.*celery\.pidbox|.*celeryev"
+    rf"|{re.escape(UNACKED)}|sag\.(ready|wake)\.|celery-task-meta-|.*celery\.pidbox|.*celeryev"
 )
 _S3_FIX = "check SAG_S3_ENDPOINT_URL, SAG_S3_BUCKET and the AWS credentials"
 _S3_TLS_FIX = "name the file of the store's authority in AWS_CA_BUNDLE, or in SSL_CERT_FILE"
