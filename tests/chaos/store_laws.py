@@ -19,9 +19,11 @@ _KEYS = tuple(
     re.compile(pattern, re.DOTALL)
     for pattern in (
         r"sag:\{(?P<id>[^{}]+)\}:(task|events|checkpoint)",
-        r"sag:(open|wishes|workers|pushes|dead|reconciler)",
+        r"sag:(open|wishes|workers|pushes|dead|reconciler|scratch)",
         r"generate\.(default|remote)(\x06\x16[1-9])?",
         r"sag\.unacked(_index)?",
+        r"sag\.ready\.generate\.(default|remote)",
+        r"sag\.wake\.[^:]+:[^:]+:[0-9a-f]+",
         r"_kombu\.binding(_permanent)?\.generate\.(default|remote)",
         r"_kombu\.binding_deadlines",
         r"_kombu\.binding(_permanent)?\.celery\.pidbox",
