@@ -34,9 +34,10 @@ from worker.recovery.watchdog import Watchdog
 from worker.storage import Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from worker.config.settings import Settings
+    from worker.record.celery_state import State
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +58,10 @@ class WorkerProcess:
         self,
         settings: Settings,
         owner: str,
-        store: Callable[[str, dict[str, Any], str], None],
+        store: Callable[[Mapping[str, State]], None],
         send: Callable[[str, Any, str], None],
     ) -> None:
-        """`store` writes Celery's state: task id, result, state.
+        """`store` writes Celery's states by task id.
 
         `send` sends a task's message: task id, request, queue.
         """

@@ -12,9 +12,11 @@ from tests.record.owners import (
     LEASE_S,
     PROGRESS,
     TTL_S,
+    append,
     kinds,
     opened,
     record,
+    save_checkpoint,
     take,
     take_over,
     told,
@@ -67,7 +69,7 @@ def test_a_former_owner_writes_nothing(
     That is record, events, open tasks, checkpoint and dead letters.
     """
     stale = take(records, task_id)
-    assert records.save_checkpoint(stale, 3, b"three") is WriteAnswer.WRITTEN
+    assert save_checkpoint(records, stale, 3, b"three") is WriteAnswer.WRITTEN
     if since == "given back":
         assert requeued(records, stale) is WriteAnswer.WRITTEN
     elif since == "again":
@@ -78,8 +80,8 @@ def test_a_former_owner_writes_nothing(
         if since == "taken over and ended":
             assert other.finish(claim, TaskStatus.FAILED, {}, {"error": {}})
     before = snapshot(redis, keys, task_id)
-    assert records.append(stale, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
-    assert records.save_checkpoint(stale, 9, b"nine") is WriteAnswer.SUPERSEDED
+    assert append(records, stale, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
+    assert save_checkpoint(records, stale, 9, b"nine") is WriteAnswer.SUPERSEDED
     assert not records.is_current(stale)
     assert renewed(records, stale).asked() is Stop.SUPERSEDED
     for end in (TaskStatus.SUCCEEDED, TaskStatus.FAILED):
@@ -96,8 +98,8 @@ def test_a_stale_owner_on_the_same_worker_writes_nothing(records: TaskRecord, ta
     """The fence belongs to a claim: an earlier claim of the same worker is stale."""
     stale = take(records, task_id)
     current = take_over(records, task_id)
-    assert records.append(stale, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
-    assert records.append(current, "progress", PROGRESS) is WriteAnswer.WRITTEN
+    assert append(records, stale, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
+    assert append(records, current, "progress", PROGRESS) is WriteAnswer.WRITTEN
     assert renewed(records, stale).asked() is Stop.SUPERSEDED
     assert renewed(records, current).asked() is None
 
@@ -113,7 +115,7 @@ def test_the_end_is_written_once(
     before = snapshot(redis, keys, task_id)
     assert records.finish(claim, TaskStatus.SUCCEEDED, {"a": 2}, {"result": {}})
     assert not records.finish(claim, TaskStatus.FAILED, {}, {"error": {}})
-    assert records.append(claim, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
+    assert append(records, claim, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
     assert requeued(records, claim) is WriteAnswer.SUPERSEDED
     assert snapshot(redis, keys, task_id) == before
     assert kinds(redis, keys, task_id) == ["queued", "started", "succeeded"]
@@ -170,7 +172,7 @@ def test_numbers_have_no_gap_under_threads(
     """Events that many threads append are numbered 1, 2, 3 … in the order of the stream."""
     claim = take(records, task_id)
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: records.append(claim, "progress", PROGRESS), range(200)))
+        answers = list(pool.map(lambda _: append(records, claim, "progress", PROGRESS), range(200)))
     assert answers == [WriteAnswer.WRITTEN] * 200
     assert [event["seq"] for event in told(redis, keys, task_id)] == list(range(1, 203))
 
@@ -190,7 +192,7 @@ def test_a_record_has_a_ttl_once_it_is_closed(
 
     assert lives() == [-1, -1]
     claim = take(records, task_id)
-    records.append(claim, "progress", PROGRESS)
+    append(records, claim, "progress", PROGRESS)
     records.requeue(claim, {"reason": "r"}, counts=False)
     assert lives() == [-1, -1]
     claim = take(records, task_id)

@@ -17,12 +17,12 @@ from worker.record.event_publisher import BACKLOG, EventPublisher
 from worker.record.task_record import TaskRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Sequence
 
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.record.claim import Claim, WriteAnswer
+    from worker.record.claim import NewCheckpoint, NewEvent, WriteAnswer
 
 LOADING, UPLOADING = {"seconds_so_far": 0.1}, {"images": 1}
 
@@ -46,17 +46,20 @@ def publish() -> Iterator[Callable[..., EventPublisher]]:
 
 
 class Stuck(TaskRecord):
-    """A record whose first event waits until `go_on`."""
+    """A record whose writes wait until `go_on`."""
 
     def stick(self) -> None:
-        """Block events from now on."""
+        """Block writes from now on."""
         self.reached, self.go_on = threading.Event(), threading.Event()
+        #: What each call was given.
+        self.calls: list[list[NewEvent | NewCheckpoint]] = []
 
-    def append(self, claim: Claim, kind: str, fields: Mapping[str, Any]) -> WriteAnswer:
+    def write(self, writes: Sequence[NewEvent | NewCheckpoint]) -> list[WriteAnswer | Exception]:
         """Signal that the write was reached, wait, then write."""
+        self.calls.append(list(writes))
         self.reached.set()
         assert self.go_on.wait(10)
-        return super().append(claim, kind, fields)
+        return super().write(writes)
 
 
 @pytest.fixture
@@ -119,9 +122,7 @@ def test_nothing_but_progress_is_skipped(
     assert len(seen) <= 2 * len(expected) + BACKLOG
 
 
-def test_tasks_take_turns(
-    stuck: Stuck, redis: Redis, keys: Keys, publish: Callable[..., EventPublisher]
-) -> None:
+def test_tasks_take_turns(stuck: Stuck, publish: Callable[..., EventPublisher]) -> None:
     """A task with many events delays another by one event at most."""
     made, loud, quiet = publish(stuck), take(stuck, "loud"), take(stuck, "quiet")
     for claim in (loud, quiet):
@@ -134,8 +135,47 @@ def test_tasks_take_turns(
     stuck.go_on.set()
     made.flush(quiet)
     made.flush(loud)
-    last = told(redis, keys, "quiet")[-1]["at"]
-    assert [each["at"] <= last for each in told(redis, keys, "loud")].count(True) <= 10
+    assert [each.claim.task_id for each in stuck.calls[1]].index("quiet") <= 1
+
+
+def test_a_round_is_written_in_one_call(
+    stuck: Stuck,
+    redis: Redis,
+    keys: Keys,
+    publish: Callable[..., EventPublisher],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Steps and checkpoints posted in a row are one call; `flush` does not wait for more."""
+    monkeypatch.setattr(event_publisher, "LINGER_S", 60.0)
+    stuck.go_on.set()
+    made, claims = publish(stuck), [take(stuck, f"t{number}") for number in range(16)]
+    for claim in claims:
+        made.watch(claim, Control())
+    for claim in claims[:-1]:
+        made.post(claim, "progress", step(1))
+    made.save_checkpoint(claims[0], 1, b"state")
+    made.flush(claims[0])
+    (call,) = stuck.calls
+    assert [each.claim for each in call] == [*claims[:-1], claims[0]]
+    for claim in claims[:-1]:
+        assert kinds(redis, keys, claim.task_id) == ["started", "progress"]
+    assert stuck.load_checkpoint("t0") == b"state"
+
+
+def test_the_only_task_waits_for_no_other(
+    records: TaskRecord,
+    redis: Redis,
+    keys: Keys,
+    task_id: str,
+    publish: Callable[..., EventPublisher],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """When every task has an event there is nothing to wait for."""
+    monkeypatch.setattr(event_publisher, "LINGER_S", 60.0)
+    made, claim = publish(records), take(records, task_id)
+    made.watch(claim, Control())
+    made.post(claim, "progress", step(1))
+    until(lambda: kinds(redis, keys, task_id)[-1] == "progress")
 
 
 def test_flush_writes_what_waits(
@@ -187,6 +227,31 @@ def test_a_cancel_comes_back_with_an_event(
     made.post(claim, "progress", step(1))
     made.flush(claim)
     assert control.asked() is Stop.CANCELLED
+
+
+def test_an_answer_stops_its_own_task(
+    stuck: Stuck,
+    other: TaskRecord,
+    client: GenerationClient,
+    publish: Callable[..., EventPublisher],
+) -> None:
+    """Of the tasks of one call, each is stopped for the reason that it has, or not at all."""
+    claims = [take(stuck, each) for each in ("cancelled", "runs", "superseded")]
+    controls = [Control() for _ in claims]
+    made = publish(stuck)
+    for claim, control in zip(claims, controls, strict=True):
+        made.watch(claim, control)
+    client.handle("cancelled").cancel()
+    take_over(other, "superseded")
+    made.post(claims[1], "loading", LOADING)
+    assert stuck.reached.wait(10)
+    for claim in claims:
+        made.post(claim, "progress", step(1))
+    stuck.go_on.set()
+    for claim in claims:
+        made.flush(claim)
+    assert len(stuck.calls) == 2
+    assert [each.asked() for each in controls] == [Stop.CANCELLED, None, Stop.SUPERSEDED]
 
 
 def test_a_superseded_owner_is_stopped(

@@ -19,12 +19,31 @@ from worker.record.celery_state import CeleryState
 from worker.record.event_publisher import EventPublisher
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from redis import Redis
 
     from api_contracts.names import Keys
+    from worker.record.celery_state import State
     from worker.record.task_record import TaskRecord
+
+META = {"step": 1, "total_steps": 2}
+
+
+class HeldStore:
+    """Celery's backend, which does not answer until `go_on`."""
+
+    def __init__(self) -> None:
+        self.reached, self.go_on = threading.Event(), threading.Event()
+        #: The tasks of each call.
+        self.calls: list[list[str]] = []
+
+    def store(self, states: Mapping[str, State]) -> None:
+        """Signal the call, wait, then answer."""
+        self.reached.set()
+        assert self.go_on.wait(30)
+        self.calls.append(list(states))
 
 
 def step(number: int) -> dict[str, Any]:
@@ -37,9 +56,11 @@ def test_progress_is_mirrored_at_most_once_a_second(records: TaskRecord, task_id
     `STARTED` is written before it, unless the first step is faster.
     """
     calls: list[tuple[str, str, dict[str, int]]] = []
-    made = EventPublisher(
-        records, CeleryState(lambda *call: calls.append((call[2], call[0], call[1])))
-    )
+
+    def store(states: Mapping[str, State]) -> None:
+        calls.extend((state, name, meta) for name, (meta, state) in states.items())
+
+    made = EventPublisher(records, CeleryState(store))
     taken = [take(records, task_id), take(records, "another")]
     for claim in taken:
         made.watch(claim, Control())
@@ -50,31 +71,31 @@ def test_progress_is_mirrored_at_most_once_a_second(records: TaskRecord, task_id
     for claim in taken:
         made.flush(claim)
     made.close()
-    assert sorted(call for call in calls if call[0] != "STARTED") == [
-        ("PROGRESS", "another", {"step": 1, "total_steps": 9}),
-        ("PROGRESS", task_id, {"step": 1, "total_steps": 9}),
-    ]
+    mirrored = [(name, meta) for state, name, meta in calls if state == "PROGRESS"]
+    assert sorted(name for name, _ in mirrored) == ["another", task_id]
+    assert all(meta.keys() == {"step", "total_steps"} for _, meta in mirrored)
 
 
 def test_the_start_is_mirrored(records: TaskRecord, task_id: str) -> None:
     """`STARTED` has the meta of Celery's own workers."""
-    calls: list[tuple[str, dict[str, Any], str]] = []
-    made = EventPublisher(records, CeleryState(lambda *call: calls.append(call)))
+    calls: list[Mapping[str, State]] = []
+    made = EventPublisher(records, CeleryState(calls.append))
     made.watch(claim := take(records, task_id), Control())
     until(lambda: calls)
     made.flush(claim)
     made.close()
-    ((name, meta, state),) = calls
-    assert (name, state, set(meta)) == (task_id, "STARTED", {"pid", "hostname"})
+    (states,) = calls
+    meta, state = states[task_id]
+    assert (state, set(meta)) == ("STARTED", {"pid", "hostname"})
 
 
 def test_progress_is_mirrored_again_after_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     """After the interval the next step is mirrored."""
     monkeypatch.setattr(celery_state, "MIN_INTERVAL_S", 0.0)
     steps: list[int] = []
-    made = CeleryState(lambda _, meta, _state: steps.append(meta["step"]))
+    made = CeleryState(lambda states: steps.append(states["t"][0]["step"]))
     for number in range(1, 4):
-        made.post_progress("t", {"step": number, "total_steps": 9})
+        made.post_progress({"t": {"step": number, "total_steps": 9}})
         until(partial(steps.__contains__, number))
     made.close()
 
@@ -85,7 +106,7 @@ def test_a_result_redis_that_hangs_delays_no_event(
     """While Celery's Redis hangs, events are written and their answers are read."""
     stuck, go_on = threading.Event(), threading.Event()
 
-    def hang(_task_id: str, _meta: dict[str, Any], _state: str) -> None:
+    def hang(_states: Mapping[str, State]) -> None:
         stuck.set()
         assert go_on.wait(30)
 
@@ -107,25 +128,49 @@ def test_a_result_redis_that_hangs_delays_no_event(
     made.close()
 
 
-def test_no_state_is_written_after_the_end(records: TaskRecord, task_id: str) -> None:
+def test_no_state_is_written_after_the_end(task_id: str) -> None:
     """A waiting state is dropped when its task ends: it would overwrite the final state."""
-    stuck, go_on = threading.Event(), threading.Event()
-    calls: list[str] = []
-
-    def store(name: str, _meta: dict[str, Any], _state: str) -> None:
-        stuck.set()
-        assert go_on.wait(30)
-        calls.append(name)
-
-    state = CeleryState(store)
-    state.post_progress("busy", {"step": 1, "total_steps": 2})
-    assert stuck.wait(10)
-    state.post_progress(task_id, {"step": 1, "total_steps": 2})
+    held = HeldStore()
+    state = CeleryState(held.store)
+    state.post_progress({"busy": META})
+    assert held.reached.wait(10)
+    state.post_progress({task_id: META})
     state.discard(task_id)
-    go_on.set()
+    held.go_on.set()
     state.discard("busy")
     state.close()
-    assert calls == ["busy"]
+    assert held.calls == [["busy"]]
+
+
+def test_the_newest_states_of_all_tasks_are_one_call() -> None:
+    """While a call is under way the states of all tasks wait for the next one, each the newest."""
+    held = HeldStore()
+    state = CeleryState(held.store)
+    state.post_started("first")
+    assert held.reached.wait(10)
+    state.post_started("second")
+    state.post_progress({"first": META, "second": META, "third": META})
+    held.go_on.set()
+    until(lambda: len(held.calls) == 2)
+    state.close()
+    assert held.calls == [["first"], ["second", "first", "third"]]
+
+
+def test_the_end_waits_for_a_state_being_written() -> None:
+    """Whichever of the call's tasks ends; a task with nothing in the call does not wait."""
+    held = HeldStore()
+    state = CeleryState(held.store)
+    state.post_progress({"one": META, "two": META})
+    assert held.reached.wait(10)
+    state.discard("other")
+    ending = threading.Thread(target=state.discard, args=("two",))
+    ending.start()
+    ending.join(0.1)
+    assert ending.is_alive()
+    held.go_on.set()
+    ending.join(10)
+    assert not ending.is_alive()
+    state.close()
 
 
 def test_a_superseded_worker_mirrors_nothing(
@@ -133,7 +178,11 @@ def test_a_superseded_worker_mirrors_nothing(
 ) -> None:
     """A superseded worker writes no progress into Celery's state."""
     calls: list[str] = []
-    made = EventPublisher(records, CeleryState(lambda *call: calls.append(call[2])))
+
+    def store(states: Mapping[str, State]) -> None:
+        calls.extend(state for _, state in states.values())
+
+    made = EventPublisher(records, CeleryState(store))
     claim = take(records, task_id)
     take_over(other, task_id)
     made.watch(claim, Control())
@@ -149,7 +198,7 @@ def test_a_broken_result_backend_does_not_end_the_publisher(
 ) -> None:
     """Errors of Celery's backend do not stop the events."""
 
-    def fail(_task_id: str, _meta: dict[str, Any], _state: str) -> None:
+    def fail(_states: Mapping[str, State]) -> None:
         raise fault
 
     made, claim = EventPublisher(records, CeleryState(fail)), take(records, task_id)

@@ -1,0 +1,82 @@
+"""Processor time of a worker process by thread, per image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+#: The folder whose `sitecustomize` names the threads of a worker.
+NAMES_FOLDER = Path(__file__).resolve().parent / "thread_names"
+ENGINE, MAIN, OTHER = "engine", "main loop", "other"
+#: How the names of a group's threads begin, longest first where one begins as another does.
+GROUPS = {
+    "engine-side": "engine-side",
+    "engine": ENGINE,
+    "ThreadPoolExecu": "slots",
+    "publisher": "publisher",
+    "celery": "Celery's states",
+    "lease": "lease",
+    "reconciler": "reconciler",
+    "push": "pusher",
+    "watchdog": "watchdog",
+}
+#: Every group, in the order of the table.
+NAMES = (ENGINE, *(name for name in GROUPS.values() if name != ENGINE), MAIN, OTHER)
+
+
+@dataclass(frozen=True)
+class ThreadTimes:
+    """Processor time so far, in seconds, by group of threads."""
+
+    seconds: dict[str, float]
+
+    @classmethod
+    def of(cls, pid: int) -> ThreadTimes:
+        """Of a process. `other` has the threads of no group, and those that have ended."""
+        seconds = dict.fromkeys(NAMES, 0.0)
+        process = psutil.Process(pid)
+        total = process.cpu_times()
+        for thread in process.threads():
+            seconds[_group(pid, thread.id)] += thread.user_time + thread.system_time
+        ended = total.user + total.system - sum(seconds.values())
+        seconds[OTHER] += max(0.0, ended)
+        return cls(seconds)
+
+    def ms_an_image_since(self, earlier: ThreadTimes, images: int) -> dict[str, float]:
+        """Milliseconds of each group between two moments, for each of the images made meanwhile."""
+        return {
+            name: 1000 * (self.seconds[name] - earlier.seconds[name]) / images for name in NAMES
+        }
+
+
+def worker_pid(supervisor_pid: int) -> int:
+    """The process that holds the leases, under a supervisor with one worker."""
+    children = psutil.Process(supervisor_pid).children(recursive=True)
+    (found,) = [
+        child.pid
+        for child in children
+        if any(_comm(child.pid, thread.id) == "lease" for thread in child.threads())
+    ]
+    return int(found)
+
+
+def around_engine(ms: dict[str, float]) -> float:
+    """All but the engine's thread, with those of its matrix products."""
+    return sum(ms.values()) - ms[ENGINE]
+
+
+def _group(pid: int, thread_id: int) -> str:
+    if thread_id == pid:
+        return MAIN
+    name = _comm(pid, thread_id)
+    return next((group for begin, group in GROUPS.items() if name.startswith(begin)), OTHER)
+
+
+def _comm(pid: int, thread_id: int) -> str:
+    """The thread's name; empty when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/task/{thread_id}/comm").read_text().rstrip("\n")
+    except FileNotFoundError:
+        return ""
