@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+from benchmarks import chart
+from benchmarks.sides import Spread
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.figure import Figure
+
+    from benchmarks.record import Cell, Result
+    from benchmarks.turn import Turn
 
 #: The folder whose `sitecustomize` names the threads of a worker.
 NAMES_FOLDER = Path(__file__).resolve().parent / "thread_names"
 ENGINE, MAIN, OTHER = "engine", "main loop", "other"
+#: Sum of all groups but the engine's.
+AROUND = "all but the engine"
 #: How the names of a group's threads begin, longest first where one begins as another does.
 GROUPS = {
     "engine-side": "engine-side",
@@ -62,9 +76,42 @@ def worker_pid(supervisor_pid: int) -> int:
     return int(found)
 
 
-def around_engine(ms: dict[str, float]) -> float:
-    """All but the engine's thread, with those of its matrix products."""
-    return sum(ms.values()) - ms[ENGINE]
+def result(daemon: Result, name: str, turns: Mapping[str, Sequence[Turn]]) -> Result:
+    """The table by thread, from the turns of one or more daemons in the run of `daemon`."""
+    rows: list[dict[str, Cell]] = []
+    for group in (*NAMES, AROUND):
+        cells: dict[str, Cell] = {"threads": group}
+        for when, each in turns.items():
+            cells |= _spread(each, group).cells(f"{when}_ms")
+        rows.append(cells)
+    found = []
+    for when, each in turns.items():
+        around, speed = _spread(each, AROUND), Spread.of([turn.images_per_s for turn in each])
+        found.append(f"{around.median:.1f} ms {when} at {speed.median:.2f} images per second")
+    return replace(
+        daemon,
+        name=name,
+        title="Processor time of the worker process by thread, per image",
+        headline=f"All but the engine's threads: {', '.join(found)}.",
+        rows=rows,
+    )
+
+
+def plot(result: Result, turns: Mapping[str, Sequence[Turn]]) -> Figure:
+    """A bar for each group but the engine's."""
+    drawn, (axes,) = chart.figure(result)
+    names = [name for name in NAMES if name != ENGINE]
+    sides = {when: [_spread(each, name) for name in names] for when, each in turns.items()}
+    chart.bars(axes, names, sides, [""] * len(names))
+    axes.tick_params("x", rotation=30)
+    axes.set_ylabel("ms of processor time per image")
+    return drawn
+
+
+def _spread(turns: Sequence[Turn], group: str) -> Spread:
+    if group == AROUND:
+        return Spread.of([sum(turn.cpu_ms.values()) - turn.cpu_ms[ENGINE] for turn in turns])
+    return Spread.of([turn.cpu_ms[group] for turn in turns])
 
 
 def _group(pid: int, thread_id: int) -> str:
