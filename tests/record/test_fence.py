@@ -24,7 +24,9 @@ from tests.record.owners import (
 from tests.record.reconcilers import hold
 from worker.broker.held_messages import HeldMessages
 from worker.job_control import Stop
-from worker.record.claim import WriteAnswer
+from worker.record import task_record
+from worker.record.claim import NewCheckpoint, NewEvent, WriteAnswer
+from worker.record.task_record import MAX_WRITE_BYTES
 from worker.recovery.active_tasks import ActiveTasks
 from worker.recovery.lease import Lease
 
@@ -102,6 +104,46 @@ def test_a_stale_owner_on_the_same_worker_writes_nothing(records: TaskRecord, ta
     assert append(records, current, "progress", PROGRESS) is WriteAnswer.WRITTEN
     assert renewed(records, stale).asked() is Stop.SUPERSEDED
     assert renewed(records, current).asked() is None
+
+
+def test_a_call_for_many_tasks_answers_for_each(
+    records: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, client: GenerationClient
+) -> None:
+    """Each write of a call has its own fence and answer; an error ends the call."""
+    names = ("cancelled", "superseded", "runs", "broken", "late")
+    claims = {name: take(records, name) for name in names}
+    client.handle("cancelled").cancel()
+    take_over(other, "superseded")
+    redis.hset(keys.task("broken"), "seq", "odd")
+    writes = [NewEvent(claim, "progress", PROGRESS) for claim in claims.values()]
+    checkpoint = NewCheckpoint(claims["runs"], 1, b"state")
+    *answers, error = records.write([writes[0], writes[1], checkpoint, *writes[2:]])
+    assert answers == [
+        WriteAnswer.CANCEL_REQUESTED,
+        WriteAnswer.SUPERSEDED,
+        WriteAnswer.WRITTEN,
+        WriteAnswer.WRITTEN,
+    ]
+    assert "not an integer" in str(error)
+    assert records.load_checkpoint("runs") == b"state"
+    assert told(redis, keys, "runs")[-1]["type"] == "progress"
+    assert told(redis, keys, "superseded")[-1]["worker"] == "other"
+    assert told(redis, keys, "late")[-1]["type"] == "started"
+
+
+@pytest.mark.parametrize("limit", ["MAX_WRITES", "MAX_WRITE_BYTES"])
+def test_a_call_is_limited(
+    records: TaskRecord, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In number and bytes; a single write of any size is made, and the answers tell how many."""
+    claim = take(records, "t")
+    if limit == "MAX_WRITES":
+        monkeypatch.setattr(task_record, limit, 2)
+    sizes = {"MAX_WRITES": (1, 1, 1), "MAX_WRITE_BYTES": (MAX_WRITE_BYTES // 2,) * 3}[limit]
+    writes = [NewCheckpoint(claim, 1, b"x" * size) for size in sizes]
+    assert records.write(writes) == [WriteAnswer.WRITTEN] * 2
+    large = [NewCheckpoint(claim, 1, b"x" * (MAX_WRITE_BYTES + 1))] * 2
+    assert records.write(large) == [WriteAnswer.WRITTEN]
 
 
 def test_the_end_is_written_once(

@@ -9,15 +9,28 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from api_contracts import GenerationClient, TaskStatus
-from tests.record.owners import LEASE_S, PROGRESS, TTL_S, kinds, take, take_over, told, until
+from api_contracts.redis_io.connection import connect
+from tests.record.owners import (
+    LEASE_S,
+    PROGRESS,
+    TTL_S,
+    kinds,
+    take,
+    take_over,
+    told,
+    until,
+    worker,
+)
+from worker import embedded
 from worker.job_control import Control, Stop
 from worker.record import event_publisher
 from worker.record.celery_state import CeleryState
 from worker.record.event_publisher import BACKLOG, EventPublisher
-from worker.record.task_record import TaskRecord
+from worker.record.task_record import MAX_WRITE_BYTES, TaskRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from redis import Redis
 
@@ -32,8 +45,9 @@ def step(number: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def publish() -> Iterator[Callable[..., EventPublisher]]:
-    """Publishers that are closed after the test."""
+def publish(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., EventPublisher]]:
+    """Publishers that are closed after the test, with short pauses after errors."""
+    monkeypatch.setattr(event_publisher, "RETRY_PAUSE_S", 0.01)
     made: list[EventPublisher] = []
 
     def make(records: TaskRecord) -> EventPublisher:
@@ -278,3 +292,71 @@ def test_an_event_that_cannot_be_written_delays_no_other_task(
         made.post(good, "progress", step(number))
     made.flush(good)
     assert kinds(redis, keys, "good").count("progress") == BACKLOG
+
+
+def test_a_refused_event_is_dropped_alone(
+    records: TaskRecord, redis: Redis, keys: Keys, publish: Callable[..., EventPublisher]
+) -> None:
+    """Of one call, every event but that of the broken record is written, in order."""
+    claims = [take(records, each) for each in ("before", "broken", "after")]
+    made = publish(records)
+    for claim in claims:
+        made.watch(claim, Control())
+    redis.set(keys.events("broken"), "no stream")
+    for number in range(3):
+        for claim in claims:
+            made.post(claim, "progress", step(number))
+    for claim in claims:
+        made.flush(claim)
+    for name in ("before", "after"):
+        events = told(redis, keys, name)
+        assert [each.get("step") for each in events] == [None, 0, 1, 2]
+
+
+def test_what_redis_refuses_for_a_while_is_written_later(
+    tmp_path: Path,
+    keys: Keys,
+    publish: Callable[..., EventPublisher],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While Redis is out of memory events wait, those of all tasks, and keep their order."""
+    monkeypatch.setattr(event_publisher, "FLUSH_S", 30.0)
+    with embedded.redis_server(tmp_path) as url:
+        records = worker(connect(url), keys, "first")
+        claims = [take(records, each) for each in ("one", "two")]
+        made = publish(records)
+        for claim in claims:
+            made.watch(claim, Control())
+        records.redis.config_set("maxmemory", 1)
+        for number in range(3):
+            for claim in claims:
+                made.post(claim, "progress", step(number))
+        until(lambda: "events not written" in caplog.text)
+        records.redis.config_set("maxmemory", 0)
+        for claim in claims:
+            made.flush(claim)
+            events = told(records.redis, keys, claim.task_id)
+            assert [each.get("step") for each in events] == [None, 0, 1, 2]
+
+
+def test_large_previews_are_written_in_several_calls(
+    stuck: Stuck, redis: Redis, keys: Keys, publish: Callable[..., EventPublisher]
+) -> None:
+    """A call has at most `MAX_WRITE_BYTES`; nothing is lost, and the order stays."""
+    large = "x" * (MAX_WRITE_BYTES // 3)
+    made, claims = publish(stuck), [take(stuck, f"t{number}") for number in range(4)]
+    for claim in claims:
+        made.watch(claim, Control())
+    made.post(claims[0], "uploading", UPLOADING)
+    assert stuck.reached.wait(10)
+    for number in range(3):
+        for claim in claims:
+            made.post(claim, "progress", step(number) | {"preview": large})
+    stuck.go_on.set()
+    for claim in claims:
+        made.flush(claim)
+    assert len(stuck.calls) >= 1 + 12 // 2
+    for claim in claims:
+        events = [each for each in told(redis, keys, claim.task_id) if each["type"] == "progress"]
+        assert [each["step"] for each in events] == [0, 1, 2]

@@ -118,7 +118,7 @@ class Backend(RedisBackend):
             metas[self.get_key_for_task(task_id)] = self.encode(meta | {"task_id": task_id})
         for task_id, answer in zip(running, self._set_unless_final(metas), strict=True):
             if isinstance(answer, Exception):
-                logger.warning("task %s: Celery's state not written: %r", task_id, answer)
+                logger.warning("task %s: Celery's state not written: %s", task_id, answer)
 
     def _set_with_state(self, key: str, value: Any, state: str) -> Any:  # noqa: ANN401  # Celery's signature
         if state in states.READY_STATES:
