@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 
 #: Most queued events of a task; after that, new progress replaces the newest queued progress.
 BACKLOG = 8
-#: How long the first event after a pause waits for others, in seconds: the engine reports a round's
-#: steps in a row, one task after the other.
+#: How long the first event after a pause waits for those of other tasks, in seconds. The engine
+#: reports the steps of a round in a row, but its other thread may have the interpreter for 5 ms
+#: between two of them. Without the wait there were 11.0 calls an image, with it 7.6.
 LINGER_S = 0.005
 #: Pause after a failed write, in seconds.
 RETRY_PAUSE_S = 1.0
