@@ -2,17 +2,21 @@
 
 The same tasks go through a real `sag-worker run` (real Redis, real S3, the public client), through
 the engine alone, and through a loop over upstream's pipeline, each in processes of its own. The
-engine alone never has more of them at once than the daemon has slots.
+engine alone never has more of them at once than the daemon has slots. `--before` names another
+checkout, whose daemon takes its turns beside the others. A second result has the processor time of
+the worker process by thread.
 """
 
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING
 
-from benchmarks import chart, model, process, record, report, service, tasks
+from benchmarks import chart, model, process, record, report, service, tasks, thread_cpu
 from benchmarks.engine_side import EngineSide
 from benchmarks.sides import Spread, alternate, ratio
 from benchmarks.turn import Turn
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
     from benchmarks.record import Cell, Result
     from benchmarks.tasks import Task
 
-SIDES = ("the bare engine", "the whole daemon", "upstream, a loop")
+SIDES = ("the bare engine", "the whole daemon", "upstream, a loop", "the daemon before")
 #: Of `result.timings`; the engine's own wait is what is in `queued_s` there.
 STAGES = ("queued_s", "load_s", "encode_s", "denoise_s", "decode_s", "upload_s", "total_s")
 
@@ -36,6 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """How much."""
     parser.add_argument("--tasks", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3, help="turns of each side")
+    parser.add_argument("--before", type=Path, help="a checkout whose daemon is measured, too")
     service.add_options(parser)
     tasks.add_options(parser)
     model.add_options(parser)
@@ -49,6 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         process.start("upstream", UpstreamSide, chosen) as upstream,
         service.servers() as servers,
         service.daemon(servers, chosen, arguments) as daemon,
+        ExitStack() as stack,
     ):
         machine = process.once("torch", record.machine, chosen.device)
         sides: list[Callable[[Sequence[Task]], Turn]] = [
@@ -56,24 +62,31 @@ def run(arguments: argparse.Namespace) -> None:
             partial(_daemon, daemon),
             upstream.remote(UpstreamSide.loop),
         ]
+        if arguments.before is not None:
+            before = service.daemon(servers, chosen, arguments, arguments.before, database=1)
+            sides.append(partial(_daemon, stack.enter_context(before)))
         for side in sides:
             side(tasks.make(1, arguments))  # builds the pipeline
         given = tasks.make(arguments.tasks, arguments)
         turns = alternate([partial(side, given) for side in sides], arguments.repeats)
+    suffix = "-sd15" if arguments.sd15 else ""
     result = record.Result(
-        name="daemon-sd15" if arguments.sd15 else "daemon",
+        name=f"daemon{suffix}",
         title=f"The whole daemon, its bare engine, and upstream, {arguments.tasks} tasks",
         headline=_headline(turns),
         model=chosen.name,
         machine=machine,
         options=service.described(arguments),
-        rows=[_row(side, each, turns[-1]) for side, each in zip(SIDES, turns, strict=True)],
+        rows=[_row(side, each, turns[2]) for side, each in zip(SIDES, turns, strict=False)],
     )
-    report.publish(result, _plot(result, turns), arguments.out)
+    report.publish(result, _plot(result, turns[:3]), arguments.out)
+    daemons = dict(zip(("now", "before"), (turns[1], *turns[3:]), strict=False))
+    threads = thread_cpu.result(result, f"daemon-threads{suffix}", daemons)
+    report.publish(threads, thread_cpu.plot(threads, daemons), arguments.out)
 
 
 def _headline(turns: Sequence[Sequence[Turn]]) -> str:
-    engine, daemon, loop = map(_speeds, turns)
+    engine, daemon, loop = map(_speeds, turns[:3])
     gain, share = ratio(daemon, loop), ratio(daemon, engine)
     cost_ms = 1000 * (1 / median(daemon) - 1 / median(engine))
     return (
@@ -85,11 +98,17 @@ def _headline(turns: Sequence[Sequence[Turn]]) -> str:
 
 
 def _daemon(daemon: service.Daemon, given: Sequence[Task]) -> Turn:
-    began_s = time.perf_counter()
+    earlier, began_s = daemon.thread_times(), time.perf_counter()
     results = daemon.results(given)
     speed = len(given) / service.took_s(began_s)
-    stages = {name: median(getattr(result.timings, name) for result in results) for name in STAGES}
-    return Turn(speed, batch=mean(result.batch for result in results), stages=stages)
+    return Turn(
+        speed,
+        batch=mean(result.batch for result in results),
+        stages={
+            name: median(getattr(result.timings, name) for result in results) for name in STAGES
+        },
+        cpu_ms=daemon.thread_times().ms_an_image_since(earlier, len(given)),
+    )
 
 
 def _speeds(turns: Sequence[Turn]) -> list[float]:
@@ -116,7 +135,7 @@ def _stage(turns: Sequence[Turn], name: str) -> Spread | None:
 
 def _plot(result: Result, turns: Sequence[Sequence[Turn]]) -> Figure:
     drawn, (speed, stage) = chart.figure(result, panels=2)
-    sides = {side: [Spread.of(_speeds(each))] for side, each in zip(SIDES, turns, strict=True)}
+    sides = {side: [Spread.of(_speeds(each))] for side, each in zip(SIDES, turns, strict=False)}
     gain = ratio(_speeds(turns[1]), _speeds(turns[2])).median
     chart.bars(
         speed, [f"{result.options['tasks']} tasks"], sides, [f"daemon: {gain:.2f} x upstream"]

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from api_contracts import GenerationClient, GenerationResult, TaskHandle, WaitTimeout
 from benchmarks import record, tasks
+from benchmarks.thread_cpu import NAMES_FOLDER, ThreadTimes, worker_pid
 from worker import embedded
 
 if TYPE_CHECKING:
     import argparse
     import subprocess
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from benchmarks.model import Model
     from benchmarks.record import Cell
     from benchmarks.tasks import Task
 
 BUCKET = "benchmark"
+#: The checkout whose daemon is measured, unless another is asked for.
+CHECKOUT = Path(__file__).resolve().parents[1]
 #: How often a wait looks whether the worker is still there, in seconds.
 LOOK_S = 5.0
 #: Time for a worker to end after its signal, in seconds.
@@ -65,6 +69,10 @@ class Daemon:
         handles = [self.client.submit(task.request()) for task in given]
         return [self._result(handle) for handle in handles]
 
+    def thread_times(self) -> ThreadTimes:
+        """Processor time of its worker process so far."""
+        return ThreadTimes.of(worker_pid(self.worker.process.pid))
+
     def _result(self, handle: TaskHandle) -> GenerationResult:
         while True:
             try:
@@ -99,10 +107,21 @@ def worker(
 
 
 @contextmanager
-def daemon(servers: Servers, model: Model, arguments: argparse.Namespace) -> Iterator[Daemon]:
-    """`sag-worker run` over the servers, as the options of `add_options` say."""
+def daemon(
+    servers: Servers,
+    model: Model,
+    arguments: argparse.Namespace,
+    checkout: Path = CHECKOUT,
+    database: int = 0,
+) -> Iterator[Daemon]:
+    """`sag-worker run` over the servers, as the options of `add_options` say.
+
+    Of the package in `checkout`, with a Redis database of its own; its threads have names.
+    """
+    redis_url = f"{servers.redis_url.removesuffix('/0')}/{database}"
     environment = {
-        "SAG_BROKER_URL": servers.redis_url,
+        "PYTHONPATH": os.pathsep.join(map(str, (NAMES_FOLDER, checkout.resolve()))),
+        "SAG_BROKER_URL": redis_url,
         "SAG_S3_ENDPOINT_URL": servers.s3.endpoint_url,
         "SAG_S3_BUCKET": BUCKET,
         "SAG_MODELS": json.dumps({"default": model.spec.model_dump(mode="json")}),
@@ -112,10 +131,10 @@ def daemon(servers: Servers, model: Model, arguments: argparse.Namespace) -> Ite
         "SAG_SLOTS": str(arguments.slots),
         **dict(pair.split("=", 1) for pair in arguments.set),
     }
-    command = [sys.executable, "-m", "worker", "run"]
+    command = [sys.executable, "-P", "-m", "worker", "run"]  # -P: not the package of this folder
     with (
-        worker(servers, "daemon", command, environment) as process,
-        GenerationClient(servers.redis_url) as client,
+        worker(servers, f"daemon-{database}", command, environment) as process,
+        GenerationClient(redis_url) as client,
     ):
         yield Daemon(process, client)
 

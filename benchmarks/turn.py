@@ -22,3 +22,5 @@ class Turn:
     stages: dict[str, float] = field(default_factory=dict)
     #: Time of the engine's thread in a round, without the networks; see `host_time`.
     host_ms_a_round: float | None = None
+    #: Processor time of the worker process by group of threads, in milliseconds per image.
+    cpu_ms: dict[str, float] = field(default_factory=dict)

@@ -29,9 +29,10 @@ from worker.recovery.timing import message_lease_s
 from worker.runtime import WorkerProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from worker.config.settings import Settings
+    from worker.record.celery_state import State
 
 logger = logging.getLogger(__name__)
 
@@ -111,12 +112,12 @@ def _configuration(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _store(settings: Settings) -> Callable[[str, dict[str, Any], str], None]:
-    """A function that writes Celery's state of a running task, and raises within seconds."""
+def _store(settings: Settings) -> Callable[[Mapping[str, State]], None]:
+    """A function that writes Celery's states of running tasks, and raises within seconds."""
     progress = _celery("sag-progress", settings)
 
-    def store(task_id: str, meta: dict[str, Any], state: str) -> None:
-        progress.backend.store_result(task_id, meta, state)
+    def store(states: Mapping[str, State]) -> None:
+        progress.backend.store_running(states)
 
     return store
 

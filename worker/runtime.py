@@ -35,9 +35,10 @@ from worker.recovery.watchdog import Watchdog
 from worker.storage import Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from worker.config.settings import Settings
+    from worker.record.celery_state import State
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +59,9 @@ class WorkerProcess:
         self,
         settings: Settings,
         owner: str,
-        store: Callable[[str, dict[str, Any], str], None],
+        store: Callable[[Mapping[str, State]], None],
     ) -> None:
-        """`store` writes Celery's state: task id, result, state."""
+        """`store` writes Celery's states by task id."""
         self._settings, self._owner = settings, owner
         self._signalled_s: list[float] = []
         broker_url = settings.broker_url.get_secret_value()

@@ -17,6 +17,7 @@ FORMER_OWNER = """
 import sys
 from redis import Redis
 from api_contracts.names import Keys
+from worker.record.claim import NewEvent
 from worker.record.task_record import TaskRecord
 redis = Redis.from_url(sys.argv[1], protocol=2)
 keys = Keys(sys.argv[2])
@@ -28,7 +29,7 @@ ask = dict(
 claim = old.claim("t", **ask)
 redis.hset(keys.task("t"), "lease_until", 0)
 assert new.claim("t", **ask).fence == 2
-print(old.append(claim, "progress", {}).name)
+print(old.write([NewEvent(claim, "progress", {})])[0].name)
 """
 POISONED = """
 import sys

@@ -13,7 +13,7 @@ import pytest
 from api_contracts import GenerationClient, TaskStatus
 from api_contracts.events import EVENT
 from tests.compatibility.conftest import as_previous_reads
-from tests.record.owners import PROGRESS, RESULT, take, worker
+from tests.record.owners import PROGRESS, RESULT, append, save_checkpoint, take, worker
 from tests.service.conftest import END_S, check_events
 from worker.record.claim import WriteAnswer
 
@@ -72,9 +72,9 @@ def run_todays(redis: Redis, keys: Keys, part: str) -> None:
     records = worker(redis, keys, "host:new:1")
     claim = take(records, "t")
     written = WriteAnswer.WRITTEN
-    assert records.append(claim, "progress", PROGRESS) is written
+    assert append(records, claim, "progress", PROGRESS) is written
     if part == "first":
-        assert records.save_checkpoint(claim, 1, b"state") is written
+        assert save_checkpoint(records, claim, 1, b"state") is written
         assert records.requeue(claim, {"reason": "drained"}, counts=False) is written
     else:
         checkpoint = claim.checkpoint_step, records.load_checkpoint("t")

@@ -33,7 +33,7 @@ from api_contracts.events import Queued
 from api_contracts.names import Keys
 from api_contracts.redis_io.connection import COUNT_S, connect
 from tests.record.box import ids_waiting
-from tests.record.owners import PROGRESS, RESULT, kinds, take, worker
+from tests.record.owners import PROGRESS, RESULT, append, kinds, take, worker
 from worker import embedded
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def test_many_are_followed_at_once_through_a_restart(tmp_path: Path, tasks: int)
 def _until_written(records: TaskRecord, claim: Any) -> None:
     """Append one event; an event that was written before the restart is not repeated."""
     with suppress(RedisError):
-        records.append(claim, "progress", PROGRESS)
+        append(records, claim, "progress", PROGRESS)
 
 
 def test_a_task_is_submitted_followed_and_cancelled(
@@ -210,7 +210,7 @@ def test_new_events_arrive_at_once(
             if number == 0:
                 claim = take(records, "t")
             else:
-                records.append(claim, "progress", PROGRESS)
+                append(records, claim, "progress", PROGRESS)
             event = await asyncio.wait_for(waiting, 2.0)
             assert event.seq == number + 2
 

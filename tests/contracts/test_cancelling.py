@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from api_contracts import GenerationCancelled, GenerationClient, TaskStatus
-from tests.record.owners import ERROR, PROGRESS, kinds, opened, record, take, told
+from tests.record.owners import ERROR, PROGRESS, append, kinds, opened, record, take, told
 from worker.record.claim import WriteAnswer
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def test_a_running_task_notices_at_its_next_write(
     """The owner of a cancelled task is notified, and owns the task until it ends it."""
     handle = client.submit(request_data)
     claim = take(records, handle.task_id)
-    assert records.append(claim, "progress", PROGRESS) is WriteAnswer.WRITTEN
+    assert append(records, claim, "progress", PROGRESS) is WriteAnswer.WRITTEN
     with redis.pubsub() as notices:
         notices.subscribe(client.keys.control)
         assert notices.get_message(timeout=5) is not None
@@ -47,7 +47,7 @@ def test_a_running_task_notices_at_its_next_write(
         notice = notices.get_message(timeout=5)
     assert notice is not None
     assert notice["data"] == handle.task_id.encode()
-    assert records.append(claim, "progress", PROGRESS) is WriteAnswer.CANCEL_REQUESTED
+    assert append(records, claim, "progress", PROGRESS) is WriteAnswer.CANCEL_REQUESTED
     assert handle.status() is TaskStatus.RUNNING
     assert redis.ttl(client.keys.task(handle.task_id)) == -1
     assert records.finish(claim, TaskStatus.CANCELLED, {"step": 2}, {"step": 2})

@@ -19,7 +19,7 @@ from api_contracts import (
     TaskStatus,
     WaitTimeout,
 )
-from tests.record.owners import ERROR, PROGRESS, RESULT, take, until
+from tests.record.owners import ERROR, PROGRESS, RESULT, append, take, until
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -40,7 +40,7 @@ def ended(client: GenerationClient, records: TaskRecord, request_data: dict[str,
     task_id = client.submit(request_data).task_id
     claim = take(records, task_id)
     for _ in range(3):
-        records.append(claim, "progress", PROGRESS)
+        append(records, claim, "progress", PROGRESS)
     assert records.finish(claim, TaskStatus.SUCCEEDED, RESULT, {"result": RESULT})
     return task_id
 
@@ -76,7 +76,7 @@ def test_an_event_of_a_later_version_is_skipped(
     """An event of an unknown type is skipped and changes nothing else."""
     handle = client.submit(request_data)
     claim = take(records, handle.task_id)
-    records.append(claim, "dreaming", {"of": "sheep"})
+    append(records, claim, "dreaming", {"of": "sheep"})
     records.finish(claim, TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
     types = [event.type for event in handle.events(timeout=5)]
     assert types == ["queued", "started", "cancelled"]
@@ -100,7 +100,7 @@ def test_events_survive_lost_connections(
             until(waiting)
             for number in waiting():
                 redis.client_kill_filter(_id=number)
-            records.append(claim, "progress", PROGRESS)
+            append(records, claim, "progress", PROGRESS)
         records.finish(claim, TaskStatus.EXPIRED, {"step": 1}, {"step": 1})
 
     killer = threading.Thread(target=kill_and_append)

@@ -126,7 +126,7 @@ def test_every_call_of_a_task_is_allowed(quiet: Guarded) -> None:
         taker.take()
         claims = owners.worker(redis, producer.keys, "host:1")
         claim = owners.take(claims, "ours", request=json.dumps(wanted))
-        claims.append(claim, "progress", owners.PROGRESS)
+        owners.append(claims, claim, "progress", owners.PROGRESS)
         result = owners.RESULT
         assert claims.finish(claim, TaskStatus.SUCCEEDED, result, {"result": result})
         claims.close("ours")

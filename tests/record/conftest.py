@@ -10,7 +10,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from api_contracts import GenerationClient
 from api_contracts.names import Keys
-from tests.record.owners import worker
+from tests.record.owners import LEASE_S, TTL_S, worker
+from tests.record.stuck_record import Stuck
+from worker.record import event_publisher
+from worker.record.celery_state import CeleryState
+from worker.record.event_publisher import EventPublisher
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,3 +81,26 @@ def losing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[TaskRecord, st
 
     with stamina.set_testing(True, attempts=3):
         yield lose
+
+
+@pytest.fixture
+def publish(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., EventPublisher]]:
+    """Publishers that are closed after the test, with short pauses after errors."""
+    monkeypatch.setattr(event_publisher, "RETRY_PAUSE_S", 0.01)
+    made: list[EventPublisher] = []
+
+    def make(records: TaskRecord) -> EventPublisher:
+        made.append(EventPublisher(records, CeleryState(lambda *_: None)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def stuck(redis: Redis, keys: Keys) -> Stuck:
+    """A worker's record that is stuck."""
+    records = Stuck(redis, keys, "first", record_ttl_s=TTL_S, lease_s=LEASE_S)
+    records.stick()
+    return records

@@ -7,11 +7,11 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from worker.record.claim import Claim, Ended, Held
+from worker.record.claim import Claim, Ended, Held, NewCheckpoint, NewEvent, WriteAnswer
 from worker.record.task_record import TaskRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from redis import Redis
 
@@ -73,6 +73,23 @@ def take(records: TaskRecord, task_id: str, **options: Any) -> Claim:
     claim = ask(records, task_id, **options)
     assert isinstance(claim, Claim)
     return claim
+
+
+def append(records: TaskRecord, claim: Claim, kind: str, fields: Mapping[str, Any]) -> WriteAnswer:
+    """Append an event alone; raises the error where it can't be written."""
+    return _write(records, NewEvent(claim, kind, fields))
+
+
+def save_checkpoint(records: TaskRecord, claim: Claim, step: int, state: bytes) -> WriteAnswer:
+    """Save a checkpoint alone; raises as `append` does."""
+    return _write(records, NewCheckpoint(claim, step, state))
+
+
+def _write(records: TaskRecord, posted: NewEvent | NewCheckpoint) -> WriteAnswer:
+    (answer,) = records.write([posted])
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def lapse(redis: Redis, keys: Keys, task_id: str) -> None:

@@ -16,6 +16,7 @@ from tests.record.owners import (
     lapse,
     opened,
     record,
+    save_checkpoint,
     take,
     take_over,
     told,
@@ -209,7 +210,7 @@ def test_a_task_that_has_started_is_not_overdue(
 ) -> None:
     """A message's time limit is for the start; a later attempt resumes from the checkpoint."""
     claim = take(records, task_id, expires_at_s=redis.time()[0] + 60)
-    assert records.save_checkpoint(claim, 7, b"state") is WriteAnswer.WRITTEN
+    assert save_checkpoint(records, claim, 7, b"state") is WriteAnswer.WRITTEN
     answer = records.requeue(claim, {"reason": "r"}, counts=False)
     assert answer is WriteAnswer.WRITTEN
     again = take(other, task_id, expires_at_s=1000.0)

@@ -15,6 +15,7 @@ from tests.record.owners import (
     now_s,
     opened,
     record,
+    save_checkpoint,
     take,
     take_over,
     told,
@@ -133,8 +134,8 @@ def test_an_attempt_goes_on_from_the_checkpoint_of_the_one_before(
     assert first.checkpoint_step == 0
     assert told(redis, keys, task_id)[-1]["resumed_from_step"] is None
     assert records.load_checkpoint(task_id) is None
-    assert records.save_checkpoint(first, 5, b"\x00\xff five") is WriteAnswer.WRITTEN
-    assert records.save_checkpoint(first, 10, b"\x00\xff ten") is WriteAnswer.WRITTEN
+    assert save_checkpoint(records, first, 5, b"\x00\xff five") is WriteAnswer.WRITTEN
+    assert save_checkpoint(records, first, 10, b"\x00\xff ten") is WriteAnswer.WRITTEN
     second = take_over(other, task_id)
     assert second.checkpoint_step == 10
     assert other.load_checkpoint(task_id) == b"\x00\xff ten"

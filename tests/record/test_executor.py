@@ -9,7 +9,7 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.record.busy_executor import WAIT_S, Busy
-from tests.record.owners import ask, kinds, lapse, record, take, take_over, until
+from tests.record.owners import ask, kinds, lapse, record, save_checkpoint, take, take_over, until
 from worker.errors import ModelLoadError
 from worker.execution import attempt
 from worker.execution.circuit_breaker import MAX_FAILURES
@@ -270,7 +270,7 @@ def test_a_redis_that_stays_unavailable_fails_no_task(
     names = [f"t{number}" for number in range(MAX_FAILURES + 1)]
     for name in names:
         claim = take(records, name)
-        assert records.save_checkpoint(claim, 1, b"state") is WriteAnswer.WRITTEN
+        assert save_checkpoint(records, claim, 1, b"state") is WriteAnswer.WRITTEN
         redis.hset(keys.task(name), "lease_until", "1.0")
         with pytest.raises(RedisConnectionError):
             busy.deliver(name).result(WAIT_S)

@@ -12,9 +12,11 @@ from tests.record.owners import (
     LEASE_S,
     PROGRESS,
     TTL_S,
+    append,
     kinds,
     opened,
     record,
+    save_checkpoint,
     take,
     take_over,
     told,
@@ -22,7 +24,9 @@ from tests.record.owners import (
 from tests.record.reconcilers import hold
 from worker.broker.held_messages import HeldMessages
 from worker.job_control import Stop
-from worker.record.claim import WriteAnswer
+from worker.record import task_record
+from worker.record.claim import NewCheckpoint, NewEvent, WriteAnswer
+from worker.record.task_record import MAX_WRITE_BYTES
 from worker.recovery.active_tasks import ActiveTasks
 from worker.recovery.lease import Lease
 
@@ -67,7 +71,7 @@ def test_a_former_owner_writes_nothing(
     That is record, events, open tasks, checkpoint and dead letters.
     """
     stale = take(records, task_id)
-    assert records.save_checkpoint(stale, 3, b"three") is WriteAnswer.WRITTEN
+    assert save_checkpoint(records, stale, 3, b"three") is WriteAnswer.WRITTEN
     if since == "given back":
         assert requeued(records, stale) is WriteAnswer.WRITTEN
     elif since == "again":
@@ -78,8 +82,8 @@ def test_a_former_owner_writes_nothing(
         if since == "taken over and ended":
             assert other.finish(claim, TaskStatus.FAILED, {}, {"error": {}})
     before = snapshot(redis, keys, task_id)
-    assert records.append(stale, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
-    assert records.save_checkpoint(stale, 9, b"nine") is WriteAnswer.SUPERSEDED
+    assert append(records, stale, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
+    assert save_checkpoint(records, stale, 9, b"nine") is WriteAnswer.SUPERSEDED
     assert not records.is_current(stale)
     assert renewed(records, stale).asked() is Stop.SUPERSEDED
     for end in (TaskStatus.SUCCEEDED, TaskStatus.FAILED):
@@ -96,10 +100,50 @@ def test_a_stale_owner_on_the_same_worker_writes_nothing(records: TaskRecord, ta
     """The fence belongs to a claim: an earlier claim of the same worker is stale."""
     stale = take(records, task_id)
     current = take_over(records, task_id)
-    assert records.append(stale, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
-    assert records.append(current, "progress", PROGRESS) is WriteAnswer.WRITTEN
+    assert append(records, stale, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
+    assert append(records, current, "progress", PROGRESS) is WriteAnswer.WRITTEN
     assert renewed(records, stale).asked() is Stop.SUPERSEDED
     assert renewed(records, current).asked() is None
+
+
+def test_a_call_for_many_tasks_answers_for_each(
+    records: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, client: GenerationClient
+) -> None:
+    """Each write of a call has its own fence and answer; an error ends the call."""
+    names = ("cancelled", "superseded", "runs", "broken", "late")
+    claims = {name: take(records, name) for name in names}
+    client.handle("cancelled").cancel()
+    take_over(other, "superseded")
+    redis.hset(keys.task("broken"), "seq", "odd")
+    writes = [NewEvent(claim, "progress", PROGRESS) for claim in claims.values()]
+    checkpoint = NewCheckpoint(claims["runs"], 1, b"state")
+    *answers, error = records.write([writes[0], writes[1], checkpoint, *writes[2:]])
+    assert answers == [
+        WriteAnswer.CANCEL_REQUESTED,
+        WriteAnswer.SUPERSEDED,
+        WriteAnswer.WRITTEN,
+        WriteAnswer.WRITTEN,
+    ]
+    assert "not an integer" in str(error)
+    assert records.load_checkpoint("runs") == b"state"
+    assert told(redis, keys, "runs")[-1]["type"] == "progress"
+    assert told(redis, keys, "superseded")[-1]["worker"] == "other"
+    assert told(redis, keys, "late")[-1]["type"] == "started"
+
+
+@pytest.mark.parametrize("limit", ["MAX_WRITES", "MAX_WRITE_BYTES"])
+def test_a_call_is_limited(
+    records: TaskRecord, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In number and bytes; a single write of any size is made, and the answers tell how many."""
+    claim = take(records, "t")
+    if limit == "MAX_WRITES":
+        monkeypatch.setattr(task_record, limit, 2)
+    sizes = {"MAX_WRITES": (1, 1, 1), "MAX_WRITE_BYTES": (MAX_WRITE_BYTES // 2,) * 3}[limit]
+    writes = [NewCheckpoint(claim, 1, b"x" * size) for size in sizes]
+    assert records.write(writes) == [WriteAnswer.WRITTEN] * 2
+    large = [NewCheckpoint(claim, 1, b"x" * (MAX_WRITE_BYTES + 1))] * 2
+    assert records.write(large) == [WriteAnswer.WRITTEN]
 
 
 def test_the_end_is_written_once(
@@ -113,7 +157,7 @@ def test_the_end_is_written_once(
     before = snapshot(redis, keys, task_id)
     assert records.finish(claim, TaskStatus.SUCCEEDED, {"a": 2}, {"result": {}})
     assert not records.finish(claim, TaskStatus.FAILED, {}, {"error": {}})
-    assert records.append(claim, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
+    assert append(records, claim, "progress", PROGRESS) is WriteAnswer.SUPERSEDED
     assert requeued(records, claim) is WriteAnswer.SUPERSEDED
     assert snapshot(redis, keys, task_id) == before
     assert kinds(redis, keys, task_id) == ["queued", "started", "succeeded"]
@@ -170,7 +214,7 @@ def test_numbers_have_no_gap_under_threads(
     """Events that many threads append are numbered 1, 2, 3 … in the order of the stream."""
     claim = take(records, task_id)
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: records.append(claim, "progress", PROGRESS), range(200)))
+        answers = list(pool.map(lambda _: append(records, claim, "progress", PROGRESS), range(200)))
     assert answers == [WriteAnswer.WRITTEN] * 200
     assert [event["seq"] for event in told(redis, keys, task_id)] == list(range(1, 203))
 
@@ -190,7 +234,7 @@ def test_a_record_has_a_ttl_once_it_is_closed(
 
     assert lives() == [-1, -1]
     claim = take(records, task_id)
-    records.append(claim, "progress", PROGRESS)
+    append(records, claim, "progress", PROGRESS)
     records.requeue(claim, {"reason": "r"}, counts=False)
     assert lives() == [-1, -1]
     claim = take(records, task_id)

@@ -2,69 +2,31 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from api_contracts import GenerationClient, TaskStatus
-from tests.record.owners import LEASE_S, PROGRESS, TTL_S, kinds, take, take_over, told, until
+from tests.record.owners import (
+    kinds,
+    take,
+    take_over,
+    told,
+    until,
+)
+from tests.record.stuck_record import LOADING, UPLOADING, Stuck, step
 from worker.job_control import Control, Stop
 from worker.record import event_publisher
-from worker.record.celery_state import CeleryState
 from worker.record.event_publisher import BACKLOG, EventPublisher
-from worker.record.task_record import TaskRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable
 
     from redis import Redis
 
     from api_contracts.names import Keys
-    from worker.record.claim import Claim, WriteAnswer
-
-LOADING, UPLOADING = {"seconds_so_far": 0.1}, {"images": 1}
-
-
-def step(number: int) -> dict[str, Any]:
-    return {**PROGRESS, "step": number, "total_steps": 100}
-
-
-@pytest.fixture
-def publish() -> Iterator[Callable[..., EventPublisher]]:
-    """Publishers that are closed after the test."""
-    made: list[EventPublisher] = []
-
-    def make(records: TaskRecord) -> EventPublisher:
-        made.append(EventPublisher(records, CeleryState(lambda *_: None)))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
-
-class Stuck(TaskRecord):
-    """A record whose first event waits until `go_on`."""
-
-    def stick(self) -> None:
-        """Block events from now on."""
-        self.reached, self.go_on = threading.Event(), threading.Event()
-
-    def append(self, claim: Claim, kind: str, fields: Mapping[str, Any]) -> WriteAnswer:
-        """Signal that the write was reached, wait, then write."""
-        self.reached.set()
-        assert self.go_on.wait(10)
-        return super().append(claim, kind, fields)
-
-
-@pytest.fixture
-def stuck(redis: Redis, keys: Keys) -> Stuck:
-    """A worker's record that is stuck."""
-    records = Stuck(redis, keys, "first", record_ttl_s=TTL_S, lease_s=LEASE_S)
-    records.stick()
-    return records
+    from worker.record.task_record import TaskRecord
 
 
 def test_progress_coalesces_when_redis_is_slow(
@@ -117,25 +79,6 @@ def test_nothing_but_progress_is_skipped(
     expected = [kind for kind in posted if kind != "progress"]
     assert [kind for kind in seen if kind != "progress"] == expected
     assert len(seen) <= 2 * len(expected) + BACKLOG
-
-
-def test_tasks_take_turns(
-    stuck: Stuck, redis: Redis, keys: Keys, publish: Callable[..., EventPublisher]
-) -> None:
-    """A task with many events delays another by one event at most."""
-    made, loud, quiet = publish(stuck), take(stuck, "loud"), take(stuck, "quiet")
-    for claim in (loud, quiet):
-        made.watch(claim, Control())
-    made.post(loud, "loading", LOADING)
-    assert stuck.reached.wait(10)
-    for _ in range(50):
-        made.post(loud, "loading", LOADING)
-    made.post(quiet, "uploading", UPLOADING)
-    stuck.go_on.set()
-    made.flush(quiet)
-    made.flush(loud)
-    last = told(redis, keys, "quiet")[-1]["at"]
-    assert [each["at"] <= last for each in told(redis, keys, "loud")].count(True) <= 10
 
 
 def test_flush_writes_what_waits(
@@ -198,18 +141,3 @@ def test_a_superseded_owner_is_stopped(
     take_over(other, task_id)
     made.post(claim, "progress", step(1))
     until(lambda: control.asked() is Stop.SUPERSEDED)
-
-
-def test_an_event_that_cannot_be_written_delays_no_other_task(
-    records: TaskRecord, redis: Redis, keys: Keys, publish: Callable[..., EventPublisher]
-) -> None:
-    """Anyone who may write to a record can break it: its events are dropped, without a pause."""
-    made, bad, good = publish(records), take(records, "bad"), take(records, "good")
-    for claim in (bad, good):
-        made.watch(claim, Control())
-    redis.hset(keys.task("bad"), "seq", "not a number")
-    for number in range(BACKLOG):
-        made.post(bad, "uploading", UPLOADING)
-        made.post(good, "progress", step(number))
-    made.flush(good)
-    assert kinds(redis, keys, "good").count("progress") == BACKLOG

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,16 +13,18 @@ from api_contracts.redis_io.connection import connect
 from tests.record.owners import PROGRESS, kinds, take, take_over, told, until, worker
 from worker import embedded
 from worker.job_control import Control, Stop
-from worker.record import celery_state, event_publisher
+from worker.record import event_publisher
 from worker.record.celery_state import CeleryState
 from worker.record.event_publisher import EventPublisher
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from redis import Redis
 
     from api_contracts.names import Keys
+    from worker.record.celery_state import State
     from worker.record.task_record import TaskRecord
 
 
@@ -37,9 +38,11 @@ def test_progress_is_mirrored_at_most_once_a_second(records: TaskRecord, task_id
     `STARTED` is written before it, unless the first step is faster.
     """
     calls: list[tuple[str, str, dict[str, int]]] = []
-    made = EventPublisher(
-        records, CeleryState(lambda *call: calls.append((call[2], call[0], call[1])))
-    )
+
+    def store(states: Mapping[str, State]) -> None:
+        calls.extend((state, name, meta) for name, (meta, state) in states.items())
+
+    made = EventPublisher(records, CeleryState(store))
     taken = [take(records, task_id), take(records, "another")]
     for claim in taken:
         made.watch(claim, Control())
@@ -50,33 +53,22 @@ def test_progress_is_mirrored_at_most_once_a_second(records: TaskRecord, task_id
     for claim in taken:
         made.flush(claim)
     made.close()
-    assert sorted(call for call in calls if call[0] != "STARTED") == [
-        ("PROGRESS", "another", {"step": 1, "total_steps": 9}),
-        ("PROGRESS", task_id, {"step": 1, "total_steps": 9}),
-    ]
+    mirrored = [(name, meta) for state, name, meta in calls if state == "PROGRESS"]
+    assert sorted(name for name, _ in mirrored) == ["another", task_id]
+    assert all(meta.keys() == {"step", "total_steps"} for _, meta in mirrored)
 
 
 def test_the_start_is_mirrored(records: TaskRecord, task_id: str) -> None:
     """`STARTED` has the meta of Celery's own workers."""
-    calls: list[tuple[str, dict[str, Any], str]] = []
-    made = EventPublisher(records, CeleryState(lambda *call: calls.append(call)))
+    calls: list[Mapping[str, State]] = []
+    made = EventPublisher(records, CeleryState(calls.append))
     made.watch(claim := take(records, task_id), Control())
     until(lambda: calls)
     made.flush(claim)
     made.close()
-    ((name, meta, state),) = calls
-    assert (name, state, set(meta)) == (task_id, "STARTED", {"pid", "hostname"})
-
-
-def test_progress_is_mirrored_again_after_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the interval the next step is mirrored."""
-    monkeypatch.setattr(celery_state, "MIN_INTERVAL_S", 0.0)
-    steps: list[int] = []
-    made = CeleryState(lambda _, meta, _state: steps.append(meta["step"]))
-    for number in range(1, 4):
-        made.post_progress("t", {"step": number, "total_steps": 9})
-        until(partial(steps.__contains__, number))
-    made.close()
+    (states,) = calls
+    meta, state = states[task_id]
+    assert (state, set(meta)) == ("STARTED", {"pid", "hostname"})
 
 
 def test_a_result_redis_that_hangs_delays_no_event(
@@ -85,7 +77,7 @@ def test_a_result_redis_that_hangs_delays_no_event(
     """While Celery's Redis hangs, events are written and their answers are read."""
     stuck, go_on = threading.Event(), threading.Event()
 
-    def hang(_task_id: str, _meta: dict[str, Any], _state: str) -> None:
+    def hang(_states: Mapping[str, State]) -> None:
         stuck.set()
         assert go_on.wait(30)
 
@@ -107,33 +99,16 @@ def test_a_result_redis_that_hangs_delays_no_event(
     made.close()
 
 
-def test_no_state_is_written_after_the_end(records: TaskRecord, task_id: str) -> None:
-    """A waiting state is dropped when its task ends: it would overwrite the final state."""
-    stuck, go_on = threading.Event(), threading.Event()
-    calls: list[str] = []
-
-    def store(name: str, _meta: dict[str, Any], _state: str) -> None:
-        stuck.set()
-        assert go_on.wait(30)
-        calls.append(name)
-
-    state = CeleryState(store)
-    state.post_progress("busy", {"step": 1, "total_steps": 2})
-    assert stuck.wait(10)
-    state.post_progress(task_id, {"step": 1, "total_steps": 2})
-    state.discard(task_id)
-    go_on.set()
-    state.discard("busy")
-    state.close()
-    assert calls == ["busy"]
-
-
 def test_a_superseded_worker_mirrors_nothing(
     records: TaskRecord, other: TaskRecord, task_id: str
 ) -> None:
     """A superseded worker writes no progress into Celery's state."""
     calls: list[str] = []
-    made = EventPublisher(records, CeleryState(lambda *call: calls.append(call[2])))
+
+    def store(states: Mapping[str, State]) -> None:
+        calls.extend(state for _, state in states.values())
+
+    made = EventPublisher(records, CeleryState(store))
     claim = take(records, task_id)
     take_over(other, task_id)
     made.watch(claim, Control())
@@ -149,7 +124,7 @@ def test_a_broken_result_backend_does_not_end_the_publisher(
 ) -> None:
     """Errors of Celery's backend do not stop the events."""
 
-    def fail(_task_id: str, _meta: dict[str, Any], _state: str) -> None:
+    def fail(_states: Mapping[str, State]) -> None:
         raise fault
 
     made, claim = EventPublisher(records, CeleryState(fail)), take(records, task_id)

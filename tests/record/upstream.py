@@ -82,6 +82,7 @@ FUNCTIONS = [
     Upstream(f"{VIRTUAL}:QoS.ack", TRANSPORT, "2ec9d3d075fabb40"),
     Upstream(f"{VIRTUAL}:Transport._deliver", TRANSPORT, "007e449e8e072a75"),
     Upstream("celery.backends.redis:RedisBackend.ensure", OVERRIDES, "602ae36d0f9b0761"),
+    Upstream("celery.backends.base:Backend.encode", OVERRIDES, "fab263fda36aeac5"),
     Upstream("celery.worker.state:task_ready", OVERRIDES, "ad25f2985520adf2"),
     Upstream("celery.worker.control:Panel.register", REMOTE, "7d54f3fb93ba9e21"),
     Upstream("celery.app.base:Celery._get_default_loader", CELERY_APP, "723830402def2c74"),
@@ -112,6 +113,8 @@ FUNCTIONS = [
     Upstream(
         "celery.backends.base:KeyValueStoreBackend._store_result", OVERRIDES, "f43059ebe446d43d"
     ),
+    Upstream("celery.backends.base:Backend.store_result", OVERRIDES, "ba5abf90713fc98a"),
+    Upstream("celery.backends.base:Backend.encode_result", OVERRIDES, "6551ba5ea50d3a95"),
     Upstream("celery.worker.state:task_reserved", "worker/runtime.py", "d5a1d0414f0acf80"),
     Upstream("celery.worker.state:maybe_shutdown", "worker/runtime.py", "e15d0ed41e2cd309"),
     Upstream("celery.apps.worker:_shutdown_handler", REMOTE, "901e0a5a2b3d0237"),

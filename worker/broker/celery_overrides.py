@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from celery import states
@@ -22,7 +23,7 @@ from worker.broker.held_messages import REQUEUE_PAUSE_S
 from worker.broker.validate_message import normalize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from concurrent.futures import Future
 
     from celery.worker.request import Request
@@ -105,9 +106,34 @@ def _requeue_failed(request: Request | None, future: Future[Any]) -> None:
 class Backend(RedisBackend):
     """Celery's result backend, in which a late progress state never overwrites a final one."""
 
+    def store_running(self, running: Mapping[str, tuple[Any, str]]) -> None:
+        """Write results and states of running tasks in one call, by task id.
+
+        Each is written as `store_result` would. Logs a state that can't be written; raises when
+        Redis is unavailable.
+        """
+        metas = {}
+        for task_id, (result, state) in running.items():
+            meta = self._get_result_meta(result, state, traceback=None, request=None)
+            metas[self.get_key_for_task(task_id)] = self.encode(meta | {"task_id": task_id})
+        for task_id, answer in zip(running, self._set_unless_final(metas), strict=True):
+            if isinstance(answer, Exception):
+                logger.warning("task %s: Celery's state not written: %s", task_id, answer)
+
     def _set_with_state(self, key: str, value: Any, state: str) -> Any:  # noqa: ANN401  # Celery's signature
         if state in states.READY_STATES:
             return super()._set_with_state(key, value, state)
-        set_state = load(self.client, "worker.broker", "set_state")
-        expires_s = self.expires or 0
-        return self.ensure(lambda: set_state(result=key, meta=value, expires_s=expires_s), ())
+        (answer,) = self._set_unless_final({key: value})
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    @cached_property
+    def _set_state(self) -> Callable[..., Any]:
+        return load(self.client, "worker.broker", "set_state")
+
+    def _set_unless_final(self, metas: Mapping[Any, Any]) -> Sequence[int | Exception]:
+        """Write encoded metas by key; gives 1, 0 where a final state stands, or the error."""
+        given = {"results": metas.keys(), "metas": metas.values(), "expires_s": self.expires or 0}
+        answers: Sequence[int | Exception] = self.ensure(lambda: self._set_state(**given), ())
+        return answers

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from worker.engine import batch_scheduler, device_errors
+from worker.engine.running_job import call_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -158,11 +159,12 @@ class Batch:
                 each.image.step(each.output, each.noisy)
             except Exception as error:  # noqa: BLE001  # an error of a sampler ends its job alone
                 job_of[each.image].error = error
+        reports: list[Callable[[], None]] = []
         for running in jobs:
             running.unet_calls += 1
             running.jobs_in_calls += len(jobs)
-            for report in running.reports(runner.preview):
-                self._side_executor(report)
+            reports += running.reports(runner.preview)
+        self._side_executor(call_all, reports)
 
     def _decode(self, *, called: bool) -> None:
         """Decode the denoised images when due, and finish their jobs on the side thread."""

@@ -12,7 +12,7 @@ from worker.engine.job import JobResult, Timing
 from worker.job_control import JobStopped, Step, Stop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Future
 
     import torch
@@ -165,3 +165,9 @@ class RunningJob:
             self.saved_step = snapshot.step
         except Exception as error:  # noqa: BLE001  # the job continues without a checkpoint
             logger.warning("job %s: checkpoint not saved: %r", self.job.id, error)
+
+
+def call_all(reports: Sequence[Callable[[], None]]) -> None:
+    """Make the calls of all jobs of a UNet call in a row, so that they are published together."""
+    for report in reports:
+        report()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from worker.job_control import Stop
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class ClaimAnswer(StrEnum):
@@ -56,6 +59,23 @@ class Claim:
     claimed_at_s: float
     #: Step of the checkpoint that an earlier attempt saved; 0 without one.
     checkpoint_step: int = 0
+
+
+class NewEvent(NamedTuple):
+    """An event that is to be written under a claim, without what the record adds to it."""
+
+    claim: Claim
+    kind: str
+    fields: Mapping[str, Any]
+
+
+class NewCheckpoint(NamedTuple):
+    """A checkpoint that is to be written under a claim."""
+
+    claim: Claim
+    step: int
+    #: As safetensors.
+    state: bytes
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,22 @@ from api_contracts.client.records import metadata_of
 from api_contracts.names import MAX_MESSAGE_BYTES
 from api_contracts.pushes import PushKind
 from api_contracts.redis_io.scripts import event_tail, load
-from worker.record.claim import Claim, ClaimAnswer, Ended, Held, WriteAnswer
+from worker.record.claim import Claim, ClaimAnswer, Ended, Held, NewEvent, WriteAnswer
 from worker.record.push_queue import PushQueue
 from worker.redis_retry import retry_redis
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from redis import Redis
 
     from api_contracts.events import TaskStatus
     from api_contracts.names import Keys
+    from worker.record.claim import NewCheckpoint
+
+#: Most bytes of events and checkpoints in one call, unless a single one is larger, and most of
+#: them: Redis serves nobody else meanwhile. A preview has tens of kB, a checkpoint some hundreds.
+MAX_WRITE_BYTES, MAX_WRITES = 1024 * 1024, 256
 
 
 class TaskRecord:
@@ -33,9 +38,9 @@ class TaskRecord:
         self.redis, self.owner, self.keys = redis, owner, keys
         self._ttl_s, self._lease_s = record_ttl_s, lease_s
         self.pushes = PushQueue(redis, keys, record_ttl_s)
-        self._claim, self._append, self._finish, self._requeue, self._save, self._close = (
+        self._claim, self._write, self._finish, self._requeue, self._close = (
             load(redis, "worker.record", name)
-            for name in ("claim", "append", "finish", "requeue", "save_checkpoint", "close")
+            for name in ("claim", "write", "finish", "requeue", "close")
         )
 
     def claim(  # noqa: PLR0913  # what a delivery is
@@ -91,28 +96,33 @@ class TaskRecord:
         """Whether the key of the task's record exists, of any type."""
         return bool(self.redis.exists(self.keys.task(task_id)))
 
-    def append(self, claim: Claim, kind: str, fields: Mapping[str, Any]) -> WriteAnswer:
-        """Append an event. Not retried: events other than the terminal one may be lost."""
-        return WriteAnswer(
-            self._append(
-                task=self.keys.task(claim.task_id),
-                events=self.keys.events(claim.task_id),
-                fence=claim.fence,
-                tail=self._tail(claim.task_id, kind, fields),
-            )
-        )
+    def write(self, writes: Sequence[NewEvent | NewCheckpoint]) -> list[WriteAnswer | Exception]:
+        """Write events and checkpoints of running tasks in one call, in order.
 
-    def save_checkpoint(self, claim: Claim, step: int, state: bytes) -> WriteAnswer:
-        """Save a checkpoint. Not retried."""
-        return WriteAnswer(
-            self._save(
-                task=self.keys.task(claim.task_id),
-                checkpoint=self.keys.checkpoint(claim.task_id),
-                fence=claim.fence,
-                step=step,
-                state=state,
-            )
-        )
+        Gives the answer to each. An error is the last answer: what comes after it is not written.
+        Nor is what would have made the call larger than `MAX_WRITES` or `MAX_WRITE_BYTES`: where
+        there are fewer answers, write the rest again. Not retried: only the terminal event must not
+        be lost.
+        """
+        records: list[str] = []
+        contents: list[Any] = []
+        size_bytes = 0
+        for each in writes[:MAX_WRITES]:
+            task_id, fence = each.claim.task_id, each.claim.fence
+            if isinstance(each, NewEvent):
+                target, step = self.keys.events(task_id), None
+                content: str | bytes = self._tail(task_id, each.kind, each.fields)
+            else:
+                target, step, content = self.keys.checkpoint(task_id), each.step, each.state
+            size_bytes += len(content)
+            if records and size_bytes > MAX_WRITE_BYTES:
+                break
+            records += [self.keys.task(task_id), target]
+            contents += [fence, step, content]
+        return [
+            answer if isinstance(answer, Exception) else WriteAnswer(answer)
+            for answer in self._write(records=records, writes=contents)
+        ]
 
     def load_checkpoint(self, task_id: str) -> bytes | None:
         """The checkpoint that an earlier attempt saved; None without one."""

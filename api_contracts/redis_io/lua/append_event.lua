@@ -32,3 +32,10 @@ local function wake_one(ready, below)
   redis.pcall('LPUSH', 'sag.wake.' .. owner, 1)
   return true
 end
+
+-- What `write` returns, or its error as a value that can stand among the answers of a script.
+local function answer_of(write, ...)
+  local ok, answer = pcall(write, ...)
+  if ok then return answer end
+  return {err = type(answer) == 'table' and answer.err or answer} -- a string before Redis 7
+end
