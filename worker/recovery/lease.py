@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from api_contracts.redis_io.scripts import load
 from worker.background import BackgroundThread, log_error
 from worker.record.claim import WriteAnswer
+from worker.recovery.pool_entry import PoolEntry
 from worker.recovery.timing import (
     FORGET_WORKER_S,
     message_lease_s,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from api_contracts.names import Keys
     from worker.broker.held_messages import HeldMessages
     from worker.recovery.active_tasks import ActiveTasks
+    from worker.recovery.pool_entry import WorkerState
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +54,16 @@ class Lease:
         lease_s: float,
         *,
         owner: str,
+        state: Callable[[], WorkerState | None] = lambda: None,
     ) -> None:
         """`redis` has the records; `tags` returns the delivery tags that Celery holds.
 
-        `owner` names this process in the list of workers.
+        `owner` names this process in the list of workers; `state` returns what it tells the pool.
         """
         self.lease_s, self._owner = lease_s, owner
         self._redis, self._keys, self._tasks = redis, keys, tasks
         self._messages, self._tags = messages, tags
+        self._pool = PoolEntry(keys.pool, owner, state)
         self._heartbeat = load(redis, "worker.record", "heartbeat")
         self._period_s = renewal_period_s(lease_s)
         self._renewed_s = time.monotonic()
@@ -100,7 +104,10 @@ class Lease:
             key = self._keys.task(claim.task_id)
             self._heartbeat(task=key, fence=claim.fence, lease_s=self.lease_s, client=pipeline)
         pipeline.zadd(self._keys.workers, {self._owner: time.time()})
-        for (task, _), reply in zip(claimed, pipeline.execute()[:-1], strict=True):
+        self._pool.queue(pipeline)
+        replies = pipeline.execute()
+        self._pool.confirm()
+        for (task, _), reply in zip(claimed, replies[: len(claimed)], strict=True):
             answer = WriteAnswer(reply)
             if answer.stop is not None:
                 task.control.request(answer.stop)
@@ -124,6 +131,7 @@ class Lease:
         ]
         if gone:
             self._redis.zrem(self._keys.workers, *gone)
+            self._redis.hdel(self._keys.pool, *gone)
 
     def _round(self) -> None:
         self._tasks.new_claim.clear()
@@ -155,6 +163,7 @@ class Lease:
         self._unsubscribe()
         try:
             self._redis.zrem(self._keys.workers, self._owner)
+            self._redis.hdel(self._keys.pool, self._owner)
         except RedisError as error:
             log_error(logger, "not removed from the list of workers", error)
 

@@ -36,6 +36,7 @@ def release_owner(settings: Settings, owner: str) -> int:
                 end_lease(task=settings.keys.task(held.task_id), owner=owner)
             number += messages.requeue(tag)
         events.zrem(settings.keys.workers, owner)
+        events.hdel(settings.keys.pool, owner)
     if number:
         metrics.RECOVERED.labels("death").inc(number)
         logger.warning("%d orphaned messages of %s requeued", number, owner)
