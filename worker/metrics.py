@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from itertools import product
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -21,6 +22,9 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from api_contracts.errors import ErrorCode
+from api_contracts.pushes import PushKind, PushState
+
 if TYPE_CHECKING:
     from api_contracts.result import Timings
 
@@ -30,6 +34,7 @@ logger = logging.getLogger(__name__)
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 DELIVERIES = Counter("sag_deliveries", "Deliveries, by outcome.", ["outcome"])
+FAILURES = Counter("sag_task_failures", "Tasks that failed, by error code.", ["code"])
 REJECTED = Counter("sag_messages_rejected", "Messages that were rejected.", ["reason"])
 RUNNING = Gauge(
     "sag_tasks_running", "Tasks that are claimed and have not ended.", multiprocess_mode="livesum"
@@ -94,6 +99,21 @@ DOWNLOAD_S = Gauge(
 )
 PUSHES = Counter("sag_pushes", "Attempts to push results, by kind and state.", ["kind", "state"])
 RESTARTS = Counter("sag_worker_restarts", "Restarts of worker processes.", ["worker"])
+
+
+# All series are there from the start: Prometheus sees no increase in one that begins at 1.
+for _metric, _values in (
+    (DELIVERIES, ("succeeded", "failed", "cancelled", "expired", "requeued", "dropped")),
+    (FAILURES, list(ErrorCode)),
+    (REJECTED, ("no_message", "too_large", "no_task", "odd_record")),
+    (RECOVERED, ("lease", "death", "lost")),
+    (STAGE_S, STAGES),
+):
+    for _value in _values:
+        _metric.labels(_value)
+for _kind, _state in product(PushKind, PushState):
+    PUSHES.labels(_kind, _state)
+PUSHES.labels("unknown", "lost")
 
 
 def observe_success(timings: Timings) -> None:

@@ -203,6 +203,8 @@ class Executor:
             )
             return TaskDropped("another worker has claimed it")
         logger.info("%s: %s", who, outcome)
+        if isinstance(outcome, TaskFailed):
+            metrics.FAILURES.labels(outcome.error.code).inc()
         if isinstance(outcome, TaskSucceeded):
             metrics.observe_success(outcome.result.timings)
         return outcome
