@@ -46,13 +46,15 @@ RENEWED = Gauge(
     ["worker"],
     multiprocess_mode="livemax",
 )
+#: Buckets of waits and of whole tasks, in seconds.
+_WAIT_BUCKETS = (
+    0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1800, 3600,
+)  # fmt: skip
 TASK_S = Histogram(
     "sag_task_seconds",
     "Time from submission to success.",
-    buckets=(0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600),
+    buckets=_WAIT_BUCKETS,
 )
-#: Buckets of waits and of whole tasks, in seconds.
-_WAIT_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 QUEUE_WAIT_S = Histogram(
     "sag_task_queue_wait_seconds",
     "Time from submission to the first claim, of tasks that run then.",

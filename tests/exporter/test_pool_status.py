@@ -16,6 +16,7 @@ from worker import embedded
 from worker.broker.held_messages import UNACKED
 from worker.exporter.pool_status import PoolReader, PoolStatus
 from worker.recovery.pool_entry import stale_after_s
+from worker.recovery.timing import FORGET_WORKER_S
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -115,6 +116,8 @@ def test_a_worker_is_well_that_renews_and_does_not_refuse(
     assert (found.workers, found.workers_well, found.slots_free) == (3, 1, 15)
     assert (found.running, found.held) == (3, 6)
     assert found.refusals["b:w:2"] == "leaving"
+    redis.zadd(keys.workers, {"d:w:5": now - FORGET_WORKER_S - 1, "e:w:6": now - 590})
+    assert read(settings).workers == 4  # as `health`, which has forgotten one of them
     assert found.refusals["c:w:3"] == f"has renewed no lease for {silent_s:.0f} s"
 
 

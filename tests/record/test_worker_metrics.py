@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 import stamina
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from api_contracts.errors import ErrorCode
 from api_contracts.result import Timings
 from tests.record.busy_executor import WAIT_S, Busy
 from worker import metrics
@@ -86,6 +89,39 @@ def test_a_success_is_measured_by_stage() -> None:
         count, total_s = before[stage]
         assert count_and_sum(metrics.STAGE_S, stage=stage) == (count + 1, total_s + number + 0.5)
     assert count_and_sum(metrics.TASK_S) == (whole[0] + 1, whole[1] + 18.0)
+
+
+def test_failures_are_counted_by_code(busy: Busy) -> None:
+    """Once, when the task ends; an attempt that is requeued is no failure."""
+    failures = metrics.FAILURES.labels("model_load_failed")._value
+    before = failures.get()
+    busy.first = busy.deliver("first")
+    busy.go_on.set()
+    busy.first.result(WAIT_S)
+    assert failures.get() == before
+    busy.deliver("first").result(WAIT_S)
+    assert failures.get() == before + 1
+
+
+def test_every_series_begins_at_zero() -> None:
+    """Prometheus sees no increase in a series whose first sample is 1."""
+    program = (
+        "from prometheus_client import generate_latest\n"
+        "from worker import metrics\n"
+        "print(generate_latest().decode())"
+    )
+    text = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+    found = {line.rpartition(" ")[0] for line in text.splitlines() if line.endswith(" 0.0")}
+    assert {f'sag_task_failures_total{{code="{code}"}}' for code in ErrorCode} <= found
+    assert {
+        'sag_deliveries_total{outcome="dropped"}', 'sag_messages_recovered_total{reason="lost"}',
+        'sag_messages_rejected_total{reason="odd_record"}', "sag_redis_retries_total",
+        'sag_pushes_total{kind="webhook",state="given_up"}',
+        'sag_pushes_total{kind="unknown",state="lost"}',
+        'sag_task_stage_seconds_count{stage="upload"}',
+    } <= found  # fmt: skip
 
 
 def test_repeated_calls_of_redis_are_counted() -> None:

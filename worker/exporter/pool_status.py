@@ -16,6 +16,7 @@ from api_contracts.names import PRIORITIES, is_task_id, queue_lists
 from api_contracts.redis_io.connection import connect_impatiently
 from worker.broker.held_messages import UNACKED
 from worker.recovery.pool_entry import WorkerState, stale_after_s
+from worker.recovery.timing import FORGET_WORKER_S
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +41,8 @@ class PoolStatus:
     #: Since its submission, of the task that has waited longest among those that are next in their
     #: lists; 0 where nothing waits, None where no such message has a record.
     oldest_wait_s: float | None
-    #: Processes that have renewed leases and have not left, and those of them that take tasks.
+    #: Processes that have renewed leases in the last `FORGET_WORKER_S` and have not left, and those
+    #: of them that take tasks.
     workers: int
     workers_well: int
     #: Of one worker: the mean of those that are well, else `SAG_SLOTS`.
@@ -107,7 +109,7 @@ class PoolReader:
             held=taken - (running := min(taken, pool.running)),
             running=running,
             oldest_wait_s=_oldest_wait_s(waiting_by, submitted, now_s),
-            workers=len(renewed),
+            workers=len(pool.well) + len(pool.refusals),
             workers_well=len(pool.well),
             slots_per_worker=pool.slots_per_worker,
             slots=sum(each.slots for each in pool.well),
@@ -158,6 +160,8 @@ def _pool(
     well: list[WorkerState] = []
     running, refusals = 0, {}
     for owner, renewed_s in renewed:
+        if now_s - renewed_s >= FORGET_WORKER_S:
+            continue  # its machine is gone; the next worker that starts removes it
         state = WorkerState.parse(entries.get(owner, b"")) or silent_state
         refusal = state.refusal
         if now_s - renewed_s > stale_s:
