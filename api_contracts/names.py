@@ -135,6 +135,11 @@ class Keys:
         return f"{self.namespace}:workers"
 
     @property
+    def pool(self) -> str:
+        """Hash: by owner, what each process tells of itself, as JSON; see docs/record.md."""
+        return f"{self.namespace}:pool"
+
+    @property
     def reconciler(self) -> str:
         """String: the worker elected as reconciler; expires within seconds unless renewed."""
         return f"{self.namespace}:reconciler"

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
+from itertools import product
+from typing import TYPE_CHECKING
 
 from prometheus_client import (
     REGISTRY,
@@ -20,12 +22,19 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from api_contracts.errors import ErrorCode
+from api_contracts.pushes import PushKind, PushState
+
+if TYPE_CHECKING:
+    from api_contracts.result import Timings
+
 logger = logging.getLogger(__name__)
 
 #: The variable of prometheus_client that names the folder.
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 DELIVERIES = Counter("sag_deliveries", "Deliveries, by outcome.", ["outcome"])
+FAILURES = Counter("sag_task_failures", "Tasks that failed, by error code.", ["code"])
 REJECTED = Counter("sag_messages_rejected", "Messages that were rejected.", ["reason"])
 RUNNING = Gauge(
     "sag_tasks_running", "Tasks that are claimed and have not ended.", multiprocess_mode="livesum"
@@ -37,10 +46,42 @@ RENEWED = Gauge(
     ["worker"],
     multiprocess_mode="livemax",
 )
+#: Buckets of waits and of whole tasks, in seconds.
+_WAIT_BUCKETS = (
+    0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 45, 60, 90, 120, 180, 300, 600, 1800, 3600,
+)  # fmt: skip
 TASK_S = Histogram(
     "sag_task_seconds",
     "Time from submission to success.",
-    buckets=(0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1800, 3600),
+    buckets=_WAIT_BUCKETS,
+)
+QUEUE_WAIT_S = Histogram(
+    "sag_task_queue_wait_seconds",
+    "Time from submission to the first claim, of tasks that run then.",
+    buckets=_WAIT_BUCKETS,
+)
+FIRST_STEP_S = Histogram(
+    "sag_task_first_step_seconds",
+    "Time from submission to the end of the first step, in the first attempt.",
+    buckets=_WAIT_BUCKETS,
+)
+STAGE_S = Histogram(
+    "sag_task_stage_seconds",
+    "Duration of each stage of a task that succeeded, as its result has it.",
+    ["stage"],
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800),
+)
+#: The stages: fields of a result's `timings`, without their unit.
+STAGES = ("queued", "load", "encode", "denoise", "decode", "upload")
+STEP_S = Histogram(
+    "sag_unet_step_seconds",
+    "Time of a UNet call and of the steps after it, of all images that share it.",
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+)
+ROWS = Histogram(
+    "sag_unet_call_rows",
+    "Rows of a UNet call.",
+    buckets=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128),
 )
 RECOVERED = Counter(
     "sag_messages_recovered", "Messages put back or sent again, by reason.", ["reason"]
@@ -49,6 +90,10 @@ DECODED_AGAIN = Counter(
     "sag_images_decoded_again", "Images decoded again in float32, as half precision overflowed."
 )
 S3_FAILURES = Counter("sag_s3_failures", "Calls of S3 that failed, retries counted.")
+S3_RETRIES = Counter("sag_s3_retries", "Repeated tries of calls of S3.")
+REDIS_RETRIES = Counter(
+    "sag_redis_retries", "Repeated tries of calls of Redis that must not be lost."
+)
 DOWNLOAD_S = Gauge(
     "sag_model_download_seconds",
     "How long the unfinished download of a model has taken; 0 without one.",
@@ -56,6 +101,28 @@ DOWNLOAD_S = Gauge(
 )
 PUSHES = Counter("sag_pushes", "Attempts to push results, by kind and state.", ["kind", "state"])
 RESTARTS = Counter("sag_worker_restarts", "Restarts of worker processes.", ["worker"])
+
+
+# All series are there from the start: Prometheus sees no increase in one that begins at 1.
+for _metric, _values in (
+    (DELIVERIES, ("succeeded", "failed", "cancelled", "expired", "requeued", "dropped")),
+    (FAILURES, list(ErrorCode)),
+    (REJECTED, ("no_message", "too_large", "no_task", "odd_record")),
+    (RECOVERED, ("lease", "death", "lost")),
+    (STAGE_S, STAGES),
+):
+    for _value in _values:
+        _metric.labels(_value)
+for _kind, _state in product(PushKind, PushState):
+    PUSHES.labels(_kind, _state)
+PUSHES.labels("unknown", "lost")
+
+
+def observe_success(timings: Timings) -> None:
+    """Count a task that succeeded, by its whole time and that of each stage."""
+    TASK_S.observe(timings.total_s)
+    for stage in STAGES:
+        STAGE_S.labels(stage).observe(getattr(timings, f"{stage}_s"))
 
 
 def serve(port: int) -> None:

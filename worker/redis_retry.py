@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 import stamina
 
 from api_contracts.redis_io.connection import is_unavailable
+from worker import metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +27,8 @@ def retry_redis(call: Callable[[], T], patience_s: float | None = None) -> T:
     if timeout <= 0:
         return call()
     for attempt in stamina.retry_context(on=is_unavailable, attempts=None, timeout=timeout):
+        if attempt.num > 1:
+            metrics.REDIS_RETRIES.inc()
         with attempt:
             return call()
     raise AssertionError  # the context ends by a return or by the last error

@@ -29,6 +29,7 @@ from worker.record.task_record import TaskRecord
 from worker.recovery.active_tasks import ActiveTasks
 from worker.recovery.exit_deadline import ExitDeadline
 from worker.recovery.lease import Lease
+from worker.recovery.pool_entry import WorkerState
 from worker.recovery.reconciler import Reconciler
 from worker.recovery.timing import renewal_timeout_s
 from worker.recovery.watchdog import Watchdog
@@ -81,6 +82,7 @@ class WorkerProcess:
             lease_s,
             owner=owner,
             queues=settings.queues,
+            state=self._pool_state,
         )
         self.gate = ClaimGate(self._lease)
         self._reconciler = Reconciler(
@@ -157,6 +159,15 @@ class WorkerProcess:
             "refusal": self.gate.refusal, "device": self._device, "running": self._tasks.ids,
             "owner": self._owner, "notices": notices,
         }  # fmt: skip
+
+    def _pool_state(self) -> WorkerState:
+        """What this process tells the pool."""
+        return WorkerState(
+            slots=self._settings.slots,
+            running=len(self._tasks.claimed()),
+            refusal=self.gate.closed_because,
+            device=self._device,
+        )
 
     def drain(self) -> None:
         """Requeue what is unfinished after `SAG_DRAIN_TIMEOUT_S`, or at once when called again."""

@@ -75,6 +75,8 @@ class S3Calls:
                 wait_initial=MIN_PAUSE_S,
                 wait_max=MAX_PAUSE_S,
             ):
+                if attempt.num > 1:
+                    metrics.S3_RETRIES.inc()
                 with attempt:
                     return call()
         except RetryableError as error:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from tests.engine.attempts import small
 from tests.engine.cases import slow
@@ -70,6 +71,23 @@ def test_the_result_has_the_mean_number_of_jobs(rounds: Rounds) -> None:
     second = together.submit(job(num_inference_steps=STEPS))
     together.run()
     assert (first.result(timeout=0).batch, second.result(timeout=0).batch) == (1.5, 1.5)
+
+
+def test_each_call_is_measured_once(rounds: Rounds, calls: list[int]) -> None:
+    """Its rows and its time, however many jobs share it."""
+    names = [
+        f"sag_unet_{name}" for name in ("call_rows_sum", "call_rows_count", "step_seconds_count")
+    ]
+    before = [REGISTRY.get_sample_value(name) or 0.0 for name in names]
+    together = Rounds(model=rounds.runner.model)
+    for seed in (1, 2):
+        together.submit(job(num_inference_steps=2, seeds=(seed,)))
+    calls.clear()
+    together.run()
+    after = [REGISTRY.get_sample_value(name) or 0.0 for name in names]
+    assert [now - then for now, then in zip(after, before, strict=True)] == [
+        sum(calls), len(calls), len(calls),
+    ]  # fmt: skip
 
 
 def test_rows_of_both_phases_share_a_call(rounds: Rounds, calls: list[int]) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ACL = Path(__file__).resolve().parents[2] / "deploy" / "redis" / "users.acl"
-USERS = ("operator", "worker", "producer", "watcher")
+USERS = ("operator", "worker", "producer", "watcher", "exporter")
 #: Debian's Redis, a later version than the one in the wheel.
 SYSTEM_REDIS = Path("/usr/bin/redis-server")
 

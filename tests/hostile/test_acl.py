@@ -31,6 +31,7 @@ from worker import embedded
 from worker.broker.held_messages import HeldMessages
 from worker.cli.dead_letters import DeadLetters
 from worker.config.settings import Settings
+from worker.exporter.pool_status import PoolReader
 from worker.record.push_queue import PushQueue
 from worker.recovery import release
 from worker.recovery.reconciler import Reconciler
@@ -226,6 +227,20 @@ def test_dead_letters_can_be_replayed(server: Guarded) -> None:
     assert server.denials() == []
 
 
+def test_the_exporter_is_allowed_what_it_reads(quiet: Guarded) -> None:
+    """A reading of queue, workers, pushes and dead letters is refused nothing."""
+    with GenerationClient(quiet.url("producer")) as producer:
+        producer.submit(SMALL, "waits")
+    with quiet.connect("operator") as operator:
+        operator.zadd("sag:workers", {"host:w:1": 4e9})
+        state = {"slots": 3, "running": 0, "refusal": None, "device": "cpu"}
+        operator.hset("sag:pool", "host:w:1", json.dumps(state))
+    found = PoolReader(Settings(broker_url=SecretStr(quiet.url("exporter")))).read()
+    assert (found.waiting, found.workers_well, found.slots_free) == (1, 1, 3)
+    assert found.oldest_wait_s is not None
+    assert quiet.denials() == []
+
+
 def test_every_command_of_a_script_is_allowed() -> None:
     """Users may run every command that their Lua scripts call."""
     given = {line.split()[1]: line.split() for line in ACL.read_text().splitlines()}
@@ -270,6 +285,14 @@ NO_WATCHER: list[list[Any]] = [
     ["XADD", "sag:{t}:events", "*", "a", "b"], ["EVALSHA", "0" * 40, 0],
     ["SCRIPT", "LOAD", "return 1"], ["ZADD", "sag:open", 1, "x"], ["ZADD", "sag:wishes", 1, "x"],
 ]  # fmt: skip
+#: What the exporter may not read, or not write.
+NO_EXPORTER: list[list[Any]] = [
+    ["HGET", "sag.unacked_index", "x"], ["ZRANGE", "sag:wishes", 0, -1], ["HLEN", "sag:{t}:events"],
+    ["XRANGE", "sag:dead", "-", "+"], ["HDEL", "sag:pool", "x"], ["HSET", "sag:pool", "x", "y"],
+    ["ZADD", "sag:workers", 1, "x"], ["ZREM", "sag:workers", "x"], ["XLEN", "sag:{t}:events"],
+    ["XREAD", "STREAMS", "sag:{t}:events", "0"], ["GET", "sag:{t}:checkpoint"],
+    ["HGET", "celery-task-meta-t", "x"], ["LLEN", "_kombu.binding.generate.x"],
+]  # fmt: skip
 NO_WORKER: list[list[Any]] = [
     ["GET", "sagacity"], ["LPUSH", "generated", "x"], ["GET", "sag.unacked_other"],
     ["PUBLISH", "celery", "x"], ["SUBSCRIBE", "sag:other"],
@@ -283,6 +306,7 @@ NO_WORKER: list[list[Any]] = [
         *(("worker", command) for command in NO_WORKER),
         *(("producer", command) for command in NO_PRODUCER + READS),
         *(("watcher", command) for command in NO_PRODUCER + NO_WATCHER),
+        *(("exporter", command) for command in NO_WATCHER + READS + NO_EXPORTER),
     ],
     ids=lambda value: " ".join(map(str, value))[:40] if isinstance(value, list) else value,
 )

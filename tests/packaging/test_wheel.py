@@ -27,6 +27,16 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(INSTALL_S + COMMAND_S)]
 
 PACKAGES = ("api_contracts", "worker")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXPORT = """
+import sys
+
+from worker.config.settings import Settings
+from worker.exporter import server
+from worker.exporter.pool_status import PoolReader
+
+status = PoolReader(Settings(broker_url=sys.argv[1])).read()
+print(status.backlog, status.workers_well)
+"""
 CLIENT = """
 from api_contracts import GenerationClient, GenerationFailed, GenerationRequest, TaskHandle
 
@@ -123,6 +133,15 @@ def test_a_client_is_checked_strictly(caller: Environment) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     wrong = strictly(caller, CLIENT.replace("dict[str, int]", "dict[str, bytes]"))
     assert 'expression has type "int", target has type "bytes"' in wrong.stdout
+
+
+def test_the_exporter_needs_no_extra(caller: Environment, tmp_path: Path) -> None:
+    """Without extras it reads a pool; its command is there."""
+    with embedded.redis_server(tmp_path) as url:
+        done = caller.run("python", "-c", EXPORT, url)
+    assert (done.returncode, done.stdout) == (0, "0.0 0\n"), done.stderr
+    done = caller.run("sag-worker", "exporter", "--help")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_caller_needs_no_torch(caller: Environment, tmp_path: Path) -> None:

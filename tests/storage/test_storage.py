@@ -14,7 +14,7 @@ import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError, EndpointConnectionError
 
 from tests.conftest import BUCKET
-from worker import embedded
+from worker import embedded, metrics
 from worker.errors import BadRequestError, InputNotFoundError, StorageUnavailableError
 from worker.storage import Storage
 
@@ -155,8 +155,10 @@ def test_an_outage_within_the_limit_is_retried(
 
     monkeypatch.setattr(client, "put_object", put_object)
     key = storage.key("late", "late.txt")  # in this test's folder: other tests share the bucket
+    retries, count = metrics.S3_RETRIES._value.get(), len(failures)
     assert storage.put(key, b"late", "text/plain") == hashlib.sha256(b"late").hexdigest()
     assert failures == []
+    assert metrics.S3_RETRIES._value.get() - retries == count
 
 
 @pytest.mark.slow  # it starts a server; the failures above are its fast form

@@ -100,6 +100,22 @@ def health(
 
 
 @app.command()
+def exporter(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "0.0.0.0",  # noqa: S104  # other machines ask
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="Port to listen on.")] = 9808,
+) -> None:
+    """Serve queue and pool, read from Redis: /metrics for Prometheus, /status for autoscalers."""
+    settings = read_settings()
+    logs.configure(settings.log_format)
+    from worker.exporter import server  # noqa: PLC0415  # only for this command
+
+    try:
+        server.run(settings, host, port)
+    except OSError as error:
+        fail(f"can't listen on {host} port {port}: {error}", INVALID)
+
+
+@app.command()
 def doctor() -> None:
     """Check Redis, S3, clocks, device, models and memory, and say how to fix what fails."""
     from worker.doctor.checks import run_checks  # noqa: PLC0415  # only for this command

@@ -12,6 +12,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
+from worker import metrics
 from worker.engine import batch_scheduler, device_errors
 from worker.engine.running_job import call_all
 
@@ -133,9 +134,12 @@ class Batch:
             if not image.is_done
         }
         plan = self._scheduler.plan(list(candidates), self._limit_rows)
+        began_s = time.perf_counter()
         self._call_or_halve([candidates[each] for each in plan], self._evaluate)
         if plan:
             self._runners.get(plan[0].bucket.model).unet.pace()
+            metrics.STEP_S.observe(time.perf_counter() - began_s)
+            metrics.ROWS.observe(sum(each.rows for each in plan))
         for running in [running for running in self._active if running.is_done]:
             running.denoised_s = time.perf_counter()
             self._active.remove(running)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
+from worker import metrics
 from worker.errors import ModelLoadError, TaskFailedError
 from worker.execution.outcome import (
     Outcome,
@@ -70,9 +71,16 @@ class AttemptRunner:
         if resolved.request.deadline_s is not None:
             left_s = claim.submitted_at_s + resolved.request.deadline_s - claim.claimed_at_s
             control.deadline_s = time.monotonic() + left_s
-        control.on_step = lambda step: self._publish_step(claim, resolved, step)
-        control.on_checkpoint = lambda *saved: self._publisher.save_checkpoint(claim, *saved)
         began_s = time.monotonic()
+
+        def on_step(step: Step) -> None:
+            if step.step == claim.attempt == 1:
+                queued_s = claim.claimed_at_s - claim.submitted_at_s
+                metrics.FIRST_STEP_S.observe(queued_s + time.monotonic() - began_s)
+            self._publish_step(claim, resolved, step)
+
+        control.on_step = on_step
+        control.on_checkpoint = lambda *saved: self._publisher.save_checkpoint(claim, *saved)
         try:
             self._publisher.watch(claim, control)
             output = self._denoise(claim, resolved, control)

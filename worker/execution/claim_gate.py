@@ -25,6 +25,11 @@ class ClaimGate:
             self._closed_because = reason
 
     @property
+    def closed_because(self) -> str | None:
+        """Why it was closed, whatever the leases are; None if it was not."""
+        return self._closed_because
+
+    @property
     def refusal(self) -> str | None:
         """Why no task would be claimed now; None when one would be."""
         if self._closed_because is not None:

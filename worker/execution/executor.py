@@ -146,6 +146,8 @@ class Executor:
                 return self._run(claim, checked, control)
 
     def _run(self, claim: Claim, resolved: ResolvedRequest, control: Control) -> Outcome:
+        if claim.attempt == 1:
+            metrics.QUEUE_WAIT_S.observe(claim.claimed_at_s - claim.submitted_at_s)
         outcome = self._attempts.run(claim, resolved, control)
         fault, cause = None, claim.task_id
         if isinstance(outcome, TaskFailed) and outcome.error.code in PROCESS_FAULTS:
@@ -201,8 +203,10 @@ class Executor:
             )
             return TaskDropped("another worker has claimed it")
         logger.info("%s: %s", who, outcome)
+        if isinstance(outcome, TaskFailed):
+            metrics.FAILURES.labels(outcome.error.code).inc()
         if isinstance(outcome, TaskSucceeded):
-            metrics.TASK_S.observe(outcome.result.timings.total_s)
+            metrics.observe_success(outcome.result.timings)
         return outcome
 
 

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from api_contracts.redis_io.scripts import load
 from worker.background import BackgroundThread, log_error
 from worker.record.claim import WriteAnswer
+from worker.recovery.pool_entry import PoolEntry
 from worker.recovery.timing import (
     FORGET_WORKER_S,
     idle_period_s,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from api_contracts.names import Keys
     from worker.broker.held_messages import HeldMessages
     from worker.recovery.active_tasks import ActiveTasks
+    from worker.recovery.pool_entry import WorkerState
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +56,17 @@ class Lease:
         *,
         owner: str,
         queues: Sequence[str] = (),
+        state: Callable[[], WorkerState | None] = lambda: None,
     ) -> None:
         """`redis` has the records; `tags` returns the delivery tags that Celery holds.
 
-        `owner` names this process in the list of workers; `queues` are those that it serves.
+        `owner` names this process in the list of workers; `queues` are those that it serves;
+        `state` returns what it tells the pool.
         """
         self.lease_s, self._owner, self._queues = lease_s, owner, queues
         self._redis, self._keys, self._tasks = redis, keys, tasks
         self._messages, self._tags = messages, tags
+        self._pool = PoolEntry(keys.pool, owner, state)
         self._heartbeat = load(redis, "worker.record", "heartbeat")
         self._period_s, self._idle_period_s = renewal_period_s(lease_s), idle_period_s(lease_s)
         self._renewed_s = time.monotonic()
@@ -102,7 +107,10 @@ class Lease:
             key = self._keys.task(claim.task_id)
             self._heartbeat(task=key, fence=claim.fence, lease_s=self.lease_s, client=pipeline)
         pipeline.zadd(self._keys.workers, {self._owner: time.time()})
-        for (task, _), reply in zip(claimed, pipeline.execute()[:-1], strict=True):
+        self._pool.queue(pipeline)
+        replies = pipeline.execute()
+        self._pool.confirm()
+        for (task, _), reply in zip(claimed, replies[: len(claimed)], strict=True):
             answer = WriteAnswer(reply)
             if answer.stop is not None:
                 task.control.request(answer.stop)
@@ -126,6 +134,7 @@ class Lease:
         ]
         if gone:
             self._redis.zrem(self._keys.workers, *gone)
+            self._redis.hdel(self._keys.pool, *gone)
         for each in gone:
             self._messages.retire(each.decode(errors="replace"), self._queues)
 
@@ -161,6 +170,7 @@ class Lease:
         try:
             self._redis.zrem(self._keys.workers, self._owner)
             self._messages.retire(self._owner, self._queues)
+            self._redis.hdel(self._keys.pool, self._owner)
         except RedisError as error:
             log_error(logger, "not removed from the list of workers", error)
 

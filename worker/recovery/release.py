@@ -37,6 +37,7 @@ def release_owner(settings: Settings, owner: str) -> int:
             number += messages.requeue(tag)
         events.zrem(settings.keys.workers, owner)
         messages.retire(owner, settings.queues)
+        events.hdel(settings.keys.pool, owner)
     if number:
         metrics.RECOVERED.labels("death").inc(number)
         logger.warning("%d orphaned messages of %s requeued", number, owner)

@@ -65,6 +65,8 @@ class ProcessManager:
         the first `stop` is killed.
         """
         self._slots = {name: WorkerSlot(extra) for name, extra in environments.items()}
+        for name in self._slots:
+            metrics.RESTARTS.labels(name)  # 0: Prometheus sees no increase in one that begins at 1
         self._start, self._on_exit, self._grace_s = start, on_exit, grace_s
         self._kill_at_s: float | None = None
         #: Exit status of the supervisor: 2 when a process refused its settings, else 0.

@@ -1,0 +1,141 @@
+"""What a worker measures of its tasks and of its calls of Redis."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import stamina
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from api_contracts.errors import ErrorCode
+from api_contracts.result import Timings
+from tests.record.busy_executor import WAIT_S, Busy
+from worker import metrics
+from worker.job_control import Step
+from worker.redis_retry import retry_redis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client import Histogram
+
+    from worker.record.task_record import TaskRecord
+
+
+def count_and_sum(histogram: Histogram, **labels: str) -> tuple[float, float]:
+    """Number and sum of what a histogram has observed."""
+    found = {
+        (sample.name.removeprefix(histogram._name), *sample.labels.values()): sample.value
+        for metric in histogram.collect()
+        for sample in metric.samples
+    }
+    labelled = tuple(labels.values())
+    return found.get(("_count", *labelled), 0.0), found.get(("_sum", *labelled), 0.0)
+
+
+@pytest.fixture
+def busy(records: TaskRecord, namespace: str) -> Iterator[Busy]:
+    """An executor whose engine builds a model."""
+    importlib.import_module("worker.engine.runner")
+    made = Busy(records, namespace)
+    yield made
+    made.close()
+
+
+def test_waits_are_measured_from_the_submission_and_in_the_first_attempt(
+    busy: Busy,
+) -> None:
+    """The wait in the queue at the claim, that for the first step when it is done."""
+    waited, first_step = (
+        count_and_sum(each) for each in (metrics.QUEUE_WAIT_S, metrics.FIRST_STEP_S)
+    )
+    busy.first = busy.deliver("first")
+    assert busy.building.wait(WAIT_S)
+    assert count_and_sum(metrics.QUEUE_WAIT_S)[0] == waited[0] + 1
+    ((task, claim),) = busy.tasks.claimed()
+    queued_s = claim.claimed_at_s - claim.submitted_at_s
+    assert count_and_sum(metrics.QUEUE_WAIT_S)[1] == pytest.approx(waited[1] + queued_s)
+    task.control.on_step(Step(2, 3, 0.5))
+    assert count_and_sum(metrics.FIRST_STEP_S) == first_step
+    task.control.on_step(Step(1, 3, 0.5))
+    number, total_s = count_and_sum(metrics.FIRST_STEP_S)
+    assert number == first_step[0] + 1
+    assert queued_s <= total_s - first_step[1] < queued_s + WAIT_S
+
+
+def test_a_later_attempt_has_no_wait(busy: Busy) -> None:
+    """Its time from the submission has the earlier attempts in it."""
+    busy.first = busy.deliver("first")
+    assert busy.building.wait(WAIT_S)
+    waited = count_and_sum(metrics.QUEUE_WAIT_S)
+    busy.go_on.set()
+    busy.first.result(WAIT_S)  # requeued: the model can't be loaded
+    busy.deliver("first").result(WAIT_S)
+    assert count_and_sum(metrics.QUEUE_WAIT_S) == waited
+
+
+def test_a_success_is_measured_by_stage() -> None:
+    """Each duration of the result is one observation of its stage; the whole is apart."""
+    values = {f"{stage}_s": number + 0.5 for number, stage in enumerate(metrics.STAGES)}
+    before = {stage: count_and_sum(metrics.STAGE_S, stage=stage) for stage in metrics.STAGES}
+    whole = count_and_sum(metrics.TASK_S)
+    metrics.observe_success(Timings.model_validate(values | {"total_s": 18.0}))
+    assert set(Timings.model_fields) == {*values, "total_s"}
+    for number, stage in enumerate(metrics.STAGES):
+        count, total_s = before[stage]
+        assert count_and_sum(metrics.STAGE_S, stage=stage) == (count + 1, total_s + number + 0.5)
+    assert count_and_sum(metrics.TASK_S) == (whole[0] + 1, whole[1] + 18.0)
+
+
+def test_failures_are_counted_by_code(busy: Busy) -> None:
+    """Once, when the task ends; an attempt that is requeued is no failure."""
+    failures = metrics.FAILURES.labels("model_load_failed")._value
+    before = failures.get()
+    busy.first = busy.deliver("first")
+    busy.go_on.set()
+    busy.first.result(WAIT_S)
+    assert failures.get() == before
+    busy.deliver("first").result(WAIT_S)
+    assert failures.get() == before + 1
+
+
+def test_every_series_begins_at_zero() -> None:
+    """Prometheus sees no increase in a series whose first sample is 1."""
+    program = (
+        "from prometheus_client import generate_latest\n"
+        "from worker import metrics\n"
+        "print(generate_latest().decode())"
+    )
+    text = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+    found = {line.rpartition(" ")[0] for line in text.splitlines() if line.endswith(" 0.0")}
+    assert {f'sag_task_failures_total{{code="{code}"}}' for code in ErrorCode} <= found
+    assert {
+        'sag_deliveries_total{outcome="dropped"}', 'sag_messages_recovered_total{reason="lost"}',
+        'sag_messages_rejected_total{reason="odd_record"}', "sag_redis_retries_total",
+        'sag_pushes_total{kind="webhook",state="given_up"}',
+        'sag_pushes_total{kind="unknown",state="lost"}',
+        'sag_task_stage_seconds_count{stage="upload"}',
+    } <= found  # fmt: skip
+
+
+def test_repeated_calls_of_redis_are_counted() -> None:
+    """The first try is no retry."""
+    before = metrics.REDIS_RETRIES._value.get()
+    failures = [RedisConnectionError("away"), RedisConnectionError("away")]
+
+    def call() -> str:
+        if failures:
+            raise failures.pop()
+        return "done"
+
+    with stamina.set_testing(True, attempts=3):
+        assert retry_redis(call) == "done"
+        assert metrics.REDIS_RETRIES._value.get() == before + 2
+        assert retry_redis(call) == "done"
+    assert metrics.REDIS_RETRIES._value.get() == before + 2
