@@ -123,7 +123,7 @@ class Pipeline:
             connection=SimpleNamespace(_deliver=lambda whole, _queue: delivered.append(whole)),
         )
         too_large = len(entry) if len(entry) > MAX_MESSAGE_BYTES else 0  # as `take.lua` has it
-        Channel._pass_on(channel, "host:1/tag", QUEUE, b"" if too_large else entry, too_large)
+        Channel._pass_on(channel, "host:1/tag", QUEUE, 5, b"" if too_large else entry, too_large)
         assert len(dropped) + len(delivered) == 1
         is_rejected = not (delivered and self._consume(delivered[0], whole=whole))
         took_s = time.perf_counter() - began_s

@@ -20,7 +20,7 @@ from kombu.transport import virtual
 from redis import ConnectionPool
 from redis.exceptions import NoScriptError, ResponseError
 
-from api_contracts.names import MAX_MESSAGE_BYTES
+from api_contracts.names import MAX_MESSAGE_BYTES, PRIORITIES
 from api_contracts.redis_io import scripts
 from api_contracts.redis_io.connection import is_unavailable
 from worker import metrics
@@ -52,17 +52,17 @@ TAKE = scripts.read("worker.broker", "take")
 _POLL_TIMERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
-class Predicate:
+class OptionFunction:
     """A function among the transport options that JSON can show, as `inspect stats` does."""
 
-    def __init__(self, ask: Callable[[], bool]) -> None:
+    def __init__(self, ask: Callable[[], int]) -> None:
         self._ask = ask
 
-    def __call__(self) -> bool:
+    def __call__(self) -> int:
         """What the function returns."""
         return self._ask()
 
-    def __json__(self) -> bool:
+    def __json__(self) -> int:
         """The same, for kombu's JSON encoder."""
         return self._ask()
 
@@ -121,10 +121,12 @@ class Channel(kombu_redis.Channel):
         options = self.connection.client.transport_options
         self._owner, self._lease_s = options.get("owner", "unnamed"), options.get("lease_s", 60)
         self.may_take = options.get("may_take", lambda: True)
+        #: The last priority whose messages may be taken now.
+        self.lowest_priority = options.get("lowest_priority", lambda: PRIORITIES[-1])
         #: No poll before this monotonic time.
         self._next_poll_s = float("-inf")
-        #: Delivery tag and queues of the poll that waits for its answer.
-        self._asked: tuple[str, list[str]] = "", []
+        #: Delivery tag of the poll that waits for its answer; queue and priority of each list.
+        self._asked: tuple[str, list[tuple[str, int]]] = "", []
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:  # noqa: ANN401  # kombu's signature
@@ -155,33 +157,32 @@ class Channel(kombu_redis.Channel):
     def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002  # kombu's signature
         """Poll for the next message, unless this process would not claim a task.
 
+        Only lists of priorities up to `lowest_priority` are offered.
         (kombu's own way to pause consuming also pauses remote control.)
         """
         queues = self._queue_cycle.consume(len(self.active_queues))
         now_s = time.monotonic()
         if not queues or now_s < self._next_poll_s or not self.may_take():
             return
-        pairs = [
-            (self._q_for_pri(queue, each), queue)
-            for each in self.priority_steps
-            for queue in queues
-        ]
-        self._asked = new_tag(self._owner), [queue for _, queue in pairs]
+        lowest = self.lowest_priority()
+        steps = [each for each in self.priority_steps if each <= lowest]
+        asked = [(queue, each) for each in steps for queue in queues]
+        self._asked = new_tag(self._owner), asked
         self._in_poll, self._brpop_sent_at = self.client.connection, now_s
         call = TAKE.evalsha(
             unacked=UNACKED,
             unacked_index=UNACKED_INDEX,
-            lists=[name for name, _ in pairs],
+            lists=[self._q_for_pri(*each) for each in asked],
             tag=self._asked[0],
             lease_s=self._lease_s,
             max_bytes=MAX_MESSAGE_BYTES,
-            queues=self._asked[1],
+            queues=[queue for queue, _ in asked],
         )
         self.client.connection.send_command("EVALSHA", *call)
 
     def _brpop_read(self, **options: Any) -> bool:  # noqa: ANN401  # kombu's signature
         """Read the answer to a poll and deliver its message; raises `Empty` without one."""
-        (tag, queues), connection = self._asked, self.client.connection
+        (tag, asked), connection = self._asked, self.client.connection
         try:
             answer = self.client.parse_response(connection, "EVALSHA", **options)
         except NoScriptError:
@@ -203,15 +204,18 @@ class Channel(kombu_redis.Channel):
             self._next_poll_s = time.monotonic() + POLL_INTERVAL_S
             raise Empty
         index, entry, *size = answer
-        self._pass_on(tag, queues[index], entry, *size)
+        queue, priority = asked[index]
+        self._pass_on(tag, queue, priority, entry, *size)
         return True
 
-    def _pass_on(self, tag: str, queue: str, entry: bytes, too_large_bytes: int = 0) -> None:
+    def _pass_on(
+        self, tag: str, queue: str, priority: int, entry: bytes, too_large_bytes: int = 0
+    ) -> None:
         """Pass a message on to kombu; drop and count an entry that is not a message."""
         try:
             if too_large_bytes:
                 raise TypeError(f"it has {too_large_bytes} bytes of at most {MAX_MESSAGE_BYTES}")  # noqa: TRY301  # one place for all
-            message = envelope(json.loads(entry), queue, tag)
+            message = envelope(json.loads(entry), queue, tag, priority)
         except (ValueError, TypeError, RecursionError) as error:
             self.qos.drop(tag)
             # The error's text: the repr of a decoding error holds the message, prompt and all.

@@ -44,8 +44,10 @@ _REFUSAL_CHARS = 500
 _ECHO_CHARS = 200
 
 
-def envelope(entry: Any, queue: str, tag: str) -> dict[str, Any]:  # noqa: ANN401  # any JSON
+def envelope(entry: Any, queue: str, tag: str, priority: int) -> dict[str, Any]:  # noqa: ANN401  # any JSON
     """An entry of a queue's list as kombu expects a message; `tag` is this delivery's.
+
+    `priority` is that of the list, whatever the entry says: it decides which slots the task uses.
 
     A body that can't be decoded becomes None, which `normalize` refuses. Raises TypeError for an
     entry without headers: it has no task id.
@@ -64,6 +66,7 @@ def envelope(entry: Any, queue: str, tag: str) -> dict[str, Any]:  # noqa: ANN40
         "body_encoding": encoding,
         # Of this delivery alone: a former holder of the message can't acknowledge it.
         "delivery_tag": tag,
+        "priority": priority,
         # The anonymous exchange routes by the queue's name alone.
         "delivery_info": {
             "exchange": "",
