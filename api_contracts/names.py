@@ -20,8 +20,11 @@ MODEL_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 MAX_MESSAGE_BYTES = 8 * 2**20
 #: Priorities of a message, 0 first. Each has a Redis list of its own.
 PRIORITIES = tuple(range(10))
-#: Of a request that names none; those below it are urgent.
+#: Of a request that names none.
 DEFAULT_PRIORITY = 5
+#: Last of the urgent priorities. Plain Celery has the levels 0, 3, 6 and 9 and rounds down, so its
+#: messages of the default priority are in list 3.
+URGENT_PRIORITY = 2
 #: kombu's separator between the queue's name and a priority above 0.
 PRIORITY_SEPARATOR = "\x06\x16"
 

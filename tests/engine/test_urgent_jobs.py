@@ -83,7 +83,7 @@ def test_an_urgent_job_does_not_wait_for_a_full_decode(
     early = submit(1, 5)
     together.batch.step()
     assert not early.done()
-    urgent = submit(1, 4)
+    urgent = submit(1, 2)
     together.batch.step()
     assert urgent.done()
     assert early.done()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,8 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from api_contracts.names import DEFAULT_PRIORITY, PRIORITIES
-from tests.record.box import Box, ids_waiting, letter, post, waiting
+from api_contracts.names import PRIORITIES, URGENT_PRIORITY, queue_list, queue_name
+from tests.record.box import Box, ids_waiting, post, with_properties
 from tests.record.mail import celery_takes, message
 from tests.record.test_celery_task import call, task
 from worker.app import create_app
@@ -59,16 +60,16 @@ def takes_nothing(box: Box) -> bool:
 def test_common_slots_full_take_urgent_messages_only(
     redis: Redis, redis_url: str, namespace: str
 ) -> None:
-    """With all common slots taken a message of priority 0 to 4 is taken, one of 5 to 9 waits.
+    """With all common slots taken a message of priority 0 to 2 is taken, one of 3 to 9 waits.
 
     It is taken when a common slot is free again; an urgent task does not occupy one.
     """
     box = Box(redis_url, namespace, lowest_priority=lambda: lowest_priority(2))
-    post(redis, namespace, "a", "b", "c", priority=5)
+    post(redis, namespace, "a", "b", "c", priority=3)
     common = [reserve(box), reserve(box)]
     assert takes_nothing(box)
     assert ids_waiting(redis, namespace) == ["c"]
-    post(redis, namespace, "urgent", priority=4)
+    post(redis, namespace, "urgent", priority=2)
     assert reserve(box).id == "urgent"
     assert takes_nothing(box)
     state.task_ready(common[0])
@@ -76,23 +77,31 @@ def test_common_slots_full_take_urgent_messages_only(
     box.close()
 
 
-def test_the_list_decides(redis: Redis, redis_url: str, namespace: str) -> None:
-    """The priority of a message is that of the list it was taken from, whatever it says itself.
+@pytest.mark.parametrize(
+    ("said", "in_list", "used"),
+    [(5, 5, 5), (5, 3, 5), (9, 0, 9), (0, 4, 4), (None, 5, 5), ("x", 2, 2), (77, 1, 9), (-3, 6, 6)],
+)
+def test_a_message_says_its_priority(
+    redis: Redis, redis_url: str, namespace: str, said: object, in_list: int, used: int
+) -> None:
+    """A message's own priority counts, but not before that of its list.
 
-    A requeued message goes to the list that it says.
+    Plain Celery puts 5 into list 3. Slots are counted by the list alone, so that no message can
+    take a reserved slot and count as another one.
     """
     box = Box(redis_url, namespace)
-    said = letter("t", priority=9)
-    (taken,) = box.take(redis, said)  # the list of priority 0
-    assert celery_takes(taken).delivery_info["priority"] == 0
-    taken.reject(requeue=True)
-    (again,) = waiting(redis, namespace)
-    assert again["properties"]["priority"] == 9
+    entry = with_properties(priority=said)
+    redis.lpush(queue_list(queue_name(namespace), in_list), json.dumps(entry))
+    (taken,) = box.drain()
+    request = celery_takes(taken)
+    assert request.delivery_info["priority"] == used
+    state.task_reserved(request)
+    assert lowest_priority(1) == (URGENT_PRIORITY if in_list > URGENT_PRIORITY else 9)
     box.close()
 
 
-def test_the_engine_uses_the_priority_of_the_list(settings: Settings) -> None:
-    """A task's rows have the priority of its list, too, whatever the request says."""
+def test_the_engine_uses_the_priority_of_the_message(settings: Settings) -> None:
+    """A task's rows have the priority of its message, whatever the request says."""
     seen: list[Delivery] = []
 
     class Recorder:
@@ -118,7 +127,7 @@ def test_the_engine_uses_the_priority_of_the_list(settings: Settings) -> None:
 def test_common_tasks_never_occupy_more_than_their_slots(
     slots: int, reserved: int, moves: list[int | str]
 ) -> None:
-    """Whatever arrives and ends, at most `slots` tasks of the priorities 5 to 9 are held.
+    """Whatever arrives and ends, at most `slots` tasks of the priorities 3 to 9 are held.
 
     A message of a priority that may not be taken waits; one that may is taken at once.
     """
@@ -130,15 +139,15 @@ def test_common_tasks_never_occupy_more_than_their_slots(
                 state.task_ready(made.pop(0))
         elif len(held_requests()) < slots + reserved and move <= lowest_priority(slots):  # type: ignore[operator]  # a number here
             made.append(held(f"t{number}", int(move)))
-        common = [each for each in made if each.delivery_info["priority"] >= DEFAULT_PRIORITY]
+        common = [each for each in made if each.delivery_info["priority"] > URGENT_PRIORITY]
         assert len(common) <= slots
-        assert lowest_priority(slots) == (9 if len(common) < slots else 4)
+        assert lowest_priority(slots) == (9 if len(common) < slots else URGENT_PRIORITY)
     state.reset_state()
 
 
 def held(task_id: str, priority: int) -> Request:
     made = message(headers={"task": "sag.generate", "id": task_id})
-    made.properties["priority"] = priority
+    made.properties["priority"] = made.delivery_info["list_priority"] = priority
     request: Request = celery_takes(made)
     state.task_reserved(request)
     return request
@@ -152,6 +161,6 @@ def test_the_worker_has_a_thread_for_each_slot(settings: Settings) -> None:
     ask = app.conf.broker_transport_options["lowest_priority"]
     assert ask() == 9
     kept = held("t", 5)
-    assert ask() == 4
+    assert ask() == URGENT_PRIORITY
     state.task_ready(kept)
     assert ask() == 9

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from celery.worker import state
 
-from api_contracts.names import DEFAULT_PRIORITY, PRIORITIES
+from api_contracts.names import PRIORITIES, URGENT_PRIORITY
 
 if TYPE_CHECKING:
     from celery.worker.request import Request
@@ -24,7 +24,9 @@ def held_requests() -> list[Request]:
 def lowest_priority(slots: int) -> int:
     """The last priority whose messages may be taken now.
 
-    Tasks of the default priority and below may occupy `slots` slots, urgent ones any.
+    Tasks that are not urgent may occupy `slots` slots, urgent ones any. The list that a message
+    was in decides: it is known before the message is taken.
     """
-    common = sum(each.delivery_info["priority"] >= DEFAULT_PRIORITY for each in held_requests())
-    return PRIORITIES[-1] if common < slots else DEFAULT_PRIORITY - 1
+    lists = [each.message.delivery_info["list_priority"] for each in held_requests()]
+    common = sum(each > URGENT_PRIORITY for each in lists)
+    return PRIORITIES[-1] if common < slots else URGENT_PRIORITY

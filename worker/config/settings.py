@@ -104,7 +104,7 @@ class Settings(BaseSettings):
         default=2,
         ge=0,
         le=16,
-        description="More slots, only for tasks of the priorities 0 to 4, so that one can start "
+        description="More slots, only for tasks of the priorities 0 to 2, so that one can start "
         "while all of `SAG_SLOTS` are taken.",
     )
     max_batch_rows: int | None = Field(

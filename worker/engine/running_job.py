@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from api_contracts.names import DEFAULT_PRIORITY
+from api_contracts.names import URGENT_PRIORITY
 from worker.engine.job import JobResult, Timing
 from worker.job_control import JobStopped, Step, Stop
 
@@ -68,8 +68,8 @@ class RunningJob:
 
     @property
     def is_urgent(self) -> bool:
-        """Whether its priority is above the default."""
-        return self.priority < DEFAULT_PRIORITY
+        """Whether it must not wait for others where that can be avoided."""
+        return self.priority <= URGENT_PRIORITY
 
     @property
     def steps(self) -> int:

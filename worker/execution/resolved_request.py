@@ -38,7 +38,7 @@ class Delivery:
     request: Any
     #: The queue that the message came from.
     queue: str = ""
-    #: The priority of the list that it came from, whatever the request says.
+    #: Of the message, whatever the request says.
     priority: int = DEFAULT_PRIORITY
     #: Unix time after which the task must not start: Celery's `expires`.
     expires_at_s: float | None = None
