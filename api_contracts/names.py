@@ -20,9 +20,11 @@ MODEL_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 MAX_MESSAGE_BYTES = 8 * 2**20
 #: Priorities of a message, 0 first. Each has a Redis list of its own.
 PRIORITIES = tuple(range(10))
-#: Of a request that names none. Messages of a higher priority, a lower number, are urgent: workers
-#: may have slots in reserve for them.
+#: Of a request that names none.
 DEFAULT_PRIORITY = 5
+#: Last of the urgent priorities, for which workers have slots in reserve. Plain Celery has the
+#: levels 0, 3, 6 and 9 and rounds down, so its messages of the default priority are in list 3.
+URGENT_PRIORITY = 2
 #: Key of the list that wakes one worker, before its owner name.
 WAKE_PREFIX = "sag.wake."
 #: Added to the number of tasks of a ready worker that has a slot for urgent messages only.
@@ -67,7 +69,7 @@ def ready_key(queue: str) -> str:
 
 def is_urgent(priority: int) -> bool:
     """Whether messages of this priority may use slots in reserve."""
-    return priority < DEFAULT_PRIORITY
+    return priority <= URGENT_PRIORITY
 
 
 def wake_below(*, urgent: bool) -> int:

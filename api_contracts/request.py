@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from api_contracts.names import DEFAULT_MODEL, MODEL_PATTERN
+from api_contracts.names import DEFAULT_MODEL, DEFAULT_PRIORITY, MODEL_PATTERN
 
 MAX_PROMPT_CHARS = 2_000
 MAX_METADATA_BYTES = 4_096
@@ -154,7 +154,7 @@ class GenerationRequest(_Strict):
     deadline_s: float | None = Field(
         default=None, gt=0, description="Seconds from submission; past it the task expires."
     )
-    priority: int = Field(default=5, ge=0, le=9, description="0 goes first.")
+    priority: int = Field(default=DEFAULT_PRIORITY, ge=0, le=9, description="0 goes first.")
     metadata: dict[Text, Text] = Field(
         default_factory=dict, description="Comes back in every event, untouched."
     )

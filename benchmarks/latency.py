@@ -3,6 +3,8 @@
 Half-way is when half of the others' steps are done, all of them counted together. First come first
 served is upstream's pipeline, one task after the other, run for real: the newcomer goes last. Each
 side has a process of its own.
+
+With --urgent: a task of priority 0 that arrives when all slots are taken, see `urgent`.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks import chart, model, process, record, report, tasks
+from benchmarks import chart, model, process, record, report, tasks, urgent
 from benchmarks.engine_side import EngineSide
 from benchmarks.scene import Scene, Wait
 from benchmarks.sides import Spread, alternate, ratio
@@ -35,12 +37,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """How much."""
     parser.add_argument("--others", type=int, default=8, help="tasks that were there before")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each side")
+    urgent.add_options(parser)
     tasks.add_options(parser)
     model.add_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Measure and save."""
+    if arguments.urgent:
+        urgent.run(arguments)
+        return
     with (
         model.chosen(arguments) as chosen,
         process.start("the engine", EngineSide, chosen) as engine,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from api_contracts.names import DEFAULT_PRIORITY
 from worker.cli.demo import PROMPTS
 from worker.engine.job import Job
 
@@ -31,6 +32,8 @@ class Task:
     width: int | None
     #: None is the model's own.
     scheduler: str | None = None
+    #: None is the contract's default.
+    priority: int | None = None
 
     def request(self) -> dict[str, Any]:
         """For the client."""
@@ -55,6 +58,7 @@ class Task:
             max_side_px=16_384,
             scheduler=self.scheduler,
             output_type="png",
+            priority=DEFAULT_PRIORITY if self.priority is None else self.priority,
         )
 
 

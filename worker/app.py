@@ -22,7 +22,8 @@ from api_contracts.redis_io.address import RedisAddress
 from api_contracts.redis_io.celery_app import celery_app
 from worker import logs
 from worker.broker import remote_control
-from worker.broker.transport import Predicate
+from worker.broker.held_requests import lowest_priority
+from worker.broker.transport import OptionFunction
 from worker.config.environment import read, unknown_variables
 from worker.execution.celery_task import Generate
 from worker.recovery.timing import message_lease_s
@@ -53,7 +54,8 @@ def create_app(settings: Settings, owner: str | None = None) -> Celery:
         "owner": owner,
         "lease_s": message_lease_s(settings.lease_s),
         "wait_state": process.wait_state,
-        "may_take": Predicate(lambda: process.gate.refusal is None),
+        "may_take": OptionFunction(lambda: process.gate.refusal is None),
+        "lowest_priority": OptionFunction(lambda: lowest_priority(settings.slots)),
     }
     app.register_task(Generate(process.executor))
     _follow_signals(process, settings)
@@ -81,7 +83,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         # A thread for each slot and one engine thread that owns the device: uploads overlap
         # denoising, and the model stays loaded.
         "worker_pool": "worker.broker.celery_overrides:TaskPool",
-        "worker_concurrency": settings.slots,
+        "worker_concurrency": settings.slots + settings.reserved_slots,
         # A message is acknowledged when its task has ended, and fetched only when a slot is free.
         "task_acks_late": True,
         "worker_prefetch_multiplier": 1,

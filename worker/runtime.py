@@ -13,6 +13,7 @@ from celery.worker import state
 from api_contracts.redis_io.connection import connect, connect_impatiently
 from worker import devices, metrics
 from worker.broker.held_messages import HeldMessages
+from worker.broker.held_requests import held_requests
 from worker.broker.queue_watch import QueueWatch, WaitState
 from worker.engine.engine import Engine
 from worker.execution.artifacts import Artifacts
@@ -215,8 +216,4 @@ def drain_s(signalled_s: Sequence[float], timeout_s: float) -> float:
 
 def held_tags() -> list[str]:
     """The delivery tags of all messages that Celery holds, waiting for a thread or running."""
-    while True:
-        try:
-            return [request.message.delivery_tag for request in list(state.reserved_requests)]
-        except RuntimeError:  # another thread changed the set during iteration
-            continue
+    return [request.message.delivery_tag for request in held_requests()]

@@ -134,3 +134,27 @@ def test_throughput_measures_both_sides(tmp_path: Path) -> None:
     assert result.options["dtype"] == "float32 (float32)"
     assert result.headline in found.stdout
     assert (tmp_path / "throughput.png").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_an_urgent_arrival_is_counted_in_calls(tmp_path: Path) -> None:
+    """Priority 0 is in call 1 after its arrival, and needs no more calls than its own at its size.
+
+    The command leaves a result with the counts and the seconds of the daemon, and a plot.
+    """
+    command = [
+        sys.executable, "-m", "benchmarks", "latency", "--urgent", "--slots", "3", "--rows", "2",
+        "--repeats", "2", "--steps", "3", "--dtype", "float32", "--out", str(tmp_path),
+    ]  # fmt: skip
+    found = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+    result = record.load(tmp_path / "latency-urgent.json")
+    assert result.headline in found.stdout
+    urgent, usual, urgent_of_other_size, _ = result.rows
+    for row in (urgent, urgent_of_other_size):
+        assert row["calls_to_first_call_high"] == 1
+        assert row["calls_to_first_step_high"] == 2
+    assert urgent["calls_to_picture_high"] == urgent["calls_own_calls"] == 6
+    for row in (urgent, usual):
+        assert isinstance(row["first_progress_s"], float)
+        assert row["first_progress_s"] > 0
+    assert (tmp_path / "latency-urgent.png").stat().st_size > 0

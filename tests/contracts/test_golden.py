@@ -38,7 +38,7 @@ def frame(name: str) -> Any:
 def test_a_message_of_each_sender_is_taken(sender: str) -> None:
     """A recorded message of each sender becomes a valid request with the sender's id."""
     entry = frame(sender)
-    whole = envelope(entry, "generate.default", "owner/tag")
+    whole = envelope(entry, "generate.default", "owner/tag", 5)
     message = Message(
         body=base64.b64decode(whole["body"]),
         content_type=whole["content-type"],

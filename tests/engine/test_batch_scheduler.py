@@ -163,6 +163,7 @@ class Simulated:
     #: Rows of the calls of one evaluation.
     phases: tuple[int, ...]
     arrives: int
+    priority: int = 5
     calls: int = 0
     bound: int | None = None
 
@@ -175,7 +176,8 @@ class Simulated:
     def wants(self) -> Candidate:
         """The next call."""
         rows = self.phases[self.calls % len(self.phases)]
-        return Candidate(self.job, 0, BUCKETS[0], rows, fresh=self.calls < len(self.phases))
+        is_fresh = self.calls < len(self.phases)
+        return Candidate(self.job, 0, BUCKETS[0], rows, is_fresh, self.priority)
 
 
 @dataclass
@@ -184,6 +186,8 @@ class Crowd:
 
     pictures: list[Simulated]
     limit_rows: int
+    #: The oldest is in one of so many calls.
+    calls_per_turn: int = 1
     scheduler: Scheduler = field(default_factory=Scheduler)
 
     def make_round(self, now: int) -> None:
@@ -191,7 +195,8 @@ class Crowd:
         here = [each for each in self.pictures if each.arrives <= now and each.left]
         for each in here:
             if each.bound is None:
-                each.bound = now + sum(other.left for other in here if other.job <= each.job)
+                calls = sum(other.left for other in here if other.job <= each.job)
+                each.bound = now + self.calls_per_turn * calls
             assert now < each.bound
         by_job = {each.job: each for each in here}
         wanted = [each.wants for each in here]

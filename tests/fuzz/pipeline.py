@@ -27,6 +27,7 @@ from api_contracts.events import EVENT, Failed
 from api_contracts.names import MAX_MESSAGE_BYTES, TASK_NAME, is_task_id, queue_name
 from api_contracts.redis_io.connection import connect
 from api_contracts.redis_io.scripts import read
+from worker.broker.intake import Taken
 from worker.broker.transport import Channel
 from worker.broker.validate_message import WANTS_RESULT, normalize
 from worker.config.settings import Settings
@@ -123,7 +124,8 @@ class Pipeline:
             connection=SimpleNamespace(_deliver=lambda whole, _queue: delivered.append(whole)),
         )
         too_large = len(entry) if len(entry) > MAX_MESSAGE_BYTES else 0  # as `take.lua` has it
-        Channel._pass_on(channel, "host:1/tag", QUEUE, b"" if too_large else entry, too_large)
+        taken = Taken("host:1/tag", QUEUE, 5, b"" if too_large else entry, too_large)
+        Channel._pass_on(channel, taken)
         assert len(dropped) + len(delivered) == 1
         is_rejected = not (delivered and self._consume(delivered[0], whole=whole))
         took_s = time.perf_counter() - began_s

@@ -81,7 +81,7 @@ def test_a_body_that_cannot_be_decoded_is_refused(
 
 def test_a_compressed_body_is_not_decompressed() -> None:
     """A compressed body is never decompressed: it could fill the memory."""
-    made = envelope(GOOD | {"headers": {"compression": "zlib"}}, "q", "tag")
+    made = envelope(GOOD | {"headers": {"compression": "zlib"}}, "q", "tag", 5)
     assert made["body"] is None
     assert made["headers"] == {COMPRESSED: "zlib"}
 
@@ -99,7 +99,7 @@ def test_an_entry_without_headers_is_dropped(box: Box, redis: Redis, entry: obje
 def test_no_entry_is_too_odd(entry: object) -> None:
     """Any JSON is an envelope or raises TypeError."""
     try:
-        made = envelope(entry, "q", "tag")
+        made = envelope(entry, "q", "tag", 5)
     except TypeError:
         assert not isinstance(entry, dict) or not isinstance(entry.get("headers"), dict)
     else:

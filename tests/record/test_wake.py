@@ -96,7 +96,7 @@ def test_scripts_are_loaded_again(redis: Redis, redis_url: str, namespace: str, 
 
 
 @pytest.mark.parametrize(
-    ("priority", "expected"), [(5, ["b", "c"]), (9, ["b", "c"]), (4, ["b", "c", "a"])]
+    ("priority", "expected"), [(3, ["b", "c"]), (9, ["b", "c"]), (2, ["b", "c", "a"])]
 )
 def test_those_with_the_fewest_tasks_are_woken(
     redis: Redis, redis_url: str, namespace: str, queue: str, priority: int, expected: list[str]

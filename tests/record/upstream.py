@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 TRANSPORT = "worker/broker/transport.py"
 OVERRIDES = "worker/broker/celery_overrides.py"
+HELD = "worker/broker/held_requests.py"
 VALIDATE = "worker/broker/validate_message.py"
 REMOTE = "worker/broker/remote_control.py"
 CELERY_APP = "api_contracts/redis_io/celery_app.py"
@@ -115,7 +116,11 @@ FUNCTIONS = [
     ),
     Upstream("celery.backends.base:Backend.store_result", OVERRIDES, "ba5abf90713fc98a"),
     Upstream("celery.backends.base:Backend.encode_result", OVERRIDES, "6551ba5ea50d3a95"),
-    Upstream("celery.worker.state:task_reserved", "worker/runtime.py", "d5a1d0414f0acf80"),
+    Upstream("celery.worker.state:task_reserved", HELD, "d5a1d0414f0acf80"),
+    # Celery compares the same set with the number of threads.
+    Upstream("celery.worker.consumer.tasks:Tasks.start", HELD, "4ccfe77dacc2b8ea"),
+    # After a reconnect the set has the tasks that run.
+    Upstream("celery.worker.consumer.consumer:Consumer.on_close", HELD, "39f6009908fc18f8"),
     Upstream("celery.worker.state:maybe_shutdown", "worker/runtime.py", "e15d0ed41e2cd309"),
     Upstream("celery.apps.worker:_shutdown_handler", REMOTE, "901e0a5a2b3d0237"),
     Upstream("celery.worker.worker:WorkController.stop", "worker/app.py", "edf1eea1921a46f5"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from api_contracts.names import MAX_MESSAGE_BYTES, WAKE_PREFIX
+from api_contracts.names import MAX_MESSAGE_BYTES, URGENT_ONLY, WAKE_PREFIX, is_urgent
 from api_contracts.redis_io import scripts
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, new_tag
 
@@ -49,6 +49,8 @@ class Taken(NamedTuple):
     #: Delivery tag.
     tag: str
     queue: str
+    #: Of the list that it was in.
+    priority: int
     entry: bytes
     #: Its size if it is too large: then it was dropped.
     too_large_bytes: int
@@ -60,7 +62,8 @@ class Intake:
     def __init__(self, owner: str, lease_s: float, wait_state: WaitState) -> None:
         """`lease_s` is the lease of a message, `owner` its holder."""
         self._owner, self._lease_s, self._wait_state = owner, lease_s, wait_state
-        self._wake = f"{WAKE_PREFIX}{owner}"
+        #: The list that wakes this worker.
+        self.wake_key = f"{WAKE_PREFIX}{owner}"
         #: Of the outstanding call: the message's tag, the lists, and whether it only waits.
         self._tag, self._is_wait = "", False
         self._lists: Sequence[WaitingList] = ()
@@ -83,16 +86,18 @@ class Intake:
 
     def next_call(self, lists: Sequence[WaitingList], tasks: int) -> list[Any]:
         """The next call; `lists` in order, `tasks` is the number of messages held now."""
-        now_s = time.monotonic()
-        self._is_wait = self._ready_s is not None and now_s - self._ready_s < READY_AGAIN_S
+        is_ready = self._ready_s is not None and time.monotonic() - self._ready_s < READY_AGAIN_S
+        self._is_wait = is_ready and len(lists) == len(self._lists)
         if self._is_wait:
-            self._wait_state.begin(self._lists)
-            return ["BLPOP", self._wake, BLOCK_S]
+            self._wait_state.begin(lists)
+            return ["BLPOP", self.wake_key, BLOCK_S]
+        if is_urgent(lists[-1].priority):
+            tasks += URGENT_ONLY
         self._tag, self._lists = new_tag(self._owner), lists
         call = TAKE.evalsha(
             unacked=UNACKED,
             unacked_index=UNACKED_INDEX,
-            wake=self._wake,
+            wake=self.wake_key,
             lists=[each.name for each in lists],
             tag=self._tag,
             lease_s=self._lease_s,
@@ -121,7 +126,12 @@ class Intake:
         self._see_others(others)
         if (now_s := time.monotonic()) - self._others_s < OTHERS_S:
             self._next_s = now_s + YIELD_S
-        return Taken(self._tag, self._lists[index].queue, entry, *(size or [0]))
+        found = self._lists[index]
+        return Taken(self._tag, found.queue, found.priority, entry, *(size or [0]))
+
+    def waits_below(self, priority: int) -> bool:
+        """Whether this worker waits for messages, but not for those of this priority."""
+        return self._is_wait and self._lists[-1].priority < priority
 
     def _see_others(self, number: int) -> None:
         if number > 0:

@@ -33,7 +33,8 @@ REFUSED = {
     "revoke_by_stamped_headers": "stamps are not served; revoke tasks by id",
     **dict.fromkeys(
         ("pool_grow", "pool_shrink", "pool_restart", "autoscale"),
-        "the number of slots is SAG_SLOTS; start more workers, or restart this one",
+        "the number of slots is SAG_SLOTS + SAG_RESERVED_SLOTS; start more workers, or restart this"
+        " one",
     ),
     **dict.fromkeys(
         ("add_consumer", "cancel_consumer"),

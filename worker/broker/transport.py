@@ -20,11 +20,11 @@ from kombu.transport import virtual
 from redis import ConnectionPool
 from redis.exceptions import NoScriptError, ResponseError
 
-from api_contracts.names import MAX_MESSAGE_BYTES
+from api_contracts.names import MAX_MESSAGE_BYTES, PRIORITIES
 from api_contracts.redis_io.connection import is_unavailable
 from worker import metrics
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
-from worker.broker.intake import TAKE, Intake, WaitingList
+from worker.broker.intake import TAKE, Intake, Taken, WaitingList
 from worker.broker.queue_watch import WaitState
 from worker.broker.validate_message import envelope
 from worker.redis_retry import retry_redis
@@ -44,17 +44,17 @@ STALE_CHECK_S = 1.0
 _CHECK_TIMERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
-class Predicate:
+class OptionFunction:
     """A function among the transport options that JSON can show, as `inspect stats` does."""
 
-    def __init__(self, ask: Callable[[], bool]) -> None:
+    def __init__(self, ask: Callable[[], int]) -> None:
         self._ask = ask
 
-    def __call__(self) -> bool:
+    def __call__(self) -> int:
         """What the function returns."""
         return self._ask()
 
-    def __json__(self) -> bool:
+    def __json__(self) -> int:
         """The same, for kombu's JSON encoder."""
         return self._ask()
 
@@ -74,7 +74,7 @@ class QoS(kombu_redis.QoS):
         try:
             self.drop(delivery_tag)
         finally:
-            virtual.QoS.ack(self, delivery_tag)
+            self._free_slot(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  # kombu's signature
         """Requeue a message behind the waiting ones, or delete it."""
@@ -85,7 +85,11 @@ class QoS(kombu_redis.QoS):
             with self.channel.conn_or_acquire() as client:
                 retry_redis(lambda: HeldMessages(client).requeue(delivery_tag, first=False))
         finally:
-            virtual.QoS.ack(self, delivery_tag)
+            self._free_slot(delivery_tag)
+
+    def _free_slot(self, delivery_tag: str) -> None:
+        virtual.QoS.ack(self, delivery_tag)
+        self.channel.wake_for_more()
 
     def drop(self, delivery_tag: str) -> None:
         """Delete a held entry."""
@@ -117,6 +121,8 @@ class Channel(kombu_redis.Channel):
             options.get("wait_state") or WaitState(),
         )
         self.may_take = options.get("may_take", lambda: True)
+        #: The last priority whose messages may be taken now.
+        self.lowest_priority = options.get("lowest_priority", lambda: PRIORITIES[-1])
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:  # noqa: ANN401  # kombu's signature
@@ -148,15 +154,18 @@ class Channel(kombu_redis.Channel):
     def _brpop_start(self, timeout: float | None = None) -> None:  # noqa: ARG002  # kombu's signature
         """Make the next call to Redis, unless this process would not claim a task.
 
+        Only lists of priorities up to `lowest_priority` are offered.
         (kombu's own way to pause consuming also pauses remote control.)
         """
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues or self.intake.pause_s > 0 or not self.may_take():
             return
+        lowest = self.lowest_priority()
         lists = [
             WaitingList(self._q_for_pri(queue, priority), queue, priority)
             for priority in self.priority_steps
             for queue in queues
+            if priority <= lowest
         ]
         call = self.intake.next_call(lists, tasks=len(self.qos._delivered))  # noqa: SLF001  # kombu counts so, too
         self._in_poll, self._brpop_sent_at = self.client.connection, time.monotonic()
@@ -187,22 +196,29 @@ class Channel(kombu_redis.Channel):
         if (taken := self.intake.answered(answer)) is None:
             raise Empty
         self.connection.iterate_in(self.intake.pause_s)
-        self._pass_on(*taken)
+        self._pass_on(taken)
         return True
 
-    def _pass_on(self, tag: str, queue: str, entry: bytes, too_large_bytes: int) -> None:
+    def wake_for_more(self) -> None:
+        """Ask again when this worker waits for urgent messages only, and may now take others."""
+        if self._in_poll and self.intake.waits_below(self.lowest_priority()):
+            with self.conn_or_acquire() as client:
+                client.lpush(self.intake.wake_key, 1)
+
+    def _pass_on(self, taken: Taken) -> None:
         """Pass a message on to kombu; drop and count an entry that is not a message."""
         try:
-            if too_large_bytes:
-                raise TypeError(f"it has {too_large_bytes} bytes of at most {MAX_MESSAGE_BYTES}")  # noqa: TRY301  # one place for all
-            message = envelope(json.loads(entry), queue, tag)
+            if taken.too_large_bytes:
+                size = f"{taken.too_large_bytes} bytes of at most {MAX_MESSAGE_BYTES}"
+                raise TypeError(f"it has {size}")  # noqa: TRY301  # one place for all
+            message = envelope(json.loads(taken.entry), taken.queue, taken.tag, taken.priority)
         except (ValueError, TypeError, RecursionError) as error:
-            self.qos.drop(tag)
+            self.qos.drop(taken.tag)
             # The error's text: the repr of a decoding error holds the message, prompt and all.
-            reason = "too_large" if too_large_bytes else "no_message"
-            metrics.reject(reason, f"{queue}: {error!s:.200}")
+            reason = "too_large" if taken.too_large_bytes else "no_message"
+            metrics.reject(reason, f"{taken.queue}: {error!s:.200}")
         else:
-            self.connection._deliver(message, queue)  # noqa: SLF001  # as kombu's own channel does
+            self.connection._deliver(message, taken.queue)  # noqa: SLF001  # as kombu's own channel does
 
 
 class Transport(kombu_redis.Transport):

@@ -16,7 +16,7 @@ from kombu.exceptions import KombuError
 from kombu.serialization import loads
 
 from api_contracts.errors import InvalidRequest
-from api_contracts.names import TASK_NAME, is_task_id
+from api_contracts.names import PRIORITIES, TASK_NAME, is_task_id
 from api_contracts.parse import parse_request
 
 if TYPE_CHECKING:
@@ -44,8 +44,11 @@ _REFUSAL_CHARS = 500
 _ECHO_CHARS = 200
 
 
-def envelope(entry: Any, queue: str, tag: str) -> dict[str, Any]:  # noqa: ANN401  # any JSON
+def envelope(entry: Any, queue: str, tag: str, list_priority: int) -> dict[str, Any]:  # noqa: ANN401  # any JSON
     """An entry of a queue's list as kombu expects a message; `tag` is this delivery's.
+
+    The message's priority is its own, but not before that of its list. (Plain Celery puts messages
+    of the priorities 3 to 5 into list 3.)
 
     A body that can't be decoded becomes None, which `normalize` refuses. Raises TypeError for an
     entry without headers: it has no task id.
@@ -56,6 +59,8 @@ def envelope(entry: Any, queue: str, tag: str) -> dict[str, Any]:  # noqa: ANN40
     given = entry.get("properties")
     properties = dict(given) if isinstance(given, dict) else {}
     info, encoding = properties.get("delivery_info"), properties.get("body_encoding")
+    own = properties.get("priority")
+    own_priority = min(own, PRIORITIES[-1]) if isinstance(own, int) else list_priority
     if (compression := headers.pop("compression", None)) is not None:
         headers[COMPRESSED], body = compression, None
     if not _decodes(body, encoding):
@@ -64,11 +69,13 @@ def envelope(entry: Any, queue: str, tag: str) -> dict[str, Any]:  # noqa: ANN40
         "body_encoding": encoding,
         # Of this delivery alone: a former holder of the message can't acknowledge it.
         "delivery_tag": tag,
+        "priority": max(own_priority, list_priority),
         # The anonymous exchange routes by the queue's name alone.
         "delivery_info": {
             "exchange": "",
             "routing_key": queue,
             "redelivered": isinstance(info, dict) and info.get("redelivered") is True,
+            "list_priority": list_priority,
         },
     }
     return entry | {"headers": headers, "body": body, "properties": properties}

@@ -100,6 +100,13 @@ class Settings(BaseSettings):
         le=64,
         description="Tasks that a process runs at once; they share each UNet call.",
     )
+    reserved_slots: int = Field(
+        default=2,
+        ge=0,
+        le=16,
+        description="More slots, only for tasks of the priorities 0 to 2, so that one can start "
+        "while all of `SAG_SLOTS` are taken.",
+    )
     max_batch_rows: int | None = Field(
         default=None,
         ge=1,

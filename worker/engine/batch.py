@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from worker import metrics
 from worker.engine import batch_scheduler, device_errors
 from worker.engine.running_job import call_all
+from worker.engine.waiting_jobs import WaitingJobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ class Batch:
     def __init__(self, runners: ModelCache, side_executor: Callable[..., object]) -> None:
         """`side_executor` runs a function with its arguments on another thread, in order."""
         self._runners, self._side_executor = runners, side_executor
-        self._waiting: list[RunningJob] = []
+        self._waiting = WaitingJobs()
         self._active: list[RunningJob] = []
         self._denoised: list[RunningJob] = []
         #: All admitted jobs without an outcome yet, also those in none of the lists above.
@@ -48,11 +49,11 @@ class Batch:
     @property
     def is_busy(self) -> bool:
         """Whether the next round has something to do."""
-        return bool(self._waiting or self._active or self._denoised)
+        return bool(self._waiting.jobs or self._active or self._denoised)
 
     def add(self, running: RunningJob) -> None:
         """Queue a job for the next round."""
-        self._waiting.append(running)
+        self._waiting.add(running)
 
     def step(self) -> bool:
         """Run a round: stop and admit jobs, make one UNet call, decode. Returns `is_busy`."""
@@ -75,8 +76,8 @@ class Batch:
 
     def _stop_jobs(self) -> None:
         """Remove the jobs that must end now: stopped, expired, or with an error of their own."""
-        self._waiting = [each for each in self._waiting if not each.future.cancelled()]
-        for running in (*self._waiting, *self._active, *self._denoised):
+        self._waiting.remove_cancelled()
+        for running in (*self._waiting.jobs, *self._active, *self._denoised):
             if (reason := running.end_reason()) is None:
                 continue
             if (final_checkpoint := running.final_checkpoint(reason)) is None:
@@ -86,11 +87,9 @@ class Batch:
                 self._side_executor(_finish_stopped, running, final_checkpoint, reason)
 
     def _admit(self) -> None:
-        """Start waiting jobs in order, and encode the prompts of all of them together."""
+        """Start waiting jobs, and encode the prompts of all of them together."""
         busy = {running.job.model for running in self._active + self._denoised}
-        wanted = [running.job.model for running in self._waiting]
-        number = batch_scheduler.admit(wanted, busy, self._runners.capacity)
-        admitted, self._waiting = self._waiting[:number], self._waiting[number:]
+        admitted = self._waiting.take(busy, self._runners.capacity, self._runners.is_loaded)
         by_model: dict[str, list[tuple[RunningJob, PreparedJob]]] = {}
         for running in admitted:
             if not running.future.set_running_or_notify_cancel():
@@ -127,7 +126,7 @@ class Batch:
         """Make one UNet call for as many images as fit; returns whether a call was made."""
         candidates = {
             batch_scheduler.Candidate(
-                running.number, index, image.bucket, image.rows, fresh=image.steps == 0
+                running.number, index, image.bucket, image.rows, image.steps == 0, running.priority
             ): (running, image)
             for running in self._active
             for index, image in enumerate(running.images)
@@ -182,6 +181,7 @@ class Batch:
             self._decode_waited_rounds,
             running=bool(self._active),
             moves_unet=any(runner.decode_moves_unet for runner in runners.values()),
+            urgent=any(each.is_urgent for each in self._denoised),
         ):
             due, self._denoised, self._decode_waited_rounds = self._denoised, [], 0
             for model in runners:
@@ -228,7 +228,7 @@ class Batch:
             groups += [group[half:], group[:half]]
 
     def _remove(self, running: RunningJob) -> None:
-        for jobs in (self._waiting, self._active, self._denoised):
+        for jobs in (self._waiting.jobs, self._active, self._denoised):
             if running in jobs:
                 jobs.remove(running)
         self._unfinished.discard(running)

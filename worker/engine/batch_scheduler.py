@@ -5,13 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from api_contracts.names import DEFAULT_PRIORITY
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Set as AbstractSet
 
 #: Images in one call of the decoder.
 DECODE_BATCH = 8
 #: Rounds that an image waits for a full decoder batch where decoding offloads the UNet.
 DECODE_WAIT_ROUNDS = 8
+#: Of so many consecutive calls at least one includes the image that would be the first choice
+#: without priorities.
+CALLS_PER_TURN = 8
 
 
 @dataclass(frozen=True)
@@ -40,53 +46,89 @@ class Candidate:
     rows: int
     #: Whether it has completed no step yet.
     fresh: bool = False
+    #: 0 goes first.
+    priority: int = DEFAULT_PRIORITY
+
+
+class _RoundRobin:
+    """The order of buckets: least recently served first."""
+
+    def __init__(self) -> None:
+        self._times = 0
+        #: Which time each bucket that has candidates was last served.
+        self._served: dict[Bucket, int] = {}
+
+    def order(self, present: AbstractSet[Bucket]) -> dict[Bucket, tuple[int, bool]]:
+        """Sort keys of the buckets that have candidates now; others are forgotten."""
+        # A new bucket goes after those that have waited longer and before the last one served.
+        new = present - self._served.keys()
+        self._served = {each: self._served.get(each, self._times) for each in present}
+        return {each: (served, each not in new) for each, served in self._served.items()}
+
+    def serve(self, bucket: Bucket) -> None:
+        """Move a bucket to the end."""
+        self._times += 1
+        self._served[bucket] = self._times
 
 
 class Scheduler:
-    """Serves buckets round robin, least recently served first.
+    """Serves the most urgent images first, and of equally urgent buckets the least recently served.
 
-    Within a bucket the oldest job goes first; then images without a step, so that a new task's
-    first step is in the next call; then the others by age.
+    Of images of equal priority in a bucket the oldest goes first; then those without a step, so
+    that a new task's first step is in the next call; then the others by age. Priorities only decide
+    which images a call leaves out: a call that can take all is the same whatever they are.
     """
 
     def __init__(self) -> None:
-        self._calls = 0
-        #: Number of the last call of each bucket that has candidates.
-        self._served: dict[Bucket, int] = {}
+        self._calls = _RoundRobin()
+        #: Counts a bucket as served only when its oldest image was.
+        self._turns = _RoundRobin()
+        #: Calls since the last one with the image whose turn it was.
+        self._left_out = 0
 
     def plan(
         self, candidates: Sequence[Candidate], limit: Callable[[Bucket], int]
     ) -> list[Candidate]:
         """The candidates of the next call: all of one bucket, at most `limit(bucket)` rows.
 
-        The bucket's oldest candidate is always taken, even when it alone exceeds the limit. Others
-        that do not fit are skipped; later ones that fit are taken. Empty without candidates. For a
-        candidate alone the limit, which may have to be measured, is not asked.
+        The first choice is always taken, even when it alone exceeds the limit. Others that do not
+        fit are skipped; later ones that fit are taken. Empty without candidates. For a candidate
+        alone the limit, which may have to be measured, is not asked.
+
+        The first choice is the most urgent one. In one of `CALLS_PER_TURN` calls it is the oldest
+        of the bucket whose turn it is, so that none starves.
         """
         if not candidates:
             return []
         by_age = sorted(candidates, key=lambda each: (each.job, each.image))
         present = {each.bucket for each in by_age}
-        # A new bucket goes after those that have waited longer and before the last one served.
-        new = present - self._served.keys()
-        self._served = {each: self._served.get(each, self._calls) for each in present}
-        bucket = min(
-            (each.bucket for each in by_age),
-            key=lambda each: (self._served[each], each not in new),
-        )
-        self._calls += 1
-        self._served[bucket] = self._calls
-        own = [each for each in by_age if each.bucket == bucket]
-        return own if len(own) == 1 else _fill(own, limit(bucket))
+        calls, turns = self._calls.order(present), self._turns.order(present)
+        by_turn = min(by_age, key=lambda each: turns[each.bucket])
+        most_urgent = min(by_age, key=lambda each: (each.priority, calls[each.bucket]))
+        first = most_urgent if self._left_out < CALLS_PER_TURN - 1 else by_turn
+        own = [each for each in by_age if each.bucket == first.bucket]
+        chosen = own if len(own) == 1 else _fill(own, first, limit(first.bucket))
+        self._calls.serve(first.bucket)
+        if own[0] in chosen:
+            self._turns.serve(first.bucket)
+        self._left_out = 0 if by_turn in chosen else self._left_out + 1
+        return chosen
 
 
-def _fill(by_age: Sequence[Candidate], limit_rows: int) -> list[Candidate]:
-    chosen, left_rows = [by_age[0]], limit_rows - by_age[0].rows
-    for each in sorted(by_age[1:], key=lambda each: not each.fresh):
-        if each.rows <= left_rows:
-            chosen.append(each)
+def _fill(by_age: Sequence[Candidate], first: Candidate, limit_rows: int) -> list[Candidate]:
+    """Choose `first`, then by priority; the result's order does not depend on priorities."""
+    oldest: dict[int, Candidate] = {}
+    for each in by_age:
+        oldest.setdefault(each.priority, each)
+    chosen, left_rows = {first}, limit_rows - first.rows
+    for each in sorted(
+        by_age, key=lambda each: (each.priority, each is not oldest[each.priority], not each.fresh)
+    ):
+        if each is not first and each.rows <= left_rows:
+            chosen.add(each)
             left_rows -= each.rows
-    return chosen
+    in_order = sorted(by_age, key=lambda each: (each is not by_age[0], not each.fresh))
+    return [each for each in in_order if each in chosen]
 
 
 def admit(waiting: Sequence[str], busy: Collection[str], capacity: int) -> int:
@@ -104,12 +146,14 @@ def admit(waiting: Sequence[str], busy: Collection[str], capacity: int) -> int:
     return len(waiting)
 
 
-def decode_due(images: int, waited_rounds: int, *, running: bool, moves_unet: bool) -> bool:
+def decode_due(
+    images: int, waited_rounds: int, *, running: bool, moves_unet: bool, urgent: bool = False
+) -> bool:
     """Whether to decode the denoised images now.
 
     `moves_unet`: decoding moves the UNet off the device. Then, while other jobs are `running`,
-    decoding waits for a full batch or `DECODE_WAIT_ROUNDS`.
+    decoding waits for a full batch or `DECODE_WAIT_ROUNDS`, unless a job is `urgent`.
     """
-    if not moves_unet or not running:
+    if not moves_unet or not running or urgent:
         return images > 0
     return images >= DECODE_BATCH or (images > 0 and waited_rounds >= DECODE_WAIT_ROUNDS)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from api_contracts.errors import FieldError
+from api_contracts.names import DEFAULT_PRIORITY
 from worker.errors import BadRequestError
 
 
@@ -37,6 +38,8 @@ class Job:
     clip_skip: int | None = None
     #: Factor on the scales of the model's LoRA weights; None is 1.
     lora_scale: float | None = None
+    #: 0 goes first, 9 last.
+    priority: int = DEFAULT_PRIORITY
     #: Contents of safetensors files, one tensor each.
     latents: bytes | None = None
     prompt_embeds: bytes | None = None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
+from api_contracts.names import URGENT_PRIORITY
 from worker.engine.job import JobResult, Timing
 from worker.job_control import JobStopped, Step, Stop
 
@@ -41,6 +42,8 @@ class RunningJob:
     control: Control
     future: Future[JobResult]
     submitted_s: float = field(default_factory=time.perf_counter)
+    #: Rounds in which younger jobs were admitted before it.
+    overtaken_rounds: int = 0
     load_s: float = 0.0
     admitted_s: float = 0.0
     encoded_s: float = 0.0
@@ -57,6 +60,16 @@ class RunningJob:
     jobs_in_calls: int = 0
     #: What its callback or its sampler raised.
     error: BaseException | None = None
+
+    @property
+    def priority(self) -> int:
+        """0 goes first."""
+        return self.job.priority
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether it must not wait for others where that can be avoided."""
+        return self.priority <= URGENT_PRIORITY
 
     @property
     def steps(self) -> int:

@@ -11,7 +11,7 @@ from celery.exceptions import Ignore, Reject, TaskRevokedError
 from redis.exceptions import RedisError, ResponseError
 
 from api_contracts.errors import FieldError, GenerationExpired, GenerationFailed
-from api_contracts.names import TASK_NAME
+from api_contracts.names import DEFAULT_PRIORITY, TASK_NAME
 from api_contracts.redis_io.connection import as_service_unavailable
 from worker import metrics
 from worker.broker.held_messages import REQUEUE_PAUSE_S
@@ -76,6 +76,7 @@ class Generate(Task):
             self.request.id,
             kwargs.get("request"),
             queue=str(self.request.delivery_info.get("routing_key") or ""),
+            priority=self.request.delivery_info.get("priority", DEFAULT_PRIORITY),
             expires_at_s=self.request.get(NOT_AFTER),
             fault=_message_fault(kwargs),
         )

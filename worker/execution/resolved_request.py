@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from api_contracts.errors import FieldError, InvalidRequest
+from api_contracts.names import DEFAULT_PRIORITY
 from api_contracts.parse import parse_request
 from api_contracts.pushes import PushKind
 from worker.config import push_targets
@@ -37,6 +38,8 @@ class Delivery:
     request: Any
     #: The queue that the message came from.
     queue: str = ""
+    #: Of the message, whatever the request says.
+    priority: int = DEFAULT_PRIORITY
     #: Unix time after which the task must not start: Celery's `expires`.
     expires_at_s: float | None = None
     #: What is wrong with the message, apart from its request.
@@ -47,7 +50,8 @@ class Delivery:
         if self.fault is not None:
             return BadRequestError(self.fault).error
         try:
-            return ResolvedRequest.of(parse_request(self.request), self.task_id, settings)
+            request = parse_request(self.request)
+            return ResolvedRequest.of(request, self.task_id, settings, self.priority)
         except InvalidRequest as error:
             return BadRequestError(*error.faults).error
         except TaskFailedError as error:
@@ -100,9 +104,17 @@ class ResolvedRequest:
     complete: GenerationRequest
     #: The worker's limits, which a file of embeddings and the model's own size can exceed.
     limits: Limits
+    #: Of its delivery.
+    priority: int
 
     @classmethod
-    def of(cls, request: GenerationRequest, task_id: str, settings: Settings) -> ResolvedRequest:
+    def of(
+        cls,
+        request: GenerationRequest,
+        task_id: str,
+        settings: Settings,
+        priority: int = DEFAULT_PRIORITY,
+    ) -> ResolvedRequest:
         """Fill in the defaults of the request's model and check the worker's limits.
 
         Raises `UnknownModelError`, `InvalidRequest`, and `BadRequestError` for what is not served.
@@ -123,7 +135,7 @@ class ResolvedRequest:
         if refused := [*push_targets.faults(request, settings.reply_to, settings.webhook_hosts)]:
             raise BadRequestError(*refused)
         complete = parse_request(wire, settings.limits)
-        return cls(task_id, request, complete, settings.limits)
+        return cls(task_id, request, complete, settings.limits, priority)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -159,6 +171,7 @@ class ResolvedRequest:
             output_type=request.output_type,
             preview_every=request.preview_every,
             clip_skip=request.clip_skip,
+            priority=self.priority,
             lora_scale=None if attention is None or attention.scale == 1 else attention.scale,
             latents=inputs.get("latents"),
             prompt_embeds=inputs.get("prompt_embeds"),
