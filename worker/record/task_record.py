@@ -81,6 +81,7 @@ class TaskRecord:
             task_id,
             ClaimAnswer(answer.decode()),
             fence,
+            token,
             attempt,
             float(submitted),
             float(claimed),
@@ -97,7 +98,7 @@ class TaskRecord:
             self._append(
                 task=self.keys.task(claim.task_id),
                 events=self.keys.events(claim.task_id),
-                fence=claim.fence,
+                token=claim.token,
                 tail=self._tail(claim.task_id, kind, fields),
             )
         )
@@ -108,7 +109,7 @@ class TaskRecord:
             self._save(
                 task=self.keys.task(claim.task_id),
                 checkpoint=self.keys.checkpoint(claim.task_id),
-                fence=claim.fence,
+                token=claim.token,
                 step=step,
                 state=state,
             )
@@ -127,9 +128,9 @@ class TaskRecord:
     def is_current(self, claim: Claim) -> bool:
         """Whether the task is running and this is its latest claim."""
         reply: Any = retry_redis(
-            lambda: self.redis.hmget(self.keys.task(claim.task_id), "fence", "status")
+            lambda: self.redis.hmget(self.keys.task(claim.task_id), "token", "status")
         )
-        return list(reply) == [str(claim.fence).encode(), b"running"]
+        return list(reply) == [claim.token.encode(), b"running"]
 
     def finish(
         self,
@@ -151,7 +152,7 @@ class TaskRecord:
                 checkpoint=self.keys.checkpoint(claim.task_id),
                 dead=self.keys.dead,
                 id=claim.task_id,
-                fence=claim.fence,
+                token=claim.token,
                 status=status.value,
                 outcome=json.dumps(outcome),
                 tail=tail,
@@ -170,7 +171,7 @@ class TaskRecord:
             lambda: self._requeue(
                 **self._keys_of(claim.task_id),
                 id=claim.task_id,
-                fence=claim.fence,
+                token=claim.token,
                 tail=tail,
                 counts=counts,
             )

@@ -2,14 +2,14 @@
 --
 -- task        ns:{id}:task        hash    checkpoint_step written
 -- checkpoint  ns:{id}:checkpoint  string  written
--- fence       of the claim
+-- token       of the claim
 -- step
 -- state       safetensors
 -- Returns 0, or -1 when another worker has claimed the task.
 local task, checkpoint = unpack(KEYS)
-local fence, step, state = unpack(ARGV)
-local held = redis.call('HMGET', task, 'fence', 'status')
-if held[1] ~= fence or held[2] ~= 'running' then return -1 end
+local token, step, state = unpack(ARGV)
+local held = redis.call('HMGET', task, 'token', 'status')
+if held[1] ~= token or held[2] ~= 'running' then return -1 end
 redis.call('SET', checkpoint, state)
 redis.call('HSET', task, 'checkpoint_step', step)
 return 0
