@@ -95,7 +95,10 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "redis_backend_health_check_interval": options.get("health_check_interval", 10),
         "redis_client_name": options.get("client_name"),
         # `celery_task` and the publisher retry.
-        "result_backend_transport_options": {"retry_policy": {"max_retries": 0}},
+        "result_backend_transport_options": {
+            "address": results,
+            "retry_policy": {"max_retries": 0},
+        },
         "result_expires": settings.record_ttl_s,
         # Celery would write STARTED before the task's body, and fail the task when it can't.
         "task_track_started": False,
