@@ -19,7 +19,7 @@ _KEYS = tuple(
     re.compile(pattern, re.DOTALL)
     for pattern in (
         r"sag:\{(?P<id>[^{}]+)\}:(task|events|checkpoint)",
-        r"sag:(open|wishes|workers|pushes|dead|reconciler)",
+        r"sag:(open|wishes|workers|pushes|dead|reconciler|primary)",
         r"generate\.(default|remote)(\x06\x16[1-9])?",
         r"sag\.unacked(_index)?",
         r"_kombu\.binding(_permanent)?\.generate\.(default|remote)",

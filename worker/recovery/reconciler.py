@@ -19,6 +19,7 @@ from api_contracts.redis_io.connection import is_unavailable
 from worker import metrics
 from worker.background import BackgroundThread, log_error
 from worker.recovery.open_tasks import OpenTasks, request_of
+from worker.recovery.redis_outage import PrimaryWatch
 from worker.recovery.timing import (
     ELECTION_TTL_S,
     RECONCILE_PERIOD_S,
@@ -67,7 +68,8 @@ class Reconciler:
         record_ttl_s: int,
     ) -> None:
         """`redis` has the records; `send` gets a task id, its request and its queue."""
-        self._redis, self._messages, self._send = redis, messages, send
+        self._messages, self._send = messages, send
+        self._servers = PrimaryWatch(redis, keys), PrimaryWatch(messages.redis, keys)
         self._walk_period_s = walk_period_s(lease_s)
         self._tasks = OpenTasks(redis, keys, lease_s=lease_s, record_ttl_s=record_ttl_s)
         self._lock = redis.lock(
@@ -138,13 +140,10 @@ class Reconciler:
         logger.warning("task %s was orphaned, without a message; sent again", task_id)
 
     def _is_just_back(self) -> bool:
-        """Whether Redis was unavailable recently: restarted, or not reached by this process."""
+        """Whether Redis was away recently: restarted, failed over, or not reached from here."""
         if time.monotonic() - self._failed_s < UNAVAILABLE_GRACE_S:
             return True
-        servers = self._redis, self._messages.redis
-        return any(
-            server.info("server")["uptime_in_seconds"] < UNAVAILABLE_GRACE_S for server in servers
-        )
+        return any(server.is_just_back(UNAVAILABLE_GRACE_S) for server in self._servers)
 
     def _was_frozen(self) -> bool:
         """Whether Redis or this process was frozen so long that others may have missed renewals.
