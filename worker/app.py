@@ -21,11 +21,14 @@ from api_contracts.names import (
 )
 from api_contracts.redis_io.address import RedisAddress
 from api_contracts.redis_io.celery_app import celery_app
+from api_contracts.redis_io.cluster import CLUSTER, is_cluster
+from api_contracts.redis_io.connection import connect_impatiently
 from worker import logs
 from worker.broker import remote_control
 from worker.broker.transport import Predicate
 from worker.config.environment import read, unknown_variables
 from worker.execution.celery_task import Generate
+from worker.exit_codes import INVALID
 from worker.recovery.open_tasks import priority_of
 from worker.recovery.timing import message_lease_s
 from worker.runtime import WorkerProcess
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
     from worker.config.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+#: Longest wait for each Redis to say whether it is a cluster, in seconds; it is asked twice.
+CLUSTER_ANSWER_S = 2.0
 
 
 def create_app(settings: Settings, owner: str | None = None) -> Celery:
@@ -152,6 +158,7 @@ def _follow_signals(process: WorkerProcess, settings: Settings) -> None:
             logger.warning("%s is set but unknown to this version: ignored", name)
 
     def start(**_: object) -> None:
+        refuse_clusters(settings)
         events = settings.events_redis_url.get_secret_value()
         records = Records(events, settings.namespace)
         remote_control.install(records, process.state, process.drain)
@@ -168,6 +175,18 @@ def _follow_signals(process: WorkerProcess, settings: Settings) -> None:
     signals.celeryd_after_setup.connect(start, weak=False)
     signals.worker_shutting_down.connect(drain, weak=False)
     signals.worker_shutdown.connect(close, weak=False)
+
+
+def refuse_clusters(settings: Settings) -> None:
+    """End the process, as for a wrong setting, if a Redis of the settings is a Redis Cluster.
+
+    One that does not answer now is taken for what it should be: the worker waits for it.
+    """
+    for name, url in settings.redis_urls.items():
+        with connect_impatiently(url.get_secret_value(), CLUSTER_ANSWER_S) as redis:
+            if is_cluster(redis):
+                logger.critical("%s: %s", name, CLUSTER)
+                raise SystemExit(INVALID)
 
 
 def work(settings: Settings, name: str, owner: str | None = None) -> int:

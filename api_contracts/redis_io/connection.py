@@ -20,6 +20,7 @@ from redis.retry import Retry
 
 from api_contracts.errors import ServiceUnavailable
 from api_contracts.redis_io.address import RedisAddress
+from api_contracts.redis_io.cluster import CLUSTER, is_cluster_error
 from api_contracts.redis_io.pools import client_of
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def is_unavailable(error: BaseException) -> bool:
 
 def as_service_unavailable(error: RedisError) -> ServiceUnavailable | None:
     """The caller's error when Redis is unavailable or refuses this user; None for any other."""
+    if is_cluster_error(error):
+        return ServiceUnavailable(f"{CLUSTER} ({error})")
     if is_unavailable(error):
         return ServiceUnavailable(f"Redis does not answer: {error}")
     if isinstance(error, NoPermissionError):

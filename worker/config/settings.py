@@ -274,6 +274,12 @@ class Settings(BaseSettings):
         """The Redis URL of Celery's results."""
         return self.result_url or self.broker_url
 
+    @property
+    def redis_urls(self) -> dict[str, SecretStr]:
+        """The Redis URLs that are set, by variable; the broker's always."""
+        urls = {"BROKER": self.broker_url, "EVENTS": self.events_url, "RESULT": self.result_url}
+        return {f"SAG_{name}_URL": url for name, url in urls.items() if url is not None}
+
     def shown(self) -> dict[str, Any]:
         """Return the settings by variable, secrets hidden, for the log."""
         return {
