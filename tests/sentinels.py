@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from worker import embedded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 MASTER_NAME = "pictures"
@@ -63,7 +63,7 @@ class Server:
 
     def connect(self) -> Redis:
         """A connection of its own."""
-        return Redis(port=self.port, socket_timeout=5, protocol=2, **self.login)
+        return Redis(embedded.LOOPBACK, self.port, socket_timeout=5, protocol=2, **self.login)
 
     def _answers(self) -> bool:
         assert self.is_up, (self.folder / "log").read_text()
@@ -81,34 +81,57 @@ class Watched:
         executable: str,
         options: Sequence[str] = DURABLE,
         password: str = "",
-        scheme: str = "sentinel",
+        tls: Mapping[str, str] | None = None,
     ) -> None:
-        """`options` are of every Redis; `password` is that of the sentinels, '' for none."""
+        """`options` are of every Redis; `password` is that of the sentinels, '' for none.
+
+        `tls` are files of servers and of their clients, by Redis's names: `cert-file` and so on.
+        """
         self._folder, self._executable, self._password = folder, executable, password
+        self._tls = dict(tls or {})
         ports = embedded.free_ports(1 + REPLICAS + SENTINELS)
         first = ports[0]
         self.nodes = [
-            Server(folder / f"redis{number}", self._node(number, port, first, options), port)
+            Server(
+                folder / f"redis{number}",
+                self._node(number, port, first, options),
+                port,
+                **self._client_tls(),
+            )
             for number, port in enumerate(ports[: 1 + REPLICAS])
         ]
-        login = {"password": password} if password else {}
+        login: dict[str, Any] = {"password": password} if password else {}
+        login |= self._client_tls()
         self.sentinels = [
             Server(folder / f"sentinel{number}", self._sentinel(number), port, **login)
             for number, port in enumerate(ports[1 + REPLICAS :])
         ]
         hosts = ",".join(f"{embedded.LOOPBACK}:{each.port}" for each in self.sentinels)
-        self.url = f"{scheme}://{hosts}/0?master_name={MASTER_NAME}"
+        self.url = f"sentinel{'s' * bool(tls)}://{hosts}/0?master_name={MASTER_NAME}"
         if password:
             self.url += f"&sentinel_password={quote(password)}"
 
     def _node(self, number: int, port: int, first: int, options: Sequence[str]) -> list[str]:
         command = [
-            self._executable, "--port", str(port), "--bind", embedded.LOOPBACK,
+            self._executable, *self._listen(port), "--bind", embedded.LOOPBACK,
             "--dir", str(self._folder / f"redis{number}"), "--appendonly", "yes", "--save", "",
             "--maxmemory-policy", "noeviction", "--repl-diskless-sync-delay", "0",
             "--repl-ping-replica-period", "1", *embedded.KEEP_ENVIRONMENT, *options,
         ]  # fmt: skip
         return command + (["--replicaof", embedded.LOOPBACK, str(first)] if number else [])
+
+    def _listen(self, port: int) -> list[str]:
+        if not self._tls:
+            return ["--port", str(port)]
+        files = [text for name, file in self._tls.items() for text in (f"--tls-{name}", file)]
+        return ["--port", "0", "--tls-port", str(port), "--tls-replication", "yes", *files]
+
+    def _client_tls(self) -> dict[str, Any]:
+        if not self._tls:
+            return {}
+        names = {"ssl_certfile": "cert-file", "ssl_keyfile": "key-file"}
+        files = {ours: self._tls[name] for ours, name in names.items()}
+        return {"ssl": True, "ssl_ca_certs": self._tls["ca-cert-file"], **files}
 
     def _sentinel(self, number: int) -> list[str]:
         config = self._folder / f"sentinel{number}" / "sentinel.conf"
@@ -141,10 +164,11 @@ class Watched:
         """A connection to the current primary, which is lost when it fails over."""
         return self.primary().connect()
 
-    def fail_over(self) -> Server:
+    def fail_over(self, known: Callable[[], object] = bool) -> Server:
         """Have the sentinels promote a replica, as an operator does who wants to lose nothing.
 
-        Returns when they name it. A primary that is not paused goes on taking writes, which are
+        Returns when they name it; `known` is called before connections to the former one are
+        closed. A primary that is not paused goes on taking writes, which are
         lost, for one second with `DURABLE` and some ten without.
         """
         before = self.primary()
@@ -158,6 +182,7 @@ class Watched:
 
         until(accepted)
         until(lambda: all(port != before.port for port in self._ports()))
+        known()
         with before.connect() as redis:  # else they would wait for it until they time out
             for kind in ("normal", "pubsub"):
                 redis.client_kill_filter(_type=kind, skipme=True)
@@ -203,8 +228,11 @@ class Watched:
 
     def _configure(self, server: Server) -> None:
         quorum = SENTINELS // 2 + 1
+        listen = self._listen(server.port)
+        pairs = zip(listen[::2], listen[1::2], strict=True)
         lines = [
-            f"port {server.port}", f"bind {embedded.LOOPBACK}", f"dir {server.folder}",
+            *(f"{name.removeprefix('--')} {value}" for name, value in pairs),
+            f"bind {embedded.LOOPBACK}", f"dir {server.folder}",
             f"sentinel monitor {MASTER_NAME} {embedded.LOOPBACK} {self.nodes[0].port} {quorum}",
             f"sentinel down-after-milliseconds {MASTER_NAME} {DOWN_AFTER_MS}",
             f"sentinel failover-timeout {MASTER_NAME} {FAILOVER_TIMEOUT_MS}",

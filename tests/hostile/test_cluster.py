@@ -49,7 +49,7 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 def is_empty(url: str) -> bool:
     """Whether the node has no key."""
     with Redis.from_url(url) as redis:
-        return redis.dbsize() == 0
+        return bool(redis.dbsize() == 0)
 
 
 def test_both_clients_name_it(url: str, no_backoff: None) -> None:

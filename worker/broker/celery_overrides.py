@@ -111,7 +111,10 @@ class Backend(RedisBackend):
     """
 
     def _params_from_url(self, url: str, defaults: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002  # Celery's signature
-        return pools.fitting(self._transport_options["address"], defaults)
+        address = self._transport_options["address"]
+        # With TLS the defaults have a class for a single server.
+        own = {"connection_class": pools.connection_class(address)}
+        return pools.fitting(address, defaults | own)
 
     def _get_pool(self, **params: Any) -> ConnectionPool:  # noqa: ANN401  # Celery's signature
         return pools.pool_of(self._transport_options["address"], params)
