@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -160,6 +161,29 @@ def test_a_server_that_is_no_primary_is_left(whole: sentinels.Watched) -> None:
             assert await client.eval(script, 1, "counted") == before + 2
 
     asyncio.run(refused())
+
+
+def test_users_and_passwords_of_both(whole: sentinels.Watched, namespace: str) -> None:
+    """One user for Redis and another for its sentinels, with characters that URLs encode."""
+    user, password = "art@home/1", "p:w#?/@"
+    everything: dict[str, Any] = {
+        "enabled": True, "passwords": [f"+{password}"], "keys": ["*"], "channels": ["*"],
+        "commands": ["+@all"],
+    }  # fmt: skip
+    for server in (*whole.nodes, *whole.sentinels):
+        with server.connect() as redis:
+            redis.acl_setuser(user, **everything)
+    login = f"{quote(user, safe='')}:{quote(password, safe='')}"
+    hosts = whole.url.partition("://")[2].partition("/")[0]
+    own = urlencode({"sentinel_username": user, "sentinel_password": password})
+    url = f"sentinel://{login}@{hosts}/0?master_name={sentinels.MASTER_NAME}&{own}"
+    app = create_app(Settings(broker_url=url, device="cpu"))
+    with connect(url) as redis, app.connection_for_read() as broker:
+        asked: Any = redis.connection_pool
+        redis.ping()
+        sentinel = asked.sentinel_manager.sentinels[0]
+        clients = redis, broker.default_channel.client, app.backend.client, sentinel
+        assert [each.acl_whoami() for each in clients] == [user] * 4
 
 
 def test_sentinels_that_do_not_answer_are_skipped(whole: sentinels.Watched) -> None:
