@@ -131,7 +131,10 @@ def test_asyncio_goes_on_with_the_new_primary(whole: sentinels.Watched, namespac
 
 
 def test_a_server_that_is_no_primary_is_left(whole: sentinels.Watched) -> None:
-    """A script that a replica refuses breaks the connection, so that the next one asks again."""
+    """A script that a replica refuses breaks the connection, so that the next one asks again.
+
+    Newer servers refuse it in words that redis-py knows, those of 6.2 in others.
+    """
     address = RedisAddress.parse(whole.url)
     options = connection.connection_options(address)
     script = "return redis.call('INCR', KEYS[1])"
@@ -145,7 +148,7 @@ def test_a_server_that_is_no_primary_is_left(whole: sentinels.Watched) -> None:
     pool.release(held)
     pool.proxy.master_address = held.host, held.port  # as if the sentinels had not noticed yet
     held.send_command("EVAL", script, 1, "counted")
-    with pytest.raises(RedisConnectionError, match="no primary any more"):
+    with pytest.raises(RedisConnectionError, match=r"no primary any more|is now a slave"):
         held.read_response()
     assert redis.eval(script, 1, "counted") == before + 1
 
@@ -156,7 +159,7 @@ def test_a_server_that_is_no_primary_is_left(whole: sentinels.Watched) -> None:
             await connected.disconnect()
             await connected.connect_to(("127.0.0.1", replica.port))
             await connected.send_command("EVAL", script, 1, "counted")
-            with pytest.raises(RedisConnectionError, match="no primary any more"):
+            with pytest.raises(RedisConnectionError, match=r"no primary any more|is now a slave"):
                 await connected.read_response()
             assert await client.eval(script, 1, "counted") == before + 2
 

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import pytest
+from pydantic import SecretStr
 from redis import Redis
 
 from api_contracts import AsyncGenerationClient, GenerationClient
 from tests.hostile.guarded import wheel_redis
 from tests.record.box import Box
-from tests.sentinels import Server, until
+from tests.sentinels import Server
 from worker.app import create_app
+from worker.config.push_targets import ReplyTarget
 from worker.config.settings import Settings
+from worker.push.celery_replies import CeleryReplies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +58,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     ids=["unix", "celery"],
 )
 def test_a_socket_serves_all(path: Path, namespace: str, form: str) -> None:
-    """Submission, consumer, results, and the asyncio client, as a user with a password."""
+    """Submission, consumer, results, pushes and the asyncio client, as a user with a password."""
     login = f"{quote(USER, safe='')}:{quote(PASSWORD, safe='')}@"
     url = form.format(login=login, path=quote(str(path)))
     app = create_app(Settings(broker_url=url, device="cpu"))
@@ -78,5 +81,9 @@ def test_a_socket_serves_all(path: Path, namespace: str, form: str) -> None:
             return str(await client.handle("t").cancel())
 
     assert asyncio.run(cancelled()) == "queued"
+    target = ReplyTarget(queue=namespace, task="theirs", broker_url=SecretStr(url))
+    replies = CeleryReplies([target], "redis://127.0.0.1:9/0")
+    replies.send(target.address, "m", b'{"x": 1}')
+    replies.close()
     with Redis(unix_socket_path=str(path), db=3) as redis:
-        until(lambda: bool(redis.keys(f"{namespace}:*")))
+        assert redis.llen(namespace) == 1

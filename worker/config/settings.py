@@ -51,7 +51,8 @@ class Settings(BaseSettings):
 
     broker_url: RedisUrl = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"),
-        description="Redis for the queues; give the service a database of its own.",
+        description="Redis for the queues, a database of its own: `redis://`, `rediss://`, "
+        "`valkey://`, `unix://` or `sentinel://`, see Redis URLs.",
     )
     result_url: RedisUrl | None = Field(
         default=None, description="Redis for Celery's results. Default: `SAG_BROKER_URL`."
