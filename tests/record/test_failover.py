@@ -8,10 +8,11 @@ from urllib.parse import quote, urlencode
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from api_contracts import AsyncGenerationClient, GenerationClient, ServiceUnavailable
 from api_contracts.names import Keys, queue_name
-from api_contracts.redis_io import aio_pools, connection
+from api_contracts.redis_io import aio_pools, connection, pools
 from api_contracts.redis_io.address import RedisAddress
 from api_contracts.redis_io.connection import connect, connect_impatiently
 from tests import sentinels
@@ -164,6 +165,21 @@ def test_a_server_that_is_no_primary_is_left(whole: sentinels.Watched) -> None:
             assert await client.eval(script, 1, "counted") == before + 2
 
     asyncio.run(refused())
+
+
+@pytest.mark.parametrize(
+    ("text", "is_left"),
+    [
+        ("NOREPLICAS Not enough good replicas to write.", True),
+        ("Error running script (call to f_1): @user_script:40: -NOREPLICAS Not enough", True),
+        ("READONLY You can't write against a read only replica.", True),
+        ("OOM command not allowed when used memory > 'maxmemory'.", False),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", False),
+    ],
+)
+def test_refusals_for_which_a_server_is_left(text: str, *, is_left: bool) -> None:
+    """A replica's, and those of a primary that lost its replicas, as one that was replaced does."""
+    assert pools.is_demoted(ResponseError(text)) is is_left
 
 
 def test_users_and_passwords_of_both(whole: sentinels.Watched, namespace: str) -> None:
