@@ -20,7 +20,7 @@ from tests.hostile.guarded import wheel_redis
 from tests.record import owners
 from tests.record.box import Box
 from worker.app import create_app
-from worker.broker.held_messages import HeldMessages
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 from worker.config.settings import Settings
 from worker.recovery.active_tasks import ActiveTasks
 from worker.recovery.lease import Lease
@@ -104,10 +104,12 @@ def test_everything_goes_on_with_the_new_primary(
         with whole.connect() as primary:
             assert primary.llen(queue_name(namespace)) == 0
         message.ack()
-        for each in box._got:
-            each.ack()
         after.close()
         box.close()
+        for each in box._got:  # over a connection of its own
+            each.ack()
+        with whole.connect() as primary:
+            assert not primary.exists(UNACKED, UNACKED_INDEX)
 
 
 def test_asyncio_goes_on_with_the_new_primary(whole: sentinels.Watched, namespace: str) -> None:

@@ -15,6 +15,7 @@ from tests.hostile.guarded import wheel_redis
 from tests.record.box import Box
 from tests.sentinels import Server
 from worker.app import create_app
+from worker.broker.held_messages import UNACKED
 from worker.config.push_targets import ReplyTarget
 from worker.config.settings import Settings
 from worker.push.celery_replies import CeleryReplies
@@ -67,14 +68,15 @@ def test_a_socket_serves_all(path: Path, namespace: str, form: str) -> None:
         task = client.submit({"prompt": "x", "model": namespace}, "t")
         (message,) = box.drain()
         assert message.headers["id"] == task.task_id
-        message.ack()
+        box.close()
+        message.ack()  # over a connection of its own
+        assert not client.redis.exists(UNACKED)
         assert task.status() == "queued"
         assert client.redis.acl_whoami() == USER
     app.backend.store_result(namespace, {"step": 1}, "PROGRESS")
     assert app.backend.get_state(namespace) == "PROGRESS"
     with app.connection_for_read() as connection:
         assert connection.default_channel.client.acl_whoami() == USER
-    box.close()
 
     async def cancelled() -> str:
         async with AsyncGenerationClient(url, namespace) as client:
