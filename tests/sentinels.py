@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
-from redis import Redis
 from redis.exceptions import RedisError
 
+from tests.redis_process import Server, until
 from worker import embedded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+
+    from redis import Redis
 
 MASTER_NAME = "pictures"
 REPLICAS, SENTINELS = 2, 3
@@ -26,50 +25,8 @@ DOWN_AFTER_MS, FAILOVER_TIMEOUT_MS = 1000, 6000
 #: How long writes wait during a planned failover, at most: until the sentinels have made a replica
 #: of the former primary.
 PAUSE_MS = 15_000
-#: Longest wait for a server, for a new primary and for its replicas, in seconds.
-WAIT_S = 60.0
 #: A primary that has lost its replicas refuses to write: what it took would be lost.
 DURABLE = ("--min-replicas-to-write", "1", "--min-replicas-max-lag", "5")
-
-
-class Server:
-    """One Redis or sentinel process, which can be killed and started again on its port."""
-
-    def __init__(self, folder: Path, command: Sequence[str], port: int, **login: Any) -> None:
-        """`login` are redis-py's arguments of a connection that may send PING."""
-        self.folder, self.command, self.port, self.login = folder, list(command), port, login
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                self.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
-        until(self._answers)
-
-    @property
-    def is_up(self) -> bool:
-        """Whether its process runs."""
-        return self._process is not None and self._process.poll() is None
-
-    def send(self, number: signal.Signals) -> None:
-        """Send a signal; after one that ends it, wait for its end."""
-        if self._process is not None and self._process.poll() is None:
-            os.kill(self._process.pid, number)
-            if number in (signal.SIGKILL, signal.SIGTERM):
-                self._process.wait(WAIT_S)
-
-    def connect(self) -> Redis:
-        """A connection of its own."""
-        return Redis(embedded.LOOPBACK, self.port, socket_timeout=5, protocol=2, **self.login)
-
-    def _answers(self) -> bool:
-        assert self.is_up, (self.folder / "log").read_text()
-        with suppress(RedisError), self.connect() as redis:
-            return bool(redis.ping())
-        return False
 
 
 class Watched:
@@ -250,11 +207,3 @@ class Watched:
             if state["num-other-sentinels"] != SENTINELS - 1:
                 return False
         return True
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition that a server brings about."""
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, "waited in vain"
-        time.sleep(0.05)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from redis import Redis
 
 from api_contracts import AsyncGenerationClient, GenerationClient, ServiceUnavailable
 from tests.hostile.guarded import wheel_redis
-from tests.sentinels import Server
+from tests.redis_process import Server
 from worker import embedded
 from worker.app import refuse_clusters
 from worker.config.settings import Settings
@@ -43,7 +44,7 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             while info.get("cluster_state") != "ok":
                 info = redis.execute_command("CLUSTER INFO")
     yield f"redis://{embedded.LOOPBACK}:{port}/0"
-    server.send(9)  # type: ignore[arg-type]  # SIGKILL
+    server.send(signal.SIGKILL)
 
 
 def is_empty(url: str) -> bool:

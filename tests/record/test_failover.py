@@ -19,6 +19,7 @@ from tests import sentinels
 from tests.hostile.guarded import wheel_redis
 from tests.record import owners
 from tests.record.box import Box
+from tests.redis_process import until
 from worker.app import create_app
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 from worker.config.settings import Settings
@@ -68,7 +69,7 @@ def until_answered(call: Callable[[], Any]) -> Any:
             return False
         return True
 
-    sentinels.until(answered)
+    until(answered)
     return found[-1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -13,7 +14,7 @@ from redis import Redis
 from api_contracts import AsyncGenerationClient, GenerationClient
 from tests.hostile.guarded import wheel_redis
 from tests.record.box import Box
-from tests.sentinels import Server
+from tests.redis_process import Server
 from worker.app import create_app
 from worker.broker.held_messages import UNACKED
 from worker.config.push_targets import ReplyTarget
@@ -50,7 +51,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             commands=["+@all"],
         )  # fmt: skip
     yield socket
-    server.send(9)  # type: ignore[arg-type]  # SIGKILL
+    server.send(signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
