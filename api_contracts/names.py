@@ -147,6 +147,14 @@ class Keys:
         return f"{self.namespace}:reconciler"
 
     @property
+    def primary(self) -> str:
+        """String: replication id of the Redis that a reconciler saw last, and since when.
+
+        Unix seconds, 0 for the first one. On the broker and on the Redis of records.
+        """
+        return f"{self.namespace}:primary"
+
+    @property
     def control(self) -> str:
         """Channel: ids whose cancel was requested. A hint only; the record decides."""
         return f"{self.namespace}:control"

@@ -20,12 +20,15 @@ from api_contracts.names import (
 )
 from api_contracts.redis_io.address import RedisAddress
 from api_contracts.redis_io.celery_app import celery_app
+from api_contracts.redis_io.cluster import CLUSTER, is_cluster
+from api_contracts.redis_io.connection import connect_impatiently
 from worker import logs
 from worker.broker import remote_control
 from worker.broker.held_requests import lowest_priority
 from worker.broker.transport import OptionFunction
 from worker.config.environment import read, unknown_variables
 from worker.execution.celery_task import Generate
+from worker.exit_codes import INVALID
 from worker.recovery.timing import message_lease_s
 from worker.runtime import WorkerProcess
 
@@ -40,6 +43,8 @@ logger = logging.getLogger(__name__)
 #: Time between two events that tell Flower that this worker lives, in seconds. Celery's default of
 #: 2 is a tenth of what an idle worker may ask of Redis.
 HEARTBEAT_S = 10
+#: Longest wait for each Redis to say whether it is a cluster, in seconds; it is asked twice.
+CLUSTER_ANSWER_S = 2.0
 
 
 def create_app(settings: Settings, owner: str | None = None) -> Celery:
@@ -100,7 +105,10 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "redis_backend_health_check_interval": options.get("health_check_interval", 10),
         "redis_client_name": options.get("client_name"),
         # `celery_task` and the publisher retry.
-        "result_backend_transport_options": {"retry_policy": {"max_retries": 0}},
+        "result_backend_transport_options": {
+            "address": results,
+            "retry_policy": {"max_retries": 0},
+        },
         "result_expires": settings.record_ttl_s,
         # Celery would write STARTED before the task's body, and fail the task when it can't.
         "task_track_started": False,
@@ -137,6 +145,7 @@ def _follow_signals(process: WorkerProcess, settings: Settings) -> None:
             logger.warning("%s is set but unknown to this version: ignored", name)
 
     def start(**_: object) -> None:
+        refuse_clusters(settings)
         events = settings.events_redis_url.get_secret_value()
         records = Records(events, settings.namespace)
         remote_control.install(records, process.state, process.drain)
@@ -153,6 +162,18 @@ def _follow_signals(process: WorkerProcess, settings: Settings) -> None:
     signals.celeryd_after_setup.connect(start, weak=False)
     signals.worker_shutting_down.connect(drain, weak=False)
     signals.worker_shutdown.connect(close, weak=False)
+
+
+def refuse_clusters(settings: Settings) -> None:
+    """End the process, as for a wrong setting, if a Redis of the settings is a Redis Cluster.
+
+    One that does not answer now is taken for what it should be: the worker waits for it.
+    """
+    for name, url in settings.redis_urls.items():
+        with connect_impatiently(url.get_secret_value(), CLUSTER_ANSWER_S) as redis:
+            if is_cluster(redis):
+                logger.critical("%s: %s", name, CLUSTER)
+                raise SystemExit(INVALID)
 
 
 def work(settings: Settings, name: str, owner: str | None = None) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -19,6 +18,7 @@ from api_contracts.client.stream_watcher import StreamWatcher
 from api_contracts.names import Keys
 from api_contracts.pushes import FIELDS, Push, PushKind, pushes_of
 from api_contracts.redis_io.address import RedisAddress
+from api_contracts.redis_io.aio_pools import client_of
 from api_contracts.redis_io.connection import connection_options
 from api_contracts.redis_io.scripts import load
 
@@ -46,7 +46,7 @@ class AsyncServer:
         Raises ValueError for an invalid URL.
         """
         address = RedisAddress.parse(url)
-        self.redis = Redis.from_url(address.url, **connection_options(address, answer_s))
+        self.redis = client_of(address, connection_options(address, answer_s))
         # Not redis-py's blocking pool: a cancelled caller may take a connection with it.
         self._limit = asyncio.Semaphore(MAX_CONNECTIONS)
 

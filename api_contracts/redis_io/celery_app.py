@@ -34,6 +34,7 @@ def celery_app(name: str, broker_url: str, **configuration: Any) -> Celery:  # n
     app = Celery(name, set_as_current=False, fixups=[], loader=EnvironmentBlindLoader)
     settings = {
         "broker_url": address.url,
+        "broker_transport": "api_contracts.redis_io.transport:Transport",
         "broker_transport_options": names.TRANSPORT_OPTIONS,
         "broker_connection_timeout": CONNECT_S,
         "task_serializer": "json",
@@ -41,7 +42,7 @@ def celery_app(name: str, broker_url: str, **configuration: Any) -> Celery:  # n
         **configuration,
     }
     settings["broker_transport_options"] = {
-        **settings["broker_transport_options"], **address.options
+        **settings["broker_transport_options"], **address.options, "address": address
     }  # fmt: skip
     app.conf.update(settings)
     return app

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     ClusterDownError,
@@ -21,6 +20,11 @@ from redis.retry import Retry
 
 from api_contracts.errors import ServiceUnavailable
 from api_contracts.redis_io.address import RedisAddress
+from api_contracts.redis_io.cluster import CLUSTER, is_cluster_error
+from api_contracts.redis_io.pools import client_of
+
+if TYPE_CHECKING:
+    from redis import Redis
 
 #: Exceptions of redis-py when Redis can't be reached.
 REDIS_UNREACHABLE = (RedisConnectionError, RedisTimeoutError)
@@ -47,14 +51,14 @@ OPTIONS: dict[str, Any] = {
 def connect(url: str) -> Redis:
     """A client whose calls fail within seconds without Redis; raises ValueError for a bad URL."""
     address = RedisAddress.parse(url)
-    return Redis.from_url(address.url, **connection_options(address))
+    return client_of(address, connection_options(address))
 
 
 def connect_impatiently(url: str, answer_s: float) -> Redis:
     """A client whose calls time out after `answer_s`, with one retry."""
     address = RedisAddress.parse(url)
-    options = connection_options(address, answer_s)
-    return Redis.from_url(address.url, **options, retry=Retry(NoBackoff(), 1))
+    options = connection_options(address, answer_s) | {"retry": Retry(NoBackoff(), 1)}
+    return client_of(address, options)
 
 
 def connection_options(address: RedisAddress, answer_s: float | None = None) -> dict[str, Any]:
@@ -72,6 +76,8 @@ def is_unavailable(error: BaseException) -> bool:
 
 def as_service_unavailable(error: RedisError) -> ServiceUnavailable | None:
     """The caller's error when Redis is unavailable or refuses this user; None for any other."""
+    if is_cluster_error(error):
+        return ServiceUnavailable(f"{CLUSTER} ({error})")
     if is_unavailable(error):
         return ServiceUnavailable(f"Redis does not answer: {error}")
     if isinstance(error, NoPermissionError):

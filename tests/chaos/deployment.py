@@ -19,7 +19,7 @@ from tests.chaos import processes
 from tests.chaos.machine import LEASE_S, ROOT, Machine
 from tests.chaos.proxy import Proxy
 from tests.chaos.proxy_modes import Disturbance, Mode
-from tests.chaos.servers import RedisServer
+from tests.chaos.servers import RedisServer, SentinelServers
 from tests.chaos.site import patches
 from tests.chaos.submissions import POISON_MARK, REMOTE_MODEL, REPLY_TO
 from tests.chaos.worker_logs import WorkerLogs
@@ -71,10 +71,20 @@ class Deployment:
     """A context manager: starts the servers on entry, ends all processes on exit."""
 
     def __init__(
-        self, folder: Path, machines: int, extra: Mapping[str, str], clock_off_s: float
+        self,
+        folder: Path,
+        machines: int,
+        extra: Mapping[str, str],
+        clock_off_s: float,
+        *,
+        sentinel: bool = False,
     ) -> None:
-        """`extra` goes into the workers' environment; the last machine's clock is shifted."""
-        self.folder, self.logs = folder, WorkerLogs()
+        """`extra` goes into the workers' environment; the last machine's clock is shifted.
+
+        With `sentinel` workers and clients find Redis by its sentinels, past their links; the link
+        of the clients, for callers that know no sentinels, follows the primary.
+        """
+        self.folder, self.logs, self._sentinel = folder, WorkerLogs(), sentinel
         self._count, self._extra, self._clock_off_s = machines, extra, clock_off_s
         self._stack, self._done = ExitStack(), threading.Event()
         self._supervision = threading.Thread(target=self._supervise, name="keeper", daemon=True)
@@ -84,7 +94,12 @@ class Deployment:
         with ExitStack() as stack:
             for name in ("redis", "s3", "logs"):
                 (self.folder / name).mkdir(parents=True)
-            self.redis = stack.enter_context(RedisServer(self.folder / "redis"))
+            redis = self.folder / "redis"
+            self.redis: RedisServer | SentinelServers = (
+                stack.enter_context(SentinelServers(redis))
+                if self._sentinel
+                else stack.enter_context(RedisServer(redis))
+            )
             self.s3 = stack.enter_context(embedded.s3_server(self.folder / "s3", BUCKET))
             self.proxy = stack.enter_context(Proxy())
             self.clients = self.proxy.link(self.redis.port)
@@ -103,8 +118,18 @@ class Deployment:
 
     @property
     def clients_url(self) -> str:
-        """The clients' URL of Redis."""
+        """The URL of Redis by the clients' link."""
         return f"redis://{embedded.LOOPBACK}:{self.clients.port}/0"
+
+    @property
+    def service_url(self) -> str:
+        """The URL of clients of ours: that of the sentinels where there are some."""
+        return self.redis.service_url if self._sentinel else self.clients_url
+
+    def fail_over(self, *, dies: bool) -> None:
+        """Change the primary: it is killed, or as an operator does."""
+        assert isinstance(self.redis, SentinelServers)
+        self.redis.fail_over(dies=dies, moved=self.clients.lead_to)
 
     def start(self, numbers: range) -> None:
         """Start machines and wait until each has a worker that is ready."""
@@ -140,7 +165,11 @@ class Deployment:
             **inherited,
             **self.s3.environment,
             **SETTINGS,
-            "SAG_BROKER_URL": f"redis://{embedded.LOOPBACK}:{redis.port}/0",
+            "SAG_BROKER_URL": (
+                self.redis.service_url
+                if self._sentinel
+                else f"redis://{embedded.LOOPBACK}:{redis.port}/0"
+            ),
             "SAG_S3_ENDPOINT_URL": f"http://{embedded.LOOPBACK}:{s3.port}",
             "PYTHONPATH": f"{SITE}{os.pathsep}{ROOT}",
             "HF_ENDPOINT": f"http://{embedded.LOOPBACK}:{self.hub.port}",

@@ -17,6 +17,7 @@ from tests.chaos import messages, processes
 from tests.chaos.fault_schedule import KILLS, ON_ALL, ON_LINK, ON_MACHINE, Fault, FaultKind
 from tests.chaos.proxy import NOT_IMPLEMENTED
 from tests.chaos.proxy_modes import Disturbance, Mode
+from tests.chaos.servers import RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,9 +164,12 @@ class FaultInjector:
         now_s, links = time.monotonic(), [machine.s3 for machine in self.deployment.machines]
         match fault.kind:
             case FaultKind.REDIS_RESTART | FaultKind.REDIS_KILL:
-                kill = fault.kind is FaultKind.REDIS_KILL
-                self.deployment.redis.stop(signal.SIGKILL if kill else signal.SIGTERM)
-                self._later(fault, self.deployment.redis.start)
+                kill, redis = fault.kind is FaultKind.REDIS_KILL, self.deployment.redis
+                assert isinstance(redis, RedisServer)
+                redis.stop(signal.SIGKILL if kill else signal.SIGTERM)
+                self._later(fault, redis.start)
+            case FaultKind.FAILOVER:
+                self.deployment.fail_over(dies=fault.strength < 0.5)
             case FaultKind.S3_REFUSE:
                 self._disturb(fault, links, Disturbance(Mode.REFUSE))
             case FaultKind.S3_ERROR:

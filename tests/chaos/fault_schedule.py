@@ -26,6 +26,8 @@ class FaultKind(StrEnum):
     #: SIGTERM and SIGKILL of Redis.
     REDIS_RESTART = "redis-restart"
     REDIS_KILL = "redis-kill"
+    #: Sentinels promote a replica, asked to or after SIGKILL of the primary; `--sentinel` only.
+    FAILOVER = "failover"
     #: Modes of the Redis link of one machine, or of the clients.
     HALF_OPEN = "half-open"
     DEAF = "deaf"
@@ -62,6 +64,7 @@ ON_ALL = frozenset(
     {
         FaultKind.REDIS_RESTART,
         FaultKind.REDIS_KILL,
+        FaultKind.FAILOVER,
         FaultKind.S3_REFUSE,
         FaultKind.S3_ERROR,
         FaultKind.S3_SLOW,
@@ -69,6 +72,10 @@ ON_ALL = frozenset(
         FaultKind.S3_CONDITIONS,
     }
 )
+
+#: Faults of a Redis without sentinels. With them workers go to the primary itself, past the links,
+#: and one that starts again is a second primary for a while, whose writes are lost.
+ON_ONE_REDIS = ON_LINK | {FaultKind.REDIS_RESTART, FaultKind.REDIS_KILL}
 
 #: Weight of each kind, and its shortest and longest duration in seconds. For processes that end it
 #: is the pause until they are started again.
@@ -80,6 +87,7 @@ WEIGHTS: dict[FaultKind, tuple[int, tuple[float, float]]] = {
     FaultKind.DRAIN: (2, (0.0, 1.0)),
     FaultKind.REDIS_RESTART: (1, (0.1, 3.0)),
     FaultKind.REDIS_KILL: (1, (0.1, 8.0)),
+    FaultKind.FAILOVER: (2, (10.0, 10.0)),  # until the former primary is a replica
     FaultKind.HALF_OPEN: (2, (4.0, 25.0)),
     FaultKind.DEAF: (1, (3.0, 12.0)),
     FaultKind.DELAY: (1, (2.0, 6.0)),
@@ -110,6 +118,12 @@ class Fault:
     lasts_s: float
     #: 0 to 1: selects delay, share of the open tasks, HTTP status, or number of tasks.
     strength: float
+
+
+def possible(kinds: Collection[FaultKind], *, sentinel: bool) -> frozenset[FaultKind]:
+    """The kinds that a deployment with or without sentinels can have."""
+    impossible = ON_ONE_REDIS if sentinel else {FaultKind.FAILOVER}
+    return frozenset(kinds) - impossible
 
 
 def faults(

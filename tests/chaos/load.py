@@ -49,7 +49,9 @@ _AWAY = (ServiceUnavailable, OperationalError, RedisError, OSError)
 class Load:
     """Callers over the clients' proxy link. `start`, then `join`."""
 
+    #: Of plain producers, and of `GenerationClient`.
     url: str
+    service_url: str
     events: RecordedEvents
     requests: list[dict[str, Any]]
     submissions: Iterator[Submission]
@@ -63,7 +65,7 @@ class Load:
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.clients = [GenerationClient(self.url) for _ in range(CLIENTS)]
+        self.clients = [GenerationClient(self.service_url) for _ in range(CLIENTS)]
         self._celery = Celery("caller", broker=self.url, set_as_current=False)
         self._celery.conf.broker_transport_options = {
             "socket_timeout": 10, "socket_connect_timeout": 5,

@@ -75,6 +75,15 @@ class Link:
         """Reset the open connections."""
         _on(self._loop, self._reset_all)
 
+    def lead_to(self, server_port: int) -> None:
+        """Lead to another server from now on, and reset the open connections."""
+
+        def move() -> None:
+            self._server_port = server_port
+            self._reset_all()
+
+        _on(self._loop, move)
+
     async def listen(self) -> None:
         """Open the port."""
         server = await asyncio.start_server(self._serve, LOOPBACK, 0, limit=_HEAD_BYTES)

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from pydantic import ValidationError
-from redis import Redis
 from redis.exceptions import RedisError
 
 from api_contracts.events import EVENT, Event
+from api_contracts.redis_io.connection import connect
 
 if TYPE_CHECKING:
     from api_contracts.names import Keys
@@ -99,7 +99,7 @@ class Observer(threading.Thread):
 
     def __init__(self, url: str, keys: Keys, events: RecordedEvents) -> None:
         super().__init__(name="observer", daemon=True)
-        self._redis = Redis.from_url(url, socket_timeout=10, protocol=2)
+        self._redis = connect(url)
         self._keys, self._events = keys, events
         self._done = threading.Event()
 

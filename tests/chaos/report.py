@@ -109,6 +109,7 @@ def _verdict(findings: Findings) -> Page:
         ("turned off", plan.off or "nothing"),
         ("duration", f"{findings.duration_s:.0f} s"),
         ("machines", str(plan.machines)),
+        ("Redis", "primary, replicas and sentinels" if plan.sentinel else "one"),
         ("tasks", str(len(findings.tasks))),
         ("lost", str(len(findings.breaches(stream_laws.every_task_ends)))),
         ("doubled", str(len(findings.breaches(*invariants.DOUBLING)))),

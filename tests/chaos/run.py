@@ -14,7 +14,7 @@ from api_contracts.names import Keys
 from tests.chaos import evidence, invariants
 from tests.chaos.deployment import PREFIX, Deployment, wait_until
 from tests.chaos.fault_injector import FaultInjector
-from tests.chaos.fault_schedule import FaultKind, faults
+from tests.chaos.fault_schedule import FaultKind, faults, possible
 from tests.chaos.load import Load
 from tests.chaos.recorded_events import Observer, RecordedEvents
 from tests.chaos.recovery import Recovery, recoveries
@@ -65,6 +65,8 @@ class Plan:
     clock_off_s: float = 180.0
     #: Time without any event after which the open tasks are taken for lost, in seconds.
     patience_s: float = 180.0
+    #: Whether Redis has replicas and sentinels.
+    sentinel: bool = False
     #: More of the workers' environment.
     settings: Mapping[str, str] = field(default_factory=dict)
 
@@ -110,7 +112,9 @@ def run_plan(plan: Plan, folder: Path, say: Callable[[str], None]) -> Findings:
     extra = dict(plan.settings)
     if plan.off is not None:
         extra[patches.OFF] = plan.off
-    with Deployment(folder, plan.machines, extra, plan.clock_off_s) as deployment:
+    with Deployment(
+        folder, plan.machines, extra, plan.clock_off_s, sentinel=plan.sentinel
+    ) as deployment:
         with _observed(deployment, events):
             say("one worker makes the reference pictures")
             deployment.start(range(1))
@@ -140,7 +144,7 @@ def run_plan(plan: Plan, folder: Path, say: Callable[[str], None]) -> Findings:
 
 @contextmanager
 def _observed(deployment: Deployment, events: RecordedEvents) -> Iterator[None]:
-    observer = Observer(deployment.redis.url, Keys(), events)
+    observer = Observer(deployment.redis.service_url, Keys(), events)
     observer.start()
     try:
         yield
@@ -152,7 +156,7 @@ def _reference(
     deployment: Deployment, events: RecordedEvents, requests: list[dict[str, Any]]
 ) -> dict[int, tuple[str, ...]]:
     """sha256 of each request's pictures, made one at a time and without faults."""
-    with GenerationClient(deployment.clients_url) as client:
+    with GenerationClient(deployment.service_url) as client:
         for number, request in enumerate(requests):
             submission = Submission(f"{REFERENCE}{number}", number)
             events.add_submission(submission)
@@ -178,13 +182,15 @@ def _disturb(
     """Submit everything while faults are applied, lift them, and wait for every task."""
     pace_s = plan.seconds / plan.tasks if plan.seconds and plan.tasks else 0.0
     drawn = draw_submissions(plan.seed, plan.tasks, plan.requests, plan.poison_in)
-    load = Load(deployment.clients_url, events, requests, drawn, plan.backlog, pace_s)
+    urls = deployment.clients_url, deployment.service_url
+    load = Load(*urls, events, requests, drawn, plan.backlog, pace_s)
     injector = FaultInjector(deployment, load, plan.seed)
     began_s = due_s = time.monotonic()
     until_s = began_s + plan.seconds if plan.seconds else float("inf")
     load.start()
     try:
-        for fault in faults(plan.seed, plan.kinds, plan.machines, plan.every_s):
+        kinds = possible(plan.kinds, sentinel=plan.sentinel)
+        for fault in faults(plan.seed, kinds, plan.machines, plan.every_s):
             due_s += fault.after_s
             while time.monotonic() < min(due_s, until_s) and not load.is_done:
                 injector.lift()

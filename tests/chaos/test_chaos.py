@@ -51,6 +51,18 @@ def test_faults_break_no_law(tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
+def test_failovers_break_no_law(tmp_path: Path) -> None:
+    """Sentinels promote replicas while workers are killed: each task ends once, as without."""
+    plan = Plan(
+        tasks=40, seconds=60, every_s=8, machines=2, requests=8, poison_in=None, patience_s=60,
+        kinds=frozenset({FaultKind.FAILOVER, FaultKind.KILL_CHILD}), sentinel=True,
+    )  # fmt: skip
+    findings = run_plan(plan, tmp_path / "run", print)
+    assert report.is_green(findings), tables(findings, tmp_path)
+    assert any(each.fault.kind is FaultKind.FAILOVER for each in findings.applied)
+
+
+@pytest.mark.nightly
 def test_without_the_fence_two_workers_write_to_one_task(tmp_path: Path) -> None:
     """The laws find the writes of a stopped worker whose task another one has taken over.
 

@@ -6,7 +6,7 @@ from itertools import islice
 
 from api_contracts.names import is_task_id
 from api_contracts.parse import parse_request
-from tests.chaos.fault_schedule import ON_LINK, ON_MACHINE, WEIGHTS, FaultKind, faults
+from tests.chaos.fault_schedule import ON_LINK, ON_MACHINE, WEIGHTS, FaultKind, faults, possible
 from tests.chaos.submissions import (
     Expected,
     Sender,
@@ -49,6 +49,15 @@ def test_only_the_chosen_kinds_are_drawn() -> None:
     chosen = {FaultKind.FREEZE, FaultKind.RESET}
     assert {fault.kind for fault in islice(faults(1, chosen, 2, 1.0), 50)} == chosen
     assert list(faults(1, (), 2, 1.0)) == []
+
+
+def test_failovers_are_for_sentinels_alone() -> None:
+    """Without sentinels a seed has the schedule that it had; with them no link is disturbed."""
+    alone, watched = (possible(set(FaultKind), sentinel=each) for each in (False, True))
+    assert alone == set(FaultKind) - {FaultKind.FAILOVER}
+    assert FaultKind.FAILOVER in watched
+    assert not watched & ON_LINK
+    assert possible({FaultKind.FREEZE}, sentinel=True) == {FaultKind.FREEZE}
 
 
 def test_one_seed_is_one_load() -> None:

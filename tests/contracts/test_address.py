@@ -17,12 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kombu import Connection
 from kombu.utils.json import dumps
+from redis import SSLConnection
 from redis.connection import parse_url
 
 from api_contracts import AsyncGenerationClient, GenerationClient
-from api_contracts.redis_io.address import NEVER_S, KeyPassword, RedisAddress
+from api_contracts.redis_io.address import SENTINEL_FORM, RedisAddress
 from api_contracts.redis_io.celery_app import celery_app
 from api_contracts.redis_io.connection import connect
+from api_contracts.redis_io.pools import SENTINEL_TIMEOUT_S
+from api_contracts.redis_io.url_options import NEVER_S, KeyPassword
+from worker.app import create_app
 from worker.config.settings import Settings
 
 if TYPE_CHECKING:
@@ -51,6 +55,8 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
         "h", 6379, 0, None, None, {"health_check_interval": NEVER_S},
     ),
     "redis://h/0?client_name=a,b;c": ("h", 6379, 0, None, None, {"client_name": "a,b;c"}),
+    "valkey://me:p@h:1/2": ("h", 1, 2, "me", "p", {}),
+    "REDIS://h/1": ("h", 6379, 1, None, None, {}),
 }  # fmt: skip
 #: URLs that are refused, and a part of the reason.
 REFUSED = {
@@ -78,14 +84,39 @@ REFUSED = {
     "redis://:p/w@h:1/0": "Redis URL",
     "redis://:p?w@h:1/0": "Redis URL",
     "redis://:p#w@h:1/0": "Redis URL",
-    "unix:///nowhere/none.sock?db=1": "must start with redis://",
-    "sentinel://h:1/0": "must start with redis://",
+    "unix://nowhere/none.sock": "whole path",
+    "unix://": "whole path",
+    "unix:///s?db=x": "database number",
+    "unix:///s?ssl_ca_certs=x": "needs rediss://",
+    "unix:///s?virtual_host=1": "unknown option 'virtual_host'",
+    "redis+socket:///s?virtual_host=1&db=1": "twice 'db'",
+    "socket:///s": "unix:///PATH",
+    "valkey://h/0?ssl_ca_certs=x": "needs rediss://",
+    "redis://h/0?master_name=m": "needs sentinel://",
+    "sentinel://h:1/0": "name of the primary",
+    "sentinel://h:1/0?master_name=": "name of the primary",
+    "sentinel://h:1/0?master_name=a%20b": "name of the primary",
+    "sentinel://h:1,,g:1/0?master_name=m": "one list",
+    "sentinel://?master_name=m": "one list",
+    "sentinel://h:1;g:2/0?master_name=m": "one list",
+    "sentinel://:p@h:1;sentinel://:p@g:2/0?master_name=m": "one list",
+    "sentinel://h:1;sentinel://g:2": "one list",
+    "sentinel://h:0/0?master_name=m": "Redis URL",
+    "sentinel://h/x?master_name=m": "database number",
+    "sentinel://h/0?master_name=m&ssl_ca_certs=x": "or sentinels://",
+    "redis+sentinel://h:1,g:2/m/0": "sentinel://USER",
+    "redis-sentinel://h:1/0#m": "sentinel://USER",
+    "redis+cluster://h/0": "Redis Cluster, which is not supported",
+    "rediss+cluster://h/0": "Redis Cluster, which is not supported",
+    "redis-cluster://h,g": "Redis Cluster, which is not supported",
+    "valkey+cluster://h": "Redis Cluster, which is not supported",
     "": "must start with redis://",
     "redis:0": "must start with redis://",
     "redis:/3": "must start with redis://",
     "rediss:h:1/0": "must start with redis://",
 }
 TLS = {
+    "valkeys://h/0": {"ssl_cert_reqs": ssl.CERT_REQUIRED},
     "rediss://h/0": {"ssl_cert_reqs": ssl.CERT_REQUIRED},
     "rediss://h/0?ssl_cert_reqs=CERT_REQUIRED": {"ssl_cert_reqs": ssl.CERT_REQUIRED},
     "rediss://h/0?ssl_cert_reqs=none": {"ssl_cert_reqs": ssl.CERT_NONE},
@@ -153,6 +184,83 @@ def test_the_password_of_a_key_opens_it_and_is_not_shown(tmp_path: Path) -> None
     app = celery_app("x", "rediss://h/0?ssl_password=open%20sesame")
     shown = repr(address) + dumps(app.connection_for_read().info()) + app.conf.humanize()
     assert "sesame" not in shown
+
+
+SOCKETS = {
+    "unix:///run/redis.sock": ("/run/redis.sock", 0, {}),
+    "unix:///run/a%20b?db=3": ("/run/a b", 3, {}),
+    "unix://me:p%2Fw@/s?db=1": ("/s", 1, {"username": "me", "password": "p/w"}),
+    "redis+socket:///s?virtual_host=2": ("/s", 2, {}),
+    "redis+socket://:p@/s": ("/s", 0, {"password": "p"}),
+}
+SENTINELS: dict[str, tuple[Any, ...]] = {
+    "sentinel://h?master_name=m": ((("h", 26379),), {}, {}, 0),
+    "sentinel://me:p%40w@h:1,g,[::1]:2/3?master_name=m.a-b_1": (
+        (("h", 1), ("g", 26379), ("::1", 2)), {"username": "me", "password": "p@w"}, {}, 3,
+    ),
+    "sentinel://h,[::1]?master_name=m&sentinel_username=s&sentinel_password=q%2F&db=2": (
+        (("h", 26379), ("::1", 26379)), {}, {"username": "s", "password": "q/"}, 2,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("url", "wanted"), SOCKETS.items())
+def test_all_libraries_take_a_socket_alike(url: str, wanted: tuple[Any, ...]) -> None:
+    """Path, database, user and password reach clients, broker and backend."""
+    path, database, login = wanted
+    place = {"path": path, "db": database, **login}
+    address = RedisAddress.parse(url)
+    sync, asynchronous = GenerationClient(url).redis, AsyncGenerationClient(url).redis
+    for found in (connect(url), sync, asynchronous):
+        kwargs = found.connection_pool.connection_kwargs
+        assert {name: kwargs.get(name) for name in place} == place
+        assert "host" not in kwargs
+    app = create_app(Settings(broker_url=url, device="cpu"))
+    assert {name: app.backend.connparams.get(name) for name in place} == place
+    broker = app.connection_for_read()
+    assert broker.virtual_host == str(database)
+    assert (broker.userid, broker.password) == (login.get("username"), login.get("password"))
+    assert broker.transport_options["address"] == address
+    assert "p/w" not in repr(address) + dumps(broker.info()["transport_options"])
+
+
+@pytest.mark.parametrize(("url", "wanted"), SENTINELS.items())
+def test_all_libraries_take_sentinels_alike(url: str, wanted: tuple[Any, ...]) -> None:
+    """Sentinels, their own login, and the primary's name, login and database reach all."""
+    hosts, login, own, database = wanted
+    address = RedisAddress.parse(url)
+    assert address.sentinels is not None
+    assert (address.sentinels.hosts, address.sentinels.login) == (hosts, own)
+    sync, asynchronous = GenerationClient(url).redis, AsyncGenerationClient(url).redis
+    app = create_app(Settings(broker_url=url, device="cpu"))
+    pools: list[Any] = [each.connection_pool for each in (connect(url), sync, asynchronous)]
+    pools.append(app.backend._get_pool(**app.backend.connparams))
+    for pool in pools:
+        assert pool.service_name == address.sentinels.master_name
+        kwargs = pool.connection_kwargs
+        assert {name: kwargs.get(name) for name in login} == login
+        assert kwargs["db"] == database
+        for sentinel, (host, port) in zip(pool.sentinel_manager.sentinels, hosts, strict=True):
+            asked = sentinel.connection_pool.connection_kwargs
+            assert (asked["host"], asked["port"]) == (host, port)
+            assert {name: asked.get(name) for name in own} == own
+            assert asked["socket_timeout"] <= SENTINEL_TIMEOUT_S
+    assert "p@w" not in repr(address) + dumps(address)
+    assert "q/" not in repr(address) + dumps(address) + app.conf.humanize()
+
+
+def test_tls_is_for_the_sentinels_too() -> None:
+    """With `sentinels://` Redis and its sentinels are verified by the same authority."""
+    pool: Any = connect("sentinels://h?master_name=m&ssl_ca_certs=/ca").connection_pool
+    (sentinel,) = pool.sentinel_manager.sentinels
+    for kwargs in (pool.connection_kwargs, sentinel.connection_pool.connection_kwargs):
+        assert (kwargs["ssl_cert_reqs"], kwargs["ssl_ca_certs"]) == (ssl.CERT_REQUIRED, "/ca")
+    assert issubclass(pool.connection_class, SSLConnection)
+
+
+def test_the_form_for_sentinels_that_errors_give_is_taken() -> None:
+    """It parses as it stands."""
+    assert RedisAddress.parse(SENTINEL_FORM).sentinels is not None
 
 
 @pytest.mark.parametrize(("url", "reason"), REFUSED.items())

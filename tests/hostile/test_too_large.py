@@ -13,6 +13,7 @@ from kombu import Connection
 from api_contracts import GenerationClient, names
 from api_contracts.names import MAX_MESSAGE_BYTES
 from api_contracts.parse import parse_request
+from api_contracts.redis_io.address import RedisAddress
 from api_contracts.request import MAX_METADATA_BYTES, MAX_PROMPT_CHARS
 from tests.fuzz.campaign import resident_mib
 from tests.fuzz.hostile_messages import calls, message
@@ -35,10 +36,11 @@ class Taker:
 
     def __init__(self, url: str, model: str) -> None:
         self.got: list[Message] = []
+        address = RedisAddress.parse(url)
         self.connection = Connection(
-            url,
+            address.url,
             transport="worker.broker.transport:Transport",
-            transport_options=names.TRANSPORT_OPTIONS,
+            transport_options=names.TRANSPORT_OPTIONS | {"address": address},
         )
         self.channel = self.connection.channel()
         self.channel.basic_consume(

@@ -9,6 +9,7 @@ from kombu import Connection
 
 from api_contracts import names
 from api_contracts.names import MAX_MESSAGE_BYTES
+from api_contracts.redis_io.address import RedisAddress
 from api_contracts.redis_io.scripts import load
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, new_tag
 from worker.broker.intake import WOKEN_S
@@ -91,11 +92,14 @@ class Box:
     def __init__(self, url: str, owner: str, *models: str, **options: Any) -> None:
         """Consume the queues of `models`, or of one model named as the owner."""
         self.queues, self.owner = [names.queue_name(each) for each in models or (owner,)], owner
+        address = RedisAddress.parse(url)
         self.connection = Connection(
-            url,
+            address.url,
             transport="worker.broker.transport:Transport",
-            transport_options={**names.TRANSPORT_OPTIONS, "owner": owner, **options},
-        )
+            transport_options={
+                **names.TRANSPORT_OPTIONS, "address": address, "owner": owner, **options
+            },
+        )  # fmt: skip
         self.channel = self.connection.channel()
         self._got: list[Message] = []
         for number, queue in enumerate(self.queues):

@@ -13,7 +13,13 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from api_contracts.names import PRIORITIES, URGENT_PRIORITY, queue_list, queue_name
+from api_contracts.names import (
+    PRIORITIES,
+    URGENT_PRIORITY,
+    WAKE_PREFIX,
+    queue_list,
+    queue_name,
+)
 from tests.record.box import Box, ids_waiting, post, with_properties
 from tests.record.mail import celery_takes, message
 from tests.record.test_celery_task import call, task
@@ -70,6 +76,7 @@ def test_common_slots_full_take_urgent_messages_only(
     assert takes_nothing(box)
     assert ids_waiting(redis, namespace) == ["c"]
     post(redis, namespace, "urgent", priority=2)
+    redis.lpush(f"{WAKE_PREFIX}{namespace}", 1)  # as a client does
     assert reserve(box).id == "urgent"
     assert takes_nothing(box)
     state.task_ready(common[0])

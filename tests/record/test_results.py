@@ -9,6 +9,7 @@ import pytest
 from celery import Celery
 from redis.exceptions import ResponseError
 
+from api_contracts.redis_io.address import RedisAddress
 from worker.broker.celery_overrides import Backend
 
 if TYPE_CHECKING:
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
 @pytest.fixture
 def backend(redis_url: str) -> Backend:
     """The worker's result backend."""
+    address = RedisAddress.parse(redis_url)
     app = Celery(
-        "judge", set_as_current=False, backend=f"worker.broker.celery_overrides:Backend+{redis_url}"
+        "judge",
+        set_as_current=False,
+        backend=f"worker.broker.celery_overrides:Backend+{address.url}",
+        result_backend_transport_options={"address": address},
     )
     made = app.backend
     assert isinstance(made, Backend)

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from kombu.transport.redis import Channel as KombuChannel
 
+from api_contracts.redis_io import transport
 from tests.record.upstream import FUNCTIONS, Upstream, change_of
 from worker.broker.celery_overrides import Backend, TaskPool, TolerantConsumer
 from worker.broker.transport import Channel, QoS, Transport
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = (QoS, Channel, Transport, TaskPool, Backend, TolerantConsumer)
+OURS = (transport.Channel, QoS, Channel, Transport, TaskPool, Backend, TolerantConsumer)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=[each.name for each in FUNCTIONS])

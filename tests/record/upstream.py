@@ -19,6 +19,7 @@ HELD = "worker/broker/held_requests.py"
 VALIDATE = "worker/broker/validate_message.py"
 REMOTE = "worker/broker/remote_control.py"
 CELERY_APP = "api_contracts/redis_io/celery_app.py"
+ADDRESSED = "api_contracts/redis_io/transport.py"
 
 
 class Upstream(NamedTuple):
@@ -41,6 +42,7 @@ FUNCTIONS = [
     Upstream(f"{REDIS}:QoS.restore_visible", TRANSPORT, "6da9e6fef02e7b58"),
     Upstream(f"{REDIS}:Channel.__init__", TRANSPORT, "a511da08a790083b"),
     Upstream(f"{REDIS}:Channel.conn_or_acquire", TRANSPORT, "01ab44dd770603a6"),
+    Upstream(f"{REDIS}:Channel._get_pool", ADDRESSED, "af961a03ae3ebb6c"),
     Upstream(f"{REDIS}:Channel._brpop_start", TRANSPORT, "b8c18935c62e35af"),
     Upstream(f"{REDIS}:Channel._brpop_read", TRANSPORT, "f073dbcb18d71759"),
     Upstream(f"{REDIS}:Transport.register_with_event_loop", TRANSPORT, "3bdcd1f7f6027a89"),
@@ -54,6 +56,8 @@ FUNCTIONS = [
     ),
     Upstream("celery.concurrency.thread:TaskPool.on_apply", OVERRIDES, "d11f09ccc8ac3264"),
     Upstream("celery.backends.redis:RedisBackend._set_with_state", OVERRIDES, "f2739e9621f14f6b"),
+    Upstream("celery.backends.redis:RedisBackend._params_from_url", OVERRIDES, "186f7bca0883fe0e"),
+    Upstream("celery.backends.redis:RedisBackend._get_pool", OVERRIDES, "d2e3af46e12e4bd7"),
     Upstream("celery.worker.control:revoke", REMOTE, "25c3bde7a118a14d"),
     Upstream("celery.worker.control:terminate", REMOTE, "31f08532aef33ad2"),
     Upstream("celery.worker.control:shutdown", REMOTE, "dd7463254827332c"),
@@ -75,13 +79,15 @@ FUNCTIONS = [
     Upstream("celery.loaders.base:BaseLoader.read_configuration", CELERY_APP, "5efc15462e81a6e3"),
     # Called.
     Upstream(f"{REDIS}:QoS._remove_from_indices", TRANSPORT, "5940a5c23a877463"),
-    Upstream(f"{REDIS}:Channel._connparams", TRANSPORT, "7cda548c60354a60"),
+    Upstream(f"{REDIS}:Channel._connparams", ADDRESSED, "7cda548c60354a60"),
+    Upstream(f"{REDIS}:Channel._create_client", ADDRESSED, "376ef74d24a41659"),
     Upstream(f"{REDIS}:Channel._flush_brpop_reauth", TRANSPORT, "493267fe578f25b3"),
     Upstream(f"{REDIS}:Channel._q_for_pri", TRANSPORT, "b03cd0cf60dd7927"),
     Upstream(f"{REDIS}:_socket_readable", TRANSPORT, "a057f013e4c49c71"),
     Upstream(f"{VIRTUAL}:QoS.append", TRANSPORT, "465769e97a71c6e1"),
     Upstream(f"{VIRTUAL}:QoS.ack", TRANSPORT, "2ec9d3d075fabb40"),
     Upstream(f"{VIRTUAL}:Transport._deliver", TRANSPORT, "007e449e8e072a75"),
+    Upstream("celery.backends.redis:RedisBackend._create_client", OVERRIDES, "763f11b5c8f04ebb"),
     Upstream("celery.backends.redis:RedisBackend.ensure", OVERRIDES, "602ae36d0f9b0761"),
     Upstream("celery.backends.base:Backend.encode", OVERRIDES, "fab263fda36aeac5"),
     Upstream("celery.worker.state:task_ready", OVERRIDES, "ad25f2985520adf2"),

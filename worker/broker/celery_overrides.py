@@ -17,6 +17,7 @@ from celery.concurrency import thread
 from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
 
+from api_contracts.redis_io import pools
 from api_contracts.redis_io.scripts import load
 from worker import metrics
 from worker.broker.held_messages import REQUEUE_PAUSE_S
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from celery.worker.request import Request
     from kombu import Message
+    from redis import ConnectionPool
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +106,19 @@ def _requeue_failed(request: Request | None, future: Future[Any]) -> None:
 
 
 class Backend(RedisBackend):
-    """Celery's result backend, in which a late progress state never overwrites a final one."""
+    """Celery's result backend, in which a late progress state never overwrites a final one.
+
+    `address` of the backend's transport options says where Redis is.
+    """
+
+    def _params_from_url(self, url: str, defaults: dict[str, Any]) -> dict[str, Any]:  # noqa: ARG002  # Celery's signature
+        address = self._transport_options["address"]
+        # With TLS the defaults have a class for a single server.
+        own = {"connection_class": pools.connection_class(address)}
+        return pools.fitting(address, defaults | own)
+
+    def _get_pool(self, **params: Any) -> ConnectionPool:  # noqa: ANN401  # Celery's signature
+        return pools.pool_of(self._transport_options["address"], params)
 
     def store_running(self, running: Mapping[str, tuple[Any, str]]) -> None:
         """Write results and states of running tasks in one call, by task id.

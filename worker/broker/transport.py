@@ -17,10 +17,10 @@ from weakref import WeakKeyDictionary
 
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
-from redis import ConnectionPool
 from redis.exceptions import NoScriptError, ResponseError
 
 from api_contracts.names import MAX_MESSAGE_BYTES, PRIORITIES
+from api_contracts.redis_io import pools, transport
 from api_contracts.redis_io.connection import is_unavailable
 from worker import metrics
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
@@ -99,7 +99,7 @@ class QoS(kombu_redis.QoS):
         """Do nothing: the reconciler requeues messages whose lease has expired."""
 
 
-class Channel(kombu_redis.Channel):
+class Channel(transport.Channel):
     """kombu's channel, which takes a message in one step.
 
     Messages taken over a channel that a restart of Redis closed stay held while their tasks run;
@@ -113,7 +113,7 @@ class Channel(kombu_redis.Channel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  # kombu's signature
         super().__init__(*args, **kwargs)
-        self._late_connection = self._connparams()
+        self._late_connection = self.address, self._connparams()
         options = self.connection.client.transport_options
         self.intake = Intake(
             options.get("owner", "unnamed"),
@@ -131,7 +131,7 @@ class Channel(kombu_redis.Channel):
             with super().conn_or_acquire(client) as usual:
                 yield usual
             return
-        pool = ConnectionPool(**self._late_connection)
+        pool = pools.pool_of(*self._late_connection)
         try:
             yield self.Client(connection_pool=pool)
         finally:
@@ -221,7 +221,7 @@ class Channel(kombu_redis.Channel):
             self.connection._deliver(message, taken.queue)  # noqa: SLF001  # as kombu's own channel does
 
 
-class Transport(kombu_redis.Transport):
+class Transport(transport.Transport):
     """kombu's Redis transport with the channel above."""
 
     Channel = Channel

@@ -51,7 +51,8 @@ class Settings(BaseSettings):
 
     broker_url: RedisUrl = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"),
-        description="Redis for the queues; give the service a database of its own.",
+        description="Redis for the queues, a database of its own: `redis://`, `rediss://`, "
+        "`valkey://`, `unix://` or `sentinel://`, see Redis URLs.",
     )
     result_url: RedisUrl | None = Field(
         default=None, description="Redis for Celery's results. Default: `SAG_BROKER_URL`."
@@ -285,6 +286,12 @@ class Settings(BaseSettings):
     def result_redis_url(self) -> SecretStr:
         """The Redis URL of Celery's results."""
         return self.result_url or self.broker_url
+
+    @property
+    def redis_urls(self) -> dict[str, SecretStr]:
+        """The Redis URLs that are set, by variable; the broker's always."""
+        urls = {"BROKER": self.broker_url, "EVENTS": self.events_url, "RESULT": self.result_url}
+        return {f"SAG_{name}_URL": url for name, url in urls.items() if url is not None}
 
     def shown(self) -> dict[str, Any]:
         """Return the settings by variable, secrets hidden, for the log."""

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoPermissionError, RedisError
 
+from api_contracts.redis_io.address import RedisAddress
+from api_contracts.redis_io.cluster import CLUSTER, is_cluster_error
 from api_contracts.redis_io.connection import connect_impatiently
 from worker.broker.held_messages import UNACKED
 from worker.doctor.finding import Finding, missing_extra
+from worker.doctor.replication import check_replication
 from worker.errors import StorageUnavailableError
 from worker.s3_client import STORE_IS_FULL
 from worker.storage import Storage
@@ -46,25 +49,24 @@ _CLOCK_FIX = "set both clocks by NTP; else deadlines, presigned URLs and signatu
 
 
 def check_redis(settings: Settings) -> Iterator[Finding]:
-    """Findings on each Redis: version, persistence, clock; the broker's: others' keys."""
-    servers = {"broker": settings.broker_url}
-    if settings.events_url is not None:
-        servers["events"] = settings.events_url
-    if settings.result_url is not None:
-        servers["result"] = settings.result_url
-    for what, url in servers.items():
+    """Findings on each Redis: version, persistence, replicas, clock; the broker's: others' keys."""
+    for name, url in settings.redis_urls.items():
+        what = name.split("_")[1].lower()
         try:
             with connect_impatiently(url.get_secret_value(), REDIS_TIMEOUT_S) as server:
                 info = server.info()
                 version = info.get("redis_version", "unknown")
                 yield Finding(f"redis {what}", ok=True, found=f"version {version}")
                 yield from _check_persistence(what, info)
+                address = RedisAddress.parse(url.get_secret_value())
+                yield from check_replication(what, info, by_sentinel=address.sentinels is not None)
                 seconds, microseconds = server.time()
                 yield _check_clock(f"redis {what} clock", seconds + microseconds / 1e6)
                 if what == "broker":
                     yield _check_other_keys(server, settings.namespace)
         except RedisError as error:
-            fix = f"check SAG_{what.upper()}_URL"
+            cluster = is_cluster_error(error)
+            fix = CLUSTER if cluster else f"check {name}"
             yield Finding(f"redis {what}", ok=False, found=str(error), fix=fix)
 
 

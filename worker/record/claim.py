@@ -26,7 +26,7 @@ class ClaimAnswer(StrEnum):
 
 
 class WriteAnswer(Enum):
-    """A script's answer to a write, which checks the fence."""
+    """A script's answer to a write, which checks the token of the claim."""
 
     #: Another worker has claimed or ended the task; nothing was written.
     SUPERSEDED = -1
@@ -52,7 +52,11 @@ class Claim:
 
     task_id: str
     answer: ClaimAnswer
+    #: How many claims the task has had.
     fence: int
+    #: Random; what writes are checked by. After a failover that lost a claim, another worker's
+    #: claim may have the same fence.
+    token: str
     attempt: int
     #: By Redis's clock, in Unix seconds.
     submitted_at_s: float

@@ -86,6 +86,7 @@ class TaskRecord:
             task_id,
             ClaimAnswer(answer.decode()),
             fence,
+            token,
             attempt,
             float(submitted),
             float(claimed),
@@ -108,7 +109,7 @@ class TaskRecord:
         contents: list[Any] = []
         size_bytes = 0
         for each in writes[:MAX_WRITES]:
-            task_id, fence = each.claim.task_id, each.claim.fence
+            task_id = each.claim.task_id
             if isinstance(each, NewEvent):
                 target, step = self.keys.events(task_id), None
                 content: str | bytes = self._tail(task_id, each.kind, each.fields)
@@ -118,7 +119,7 @@ class TaskRecord:
             if records and size_bytes > MAX_WRITE_BYTES:
                 break
             records += [self.keys.task(task_id), target]
-            contents += [fence, step, content]
+            contents += [each.claim.token, step, content]
         return [
             answer if isinstance(answer, Exception) else WriteAnswer(answer)
             for answer in self._write(records=records, writes=contents)
@@ -137,9 +138,9 @@ class TaskRecord:
     def is_current(self, claim: Claim) -> bool:
         """Whether the task is running and this is its latest claim."""
         reply: Any = retry_redis(
-            lambda: self.redis.hmget(self.keys.task(claim.task_id), "fence", "status")
+            lambda: self.redis.hmget(self.keys.task(claim.task_id), "token", "status")
         )
-        return list(reply) == [str(claim.fence).encode(), b"running"]
+        return list(reply) == [claim.token.encode(), b"running"]
 
     def finish(
         self,
@@ -161,7 +162,7 @@ class TaskRecord:
                 checkpoint=self.keys.checkpoint(claim.task_id),
                 dead=self.keys.dead,
                 id=claim.task_id,
-                fence=claim.fence,
+                token=claim.token,
                 status=status.value,
                 outcome=json.dumps(outcome),
                 tail=tail,
@@ -180,7 +181,7 @@ class TaskRecord:
             lambda: self._requeue(
                 **self._keys_of(claim.task_id),
                 id=claim.task_id,
-                fence=claim.fence,
+                token=claim.token,
                 tail=tail,
                 counts=counts,
             )

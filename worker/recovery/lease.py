@@ -105,7 +105,7 @@ class Lease:
         pipeline = self._redis.pipeline(transaction=False)
         for _, claim in claimed:
             key = self._keys.task(claim.task_id)
-            self._heartbeat(task=key, fence=claim.fence, lease_s=self.lease_s, client=pipeline)
+            self._heartbeat(task=key, token=claim.token, lease_s=self.lease_s, client=pipeline)
         pipeline.zadd(self._keys.workers, {self._owner: time.time()})
         self._pool.queue(pipeline)
         replies = pipeline.execute()

@@ -21,6 +21,7 @@ from worker import metrics
 from worker.background import BackgroundThread, log_error
 from worker.recovery.message_walk import MessageWalk
 from worker.recovery.open_tasks import OpenTasks, message_of
+from worker.recovery.redis_outage import PrimaryWatch
 from worker.recovery.timing import (
     ELECTION_RETRY_S,
     ELECTION_TTL_S,
@@ -73,10 +74,11 @@ class Reconciler:
         record_ttl_s: int,
     ) -> None:
         """`redis` has the records; `queues` are those of this process, which learns of others."""
-        self._redis, self._messages, self._queues = redis, messages, set(queues)
+        self._messages, self._queues = messages, set(queues)
         self._lease_s = lease_s
         self._tasks = OpenTasks(redis, keys, pushes, record_ttl_s)
         self._touched = TouchedTasks(redis, keys, pushes)
+        self._servers = PrimaryWatch(redis, keys), PrimaryWatch(messages.redis, keys)
         self._lock = redis.lock(
             keys.reconciler, timeout=ELECTION_TTL_S, blocking=False, thread_local=False
         )
@@ -157,13 +159,10 @@ class Reconciler:
         send(self._messages.redis, [message])
 
     def _is_just_back(self) -> bool:
-        """Whether Redis was unavailable recently: restarted, or not reached by this process."""
+        """Whether Redis was away recently: restarted, failed over, or not reached from here."""
         if time.monotonic() - self._failed_s < UNAVAILABLE_GRACE_S:
             return True
-        servers = self._redis, self._messages.redis
-        return any(
-            server.info("server")["uptime_in_seconds"] < UNAVAILABLE_GRACE_S for server in servers
-        )
+        return any(server.is_just_back(UNAVAILABLE_GRACE_S) for server in self._servers)
 
     def _was_frozen(self) -> bool:
         """Whether Redis or this process was frozen so long that others may have missed renewals.

@@ -31,8 +31,8 @@ OFF = "CHAOS_OFF"
 #: What a process logs when it has turned a mechanism off; without it the run proves nothing.
 OFF_LINE = "chaos: %s is off"
 
-#: How every Lua script compares the fence.
-_FENCE = re.compile(r"held\[1\] ~= fence")
+#: How every Lua script compares the token of the claim.
+_FENCE = re.compile(r"held\[1\] ~= token")
 
 
 def install(environment: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
--- Claims a task for a worker. Every later write must pass the fence number that the claim returns.
+-- Claims a task for a worker. Every later write must pass the token of the claim.
 --
 -- task          ns:{id}:task    hash        written when claimed
 -- events        ns:{id}:events  stream      event `started` appended when claimed to run
@@ -9,7 +9,8 @@
 -- request       JSON, stored when the task has no record
 -- deadline_s    seconds after submission, or ''
 -- max_attempts
--- token         of this call
+-- token         of this call, random; the fence, a number, would not do: a failover may lose a
+--               claim, and the next one then gets the same number
 -- lease_s
 -- expires_at    Unix time after which the task must not start, or ''
 -- queue         stored when the task has no record
@@ -20,7 +21,7 @@
 --         {'ended', 0, attempt, status, outcome JSON} or {'held', 0, attempt, owner}.
 --
 -- While the lease of a running task lasts, a claim by any other message is answered `held`. When it
--- has expired, the owner counts as dead; the fence rejects its writes in case it is not.
+-- has expired, the owner counts as dead; its token is rejected in case it is not.
 local task, events, open = unpack(KEYS)
 local id, owner, tail, request, deadline_s, max_attempts, token, lease_s, expires_at,
   queue, max_bytes = unpack(ARGV)

@@ -6,7 +6,7 @@
 -- checkpoint   ns:{id}:checkpoint  string      deleted
 -- dead         ns:dead             stream      dead letter appended, where there is a reason
 -- id
--- fence        of the claim
+-- token        of the claim
 -- status
 -- outcome      JSON
 -- tail         of the event, see append_event.lua
@@ -14,9 +14,9 @@
 -- Returns 0, also when a former call wrote this outcome and its answer was lost, or -1 when another
 -- worker has claimed or ended the task.
 local task, events, open, checkpoint, dead = unpack(KEYS)
-local id, fence, status, outcome, tail, dead_reason = unpack(ARGV)
-local held = redis.call('HMGET', task, 'fence', 'status')
-if held[1] ~= fence then return -1 end
+local id, token, status, outcome, tail, dead_reason = unpack(ARGV)
+local held = redis.call('HMGET', task, 'token', 'status')
+if held[1] ~= token then return -1 end
 if held[2] ~= 'running' then return held[2] == status and 0 or -1 end
 local now = stamp(now_s())
 redis.call('HSET', task, 'status', status, 'outcome', outcome, 'ended_at', now)

@@ -2,16 +2,16 @@
 --
 -- records  of each: ns:{id}:task, hash, seq incremented or checkpoint_step written; then
 --          ns:{id}:events, stream, event appended; or ns:{id}:checkpoint, string, written
--- writes   of each: the fence of the claim; the step of the checkpoint, '' for an event; the event's
+-- writes   of each: the token of the claim; the step of the checkpoint, '' for an event; the event's
 --          tail, see append_event.lua, or the checkpoint, safetensors
 -- Returns an answer for each: 0, 1 when cancellation of its task is requested, or -1 when another
 -- worker has claimed the task. One that can't be written has the error as its answer, which is the
 -- last one: what comes after it is not written.
 local records = {unpack(KEYS, 1)}
 local writes = {unpack(ARGV, 1)}
-local function write(task, target, fence, step, content)
-  local held = redis.call('HMGET', task, 'fence', 'status', 'cancel_requested')
-  if held[1] ~= fence or held[2] ~= 'running' then return -1 end
+local function write(task, target, token, step, content)
+  local held = redis.call('HMGET', task, 'token', 'status', 'cancel_requested')
+  if held[1] ~= token or held[2] ~= 'running' then return -1 end
   if step == '' then
     append_event(task, target, content)
   else
