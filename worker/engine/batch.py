@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from worker.engine import batch_scheduler, device_errors
+from worker.engine.shared_calls import CallCounter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,6 +43,7 @@ class Batch:
         #: All admitted jobs without an outcome yet, also those in none of the lists above.
         self._unfinished: set[RunningJob] = set()
         self._scheduler, self._decode_waited_rounds = batch_scheduler.Scheduler(), 0
+        self._calls = CallCounter()
 
     @property
     def is_busy(self) -> bool:
@@ -108,8 +110,8 @@ class Batch:
         model = running.job.model
         runner = self._runners.get(model, busy)
         busy.add(model)
-        running.load_s = self._runners.load_wait_s(model, running.submitted_s)
-        running.admitted_s = time.perf_counter()
+        running.log.load_s = self._runners.load_wait_s(model, running.log.submitted_s)
+        running.log.admitted_s = time.perf_counter()
         prepared = runner.check(running.job)
         running.truncated = prepared.truncated
         return prepared
@@ -136,7 +138,7 @@ class Batch:
         if plan:
             self._runners.get(plan[0].bucket.model).unet.pace()
         for running in [running for running in self._active if running.is_done]:
-            running.denoised_s = time.perf_counter()
+            running.log.denoised_s = time.perf_counter()
             self._active.remove(running)
             self._denoised.append(running)
         return bool(plan)
@@ -158,9 +160,8 @@ class Batch:
                 each.image.step(each.output, each.noisy)
             except Exception as error:  # noqa: BLE001  # an error of a sampler ends its job alone
                 job_of[each.image].error = error
+        self._calls.count(jobs)
         for running in jobs:
-            running.unet_calls += 1
-            running.jobs_in_calls += len(jobs)
             for report in running.reports(runner.preview):
                 self._side_executor(report)
 
