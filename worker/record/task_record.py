@@ -76,7 +76,8 @@ class TaskRecord:
                 return Held(owner.decode())
             case [b"ended", _, _, status, outcome]:
                 return Ended(status.decode(), json.loads(outcome))
-        answer, fence, attempt, submitted, claimed, step = reply
+        answer, fence, attempt, submitted, claimed, step, *before = reply
+        since, lost_owner = before or (b"0", b"")
         return Claim(
             task_id,
             ClaimAnswer(answer.decode()),
@@ -85,6 +86,8 @@ class TaskRecord:
             float(submitted),
             float(claimed),
             step,
+            float(since),
+            lost_owner.decode(),
         )
 
     def is_known(self, task_id: str) -> bool:
