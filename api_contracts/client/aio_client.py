@@ -15,6 +15,7 @@ from api_contracts.client.client import Request, check_ids, check_submissions
 from api_contracts.client.follow import Following, outcome, unknown_end
 from api_contracts.client.records import service_errors
 from api_contracts.client.sender import Sender
+from api_contracts.client.tracing import submit_span
 from api_contracts.errors import TaskNotFound
 from api_contracts.redis_io.connection import COUNT_S
 
@@ -52,10 +53,11 @@ class AsyncGenerationClient:
     ) -> list[AsyncTaskHandle]:
         """As `GenerationClient.submit_many`."""
         checked, ids = check_submissions(requests, task_ids)
-        positions = queues.positions(checked, await self._lengths_if_known(checked))
-        waiting = await self._records.submit(list(zip(ids, checked, positions, strict=True)))
-        if waiting:
-            await asyncio.to_thread(self._sender.send, waiting)
+        with submit_span(checked, ids) as traced:
+            positions = queues.positions(traced, await self._lengths_if_known(traced))
+            waiting = await self._records.submit(list(zip(ids, traced, positions, strict=True)))
+            if waiting:
+                await asyncio.to_thread(self._sender.send, waiting)
         return [AsyncTaskHandle(self._records, each) for each in ids]
 
     def handle(self, task_id: str) -> AsyncTaskHandle:

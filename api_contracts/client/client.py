@@ -12,6 +12,7 @@ from api_contracts.client import queues
 from api_contracts.client.handle import TaskHandle
 from api_contracts.client.records import Records, service_errors
 from api_contracts.client.sender import Sender
+from api_contracts.client.tracing import submit_span
 from api_contracts.errors import FieldError, InvalidRequest
 from api_contracts.parse import parse_request
 from api_contracts.redis_io.connection import COUNT_S, connect_impatiently
@@ -59,10 +60,11 @@ class GenerationClient:
         `ServiceUnavailable` some may have been sent: submit all again, with the same ids.
         """
         checked, ids = check_submissions(requests, task_ids)
-        positions = queues.positions(checked, self._lengths_if_known(checked))
-        waiting = self._records.submit(list(zip(ids, checked, positions, strict=True)))
-        if waiting:
-            self._sender.send(waiting)
+        with submit_span(checked, ids) as traced:
+            positions = queues.positions(traced, self._lengths_if_known(traced))
+            waiting = self._records.submit(list(zip(ids, traced, positions, strict=True)))
+            if waiting:
+                self._sender.send(waiting)
         return [TaskHandle(self._records, each) for each in ids]
 
     def handle(self, task_id: str) -> TaskHandle:
