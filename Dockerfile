@@ -8,7 +8,8 @@ WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; \
 p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-print(*p['dependencies'], *p['optional-dependencies']['worker'], sep='\n')" > requirements.txt \
+e = p['optional-dependencies']; \
+print(*p['dependencies'], *e['worker'], *e['otel'], sep='\n')" > requirements.txt \
     && sed -n '/^torch==/p' constraints.txt > torch.txt
 
 FROM ${PYTHON_IMAGE} AS dependencies

@@ -17,6 +17,8 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"
 #: A URL without user, password and fragment.
 URL_PATTERN = r"^https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?([/?][!$-~]*)?$"
 MAX_URL_CHARS = 2_000
+#: W3C trace context.
+TRACEPARENT_PATTERN = r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
 #: Schedulers that use `eta`.
 ETA_SCHEDULERS = ("ddim", "tcd")
 
@@ -172,7 +174,7 @@ class GenerationRequest(_Strict):
     )
     traceparent: str | None = Field(
         default=None,
-        pattern=r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$",
+        pattern=TRACEPARENT_PATTERN,
         description="W3C trace context.",
     )
 

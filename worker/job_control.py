@@ -1,4 +1,4 @@
-"""How other threads stop a job, and how it reports its steps.
+"""How other threads stop a job, and how it reports its steps and stages.
 
 Shared by `engine` and `execution`; imports neither.
 """
@@ -6,12 +6,13 @@ Shared by `engine` and `execution`; imports neither.
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
 
 class Stop(StrEnum):
@@ -45,6 +46,26 @@ class Step:
     preview: str | None = None
 
 
+class Peer(NamedTuple):
+    """A job, as the jobs that shared its UNet calls name it."""
+
+    job_id: str
+    #: Its `Control.traceparent`.
+    traceparent: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the work on a job. Times are seconds of `time.perf_counter`."""
+
+    name: str
+    began_s: float
+    ended_s: float
+    #: Of `denoise`: its UNet calls, and how many of them it shared with each other job.
+    unet_calls: int = 0
+    shared: Mapping[Peer, int] = field(default_factory=dict)
+
+
 @dataclass
 class Control:
     """Cancellation token and callbacks of a job; a stop takes effect before the next UNet call."""
@@ -54,7 +75,22 @@ class Control:
     deadline_s: float | None = None
     #: Gets the step and state of a checkpoint. The images of all jobs wait for this call.
     on_checkpoint: Callable[[int, bytes], None] = field(default=lambda _step, _state: None)
+    #: The span of this attempt, by which jobs that share its UNet calls name it; '' without one.
+    traceparent: str = ""
+    #: Stages outside of the engine that have ended.
+    stages: list[Stage] = field(default_factory=list)
+    #: The stages in the engine so far; the engine sets it.
+    engine_stages: Callable[[], list[Stage]] = list
     _reason: Stop | None = None
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add what is done meanwhile to `stages`, also when it raises."""
+        began_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.stages.append(Stage(name, began_s, time.perf_counter()))
 
     def request(self, reason: Stop) -> None:
         """Stop the job; the first reason is kept."""

@@ -35,6 +35,7 @@ from worker.recovery.reconciler import Reconciler
 from worker.recovery.timing import renewal_timeout_s
 from worker.recovery.watchdog import Watchdog
 from worker.storage import Storage
+from worker.tracing.traces import Traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -105,7 +106,8 @@ class WorkerProcess:
             private_addresses=settings.webhook_private_addresses,
         )
         replies = CeleryReplies(settings.reply_to, broker_url)
-        self._pusher = Pusher(record.pushes, replies, webhooks, settings.push_retry_s)
+        self._traces = Traces(owner)
+        self._pusher = Pusher(record.pushes, replies, webhooks, settings.push_retry_s, self._traces)
         self._publisher = EventPublisher(record, CeleryState(store))
         devices.use_pci_order(settings.device)
         self._device = devices.resolve(settings.device)
@@ -128,6 +130,7 @@ class WorkerProcess:
             AttemptRunner(settings, record, self._publisher, self._engine, artifacts),
             device=self._device,
             on_broken=self._end_broken,
+            traces=self._traces,
         )
         self._watchdog = Watchdog(
             self._check_device, self.executor.report_stall,
@@ -137,6 +140,7 @@ class WorkerProcess:
 
     def start(self) -> None:
         """Start the background threads; those of the engine and the publisher start with a task."""
+        self._traces.start()
         self._lease.start()
         self._queue_watch.start()
         self._reconciler.start()
@@ -179,7 +183,7 @@ class WorkerProcess:
         _call_later(wait_s, self.executor.drain)
 
     def close(self) -> None:
-        """Stop the threads once no delivery is left; the lease last, so that no task is lost."""
+        """Stop the threads once no delivery is left; the lease after all that needs it."""
         self._watchdog.close()
         self._queue_watch.close()
         self._engine.close()
@@ -187,6 +191,7 @@ class WorkerProcess:
         self._pusher.close()
         self._reconciler.close()
         self._lease.close()
+        self._traces.close()
 
     def _check_device(self) -> str | None:
         """Why the device hangs, None if it does not. Updates metrics, too: called each second."""

@@ -14,6 +14,7 @@ from api_contracts.client.client import Request, check_ids, check_submissions
 from api_contracts.client.follow import Following, outcome, unknown_end
 from api_contracts.client.records import Submission, service_errors
 from api_contracts.client.sender import send_async
+from api_contracts.client.tracing import submit_span
 from api_contracts.errors import TaskNotFound
 from api_contracts.redis_io.connection import COUNT_S
 
@@ -51,11 +52,12 @@ class AsyncGenerationClient:
     ) -> list[AsyncTaskHandle]:
         """As `GenerationClient.submit_many`."""
         checked, ids = check_submissions(requests, task_ids)
-        positions = queues.positions(checked, await self._lengths_if_known(checked))
-        tasks = list(map(Submission.of, ids, checked, positions))
-        waiting = await self._records.submit(tasks)
-        with service_errors():
-            await self._broker.call(lambda: send_async(self._broker.redis, waiting))
+        with submit_span(checked, ids) as traced:
+            positions = queues.positions(traced, await self._lengths_if_known(traced))
+            tasks = list(map(Submission.of, ids, traced, positions))
+            waiting = await self._records.submit(tasks)
+            with service_errors():
+                await self._broker.call(lambda: send_async(self._broker.redis, waiting))
         return [AsyncTaskHandle(self._records, each) for each in ids]
 
     def handle(self, task_id: str) -> AsyncTaskHandle:

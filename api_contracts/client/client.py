@@ -12,6 +12,7 @@ from api_contracts.client import queues
 from api_contracts.client.handle import TaskHandle
 from api_contracts.client.records import Records, Submission, service_errors
 from api_contracts.client.sender import send
+from api_contracts.client.tracing import submit_span
 from api_contracts.errors import FieldError, InvalidRequest
 from api_contracts.parse import parse_request
 from api_contracts.redis_io.connection import COUNT_S, connect, connect_impatiently
@@ -59,11 +60,12 @@ class GenerationClient:
         `ServiceUnavailable` some may have been sent: submit all again, with the same ids.
         """
         checked, ids = check_submissions(requests, task_ids)
-        positions = queues.positions(checked, self._lengths_if_known(checked))
-        tasks = map(Submission.of, ids, checked, positions)
-        waiting = self._records.submit(list(tasks))
-        with service_errors():
-            send(self._broker, waiting)
+        with submit_span(checked, ids) as traced:
+            positions = queues.positions(traced, self._lengths_if_known(traced))
+            tasks = map(Submission.of, ids, traced, positions)
+            waiting = self._records.submit(list(tasks))
+            with service_errors():
+                send(self._broker, waiting)
         return [TaskHandle(self._records, each) for each in ids]
 
     def handle(self, task_id: str) -> TaskHandle:

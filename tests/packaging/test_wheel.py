@@ -98,12 +98,12 @@ def test_the_wheel_has_every_file_of_the_packages(distributions: Distributions) 
 
 
 def test_the_metadata_is_that_of_the_project(distributions: Distributions) -> None:
-    """Version as in pyproject.toml; `worker` and `demo` are the only extras."""
+    """Version as in pyproject.toml; `worker`, `otel` and `demo` are the extras."""
     files = wheel_files(distributions.wheel)
     (name,) = (name for name in files if name.endswith(".dist-info/METADATA"))
     metadata = email.message_from_bytes(files[name])
     assert metadata["Version"] == PROJECT["version"]
-    assert metadata.get_all("Provides-Extra") == ["demo", "worker"]
+    assert metadata.get_all("Provides-Extra") == ["demo", "otel", "worker"]
 
 
 def test_the_sdist_builds_the_same_wheel(distributions: Distributions, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tests.record.owners import (
     ask,
     kinds,
     lapse,
+    now_s,
     opened,
     record,
     save_checkpoint,
@@ -102,6 +103,26 @@ def test_a_task_whose_lease_has_run_out_is_taken_over(
     assert second.submitted_at_s == first.submitted_at_s
     assert record(redis, keys, task_id)["owner"] == "other"
     assert kinds(redis, keys, task_id) == ["queued", "started", "started"]
+    assert (first.lost_owner, second.lost_owner) == ("", "first")
+    assert second.since_s == first.claimed_at_s
+
+
+def test_a_claim_says_since_when_the_task_has_waited(
+    records: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
+) -> None:
+    """The first claim has waited since the submission, also after a resend; others since a requeue.
+
+    A message without a record has not waited.
+    """
+    redis.zadd(keys.open, {task_id: now_s(redis)})  # as a reconciler that sent it again
+    first = take(records, task_id)
+    assert first.since_s == first.submitted_at_s < first.claimed_at_s
+    assert records.requeue(first, {"reason": "drained"}, counts=False) is WriteAnswer.WRITTEN
+    second = take(other, task_id)
+    assert first.claimed_at_s < second.since_s < second.claimed_at_s
+    assert (second.attempt, second.lost_owner) == (1, "")
+    raw = take(records, "raw")
+    assert raw.since_s == raw.claimed_at_s
 
 
 @pytest.mark.parametrize("end", [status for status in TaskStatus if status.is_terminal])

@@ -28,6 +28,8 @@ UNREADABLE = "__unreadable__"
 NOT_AFTER = "not_after_s"
 #: Header that says whether Celery is to store a result, from its `ignore_result`.
 WANTS_RESULT = "wants_result"
+#: Header with the sender's span, in W3C's form.
+TRACEPARENT = "traceparent"
 #: Header with a body's compression; under its own name kombu would decompress any amount of data.
 COMPRESSED = "was-compressed"
 #: Larger bodies are validated here, before they reach a slot; in bytes. Parsed JSON takes fifty
@@ -168,7 +170,7 @@ def _clean(headers: dict[str, Any]) -> dict[str, Any]:
     """The headers that are used here, each of the type that Celery expects."""
     text = {
         name: headers[name]
-        for name in ("root_id", "parent_id", "group")
+        for name in ("root_id", "parent_id", "group", TRACEPARENT)
         if isinstance(headers.get(name), str)
     }
     return {
@@ -183,6 +185,7 @@ def _clean(headers: dict[str, Any]) -> dict[str, Any]:
         "timelimit": [None, None],
         "argsrepr": "",
         "kwargsrepr": "<request>",
+        TRACEPARENT: text.get(TRACEPARENT),
         NOT_AFTER: _not_after_s(headers),
         WANTS_RESULT: headers.get("ignore_result") is not True,
     }

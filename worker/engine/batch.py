@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from worker import metrics
 from worker.engine import batch_scheduler, device_errors
 from worker.engine.running_job import call_all
+from worker.engine.shared_calls import CallCounter
 from worker.engine.waiting_jobs import WaitingJobs
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Batch:
         #: All admitted jobs without an outcome yet, also those in none of the lists above.
         self._unfinished: set[RunningJob] = set()
         self._scheduler, self._decode_waited_rounds = batch_scheduler.Scheduler(), 0
+        self._calls = CallCounter()
 
     @property
     def is_busy(self) -> bool:
@@ -109,8 +111,8 @@ class Batch:
         model = running.job.model
         runner = self._runners.get(model, busy)
         busy.add(model)
-        running.load_s = self._runners.load_wait_s(model, running.submitted_s)
-        running.admitted_s = time.perf_counter()
+        running.log.load_s = self._runners.load_wait_s(model, running.log.submitted_s)
+        running.log.admitted_s = time.perf_counter()
         prepared = runner.check(running.job)
         running.truncated = prepared.truncated
         return prepared
@@ -140,7 +142,7 @@ class Batch:
             metrics.STEP_S.observe(time.perf_counter() - began_s)
             metrics.ROWS.observe(sum(each.rows for each in plan))
         for running in [running for running in self._active if running.is_done]:
-            running.denoised_s = time.perf_counter()
+            running.log.denoised_s = time.perf_counter()
             self._active.remove(running)
             self._denoised.append(running)
         return bool(plan)
@@ -162,10 +164,9 @@ class Batch:
                 each.image.step(each.output, each.noisy)
             except Exception as error:  # noqa: BLE001  # an error of a sampler ends its job alone
                 job_of[each.image].error = error
+        self._calls.count(jobs)
         reports: list[Callable[[], None]] = []
         for running in jobs:
-            running.unet_calls += 1
-            running.jobs_in_calls += len(jobs)
             reports += running.reports(runner.preview)
         self._side_executor(call_all, reports)
 

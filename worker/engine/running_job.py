@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from api_contracts.names import URGENT_PRIORITY
-from worker.engine.job import JobResult, Timing
+from worker.engine.job import JobResult
+from worker.engine.stage_log import StageLog
 from worker.job_control import JobStopped, Step, Stop
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class RunningJob:
-    """One job. Times are seconds on the monotonic clock.
+    """One job.
 
     The engine's thread owns it; `error` and `saved_step` are written on the side thread.
     """
@@ -41,13 +42,9 @@ class RunningJob:
     job: Job
     control: Control
     future: Future[JobResult]
-    submitted_s: float = field(default_factory=time.perf_counter)
+    log: StageLog = field(init=False)
     #: Rounds in which younger jobs were admitted before it.
     overtaken_rounds: int = 0
-    load_s: float = 0.0
-    admitted_s: float = 0.0
-    encoded_s: float = 0.0
-    denoised_s: float = 0.0
     images: list[ImageState] = field(default_factory=list)
     truncated: tuple[str, ...] = ()
     #: Last step that was reported to the caller.
@@ -55,11 +52,13 @@ class RunningJob:
     resumed_from_step: int | None = None
     #: Step of the last checkpoint that was passed to the caller.
     saved_step: int = 0
-    #: UNet calls that it took part in, and the sum over them of the jobs in each.
-    unet_calls: int = 0
-    jobs_in_calls: int = 0
     #: What its callback or its sampler raised.
     error: BaseException | None = None
+
+    def __post_init__(self) -> None:
+        """Begin the log of its stages, which the control's owner may read."""
+        self.log = StageLog(self.number)
+        self.control.engine_stages = self.log.stages
 
     @property
     def priority(self) -> int:
@@ -86,7 +85,7 @@ class RunningJob:
         self.images = images
         if self.steps:
             self.resumed_from_step = self.reported_steps = self.saved_step = self.steps
-        self.encoded_s = time.perf_counter()
+        self.log.encoded_s = time.perf_counter()
 
     def end_reason(self) -> BaseException | None:
         """Why the job must end now; None to continue."""
@@ -99,7 +98,7 @@ class RunningJob:
         """Calls for the side thread: one for each new step, then a checkpoint where one is due."""
         steps, total = self.steps, self.job.num_inference_steps
         own_steps = steps - (self.resumed_from_step or 0)
-        mean_s = (time.perf_counter() - self.encoded_s) / max(1, own_steps)
+        mean_s = (time.perf_counter() - self.log.encoded_s) / max(1, own_steps)
         calls: list[Callable[[], None]] = []
         for number in range(self.reported_steps + 1, steps + 1):
             step = Step(number, total, round(mean_s * max(0, total - number), 3))
@@ -119,20 +118,13 @@ class RunningJob:
 
     def result(self, images: list[GeneratedImage], versions: dict[str, str]) -> JobResult:
         """The result, once the images are on the host."""
-        timing = Timing(
-            wait_s=max(0.0, self.admitted_s - self.submitted_s - self.load_s),
-            load_s=self.load_s,
-            encode_s=self.encoded_s - self.admitted_s,
-            denoise_s=self.denoised_s - self.encoded_s,
-            decode_s=time.perf_counter() - self.denoised_s,
-        )
+        self.log.ended_s = time.perf_counter()
         name = self.images[0].sampler.name
-        batch = round(self.jobs_in_calls / max(1, self.unet_calls), 2)
         return JobResult(
             tuple(images),
-            timing,
+            self.log.timing(),
             name,
-            batch,
+            self.log.batch,
             versions,
             self.images[0].unet_dtype,
             self.truncated,

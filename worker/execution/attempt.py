@@ -87,9 +87,10 @@ class AttemptRunner:
             fields = {"images": len(output.images), "metadata": resolved.request.metadata}
             self._publisher.post(claim, "uploading", fields)
             is_current = lambda: self._record.is_current(claim)  # noqa: E731  # asked before each write
-            return TaskSucceeded(
-                self._artifacts.store(claim, resolved, output, began_s, is_current)
-            )
+            with control.stage("upload"):
+                return TaskSucceeded(
+                    self._artifacts.store(claim, resolved, output, began_s, is_current)
+                )
         except JobStopped as stop:
             return from_stop(stop)
         except SupersededError:

@@ -15,7 +15,12 @@ from api_contracts.names import DEFAULT_PRIORITY, TASK_NAME
 from api_contracts.redis_io.connection import as_service_unavailable
 from worker import metrics
 from worker.broker.held_messages import REQUEUE_PAUSE_S
-from worker.broker.validate_message import NOT_AFTER, UNREADABLE, WANTS_RESULT
+from worker.broker.validate_message import (
+    NOT_AFTER,
+    TRACEPARENT,
+    UNREADABLE,
+    WANTS_RESULT,
+)
 from worker.execution.outcome import (
     Outcome,
     TaskCancelled,
@@ -79,6 +84,7 @@ class Generate(Task):
             priority=self.request.delivery_info.get("priority", DEFAULT_PRIORITY),
             expires_at_s=self.request.get(NOT_AFTER),
             fault=_message_fault(kwargs),
+            header_traceparent=self.request.get(TRACEPARENT),
         )
         try:
             outcome = self.executor.execute(delivery)

@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from worker import metrics
+from worker.execution import attempt_span
 from worker.execution.circuit_breaker import PROCESS_FAULTS, CircuitBreaker
 from worker.execution.claim_gate import LEAVING
 from worker.execution.outcome import (
@@ -27,6 +28,7 @@ from worker.execution.outcome import (
 from worker.execution.resolved_request import ResolvedRequest
 from worker.job_control import Stop
 from worker.record.claim import Claim, ClaimAnswer, Ended, Held, WriteAnswer
+from worker.tracing.traces import Traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -56,6 +58,7 @@ class Executor:
         *,
         device: str,
         on_broken: Callable[[str], None],
+        traces: Traces | None = None,
     ) -> None:
         """All parts connect or start on first use; `device` is what events name.
 
@@ -64,6 +67,7 @@ class Executor:
         self._settings, self._record, self._tasks = settings, record, tasks
         self._gate, self._attempts = gate, attempts
         self._device, self._on_broken = device, on_broken
+        self._traces = traces or Traces()
         self._breaker = CircuitBreaker(self._trip)
 
     def execute(self, delivery: Delivery) -> Outcome:
@@ -93,11 +97,13 @@ class Executor:
         A task on its last attempt fails with code `worker_stalled`.
         """
         self._gate.close("a step does not end")
-        for _, claim in self._tasks.claimed():
+        for task, claim in self._tasks.claimed():
             outcome: Outcome = TaskRequeued(f"worker stalled: {reason}", counts=True)
             if claim.attempt >= self._settings.max_attempts:
                 outcome = TaskFailed(worker_stalled(claim, reason))
-            self._finish(claim, self._record.metadata(claim.task_id), outcome)
+            outcome = self._finish(claim, self._record.metadata(claim.task_id), outcome)
+            attempt_span.end(task, outcome)
+        self._traces.close()  # this process exits next
 
     def drain(self) -> None:
         """Requeue every unfinished task before its next UNet call; claim no more."""
@@ -124,9 +130,14 @@ class Executor:
             "task %s attempt %d: claimed (fence %d)", claim.task_id, claim.attempt, claim.fence
         )
         self._tasks.grant(task, claim)
+        attempt_span.begin(self._traces, task, claim, delivery, resolved)
         metadata = resolved.request.metadata if resolved else {}
         with metrics.RUNNING.track_inprogress():
-            return self._finish(claim, metadata, self._outcome(claim, checked, task.control))
+            outcome = self._outcome(claim, checked, task.control)
+            with task.control.stage("finish"):
+                outcome = self._finish(claim, metadata, outcome)
+        attempt_span.end(task, outcome)
+        return outcome
 
     def _outcome(
         self, claim: Claim, checked: ResolvedRequest | TaskError, control: Control

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from api_contracts.errors import FieldError, InvalidRequest
 from api_contracts.names import DEFAULT_PRIORITY
 from api_contracts.parse import parse_request
 from api_contracts.pushes import PushKind
+from api_contracts.request import TRACEPARENT_PATTERN
 from worker.config import push_targets
 from worker.engine.job import Job
 from worker.errors import BadRequestError, TaskFailedError, UnknownModelError
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Fields that no image depends on and that may hold a token: they are written to no file.
-PUSH_FIELDS = {kind.value for kind in PushKind}
+#: Fields that no image depends on and that may hold a token: they are written to no file. Nor is
+#: the caller's span: the bytes of an image do not depend on whether somebody traces.
+LEFT_OUT = {*(kind.value for kind in PushKind), "traceparent"}
 #: Longest JSON of a refused request that its record stores, in characters.
 MAX_REFUSED_CHARS = 4_000
 
@@ -44,6 +47,18 @@ class Delivery:
     expires_at_s: float | None = None
     #: What is wrong with the message, apart from its request.
     fault: FieldError | None = None
+    #: `traceparent` of the message's headers, not yet validated.
+    header_traceparent: str | None = None
+
+    @property
+    def traceparent(self) -> str:
+        """The caller's span: the request's `traceparent`, else the header's; '' without either.
+
+        A header that is malformed is ignored, as W3C asks; a field that is refuses the request.
+        """
+        field = self.request.get("traceparent") if isinstance(self.request, dict) else None
+        given = (field, self.header_traceparent)
+        return next(filter(_is_traceparent, given), None) or ""
 
     def resolve(self, settings: Settings) -> ResolvedRequest | TaskError:
         """The resolved request, or the error with which the task fails."""
@@ -51,6 +66,9 @@ class Delivery:
             return BadRequestError(self.fault).error
         try:
             request = parse_request(self.request)
+            if request.traceparent is None and self.traceparent:
+                # Of the message alone, it would be lost where the reconciler sends another one.
+                request = request.model_copy(update={"traceparent": self.traceparent})
             return ResolvedRequest.of(request, self.task_id, settings, self.priority)
         except InvalidRequest as error:
             return BadRequestError(*error.faults).error
@@ -80,6 +98,10 @@ class Delivery:
         except (TypeError, RecursionError):  # a type that kombu decodes; nested too deep
             return repr(type(self.request))
         return text[:MAX_REFUSED_CHARS]
+
+
+def _is_traceparent(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(TRACEPARENT_PATTERN, value) is not None
 
 
 def _fits_record(text: str, request: dict[str, Any]) -> bool:
@@ -139,14 +161,14 @@ class ResolvedRequest:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Every field as it was used, for the result and the manifest, without push fields."""
-        return self.complete.model_dump(mode="json", exclude=PUSH_FIELDS)
+        """Every field as it was used, for the result and the manifest."""
+        return self.complete.model_dump(mode="json", exclude=LEFT_OUT)
 
     @property
     def origin(self) -> dict[str, Any]:
-        """The request as it was sent, for the image's text chunk, without push fields."""
+        """The request as it was sent, for the image's text chunk."""
         wire = self.request.to_wire()
-        return {name: value for name, value in wire.items() if name not in PUSH_FIELDS}
+        return {name: value for name, value in wire.items() if name not in LEFT_OUT}
 
     def job(self, inputs: dict[str, bytes]) -> Job:
         """The engine's job; `inputs` are the files of the fields that are references."""

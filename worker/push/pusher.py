@@ -20,6 +20,7 @@ from worker.background import BackgroundThread, log_error
 from worker.errors import PushError
 from worker.record.push_queue import HOLD_S
 from worker.redis_retry import retry_redis
+from worker.tracing.traces import Traces
 
 if TYPE_CHECKING:
     from worker.push.celery_replies import CeleryReplies
@@ -53,9 +54,15 @@ class Pusher:
     """A daemon thread that polls for due pushes, and one thread for each try."""
 
     def __init__(
-        self, pushes: PushQueue, replies: CeleryReplies, webhooks: Webhooks, retry_s: float
+        self,
+        pushes: PushQueue,
+        replies: CeleryReplies,
+        webhooks: Webhooks,
+        retry_s: float,
+        traces: Traces | None = None,
     ) -> None:
         """A push is given up `retry_s` seconds after its first try."""
+        self._traces = traces or Traces()
         self._pushes, self._replies, self._webhooks = pushes, replies, webhooks
         self._give_up_after_s = retry_s
         self._wake = threading.Condition()
@@ -137,8 +144,11 @@ class Pusher:
         self._poll_in(0)  # another one may have waited for the thread
 
     def _try(self, due: Due) -> None:
+        began_s = time.perf_counter()
         try:
-            push, retry_s = self._after(due, self._tried(due))
+            error = self._tried(due)
+            self._traces.push(due, _host(due), began_s, error)
+            push, retry_s = self._after(due, error)
             retry_redis(lambda: self._pushes.settle(due, push, retry_s), HOLD_S / 4)
             if retry_s is not None:
                 self._poll_in(retry_s)
@@ -185,6 +195,11 @@ class Pusher:
 def _jittered(pause_s: float) -> float:
     """A pause shortened at random, so that not all retries come at once."""
     return pause_s * random.uniform(0.5, 1)  # noqa: S311  # no secret
+
+
+def _host(due: Due) -> str:
+    """The queue, or the host and port, that a push goes to."""
+    return re.split("[ /@]", _receiver(due))[-1]
 
 
 def _receiver(due: Due) -> str:

@@ -63,6 +63,11 @@ class Claim:
     claimed_at_s: float
     #: Step of the checkpoint that an earlier attempt saved; 0 without one.
     checkpoint_step: int = 0
+    #: Since when the task has waited in the queue, or when the attempt of `lost_owner` began. By
+    #: Redis's clock; 0 where the answer was lost and the claim repeated.
+    since_s: float = 0.0
+    #: Whose lease had expired: it died during its attempt, or was cut off. '' for a queued task.
+    lost_owner: str = ""
 
 
 class NewEvent(NamedTuple):

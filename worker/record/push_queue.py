@@ -52,6 +52,10 @@ class Due:
     #: The terminal event: its number, and its JSON as in the stream.
     seq: int
     event: bytes
+    #: Of its record: where its spans belong, and the fence of its last claim, 0 without one.
+    traceparent: str = ""
+    submitted_at_s: float = 0.0
+    fence: int = 0
 
 
 class PushQueue:
@@ -115,7 +119,8 @@ class PushQueue:
 
     def _due_of(self, kind: PushKind, task_id: str) -> Due:
         task, stream = self._keys.task(task_id), self._keys.events(task_id)
-        request, push = cast("_Values", self._redis.hmget(task, ("request", kind.field)))
+        fields_read = ("request", kind.field, "submitted_at", "fence")
+        request, push, submitted_at, fence = cast("_Values", self._redis.hmget(task, fields_read))
         ((_, fields),) = cast("_Entries", self._redis.xrevrange(stream, count=1))
         event = fields[b"event"]
         if len(event) > MAX_EVENT_BYTES:
@@ -125,5 +130,8 @@ class PushQueue:
         if end.task_id != task_id:
             message = f"an event of {end.task_id[:200]!r}"
             raise ValueError(message)
-        wanted = json.loads(request or b"")[kind]
-        return Due(task_id, kind, Push.model_validate_json(push or b""), wanted, end.seq, event)
+        wanted = json.loads(request or b"")
+        return Due(
+            task_id, kind, Push.model_validate_json(push or b""), wanted[kind], end.seq, event,
+            str(wanted.get("traceparent") or ""), float(submitted_at or 0), int(fence or 0),
+        )  # fmt: skip

@@ -81,7 +81,8 @@ class TaskRecord:
                 return Held(owner.decode())
             case [b"ended", _, _, status, outcome]:
                 return Ended(status.decode(), json.loads(outcome))
-        answer, fence, attempt, submitted, claimed, step = reply
+        answer, fence, attempt, submitted, claimed, step, *before = reply
+        since, lost_owner = before or (b"0", b"")
         return Claim(
             task_id,
             ClaimAnswer(answer.decode()),
@@ -91,6 +92,8 @@ class TaskRecord:
             float(submitted),
             float(claimed),
             step,
+            float(since),
+            lost_owner.decode(),
         )
 
     def is_known(self, task_id: str) -> bool:

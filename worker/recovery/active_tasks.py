@@ -14,6 +14,7 @@ from worker.job_control import Control
 if TYPE_CHECKING:
     from worker.job_control import Stop
     from worker.record.claim import Claim
+    from worker.tracing.spans import AttemptSpan
 
 
 @dataclass(eq=False)
@@ -24,6 +25,8 @@ class ActiveTask:
     control: Control = field(default_factory=Control)
     #: None until Redis grants it, and again once another worker has claimed the task.
     claim: Claim | None = None
+    #: Of the attempt; None without traces.
+    span: AttemptSpan | None = None
 
 
 class ActiveTasks:

@@ -17,16 +17,18 @@
 -- max_bytes     longest outcome that is returned: Redis users of producers may write any, and
 --               parsing takes many times that memory
 -- Returns {'run' | 'cancelled' | 'expired' | 'overdue' | 'exhausted', fence, attempt,
---          submitted_at, now, checkpoint_step or 0},
+--          submitted_at, now, checkpoint_step or 0, since, lost_owner},
 --         {'ended', 0, attempt, status, outcome JSON} or {'held', 0, attempt, owner}.
 --
 -- While the lease of a running task lasts, a claim by any other message is answered `held`. When it
--- has expired, the owner counts as dead; its token is rejected in case it is not.
+-- has expired, the owner counts as dead; its token is rejected in case it is not. It is the
+-- lost_owner, and since is when it claimed; otherwise lost_owner is '', and since is when the task
+-- was queued. Both are missing where the same call is repeated.
 local task, events, open = unpack(KEYS)
 local id, owner, tail, request, deadline_s, max_attempts, token, lease_s, expires_at,
   queue, max_bytes = unpack(ARGV)
 -- Fails for a key of another type before anything is written: then the message is requeued.
-redis.call('ZSCORE', open, id)
+local since, lost_owner = redis.call('ZSCORE', open, id), ''
 local status = redis.call('HGET', task, 'status')
 local attempt = tonumber(redis.call('HGET', task, 'attempt') or '0')
 if status and status ~= 'queued' and status ~= 'running' then
@@ -46,6 +48,10 @@ if status == 'running' and redis.call('HGET', task, 'token') == token then
 end
 if status == 'running' and tonumber(redis.call('HGET', task, 'lease_until') or '0') > now then
   return {'held', 0, attempt, redis.call('HGET', task, 'owner')}
+end
+if status == 'running' then
+  local lost = redis.call('HMGET', task, 'started_at', 'owner')
+  since, lost_owner = lost[1], lost[2]
 end
 if not status then
   redis.call('HSET', task, 'request', request, 'submitted_at', stamp(now), 'queue', queue)
@@ -75,4 +81,6 @@ if answer == 'run' and tail ~= '' then
   local resumed = '"resumed_from_step":' .. (step > 0 and step or 'null') .. ','
   append_event(task, events, resumed .. tail)
 end
-return {answer, fence, attempt, submitted_at, stamp(now), step}
+if fence == 1 then since = submitted_at end
+return {answer, fence, attempt, submitted_at, stamp(now), step, since or submitted_at,
+  lost_owner or ''}

@@ -1,0 +1,158 @@
+"""The span of a submission, in an application that traces with OpenTelemetry."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+
+from api_contracts import AsyncGenerationClient, GenerationClient, ServiceUnavailable
+from api_contracts.names import Keys
+from tests.contracts.test_submit import messages, request_in
+from tests.record.owners import record
+from worker.embedded import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from opentelemetry.sdk.trace import ReadableSpan
+    from redis import Redis
+
+GIVEN = f"00-{'a' * 32}-{'b' * 16}-01"
+PROMPT = "a prompt that must not leave the request"
+
+
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    """The spans of the application around the client, whose tracer provider is this one."""
+    provider, exporter = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    return exporter
+
+
+def by_async(url: str, namespace: str, requests: list[dict[str, Any]], ids: list[str]) -> None:
+    async def submit() -> None:
+        async with AsyncGenerationClient(url, namespace) as client:
+            await client.submit_many(requests, ids)
+
+    asyncio.run(submit())
+
+
+def by_sync(url: str, namespace: str, requests: list[dict[str, Any]], ids: list[str]) -> None:
+    with GenerationClient(url, namespace) as client:
+        client.submit_many(requests, ids)
+
+
+both = pytest.mark.parametrize("submit", [by_sync, by_async])
+
+
+def traceparent(span: ReadableSpan) -> str:
+    context = span.get_span_context()
+    assert context is not None
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
+@both
+def test_the_request_carries_the_span_of_its_submission(
+    submit: Callable[..., None],
+    exported: InMemorySpanExporter,
+    redis: Redis,
+    redis_url: str,
+    namespace: str,
+) -> None:
+    """Record and message have it as `traceparent`; its parent is the application's own span."""
+    request = {"prompt": PROMPT, "model": namespace}
+    with trace.get_tracer("shop").start_as_current_span("checkout") as own:
+        submit(redis_url, namespace, [request], ["task"])
+    span = exported.get_finished_spans()[0]
+    assert span.name == "submit"
+    assert span.parent == own.get_span_context()
+    assert span.kind is trace.SpanKind.PRODUCER
+    (message,) = messages(redis, namespace)
+    assert request_in(message) == request | {"traceparent": traceparent(span)}
+    stored = json.loads(record(redis, Keys(namespace), "task")["request"])
+    assert stored == request_in(message)
+    assert span.attributes == {
+        "messaging.system": "celery",
+        "messaging.operation.name": "submit",
+        "messaging.operation.type": "send",
+        "messaging.destination.name": f"generate.{namespace}",
+        "messaging.message.id": "task",
+    }
+    assert PROMPT not in span.to_json()
+
+
+@both
+def test_many_requests_have_one_span(
+    submit: Callable[..., None],
+    exported: InMemorySpanExporter,
+    redis: Redis,
+    redis_url: str,
+    namespace: str,
+) -> None:
+    """One call is one span; a request with a `traceparent` of its own keeps it, and is linked."""
+    request = {"prompt": "x", "model": namespace}
+    submit(redis_url, namespace, [request, request | {"traceparent": GIVEN}], ["one", "two"])
+    (span,) = exported.get_finished_spans()
+    sent = {each["headers"]["id"]: request_in(each) for each in messages(redis, namespace)}
+    assert sent["one"]["traceparent"] == traceparent(span)
+    assert sent["two"]["traceparent"] == GIVEN
+    assert [f"{each.context.span_id:x}" for each in span.links] == ["b" * 16]
+    assert span.attributes is not None
+    assert span.attributes["messaging.batch.message_count"] == 2
+    assert "messaging.message.id" not in span.attributes
+
+
+def test_a_task_that_is_submitted_again_keeps_its_first_span(
+    exported: InMemorySpanExporter, redis: Redis, redis_url: str, namespace: str
+) -> None:
+    """The first request under an id counts, and so does its span."""
+    for _ in range(2):
+        by_sync(redis_url, namespace, [{"prompt": "x", "model": namespace}], ["again"])
+    first, _ = exported.get_finished_spans()
+    sent = [request_in(each)["traceparent"] for each in messages(redis, namespace)]
+    assert sent == [traceparent(first)] * 2
+
+
+@both
+def test_a_failed_submission_is_a_failed_span(
+    submit: Callable[..., None], exported: InMemorySpanExporter, namespace: str, no_backoff: None
+) -> None:
+    """The span has the error's type and no text, which may repeat what the caller wrote."""
+    request = {"prompt": PROMPT, "model": namespace}
+    with pytest.raises(ServiceUnavailable):
+        submit(f"redis://127.0.0.1:{free_port()}/0", namespace, [request], ["task"])
+    (span,) = exported.get_finished_spans()
+    assert span.status.status_code is trace.StatusCode.ERROR
+    assert span.attributes is not None
+    assert span.attributes["error.type"] == "ServiceUnavailable"
+    assert (span.events, span.status.description) == ((), None)
+
+
+def test_an_unsampled_submission_says_so(
+    monkeypatch: pytest.MonkeyPatch, redis: Redis, redis_url: str, namespace: str
+) -> None:
+    """The sampler's decision goes along, so that the worker samples the same tasks."""
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", TracerProvider(sampler=ALWAYS_OFF))
+    by_sync(redis_url, namespace, [{"prompt": "x", "model": namespace}], ["task"])
+    (message,) = messages(redis, namespace)
+    assert int(request_in(message)["traceparent"][-2:], 16) & 1 == 0
+
+
+@both
+def test_without_a_provider_the_request_is_sent_as_it_is(
+    submit: Callable[..., None], redis: Redis, redis_url: str, namespace: str
+) -> None:
+    """An application that has set up no tracing sends no `traceparent`."""
+    request = {"prompt": "x", "model": namespace}
+    submit(redis_url, namespace, [request], ["task"])
+    (message,) = messages(redis, namespace)
+    assert request_in(message) == request
