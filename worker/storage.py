@@ -51,7 +51,18 @@ class Storage(S3Calls):
             "Metadata": {"sha256": digest},
             **_checksum(data, sha256=self._settings.s3_checksums),
         }
-        self._retry(lambda: self._replace(address, content, is_owner))
+        is_first_try = self._settings.s3_conditional_writes
+
+        def write() -> None:
+            nonlocal is_first_try
+            if is_first_try:  # most tasks have one attempt: no object is there
+                is_first_try = False
+                with suppress(WrittenMeanwhileError):
+                    self._write(address | content, {"IfNoneMatch": "*"}, is_owner)
+                    return
+            self._replace(address, content, is_owner)
+
+        self._retry(write)
         return digest
 
     def _replace(
@@ -65,12 +76,17 @@ class Storage(S3Calls):
             if found["Metadata"].get("sha256") == content["Metadata"]["sha256"]:
                 return  # by an earlier attempt, perhaps one whose answer was lost
             condition = {"IfMatch": found["ETag"]}
+        self._write(address | content, condition, is_owner)
+
+    def _write(
+        self, content: dict[str, Any], condition: dict[str, Any], is_owner: Callable[[], bool]
+    ) -> None:
         if not is_owner():
             raise SupersededError
         if not self._settings.s3_conditional_writes:
             condition = {}
         try:
-            self._call("put_object", address | content | condition)
+            self._call("put_object", content | condition)
         except NotFoundError as error:  # the object was removed meanwhile
             raise RetryableError(str(error)) from error
 

@@ -80,29 +80,42 @@ def lose_the_answer() -> None:
     raise RetryableError("the answer was lost")
 
 
-@pytest.mark.parametrize("was_there", [False, True])
-def test_a_worker_frozen_after_its_check_changes_nothing(
-    storage: Watched, other: Storage, key: str, read_object: Callable[..., Any], was_there: bool
+@pytest.mark.parametrize(
+    ("was_there", "frozen_at", "calls"),
+    [
+        (False, 1, ["put_object", "head_object"]),
+        (True, 1, ["put_object", "head_object"]),
+        (True, 2, ["put_object", "head_object", "put_object", "head_object"]),
+    ],
+)
+def test_a_worker_frozen_after_its_check_changes_nothing(  # noqa: PLR0913, PLR0917  # fixtures
+    storage: Watched,
+    other: Storage,
+    key: str,
+    read_object: Callable[..., Any],
+    was_there: bool,
+    frozen_at: int,
+    calls: list[str],
 ) -> None:
     """It was the owner when it checked; before its upload another worker stored its object."""
     if was_there:
         other.put(key, b"an earlier attempt's", PNG)
-    is_owner = True
+    checks = 0
 
     def check_and_freeze() -> bool:
-        nonlocal is_owner
-        was_owner, is_owner = is_owner, False
-        if was_owner:
+        nonlocal checks
+        checks += 1
+        if checks == frozen_at:
             other.put(key, b"the new owner's", PNG)
             seen.append(read_object(key))
-        return was_owner
+        return checks <= frozen_at
 
     seen: list[Any] = []
     with pytest.raises(SupersededError):
         storage.put(key, b"the frozen worker's", PNG, check_and_freeze)
     assert [read_object(key)] == seen
     assert seen[0][0] == b"the new owner's"
-    assert storage.calls == ["head_object", "put_object", "head_object"]
+    assert storage.calls == calls
 
 
 def test_a_former_owner_uploads_nothing(
@@ -113,7 +126,7 @@ def test_a_former_owner_uploads_nothing(
     before = read_object(key)
     with pytest.raises(SupersededError):
         storage.put(key, b"the former owner's", PNG, lambda: False)
-    assert storage.calls == ["head_object"]
+    assert storage.calls == []
     assert read_object(key) == before
 
 
@@ -127,14 +140,20 @@ def test_the_owner_replaces_the_object_of_an_earlier_attempt(
     assert digest == hashlib.sha256(b"second").hexdigest()
 
 
-def test_the_same_bytes_are_not_uploaded_twice(
+def test_a_new_object_takes_one_request(storage: Watched, key: str) -> None:
+    """Where no earlier attempt stored it, which the condition of the upload says."""
+    storage.put(key, b"image", PNG, lambda: True)
+    assert storage.calls == ["put_object"]
+
+
+def test_the_same_bytes_are_kept(
     storage: Watched, other: Storage, key: str, read_object: Callable[..., Any]
 ) -> None:
     """An object that an earlier attempt stored is kept, and its digest returned."""
     other.put(key, b"same", PNG)
     before = read_object(key)
     assert storage.put(key, b"same", PNG, lambda: True) == hashlib.sha256(b"same").hexdigest()
-    assert storage.calls == ["head_object"]
+    assert storage.calls == ["put_object", "head_object"]
     assert read_object(key) == before
 
 
@@ -145,7 +164,7 @@ def test_a_lost_answer_is_no_failure(
     storage.after["put_object"] = lose_the_answer
     storage.put(key, b"image", PNG, lambda: True)
     assert read_object(key)[0] == b"image"
-    assert storage.calls == ["head_object", "put_object", "head_object"]
+    assert storage.calls == ["put_object", "head_object"]
 
 
 def test_a_concurrent_write_is_retried(
@@ -162,7 +181,7 @@ def test_a_concurrent_write_is_retried(
     storage.put(key, b"the owner's", PNG, is_owner)
     assert read_object(key)[0] == b"the owner's"
     assert len(checks) == 2
-    assert storage.calls == ["head_object", "put_object"] * 2
+    assert storage.calls == ["put_object", "head_object", "put_object"]
 
 
 def test_an_object_removed_before_the_upload_is_stored(
@@ -183,7 +202,7 @@ def test_a_foreign_object_is_replaced(
     client = boto3.client("s3", endpoint_url=settings.s3_endpoint_url)
     client.put_object(Bucket=BUCKET, Key=key, Body=b"image")
     storage.put(key, b"image", PNG, lambda: True)
-    assert storage.calls == ["head_object", "put_object"]
+    assert storage.calls == ["put_object", "head_object", "put_object"]
     assert read_object(key)[0] == b"image"
 
 
@@ -255,4 +274,4 @@ def test_a_missing_bucket_is_not_retried(
     monkeypatch.setattr(storage._client(settings.s3_endpoint_url), "put_object", refuse)
     with pytest.raises(StorageUnavailableError, match="refused put_object"):
         storage.put(key, b"x", PNG)
-    assert storage.calls == ["head_object", "put_object"]
+    assert storage.calls == ["put_object"]
