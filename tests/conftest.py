@@ -166,6 +166,7 @@ def start_service(
             "SAG_DRAIN_TIMEOUT_S": "2",
             # What an idle machine of this kind measures; on a busy one tasks would run one by one.
             "SAG_MAX_BATCH_ROWS": "16",
+            "SAG_RESERVED_SLOTS": "0",  # messages of plain Celery without a priority are urgent
             **{f"SAG_{key.upper()}": value for key, value in extra.items()},
             **(others or {}),
         }

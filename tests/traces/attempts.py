@@ -22,7 +22,7 @@ def claim(task_id: str = "task", **fields: Any) -> Claim:
     """A first claim, half a second after the submission."""
     now_s = time.time()
     given: dict[str, Any] = {
-        "task_id": task_id, "answer": ClaimAnswer.RUN, "fence": 1, "attempt": 1,
+        "task_id": task_id, "answer": ClaimAnswer.RUN, "fence": 1, "token": "t", "attempt": 1,
         "submitted_at_s": now_s - 0.5, "claimed_at_s": now_s, "since_s": now_s - 0.5,
     }  # fmt: skip
     return Claim(**(given | fields))
