@@ -10,20 +10,21 @@ from __future__ import annotations
 import json
 import logging
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from api_contracts.names import MAX_MESSAGE_BYTES, PRIORITIES
 from api_contracts.redis_io import pools, transport
 from api_contracts.redis_io.connection import is_unavailable
 from worker import metrics
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
+from worker.broker.held_requests import held_requests
 from worker.broker.intake import TAKE, Intake, Taken, WaitingList
 from worker.broker.queue_watch import WaitState
 from worker.broker.validate_message import envelope
@@ -167,7 +168,7 @@ class Channel(transport.Channel):
             for queue in queues
             if priority <= lowest
         ]
-        call = self.intake.next_call(lists, tasks=len(self.qos._delivered))  # noqa: SLF001  # kombu counts so, too
+        call = self.intake.next_call(lists, tasks=len(held_requests()))
         self._in_poll, self._brpop_sent_at = self.client.connection, time.monotonic()
         self.client.connection.send_command(*call)
 
@@ -200,9 +201,12 @@ class Channel(transport.Channel):
         return True
 
     def wake_for_more(self) -> None:
-        """Ask again when this worker waits for urgent messages only, and may now take others."""
+        """Ask again when this worker waits for urgent messages only, and may now take others.
+
+        Where that fails it asks again when its wait ends.
+        """
         if self._in_poll and self.intake.waits_below(self.lowest_priority()):
-            with self.conn_or_acquire() as client:
+            with suppress(RedisError), self.conn_or_acquire() as client:
                 client.lpush(self.intake.wake_key, 1)
 
     def _pass_on(self, taken: Taken) -> None:
