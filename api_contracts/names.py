@@ -94,7 +94,7 @@ class Keys:
 
     @property
     def scratch(self) -> str:
-        """Stream: the newest submission's first event; `submit.lua` copies it to save memory."""
+        """Stream: a copy of a waiting task's events; `touched.lua` makes it to save memory."""
         return f"{self.namespace}:scratch"
 
     def events(self, task_id: str) -> str:

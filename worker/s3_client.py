@@ -56,8 +56,8 @@ class S3Calls:
         self._lock = threading.Lock()
         self._clients: dict[str | None, Any] = {}
         #: Why the last call failed; None if it did not. An object that is missing or was written
-        #: meanwhile is no failure. An upload is a HEAD and a PUT, repeated while the store is
-        #: unavailable. Read from any thread.
+        #: meanwhile is no failure. An upload, repeated while the store is unavailable, is a PUT;
+        #: where an object is there, a HEAD and another PUT follow. Read from any thread.
         self.trouble: str | None = None
 
     @property

@@ -128,7 +128,6 @@ def submit_call(keys: Keys, submission: Submission) -> list[Any]:
         task=keys.task(task_id),
         events=keys.events(task_id),
         open=keys.open,
-        scratch=keys.scratch,
         id=task_id,
         request=text,
         tail=event_tail(task_id, "queued", fields),

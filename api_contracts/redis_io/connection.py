@@ -31,7 +31,16 @@ REDIS_UNREACHABLE = (RedisConnectionError, RedisTimeoutError)
 #: Temporary errors of Redis: out of memory, a replica, a lost primary, a failed save. redis-py has
 #: a class for some; an error raised inside a script has only the word in its text.
 _PASSING = (OutOfMemoryError, ReadOnlyError, MasterDownError, ClusterDownError)
-_PASSING_WORDS = ("OOM", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "MISCONF", "BUSY", "NOREPLICAS")
+_PASSING_WORDS = (
+    "OOM",
+    "READONLY",
+    "MASTERDOWN",
+    "CLUSTERDOWN",
+    "MISCONF",
+    "BUSY",
+    "NOREPLICAS",
+    "UNBLOCKED",
+)
 #: Redis's error for a key of another type, written by another program.
 WRONG_TYPE = "WRONGTYPE"
 #: Timeouts of connecting and of one answer, in seconds.

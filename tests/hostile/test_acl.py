@@ -254,6 +254,29 @@ def test_every_command_of_a_script_is_allowed() -> None:
                 assert {f"+{name}" for name in called} <= {*given[user]}, script.name
 
 
+def test_a_producer_with_the_former_rights_submits(server: Guarded) -> None:
+    """Of before workers were woken: its messages are found by looks."""
+    with server.connect("operator") as operator:
+        rights = operator.acl_getuser("producer")
+        operator.execute_command(
+            "ACL", "SETUSER", "producer", "-zrange", "resetkeys", "~sag:{*}:task",
+            "~sag:{*}:events", "~sag:open", "~sag:wishes", "~generate.*",
+        )  # fmt: skip
+        operator.zadd("sag.ready.generate.nobodys", {"worker": 0})
+        try:
+            with GenerationClient(server.url("producer")) as client:
+                task = client.submit(SMALL | {"model": "nobodys"})
+                assert task.status() is TaskStatus.QUEUED
+            (name,) = operator.keys("generate.nobodys*")
+            assert operator.llen(name) == 1
+        finally:
+            keys = [f"~{each}" if not each.startswith("~") else each for each in rights["keys"]]
+            operator.execute_command("ACL", "SETUSER", "producer", "+zrange", "resetkeys", *keys)
+            operator.delete(*operator.keys("generate.nobodys*"), "sag:open")
+            operator.delete("sag.ready.generate.nobodys")
+            server.forget_denials()
+
+
 FORBIDDEN: list[list[Any]] = [
     ["FLUSHALL"], ["FLUSHDB"], ["KEYS", "*"], ["SCAN", "0"], ["CONFIG", "SET", "maxmemory", "1"],
     ["CONFIG", "GET", "*"], ["SHUTDOWN"], ["ACL", "LIST"], ["ACL", "LOG"],

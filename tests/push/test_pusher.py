@@ -187,6 +187,21 @@ def test_a_failure_is_retried(
     assert len({message.headers["webhook-id"] for message in messages}) == 1
 
 
+def test_a_process_knows_when_its_own_pushes_are_due(
+    client: GenerationClient, records: TaskRecord, start: Callable[..., Pusher], hook: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Retries come after their pauses, not with the rare look for pushes of other processes."""
+    monkeypatch.setattr(pusher, "IDLE_POLL_S", 3600.0)
+    hook.answers = [500, 503, 500]
+    start()
+    end(client, records, "first", webhook=hook.origin)
+    end(client, records, "second", webhook=hook.origin)
+    hook.wait(5)
+    for task_id in ("first", "second"):
+        assert settled(client, task_id, PushKind.WEBHOOK).state is PushState.DELIVERED
+
+
 def test_pauses_grow_up_to_a_limit(records: TaskRecord) -> None:
     """Pauses are 1 s, 2 s, 4 s … at most 300 s, each up to half less."""
     made = Pusher(records.pushes, None, None, 1e9)  # type: ignore[arg-type]  # not used

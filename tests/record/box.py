@@ -73,6 +73,7 @@ def taken(redis: Redis, owner: str, model: str, lease_s: float = 30.0) -> str:
         max_bytes=MAX_MESSAGE_BYTES,
         owner=owner,
         tasks=0,
+        leaves=False,
         woken_s=WOKEN_S,
         queues=[names.queue_name(model)] * len(lists),
     )
@@ -112,10 +113,10 @@ class Box:
         redis.lpush(self.queues[0], entry if isinstance(entry, bytes) else json.dumps(entry))
         return self.drain()
 
-    def drain(self) -> list[Message]:
+    def drain(self, timeout_s: float = 5.0) -> list[Message]:
         """What the consumer gets of the next entry."""
         self._got.clear()
-        self.connection.drain_events(timeout=5)
+        self.connection.drain_events(timeout=timeout_s)
         return list(self._got)
 
     def ask(self) -> None:

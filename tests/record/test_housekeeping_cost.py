@@ -5,17 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from api_contracts import names
+from api_contracts.message import task_message
 from tests.record.box import post
 from tests.record.reconcilers import Sent, age, elected
-from worker.broker.held_messages import UNACKED, UNACKED_INDEX
+from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages, MessageIds
 from worker.recovery import reconciler
-from worker.recovery.message_walk import MAX_COUNT, MIN_COUNT, MessageWalk
+from worker.recovery.message_walk import FIRST_COUNT, MAX_COUNT, MessageWalk
 
 if TYPE_CHECKING:
     from redis import Redis
 
+    from api_contracts import GenerationClient
     from api_contracts.names import Keys
 
 
@@ -93,24 +96,23 @@ def test_tasks_of_one_instant_are_all_read(
 
 
 class Messages:
-    """Messages of which each takes a millisecond to read."""
+    """Messages of a size."""
 
-    def __init__(self, clock_s: list[float], number: int, ms: float) -> None:
-        self.clock_s, self.left, self.ms = clock_s, number, ms
+    def __init__(self, number: int, cost: int) -> None:
+        self.left, self.cost = number, cost
         self.counts: list[int] = []
 
     def lists(self, _: object) -> list[str]:
         """One list."""
         return ["queue"]
 
-    def ids(self, name: str, _: object, count: int) -> tuple[bytes, int, list[bytes]]:
+    def ids(self, name: str, _: object, count: int) -> MessageIds:
         """As many as asked for; none is held."""
         if name == UNACKED:
-            return b"0", 0, []
+            return MessageIds(b"0", 0, 0, [])
         self.counts.append(count)
-        self.clock_s[0] += count * self.ms / 1000
         self.left -= count
-        return b"1" if self.left > 0 else b"0", count, []
+        return MessageIds(b"1" if self.left > 0 else b"0", count, count * self.cost, [])
 
 
 class NoTasks:
@@ -128,15 +130,122 @@ class NoTasks:
         return []
 
 
-@pytest.mark.parametrize(("ms", "settled"), [(1.0, MIN_COUNT), (0.01, 200), (0.0, MAX_COUNT)])
-def test_slow_messages_are_read_in_small_slices(
-    monkeypatch: pytest.MonkeyPatch, ms: float, settled: int
-) -> None:
-    """A call takes about two milliseconds, as far as the limits of its size allow."""
-    clock_s = [0.0]
-    monkeypatch.setattr("worker.recovery.message_walk.time.monotonic", lambda: clock_s[0])
-    messages: Any = Messages(clock_s, 20_000, ms)
+@pytest.mark.parametrize(
+    ("cost", "settled"), [(2**23, 1), (75_000, 20), (15_000, 100), (1_200, MAX_COUNT)]
+)
+def test_large_messages_are_read_in_small_slices(cost: int, settled: int) -> None:
+    """A call costs about `SLICE_COST`, as far as the limit of its size allows."""
+    messages: Any = Messages(20_000 // (1 + cost // 2**20), cost)
     tasks: Any = NoTasks()
     for _ in MessageWalk(tasks, messages, {"queue"}, 15.0).steps(lambda *_: None):
         pass
-    assert messages.counts[-1] == pytest.approx(settled, rel=0.01)
+    assert messages.counts[-1] == settled
+    assert max(messages.counts) <= max(settled, FIRST_COUNT)
+
+
+def test_a_message_of_another_program_costs_more(redis: Redis, keys: Keys) -> None:
+    """It is parsed, a client's is not."""
+    queue, messages = names.queue_name(keys.namespace), HeldMessages(redis)
+    redis.lpush(queue, task_message("t", '{"prompt":"x"}', queue, 0))
+    cheap = messages.ids(queue, 0, 10)
+    redis.delete(queue)
+    post(redis, keys.namespace, "t", priority=0)
+    dear = messages.ids(queue, 0, 10)
+    assert (cheap.ids, dear.ids) == ([b"t"], [b"t"])
+    assert dear.cost > 5 * cheap.cost
+    redis.delete(queue)
+
+
+def submitted(client: GenerationClient, task_id: str, **wanted: Any) -> None:
+    client.submit({"prompt": "x", "model": client.keys.namespace, **wanted}, task_id)
+
+
+def test_a_score_in_the_future_hides_no_task(
+    redis: Redis, keys: Keys, client: GenerationClient
+) -> None:
+    """Nor does a clock of Redis that was set back: deadlines end tasks all the same."""
+    redis.zadd(keys.open, {"bogus": 9e15})
+    made = elected(redis, keys, Sent())
+    made.run_once()
+    submitted(client, "late", deadline_s=0.001)
+    made.run_once()
+    made.run_once()
+    assert redis.hget(keys.task("late"), "status") == b"expired"
+    made._touched._now_s += 3600  # as if the clock had been set back by an hour since
+    made._touched._since += 3600
+    submitted(client, "later", deadline_s=0.001)
+    for _ in range(3):
+        made.run_once()
+    assert redis.hget(keys.task("later"), "status") == b"expired"
+    redis.delete(*names.queue_lists(keys.namespace))
+
+
+def test_an_error_postpones_and_drops_nothing(
+    redis: Redis, keys: Keys, client: GenerationClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a round could not do for a lack of Redis the next one does."""
+    made = elected(redis, keys, Sent())
+    submitted(client, "late", deadline_s=0.001)
+    submitted(client, "pushed", webhook="https://example.com/x")
+    client.handle("pushed").cancel()
+    add, expire = made._touched._pushes.add, made._touched._expire
+
+    def away(*_: object, **__: object) -> Any:
+        raise RedisConnectionError
+
+    for name, target in (("add", made._touched._pushes), ("_expire", made._touched)):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, away)
+            fails = pytest.raises(RedisConnectionError)
+            with fails:
+                made.run_once()
+    assert (add, expire) == (made._touched._pushes.add, made._touched._expire)
+    made.run_once()
+    made.run_once()
+    assert redis.hget(keys.task("late"), "status") == b"expired"
+    assert redis.zscore(keys.pushes, "webhook:pushed") is not None
+    redis.delete(*names.queue_lists(keys.namespace))
+
+
+def test_a_quiet_queue_adds_no_deadlines(
+    redis: Redis, keys: Keys, client: GenerationClient
+) -> None:
+    """The newest task is read in every round, and noted once."""
+    submitted(client, "t", deadline_s=1000.0)
+    made = elected(redis, keys, Sent())
+    for _ in range(5):
+        made.run_once()
+    assert len(made._touched._deadlines) == 1
+    redis.delete(*names.queue_lists(keys.namespace))
+
+
+def test_many_deadlines_at_once_are_ended_over_rounds(
+    redis: Redis, keys: Keys, client: GenerationClient
+) -> None:
+    """A round ends a bounded number, so that the reconciler stays elected."""
+    for number in range(120):
+        submitted(client, f"t{number}", deadline_s=0.001)
+    made, ended = elected(redis, keys, Sent()), []
+    for _ in range(10):
+        made.run_once()
+        statuses = [redis.hget(keys.task(f"t{each}"), "status") for each in range(120)]
+        ended.append(statuses.count(b"expired"))
+    assert ended[0] <= 60
+    assert ended[-1] == 120
+    redis.delete(*names.queue_lists(keys.namespace))
+
+
+def test_the_first_event_of_a_waiting_task_takes_little(
+    redis: Redis, keys: Keys, client: GenerationClient
+) -> None:
+    """Redis allocates 4 KiB for it; the reconciler copies the stream, which is the same after."""
+    submitted(client, "t")
+    stream = keys.events("t")
+    before = redis.memory_usage(stream), redis.xrange(stream)
+    assert int(before[0] or 0) > 4000
+    elected(redis, keys, Sent()).run_once()
+    assert int(redis.memory_usage(stream) or 0) < 1200
+    assert redis.xrange(stream) == before[1]
+    client.handle("t").cancel()
+    assert [event.type for event in client.handle("t").events(timeout=5)] == ["queued", "cancelled"]
+    redis.delete(*names.queue_lists(keys.namespace))

@@ -30,8 +30,9 @@ def found(messages: HeldMessages, *queues: str, count: int = 100) -> list[str]:
     for name in [*messages.lists(queues), UNACKED]:
         cursor: bytes | int = 0
         while cursor != b"0":
-            cursor, _, some = messages.ids(name, cursor, count)
-            ids += [each.decode() for each in some]
+            some = messages.ids(name, cursor, count)
+            cursor = some.cursor
+            ids += [each.decode() for each in some.ids]
     return ids
 
 

@@ -148,7 +148,7 @@ def test_an_entry_that_is_no_message_is_dropped(
     redis.hset(UNACKED, tag, kept)
     redis.zadd(UNACKED_INDEX, {tag: 1.0})
     assert messages.held(tag) is None
-    assert messages.ids(UNACKED, 0, 10)[2] == []
+    assert messages.ids(UNACKED, 0, 10).ids == []
     assert not messages.requeue(tag, only_overdue=True)
     assert not redis.exists(UNACKED, UNACKED_INDEX)
 

@@ -32,6 +32,12 @@ def _empty_book(redis: Redis) -> None:
 
 
 @pytest.fixture
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds also of a Redis that has just started."""
+    monkeypatch.setattr("worker.recovery.reconciler.UNAVAILABLE_GRACE_S", 0.0)
+
+
+@pytest.fixture
 def victim(client: GenerationClient, redis: Redis, keys: Keys) -> str:
     """A queued task of another caller that has lost its message."""
     task_id = client.submit({"prompt": "x", "model": keys.namespace}, "victim").task_id
@@ -144,6 +150,7 @@ def test_an_unreadable_deadline_stops_no_other(
     redis.delete(*names.queue_lists(keys.namespace))
 
 
+@pytest.mark.usefixtures("no_grace")
 def test_open_tasks_of_another_type_are_deleted(
     redis: Redis, keys: Keys, records: TaskRecord, client: GenerationClient
 ) -> None:
@@ -152,7 +159,7 @@ def test_open_tasks_of_another_type_are_deleted(
     with pytest.raises(Exception, match="WRONGTYPE"):
         ask(records, "new")
     assert not redis.exists(keys.task("new"))
-    elected(redis, keys, Sent()).walk()
+    elected(redis, keys, Sent()).run_once()
     take(records, "new")
     assert redis.zscore(keys.open, "new") is not None
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from api_contracts import GenerationClient, names
+from api_contracts.redis_io.connection import connect
 from api_contracts.redis_io.scripts import load
 from tests.record.box import Box, ids_waiting, letter, post
 from tests.record.owners import until
+from worker import embedded
 from worker.broker import queue_watch
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages, new_tag
-from worker.broker.intake import TAKE, WOKEN_S, Intake, WaitingList
+from worker.broker.intake import BLOCK_S, TAKE, WOKEN_S, Intake, WaitingList
 from worker.broker.queue_watch import QueueWatch, WaitState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from redis import Redis
 
@@ -48,13 +54,14 @@ def wait(box: Box) -> None:
         box.connection.drain_events(timeout=0.05)
 
 
-def ask(redis: Redis, namespace: str, owner: str, tasks: int) -> Any:
+def ask(redis: Redis, namespace: str, owner: str, tasks: int, *, leaves: bool = True) -> Any:
     """Ask for a message as a worker that runs `tasks` tasks."""
     lists = names.queue_lists(namespace)
+    queues = [names.queue_name(namespace)] * len(lists)
     return load(redis, "worker.broker", "take")(
         unacked=UNACKED, unacked_index=UNACKED_INDEX, wake=f"{names.WAKE_PREFIX}{owner}",
         lists=lists, tag=new_tag(owner), lease_s=30, max_bytes=10**6, owner=owner, tasks=tasks,
-        woken_s=WOKEN_S, queues=[names.queue_name(namespace)] * len(lists),
+        leaves=leaves and tasks > 0, woken_s=WOKEN_S, queues=queues,
     )  # fmt: skip
 
 
@@ -117,7 +124,7 @@ def test_a_busy_worker_leaves_messages_to_idle_ones(
     """It wakes them instead, and takes what is more than they will take."""
     redis.zadd(names.ready_key(queue), {"idle": 0, "busier": 5})
     post(redis, namespace, "t1")
-    assert ask(redis, namespace, "busy", 2) == 3  # ready or just woken, with itself
+    assert ask(redis, namespace, "busy", 2) == -2  # left; itself and the busier one are ready
     assert woken(redis, "idle", "busier") == ["idle"]
     post(redis, namespace, "t2")
     index, entry, others = ask(redis, namespace, "busy", 2)
@@ -146,6 +153,27 @@ def test_a_woken_worker_that_died_is_waited_for_once(
     assert ask(redis, namespace, "busy", 2)[0] == 5
     assert redis.zscore(names.ready_key(queue), "dead") is None
     redis.delete(f"{names.WAKE_PREFIX}dead")
+
+
+@pytest.mark.parametrize("dead", [1, 60])
+def test_dead_workers_delay_a_busy_one_by_a_tenth_of_a_second(
+    redis: Redis, namespace: str, queue: str, monkeypatch: pytest.MonkeyPatch, dead: int
+) -> None:
+    """However many look ready: it leaves a message to others once."""
+    clock_s = [1000.0]
+    monkeypatch.setattr("worker.broker.intake.time.monotonic", lambda: clock_s[0])
+    redis.zadd(names.ready_key(queue), {f"dead{each}": 0 for each in range(dead)})
+    redis.zadd(names.ready_key(queue), {"hostile": 1e15})
+    busy = Simulated(redis, namespace, lists_of(namespace))
+    busy.tasks = 3
+    post(redis, namespace, "t")
+    busy.step()
+    assert busy.tasks == 3
+    clock_s[0] += WOKEN_S
+    busy.step()
+    assert busy.tasks == 4
+    for each in redis.keys(f"{names.WAKE_PREFIX}dead*"):
+        redis.delete(each)
 
 
 class Simulated:
@@ -234,6 +262,61 @@ def test_a_message_that_woke_no_worker_is_found(
     watch.look(lists_of(namespace))
     assert woken(redis, namespace, "idle") == ["idle"]
     redis.delete(f"{names.WAKE_PREFIX}idle")
+
+
+def test_a_worker_that_looks_twice_in_vain_wakes_itself(
+    redis: Redis, namespace: str, queue: str, watch: QueueWatch
+) -> None:
+    """Whom it woke first may be dead."""
+    redis.zadd(names.ready_key(queue), {f"{namespace}-dead{each}": 0 for each in range(9)})
+    redis.lpush(queue, json.dumps(letter("plain")))
+    watch.look(lists_of(namespace))
+    assert woken(redis, namespace) == []
+    watch.look(lists_of(namespace))
+    assert woken(redis, namespace) == [namespace]
+    redis.delete(f"{names.WAKE_PREFIX}{namespace}")
+
+
+@pytest.mark.parametrize("odd", ["another type", "a replica"])
+def test_an_error_of_the_wait_ends_no_worker(tmp_path: Path, namespace: str, odd: str) -> None:
+    """A producer wrote the key that wakes it; Redis becomes a replica. It takes messages later."""
+    with embedded.redis_server(tmp_path) as url, connect(url) as redis:
+        box = Box(url, namespace)
+        wait(box)
+        if odd == "a replica":
+            redis.replicaof("127.0.0.1", "1")
+            with suppress(TimeoutError, RedisConnectionError):  # Celery reconnects
+                box.connection.drain_events(timeout=0.3)
+            redis.replicaof("NO", "ONE")
+        else:
+            box.channel.client.connection.disconnect()  # the wait is over
+            redis.hset(f"{names.WAKE_PREFIX}{namespace}", "x", "1")
+            wait(box)
+        post(redis, namespace, "t")
+
+        def is_taken() -> bool:
+            redis.lpush(f"{names.WAKE_PREFIX}{namespace}", 1)
+            return taken_by(box) == ["t"]
+
+        until(is_taken)
+        box.close()
+
+
+def taken_by(box: Box) -> list[str]:
+    """Ids of what a consumer gets within a moment."""
+    try:
+        return [message.headers["id"] for message in box.drain(0.3)]
+    except (TimeoutError, RedisConnectionError):
+        return []
+
+
+def test_a_worker_that_waits_stops_at_once(redis_url: str, namespace: str) -> None:
+    """Not when Redis ends its wait."""
+    box = Box(redis_url, namespace)
+    wait(box)
+    began_s = time.monotonic()
+    box.close()
+    assert time.monotonic() - began_s < BLOCK_S / 2
 
 
 def test_a_worker_that_redis_forgot_wakes_itself(

@@ -89,6 +89,17 @@ class HeldMessage(NamedTuple):
         return given if isinstance(given, dict) else {}
 
 
+class MessageIds(NamedTuple):
+    """The task ids of some messages."""
+
+    cursor: bytes
+    #: Number of messages read, with and without an id.
+    read: int
+    #: What that cost Redis, in bytes that it copies.
+    cost: int
+    ids: list[bytes]
+
+
 class HeldMessages:
     """Renews, requeues and lists held messages. Thread-safe; raises what redis-py raises."""
 
@@ -176,14 +187,13 @@ class HeldMessages:
             if isinstance(length, int) and length
         ]
 
-    def ids(self, messages: str, cursor: bytes | int, count: int) -> tuple[bytes, int, list[bytes]]:
+    def ids(self, messages: str, cursor: bytes | int, count: int) -> MessageIds:
         """Task ids of some messages in a list, from its newest end, or in `UNACKED`.
 
-        Begin with cursor 0 and go on with the one that is returned, until it is `b"0"`. Also
-        returns the number of messages read. Messages that are in one list all the time are found;
-        one that is requeued meanwhile may be missed.
+        Begin with cursor 0 and go on with the one that is returned, until it is `b"0"`. Messages
+        that are in one list all the time are found; one that is requeued meanwhile may be missed.
         """
-        following, read, *ids = self._ids(
+        following, read, cost, *ids = self._ids(
             messages=messages, cursor=cursor, count=count, max_bytes=MAX_MESSAGE_BYTES
         )
-        return following, read, ids
+        return MessageIds(following, read, cost, ids)

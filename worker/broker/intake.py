@@ -24,7 +24,7 @@ BLOCK_S = 4
 #: Redis lost its data.
 READY_AGAIN_S = 30.0
 #: How long a woken worker may take to ask for a message, in seconds; meanwhile busier workers leave
-#: one to it.
+#: one to it. After that they ask again, and leave none.
 WOKEN_S = 0.1
 #: Pause after a message, in seconds, while other workers want some, too: so nine tasks go to three
 #: idle workers as 3, 3 and 3. Others count for `OTHERS_S` after they were seen.
@@ -67,6 +67,8 @@ class Intake:
         #: Of the outstanding call: the message's tag, the lists, and whether it only waits.
         self._tag, self._is_wait = "", False
         self._lists: Sequence[WaitingList] = ()
+        #: Whether messages are left to ready workers that run fewer tasks.
+        self._leaves = True
         #: No call before this monotonic time.
         self._next_s = float("-inf")
         #: When other workers were last seen that were ready or just woken.
@@ -104,6 +106,7 @@ class Intake:
             max_bytes=MAX_MESSAGE_BYTES,
             owner=self._owner,
             tasks=tasks,
+            leaves=self._leaves and tasks > 0,
             woken_s=WOKEN_S,
             queues=[each.queue for each in lists],
         )
@@ -118,11 +121,15 @@ class Intake:
                 self._see_others(self._wait_state.ready - 1)
             return None
         if isinstance(answer, int):
-            self._ready_s = time.monotonic()
-            self._wait_state.ready = answer
+            self._wait_state.ready = abs(answer)
+            self._leaves = answer >= 0
+            if self._leaves:
+                self._ready_s = time.monotonic()
+            else:
+                self._next_s = time.monotonic() + WOKEN_S
             return None
         index, entry, others, *size = answer
-        self._ready_s = None
+        self._ready_s, self._leaves = None, True
         self._see_others(others)
         if (now_s := time.monotonic()) - self._others_s < OTHERS_S:
             self._next_s = now_s + YIELD_S

@@ -75,6 +75,8 @@ class QueueWatch:
         self._redis, self._state, self._owner = redis, state, owner
         self._wake = load(redis, "api_contracts.redis_io", "wake")
         self._looks = 0
+        #: Whether the last look found messages.
+        self._found = False
         self._thread = BackgroundThread("queue-watch", self._round, self._on_error, retry_pause_s=1)
 
     def start(self) -> None:
@@ -95,24 +97,35 @@ class QueueWatch:
     def look(self, lists: Sequence[WaitingList]) -> None:
         """Wake workers if messages wait in the lists; count the ready ones at every fourth look."""
         self._looks += 1
-        if self._redis.exists(*(name for name, _, _ in lists)):
-            self.wake(lists)
+        had_found, self._found = (
+            self._found,
+            bool(self._redis.exists(*(each.name for each in lists))),
+        )
+        if self._found:
+            self.wake(lists, itself=had_found)
         elif self._looks % 4 == 0:
-            ready: Any = self._redis.zcard(ready_key(lists[0].queue))
-            self._state.ready = ready
+            self._state.ready = min(
+                int(self._redis.zcount(ready_key(queue), 0, 1e9))
+                for queue in {each.queue for each in lists}
+            )
 
-    def wake(self, lists: Sequence[WaitingList]) -> None:
-        """Wake as many ready workers as messages wait in the lists, this one if none is ready."""
+    def wake(self, lists: Sequence[WaitingList], *, itself: bool = False) -> None:
+        """Wake as many ready workers as messages wait in the lists.
+
+        This one, too, if none is ready, or by `itself`: those that were woken before may be dead.
+        """
         pipeline = self._redis.pipeline(transaction=False)
-        for name, _, _ in lists:
-            pipeline.llen(name)
+        for each in lists:
+            pipeline.llen(each.name)
         woken = 0
         lengths: list[Any] = pipeline.execute(raise_on_error=False)
         for (_, queue, priority), length in zip(lists, lengths, strict=True):
             if isinstance(length, int) and length:
                 below = wake_below(urgent=is_urgent(priority))
                 woken += self._wake(ready=ready_key(queue), number=length, below=below)
-        if not woken:  # Redis lost the set of ready workers, or what woke this one was lost
+        if (
+            itself or not woken
+        ):  # Redis lost the set of ready workers, or what woke this one was lost
             self._redis.lpush(f"{WAKE_PREFIX}{self._owner}", 1)
 
     def _on_error(self, error: Exception) -> None:

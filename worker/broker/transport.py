@@ -21,7 +21,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from api_contracts.names import MAX_MESSAGE_BYTES, PRIORITIES
 from api_contracts.redis_io import pools, transport
-from api_contracts.redis_io.connection import is_unavailable
+from api_contracts.redis_io.connection import WRONG_TYPE, is_unavailable
 from worker import metrics
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 from worker.broker.held_requests import held_requests
@@ -111,6 +111,8 @@ class Channel(transport.Channel):
     unacked_key, unacked_index_key = UNACKED, UNACKED_INDEX
     #: The tasks continue; each acknowledges or rejects its own message.
     do_restore = False
+    #: kombu's: the connection whose answer is outstanding.
+    _in_poll: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  # kombu's signature
         super().__init__(*args, **kwargs)
@@ -137,6 +139,13 @@ class Channel(transport.Channel):
             yield self.Client(connection_pool=pool)
         finally:
             pool.disconnect()
+
+    def close(self) -> None:
+        """Close; kombu would wait for the end of a wait for messages, for seconds."""
+        if self._in_poll and self.intake.command == "BLPOP":
+            self._in_poll = None
+            self.client.connection.disconnect()
+        super().close()
 
     def drop_stale_connection(self) -> None:
         """Disconnect when an answer is overdue: the server may be gone.
@@ -186,6 +195,9 @@ class Channel(transport.Channel):
             connection.disconnect()  # the next call reconnects
             raise
         except ResponseError as error:
+            if WRONG_TYPE in str(error) and self.intake.command == "BLPOP":
+                self.intake.lost()  # a producer wrote the key; the next call deletes it
+                raise Empty from error
             if not is_unavailable(error):
                 raise
             logger.warning("no message taken: Redis refuses: %s", error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
 import random
 import re
@@ -68,8 +69,10 @@ class Pusher:
         self._wake = threading.Condition()
         #: Running tries: receiver and start (monotonic seconds).
         self._running: dict[tuple[str, PushKind], tuple[str, float]] = {}
-        #: When this process next polls without a new push, in monotonic seconds.
-        self._poll_s = float("-inf")
+        #: When this process polls for pushes that it knows of, a heap, and for those of others; in
+        #: monotonic seconds.
+        self._polls_s: list[float] = []
+        self._idle_poll_s = float("-inf")
         self._thread = BackgroundThread(
             "pusher", self._round, self._on_error, pause_s=POLL_INTERVAL_S
         )
@@ -91,15 +94,25 @@ class Pusher:
         log_error(logger, "pushes not started, retrying", error)
 
     def _round(self) -> None:
-        now_s = time.monotonic()
-        if self._pushes.added.is_set() or now_s >= self._poll_s:
+        if self._pushes.added.is_set() or self._is_poll_due():
             self._pushes.added.clear()
-            self._poll_s = now_s + IDLE_POLL_S
             self._start_due()
 
+    def _is_poll_due(self) -> bool:
+        now_s = time.monotonic()
+        with self._wake:
+            is_due = now_s >= self._idle_poll_s
+            while self._polls_s and self._polls_s[0] <= now_s:
+                heapq.heappop(self._polls_s)
+                is_due = True
+        if is_due:
+            self._idle_poll_s = now_s + IDLE_POLL_S
+        return is_due
+
     def _poll_in(self, seconds: float) -> None:
-        """Poll again by then: a push that this process tried is due."""
-        self._poll_s = min(self._poll_s, time.monotonic() + seconds)
+        """Poll then: a push that this process tried is due."""
+        with self._wake:
+            heapq.heappush(self._polls_s, time.monotonic() + seconds)
 
     def _start_due(self) -> None:
         """Start due pushes within the limits; postpone the others."""

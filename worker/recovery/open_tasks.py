@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import re
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from api_contracts.client.sender import Waiting
 from api_contracts.errors import InvalidRequest
@@ -27,9 +26,8 @@ from api_contracts.names import (
 )
 from api_contracts.parse import parse_request
 from api_contracts.pushes import PushKind
-from api_contracts.redis_io.connection import WRONG_TYPE
 from api_contracts.redis_io.scripts import load
-from worker.recovery.quarantine import quarantine
+from worker.recovery.quarantine import known_type, quarantine
 from worker.recovery.timing import LOST_TASK_DELAY_S
 
 if TYPE_CHECKING:
@@ -110,7 +108,7 @@ class OpenTasks:
         cursor = -1
         while cursor:
             found: Any = 0, []
-            with self._known_type(self._keys.open):
+            with known_type(self._redis, self._keys.open):
                 found = self._redis.zscan(self._keys.open, max(cursor, 0), count=SLICE)
             cursor, members = found
             yield members
@@ -158,23 +156,12 @@ class OpenTasks:
         """Delete requests to cancel unknown tasks that are older than records may become."""
         last, pending = self.now_s() - self._ttl_s, self._keys.pending_cancels
         found: Any = []
-        with self._known_type(pending):
+        with known_type(self._redis, pending):
             found = self._redis.zrange(pending, "-inf", last, byscore=True, offset=0, num=SLICE)
         for member in found:
             task = self._keys.task(member.decode(errors="replace"))
             with quarantine(self._redis, pending, member):
                 self._drop_cancel(task=task, pending_cancels=pending, id=member)
-
-    @contextmanager
-    def _known_type(self, key: str) -> Iterator[None]:
-        """Delete a sorted set that is a key of another type; another program wrote it."""
-        try:
-            yield
-        except ResponseError as error:
-            if WRONG_TYPE not in str(error):
-                raise
-            logger.error("%s is not a sorted set, deleting it: %s", key, error)  # noqa: TRY400  # not our bug
-            self._redis.delete(key)
 
     def _is_suspect(self, task_id: str, record: _Record, now_s: float) -> bool:
         match record.status:
@@ -212,9 +199,10 @@ def message_of(task_id: str, request: bytes, queue: str) -> Waiting:
     A request that is not JSON becomes null, which the next claim refuses.
     """
     try:
-        priority = parse_request(json.loads(request)).priority
+        text = request.decode()
+        priority = parse_request(json.loads(text)).priority
     except InvalidRequest:
         priority = DEFAULT_PRIORITY
     except (ValueError, RecursionError):
-        return Waiting(task_id, "null", queue, DEFAULT_PRIORITY)
-    return Waiting(task_id, request.decode(), queue, priority)
+        text, priority = "null", DEFAULT_PRIORITY
+    return Waiting(task_id, text, queue, priority)

@@ -1,4 +1,4 @@
-"""What becomes of a task whose record can't be read: producers may write anything into one."""
+"""What becomes of records and sets that can't be read: producers may write anything into them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import NoPermissionError, ResponseError
 
-from api_contracts.redis_io.connection import is_unavailable
+from api_contracts.redis_io.connection import WRONG_TYPE, is_unavailable
 from worker import metrics
 
 if TYPE_CHECKING:
@@ -34,3 +34,15 @@ def quarantine(redis: Redis, key: str, member: bytes) -> Iterator[None]:
         logger.error("task %r: unreadable record, removed from %s: %s", task_id, key, error)  # noqa: TRY400  # not our bug
         metrics.REJECTED.labels("odd_record").inc()
         redis.zrem(key, member)
+
+
+@contextmanager
+def known_type(redis: Redis, key: str) -> Iterator[None]:
+    """Delete a sorted set that is a key of another type: no task is claimed until then."""
+    try:
+        yield
+    except ResponseError as error:
+        if WRONG_TYPE not in str(error):
+            raise
+        logger.error("%s is not a sorted set, deleting it: %s", key, error)  # noqa: TRY400  # not our bug
+        redis.delete(key)

@@ -116,8 +116,8 @@ class Reconciler:
                 if self._messages.requeue(tag, only_overdue=True):
                     metrics.RECOVERED.labels("lease").inc()
                     logger.warning("message %s requeued: its lease expired", tag)
-        self._spend(self._read_touched())
-        self._touched.end_overdue()
+        self._spend(self._touched.read())
+        self._spend(self._touched.end_overdue())
         if self._walk is None and self._is_walk_due():
             walk = MessageWalk(self._tasks, self._messages, self._queues, self._lease_s)
             self._walk = walk.steps(self._revive)
@@ -141,12 +141,6 @@ class Reconciler:
             if self._was_frozen() or (total >= ROUND_READS and time.monotonic() > until_s):
                 return False
         return True
-
-    def _read_touched(self) -> Iterator[int]:
-        """Read the tasks that were written since the last round."""
-        yield self._touched.read()
-        while self._touched.is_behind:
-            yield self._touched.read()
 
     def _revive(self, task_id: str, suspect: Suspect) -> None:
         with _go_on_after(f"task {task_id} can't be sent again"):

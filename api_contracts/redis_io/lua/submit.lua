@@ -3,14 +3,13 @@
 -- task        ns:{id}:task    hash        written
 -- events      ns:{id}:events  stream      event `queued` appended
 -- open        ns:open         sorted set  id added
--- scratch     ns:scratch      stream      overwritten
 -- id
 -- request     JSON
 -- tail        of the event `queued`, see append_event.lua
 -- queue
 -- deadline_s  seconds from now, or ''
 -- Returns {status, request} of the record, without the request where it is the given one.
-local task, events, open, scratch = unpack(KEYS)
+local task, events, open = unpack(KEYS)
 local id, request, tail, queue, deadline_s = unpack(ARGV)
 local status = redis.call('HGET', task, 'status')
 if status then return {status, redis.call('HGET', task, 'request')} end
@@ -20,9 +19,4 @@ redis.call('HSET', task, 'status', 'queued', 'attempt', 0, 'fence', 0, 'request'
 if deadline_s ~= '' then redis.call('HSET', task, 'deadline_at', stamp(now + deadline_s)) end
 redis.call('ZADD', open, stamp(now), id)
 append_event(task, events, tail)
--- Redis allocates 4 KiB for the first entry of a stream, a copy of it only what it takes. Users
--- without the right to copy go on with the former.
-if redis.pcall('COPY', events, scratch, 'REPLACE') == 1 then
-  redis.call('COPY', scratch, events, 'REPLACE')
-end
 return {'queued'}

@@ -12,15 +12,17 @@
 -- max_bytes      of a message
 -- owner          of this call
 -- tasks          that the owner runs
+-- leaves         1 to leave messages to ready workers that run fewer tasks
 -- woken_s        how long a woken worker may take to come here; then it counts as dead
 -- queues         the queue of each list; their sets sag.ready.<queue> are written
 -- Returns {index of the list, message, number of other workers that are ready or were just woken},
--- {index of the list, '', 0, bytes} for one that is too large, or the number of ready workers when
--- there is no message for this one. The first index is 0.
+-- {index of the list, '', 0, bytes} for one that is too large; or, when there is no message for this
+-- worker, the number of ready workers (of the queue with the fewest), negative where messages were
+-- left to others. The first index is 0.
 local unacked, unacked_index, wake = unpack(KEYS)
 local lists = {unpack(KEYS, 4)}
-local tag, lease_s, max_bytes, owner, tasks, woken_s = unpack(ARGV)
-local queues = {unpack(ARGV, 7)}
+local tag, lease_s, max_bytes, owner, tasks, leaves, woken_s = unpack(ARGV)
+local queues = {unpack(ARGV, 8)}
 local now = now_s()
 
 -- Wakes up to one worker that runs fewer tasks for each waiting message. Returns how many were
@@ -28,6 +30,7 @@ local now = now_s()
 local function woken_workers(queue, waiting)
   local ready = 'sag.ready.' .. queue
   redis.call('ZREMRANGEBYSCORE', ready, 1e9, now - woken_s)
+  redis.call('ZREMRANGEBYSCORE', ready, '(' .. stamp(now), '+inf') -- of another clock
   local woken = redis.call('ZCOUNT', ready, 1e9, '+inf')
   while woken < waiting and wake_one(ready, tasks) do woken = woken + 1 end
   return woken
@@ -43,7 +46,7 @@ for _, queue in ipairs(queues) do
   end
   sets[ready] = true
 end
-local any = redis.call('EXISTS', unpack(lists)) > 0
+local any, left = redis.call('EXISTS', unpack(lists)) > 0, {}
 for number, list in ipairs(any and lists or {}) do
   local waiting = redis.pcall('LLEN', list)
   if type(waiting) == 'table' then
@@ -51,16 +54,24 @@ for number, list in ipairs(any and lists or {}) do
     if not string.find(waiting.err, 'WRONGTYPE', 1, true) then return waiting end
     waiting = 0
   end
-  if waiting > 0 then
-    local woken = tonumber(tasks) > 0 and woken_workers(queues[number], math.min(waiting, 64)) or 0
-    if woken >= waiting then break end
+  local queue = queues[number]
+  if waiting > 0 and leaves == '1' and not left[queue] then
+    left[queue] = woken_workers(queue, math.min(waiting, 64)) >= waiting
+  end
+  if waiting > 0 and not left[queue] then
     local message = redis.call('RPOP', list)
     if #message > tonumber(max_bytes) then return {number - 1, '', 0, #message} end
-    local held = '[' .. message .. ',"",' .. cjson.encode(queues[number]) .. ']'
+    local held = '[' .. message .. ',"",' .. cjson.encode(queue) .. ']'
     redis.call('HSET', unacked, tag, held)
     redis.call('ZADD', unacked_index, now + lease_s, tag)
-    return {number - 1, message, redis.call('ZCARD', 'sag.ready.' .. queues[number])}
+    return {number - 1, message, redis.call('ZCARD', 'sag.ready.' .. queue)}
   end
 end
-for ready in pairs(sets) do redis.call('ZADD', ready, tasks, owner) end
-return redis.call('ZCARD', 'sag.ready.' .. queues[1])
+local fewest
+for ready in pairs(sets) do
+  redis.call('ZADD', ready, tasks, owner)
+  local number = redis.call('ZCOUNT', ready, 0, 1e9)
+  if not fewest or number < fewest then fewest = number end
+end
+for _, is_left in pairs(left) do if is_left then return -fewest end end
+return fewest
