@@ -82,6 +82,7 @@ def _options() -> argparse.Namespace:
     add("--poison", type=int, default=plan.poison_in, help="one task in so many kills workers")
     add("--clock", type=float, default=plan.clock_off_s, help="seconds, of the last machine")
     add("--patience", type=float, default=plan.patience_s, help="silent seconds until the end")
+    add("--others", type=int, default=plan.others, help="tasks that wait below all of these")
     add(
         "--sentinel", action="store_true", help="Redis with replicas and sentinels, which fail over"
     )
@@ -108,6 +109,7 @@ def _plan(options: argparse.Namespace) -> Plan:
         poison_in=options.poison or None,
         clock_off_s=options.clock,
         patience_s=options.patience,
+        others=options.others,
         sentinel=options.sentinel,
         settings=dict(each.split("=", 1) for each in options.setting),
     )

@@ -198,10 +198,12 @@ class Deployment:
         self._supervision.join()
 
 
-def wait_until(condition: Callable[[], bool], within_s: float) -> None:
+def wait_until(
+    condition: Callable[[], bool], within_s: float, every_s: float = POLL_INTERVAL_S
+) -> None:
     """Return when `condition` holds; raises TimeoutError."""
     deadline_s = time.monotonic() + within_s
     while not condition():
         if time.monotonic() > deadline_s:
             raise TimeoutError
-        time.sleep(POLL_INTERVAL_S)
+        time.sleep(every_s)

@@ -12,12 +12,14 @@ from redis import Redis
 
 from api_contracts.errors import ErrorCode
 from api_contracts.events import EVENT, Failed, Succeeded
-from api_contracts.names import DEFAULT_MODEL, Keys, queue_lists
+from api_contracts.names import Keys
 from tests import wire
+from tests.chaos import messages
 from tests.chaos.deployment import BUCKET, PREFIX
 from tests.chaos.fault_schedule import FaultKind
+from tests.chaos.others import PREFIX as OTHERS
 from tests.chaos.recorded_events import parse_entry
-from tests.chaos.submissions import REMOTE_MODEL, REPLY_TO
+from tests.chaos.submissions import REPLY_TO
 from tests.chaos.takeovers import GRACE_S, unexplained
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from api_contracts.events import Event
     from tests.chaos.deployment import Deployment
     from tests.chaos.fault_injector import AppliedFault
+    from tests.chaos.others import Other
     from tests.chaos.recorded_events import RecordedEvents, StreamEntry
     from tests.chaos.submissions import Submission
     from tests.chaos.worker_logs import Claim
@@ -79,6 +82,8 @@ class Evidence:
     refused_writes: frozenset[str] = frozenset()
     #: Number of entries by key, of keys that must be empty.
     left: Mapping[str, int] = field(default_factory=dict)
+    #: The tasks that waited below those of the schedule; what they left is not in the rest.
+    others: Mapping[str, Other] = field(default_factory=dict)
     prefix: str = PREFIX
 
     def events_of(self, task_id: str) -> list[Event]:
@@ -95,8 +100,9 @@ def collect(
     events: RecordedEvents,
     reference: Mapping[int, tuple[str, ...]],
     applied: Sequence[AppliedFault],
+    others: Mapping[str, Other],
 ) -> Evidence:
-    """Read everything; no worker may run."""
+    """Read everything; no worker may run, and `others` must have been dropped."""
     logs = deployment.logs
     keys = Keys()
     found, manifests = objects(deployment)
@@ -122,6 +128,7 @@ def collect(
             unpublished=tuple(wire.unpublished(deployment.redis.url)),
             keys=frozenset(key.decode(errors="replace") for key in redis.scan_iter(count=1000)),
             left=left(redis, keys),
+            others=others,
         )
 
 
@@ -146,11 +153,10 @@ def refused_writes(
 
 def left(redis: Redis, keys: Keys) -> dict[str, int]:
     """The number of entries by key, of keys that are empty when all tasks have ended."""
-    names = [name for model in (DEFAULT_MODEL, REMOTE_MODEL) for name in queue_lists(model)]
-    lists = {name: redis.llen(name) for name in names}
+    lists = {name: redis.llen(name) for name in messages.LISTS}
     return lists | {
-        "sag.unacked": redis.hlen("sag.unacked"),
-        "sag.unacked_index": redis.zcard("sag.unacked_index"),
+        messages.HELD: redis.hlen(messages.HELD),
+        messages.HELD_INDEX: redis.zcard(messages.HELD_INDEX),
         keys.open: redis.zcard(keys.open),
         keys.pushes: redis.zcard(keys.pushes),
     }
@@ -202,14 +208,18 @@ def _replies(redis: Redis) -> dict[str, tuple[Event, ...]]:
 
 
 def objects(deployment: Deployment) -> tuple[dict[str, str], dict[str, Any]]:
-    """sha256 of every object in the bucket, and every manifest as JSON, by key."""
+    """sha256 of every object in the bucket, and every manifest as JSON, by key.
+
+    Without those of the tasks that waited below the schedule's, which may be thousands.
+    """
     client = s3_client(deployment)
     found: dict[str, str] = {}
     manifests: dict[str, Any] = {}
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
         for entry in page.get("Contents", []):
-            if (key := entry["Key"]).endswith("/"):
-                continue  # SeaweedFS's entry for a folder
+            key = entry["Key"]
+            if key.endswith("/") or key.startswith(f"{PREFIX}/{OTHERS}"):
+                continue  # the first is SeaweedFS's entry for a folder
             data = client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
             found[key] = hashlib.sha256(data).hexdigest()
             if key.endswith("/manifest.json"):

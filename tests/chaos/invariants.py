@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.chaos import store_laws, stream_laws
+from tests.chaos import other_laws, store_laws, stream_laws
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +34,7 @@ LAWS: tuple[Callable[[Evidence], Broken], ...] = (
     store_laws.objects_are_known,
     store_laws.keys_are_known,
     store_laws.nothing_is_left,
+    *other_laws.LAWS,
 )
 #: Laws whose violation means that a task ended twice or had two owners at once.
 DOUBLING = (stream_laws.one_end, stream_laws.one_owner, stream_laws.one_fence_one_claim)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from tests.chaos import invariants, stream_laws
+from tests.chaos import invariants, other_laws, others, stream_laws
 from tests.chaos.fault_schedule import KILLS, FaultKind
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ def is_green(findings: Findings) -> bool:
 def pages(findings: Findings) -> list[Page]:
     """All tables, the verdict first."""
     made = [_verdict(findings), _tasks(findings), _faults(findings)]
+    if findings.plan.others:
+        rows = ((name, str(count)) for name, count in _others(findings).items())
+        made.append(Page("Others, which waited below these", ("what", "tasks"), tuple(rows)))
     if findings.violations:
         made.append(_violations(findings))
     return made
@@ -79,6 +82,7 @@ def data(findings: Findings) -> dict[str, Any]:
         "violations": [
             asdict(each) | {"stream": _trail(findings, each.what)} for each in findings.violations
         ],
+        "others": _others(findings),
         "faults": {kind: count for kind, count in _applied(findings).items() if count},
         "faults_skipped": findings.skipped,
         "recovery_s": {
@@ -130,6 +134,21 @@ def _tasks(findings: Findings) -> Page:
     rows = [(end, str(count)) for end, count in sorted(ends.items())]
     rows += [(f"by {way}", str(count)) for way, count in sorted(ways.items())]
     return Page("Tasks", ("end", "tasks"), tuple(rows))
+
+
+def _others(findings: Findings) -> dict[str, int]:
+    """Counts of the tasks that waited below those of the schedule."""
+    found = findings.evidence.others
+    deleted = (each for fault in findings.applied for each in fault.tasks)
+    return {
+        "submitted": findings.plan.others,
+        "waiting at the end": sum(each.status == "queued" for each in found.values()),
+        "run in free slots": sum(each.has_ended for each in found.values()),
+        "messages deleted": sum(each.startswith(others.PREFIX) for each in deleted),
+        "with more than one message": sum(each.messages > 1 for each in found.values()),
+        "lost": len(findings.breaches(other_laws.others_are_kept)),
+        "doubled": len(findings.breaches(other_laws.others_end_once)),
+    }
 
 
 def _faults(findings: Findings) -> Page:

@@ -11,8 +11,8 @@ from redis import Redis
 
 from api_contracts import GenerationClient
 from api_contracts.names import Keys
-from tests.chaos import evidence, invariants
-from tests.chaos.deployment import PREFIX, Deployment, wait_until
+from tests.chaos import evidence, invariants, others
+from tests.chaos.deployment import POLL_INTERVAL_S, PREFIX, Deployment, wait_until
 from tests.chaos.fault_injector import FaultInjector
 from tests.chaos.fault_schedule import FaultKind, faults, possible
 from tests.chaos.load import Load
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tests.chaos.evidence import Evidence
     from tests.chaos.fault_injector import AppliedFault
     from tests.chaos.invariants import Violation
+    from tests.chaos.others import Other
 
 #: Prefix of the ids of the tasks that run before the faults.
 REFERENCE = "reference-"
@@ -36,6 +37,8 @@ REFERENCE_S = 120.0
 #: Longest wait for acknowledgements and pushes when all tasks have ended, in seconds: a push whose
 #: worker died is retried by another worker a minute later.
 MESSAGES_S = 90.0
+#: Others for which the wait between two looks at all messages is a second longer.
+OTHERS_PER_S = 10_000
 _POLL_INTERVAL_S = 0.05
 
 
@@ -65,6 +68,8 @@ class Plan:
     clock_off_s: float = 180.0
     #: Time without any event after which the open tasks are taken for lost, in seconds.
     patience_s: float = 180.0
+    #: Tasks that wait below those of the schedule for the whole run.
+    others: int = 0
     #: Whether Redis has replicas and sentinels.
     sentinel: bool = False
     #: More of the workers' environment.
@@ -122,10 +127,13 @@ def run_plan(plan: Plan, folder: Path, say: Callable[[str], None]) -> Findings:
             reference = _reference(deployment, events, requests)
             deployment.start(range(1, plan.machines))
             say(f"{plan.machines} machines are ready after {time.monotonic() - began_s:.0f} s")
+            others.submit(deployment.service_url, plan.others, requests[others.REQUEST])
+            say(f"{plan.others} other tasks are submitted")
             injector = _disturb(plan, deployment, events, requests, say)
-            _wait_for_messages(deployment)
+            _wait_for_messages(deployment, plan.others)
             stuck = deployment.drain()
-        found = evidence.collect(deployment, events, reference, injector.applied)
+        waited = _take_others(deployment, plan.others)
+        found = evidence.collect(deployment, events, reference, injector.applied, waited)
         logs = deployment.logs
         return Findings(
             plan=plan,
@@ -209,7 +217,7 @@ def _disturb(
     say(
         f"everything is submitted, the faults are lifted, {len(events.open_tasks())} tasks are open"
     )
-    load.join(plan.patience_s)
+    load.join(plan.patience_s + others.walks_s(plan.others))
     return injector
 
 
@@ -221,7 +229,19 @@ def _line(at_s: float, applied: AppliedFault | None, kind: FaultKind, opened: in
     return f"{at_s:6.1f} s  {kind:<16} {target:<10} {lasts:<7} {opened} open"
 
 
-def _wait_for_messages(deployment: Deployment) -> None:
-    """Wait for the last acknowledgements."""
-    with Redis.from_url(deployment.redis.url) as redis, suppress(TimeoutError):
-        wait_until(lambda: not any(evidence.left(redis, Keys()).values()), MESSAGES_S)
+def _wait_for_messages(deployment: Deployment, count: int) -> None:
+    """Wait for the last acknowledgements, and until lost messages of the others are back."""
+    with Redis.from_url(deployment.redis.url, protocol=2) as redis, suppress(TimeoutError):
+        wait_until(
+            lambda: others.only_others_are_left(redis),
+            MESSAGES_S + others.walks_s(count),
+            every_s=POLL_INTERVAL_S + count / OTHERS_PER_S,
+        )
+
+
+def _take_others(deployment: Deployment, count: int) -> dict[str, Other]:
+    """What the others are at the end; removes them from Redis."""
+    with Redis.from_url(deployment.redis.url, protocol=2) as redis:
+        found = others.collect(redis, count)
+        others.drop(redis, count)
+    return found

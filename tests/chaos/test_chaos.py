@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.chaos import invariants, report, stream_laws
+from tests.chaos import invariants, other_laws, others, report, stream_laws
 from tests.chaos.fault_schedule import FaultKind
 from tests.chaos.run import Plan, run_plan
 from tests.chaos.submissions import Expected
@@ -60,6 +60,46 @@ def test_failovers_break_no_law(tmp_path: Path) -> None:
     findings = run_plan(plan, tmp_path / "run", print)
     assert report.is_green(findings), tables(findings, tmp_path)
     assert any(each.fault.kind is FaultKind.FAILOVER for each in findings.applied)
+
+
+@pytest.mark.slow
+def test_messages_lost_beside_others_come_back(tmp_path: Path) -> None:
+    """Twelve tasks above 300 that wait, messages of both are lost: each is kept, and ends once."""
+    plan = Plan(
+        tasks=12, seconds=12, every_s=3, machines=2, requests=4, poison_in=None, patience_s=60,
+        kinds=frozenset({FaultKind.MESSAGES_LOST}), others=300,
+    )  # fmt: skip
+    findings = run_plan(plan, tmp_path / "run", print)
+    assert report.is_green(findings), tables(findings, tmp_path)
+    assert len(findings.evidence.others) == 300
+    assert any(
+        task_id.startswith(others.PREFIX) for each in findings.applied for task_id in each.tasks
+    )
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("sentinel", [False, True])
+def test_faults_above_many_others_break_no_law(sentinel: bool, tmp_path: Path) -> None:
+    """Forty tasks under every fault, above 2,000 that wait: none of either is lost or doubled."""
+    plan = Plan(
+        tasks=40, seconds=60, every_s=4, machines=2, requests=8, poison_in=None, patience_s=60,
+        others=2000, sentinel=sentinel,
+    )  # fmt: skip
+    findings = run_plan(plan, tmp_path / "run", print)
+    assert report.is_green(findings), tables(findings, tmp_path)
+    assert any(each.status == "queued" for each in findings.evidence.others.values())
+
+
+@pytest.mark.nightly
+def test_without_the_reconciler_others_are_lost(tmp_path: Path) -> None:
+    """A message that is lost among the others and not sent again breaks their law."""
+    plan = Plan(
+        tasks=12, seconds=12, every_s=3, machines=2, requests=4, poison_in=None, patience_s=5,
+        kinds=frozenset({FaultKind.MESSAGES_LOST}), others=300, off="reconciler",
+    )  # fmt: skip
+    findings = run_plan(plan, tmp_path / "run", print)
+    assert findings.switched
+    assert findings.breaches(other_laws.others_are_kept), tables(findings, tmp_path)
 
 
 @pytest.mark.nightly
