@@ -27,10 +27,14 @@ STAND_INS = {"/tmp": "/tmp", "/home/sag": "/media", "/var/cache/huggingface": "/
 #: In a mount namespace of its own: all file systems read-only, but for those folders.
 READ_ONLY = """
 set -e
+mount --bind "$PWD" /var/tmp
 for mounted in $(awk '{print $2}' /proc/self/mounts | sort -u); do
     case $mounted in /proc*|/sys*|/dev*) ;; *) mount -o remount,bind,ro "$mounted";; esac
 done
 for folder in $FOLDERS; do mount -t tmpfs tmpfs "$folder"; done
+case $PWD in  # a checkout that one of the folders hides
+    /tmp/*) mkdir -p "$PWD"; mount --bind /var/tmp "$PWD"; mount -o remount,bind,ro "$PWD"; cd "$PWD";;
+esac
 if touch /etc/sag-worker-test "$PWD/sag-worker-test" 2>/dev/null; then exit 3; fi
 exec "$@"
 """

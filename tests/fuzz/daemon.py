@@ -34,7 +34,8 @@ BATCH_S, PICTURE_S = 600.0, 300.0
 GOOD = {"prompt": "a large red circle on a white background", "seed": 7}
 #: Every key that the service may create, with namespace `sag`.
 KEYS = re.compile(
-    r"sag:\{[A-Za-z0-9._-]{1,128}\}:(task|events)|sag:(open|wishes|workers|pool|reconciler)"
+    r"sag:\{[A-Za-z0-9._-]{1,128}\}:(task|events)|sag:(open|wishes|workers|pool|primary|reconciler|scratch)"
+    r"|sag\.ready\.generate\.default|sag\.wake\.[^:]+:[^:]+:[0-9a-f]+"
     r"|sag\.unacked(_index)?"
     r"|celery-task-meta-[A-Za-z0-9._-]{1,128}|generate\.default(\x06\x16[1-9])?"
     r"|_kombu\.binding(_permanent|_deadlines)?(\.generate\.default|\.(reply\.)?celery\.pidbox)?"
