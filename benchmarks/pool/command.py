@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint-kb", type=float, default=197.0, help="one image of 512x512, dpmpp_2m: 197")
     add("--lease-s", type=float, default=15.0, help="SAG_LEASE_S")
     add("--seconds", type=float, default=20.0, help="that are measured")
-    add("--settle", type=float, default=20.0, help="seconds before, half of them for the start")
+    add("--settle", type=float, default=20.0, help="seconds before, half of them to start")
     add("--processes", type=int, default=2, help="that simulate workers")
 
 

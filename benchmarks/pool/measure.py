@@ -20,12 +20,16 @@ from worker import embedded
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from benchmarks.pool.probes import Sent
 
 #: Tasks that wait at any time: for each worker, and at least.
 BACKLOG, LEAST_BACKLOG = 4, 200
 #: How long workers go on after the last message was sent, in seconds.
 LINGER_S = 2.5
+#: How much longer it takes to start another worker, in seconds: it opens eight connections.
+START_S = 0.05
 #: Clients that Redis accepts by default: 10,000.
 MAX_CLIENTS = 19_900
 
@@ -68,36 +72,27 @@ def _measure(plans: Iterator[Plan], arguments: argparse.Namespace, *, idle: bool
             given = vars(plan) | {"url": url}
             sides.append(stack.enter_context(process.start("workers", side.start, given)))
             workers += plan.workers
-        clients = [
+        backlog, probes = (
             stack.enter_context(process.start(name, ClientSide, url))
             for name in ("backlog", "probes")
-        ]
-        waiting = max(LEAST_BACKLOG, BACKLOG * workers)
+        )
         threads = stack.enter_context(ThreadPoolExecutor())
-        if not idle:
-            clients[0].remote(ClientSide.backlog)(waiting, 0)
-        from_s = time.monotonic() + arguments.settle
-        quiet_s = from_s + arguments.seconds
-        end_s = quiet_s + (arguments.seconds if idle else 0)
+        waiting = 0 if idle else max(LEAST_BACKLOG, BACKLOG * workers)
+        backlog.remote(ClientSide.backlog)(waiting, 0)
+        settle_s = arguments.settle + START_S * workers
+        from_s = time.monotonic() + settle_s
+        quiet_s = arguments.seconds if idle else 0
+        end_s = from_s + quiet_s + arguments.seconds
         runs = [
-            threads.submit(each.remote(WorkersSide.run), end_s + LINGER_S, arguments.settle / 2)
+            threads.submit(each.remote(WorkersSide.run), end_s + LINGER_S, settle_s / 2)
             for each in sides
         ]
         if not idle:
-            threads.submit(clients[0].remote(ClientSide.backlog), waiting, end_s)
-        _sleep_until(from_s)
-        redis_load.watch_slow(redis)
-        before = Snapshot.of(redis)
-        if idle:
-            _sleep_until(quiet_s)
-            load = Load(before, Snapshot.of(redis))
-            sent = clients[1].remote(ClientSide.send_some)(end_s)
-        else:
-            sent = clients[1].remote(ClientSide.cancel_some)(end_s)
-            load = Load(before, Snapshot.of(redis))
+            threads.submit(backlog.remote(ClientSide.backlog), waiting, end_s)
+        send = ClientSide.send_some if idle else ClientSide.cancel_some
+        load, sent = _watch(redis, from_s, quiet_s, lambda: probes.remote(send)(end_s))
         longest = redis_load.longest(redis)
         found = [each.result() for each in runs]
-        took_s = end_s + LINGER_S - from_s + arguments.settle
     return Measured(
         workers=workers,
         load=load,
@@ -105,9 +100,20 @@ def _measure(plans: Iterator[Plan], arguments: argparse.Namespace, *, idle: bool
         logs=[log for log, _, _ in found],
         longest=longest,
         late_s=[late_s for _, naps, _ in found for late_s in naps],
-        simulator_cores=sum(cpu_s for _, _, cpu_s in found) / took_s,
+        simulator_cores=sum(cores for _, _, cores in found),
     )
 
 
-def _sleep_until(at_s: float) -> None:
-    time.sleep(max(0.0, at_s - time.monotonic()))
+def _watch(
+    redis: Redis, from_s: float, quiet_s: float, probe: Callable[[], Sent]
+) -> tuple[Load, Sent]:
+    """The load from a monotonic time on: while `probe` runs, or for `quiet_s` before it."""
+    time.sleep(max(0.0, from_s - time.monotonic()))
+    redis_load.watch_slow(redis)
+    before = Snapshot.of(redis)
+    if not quiet_s:
+        sent = probe()
+        return Load(before, Snapshot.of(redis)), sent
+    time.sleep(quiet_s)
+    load = Load(before, Snapshot.of(redis))
+    return load, probe()

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from worker.background import BackgroundThread
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from worker.job_control import Control, Stop
     from worker.record.claim import Claim
     from worker.record.event_publisher import EventPublisher
+
+#: How long the thread waits for a job before it checks whether to stop, in seconds.
+STOP_CHECK_S = 1.0
 
 
 @dataclass(eq=False)
@@ -40,6 +44,8 @@ class Rounds:
         """`publisher` gets events and checkpoints."""
         self._plan, self._publisher = plan, publisher
         self._state = random.Random(0).randbytes(plan.checkpoint_bytes)  # noqa: S311  # no secret
+        #: Those that wait for their first round, and those that had it.
+        self._new: SimpleQueue[Job] = SimpleQueue()
         self._jobs: list[Job] = []
         #: So many first jobs begin at a random step: at the start no two end together.
         self._unequal = plan.slots
@@ -60,15 +66,22 @@ class Rounds:
         if self._unequal:
             self._unequal -= 1
             job.step = random.randrange(self._plan.steps)  # noqa: S311  # no secret
-        self._jobs.append(job)
+        self._new.put(job)
         job.done.wait()
         return job
 
     def _wait_and_step(self) -> None:
+        if not self._jobs:
+            try:
+                self._jobs.append(self._new.get(timeout=STOP_CHECK_S))
+            except Empty:
+                return
         now_s = time.monotonic()
         if self._next_s > now_s:
             self._thread.pause(self._next_s - now_s)
         self._next_s = max(self._next_s + self._plan.round_s, now_s)
+        while not self._new.empty():
+            self._jobs.append(self._new.get())
         for job in list(self._jobs):
             job.stopped = job.control.asked()
             if job.stopped is None:

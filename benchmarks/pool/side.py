@@ -25,18 +25,19 @@ class WorkersSide:
     def run(self, until_s: float, start_s: float) -> tuple[Log, list[float], float]:
         """Start all workers within `start_s` seconds, let them work until a monotonic time.
 
-        Returns the log, by how much naps of `NAP_S` were too long since the start, in seconds, and
-        the processor time of this process since then.
+        Returns the log; and of the time after the start, by how much naps of `NAP_S` were too long,
+        in seconds, and this process's share of a core.
         """
-        began_cpu_s = time.process_time()
         for worker in self._workers:
             worker.start()
             time.sleep(start_s / len(self._workers) * random.uniform(0.5, 1.0))  # noqa: S311  # no secret
         late_s: list[float] = []
+        began_s, began_cpu_s = time.monotonic(), time.process_time()
         while (now_s := time.monotonic()) < until_s:
             time.sleep(NAP_S)
             late_s.append(time.monotonic() - now_s - NAP_S)
-        return self._log, late_s, time.process_time() - began_cpu_s
+        cpu_s = time.process_time() - began_cpu_s
+        return self._log, late_s, cpu_s / (time.monotonic() - began_s)
 
 
 def start(plan: dict[str, Any]) -> WorkersSide:

@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
@@ -107,6 +108,12 @@ def settings_app(url: str) -> Celery:
     return create_app(Settings(broker_url=SecretStr(url)))
 
 
+@cache
+def _webhooks() -> Webhooks:
+    """One for all: it reads the system's certificates, 30 ms, and calls no Redis."""
+    return Webhooks([], [], private_addresses=False)
+
+
 class SimulatedWorker:
     """Built as `worker.runtime.WorkerProcess` builds a process."""
 
@@ -133,7 +140,7 @@ class SimulatedWorker:
                 lease_s=lease_s, record_ttl_s=RECORD_TTL_S,
             ),
             Pusher(
-                pushes, CeleryReplies([], url), Webhooks([], [], private_addresses=False), 3600
+                pushes, CeleryReplies([], url), _webhooks(), 3600
             ),
         ]  # fmt: skip
         self._backends = _Backends(app, url)
