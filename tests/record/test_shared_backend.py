@@ -30,7 +30,7 @@ def test_results_of_all_slots_take_few_connections(tmp_path: Path) -> None:
     Celery's default is a backend for each thread, which keeps its connection.
     """
     with embedded.redis_server(tmp_path) as url, Redis.from_url(url) as redis:
-        app = create_app(Settings(broker_url=url, device="cpu"))  # type: ignore[arg-type]  # a secret
+        app = create_app(Settings(broker_url=url, device="cpu"))
         before = len(redis.client_list())
         for number in range(TASKS):
             store = partial(store_progress, app, f"t{number}")
