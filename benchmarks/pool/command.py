@@ -27,14 +27,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--costs", action="store_true", help="what each call of a task costs Redis, one by one")
     add("--before", type=Path, help="the same, also of another checkout")
     add("--pace", type=float, default=1.0, help="pictures a second of one worker, all slots in use")
-    add("--most", type=float, default=300.0, help="pictures a second of all workers, at most")
+    add("--most", type=float, default=100.0, help="pictures a second of all workers, at most")
     add("--slots", type=int, default=16, help="tasks that a worker runs at once")
     add("--steps", type=int, default=25, help="of a task")
     add("--checkpoint-every", type=int, default=5, help="SAG_CHECKPOINT_EVERY; 0 saves none")
     add("--checkpoint-kb", type=float, default=197.0, help="one image of 512x512, dpmpp_2m: 197")
     add("--lease-s", type=float, default=15.0, help="SAG_LEASE_S")
     add("--seconds", type=float, default=20.0, help="that are measured")
-    add("--settle", type=float, default=20.0, help="seconds before, half of them to start")
+    add("--settle", type=float, default=10.0, help="seconds before, after the start")
     add("--processes", type=int, default=2, help="that simulate workers")
 
 

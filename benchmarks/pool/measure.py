@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redis import Redis
 
@@ -20,16 +20,17 @@ from worker import embedded
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future
 
     from benchmarks.pool.probes import Sent
 
 #: Tasks that wait at any time: for each worker, and at least.
-BACKLOG, LEAST_BACKLOG = 4, 200
+BACKLOG, LEAST_BACKLOG = 32, 500
 #: How long workers go on after the last message was sent, in seconds.
 LINGER_S = 2.5
-#: How much longer it takes to start another worker, in seconds: it opens eight connections.
-START_S = 0.05
+#: Pause between two looks whether all workers have started, in seconds.
+START_CHECK_S = 0.2
 #: Clients that Redis accepts by default: 10,000.
 MAX_CLIENTS = 19_900
 
@@ -79,14 +80,12 @@ def _measure(plans: Iterator[Plan], arguments: argparse.Namespace, *, idle: bool
         threads = stack.enter_context(ThreadPoolExecutor())
         waiting = 0 if idle else max(LEAST_BACKLOG, BACKLOG * workers)
         backlog.remote(ClientSide.backlog)(waiting, 0)
-        settle_s = arguments.settle + START_S * workers
-        from_s = time.monotonic() + settle_s
+        runs = [threads.submit(each.remote(WorkersSide.run)) for each in sides]
+        _wait_for_start(redis, runs)
+        from_s = time.monotonic() + arguments.settle
         quiet_s = arguments.seconds if idle else 0
         end_s = from_s + quiet_s + arguments.seconds
-        runs = [
-            threads.submit(each.remote(WorkersSide.run), end_s + LINGER_S, settle_s / 2)
-            for each in sides
-        ]
+        redis.set(side.UNTIL, end_s + LINGER_S)
         if not idle:
             threads.submit(backlog.remote(ClientSide.backlog), waiting, end_s)
         send = ClientSide.send_some if idle else ClientSide.cancel_some
@@ -102,6 +101,15 @@ def _measure(plans: Iterator[Plan], arguments: argparse.Namespace, *, idle: bool
         late_s=[late_s for _, naps, _ in found for late_s in naps],
         simulator_cores=sum(cores for _, _, cores in found),
     )
+
+
+def _wait_for_start(redis: Redis, runs: Sequence[Future[Any]]) -> None:
+    """Until all workers have started; raises the error of a process that ended."""
+    while int(redis.get(side.STARTED) or 0) < len(runs):
+        for each in runs:
+            if each.done():
+                each.result()
+        time.sleep(START_CHECK_S)
 
 
 def _watch(
