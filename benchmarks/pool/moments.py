@@ -35,7 +35,7 @@ class Measured:
 
     @property
     def ended(self) -> int:
-        """Tasks that ended between the two snapshots."""
+        """Tasks that succeeded between the two snapshots."""
         before, after = self.load.before.at_s, self.load.after.at_s
         return sum(before <= each < after for log in self.logs for each in log.ended_s)
 

@@ -59,7 +59,7 @@ LISTS = [WaitingList(queue_list(QUEUE, each), QUEUE, each) for each in PRIORITIE
 class Log:
     """What the workers of a process did, by the monotonic clock."""
 
-    #: When each task ended.
+    #: When each task succeeded.
     ended_s: list[float] = field(default_factory=list)
     #: When timed tasks were claimed, and when their cancel was known to their worker, by id.
     claimed_s: dict[str, float] = field(default_factory=dict)
@@ -220,7 +220,8 @@ class SimulatedWorker:
         life.finish(record, claim, outcome)
         life.store_result(self._backends.mine, task_id, outcome)
         record.close(task_id)
-        self._log.ended_s.append(time.monotonic())
+        if isinstance(outcome, TaskSucceeded):
+            self._log.ended_s.append(time.monotonic())
 
     def _run(self, claim: Claim, control: Control) -> life.Ending:
         """As `worker.execution.attempt` does."""

@@ -22,6 +22,7 @@ from benchmarks.pool.calls import Calls
 from benchmarks.pool.plan import KEYS, NAMESPACE, QUEUE, REQUEST, TIMED, Plan
 from benchmarks.pool.redis_load import Load, Snapshot, script_names
 from benchmarks.pool.worker import Log, SimulatedWorker, settings_app
+from tests.service.conftest import wait_until
 from worker import embedded
 from worker.broker.held_messages import UNACKED
 
@@ -75,8 +76,7 @@ def test_a_simulated_worker_does_what_a_real_one_does(redis: Redis, url: str) ->
             assert kinds[-2:] == ["uploading", "succeeded"]
             assert set(kinds[2:-2]) == {"progress"}
         ids = [each.task_id for each in handles]
-        while redis.hlen(UNACKED):
-            time.sleep(0.01)
+        wait_until(lambda: redis.hlen(UNACKED) == 0)
     stored = [json.loads(redis.get(f"celery-task-meta-{each}") or "{}") for each in ids]
     assert {each["status"] for each in stored} == {"SUCCESS"}
     assert redis.zcard(KEYS.open) == 0
@@ -93,8 +93,7 @@ def test_claims_and_cancels_are_timed(redis: Redis, url: str) -> None:
         next(each for each in handle.events(timeout=10) if each.type == "started")
         cancelled_s = time.monotonic()
         handle.cancel()
-        while timed not in log.cancelled_s:
-            time.sleep(0.01)
+        wait_until(lambda: timed in log.cancelled_s)
     assert sent_s < log.claimed_s[timed] < cancelled_s + 1
     assert cancelled_s < log.cancelled_s[timed]
     assert log.errors == []
@@ -108,8 +107,7 @@ def test_a_message_alone_is_taken(redis: Redis, url: str) -> None:
             queue_list(QUEUE, DEFAULT_PRIORITY),
             task_message(timed, json.dumps(REQUEST), QUEUE, DEFAULT_PRIORITY),
         )
-        while not log.ended_s:
-            time.sleep(0.01)
+        wait_until(lambda: bool(log.ended_s))
     assert timed in log.claimed_s
     assert log.errors == []
 
