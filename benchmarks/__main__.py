@@ -29,6 +29,7 @@ COMMANDS = {
     "memory": ("benchmarks.memory", "peak memory against rows in one UNet call"),
     "flops": ("benchmarks.flops", "share of the device's matrix peak that the UNet reaches"),
     "monitoring": ("benchmarks.monitoring", "what the dashboard shows of a run"),
+    "pool": ("benchmarks.pool.command", "how many workers one Redis serves"),
     "report": ("benchmarks.report", "all results as Markdown"),
 }
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -109,6 +109,9 @@ def _configuration(settings: Settings) -> dict[str, Any]:
             "address": results,
             "retry_policy": {"max_retries": 0},
         },
+        # One backend for all slots, whose threads would each have a connection of their own: Redis
+        # accepts 10,000 connections by default, 300 workers.
+        "result_backend_thread_safe": True,
         "result_expires": settings.record_ttl_s,
         # Celery would write STARTED before the task's body, and fail the task when it can't.
         "task_track_started": False,

@@ -33,7 +33,8 @@ for mounted in $(awk '{print $2}' /proc/self/mounts | sort -u); do
 done
 for folder in $FOLDERS; do mount -t tmpfs tmpfs "$folder"; done
 case $PWD in  # a checkout that one of the folders hides
-    /tmp/*) mkdir -p "$PWD"; mount --bind /var/tmp "$PWD"; mount -o remount,bind,ro "$PWD"; cd "$PWD";;
+    /tmp/*)
+        mkdir -p "$PWD"; mount --bind /var/tmp "$PWD"; mount -o remount,bind,ro "$PWD"; cd "$PWD";;
 esac
 if touch /etc/sag-worker-test "$PWD/sag-worker-test" 2>/dev/null; then exit 3; fi
 exec "$@"

@@ -15,8 +15,11 @@ local function write(task, target, token, step, content)
   if step == '' then
     append_event(task, target, content)
   else
+    -- Not into the append-only file, of which checkpoints were the most; replicas get them.
+    redis.set_repl(redis.REPL_REPLICA)
     redis.call('SET', target, content)
     redis.call('HSET', task, 'checkpoint_step', step)
+    redis.set_repl(redis.REPL_ALL)
   end
   return held[3] and 1 or 0
 end
