@@ -80,6 +80,19 @@ def test_a_lost_message_is_found_over_many_rounds(redis: Redis, keys: Keys) -> N
     assert rounds > 3
 
 
+def test_a_purge_is_repaired_over_many_rounds(redis: Redis, keys: Keys) -> None:
+    """A round sends a bounded number again, so that the reconciler stays elected."""
+    wait_in_line(redis, keys, 300)
+    redis.delete(*names.queue_lists(keys.namespace))
+    made, numbers = elected(redis, keys, sent := Sent()), []
+    for _ in range(20):
+        before = len(sent.ids)
+        made.run_once()
+        numbers.append(len(sent.ids) - before)
+    assert sorted(sent.ids) == sorted(f"t{each}" for each in range(300))
+    assert max(numbers) <= 60
+
+
 def test_tasks_of_one_instant_are_all_read(
     redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:

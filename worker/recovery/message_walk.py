@@ -22,6 +22,8 @@ FIRST_COUNT, MAX_COUNT = 20, 500
 #: What one call should cost, in bytes that Redis copies: about 2 ms, in which it serves no one.
 #: Time is no measure: in a long list most of it is the way to the first message.
 SLICE_COST = 1_500_000
+#: To send a task again takes as long as to read so many.
+REVIVE_READS = 10
 
 
 class MessageWalk:
@@ -56,6 +58,7 @@ class MessageWalk:
             for task_id, suspect in self._tasks.suspects(unseen) if unseen else ():
                 if suspect.queue in searched:
                     revive(task_id, suspect)
+                    yield REVIVE_READS
                 else:
                     self._queues.add(suspect.queue)
             yield len(members)
