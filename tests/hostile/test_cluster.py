@@ -6,6 +6,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,23 +28,32 @@ if TYPE_CHECKING:
 SLOTS = 16_384
 
 
+def started(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """A node; its second port, 10,000 above the first, may be another program's."""
+    for _ in range(9):
+        folder, port = tmp_path_factory.mktemp("node"), embedded.free_port()
+        command = [
+            wheel_redis(), "--port", str(port), "--cluster-enabled", "yes", "--dir", str(folder),
+            "--bind", embedded.LOOPBACK, "--save", "",
+        ]  # fmt: skip
+        server = Server(folder, command, port)
+        with suppress(AssertionError):
+            server.start()
+            return server
+    pytest.fail("no pair of free ports")
+
+
 @pytest.fixture(scope="module", params=["one node has all slots", "no node has slots"])
 def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a node in cluster mode."""
-    folder, port = tmp_path_factory.mktemp("node"), embedded.free_port()
-    command = [
-        wheel_redis(), "--port", str(port), "--cluster-enabled", "yes", "--dir", str(folder),
-        "--bind", embedded.LOOPBACK, "--save", "",
-    ]  # fmt: skip
-    server = Server(folder, command, port)
-    server.start()
+    server = started(tmp_path_factory)
     if request.param.startswith("one"):
         with server.connect() as redis:
             redis.execute_command("CLUSTER ADDSLOTS", *range(SLOTS))
             info: Any = {}
             while info.get("cluster_state") != "ok":
                 info = redis.execute_command("CLUSTER INFO")
-    yield f"redis://{embedded.LOOPBACK}:{port}/0"
+    yield f"redis://{embedded.LOOPBACK}:{server.port}/0"
     server.send(signal.SIGKILL)
 
 

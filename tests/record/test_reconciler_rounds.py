@@ -90,6 +90,21 @@ def test_one_is_elected_and_another_when_it_leaves(
     until(lambda: done[-1] not in ("first", heir))
 
 
+def test_one_that_is_elected_late_was_not_frozen(
+    redis: Redis, keys: Keys, rounds: list[Reconciler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins at once, however long another one was elected."""
+    monkeypatch.setattr(module, "ELECTION_TTL_S", 0.3)
+    made = reconciler(redis, keys, Sent(), lease_s=0.1)
+    redis.set(keys.reconciler, "another's", px=900)
+    ran: list[bool] = []
+    monkeypatch.setattr(made, "run_once", lambda: ran.append(made._is_just_back()))
+    begin(made, rounds)
+    until(lambda: ran)
+    assert made._failed_s == float("-inf")
+    assert ran[0] is False
+
+
 def test_a_round_that_fails_is_followed_by_another(
     redis: Redis, keys: Keys, rounds: list[Reconciler], task_id: str
 ) -> None:

@@ -168,7 +168,8 @@ def test_a_worker_that_ends_by_an_error_has_status_1(
     """Where the broker forbids every take, the process ends with status 1, not with 0."""
     with embedded.redis_server(tmp_path) as url, start_service(url, namespace="ended") as worker:
         with Redis.from_url(url) as redis:
-            redis.acl_setuser("default", commands=["-rpop"])
+            redis.acl_setuser("default", enabled=True, nopass=True, commands=["-rpop"])
+        worker.client.submit(SHORT)  # wakes it
         wait_until(lambda: "worker cpu exited (status 1)" in worker.log.read_text())
 
 

@@ -23,10 +23,10 @@ from worker.recovery.message_walk import MessageWalk
 from worker.recovery.open_tasks import OpenTasks, message_of
 from worker.recovery.redis_outage import PrimaryWatch
 from worker.recovery.timing import (
-    ELECTION_RETRY_S,
     ELECTION_TTL_S,
     RECONCILE_PERIOD_S,
     UNAVAILABLE_GRACE_S,
+    election_retry_s,
     walk_period_s,
 )
 from worker.recovery.touched_tasks import TouchedTasks
@@ -177,10 +177,10 @@ class Reconciler:
         return extended and not self._was_frozen()
 
     def _is_elected(self) -> bool:
-        """Extend the election, or try to be elected, at most every `ELECTION_RETRY_S`."""
+        """Extend the election, or try to be elected, at most every `election_retry_s`."""
         now_s = time.monotonic()
         if self._tried_s is not None:
-            if now_s - self._tried_s < ELECTION_RETRY_S:
+            if now_s - self._tried_s < election_retry_s(self._lease_s):
                 return False
             self._tried_s = None if self._lock.acquire() else now_s
         elif not self._stays_elected():
@@ -188,9 +188,10 @@ class Reconciler:
         return self._tried_s is None
 
     def _round(self) -> None:
+        was_frozen = self._was_frozen()  # also measured while another worker is elected
         if not self._is_elected():
             self._walk = None
-        elif not self._was_frozen():
+        elif not was_frozen:
             self.run_once()
 
     def _on_error(self, error: Exception) -> None:

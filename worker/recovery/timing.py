@@ -44,8 +44,8 @@ LOST_TASK_DELAY_S = 0.5
 RECONCILE_PERIOD_S = 0.5
 #: Time to live of the elected reconciler's lock, which every round extends.
 ELECTION_TTL_S = 2.0
-#: Pause between two attempts of a worker to be elected.
-ELECTION_RETRY_S = 2.0
+#: Longest pause between two attempts of a worker to be elected.
+MAX_ELECTION_RETRY_S = 2.0
 #: How long a process that renews nothing any more is reported by `health`, and then stays in the
 #: list of workers at least: its machine may be gone.
 FORGET_WORKER_S = 600.0
@@ -61,6 +61,11 @@ def renewal_period_s(lease_s: float) -> float:
 def idle_period_s(lease_s: float) -> float:
     """The same for a worker that holds nothing, which only shows that it lives."""
     return min(lease_s / 3, MAX_IDLE_PERIOD_S)
+
+
+def election_retry_s(lease_s: float) -> float:
+    """Pause between two attempts of a worker to be elected, before a lease expires."""
+    return min(lease_s / RENEWALS_PER_LEASE, MAX_ELECTION_RETRY_S)
 
 
 def renewal_retry_s(lease_s: float) -> float:
