@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Tasks read by one call.
-SLICE = 500
+#: Tasks read by one call: to shrink the events of 500 new ones took Redis 12 ms.
+SLICE = 150
 #: To end a task takes as long as to read so many.
 END_READS = 10
 
