@@ -25,7 +25,7 @@ from api_contracts.redis_io.connection import connect_impatiently
 from worker import logs
 from worker.broker import remote_control
 from worker.broker.held_requests import lowest_priority
-from worker.broker.transport import OptionFunction
+from worker.broker.option_function import OptionFunction
 from worker.config.environment import read, unknown_variables
 from worker.execution.celery_task import Generate
 from worker.exit_codes import INVALID

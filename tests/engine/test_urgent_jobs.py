@@ -1,4 +1,4 @@
-"""An urgent job among others: in the next call, decoded at once, and nobody's picture changes."""
+"""An urgent job among others: in the next call, decoded at once, and no picture changes."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def test_an_entry_goes_with_its_process(lease: Lease, redis: Redis, keys: Keys) 
 def test_the_entry_of_a_dead_process_goes_with_its_messages(
     redis: Redis, redis_url: str, keys: Keys
 ) -> None:
-    """Its supervisor removes it at once: nobody counts the slots of the dead."""
+    """Its supervisor removes it at once, so that the slots of a dead process are not counted."""
     redis.zadd(keys.workers, {OWNER: 4e9, "host:w:2": 4e9})
     redis.hset(keys.pool, mapping={OWNER: "{}", "host:w:2": "{}"})
     settings = Settings(broker_url=SecretStr(redis_url), namespace=keys.namespace)

@@ -82,7 +82,7 @@ def test_a_submission_wakes_a_worker_that_waits(
 def test_a_submission_needs_no_worker(
     redis: Redis, redis_url: str, namespace: str, queue: str
 ) -> None:
-    """Where nobody waits, or what wakes them is a key of another type, the message is sent."""
+    """Also without a waiting worker, and where the set of them is a key of another type."""
     with GenerationClient(redis_url, namespace) as client:
         client.submit({"prompt": "x", "model": namespace}, "t1")
         redis.sadd(names.ready_key(queue), "x")

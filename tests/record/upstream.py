@@ -13,6 +13,7 @@ from functools import reduce
 from importlib import import_module, metadata
 from typing import Any, NamedTuple
 
+OPTION = "worker/broker/option_function.py"
 TRANSPORT = "worker/broker/transport.py"
 OVERRIDES = "worker/broker/celery_overrides.py"
 HELD = "worker/broker/held_requests.py"
@@ -93,7 +94,7 @@ FUNCTIONS = [
     Upstream("celery.worker.state:task_ready", OVERRIDES, "ad25f2985520adf2"),
     Upstream("celery.worker.control:Panel.register", REMOTE, "7d54f3fb93ba9e21"),
     Upstream("celery.app.base:Celery._get_default_loader", CELERY_APP, "723830402def2c74"),
-    Upstream("kombu.utils.json:JSONEncoder.default", TRANSPORT, "817fab82f759ab79"),
+    Upstream("kombu.utils.json:JSONEncoder.default", OPTION, "817fab82f759ab79"),
     # What calls the functions above, reads what they set, or is fed with what they return.
     Upstream(f"{REDIS}:MultiChannelPoller.on_poll_start", TRANSPORT, "e30dfe30d00cda88"),
     Upstream(f"{REDIS}:MultiChannelPoller._register_BRPOP", TRANSPORT, "953b83d16e928e35"),

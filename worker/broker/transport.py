@@ -31,7 +31,7 @@ from worker.broker.validate_message import envelope
 from worker.redis_retry import retry_redis
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from kombu import Message
 
@@ -43,21 +43,6 @@ ANSWER_TIMEOUT_S = 5.0
 STALE_CHECK_S = 1.0
 #: The timer of each event loop that checks, so that a reconnect replaces it.
 _CHECK_TIMERS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-
-
-class OptionFunction:
-    """A function among the transport options that JSON can show, as `inspect stats` does."""
-
-    def __init__(self, ask: Callable[[], int]) -> None:
-        self._ask = ask
-
-    def __call__(self) -> int:
-        """What the function returns."""
-        return self._ask()
-
-    def __json__(self) -> int:
-        """The same, for kombu's JSON encoder."""
-        return self._ask()
 
 
 class QoS(kombu_redis.QoS):

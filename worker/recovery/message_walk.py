@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Messages read by the first call, and the most that one reads.
 FIRST_COUNT, MAX_COUNT = 20, 500
-#: What one call should cost, in bytes that Redis copies: about 2 ms, in which it serves no one.
+#: What one call should cost, in bytes that Redis copies: about 2 ms of its time.
 #: Time is no measure: in a long list most of it is the way to the first message.
 SLICE_COST = 1_500_000
 #: To send a task again takes as long as to read so many.
