@@ -3,6 +3,9 @@
 Real workers of a model of their own, so that they take nothing, keep house over queues of another
 model. Redis's time is its own count (`INFO cpu`), less what the same workers use over an empty
 queue. `--before DIR` measures an earlier checkout in the same run, in turns.
+
+The steady state begins when the memory of new tasks shrinks no more. What happens until then is
+measured as well.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import quantiles
+from statistics import fmean, quantiles
 from typing import TYPE_CHECKING, Any
 
 from api_contracts.names import queue_lists
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 #: Time for workers to be elected and to begin their walk, in seconds.
 SETTLE_S = 5.0
+#: The steady state begins when Redis's memory shrinks by less than this share in `SETTLE_S`.
+STEADY_SHARE = 0.002
 #: Time between two PINGs, in seconds.
 PING_PERIOD_S = 0.005
 #: Waiting tasks that are cancelled.
@@ -50,6 +55,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=30, help="time of each measurement")
     parser.add_argument("--lost-s", type=float, default=600, help="longest wait for a lost message")
     parser.add_argument("--before", type=Path, help="an earlier checkout to measure, too")
+    parser.add_argument(
+        "--before-most", type=int, default=100_000, help="most waiting tasks that it is given"
+    )
     parser.add_argument("--redis", help="program of another Redis server")
 
 
@@ -71,6 +79,9 @@ class Found:
     longest_ms: float
     longest: str
     ping_p99_ms: float
+    settle_s: float
+    settle_core_share: float
+    settle_longest_ms: float
     cancel_p99_ms: float
     kb_a_task: float
     submitted_a_second: float
@@ -88,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
     rows = []
     for number in arguments.tasks:
         for side, checkout in sides.items():
-            if checkout is not None:
+            if checkout is not None and (side == "now" or number <= arguments.before_most):
                 found = Side(checkout.resolve(), arguments).measure(number)
                 rows.append({"side": side, "waiting": number, **_cells(found)})
                 print(json.dumps(rows[-1]), flush=True)
@@ -127,17 +138,21 @@ class Side:
             url = stack.enter_context(embedded.redis_server(folder))
             redis = stack.enter_context(connect(url))
             stack.enter_context(self._workers(url, folder))
-            empty = self._watch(redis)
-            used = redis.info("memory")["used_memory"]
+            empty = self._watch(redis, self._arguments.seconds)
+            used = _memory_bytes(redis)
             filled = self._client(url, "fill", number)
-            kb = (redis.info("memory")["used_memory"] - used) / number / 1000
-            waiting = self._watch(redis)
+            settling = self._settle(redis)
+            kb = (_memory_bytes(redis) - used) / number / 1000
+            waiting = self._watch(redis, self._arguments.seconds)
             cancelled = self._client(url, "cancel", min(CANCELS, number))
             return Found(
                 redis_core_share=waiting.share - empty.share,
                 longest_ms=waiting.longest_ms,
                 longest=waiting.longest,
                 ping_p99_ms=waiting.ping_p99_ms,
+                settle_s=len(settling) * SETTLE_S,
+                settle_core_share=fmean(each.share for each in settling) - empty.share,
+                settle_longest_ms=max(each.longest_ms for each in settling),
                 cancel_p99_ms=1000 * quantiles(cancelled["seconds"], n=100)[98],
                 kb_a_task=kb,
                 submitted_a_second=number / filled["wall_s"],
@@ -169,13 +184,22 @@ class Side:
         )
         return json.loads(done.stdout)
 
-    def _watch(self, redis: Redis) -> Watched:
+    def _settle(self, redis: Redis) -> list[Watched]:
+        """Watch Redis until the steady state begins."""
+        watched, is_steady = [], False
+        while not is_steady:
+            used = _memory_bytes(redis)
+            watched.append(self._watch(redis, SETTLE_S))
+            is_steady = used - _memory_bytes(redis) < STEADY_SHARE * used
+        return watched
+
+    def _watch(self, redis: Redis, seconds: float) -> Watched:
         """Redis's time, its longest command, and the answers to PING meanwhile."""
         redis.config_set("slowlog-log-slower-than", 200)
         redis.config_set("slowlog-max-len", 100_000)
         redis.slowlog_reset()
         began_s, used_s, pings = time.perf_counter(), _redis_cpu_s(redis), []
-        while (now_s := time.perf_counter()) < began_s + self._arguments.seconds:
+        while (now_s := time.perf_counter()) < began_s + seconds:
             redis.ping()
             pings.append(time.perf_counter() - now_s)
             time.sleep(PING_PERIOD_S)
@@ -207,6 +231,10 @@ class Side:
 
 def _is_ready(log: Path) -> bool:
     return "ready." in log.read_text(errors="replace")
+
+
+def _memory_bytes(redis: Redis) -> int:
+    return int(redis.info("memory")["used_memory"])
 
 
 def _redis_cpu_s(redis: Redis) -> float:

@@ -68,7 +68,7 @@ class Batch:
         """After `fill`: a pipeline that loads the script and wakes, if Redis did not know it.
 
         Raises the first error in sending. Other errors in waking are ignored: workers find the
-        messages themselves, within 60 ms.
+        messages themselves.
         """
         answers = iter(replies)
         for answer in islice(answers, len(self.lists)):

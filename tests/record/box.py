@@ -75,7 +75,8 @@ def taken(redis: Redis, owner: str, model: str, lease_s: float = 30.0) -> str:
         tasks=0,
         leaves=False,
         woken_s=WOKEN_S,
-        queues=[names.queue_name(model)] * len(lists),
+        below=names.wake_below(urgent=False),
+        origins=[part for each in names.PRIORITIES for part in (names.queue_name(model), each)],
     )
     assert isinstance(answer, list), "nothing waits"
     return tag

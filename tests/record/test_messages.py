@@ -138,6 +138,30 @@ def test_any_priority_has_a_list(
 
 
 @pytest.mark.parametrize(
+    ("placed", "own", "place"), [(5, None, 5), (9, 0, 9), (3, 5, 5), (0, None, 0), (5, "0", 5)]
+)
+def test_a_requeued_message_goes_to_its_list(  # fixtures and cases
+    messages: HeldMessages, redis: Redis, namespace: str, placed: int, own: object, place: int
+) -> None:
+    """Its own priority counts, but not before the list that it came from, and no other says 0."""
+    queue = names.queue_name(namespace)
+    redis.lpush(names.queue_list(queue, placed), json.dumps(with_properties(priority=own)))
+    assert messages.requeue(taken(redis, namespace, namespace))
+    assert redis.llen(names.queue_list(queue, place)) == 1
+
+
+def test_a_message_that_an_earlier_version_holds_is_requeued(
+    messages: HeldMessages, redis: Redis, namespace: str
+) -> None:
+    """That version did not store the list: the message's own priority counts, 0 without one."""
+    tag, queue = new_tag(namespace), names.queue_name(namespace)
+    redis.hset(UNACKED, tag, json.dumps([with_properties(priority=7), "", queue]))
+    redis.zadd(UNACKED_INDEX, {tag: 1.0})
+    assert messages.requeue(tag)
+    assert redis.llen(names.queue_list(queue, 7)) == 1
+
+
+@pytest.mark.parametrize(
     "kept", [b"garbage", b'[5,"","q"]', b'["",""]', b"null", b"\xff", b"[" * 100_000]
 )
 def test_an_entry_that_is_no_message_is_dropped(

@@ -69,7 +69,7 @@ def test_the_order_is_by_priority_over_all_queues(
     ]  # fmt: skip
     assert [each.delivery_info["routing_key"][-1] for each in got] == list("bbaaba")
     held = [HeldMessages(redis).held(tag) for tag in HeldMessages(redis).held_by(namespace)]
-    assert sorted(each[1] for each in held if each) == sorted(
+    assert sorted(each.queue for each in held if each) == sorted(
         names.queue_name(models[number]) for number in (1, 1, 0, 0, 1, 0)
     )
 
@@ -87,7 +87,7 @@ def test_a_crash_before_the_answer_loses_nothing(
     assert waiting(redis, namespace) == []
     (tag,) = HeldMessages(redis).held_by(namespace)
     held = HeldMessages(redis).held(tag)
-    assert held == (letter("lost"), names.queue_name(namespace))
+    assert held == (letter("lost"), 5, names.queue_name(namespace))
     seconds, _ = redis.time()
     left_s = float(redis.zscore(UNACKED_INDEX, tag) or 0) - seconds
     assert 60 < left_s <= 78

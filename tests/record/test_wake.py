@@ -54,14 +54,17 @@ def wait(box: Box) -> None:
         box.connection.drain_events(timeout=0.05)
 
 
-def ask(redis: Redis, namespace: str, owner: str, tasks: int, *, leaves: bool = True) -> Any:
+def ask(
+    redis: Redis, namespace: str, owner: str, tasks: int, *, leaves: bool = True, below: int = 1000
+) -> Any:
     """Ask for a message as a worker that runs `tasks` tasks."""
     lists = names.queue_lists(namespace)
-    queues = [names.queue_name(namespace)] * len(lists)
+    origins = [part for each in names.PRIORITIES for part in (names.queue_name(namespace), each)]
     return load(redis, "worker.broker", "take")(
         unacked=UNACKED, unacked_index=UNACKED_INDEX, wake=f"{names.WAKE_PREFIX}{owner}",
         lists=lists, tag=new_tag(owner), lease_s=30, max_bytes=10**6, owner=owner, tasks=tasks,
-        leaves=leaves and tasks > 0, woken_s=WOKEN_S, queues=queues,
+        leaves=leaves and tasks > 0, woken_s=WOKEN_S, below=below,
+        origins=origins,
     )  # fmt: skip
 
 
@@ -131,6 +134,24 @@ def test_a_busy_worker_leaves_messages_to_idle_ones(
     assert (index, json.loads(entry)["headers"]["id"], others) == (5, "t1", 2)
     assert ask(redis, namespace, "idle", 0)[2] == 1  # the busier one
     redis.delete(f"{names.WAKE_PREFIX}idle")
+
+
+def test_only_workers_that_look_at_the_same_lists_are_counted(
+    redis: Redis, namespace: str, queue: str, box: Box
+) -> None:
+    """One that waits for urgent messages only does not look for others."""
+    redis.zadd(names.ready_key(queue), {f"urgent{each}": 1016 + each for each in range(99)})
+    assert ask(redis, namespace, "idle", 0) == 1
+    assert ask(redis, namespace, "urgent", 1016, below=2000) == 101
+    state = WaitState()
+    watch = QueueWatch(redis, state, namespace)
+    lists = [WaitingList(names.queue_list(queue, each), queue, each) for each in names.PRIORITIES]
+    for _ in range(4):
+        watch.look(lists)
+    assert state.ready == 1
+    for _ in range(4):
+        watch.look(lists[:3])
+    assert state.ready == 101
 
 
 def test_an_idle_worker_leaves_nothing(redis: Redis, namespace: str, queue: str) -> None:

@@ -49,17 +49,20 @@ class HeldMessage(NamedTuple):
     """A message that a worker holds. A producer wrote it, so its fields may have any values."""
 
     message: dict[str, Any]
+    #: Of the list that it was in; an earlier version did not store it.
+    list_priority: int | None
     queue: str
 
     @classmethod
     def parse(cls, raw: bytes | None) -> HeldMessage | None:
         """The message in an entry of `UNACKED`; None for anything else."""
         try:
-            message, _, queue = json.loads(raw or "null")
+            message, list_priority, queue = json.loads(raw or "null")
             json.dumps(message)  # one nested too deep to be written again can't be requeued
         except (ValueError, TypeError, RecursionError):
             return None
-        return cls(message, queue) if isinstance(message, dict) else None
+        known = list_priority if list_priority in PRIORITIES else None
+        return cls(message, known, queue) if isinstance(message, dict) else None
 
     @property
     def task_id(self) -> str | None:
@@ -70,11 +73,11 @@ class HeldMessage(NamedTuple):
 
     @property
     def priority(self) -> int:
-        """The message's priority; 0 without one."""
-        priority = self._properties.get("priority")
-        if not isinstance(priority, int):
-            return PRIORITIES[0]
-        return max(PRIORITIES[0], min(priority, PRIORITIES[-1]))
+        """The message's own priority, but not before that of its list, which it is without one."""
+        own, first = self._properties.get("priority"), self.list_priority or PRIORITIES[0]
+        if not isinstance(own, int):
+            return first
+        return max(first, min(own, PRIORITIES[-1]))
 
     def redelivered(self) -> str:
         """The message's JSON, marked as delivered before, as AMQP and kombu mark it."""

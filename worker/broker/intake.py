@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from api_contracts.names import MAX_MESSAGE_BYTES, URGENT_ONLY, WAKE_PREFIX, is_urgent
+from api_contracts.names import MAX_MESSAGE_BYTES, URGENT_ONLY, WAKE_PREFIX, is_urgent, wake_below
 from api_contracts.redis_io import scripts
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, new_tag
 
@@ -41,6 +41,11 @@ class WaitingList(NamedTuple):
     name: str
     queue: str
     priority: int
+
+
+def ready_below(lists: Sequence[WaitingList]) -> int:
+    """Number of tasks of a ready worker that does not take from all of these lists."""
+    return wake_below(urgent=is_urgent(lists[-1].priority))
 
 
 class Taken(NamedTuple):
@@ -108,7 +113,8 @@ class Intake:
             tasks=tasks,
             leaves=self._leaves and tasks > 0,
             woken_s=WOKEN_S,
-            queues=[each.queue for each in lists],
+            below=ready_below(lists),
+            origins=[part for each in lists for part in (each.queue, each.priority)],
         )
         return ["EVALSHA", *call]
 

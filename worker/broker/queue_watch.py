@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from api_contracts.names import WAKE_PREFIX, is_urgent, ready_key, wake_below
 from api_contracts.redis_io.scripts import load
 from worker.background import BackgroundThread, log_error
+from worker.broker.intake import ready_below
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,7 @@ class WaitState:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._lists: Sequence[WaitingList] = ()
-        #: How many workers wait, this one included.
+        #: How many workers wait for what this one takes, this one included.
         self.ready = 1
 
     def begin(self, lists: Sequence[WaitingList]) -> None:
@@ -105,7 +106,7 @@ class QueueWatch:
             self.wake(lists, itself=had_found)
         elif self._looks % 4 == 0:
             self._state.ready = min(
-                int(self._redis.zcount(ready_key(queue), 0, 1e9))
+                int(self._redis.zcount(ready_key(queue), 0, f"({ready_below(lists)}"))
                 for queue in {each.queue for each in lists}
             )
 

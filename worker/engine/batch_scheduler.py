@@ -96,7 +96,8 @@ class Scheduler:
         alone the limit, which may have to be measured, is not asked.
 
         The first choice is the most urgent one. In one of `CALLS_PER_TURN` calls it is the oldest
-        of the bucket whose turn it is, so that none starves.
+        of the bucket whose turn it is, so that none starves. That is one call earlier than it must
+        be, so that a new image of priority 0 can go before it once.
         """
         if not candidates:
             return []
@@ -105,7 +106,9 @@ class Scheduler:
         calls, turns = self._calls.order(present), self._turns.order(present)
         by_turn = min(by_age, key=lambda each: turns[each.bucket])
         most_urgent = min(by_age, key=lambda each: (each.priority, calls[each.bucket]))
-        first = most_urgent if self._left_out < CALLS_PER_TURN - 1 else by_turn
+        goes_before = most_urgent.fresh and most_urgent.priority == 0
+        patience = CALLS_PER_TURN - 1 if goes_before else CALLS_PER_TURN - 2
+        first = most_urgent if self._left_out < patience else by_turn
         own = [each for each in by_age if each.bucket == first.bucket]
         chosen = own if len(own) == 1 else _fill(own, first, limit(first.bucket))
         self._calls.serve(first.bucket)
