@@ -71,7 +71,7 @@ def _start(stack: ExitStack) -> str:
     }
     log = folder / "worker.log"
     command = [sys.executable, "-m", "worker", "work"]
-    ready = lambda: "ready." in log.read_text(errors="replace")  # noqa: E731
+    ready = lambda: "ready." in log.read_text(errors="replace")  # noqa: E731  # one expression
     stack.enter_context(embedded.running(command, log, ready, environment))
     return url
 

@@ -350,7 +350,8 @@ def test_closing_the_client_ends_waits(run: Callable[..., Any], namespace: str) 
     async def body(client: AsyncGenerationClient) -> None:
         handle = await client.submit({"prompt": "x", "model": namespace})
         waiting = asyncio.create_task(handle.result())
-        await asyncio.sleep(0.2)
+        while not client._records._watcher._waiters:  # noqa: SLF001  # the wait has begun
+            await asyncio.sleep(0)
         await client.close()
         with pytest.raises(RuntimeError, match="closed"):
             await asyncio.wait_for(waiting, 5)

@@ -35,7 +35,7 @@ def lines(form: Form, capfd: pytest.CaptureFixture[str]) -> list[str]:
     logger.debug("not logged")
     logging.getLogger("botocore").info("not logged")
     try:
-        raise ValueError("why")  # noqa: TRY301
+        raise ValueError("why")  # noqa: TRY301  # the test logs it
     except ValueError:
         logger.exception("it failed")
     output = capfd.readouterr()

@@ -1,4 +1,4 @@
-"""Ends a process that was told to end and does not. One daemon thread, from the first order on.
+"""Ends a process that should have exited. One daemon thread, from the first order on.
 
 Celery's main thread, the pool and every slot may wait for Redis, for minutes or for good, and a
 driver may never return. What the process still holds then returns when its leases expire.
