@@ -350,7 +350,7 @@ def test_closing_the_client_ends_waits(run: Callable[..., Any], namespace: str) 
     async def body(client: AsyncGenerationClient) -> None:
         handle = await client.submit({"prompt": "x", "model": namespace})
         waiting = asyncio.create_task(handle.result())
-        while not client._records._watcher._waiters:  # noqa: SLF001  # the wait has begun
+        while not client._records._watcher._waiters:  # noqa: ASYNC110  # the wait has begun
             await asyncio.sleep(0)
         await client.close()
         with pytest.raises(RuntimeError, match="closed"):

@@ -28,8 +28,8 @@ class WorkerState(BaseModel):
     slots: int = Field(ge=1)
     #: Tasks that it has claimed.
     running: int = Field(ge=0)
-    #: Why it takes no tasks; None if it takes them. That leases can't be renewed is not reported here:
-    #: then nothing is written, and `ns:workers` shows it.
+    #: Why it takes no tasks; None if it takes them. That leases can't be renewed is not reported
+    #: here: then nothing is written, and `ns:workers` shows it.
     refusal: str | None
     device: str
 
