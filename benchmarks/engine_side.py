@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from benchmarks.model import Model
     from benchmarks.tasks import Task
     from worker.config.models import ModelSpec
-    from worker.engine.model_loader import LoadedModel
+    from worker.engine.loaded_model import LoadedModel
 
 #: Stages of a daemon's result that the engine has, and their names in `Timing`.
 STAGES = {"queued_s": "wait_s"} | {

@@ -53,7 +53,7 @@ PRELOADED = (
     "worker.broker.celery_overrides",
     "worker.broker.transport",
     "worker.broker.validate_message",
-    "worker.engine.model_loader",
+    "worker.engine.loading.model_loader",
     "worker.engine.runner",
     "worker.engine.warmup",
     "worker.execution.image_files",

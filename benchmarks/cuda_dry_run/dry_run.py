@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from benchmarks.cuda_dry_run.tally import Fault, Tally, Wait
-    from worker.engine.model_loader import LoadedModel
+    from worker.engine.loaded_model import LoadedModel
 
 #: Memory of the device that is not there.
 TOTAL_BYTES = 80 * 2**30

@@ -11,7 +11,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from benchmarks import sd15
 from benchmarks.cuda_dry_run.device import DEVICE
 from worker.config.models import SHIPPED_MODEL
-from worker.engine.model_loader import LoadedModel
+from worker.engine.families.stable_diffusion import StableDiffusion
+from worker.engine.loaded_model import LoadedModel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +47,7 @@ def load(family: str) -> LoadedModel:
         if isinstance(part, torch.nn.Module):
             _place(part, is_text=part is pipeline.text_encoder)
     pipeline.set_progress_bar_config(disable=True)
-    return LoadedModel(pipeline, DEVICE, "none")
+    return LoadedModel(StableDiffusion(), pipeline, DEVICE, "none")
 
 
 def _place(part: torch.nn.Module, *, is_text: bool) -> None:

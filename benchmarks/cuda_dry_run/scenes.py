@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from worker.engine.job import JobResult
-    from worker.engine.model_loader import LoadedModel
+    from worker.engine.loaded_model import LoadedModel
     from worker.engine.runner import Runner
 
 

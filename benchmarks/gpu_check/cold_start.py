@@ -20,7 +20,7 @@ IMPORTS = (
     "transformers",
     "diffusers",
     "celery.bin.celery",
-    "worker.engine.model_loader",
+    "worker.engine.loading.model_loader",
     "worker.engine.runner",
 )
 IMPORT_S = 60.0

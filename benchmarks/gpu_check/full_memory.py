@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from benchmarks.gpu_check.setting import Setting
     from benchmarks.model import Model
     from worker.engine.job import Job, JobResult
-    from worker.engine.model_loader import LoadedModel
+    from worker.engine.loaded_model import LoadedModel
 
 GPU_TASKS, CPU_TASKS = 32, 4
 #: Rows of a call that the tasks fill; what the warm-up would measure may be fewer, and fit.

@@ -11,13 +11,13 @@ import torch
 
 from benchmarks import bare
 from benchmarks.gpu_check import given, memory_holder
-from worker.engine import model_loader
+from worker.engine.loading import model_loader
 
 if TYPE_CHECKING:
     from benchmarks.gpu_check.outcome import Finding
     from benchmarks.gpu_check.setting import Setting
     from worker.config.models import ModelSpec
-    from worker.engine.model_loader import LoadedModel
+    from worker.engine.loaded_model import LoadedModel
 
 MODES = ("none", "model", "swap", "sequential", "auto")
 TASKS = 2

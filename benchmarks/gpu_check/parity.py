@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from benchmarks.gpu_check.setting import Setting
     from worker.config.models import Dtype
     from worker.engine.job import Job
-    from worker.engine.model_loader import LoadedModel
+    from worker.engine.loaded_model import LoadedModel
 
 SEED = 2024
 #: Rows of a call: several calls are needed for the requests that are there together.

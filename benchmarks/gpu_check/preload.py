@@ -14,7 +14,7 @@ for _name in (
     "benchmarks.upstream",
     "benchmarks.sd15",
     "worker.engine.runner",
-    "worker.engine.model_loader",
+    "worker.engine.loading.model_loader",
 ):
     with suppress(Exception):  # the part that needs it says what is wrong
         importlib.import_module(_name)

@@ -16,7 +16,7 @@ import torch
 
 from tests.engine import oracle, random_requests
 from worker.config.models import SHIPPED_MODEL, ModelSpec
-from worker.engine import model_loader
+from worker.engine.loading import model_loader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -5,8 +5,8 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from worker.engine import model_loader
 from worker.engine.batch import Batch
+from worker.engine.loading import model_loader
 from worker.engine.model_cache import ModelCache
 from worker.engine.running_job import RunningJob
 from worker.job_control import Control
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from worker.config.models import ModelSpec
     from worker.engine.job import Job, JobResult
-    from worker.engine.model_loader import LoadedModel
+    from worker.engine.loaded_model import LoadedModel
     from worker.engine.runner import Runner
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from worker.engine.job import JobResult
-    from worker.engine.model_loader import LoadedModel
+    from worker.engine.loaded_model import LoadedModel
     from worker.engine.runner import Runner
 
 #: The fixture `make`: runs a job of these fields, and of a `control`.
@@ -51,7 +51,7 @@ class Rounds:
         aliases: tuple[str, ...] = ("default",),
         max_models: int = 1,
     ) -> None:
-        from worker.engine import model_loader
+        from worker.engine.loading import model_loader
 
         #: How often a model was built.
         self.builds = 0

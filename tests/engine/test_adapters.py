@@ -18,7 +18,7 @@ from peft.utils import get_peft_model_state_dict
 from tests.engine.cases import rotated, slow
 from tests.engine.jobs import SPEC, Rounds, apart, assert_close, job, latents_of, upstream
 from worker.config.models import Lora, TextualInversion
-from worker.engine import model_loader
+from worker.engine.loading import model_loader
 from worker.errors import BadRequestError, ModelLoadError
 
 if TYPE_CHECKING:

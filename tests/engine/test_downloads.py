@@ -9,8 +9,8 @@ import pytest
 
 from tests.engine.jobs import SPEC
 from tests.record.owners import until
-from worker.engine import downloads
-from worker.engine.downloads import Downloads
+from worker.engine.loading import downloads
+from worker.engine.loading.downloads import Downloads
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:

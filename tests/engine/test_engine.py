@@ -20,7 +20,7 @@ from worker.job_control import Control, JobStopped, Stop
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from worker.engine.model_loader import LoadedModel
+    from worker.engine.loaded_model import LoadedModel
 
 
 def test_many_first_tasks_build_once_on_one_thread() -> None:

@@ -18,7 +18,7 @@ from worker.errors import DeviceOutOfMemoryError
 from worker.job_control import Control
 
 if TYPE_CHECKING:
-    from worker.engine.model_loader import LoadedModel
+    from worker.engine.loaded_model import LoadedModel
 
 
 class Failing:

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 from tests.engine.jobs import SPEC
 from worker import embedded
 from worker.config.models import Lora, ModelSpec
-from worker.engine import hub, model_loader
+from worker.engine.loading import hub, model_loader
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from diffusers import StableDiffusionPipeline
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from worker.config.models import SHIPPED_MODEL, ModelSpec
-from worker.engine import model_loader
-from worker.engine.load_errors import may_pass
+from worker.engine.loading import model_loader
+from worker.engine.loading.load_errors import may_pass
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 from tests.engine.attempts import assert_same, checkpoints, new_batch, resumed, small
 from tests.engine.jobs import SPEC, Rounds, apart, job, latents_of
 from worker import devices
-from worker.engine import model_loader
+from worker.engine.loading import model_loader
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,8 +13,8 @@ import torch
 
 from tests.engine.jobs import SPEC
 from worker.config.models import SHIPPED_MODEL, ModelSpec
-from worker.engine import model_loader
-from worker.engine.model_files import inspect
+from worker.engine.loading import model_loader
+from worker.engine.loading.model_files import inspect
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:

@@ -12,6 +12,8 @@ import torch
 from tests.engine.attempts import small
 from worker import metrics
 from worker.engine.decoder import MAX_OVERFLOWS, Decoder
+from worker.engine.families.stable_diffusion import StableDiffusion
+from worker.engine.loaded_model import LoadedModel
 from worker.errors import BadRequestError, NotFiniteError
 
 if TYPE_CHECKING:
@@ -41,8 +43,8 @@ class OverflowingVae(torch.nn.Module):
 
 def made(vae: OverflowingVae) -> Decoder:
     """A decoder of a model on the CPU."""
-    unet = SimpleNamespace(config=SimpleNamespace(sample_size=1))
-    return Decoder(SimpleNamespace(vae=vae, unet=unet), torch.device("cpu"), 8)
+    pipe = SimpleNamespace(vae=vae, unet=SimpleNamespace(config=SimpleNamespace(sample_size=1)))
+    return Decoder(LoadedModel(StableDiffusion(), pipe, "cpu", "none"), 8)
 
 
 def test_an_overflow_is_decoded_again(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from tests.engine.jobs import SPEC, Rounds, job, latents_of
-from worker.engine import model_loader
-from worker.engine.offload import NETWORKS, Network, Residency
+from worker.engine.families.stable_diffusion import StableDiffusion
+from worker.engine.loading import model_loader
+from worker.engine.offload import Network, Residency
 from worker.errors import TaskFailedError
 
 if TYPE_CHECKING:
@@ -196,7 +197,8 @@ def offloaded(request: pytest.FixtureRequest) -> Rounds:
     """The bundled model, whose networks share a device that holds one of them at a time."""
     device = Device(0, keeps=request.param == "model")
     loaded = model_loader.load(SPEC, "cpu", "none")
-    networks = {name: device.network(getattr(loaded.pipeline, name)) for name in NETWORKS}
+    names = StableDiffusion.networks
+    networks = {name: device.network(getattr(loaded.pipeline, name)) for name in names}
     model = replace(loaded, offload=request.param, residency=device.residency, networks=networks)
     return Rounds(model=model)
 
@@ -246,7 +248,7 @@ def always_full(*_: Any, **__: Any) -> Any:
 
 def assert_on_device_when_called(rounds: Rounds) -> None:
     networks = rounds.runner.model.networks
-    for name in NETWORKS:
+    for name in StableDiffusion.networks:
         module = getattr(rounds.pipe, name)
         for method in ("forward", "decode", "encode"):
             if hasattr(module, method):

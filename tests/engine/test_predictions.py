@@ -9,7 +9,8 @@ import pytest
 from tests.engine import oracle
 from tests.engine.cases import nightly, rotated, slow
 from tests.engine.jobs import Rounds, apart, job, latents_of
-from worker.engine.model_loader import LoadedModel
+from worker.engine.families.stable_diffusion import StableDiffusion
+from worker.engine.loaded_model import LoadedModel
 
 #: Bound in parts of the largest latent, at 4 steps. The plain loop differs from itself, with rows
 #: computed once against two and three times in a call (`oracle.crowded`), by up to 6.4e-5
@@ -38,7 +39,7 @@ def test_the_prediction_type_changes_nothing(rounds: Rounds, name: str, kind: st
     """
     wanted = job(num_inference_steps=4, scheduler=name)
     written = oracle.wrapped(rounds.pipe, kind, like=wanted)
-    company = Rounds(model=LoadedModel(written, "cpu", "none"), max_batch_rows=8)
+    company = Rounds(model=LoadedModel(StableDiffusion(), written, "cpu", "none"), max_batch_rows=8)
     future = company.submit(wanted)
     company.batch.step()
     company.submit(job(num_inference_steps=2, scheduler=name, seeds=(8,), guidance_scale=1.0))

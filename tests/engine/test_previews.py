@@ -17,6 +17,8 @@ from torch.nn import functional
 from tests.engine.cases import slow
 from tests.engine.jobs import Rounds, job, latents_of
 from worker.engine import previews
+from worker.engine.families.stable_diffusion import StableDiffusion
+from worker.engine.loaded_model import LoadedModel
 from worker.engine.previews import SIDE_PX, PreviewMap
 from worker.job_control import Control, Step
 
@@ -127,7 +129,7 @@ def test_the_map_is_exact_where_it_can_be(factor: int) -> None:
     """
     vae = LinearAutoencoder(factor)
     pipe = SimpleNamespace(vae=vae, vae_scale_factor=factor)
-    fitted = previews.fit(pipe, CPU)
+    fitted = previews.fit(LoadedModel(StableDiffusion(), pipe, "cpu", "none"))
     assert fitted is not None
     colours = torch.zeros(1, 3, 16, 32) - 0.5
     colours[:, 0, :8] = 0.75
@@ -153,7 +155,7 @@ def test_the_map_is_the_same_each_time(rounds: Rounds) -> None:
     expected = torch.rand(3)
     torch.manual_seed(7)
     with torch.inference_mode():
-        again = previews.fit(rounds.pipe, CPU)
+        again = previews.fit(rounds.runner.model)
     assert torch.equal(torch.rand(3), expected)
     own = rounds.runner.preview_map
     assert again is not None
@@ -320,7 +322,8 @@ class DecoderOnly:
 
 
 def fitted(vae: Any) -> PreviewMap | None:
-    return previews.fit(SimpleNamespace(vae=vae, vae_scale_factor=8), CPU)
+    pipe = SimpleNamespace(vae=vae, vae_scale_factor=8)
+    return previews.fit(LoadedModel(StableDiffusion(), pipe, "cpu", "none"))
 
 
 def test_a_tiny_autoencoder_has_a_map() -> None:

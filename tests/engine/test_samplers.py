@@ -13,7 +13,8 @@ import torch
 from tests.engine.cases import chosen, nightly, rotated, slow
 from tests.engine.jobs import EPS32
 from worker.config.models import SHIPPED_MODEL, ModelSpec
-from worker.engine import guidance, model_loader
+from worker.engine import guidance
+from worker.engine.loading import model_loader
 from worker.engine.samplers import SAMPLERS, SamplerState, make
 from worker.errors import BadRequestError, ModelLoadError
 

@@ -13,7 +13,7 @@ from worker.engine.engine import Engine, load_model
 from worker.job_control import Control
 
 if TYPE_CHECKING:
-    from worker.engine.model_loader import LoadedModel
+    from worker.engine.loaded_model import LoadedModel
     from worker.job_control import Step
 
 

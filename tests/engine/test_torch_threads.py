@@ -20,7 +20,7 @@ from worker.job_control import Control
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from worker.engine.model_loader import LoadedModel
+    from worker.engine.loaded_model import LoadedModel
 
 #: Fields of a job, each of which makes another thread compute.
 KINDS: dict[str, dict[str, Any]] = {

@@ -15,7 +15,10 @@ from torch._dynamo.utils import counters
 from tests.engine.jobs import CLOSE_6_STEPS, EPS32, SPEC, Rounds, assert_close, job, latents_of
 from tests.engine.test_adapters import save_lora
 from worker.config.models import Lora
-from worker.engine import model_loader, safetensors_io
+from worker.engine import safetensors_io
+from worker.engine.families.stable_diffusion import StableDiffusion
+from worker.engine.loaded_model import LoadedModel
+from worker.engine.loading import model_loader
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +37,7 @@ def test_a_compiled_unet_is_compiled_once_for_each_size(rounds: Rounds) -> None:
     """
     model = model_loader.load(SPEC, "cpu", "none")
     model.pipeline.unet.compile(dynamic=False, backend="eager")
-    compiled = Rounds(model=model_loader.LoadedModel(model.pipeline, "cpu", "none", compiled=True))
+    compiled = Rounds(model=LoadedModel(model.family, model.pipeline, "cpu", "none", compiled=True))
     counters.clear()
     for pictures in (1, 2, 3):
         for sag_scale in (0.75, 0.0):
@@ -57,7 +60,7 @@ def test_lora_scales_and_text_lengths_share_a_graph(tmp_path: Path) -> None:
     spec = SPEC.model_copy(update={"lora": (Lora(path=save_lora(tmp_path, 1), scale=0.8),)})
     usual, model = Rounds(spec), model_loader.load(spec, "cpu", "none")
     model.pipeline.unet.compile(dynamic=False, backend="eager")
-    compiled = Rounds(model=model_loader.LoadedModel(model.pipeline, "cpu", "none", compiled=True))
+    compiled = Rounds(model=LoadedModel(model.family, model.pipeline, "cpu", "none", compiled=True))
 
     def graphs(*wanted: Job) -> int:
         counters.clear()
@@ -139,7 +142,7 @@ def test_calls_of_a_compiled_unet_are_padded(
     rounds: Rounds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With `compiled`, calls have a padded number of rows and capture all of them; same latents."""
-    model = model_loader.LoadedModel(rounds.pipe, "cpu", "none", compiled=True)
+    model = LoadedModel(StableDiffusion(), rounds.pipe, "cpu", "none", compiled=True)
     compiled, shapes = Rounds(model=model), set[tuple[int, int]]()
     call = compiled.runner.unet._processor
     usual = rounds.pipe.unet.forward

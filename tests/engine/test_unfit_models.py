@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from worker.config.models import CONVERT, SHIPPED_MODEL, ModelSpec
-from worker.engine import model_loader
+from worker.engine.loading import model_loader
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:

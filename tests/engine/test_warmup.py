@@ -14,11 +14,15 @@ from hypothesis import strategies as st
 
 from worker.engine import device_errors, warmup
 from worker.engine.capacity import Capacity
-from worker.engine.model_loader import LoadedModel
+from worker.engine.families.conditioning import TEXT
+from worker.engine.families.stable_diffusion import StableDiffusion
+from worker.engine.loaded_model import LoadedModel
 from worker.engine.warmup import MAX_CALL_S, MIN_GAIN, TRIED_ROWS, capacity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from worker.engine.families.conditioning import Conditioning
 
 PURE = settings(deadline=None, derandomize=True, max_examples=150)
 SIDE = st.integers(1, 128)
@@ -30,8 +34,17 @@ def pipe(sample_size: Any = 64) -> Any:
     config = SimpleNamespace(sample_size=sample_size, in_channels=4, cross_attention_dim=8)
     return SimpleNamespace(
         unet=SimpleNamespace(config=config, dtype=torch.float32),
+        text_encoder=SimpleNamespace(config=SimpleNamespace(hidden_size=8)),
         tokenizer=SimpleNamespace(model_max_length=7),
     )
+
+
+def decoding(device: str, decode: Callable[..., Any]) -> LoadedModel:
+    """A model of latents of 6 x 6 whose autoencoder decodes by `decode`."""
+    made = pipe(6)
+    config = SimpleNamespace(latent_channels=4)
+    made.vae = SimpleNamespace(config=config, dtype=torch.float32, decode=decode)
+    return LoadedModel(StableDiffusion(), made, device, "none")
 
 
 @dataclass
@@ -46,16 +59,16 @@ class TimedUnet:
     first_s: float = 0.0
     now_s: float = 0.0
     calls: list[int] = field(default_factory=list)
-    inputs: list[tuple[torch.Tensor, Sequence[float], torch.Tensor]] = field(default_factory=list)
+    inputs: list[tuple[torch.Tensor, Sequence[float], Conditioning]] = field(default_factory=list)
 
     def __call__(
-        self, noisy: torch.Tensor, timesteps: Sequence[float], embeds: torch.Tensor
+        self, noisy: torch.Tensor, timesteps: Sequence[float], conditioning: Conditioning
     ) -> None:
         """One call, as the runner makes it."""
         rows = len(timesteps)
         self.now_s += self.seconds(rows) + (rows not in self.calls) * self.first_s
         self.calls.append(rows)
-        self.inputs.append((noisy, timesteps, embeds))
+        self.inputs.append((noisy, timesteps, conditioning))
         if rows > self.holds:
             raise torch.OutOfMemoryError
 
@@ -63,7 +76,7 @@ class TimedUnet:
         """The capacity that is found, by this network's clock."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(warmup, "time", SimpleNamespace(perf_counter=lambda: self.now_s))
-            model = LoadedModel(pipe(sample_size), "cpu", "none")
+            model = LoadedModel(StableDiffusion(), pipe(sample_size), "cpu", "none")
             return capacity(model, self, max_rows)
 
 
@@ -173,11 +186,11 @@ def test_what_is_measured_is_a_call_of_the_models_size(
     found = network.measured(sample_size=sample_size)
     assert found.cells == size[0] * size[1]
     assert set(network.calls) == {1, 2, 4}
-    for rows, (noisy, timesteps, embeds) in zip(network.calls, network.inputs, strict=True):
+    for rows, (noisy, timesteps, conditioning) in zip(network.calls, network.inputs, strict=True):
         assert noisy.shape == (rows, 4, *size)
         assert len(timesteps) == rows
-        assert embeds.shape == (rows, 7, 8)
-        assert noisy.dtype == embeds.dtype == torch.float32
+        assert conditioning[TEXT].shape == (rows, 7, 8)
+        assert noisy.dtype == conditioning[TEXT].dtype == torch.float32
 
 
 @PURE
@@ -252,15 +265,13 @@ def test_what_a_decode_needs_is_measured(
     memory(monkeypatch, growth_bytes)
     decoded: list[torch.Size] = []
     monkeypatch.setattr(torch, "zeros", lambda *size, **_: torch.empty(size))
-    vae = SimpleNamespace(dtype=torch.float32, decode=lambda each: decoded.append(each.shape))
-    gpu = pipe(6)
-    gpu.vae = vae
-    found, needed_bytes = warmup.decode_capacity(gpu, torch.device("cuda"), 8)
+    gpu = decoding("cuda", lambda each: decoded.append(each.shape))
+    found, needed_bytes = warmup.decode_capacity(gpu, 8)
     assert decoded == [(1, 4, 6, 6)]
     assert needed_bytes == growth_bytes
     assert found.limit(6, 6) == images
     assert found.limit(60, 60) == max(1, int(80 / growth_bytes / 100))
-    on_cpu, needed_bytes = warmup.decode_capacity(pipe(6), torch.device("cpu"), 8)
+    on_cpu, needed_bytes = warmup.decode_capacity(decoding("cpu", decoded.append), 8)
     assert (on_cpu.limit(600, 600), needed_bytes) == (8, 0)
 
 
@@ -277,15 +288,14 @@ def test_a_model_loads_where_its_own_size_can_not_be_decoded(
     def decode(_: torch.Tensor) -> None:
         raise errors.pop(0)
 
-    gpu = pipe(6)
-    gpu.vae = SimpleNamespace(dtype=torch.float32, decode=decode)
-    found, needed_bytes = warmup.decode_capacity(gpu, torch.device("cuda"), 8)
+    gpu = decoding("cuda", decode)
+    found, needed_bytes = warmup.decode_capacity(gpu, 8)
     assert (found, needed_bytes) == (Capacity(1.0, 36, 8), 0)
     assert (found.limit(6, 6), found.limit(3, 3)) == (1, 4)
     assert emptied == [None]
     assert "out of memory" in caplog.text
     with pytest.raises(RuntimeError, match="wrong shape"):
-        warmup.decode_capacity(gpu, torch.device("cuda"), 8)
+        warmup.decode_capacity(gpu, 8)
 
 
 def after(calls: int, found: Capacity) -> Capacity:

@@ -21,7 +21,7 @@ from worker.config.settings import Settings
 from worker.devices import Gpu
 from worker.doctor import servers
 from worker.doctor.checks import check_memory, check_models, run_checks
-from worker.engine.model_files import ModelFiles
+from worker.engine.loading.model_files import ModelFiles
 from worker.supervisor import supervisor
 from worker.supervisor.supervisor import worker_environments
 

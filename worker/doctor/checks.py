@@ -12,7 +12,7 @@ from worker.config.models import CONVERT, is_hub_id
 from worker.doctor import servers
 from worker.doctor.finding import Finding, missing_extra
 from worker.doctor.hub import check_hub
-from worker.engine import model_files
+from worker.engine.loading import model_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

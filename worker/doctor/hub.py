@@ -21,7 +21,7 @@ def check_hub(what: str, spec: ModelSpec) -> Finding:
     """Look into the hub's cache, then ask the hub. The model's path is a hub id, `owner/name`."""
     from huggingface_hub import HfApi, constants  # noqa: PLC0415  # the worker extra
 
-    from worker.engine import hub  # noqa: PLC0415  # as above
+    from worker.engine.loading import hub  # noqa: PLC0415  # as above
 
     if hub.is_complete(spec):
         return Finding(what, ok=True, found=f"{spec.path} is in the cache")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from worker.engine.image_state import ImageState
-    from worker.engine.pipeline import Pipeline
+    from worker.engine.loaded_model import LoadedModel
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +29,14 @@ MAX_OVERFLOWS = 3
 class Decoder:
     """The VAE of one model. `decode` is for the engine's thread, the rest for any."""
 
-    def __init__(self, pipe: Pipeline, device: torch.device, max_images: int) -> None:
+    def __init__(self, model: LoadedModel, max_images: int) -> None:
         """Warm up on a GPU. At most `max_images` of one size share a call, fewer if memory is."""
-        self._pipe = pipe
+        self._family, self._pipe = model.family, model.pipeline
         #: Held during a call: half precision may end between two of them.
         self._lock = threading.Lock()
         self._overflows = 0
         #: Images of one call in place of rows.
-        self.capacity, self.needed_bytes = warmup.decode_capacity(pipe, device, max_images)
+        self.capacity, self.needed_bytes = warmup.decode_capacity(model, max_images)
 
     def decode(self, images: Sequence[ImageState]) -> list[torch.Tensor | None]:
         """Each image on the device, (1, 3, height, width) in -1 … 1; None for output `latent`."""
@@ -136,7 +136,7 @@ class Decoder:
         return decoded
 
     def _decode_in(self, latents: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        latents = (latents / self._pipe.vae.config.scaling_factor).to(dtype)
+        latents = self._family.to_autoencoder(self._pipe, latents).to(dtype)
         decoded: torch.Tensor = self._pipe.vae.decode(latents, return_dict=False)[0]
         return decoded
 

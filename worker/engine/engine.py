@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from worker.engine.batch import Batch
-from worker.engine.downloads import Downloads
+from worker.engine.loading.downloads import Downloads
 from worker.engine.model_cache import ModelCache
 from worker.engine.running_job import RunningJob
 from worker.errors import UnknownModelError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from worker.config.models import ModelSpec
     from worker.engine.job import Job, JobResult
-    from worker.engine.model_loader import LoadedModel
+    from worker.engine.loaded_model import LoadedModel
     from worker.job_control import Control
 
 
@@ -31,14 +31,14 @@ def load_model(
     spec: ModelSpec, device: str, offload: str, *, compiled: bool = False
 ) -> LoadedModel:
     """Load a pipeline, see `model_loader.load`."""
-    from worker.engine import model_loader  # noqa: PLC0415  # torch takes seconds to import
+    from worker.engine.loading import model_loader  # noqa: PLC0415  # torch takes seconds to import
 
     return model_loader.load(spec, device, offload, compiled=compiled)
 
 
 def download_model(spec: ModelSpec) -> None:
     """Download a model of the hub, see `hub.download`."""
-    from worker.engine import hub  # noqa: PLC0415  # as above
+    from worker.engine.loading import hub  # noqa: PLC0415  # as above
 
     hub.download(spec)
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from worker.engine.batch_scheduler import Bucket
+    from worker.engine.families.conditioning import Conditioning
     from worker.engine.job import Job
     from worker.engine.noise_levels import NoiseLevel
     from worker.engine.samplers import SamplerState
@@ -43,9 +44,9 @@ class ImageState:
     unet_dtype: str
     #: (1, channels, height, width), in the scale of the sampler.
     latents: torch.Tensor
-    #: (tokens, width); `negative_embeds` is None without classifier-free guidance.
-    embeds: torch.Tensor
-    negative_embeds: torch.Tensor | None
+    #: What the UNet gets of the prompt; `negative` is None without classifier-free guidance.
+    conditioning: Conditioning
+    negative: Conditioning | None
     #: Completed evaluations of the UNet, and completed steps of the sampler.
     evaluations: int = 0
     steps: int = 0
@@ -70,14 +71,14 @@ class ImageState:
         return self.job.sag_scale > 0 and min(self.latents.shape[-2:]) >= guidance.MIN_SIDE
 
     @property
-    def unconditional_embeds(self) -> torch.Tensor:
-        """Embeddings of the first and of the degraded row; the prompt's own without guidance."""
-        return self.embeds if self.negative_embeds is None else self.negative_embeds
+    def unconditional(self) -> Conditioning:
+        """That of the first and of the degraded row; the prompt's own without guidance."""
+        return self.conditioning if self.negative is None else self.negative
 
     @property
     def rows(self) -> int:
         """UNet rows of the next pass."""
-        return 1 if self.degraded is not None or self.negative_embeds is None else 2
+        return 1 if self.degraded is not None or self.negative is None else 2
 
     def unet_input(self) -> torch.Tensor:
         """UNet input of the main pass, (1, c, h, w)."""

@@ -44,6 +44,29 @@ class Job:
     latents: bytes | None = None
     prompt_embeds: bytes | None = None
     negative_prompt_embeds: bytes | None = None
+    pooled_prompt_embeds: bytes | None = None
+    negative_pooled_prompt_embeds: bytes | None = None
+    #: For a second text encoder; without any it gets `prompts`.
+    prompts_2: tuple[str, ...] = ()
+    negative_prompts_2: tuple[str, ...] = ()
+    #: Height and width in pixels, top and left; None is the image's own size, or (0, 0).
+    original_size: tuple[int, int] | None = None
+    crops_coords_top_left: tuple[int, int] | None = None
+    target_size: tuple[int, int] | None = None
+    #: Pixels of `height` x `width` to start from, 3 bytes each, rows from the top.
+    image: bytes | None = None
+    #: One byte for each pixel of `image`: above 127 is painted anew.
+    mask_image: bytes | None = None
+    #: How much of `image` is noise at first: 1 is all.
+    strength: float = 1.0
+    #: Sigma of SAG's blur, in cells of the latents.
+    sag_blur_sigma: float = 1.0
+    #: Column sum above which a position is salient; their mean is 1.
+    sag_mask_threshold: float = 1.0
+    #: Shares of the steps between which SAG acts.
+    sag_start: float = 0.0
+    sag_stop: float = 1.0
+    guidance_rescale: float = 0.0
     #: Steps between two checkpoints; 0 is none.
     checkpoint_every: int = 0
     #: Checkpoint of an earlier attempt. An unusable one is logged and ignored.

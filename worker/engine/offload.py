@@ -16,14 +16,12 @@ import torch
 from worker.engine import device_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from worker.engine.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
 
-#: The networks that take turns. The safety checker, which another thread runs, stays on the device.
-NETWORKS = ("text_encoder", "unet", "vae")
 #: Memory that a network has for its calls, beside its weights: this share of the device's at least.
 #: but no more than this, which other processes on a large one may not leave.
 WORK_SHARE, MAX_WORK_BYTES = 0.1, 2 * 2**30
@@ -145,6 +143,10 @@ def residency_on(device: torch.device, *, keeps: bool) -> Residency:
     return Residency(device, lambda: device_memory.free_bytes(device), work_bytes, keeps=keeps)
 
 
-def networks_of(pipe: Pipeline) -> dict[str, Network]:
-    """The networks of a pipeline on the host. Convolutions are in channels_last on the device."""
-    return {name: Network(getattr(pipe, name), torch.channels_last) for name in NETWORKS}
+def networks_of(pipe: Pipeline, names: Iterable[str]) -> dict[str, Network]:
+    """The networks of a pipeline that take turns, on the host.
+
+    On the device convolutions are in channels_last. The safety checker, which another thread runs,
+    stays there.
+    """
+    return {name: Network(getattr(pipe, name), torch.channels_last) for name in names}

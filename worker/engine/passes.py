@@ -29,7 +29,7 @@ class StepOutput:
 
 def place_in_call(image: ImageState) -> int:
     """Order of the main pass: images with SAG are first, those with two rows side by side."""
-    two_rows = image.negative_embeds is not None
+    two_rows = image.negative is not None
     if image.uses_sag:
         return 1 if two_rows else 0
     return 2 if two_rows else 3

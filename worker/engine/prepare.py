@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from worker.engine import device_memory, prompts, safetensors_io, samplers
+from worker.engine import device_memory, safetensors_io, samplers
 from worker.engine.batch_scheduler import Bucket
+from worker.engine.families.conditioning import TEXT, check_range, encoded
 from worker.engine.image_state import ImageState
 from worker.engine.job import refusal
 from worker.engine.pipeline import dtype_of, native_size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
+    from worker.engine.families.conditioning import Conditioning, EncoderInput, PromptInputs
     from worker.engine.job import Job
-    from worker.engine.model_loader import LoadedModel
+    from worker.engine.loaded_model import LoadedModel
     from worker.engine.pipeline import Pipeline
 
 
@@ -26,7 +28,7 @@ class PreparedJob:
     """A validated job, before its prompts are encoded."""
 
     job: Job
-    prompt_inputs: prompts.PromptInputs
+    prompt_inputs: PromptInputs
     #: One for each image, as `samplers`.
     seeds: tuple[int, ...]
     samplers: tuple[samplers.SamplerState, ...]
@@ -41,8 +43,8 @@ class PreparedJob:
 def check(model: LoadedModel, job: Job) -> PreparedJob:
     """Validate everything that depends on the model; raises `TaskFailedError`."""
     pipe = model.pipeline
-    prompt_inputs = prompts.check(pipe, job)
-    seeds = _seeds(job, prompt_inputs.count)
+    prompt_inputs = model.family.check(pipe, job)
+    seeds = _seeds(job, len(prompt_inputs.positive))
     height, width = _size_px(pipe, job)
     own = tuple(
         samplers.make(
@@ -52,30 +54,38 @@ def check(model: LoadedModel, job: Job) -> PreparedJob:
     )
     samplers.check_eta(job.eta, own[0].name)
     factor, dtype = pipe.vae_scale_factor, model.unet_dtype
-    shape = (len(seeds), pipe.unet.config.in_channels, height // factor, width // factor)
+    shape = (len(seeds), model.latent_channels, height // factor, width // factor)
     latents = safetensors_io.read(job.latents, "latents", shape)
     if latents is not None:
         sigma = own[0].scheduler.init_noise_sigma
-        prompts.check_range("latents", latents.to(dtype) * sigma, dtype)
-    truncated = prompts.truncated(pipe, job)
+        check_range("latents", latents.to(dtype) * sigma, dtype)
+    truncated = model.family.truncated(pipe, job)
     return PreparedJob(job, prompt_inputs, seeds, own, latents, shape[2], shape[3], truncated)
 
 
 def image_states(
     model: LoadedModel,
     prepared: PreparedJob,
-    encoded: Mapping[prompts.EncoderInput, torch.Tensor],
+    known: Mapping[EncoderInput, Conditioning],
 ) -> list[ImageState]:
-    """One state for each image, prompt by prompt; initial latents are drawn as diffusers does."""
+    """One state for each image, prompt by prompt; initial latents are drawn as diffusers does.
+
+    `known` has the conditioning of all texts.
+    """
     inputs, job, pipe = prepared.prompt_inputs, prepared.job, model.pipeline
     device, dtype = torch.device(model.device), dtype_of(pipe)
-    embeds = _embeds(inputs.embeds, inputs.texts, encoded)
-    negatives = None
-    if inputs.negative_texts is not None:
-        negatives = _embeds(inputs.negative_embeds, inputs.negative_texts, encoded)
-    tokens = embeds[0].shape[0]
+    sides_px = (side * pipe.vae_scale_factor for side in (prepared.height, prepared.width))
+    of_size = model.family.of_size(pipe, job, *sides_px)
+
+    def conditioning(each: EncoderInput | Conditioning) -> Conditioning:
+        found = encoded(each, known) | of_size
+        return {name: tensor.to(device, dtype) for name, tensor in found.items()}
+
+    positives = [conditioning(each) for each in inputs.positive]
+    negatives = None if inputs.negative is None else [conditioning(e) for e in inputs.negative]
+    tokens = positives[0][TEXT].shape[0]
     bucket = Bucket(job.model, prepared.height, prepared.width, tokens, job.lora_scale)
-    shape = (1, pipe.unet.config.in_channels, prepared.height, prepared.width)
+    shape = (1, model.latent_channels, prepared.height, prepared.width)
     images = []
     for index, (seed, sampler) in enumerate(zip(prepared.seeds, prepared.samplers, strict=True)):
         generator = torch.Generator("cpu").manual_seed(seed)
@@ -94,8 +104,8 @@ def image_states(
                 generator=generator,
                 unet_dtype=str(model.unet_dtype).removeprefix("torch."),
                 latents=latents * sampler.scheduler.init_noise_sigma,
-                embeds=embeds[prompt].to(device, dtype),
-                negative_embeds=None if negatives is None else negatives[prompt].to(device, dtype),
+                conditioning=positives[prompt],
+                negative=None if negatives is None else negatives[prompt],
             )
         )
     return images
@@ -128,12 +138,3 @@ def _seeds(job: Job, prompts_count: int) -> tuple[int, ...]:
         what = f"has {len(job.seeds)} entries for {images} images"
         raise refusal("seed", what, "one, or as many as images")
     return tuple(job.seeds[0] + index for index in range(images))
-
-
-def _embeds(
-    given: torch.Tensor | None,
-    texts: Sequence[prompts.EncoderInput],
-    encoded: Mapping[prompts.EncoderInput, torch.Tensor],
-) -> list[torch.Tensor]:
-    """Embeddings (tokens, width) of each prompt."""
-    return [encoded[text] for text in texts] if given is None else list(given)

@@ -15,7 +15,7 @@ from PIL import Image
 from worker.engine import device_errors
 
 if TYPE_CHECKING:
-    from worker.engine.pipeline import Pipeline
+    from worker.engine.loaded_model import LoadedModel
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class PreviewMap:
         return data_url(cells @ self.weights + self.bias)
 
 
-def fit(pipe: Pipeline, device: torch.device) -> PreviewMap | None:
+def fit(model: LoadedModel) -> PreviewMap | None:
     """The least-squares map for the autoencoder's latents of random soft patches of colour.
 
     None, with a warning, for an autoencoder whose encoder fails or overflows: it serves nothing
@@ -52,7 +52,7 @@ def fit(pipe: Pipeline, device: torch.device) -> PreviewMap | None:
     memory or failed: the encoder is not to blame.
     """
     try:
-        found = _fit(pipe, device)
+        found = _fit(model)
     except (RuntimeError, AttributeError, TypeError, ValueError) as error:
         if isinstance(error, torch.AcceleratorError) or device_errors.is_out_of_memory(error):
             raise
@@ -64,7 +64,8 @@ def fit(pipe: Pipeline, device: torch.device) -> PreviewMap | None:
     return found
 
 
-def _fit(pipe: Pipeline, device: torch.device) -> PreviewMap:
+def _fit(model: LoadedModel) -> PreviewMap:
+    pipe, device = model.pipeline, torch.device(model.device)
     vae, factor = pipe.vae, pipe.vae_scale_factor
     generator = torch.Generator().manual_seed(0)
     patches = torch.rand(_FITTED_IMAGES, 3, 4, 4, generator=generator) * 2 - 1
@@ -72,7 +73,7 @@ def _fit(pipe: Pipeline, device: torch.device) -> PreviewMap:
     encoded = vae.encode(images.to(device, vae.dtype))
     # A tiny autoencoder gives latents themselves, not their distribution.
     mean = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
-    latents = mean * vae.config.scaling_factor
+    latents = model.family.from_autoencoder(pipe, mean)
     cells = latents.float().cpu().movedim(1, -1).flatten(0, 2)
     colours = F.avg_pool2d(images, factor).movedim(1, -1).flatten(0, 2)
     known = torch.cat([cells, torch.ones(len(cells), 1)], dim=1)

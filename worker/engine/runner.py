@@ -15,9 +15,10 @@ import diffusers
 import torch
 import transformers
 
-from worker.engine import checkpoint, passes, prepare, previews, prompts
+from worker.engine import checkpoint, passes, prepare, previews
 from worker.engine.batch_scheduler import DECODE_BATCH
 from worker.engine.decoder import Decoder
+from worker.engine.families.conditioning import stack
 from worker.engine.unet import BatchedUnet
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from worker.engine.image_state import Degraded, ImageState
     from worker.engine.job import GeneratedImage, Job
-    from worker.engine.model_loader import LoadedModel
+    from worker.engine.loaded_model import LoadedModel
 
 
 class Runner:
@@ -55,8 +56,7 @@ class Runner:
         self._alone = max_batch_rows == 1
         model.need("vae")
         with torch.inference_mode():
-            device = torch.device(model.device)
-            self.decoder = Decoder(self.pipe, device, 1 if self._alone else DECODE_BATCH)
+            self.decoder = Decoder(model, 1 if self._alone else DECODE_BATCH)
             model.set_work_bytes("vae", self.decoder.needed_bytes)
             self.unet = BatchedUnet(model, max_batch_rows, self.decoder.needed_bytes, compiling)
 
@@ -65,7 +65,7 @@ class Runner:
         """For `preview`; fitted on the engine's thread for the first job that wants previews."""
         self.model.need("vae")
         with torch.inference_mode():
-            return previews.fit(self.pipe, torch.device(self.model.device))
+            return previews.fit(self.model)
 
     @property
     def decode_moves_unet(self) -> bool:
@@ -85,10 +85,8 @@ class Runner:
         for group in groups:
             with torch.inference_mode():
                 texts = [text for each in group for text in each.prompt_inputs.to_encode]
-                if texts:
-                    self.model.need("text_encoder")
-                embeds = prompts.encode(self.model, texts)
-                encoded += [prepare.image_states(self.model, each, embeds) for each in group]
+                known = self.model.family.encode(self.model, texts)
+                encoded += [prepare.image_states(self.model, each, known) for each in group]
         # Not in inference mode, whose tensors a scheduler can't change in place in its `step`.
         return [
             images
@@ -108,7 +106,7 @@ class Runner:
             (image for image in images if image.degraded is None), key=passes.place_in_call
         )
         second = [(image, image.degraded) for image in images if image.degraded is not None]
-        paired = [image for image in main if image.negative_embeds is not None]
+        paired = [image for image in main if image.negative is not None]
         sag_rows = sum(image.uses_sag for image in main)
         noisy = [image.unet_input() for image in main]
         numbers = self.unet.to_device([
@@ -144,14 +142,14 @@ class Runner:
         """
         noisy_of = dict(zip(main, noisy, strict=True))
         rows = [
-            *((image, noisy_of[image], image.unconditional_embeds) for image in main),
-            *((image, noisy_of[image], image.embeds) for image in paired),
-            *((image, each.noisy, image.unconditional_embeds) for image, each in second),
+            *((image, noisy_of[image], image.unconditional) for image in main),
+            *((image, noisy_of[image], image.conditioning) for image in paired),
+            *((image, each.noisy, image.unconditional) for image, each in second),
         ]
         return self.unet(
             torch.cat([z for _, z, _ in rows]),
             [image.level.timestep for image, _, _ in rows],
-            torch.stack([embeds for _, _, embeds in rows]),
+            stack([conditioning for _, _, conditioning in rows]),
             rows[0][0].bucket.lora_scale,
             sag_rows,
         )

@@ -12,13 +12,15 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from worker.engine import device_errors, device_memory, guidance, warmup
+from worker.engine.families.conditioning import TEXT
 from worker.engine.lora_scale import lora_scaled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from worker.engine.model_loader import LoadedModel
+    from worker.engine.families.conditioning import Conditioning
+    from worker.engine.loaded_model import LoadedModel
     from worker.engine.pipeline import Unet
 
 logger = logging.getLogger(__name__)
@@ -138,19 +140,19 @@ class BatchedUnet:
         self,
         noisy: torch.Tensor,
         timesteps: Sequence[float],
-        embeds: torch.Tensor,
+        conditioning: Conditioning,
         lora_scale: float | None,
         sag_rows: int,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The UNet's output, and SAG's mask for the first `sag_rows` rows.
 
-        `noisy` (rows, c, h, w) and `embeds` (rows, tokens, width) give an output of the shape of
-        `noisy` and a mask (sag_rows, 1, h, w), both in float32. Raises what the device raises; out
-        of memory, it lowers the capacity, which grows back when many calls have fitted.
+        `noisy` (rows, c, h, w) and the stacked `conditioning` of the rows give an output of the
+        shape of `noisy` and a mask (sag_rows, 1, h, w), both in float32. Raises what the device
+        raises; out of memory, it lowers the capacity, which grows back when many calls have fitted.
         """
         rows, _, height, width = noisy.shape
         try:
-            output, sums = self._call(noisy, timesteps, embeds, lora_scale, sag_rows)
+            output, sums = self._call(noisy, timesteps, conditioning, lora_scale, sag_rows)
         except RuntimeError as error:
             if not device_errors.is_out_of_memory(error):
                 raise
@@ -187,7 +189,7 @@ class BatchedUnet:
         self,
         noisy: torch.Tensor,
         timesteps: Sequence[float],
-        embeds: torch.Tensor,
+        conditioning: Conditioning,
         lora_scale: float | None = None,
         sag_rows: int = 0,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -195,42 +197,50 @@ class BatchedUnet:
         self._model.need("unet")
         rows, times = len(timesteps), self.to_device(timesteps)
         noisy = noisy.to(self._dtype, memory_format=self._format)
-        embeds = embeds.to(self._dtype)
+        conditioning = {name: each.to(self._dtype) for name, each in conditioning.items()}
         if self._compiled:
             extra = next((n for n in COMPILED_ROWS if n >= rows), rows) - rows
-            noisy, times, embeds = (
-                torch.cat([each, each[-1:].expand(extra, *each.shape[1:])])
-                for each in (noisy, times, embeds)
-            )
-            if embeds.shape[1] != self._usual_tokens:  # one graph for all other lengths above 1
-                torch._dynamo.maybe_mark_dynamic(embeds, 1)  # noqa: SLF001  # torch's documented place
+            noisy, times = _padded(noisy, extra), _padded(times, extra)
+            conditioning = {name: _padded(each, extra) for name, each in conditioning.items()}
+            if not self._is_usual(conditioning):  # one graph for all other lengths above 1
+                torch._dynamo.maybe_mark_dynamic(conditioning[TEXT], 1)  # noqa: SLF001  # torch's documented place
         scale: float | torch.Tensor | None = lora_scale
         if self._scale_as_tensor:
             scale = self.to_device([1.0 if lora_scale is None else lora_scale])[0]
         # A compiled call captures all rows; otherwise each number of SAG rows would be compiled.
         captured_rows = len(times) if self._compiled else sag_rows
         with (
-            self._while_compiling(noisy, embeds),
+            self._while_compiling(noisy, conditioning),
             lora_scaled(self._unet, scale),
             capture_attention(self._unet, self._processor, captured_rows),
         ):
             output: torch.Tensor = self._unet(
                 noisy,
                 times,
-                encoder_hidden_states=embeds,
+                **self._model.family.arguments(conditioning),
                 return_dict=False,
             )[0]
             sums = self._processor.sums
         return output[:rows].float(), sums[:sag_rows] if sag_rows and sums is not None else None
 
+    def _is_usual(self, conditioning: Conditioning) -> bool:
+        """Whether the texts have the length for which a graph is compiled alone."""
+        length = conditioning[TEXT].shape[1]
+        return bool(length == self._usual_tokens)
+
     @contextmanager
-    def _while_compiling(self, noisy: torch.Tensor, embeds: torch.Tensor) -> Iterator[None]:
+    def _while_compiling(self, noisy: torch.Tensor, conditioning: Conditioning) -> Iterator[None]:
         """Enter `compiling` if these shapes are new to a compiled UNet."""
         rows, _, height, width = noisy.shape
-        shape = rows, height, width, embeds.shape[1] == self._usual_tokens
+        shape = rows, height, width, self._is_usual(conditioning)
         if not self._compiled or shape in self._compiled_shapes:
             yield
             return
         self._compiled_shapes.add(shape)
         with self._compiling():
             yield
+
+
+def _padded(rows: torch.Tensor, extra: int) -> torch.Tensor:
+    """The last row so many times more."""
+    return torch.cat([rows, rows[-1:].expand(extra, *rows.shape[1:])])

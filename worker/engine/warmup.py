@@ -10,12 +10,13 @@ import torch
 
 from worker.engine import device_errors, device_memory
 from worker.engine.capacity import MAX_ROWS, Capacity
+from worker.engine.families.conditioning import stack
 from worker.engine.pipeline import native_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from worker.engine.model_loader import LoadedModel
+    from worker.engine.loaded_model import LoadedModel
     from worker.engine.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
@@ -34,16 +35,17 @@ SPARE_MEMORY = 0.2
 _NO_LIMIT = 1e9
 
 
-def decode_capacity(pipe: Pipeline, device: torch.device, max_images: int) -> tuple[Capacity, int]:
+def decode_capacity(model: LoadedModel, max_images: int) -> tuple[Capacity, int]:
     """How many images of the model's own size one decode may have, and the bytes that one needs.
 
     Measured on a GPU by decoding one image; on a CPU memory sets no limit. Where that image is out
     of memory, 1 and 0 bytes: smaller ones may fit.
     """
-    height, width = native_size(pipe)
+    height, width = native_size(model.pipeline)
+    device = torch.device(model.device)
     if device.type == "cpu":
         return Capacity(_NO_LIMIT, height * width, max_images), 0
-    if not (needed_bytes := _decode_bytes(pipe, device, (height, width))):
+    if not (needed_bytes := _decode_bytes(model, device, (height, width))):
         torch.cuda.empty_cache()  # here, since the error has kept the call's tensors
         return Capacity(1.0, height * width, max_images), 0
     images = max(1.0, device_memory.free_bytes(device) / needed_bytes)
@@ -54,12 +56,13 @@ def decode_capacity(pipe: Pipeline, device: torch.device, max_images: int) -> tu
     return Capacity(images, height * width, max_images), needed_bytes
 
 
-def _decode_bytes(pipe: Pipeline, device: torch.device, size: tuple[int, int]) -> int:
+def _decode_bytes(model: LoadedModel, device: torch.device, size: tuple[int, int]) -> int:
     """The bytes that the decode of one image needs, beside its weights; 0 if out of memory."""
-    like = {"device": device, "dtype": pipe.vae.dtype}
+    vae = model.pipeline.vae
+    like = {"device": device, "dtype": vae.dtype}
     torch.cuda.reset_peak_memory_stats(device)
     try:
-        pipe.vae.decode(torch.zeros(1, pipe.unet.config.in_channels, *size, **like))
+        vae.decode(torch.zeros(1, model.latent_channels, *size, **like))
     except RuntimeError as error:
         if not device_errors.is_out_of_memory(error):
             raise
@@ -80,7 +83,7 @@ def capacity(
 ) -> Capacity:
     """Measure the capacity of the device; with `max_rows` only warm up with a call of two rows.
 
-    `unet` takes latents, timesteps and embeddings. `decoder_bytes` of memory are left free.
+    `unet` takes latents, timesteps and conditioning. `decoder_bytes` of memory are left free.
     """
     height, width = native_size(model.pipeline)
     call = _caller(model, unet, (height, width))
@@ -99,13 +102,13 @@ def capacity(
 def _caller(
     model: LoadedModel, unet: Callable[..., Any], size: tuple[int, int]
 ) -> Callable[[int], None]:
-    config, tokens = model.pipeline.unet.config, model.pipeline.tokenizer.model_max_length
+    channels = model.pipeline.unet.config.in_channels
     like: dict[str, Any] = {"device": torch.device(model.device), "dtype": model.unet_dtype}
+    blank = {name: each.to(**like) for name, each in model.family.blank(model.pipeline).items()}
 
     def call(rows: int) -> None:
-        noisy = torch.zeros(rows, config.in_channels, *size, **like)
-        embeds = torch.zeros(rows, tokens, config.cross_attention_dim, **like)
-        unet(noisy, [0.0] * rows, embeds)
+        noisy = torch.zeros(rows, channels, *size, **like)
+        unet(noisy, [0.0] * rows, stack([blank] * rows))
         if noisy.is_cuda:
             torch.cuda.synchronize(noisy.device)
 

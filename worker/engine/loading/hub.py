@@ -15,15 +15,16 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from worker.config.models import is_hub_id, is_local
-from worker.engine import model_files
-from worker.engine.load_errors import load_error
+from worker.engine.loading import model_files
+from worker.engine.loading.load_errors import load_error
 
 if TYPE_CHECKING:
     from worker.config.models import ModelSpec
 
 logger = logging.getLogger(__name__)
 
-#: Never load pickles, which run code.
+#: Never load pickles, which run code; never ask a hub, which may not answer.
+SAFE = {"use_safetensors": True, "local_files_only": True}
 _WEIGHTS = "*.safetensors"
 #: The files of a model in diffusers' layout, without checkpoints of the whole in one file.
 _PARTS = ["*.json", "*.txt", f"*/{_WEIGHTS}"]
@@ -42,6 +43,17 @@ def local(path: str) -> Path | None:
         return Path(folder)
     except LocalEntryNotFoundError:
         return None
+
+
+def source(path: str) -> str:
+    """Where a path or a hub id is on this machine; raises OSError."""
+    if (found := local(path)) is None:
+        what = (
+            "is not downloaded" if is_hub_id(path) else "is not on this machine, and is no hub id"
+        )
+        message = f"{path!r} {what}"
+        raise OSError(message)
+    return str(found)
 
 
 def is_complete(spec: ModelSpec) -> bool:

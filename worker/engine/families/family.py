@@ -1,0 +1,69 @@
+"""The interface of a family: what a kind of models does in its own way."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import torch
+
+    from worker.engine.families.conditioning import Conditioning, EncoderInput, PromptInputs
+    from worker.engine.job import Job
+    from worker.engine.loaded_model import LoadedModel
+    from worker.engine.pipeline import Pipeline
+
+
+class Family(ABC):
+    """One kind of models. Has no state; a model is an argument."""
+
+    #: As in `api_contracts` and the documents.
+    name: ClassVar[str]
+    #: Classes of diffusers' pipelines that a `model_index.json` of this family names.
+    pipelines: ClassVar[frozenset[str]]
+    #: Networks that take turns on the device with offload, the UNet among them.
+    networks: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def pipeline(self, source: str, *, safety_checker: bool, **options: Any) -> Pipeline:  # noqa: ANN401  # diffusers' own
+        """Load diffusers' pipeline from a folder; raises what diffusers raises."""
+
+    @abstractmethod
+    def faults(self, pipe: Pipeline) -> Iterator[str]:
+        """Why a pipeline is not served, each as the end of a sentence about the model."""
+
+    @abstractmethod
+    def check(self, pipe: Pipeline, job: Job) -> PromptInputs:
+        """Validate what the family makes of the job's prompts; raises `BadRequestError`."""
+
+    @abstractmethod
+    def truncated(self, pipe: Pipeline, job: Job) -> tuple[str, ...]:
+        """The ends of the prompts that exceed the encoders' length and have no effect."""
+
+    @abstractmethod
+    def encode(
+        self, model: LoadedModel, texts: Sequence[EncoderInput]
+    ) -> dict[EncoderInput, Conditioning]:
+        """The conditioning of each text, in as few calls of the encoders as possible."""
+
+    @abstractmethod
+    def of_size(self, pipe: Pipeline, job: Job, height_px: int, width_px: int) -> Conditioning:
+        """What every row gets beside the texts, from the size of the image."""
+
+    @abstractmethod
+    def blank(self, pipe: Pipeline) -> Conditioning:
+        """The conditioning of a row, all zeros, to measure a call with."""
+
+    @abstractmethod
+    def arguments(self, rows: Conditioning) -> dict[str, Any]:
+        """Arguments of the UNet for the stacked conditioning of all rows."""
+
+    @abstractmethod
+    def to_autoencoder(self, pipe: Pipeline, latents: torch.Tensor) -> torch.Tensor:
+        """Denoised latents in the scale of the autoencoder, to decode."""
+
+    @abstractmethod
+    def from_autoencoder(self, pipe: Pipeline, latents: torch.Tensor) -> torch.Tensor:
+        """Encoded latents in the scale that the UNet was trained with."""

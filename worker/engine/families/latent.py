@@ -1,0 +1,211 @@
+"""What both families with text encoders and an autoencoder have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from worker.engine import safetensors_io
+from worker.engine.families.conditioning import (
+    TEXT,
+    Conditioning,
+    EncoderInput,
+    PromptInputs,
+    check_range,
+)
+from worker.engine.families.family import Family
+from worker.engine.job import refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import torch
+
+    from worker.engine.job import Job
+    from worker.engine.loaded_model import LoadedModel
+    from worker.engine.pipeline import Pipeline
+
+
+#: Fields of requests, and of jobs, for models of Stable Diffusion XL alone.
+_OF_TWO_ENCODERS = {
+    "prompt_2": "prompts_2",
+    "negative_prompt_2": "negative_prompts_2",
+    "pooled_prompt_embeds": "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds": "negative_pooled_prompt_embeds",
+    "original_size": "original_size",
+    "crops_coords_top_left": "crops_coords_top_left",
+    "target_size": "target_size",
+}
+
+
+class LatentFamily(Family):
+    """A UNet over latents, texts by one or two encoders of CLIP."""
+
+    #: Tokenizer and text encoder, one pair for each part of a text.
+    encoders: ClassVar[tuple[tuple[str, str], ...]]
+    #: Whether the model is conditioned on sizes, and has a second text encoder.
+    takes_sizes: ClassVar[bool] = False
+
+    def faults(self, pipe: Pipeline) -> Iterator[str]:
+        """Parts that do not fit each other."""
+        config, channels = pipe.unet.config, pipe.vae.config.latent_channels
+        # What a file does not have is left on torch's device without data.
+        for part in self.networks:
+            for name, parameter in getattr(pipe, part).named_parameters():
+                if parameter.is_meta:
+                    yield f"lacks weights, such as {part} {name}"
+                    break
+        for tokenizer, encoder in self.encoders:
+            words, vocabulary = getattr(pipe, tokenizer), getattr(pipe, encoder).config.vocab_size
+            if len(words) > vocabulary:
+                yield f"has a {tokenizer} of {len(words)} tokens for an encoder of {vocabulary}"
+            if len(words) <= len(words.all_special_tokens):
+                yield f"has a {tokenizer} without words: its folder lacks a file"
+        width = self.width(pipe)
+        if width != config.cross_attention_dim:
+            yield (f"has text encoders of width {width} for a UNet of {config.cross_attention_dim}")
+        if channels != config.in_channels or channels != config.out_channels:
+            yield (
+                f"has a VAE of {channels} channels for a UNet of {config.in_channels} and"
+                f" {config.out_channels}; inpainting models are not supported"
+            )
+        if config.time_cond_proj_dim is not None:
+            yield "takes the guidance scale as an input; load its LoRA on the model it came from"
+
+    def width(self, pipe: Pipeline) -> int:
+        """Width of the text embeddings."""
+        return sum(getattr(pipe, encoder).config.hidden_size for _, encoder in self.encoders)
+
+    def check(self, pipe: Pipeline, job: Job) -> PromptInputs:
+        """Validate the prompts, or the embeddings that the job contains instead."""
+        self._refuse_foreign(job)
+        given = self.given(pipe, job, "")
+        negative = self.given(pipe, job, "negative_")
+        count = len(job.prompts) or len(given or ())
+        if len(job.negative_prompts) not in (0, 1, count):
+            what = f"has {len(job.negative_prompts)} entries for {count} prompts"
+            raise refusal("negative_prompt", what, "as many as prompts")
+        _check_lengths(pipe, job, given, negative, count)
+        layers: int = pipe.text_encoder.config.num_hidden_layers
+        if job.clip_skip is not None and job.clip_skip >= layers:
+            raise refusal("clip_skip", f"is {job.clip_skip} of {layers} layers", f"< {layers}")
+        if job.clip_skip is not None and given is not None:
+            raise refusal("clip_skip", "has no effect on prompt_embeds", "null")
+        positive = given or self.texts(job)
+        if job.guidance_scale <= 1:
+            return PromptInputs(positive, None)
+        tokens = None if given is None else given[0][TEXT].shape[0]
+        return PromptInputs(positive, negative or self.negative_texts(pipe, job, count, tokens))
+
+    def _refuse_foreign(self, job: Job) -> None:
+        """Refuse what only models of two encoders take."""
+        if self.takes_sizes:
+            return
+        for where, name in _OF_TWO_ENCODERS.items():
+            if getattr(job, name):
+                raise refusal(where, f"has no meaning for a model of {self.name}", "null")
+
+    def texts(self, job: Job) -> tuple[EncoderInput, ...]:
+        """The prompts, to encode."""
+        return tuple(
+            EncoderInput(text, None, job.clip_skip, job.lora_scale) for text in job.prompts
+        )
+
+    def negative_texts(
+        self,
+        pipe: Pipeline,  # noqa: ARG002  # of families where it says what no negative prompt means
+        job: Job,
+        count: int,
+        tokens: int | None,
+    ) -> tuple[EncoderInput | Conditioning, ...]:
+        """The negative prompt of each prompt, padded to `tokens`."""
+        texts = job.negative_prompts or ("",)
+        texts = texts * count if len(texts) == 1 else texts
+        # diffusers ignores `clip_skip` for the negative prompt.
+        return tuple(EncoderInput(text, None, None, job.lora_scale, tokens) for text in texts)
+
+    def given(self, pipe: Pipeline, job: Job, prefix: str) -> tuple[Conditioning, ...] | None:
+        """The embeddings of each prompt that the job contains; None if it contains texts.
+
+        `prefix` is before the names of the job's fields.
+        """
+        where = f"{prefix}prompt_embeds"
+        shape = ("n", "tokens", self.width(pipe))
+        embeds = safetensors_io.read(getattr(job, where), where, shape)
+        if embeds is None:
+            return None
+        check_range(where, embeds, pipe.unet.dtype)
+        return tuple({TEXT: each} for each in embeds)
+
+    def truncated(self, pipe: Pipeline, job: Job) -> tuple[str, ...]:
+        """The ends of the prompts that exceed the first encoder's length."""
+        used = (*job.prompts, *(job.negative_prompts if job.guidance_scale > 1 else ()))
+        return tuple(filter(None, (cut_off(pipe, pipe.tokenizer, text) for text in used)))
+
+    def encode(
+        self, model: LoadedModel, texts: Sequence[EncoderInput]
+    ) -> dict[EncoderInput, Conditioning]:
+        """One call of each encoder for each LoRA scale and length."""
+        found: dict[EncoderInput, Conditioning] = {}
+        groups: dict[tuple[float | None, int | None], list[EncoderInput]] = {}
+        for text in dict.fromkeys(texts):
+            groups.setdefault((text.lora_scale, text.tokens), []).append(text)
+        for group in groups.values():
+            found |= zip(group, self.encode_group(model, group), strict=True)
+        return found
+
+    @abstractmethod
+    def encode_group(self, model: LoadedModel, texts: Sequence[EncoderInput]) -> list[Conditioning]:
+        """The conditioning of texts of one LoRA scale and length."""
+
+    def of_size(
+        self,
+        pipe: Pipeline,  # noqa: ARG002  # of families that use it
+        job: Job,  # noqa: ARG002
+        height_px: int,  # noqa: ARG002
+        width_px: int,  # noqa: ARG002
+    ) -> Conditioning:
+        """Nothing."""
+        return {}
+
+    def arguments(self, rows: Conditioning) -> dict[str, Any]:
+        """The text embeddings."""
+        return {TEXT: rows[TEXT]}
+
+    def to_autoencoder(self, pipe: Pipeline, latents: torch.Tensor) -> torch.Tensor:
+        """Divided by the autoencoder's factor."""
+        return latents / pipe.vae.config.scaling_factor  # type: ignore[no-any-return]  # diffusers has no types
+
+    def from_autoencoder(self, pipe: Pipeline, latents: torch.Tensor) -> torch.Tensor:
+        """Times the autoencoder's factor."""
+        return latents * pipe.vae.config.scaling_factor  # type: ignore[no-any-return]  # diffusers has no types
+
+
+def cut_off(pipe: Pipeline, tokenizer: Any, text: str) -> str:  # noqa: ANN401  # transformers'
+    """The end of a text that a tokenizer truncates."""
+    text = pipe.maybe_convert_prompt(text, tokenizer)
+    ids = tokenizer(text, truncation=False).input_ids
+    cut: str = tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
+    # A token may be a part of a character; what is left of it is no text.
+    return cut.lstrip("\N{REPLACEMENT CHARACTER}").strip()
+
+
+def _check_lengths(
+    pipe: Pipeline,
+    job: Job,
+    given: Sequence[Conditioning] | None,
+    negative: Sequence[Conditioning] | None,
+    count: int,
+) -> None:
+    """Positive and negative embeddings share a UNet call, so they must have the same length."""
+    longest: int = pipe.tokenizer.model_max_length
+    own = longest if given is None else given[0][TEXT].shape[0]
+    if negative is None:
+        if job.guidance_scale > 1 and own > longest:
+            what = f"has {own} tokens and no negative_prompt_embeds beside it"
+            raise refusal("prompt_embeds", what, f"<= {longest}")
+        return
+    rows, tokens = len(negative), negative[0][TEXT].shape[0]
+    if (rows, tokens) != (count, own):
+        limit = f"as many as the prompts: {count} of {own}"
+        raise refusal("negative_prompt_embeds", f"has {rows} rows of {tokens} tokens", limit)

@@ -1,0 +1,29 @@
+"""Which family a model belongs to, by the files of its folder."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from worker.engine.families.stable_diffusion import StableDiffusion
+from worker.engine.families.stable_diffusion_xl import StableDiffusionXL
+from worker.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from worker.engine.families.family import Family
+
+FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL())
+
+
+def family_of(folder: Path) -> Family:
+    """The family of a model; raises `ModelLoadError` with the name of one that is not served."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    kind = index.get("_class_name") if isinstance(index, dict) else None
+    for family in FAMILIES:
+        if kind in family.pipelines:
+            return family
+    served = " and ".join(family.name for family in FAMILIES)
+    message = f"is a {kind}, which is not served; served are models of {served}"
+    raise ModelLoadError(message, retryable=False)

@@ -1,0 +1,67 @@
+"""A pipeline on its device, with the family that knows how to use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from worker.engine.families.family import Family
+    from worker.engine.offload import Network, Residency
+    from worker.engine.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A pipeline on its device."""
+
+    family: Family
+    pipeline: Pipeline
+    device: str
+    #: Mode in use: `none`, `model`, `swap` or `sequential`.
+    offload: str
+    compiled: bool = False
+    #: With `model` and `swap`: which networks are on the device, and those of this model.
+    residency: Residency | None = None
+    networks: Mapping[str, Network] = field(default_factory=dict)
+
+    @cached_property
+    def unet_dtype(self) -> torch.dtype:
+        """Precision of the UNet. diffusers walks through all of its parameters to tell it."""
+        dtype: torch.dtype = self.pipeline.unet.dtype
+        return dtype
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        channels: int = self.pipeline.vae.config.latent_channels
+        return channels
+
+    def need(self, name: str) -> None:
+        """Have one of the family's networks on the device, on the engine's thread."""
+        if self.residency is not None:
+            self.residency.need(self.networks[name])
+
+    def must_move(self, name: str) -> bool:
+        """Whether `need` would move networks off the device, or its calls move layers."""
+        if self.residency is not None:
+            return not self.residency.has_room(self.networks[name])
+        return self.offload == "sequential"
+
+    def release(self) -> None:
+        """Drop the networks from the device's. Hooks are a reference cycle with the pipeline."""
+        if self.residency is not None:
+            for network in self.networks.values():
+                self.residency.forget(network)
+        elif self.offload == "sequential":
+            self.pipeline.remove_all_hooks()
+
+    def set_work_bytes(self, name: str, work_bytes: int) -> None:
+        """Say how much memory a network's calls need beside its weights."""
+        if self.residency is not None:
+            self.networks[name].work_bytes = work_bytes
