@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 Value: TypeAlias = "str | int | float | bool"
 #: Most links of a span; the SDK would drop the first ones beyond 128.
 MAX_LINKS = 100
+MAX_PORT_DIGITS = 5
 _SECOND_NS = 1_000_000_000
 
 
@@ -92,7 +93,7 @@ class Spans:
         """Begin the span of an attempt; write that of the wait or the lost attempt before it."""
         task = TaskContext.of(claim.task_id, traceparent, claim.submitted_at_s)
         now_ns = time.time_ns()
-        before_ns = now_ns - round(max(0.0, claim.claimed_at_s - claim.since_s) * _SECOND_NS)
+        before_ns = _began_ns(now_ns, claim)
         common: dict[str, Value] = {
             "messaging.system": "celery",
             "messaging.destination.name": queue,
@@ -124,23 +125,26 @@ class Spans:
             self.start("wait", task, SpanKind.INTERNAL, before_ns, common).end(now_ns)
         return AttemptSpan(self, span)
 
-    def push(self, due: Due, receiver: str, began_s: float, error: PushError | None) -> None:
-        """Write the span of a try to push a result; `receiver` is the queue or the host."""
+    def push(
+        self, due: Due, receiver: str, times_s: tuple[float, float], error: PushError | None
+    ) -> None:
+        """Write the span of a try to push a result, as `Traces.push`."""
         task = TaskContext.of(due.task_id, due.traceparent, due.submitted_at_s)
         is_message = due.kind is PushKind.REPLY_TO
-        place = "messaging.destination.name" if is_message else "server.address"
+        began_ns, ended_ns = map(wall_ns, times_s)
         span = self.start(
-            "push", task, SpanKind.PRODUCER if is_message else SpanKind.CLIENT, wall_ns(began_s),
+            "push", task, SpanKind.PRODUCER if is_message else SpanKind.CLIENT, began_ns,
             {
-                "messaging.message.id": due.task_id, place: receiver,
+                "messaging.message.id": due.task_id,
+                **({"messaging.destination.name": receiver} if is_message else _server(receiver)),
                 "sag.push.kind": due.kind.value, "sag.push.try": due.push.tries + 1,
             },
             links=task.links([due.fence] if due.fence else []),
         )  # fmt: skip
         if error is None:
-            span.end()
+            span.end(ended_ns)
         else:
-            end_failed(span, "push_given_up" if error.final else "push_failed")
+            end_failed(span, "push_given_up" if error.final else "push_failed", ended_ns)
 
     def start(  # noqa: PLR0913  # what a span is
         self,
@@ -226,6 +230,24 @@ def _peer_links(shared: Mapping[Peer, int]) -> list[Link]:
         for context, peer, calls in contexts
         if context.is_valid and context.trace_flags.sampled
     ]
+
+
+def _began_ns(now_ns: int, claim: Claim) -> int:
+    """Unix time in nanoseconds since when a claimed task waited, or its lost attempt ran.
+
+    Not below 0, which no exporter can encode, with all spans of its batch: Redis users of producers
+    may write a moment near 0, and this clock may be behind Redis's.
+    """
+    waited_s = claim.claimed_at_s - claim.since_s if claim.since_s else 0.0
+    return max(0, now_ns - round(waited_s * _SECOND_NS))
+
+
+def _server(receiver: str) -> dict[str, Value]:
+    """Attributes of a host with or without a port."""
+    host, _, port = receiver.rpartition(":")
+    if not (host and port.isdecimal() and len(port) <= MAX_PORT_DIGITS):
+        return {"server.address": receiver.strip("[]")}
+    return {"server.address": host.strip("[]"), "server.port": int(port)}
 
 
 def _extract(traceparent: str) -> Context:
