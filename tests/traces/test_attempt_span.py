@@ -31,7 +31,7 @@ from worker.execution.outcome import (
 from worker.execution.resolved_request import Delivery, ResolvedRequest
 from worker.record.push_queue import Due
 from worker.recovery.active_tasks import ActiveTask
-from worker.tracing.spans import TaskContext
+from worker.tracing.task_context import TaskContext
 from worker.tracing.traces import Traces
 
 if TYPE_CHECKING:

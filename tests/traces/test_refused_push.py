@@ -14,7 +14,7 @@ from tests.traces.attempts import exporting
 from worker.execution.resolved_request import MAX_REFUSED_CHARS, Delivery
 from worker.push.pusher import MAX_HOST_CHARS, _host
 from worker.record.push_queue import Due
-from worker.tracing.spans import TaskContext
+from worker.tracing.task_context import TaskContext
 
 if TYPE_CHECKING:
     from redis import Redis

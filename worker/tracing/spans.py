@@ -8,19 +8,17 @@ the dead worker could not. Without a caller's span the trace's id is derived fro
 
 from __future__ import annotations
 
-import hashlib
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from api_contracts.pushes import PushKind
 from worker.record.claim import ClaimAnswer
 from worker.tracing.provider import GivenIds, provider
+from worker.tracing.task_context import TaskContext, extract
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -36,42 +34,9 @@ if TYPE_CHECKING:
 Value: TypeAlias = "str | int | float | bool"
 #: Most links of a span; the SDK would drop the first ones beyond 128.
 MAX_LINKS = 100
+#: Of a port in a URL; a longer number may be no attribute.
 MAX_PORT_DIGITS = 5
 _SECOND_NS = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class TaskContext:
-    """Where a task's spans belong."""
-
-    task_id: str
-    #: Has the caller's span, or is empty.
-    parent: Context
-    trace_id: int
-
-    @classmethod
-    def of(cls, task_id: str, traceparent: str, submitted_at_s: float) -> TaskContext:
-        """Every process derives the same one."""
-        parent = _extract(traceparent)
-        caller = trace.get_current_span(parent).get_span_context()
-        own = _derived(f"{task_id} {submitted_at_s!r}", 16)
-        return cls(task_id, parent, caller.trace_id if caller.is_valid else own)
-
-    def attempt_id(self, fence: int) -> int:
-        """The id of an attempt's span."""
-        return _derived(f"{self.trace_id:032x} {self.task_id} {fence}", 8)
-
-    def links(self, fences: Iterable[int]) -> list[Link]:
-        """Links to the attempts with these fences."""
-        flags = TraceFlags(TraceFlags.SAMPLED)
-        return [
-            Link(
-                SpanContext(
-                    self.trace_id, self.attempt_id(fence), is_remote=True, trace_flags=flags
-                )
-            )
-            for fence in fences
-        ]
 
 
 class Spans:
@@ -222,7 +187,7 @@ def _peer_links(shared: Mapping[Peer, int]) -> list[Link]:
     """Links to the sampled attempts among these jobs, those that shared most calls first."""
     by_calls = sorted(shared.items(), key=lambda each: -each[1])
     contexts = (
-        (trace.get_current_span(_extract(peer.traceparent)).get_span_context(), peer, calls)
+        (trace.get_current_span(extract(peer.traceparent)).get_span_context(), peer, calls)
         for peer, calls in by_calls[:MAX_LINKS]
     )
     return [
@@ -248,11 +213,3 @@ def _server(receiver: str) -> dict[str, Value]:
     if not (host and port.isdecimal() and len(port) <= MAX_PORT_DIGITS):
         return {"server.address": receiver.strip("[]")}
     return {"server.address": host.strip("[]"), "server.port": int(port)}
-
-
-def _extract(traceparent: str) -> Context:
-    return TraceContextTextMapPropagator().extract({"traceparent": traceparent}, Context())
-
-
-def _derived(text: str, size: int) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:size])
