@@ -112,7 +112,7 @@ def test_a_claim_says_since_when_the_task_has_waited(
 ) -> None:
     """The first claim has waited since the submission, also after a resend; others since a requeue.
 
-    A message without a record has not waited.
+    Or since a resend after the requeue. A message without a record has not waited.
     """
     redis.zadd(keys.open, {task_id: now_s(redis)})  # as a reconciler that sent it again
     first = take(records, task_id)
@@ -121,6 +121,10 @@ def test_a_claim_says_since_when_the_task_has_waited(
     second = take(other, task_id)
     assert first.claimed_at_s < second.since_s < second.claimed_at_s
     assert (second.attempt, second.lost_owner) == (1, "")
+    assert records.requeue(second, {"reason": "drained"}, counts=False) is WriteAnswer.WRITTEN
+    resent_s = now_s(redis) - 1000
+    redis.zadd(keys.open, {task_id: resent_s})
+    assert take(records, task_id).since_s == pytest.approx(resent_s)
     raw = take(records, "raw")
     assert raw.since_s == raw.claimed_at_s
 

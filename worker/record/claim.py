@@ -63,10 +63,12 @@ class Claim:
     claimed_at_s: float
     #: Step of the checkpoint that an earlier attempt saved; 0 without one.
     checkpoint_step: int = 0
-    #: Since when the task has waited in the queue, or when the attempt of `lost_owner` began. By
-    #: Redis's clock; 0 where the answer was lost and the claim repeated.
+    #: When the task was submitted, or at a later claim requeued or since then last sent again; or
+    #: when the attempt of `lost_owner` began. By Redis's clock, at most `claimed_at_s`; 0 where the
+    #: record has no such moment, or the answer was lost and the claim repeated.
     since_s: float = 0.0
-    #: Whose lease had expired: it died during its attempt, or was cut off. '' for a queued task.
+    #: Whose lease had expired: it died during its attempt, or was cut off from Redis. '' for a
+    #: queued task.
     lost_owner: str = ""
 
 
