@@ -1,8 +1,7 @@
 """kombu's Redis transport, changed where it would lose a message or let one stop the worker.
 
 Moves messages between Redis's lists and kombu; `validate_message` checks their content. Every
-function of kombu that is replaced or relied on is listed in `tests/record/upstream.py`, as a
-checklist for upgrades of kombu.
+function of kombu that is replaced or relied on is listed in `tests/record/upstream.py`.
 """
 
 from __future__ import annotations
@@ -175,8 +174,8 @@ class Channel(transport.Channel):
             self.intake.lost()
             self.client.script_load(TAKE.source)
             raise Empty from None
-        except pools.NoLongerPrimary as error:  # disconnected; the next call asks the sentinels
-            self._refused(error)
+        except pools.NoLongerPrimary as error:
+            self._refused(error)  # disconnected; the next call asks the sentinels
         except self.connection_errors:
             self.intake.lost()
             connection.disconnect()  # the next call reconnects
