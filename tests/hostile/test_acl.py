@@ -269,9 +269,9 @@ def test_a_producer_with_the_former_rights_submits(server: Guarded) -> None:
             (name,) = operator.keys("generate.nobodys*")
             assert operator.llen(name) == 1
         finally:
-            operator.execute_command("ACL", "LOAD")
             operator.delete(*operator.keys("generate.nobodys*"), "sag:open")
             operator.delete("sag.ready.generate.nobodys")
+            operator.execute_command("ACL", "LOAD")  # also closes this connection
             server.forget_denials()
 
 
