@@ -24,7 +24,7 @@ from api_contracts import (
 )
 from api_contracts.names import PRIORITY_SEPARATOR
 from api_contracts.redis_io.connection import connect
-from tests.hostile.guarded import ACL, USERS, filled_in, introduced, until
+from tests.hostile.guarded import ACL, GROUP_USERS, USERS, filled_in, introduced, until
 from tests.hostile.test_too_large import Taker
 from tests.record import owners
 from worker import embedded
@@ -269,9 +269,9 @@ def test_a_producer_with_the_former_rights_submits(server: Guarded) -> None:
             (name,) = operator.keys("generate.nobodys*")
             assert operator.llen(name) == 1
         finally:
-            operator.execute_command("ACL", "LOAD")
             operator.delete(*operator.keys("generate.nobodys*"), "sag:open")
             operator.delete("sag.ready.generate.nobodys")
+            operator.execute_command("ACL", "LOAD")  # also closes this connection
             server.forget_denials()
 
 
@@ -320,6 +320,15 @@ NO_WORKER: list[list[Any]] = [
 ]  # fmt: skip
 
 
+#: What replicas and sentinels may not: the data, the settings, the stop of the server.
+NO_GROUP: list[list[Any]] = [
+    ["FLUSHALL"], ["KEYS", "*"], ["CONFIG", "SET", "maxmemory", "1"], ["CONFIG", "GET", "*"],
+    ["SHUTDOWN"], ["ACL", "LIST"], ["CLIENT", "LIST"], ["MONITOR"], ["EVAL", "return 1", "0"],
+    ["SCRIPT", "FLUSH"], ["GET", "sag:reconciler"], ["SUBSCRIBE", "sag:control"],
+    ["PUBLISH", "sag:control", "x"], ["HGET", "sag:{t}:task", "request"],
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("user", "command"),
     [
@@ -327,6 +336,7 @@ NO_WORKER: list[list[Any]] = [
         *(("worker", command) for command in NO_WORKER),
         *(("producer", command) for command in NO_PRODUCER + READS),
         *(("watcher", command) for command in NO_PRODUCER + NO_WATCHER),
+        *((user, command) for user in GROUP_USERS for command in NO_GROUP),
         *(("exporter", command) for command in NO_WATCHER + READS + NO_EXPORTER),
     ],
     ids=lambda value: " ".join(map(str, value))[:40] if isinstance(value, list) else value,
@@ -375,8 +385,9 @@ def test_the_client_reports_missing_rights(server: Guarded) -> None:
 def test_a_file_with_a_placeholder_starts_no_redis(executable: str, tmp_path: Path) -> None:
     """Redis does not start with an ACL file in which a placeholder is left."""
     acl = ACL.read_text()
-    for user in USERS:
-        others = {other: "x" for other in USERS if other != user}
+    everyone = USERS + GROUP_USERS
+    for user in everyone:
+        others = {other: "x" for other in everyone if other != user}
         (tmp_path / "users.acl").write_text(introduced(filled_in(acl, others)))
         command = [executable, "--port", str(embedded.free_port()), "--bind", embedded.LOOPBACK,
                    "--aclfile", str(tmp_path / "users.acl")]  # fmt: skip
@@ -394,6 +405,6 @@ def test_no_user_has_a_category(server: Guarded) -> None:
         _, user, *rules = line.split()
         given = {rule[1:] for rule in rules if rule[0] == "+"}
         if user != "operator":
-            assert given & dangerous <= {"info"}
+            assert user in GROUP_USERS or given & dangerous <= {"info"}
             assert not any(name[0] == "@" for name in given)
             assert not {"nopass", "allcommands", "allkeys", "allchannels", "~*", "&*"} & {*rules}

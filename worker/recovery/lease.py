@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 #: Longest wait for a cancel before the thread checks whether to stop or to renew, in seconds.
 LISTEN_S = 0.25
+#: Unanswered pings of the pub/sub connection, one each `LISTEN_S`, after which it counts as lost:
+#: a write to a socket whose other end is gone does not fail.
+MISSED_PINGS = 20
 
 
 class Lease:
@@ -162,6 +165,10 @@ class Lease:
                 return
             message = self._pubsub.get_message(timeout=min(left_s, LISTEN_S))
             if message and self._tasks.is_claimed(message["data"].decode(errors="replace")):
+                return
+            if self._pubsub.health_check_response_counter >= MISSED_PINGS:
+                logger.warning("the pub/sub connection is lost; subscribing again")
+                self._unsubscribe()
                 return
 
     def _leave(self) -> None:
