@@ -21,9 +21,9 @@ from tests.exporter.conftest import entry, pool_settings
 from tests.record.box import post
 from tests.record.owners import now_s
 from worker import embedded
-from worker.exporter.pool_metrics import REUSE_S, StatusSource
+from worker.exporter.pool_metrics import REUSE_S, StatusSource, StatusUnknownError
 from worker.exporter.pool_status import PoolReader
-from worker.exporter.server import listen
+from worker.exporter.server import application, listen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,7 +140,7 @@ def test_numbers_end_and_return_with_redis(tmp_path: Path, namespace: str) -> No
         with embedded.redis_server(tmp_path, port):
             assert source.get().waiting == 0
         clock.now_s += REUSE_S
-        with pytest.raises(RedisConnectionError):
+        with pytest.raises(StatusUnknownError, match="Redis can't be read"):
             source.get()
         clock.now_s += REUSE_S
 
@@ -170,11 +170,55 @@ def test_many_requests_are_one_reading(settings: Settings) -> None:
     assert source.get() is source.get()
     clock.now_s += REUSE_S
     for _ in range(2):
-        with pytest.raises(RedisConnectionError):
+        with pytest.raises(StatusUnknownError, match="Redis can't be read"):
             source.get()
     clock.now_s += REUSE_S
     assert source.get().waiting == 0
     assert calls == [3]
+
+
+def test_a_bug_is_no_empty_queue(caplog: pytest.LogCaptureFixture) -> None:
+    """Any error of a reading gives 503 and no numbers; its traceback is logged once."""
+    calls: list[int] = []
+
+    def broken() -> Any:
+        calls.append(1)
+        raise ValueError("could not convert")
+
+    clock = Clock()
+    serve = application(StatusSource(broken, clock))
+    for _ in range(2):
+        code, text = answer(serve, "/status")
+        assert code.startswith("503")
+        assert "bug in the exporter (ValueError)" in json.loads(text)["error"]
+        code, text = answer(serve, "/metrics")
+        assert code.startswith("200")
+        found = samples(text)
+        assert found["sag_exporter_redis_up", ()] == 0
+        assert not [name for name, _ in found if name.startswith("sag_pool_")]
+        clock.now_s += REUSE_S
+    assert len(calls) == 2
+    assert caplog.text.count("Traceback") == 1
+
+
+def answer(serve: Any, path: str) -> tuple[str, str]:
+    """Status and body of a WSGI application."""
+    codes: list[str] = []
+    environ = {"PATH_INFO": path, "REQUEST_METHOD": "GET", "QUERY_STRING": ""}
+    body = b"".join(serve(environ, lambda code, _: codes.append(code)))
+    return codes[0], body.decode()
+
+
+def test_the_status_is_json(settings: Settings, redis: Redis, keys: Keys) -> None:
+    """Whatever a producer writes: neither `Infinity` nor `NaN`, which are not JSON."""
+    redis.zadd(keys.open, {"odd": float("-inf")})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    with serving(settings) as url:
+        code, text = fetch(f"{url}/status")
+    assert (code, json.loads(text, parse_constant=refuse)["open_tasks"]) == (200, 1)
 
 
 @pytest.mark.parametrize(
