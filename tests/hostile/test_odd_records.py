@@ -1,4 +1,4 @@
-"""Records that no worker wrote: their messages do not delay other tasks."""
+"""Records that no worker wrote: their messages neither delay other tasks nor spoil metrics."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from tests.conftest import Service
 
-#: A worker process serves these. test_celery_task.py and test_reconciler_hostile.py in
-#: tests/record check the same law without one.
+#: A worker process serves these. test_celery_task.py, test_claim.py and
+#: test_reconciler_hostile.py in tests/record check the same law without one.
 pytestmark = pytest.mark.slow
 
 REQUEST = {"prompt": "a red circle", "num_inference_steps": 2}
@@ -34,6 +34,8 @@ ODD: dict[str, dict[str, str] | str] = {
     "no-lease": {"status": "running", "lease_until": "x", "owner": "y"},
     "no-number": {"status": "queued", "seq": "x", "submitted_at": "1"},
     "no-owner": {"status": "running", "lease_until": "9e15"},
+    "no-time": {"status": "queued", "attempt": "0", "submitted_at": "nan"},
+    "endless": {"status": "queued", "attempt": "0", "submitted_at": "-inf"},
     "a-list": {"status": "cancelled", "outcome": "[]"},
     "no-step": {"status": "cancelled", "outcome": '{"step":1e999}'},
     "deep": {"status": "cancelled", "outcome": "[" * 100_000},

@@ -52,6 +52,16 @@ def test_a_waiting_task_is_claimed_to_run(
     assert (event["worker"], event["device"]) == ("first", "cpu")
 
 
+@pytest.mark.parametrize("odd", ["abc", "", "nan", "inf", "-inf", "-1"])
+def test_an_odd_time_of_submission_is_an_unreadable_record(
+    records: TaskRecord, redis: Redis, keys: Keys, task_id: str, odd: str
+) -> None:
+    """A time that no worker wrote: ValueError, by which its message is dropped."""
+    redis.hset(keys.task(task_id), "submitted_at", odd)
+    with pytest.raises(ValueError, match=r"submitted_at|float"):
+        take(records, task_id)
+
+
 def test_a_message_without_a_record_makes_one(
     records: TaskRecord, redis: Redis, keys: Keys
 ) -> None:

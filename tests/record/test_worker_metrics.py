@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from prometheus_client import Histogram
+    from redis import Redis
 
+    from api_contracts.names import Keys
     from worker.record.task_record import TaskRecord
 
 
@@ -65,6 +67,27 @@ def test_waits_are_measured_from_the_submission_and_in_the_first_attempt(
     number, total_s = count_and_sum(metrics.FIRST_STEP_S)
     assert number == first_step[0] + 1
     assert queued_s <= total_s - first_step[1] < queued_s + WAIT_S
+
+
+def test_a_submission_in_the_future_is_no_wait(busy: Busy, redis: Redis, keys: Keys) -> None:
+    """Redis's clock was set back, or a producer wrote it: 0, never less."""
+    redis.hset(keys.task("first"), mapping={"status": "queued", "submitted_at": "4e9"})
+    number, sum_s = count_and_sum(metrics.QUEUE_WAIT_S)
+    busy.first = busy.deliver("first")
+    assert busy.building.wait(WAIT_S)
+    assert count_and_sum(metrics.QUEUE_WAIT_S) == (number + 1, sum_s)
+
+
+@pytest.mark.parametrize("odd", ["nan", "-inf"])
+def test_an_odd_time_of_submission_spoils_no_sum(
+    busy: Busy, redis: Redis, keys: Keys, odd: str
+) -> None:
+    """Nothing is observed of a record that can't be read; one nan would stay in the sum."""
+    redis.hset(keys.task("odd"), mapping={"status": "queued", "submitted_at": odd})
+    before = count_and_sum(metrics.QUEUE_WAIT_S)
+    with pytest.raises(ValueError, match="submitted_at"):
+        busy.deliver("odd").result(WAIT_S)
+    assert count_and_sum(metrics.QUEUE_WAIT_S) == before
 
 
 def test_a_later_attempt_has_no_wait(busy: Busy) -> None:

@@ -158,7 +158,7 @@ class Executor:
 
     def _run(self, claim: Claim, resolved: ResolvedRequest, control: Control) -> Outcome:
         if claim.attempt == 1:
-            metrics.QUEUE_WAIT_S.observe(claim.claimed_at_s - claim.submitted_at_s)
+            metrics.QUEUE_WAIT_S.observe(claim.queued_s)
         outcome = self._attempts.run(claim, resolved, control)
         fault, cause = None, claim.task_id
         if isinstance(outcome, TaskFailed) and outcome.error.code in PROCESS_FAULTS:

@@ -69,6 +69,11 @@ class Claim:
     #: Whose lease had expired: it died during its attempt, or was cut off. '' for a queued task.
     lost_owner: str = ""
 
+    @property
+    def queued_s(self) -> float:
+        """Seconds from submission to the claim; 0 where a failover set Redis's clock back."""
+        return max(0.0, self.claimed_at_s - self.submitted_at_s)
+
 
 class NewEvent(NamedTuple):
     """An event that is to be written under a claim, without what the record adds to it."""
