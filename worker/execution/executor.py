@@ -216,6 +216,8 @@ class Executor:
         logger.info("%s: %s", who, outcome)
         if isinstance(outcome, TaskFailed):
             metrics.FAILURES.labels(outcome.error.code).inc()
+        if dead_letter_reason(outcome):
+            metrics.DEAD_LETTERS.inc()
         if isinstance(outcome, TaskSucceeded):
             metrics.observe_success(outcome.result.timings)
         return outcome
