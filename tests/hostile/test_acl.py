@@ -277,6 +277,7 @@ def test_a_producer_with_the_former_rights_submits(server: Guarded) -> None:
             assert operator.llen(name) == 1
         finally:
             operator.execute_command("ACL", "LOAD")
+            operator.connection_pool.disconnect()  # Redis closes all connections after it
             operator.delete(*operator.keys("generate.nobodys*"), "sag:open")
             operator.delete("sag.ready.generate.nobodys")
             server.forget_denials()
