@@ -71,8 +71,12 @@ class Claim:
 
     @property
     def queued_s(self) -> float:
-        """Seconds from submission to the claim; 0 where a failover set Redis's clock back."""
-        return max(0.0, self.claimed_at_s - self.submitted_at_s)
+        """Seconds from submission, which a producer may have set, to the claim.
+
+        0 for a submission in the future, as after a failover that set Redis's clock back; and one
+        before 1970 counts as 1970: sums of waits stay finite.
+        """
+        return self.claimed_at_s - min(max(0.0, self.submitted_at_s), self.claimed_at_s)
 
 
 class NewEvent(NamedTuple):

@@ -85,8 +85,8 @@ class TaskRecord:
                 return Ended(status.decode(), json.loads(outcome))
         answer, fence, attempt, submitted, claimed, step, *before = reply
         since, lost_owner = before or (b"0", b"")
-        if not 0 <= float(submitted) < math.inf:  # nan would stay in the sums of histograms
-            raise ValueError(f"submitted_at is {submitted!r}, no Unix time")
+        if not math.isfinite(float(submitted)):  # nan would stay in the sums of histograms
+            raise ValueError(f"submitted_at is {submitted!r}, no time")
         return Claim(
             task_id,
             ClaimAnswer(answer.decode()),
