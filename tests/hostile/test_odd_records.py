@@ -1,4 +1,4 @@
-"""Records that no worker wrote: their messages do not delay other tasks or cost their spans."""
+"""Records that no worker wrote: their messages harm neither other tasks nor metrics and spans."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from tests.conftest import Service
 
-#: A worker process serves these. test_celery_task.py and test_reconciler_hostile.py in
-#: tests/record and tests/traces/test_odd_claims.py check the same laws without one.
+#: A worker process serves these. test_celery_task.py, test_claim.py and
+#: test_reconciler_hostile.py in tests/record and tests/traces/test_odd_claims.py check the same
+#: laws without one.
 pytestmark = pytest.mark.slow
 
 REQUEST = {"prompt": "a red circle", "num_inference_steps": 2}
@@ -35,6 +36,7 @@ ODD: dict[str, dict[str, str | bytes] | str] = {
     "no-lease": {"status": "running", "lease_until": "x", "owner": "y"},
     "no-number": {"status": "queued", "seq": "x", "submitted_at": "1"},
     "no-owner": {"status": "running", "lease_until": "9e15"},
+    "no-time": {"status": "queued", "attempt": "0", "submitted_at": "nan"},
     "a-list": {"status": "cancelled", "outcome": "[]"},
     "before-1970": {"status": "queued", "submitted_at": "-5"},
     "never": {"status": "queued", "submitted_at": "-inf"},

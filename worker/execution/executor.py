@@ -160,7 +160,7 @@ class Executor:
 
     def _run(self, claim: Claim, resolved: ResolvedRequest, control: Control) -> Outcome:
         if claim.attempt == 1:
-            metrics.QUEUE_WAIT_S.observe(claim.claimed_at_s - claim.submitted_at_s)
+            metrics.QUEUE_WAIT_S.observe(claim.queued_s)
         outcome = self._attempts.run(claim, resolved, control)
         fault, cause = None, claim.task_id
         if isinstance(outcome, TaskFailed) and outcome.error.code in PROCESS_FAULTS:
@@ -218,6 +218,8 @@ class Executor:
         logger.info("%s: %s", who, outcome)
         if isinstance(outcome, TaskFailed):
             metrics.FAILURES.labels(outcome.error.code).inc()
+        if dead_letter_reason(outcome):
+            metrics.DEAD_LETTERS.inc()
         if isinstance(outcome, TaskSucceeded):
             metrics.observe_success(outcome.result.timings)
         return outcome

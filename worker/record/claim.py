@@ -71,6 +71,15 @@ class Claim:
     #: queued task.
     lost_owner: str = ""
 
+    @property
+    def queued_s(self) -> float:
+        """Seconds from submission, which a producer may have set, to the claim.
+
+        0 for a submission in the future, as after a failover that set Redis's clock back; and one
+        before 1970 counts as 1970: sums of waits stay finite.
+        """
+        return self.claimed_at_s - min(max(0.0, self.submitted_at_s), self.claimed_at_s)
+
 
 class NewEvent(NamedTuple):
     """An event that is to be written under a claim, without what the record adds to it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,7 @@ class TaskRecord:
 
         `deadline_s` counts from submission; `expires_at_s` (Unix time) is the message's own limit.
         Retried for up to `PATIENCE_S` while Redis is unavailable; repeating it changes nothing.
+        Raises redis-py's `ResponseError` or `ValueError` for a record that can't be read.
         """
         token = uuid.uuid4().hex
         reply = retry_redis(
@@ -85,6 +87,8 @@ class TaskRecord:
                 return Ended(status.decode(), json.loads(outcome))
         answer, fence, attempt, submitted, claimed, step, *before = reply
         since, lost_owner = before or (b"0", b"")
+        if not math.isfinite(float(submitted)):  # nan would stay in the sums of histograms
+            raise ValueError(f"submitted_at is {submitted!r}, no time")
         claimed_at_s = float(claimed)
         return Claim(
             task_id,

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from api_contracts.redis_io.scripts import load
 from worker.background import BackgroundThread, log_error
 from worker.record.claim import WriteAnswer
-from worker.recovery.pool_entry import PoolEntry
+from worker.recovery.pool_entry import PoolEntry, leave_pool
 from worker.recovery.timing import (
     FORGET_WORKER_S,
     idle_period_s,
@@ -135,11 +135,11 @@ class Lease:
             for owner, renewed_s in listed
             if owner != self._owner.encode() and (owner.startswith(node) or renewed_s < forgotten_s)
         ]
-        if gone:
-            self._redis.zrem(self._keys.workers, *gone)
-            self._redis.hdel(self._keys.pool, *gone)
+        # The list last: what failed before is done again in the next round.
         for each in gone:
             self._messages.retire(each.decode(errors="replace"), self._queues)
+        if gone:
+            leave_pool(self._redis, self._keys, gone)
 
     def _round(self) -> None:
         self._tasks.new_claim.clear()
@@ -175,9 +175,8 @@ class Lease:
         """Leave the list of workers; one that is left in it counts as not answering."""
         self._unsubscribe()
         try:
-            self._redis.zrem(self._keys.workers, self._owner)
+            leave_pool(self._redis, self._keys, [self._owner])
             self._messages.retire(self._owner, self._queues)
-            self._redis.hdel(self._keys.pool, self._owner)
         except RedisError as error:
             log_error(logger, "not removed from the list of workers", error)
 
