@@ -41,9 +41,11 @@ COPY worker worker
 RUN /opt/build/bin/hatchling build --target wheel --directory /dist
 
 FROM ${PYTHON_IMAGE}
+# COMPILER=1 adds what SAG_COMPILE needs: g++ on the CPU, gcc on a GPU (g++ brings the C headers).
+ARG COMPILER=
 # tini is process 1: it forwards signals to the supervisor and reaps orphaned processes.
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends tini \
+    && apt-get install --yes --no-install-recommends tini ${COMPILER:+gcc g++} \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 10001 sag \
     && useradd --uid 10001 --gid sag --create-home --shell /usr/sbin/nologin sag \

@@ -92,7 +92,8 @@ benchmark: setup
 cuda-dry-run: $(CUDA)/.installed
 	$(CUDA)/bin/python -m benchmarks.cuda_dry_run $(ARGS)
 
-# PyPI's wheel of this release for Linux is a CUDA build.
+# PyPI's wheel of this release for Linux is a CUDA build. Not the release of constraints.txt: the
+# counts in docs/engine.md are of this one, and nothing else depends on it.
 $(CUDA)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(CUDA)
 	$(CUDA)/bin/pip install --quiet --disable-pip-version-check torch==2.14.1

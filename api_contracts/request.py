@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
@@ -21,6 +22,11 @@ MAX_URL_CHARS = 2_000
 TRACEPARENT_PATTERN = r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
 #: Schedulers that use `eta`.
 ETA_SCHEDULERS = ("ddim", "tcd")
+
+
+def is_traceparent(value: object) -> TypeGuard[str]:
+    """Whether `value` is a W3C trace context."""
+    return isinstance(value, str) and re.fullmatch(TRACEPARENT_PATTERN, value) is not None
 
 
 @dataclass(frozen=True)

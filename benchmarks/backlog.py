@@ -11,6 +11,7 @@ measured as well.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean, quantiles
+from statistics import fmean, median, quantiles
 from typing import TYPE_CHECKING, Any
 
 from api_contracts.names import queue_lists
@@ -45,7 +46,7 @@ STEADY_SHARE = 0.002
 #: Time between two PINGs, in seconds.
 PING_PERIOD_S = 0.005
 #: Waiting tasks that are cancelled.
-CANCELS = 200
+CANCELS = 1_000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -82,6 +83,7 @@ class Found:
     settle_s: float
     settle_core_share: float
     settle_longest_ms: float
+    cancel_p50_ms: float
     cancel_p99_ms: float
     kb_a_task: float
     submitted_a_second: float
@@ -153,6 +155,7 @@ class Side:
                 settle_s=len(settling) * SETTLE_S,
                 settle_core_share=fmean(each.share for each in settling) - empty.share,
                 settle_longest_ms=max(each.longest_ms for each in settling),
+                cancel_p50_ms=1000 * median(cancelled["seconds"]),
                 cancel_p99_ms=1000 * quantiles(cancelled["seconds"], n=100)[98],
                 kb_a_task=kb,
                 submitted_a_second=number / filled["wall_s"],
@@ -252,12 +255,14 @@ def _plot(result: record.Result) -> Figure:
     sides = list(dict.fromkeys(str(row["side"]) for row in result.rows))
     counts = sorted({int(row["waiting"] or 0) for row in result.rows})
     for axes, name in ((share, "redis_core_share"), (longest, "longest_ms")):
-        values = {side: _column(result, side, name) for side in sides}
+        values = {side: _column(result, side, counts, name) for side in sides}
         chart.lines(axes, counts, values, [""] * len(counts))
         axes.set_xlabel("waiting tasks")
         axes.set_ylabel(name.replace("_", " "))
     return drawn
 
 
-def _column(result: record.Result, side: str, name: str) -> list[Spread]:
-    return [Spread(*3 * [float(row[name] or 0)]) for row in result.rows if row["side"] == side]
+def _column(result: record.Result, side: str, counts: list[int], name: str) -> list[Spread]:
+    """The values of a side; not a number where it was not measured."""
+    found = {row["waiting"]: float(row[name] or 0) for row in result.rows if row["side"] == side}
+    return [Spread(*3 * [found.get(each, math.nan)]) for each in counts]

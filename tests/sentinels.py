@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from urllib.parse import quote
 
 from redis.exceptions import RedisError
@@ -29,6 +29,13 @@ PAUSE_MS = 15_000
 DURABLE = ("--min-replicas-to-write", "1", "--min-replicas-max-lag", "5")
 
 
+class Users(NamedTuple):
+    """The text of an ACL file, and the passwords of its users."""
+
+    acl: str
+    passwords: Mapping[str, str]
+
+
 class Watched:
     """The group; a context manager. `url` always leads to the current primary."""
 
@@ -39,13 +46,19 @@ class Watched:
         options: Sequence[str] = DURABLE,
         password: str = "",
         tls: Mapping[str, str] | None = None,
+        users: Users | None = None,
     ) -> None:
         """`options` are of every Redis; `password` is that of the sentinels, '' for none.
 
+        With `users` every Redis has them, and a replica and a sentinel log in as their own.
         `tls` are files of servers and of their clients, by Redis's names: `cert-file` and so on.
         """
         self._folder, self._executable, self._password = folder, executable, password
-        self._tls = dict(tls or {})
+        self._tls, self._users = dict(tls or {}), users
+        if users is not None:
+            (folder / "users.acl").write_text(users.acl)
+            own = "--masteruser", "replica", "--masterauth", users.passwords["replica"]
+            options = (*options, "--aclfile", str(folder / "users.acl"), *own)
         ports = embedded.free_ports(1 + REPLICAS + SENTINELS)
         first = ports[0]
         self.nodes = [
@@ -54,6 +67,7 @@ class Watched:
                 self._node(number, port, first, options),
                 port,
                 **self._client_tls(),
+                **self._operator(),
             )
             for number, port in enumerate(ports[: 1 + REPLICAS])
         ]
@@ -89,6 +103,11 @@ class Watched:
         names = {"ssl_certfile": "cert-file", "ssl_keyfile": "key-file"}
         files = {ours: self._tls[name] for ours, name in names.items()}
         return {"ssl": True, "ssl_ca_certs": self._tls["ca-cert-file"], **files}
+
+    def _operator(self) -> dict[str, str]:
+        if self._users is None:
+            return {}
+        return {"username": "operator", "password": self._users.passwords["operator"]}
 
     def _sentinel(self, number: int) -> list[str]:
         config = self._folder / f"sentinel{number}" / "sentinel.conf"
@@ -197,6 +216,11 @@ class Watched:
         ]  # fmt: skip
         if self._password:
             lines += [f"requirepass {self._password}", f"sentinel sentinel-pass {self._password}"]
+        if self._users is not None:
+            lines += [
+                f"sentinel auth-user {MASTER_NAME} sentinel",
+                f"sentinel auth-pass {MASTER_NAME} {self._users.passwords['sentinel']}",
+            ]
         server.folder.mkdir(parents=True)
         (server.folder / "sentinel.conf").write_text("\n".join(lines) + "\n")
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -20,12 +22,17 @@ from prometheus_client import (
     Histogram,
     start_http_server,
 )
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from api_contracts.errors import ErrorCode
 from api_contracts.pushes import PushKind, PushState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from prometheus_client.metrics_core import Metric
+
     from api_contracts.result import Timings
 
 logger = logging.getLogger(__name__)
@@ -100,7 +107,10 @@ DOWNLOAD_S = Gauge(
     multiprocess_mode="livemax",
 )
 PUSHES = Counter("sag_pushes", "Attempts to push results, by kind and state.", ["kind", "state"])
-RESTARTS = Counter("sag_worker_restarts", "Restarts of worker processes.", ["worker"])
+RESTARTS = Counter(
+    "sag_worker_restarts", "Restarts of worker processes, and starts that failed.", ["worker"]
+)
+DEAD_LETTERS = Counter("sag_dead_letters", "Tasks that became dead letters.")
 
 
 # All series are there from the start: Prometheus sees no increase in one that begins at 1.
@@ -125,20 +135,51 @@ def observe_success(timings: Timings) -> None:
         STAGE_S.labels(stage).observe(getattr(timings, f"{stage}_s"))
 
 
+#: Held while files of the folder are read or merged: a scrape counts each of them once.
+_files_lock = threading.Lock()
+
+
+class _Files(MultiProcessCollector):
+    """The files of all processes, those that exited included."""
+
+    def collect(self) -> Iterable[Metric]:
+        """Read the files."""
+        with _files_lock:
+            return list(super().collect())
+
+
 def serve(port: int) -> None:
     """Serve the metrics from a daemon thread; raises `OSError` when the port is taken."""
     registry = REGISTRY
     if FOLDER in os.environ:
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)
+        _Files(registry)
     start_http_server(port, registry=registry)
     logger.info("serving metrics on port %d", port)
 
 
 def remove_process(pid: int) -> None:
-    """Remove the gauges of an exited process."""
-    if FOLDER in os.environ:
+    """Remove the gauges of an exited process, and add its counts to those of earlier ones.
+
+    So that the number of files, which each scrape reads, does not grow with the exits.
+    """
+    if FOLDER not in os.environ:
+        return
+    with _files_lock:
         mark_process_dead(pid)
+        for kind in ("counter", "histogram"):
+            own = Path(os.environ[FOLDER], f"{kind}_{pid}.db")
+            if own.exists():
+                _add_to(own.with_name(f"{kind}_exited.db"), own)
+                own.unlink()
+
+
+def _add_to(sums: Path, own: Path) -> None:
+    """Add each value in a file of one process to that in another file."""
+    total = MmapedDict(str(sums))
+    for key, value, at, _ in MmapedDict.read_all_values_from_file(str(own)):
+        total.write_value(key, total.read_value(key)[0] + value, at)
+    total.close()
 
 
 def reject(reason: str, detail: str) -> None:

@@ -15,6 +15,7 @@ from worker import devices, metrics
 from worker.broker.held_messages import HeldMessages
 from worker.broker.held_requests import held_requests
 from worker.broker.queue_watch import QueueWatch, WaitState
+from worker.engine.loading.compiler import require_compiler
 from worker.engine.engine import Engine
 from worker.execution.artifacts import Artifacts
 from worker.execution.attempt import AttemptRunner
@@ -111,6 +112,8 @@ class WorkerProcess:
         self._publisher = EventPublisher(record, CeleryState(store))
         devices.use_pci_order(settings.device)
         self._device = devices.resolve(settings.device)
+        if settings.compile:
+            require_compiler(self._device)
         self._engine = Engine(
             settings.specs,
             self._device,

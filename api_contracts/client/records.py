@@ -57,6 +57,8 @@ class Records:
         """Raises ValueError for an invalid URL."""
         self.redis = connect(url)
         self.keys = Keys(namespace)
+        #: redis-py does not wait longer for a call that blocks.
+        self._longest_block_s = self.redis.connection_pool.connection_kwargs["socket_timeout"] / 2
         self._cancel = load(self.redis, "api_contracts.redis_io", "cancel")
 
     def submit(self, tasks: Sequence[Submission]) -> list[Waiting]:
@@ -92,8 +94,12 @@ class Records:
         return pushes_of(reply)
 
     def read(self, task_id: str, after: int, block_s: float) -> list[NumberedEvent]:
-        """Events after number `after`; waits up to `block_s` for the first."""
-        stream, block_ms = self.keys.events(task_id), max(1, int(block_s * 1000))
+        """Events after number `after`; waits up to `block_s` for the first.
+
+        And for no longer than half of the connection's timeout.
+        """
+        block_ms = max(1, int(min(block_s, self._longest_block_s) * 1000))
+        stream = self.keys.events(task_id)
         return numbered(self.redis.xread({stream: f"{after}-0"}, READ_LIMIT, block=block_ms))
 
     def has_ended(self, task_id: str, last: int) -> bool | None:

@@ -136,6 +136,8 @@ def _split(text: str) -> _Parts:
     front, _, query = rest.partition("?")
     place, slash, path = front.partition("/")
     login, at, hosts = place.rpartition("@")
+    if scheme in _SENTINEL and "@" in login:  # a login for each sentinel, perhaps
+        raise ValueError(f"must have one user and password, @ as %40 in them: {SENTINEL_FORM}")
     if "#" in rest or "@" in path + query:  # of a password, perhaps
         raise ValueError(_HINT)
     if scheme == _CELERY_SOCKET:

@@ -17,6 +17,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from api_contracts.redis_io.pools import (
+    ASK,
     fitting,
     is_demoted,
     known,
@@ -24,6 +25,7 @@ from api_contracts.redis_io.pools import (
     no_primary,
     place_of,
     sentinel_options,
+    with_first,
 )
 
 if TYPE_CHECKING:
@@ -54,19 +56,19 @@ class _Sentinels(Sentinel):
     async def discover_master(self, service_name: str) -> tuple[str, int]:
         """Host and port of the primary; raises `MasterNotFoundError` while there is none."""
         errors = []
-        for number, sentinel in enumerate(self.sentinels):
+        for sentinel in self.sentinels:
             try:
-                found = known(await sentinel.sentinel_get_master_addr_by_name(service_name))
+                found = known(await sentinel.execute_command(ASK, service_name))
             except (RedisError, LookupError) as error:
                 errors.append(f"{place_of(sentinel)}: {error}")
                 continue
-            self.sentinels[0], self.sentinels[number] = sentinel, self.sentinels[0]
+            self.sentinels = with_first(self.sentinels, sentinel)
             return found
         raise no_primary(service_name, errors)
 
 
 class PrimaryPool(SentinelConnectionPool):
-    """Connections to the primary; closes those to the sentinels, too."""
+    """Connections to the primary; closes those to the sentinels, and to a former primary."""
 
     def __init__(self, address: RedisAddress, **options: Any) -> None:  # noqa: ANN401  # redis-py's
         """`options` are redis-py's arguments of a connection."""
@@ -75,16 +77,23 @@ class PrimaryPool(SentinelConnectionPool):
         manager = _Sentinels(hosts, sentinel_kwargs=how | {"retry": Retry(NoBackoff(), 0)})
         super().__init__(address.sentinels.master_name, manager, **options)
 
-    async def aclose(self) -> None:
-        """Close all connections."""
-        await super().aclose()
-        await self.sentinel_manager.aclose()
+    async def release(self, connection: Any) -> None:  # noqa: ANN401  # redis-py's connection
+        """Take a connection back; redis-py's asyncio would use one to a former primary again."""
+        if (connection.host, connection.port) != self.master_address:
+            await connection.disconnect(nowait=True)
+        await super().release(connection)
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:  # noqa: FBT001, FBT002  # redis-py's
+        """Close all connections, or those that are not in use."""
+        await super().disconnect(inuse_connections)
+        if inuse_connections:
+            for sentinel in self.sentinel_manager.sentinels:  # redis-py before 8.1 closes none
+                await sentinel.aclose()
 
 
 def client_of(address: RedisAddress, options: dict[str, Any]) -> Redis:
     """A client that owns a pool of its own; connects on first use."""
-    own = _connection_class(address)
-    arguments = fitting(address, options) | {"connection_class": own}
+    arguments = {"connection_class": _connection_class(address)} | fitting(address, options)
     if address.sentinels is not None:
         return Redis.from_pool(PrimaryPool(address, **arguments))
     return Redis.from_pool(ConnectionPool(**arguments))

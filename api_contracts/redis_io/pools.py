@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 _SHARED = ("socket_timeout", "socket_connect_timeout", "socket_keepalive")
 #: Longest wait for a sentinel, in seconds: another one may answer meanwhile.
 SENTINEL_TIMEOUT_S = 2.0
+#: What sentinels are asked. redis-py's own function for it fails with one sentinel in 6.4.
+ASK = "SENTINEL GET-MASTER-ADDR-BY-NAME"
+
+
+class NoLongerPrimary(RedisConnectionError):
+    """A server refused to write: it may be a former primary."""
 
 
 class PrimaryConnection(SentinelManagedConnection):
@@ -35,15 +41,17 @@ class PrimaryConnection(SentinelManagedConnection):
     def read_response(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # redis-py's signature
         """redis-py's; also disconnects when a script, not only a command, is refused.
 
-        Or the last write of a script that has an answer for each.
+        Or a write of a script that has an answer for each.
         """
         try:
             answer = super().read_response(*args, **kwargs)
         except ResponseError as error:
             self._leave_if_demoted(error)
             raise
-        if isinstance(answer, list) and answer and isinstance(answer[-1], ResponseError):
-            self._leave_if_demoted(answer[-1])
+        if isinstance(answer, list):
+            for each in answer:
+                if isinstance(each, ResponseError):
+                    self._leave_if_demoted(each)
         return answer
 
     def _leave_if_demoted(self, error: ResponseError) -> None:
@@ -66,13 +74,13 @@ class _Sentinels(Sentinel):
     def discover_master(self, service_name: str) -> tuple[str, int]:
         """Host and port of the primary; raises `MasterNotFoundError` while there is none."""
         errors = []
-        for number, sentinel in enumerate(self.sentinels):
+        for sentinel in self.sentinels:
             try:
-                found = known(sentinel.sentinel_get_master_addr_by_name(service_name))
+                found = known(sentinel.execute_command(ASK, service_name))
             except (RedisError, LookupError) as error:
                 errors.append(f"{place_of(sentinel)}: {error}")
                 continue
-            self.sentinels[0], self.sentinels[number] = sentinel, self.sentinels[0]
+            self.sentinels = with_first(self.sentinels, sentinel)
             return found
         raise no_primary(service_name, errors)
 
@@ -91,7 +99,8 @@ class PrimaryPool(SentinelConnectionPool):
         """Close all connections, or those that are not in use."""
         super().disconnect(inuse_connections)
         if inuse_connections:
-            self.sentinel_manager.close()
+            for sentinel in self.sentinel_manager.sentinels:  # redis-py before 8.1 closes none
+                sentinel.close()
 
 
 def connection_class(address: RedisAddress) -> type[Any]:
@@ -108,12 +117,12 @@ def fitting(address: RedisAddress, options: dict[str, Any]) -> dict[str, Any]:
     placed = {name: each for name, each in options.items() if name not in ("host", "port")}
     if "path" in address.place:
         placed = {k: v for k, v in placed.items() if not k.startswith("socket_keepalive")}
-    return {"connection_class": connection_class(address)} | placed | address.target
+    return placed | address.target
 
 
 def pool_of(address: RedisAddress, options: dict[str, Any]) -> ConnectionPool:
     """A pool; `options` are redis-py's arguments of a connection, without the server."""
-    arguments = fitting(address, options)
+    arguments = {"connection_class": connection_class(address)} | fitting(address, options)
     if address.sentinels is not None:
         return PrimaryPool(address, **arguments)
     return ConnectionPool(**arguments)
@@ -142,6 +151,11 @@ def known(answer: Any) -> tuple[str, int]:  # noqa: ANN401  # redis-py's reply
     return host.decode(), port
 
 
+def with_first(sentinels: list[Any], first: Any) -> list[Any]:  # noqa: ANN401  # clients, sync or async
+    """A new list of the sentinels, that which answered first: others iterate over the old one."""
+    return [first, *(each for each in sentinels if each is not first)]
+
+
 def place_of(sentinel: Any) -> str:  # noqa: ANN401  # a client, sync or async
     """Host and port of a sentinel."""
     place = sentinel.connection_pool.connection_kwargs
@@ -163,4 +177,4 @@ def is_demoted(error: ResponseError) -> bool:
 
 def no_longer_primary(error: ResponseError) -> NoReturn:
     """Raise a connection error, after which callers connect again."""
-    raise RedisConnectionError(f"this Redis may be no primary any more: {error}") from error
+    raise NoLongerPrimary(f"this Redis may be no primary any more: {error}") from error

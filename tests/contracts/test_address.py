@@ -102,6 +102,8 @@ REFUSED = {
     "sentinel://:p@h:1;sentinel://:p@g:2/0?master_name=m": "one list",
     "sentinel://h:1;sentinel://g:2": "one list",
     "sentinel://h:0/0?master_name=m": "Redis URL",
+    "sentinel://u:pw@h:1,u:pw@g:2/0?master_name=m": "one user and password",
+    "sentinel://u:p@w@h:1/0?master_name=m": "@ as %40",
     "sentinel://h/x?master_name=m": "database number",
     "sentinel://h/0?master_name=m&ssl_ca_certs=x": "or sentinels://",
     "redis+sentinel://h:1,g:2/m/0": "sentinel://USER",

@@ -19,6 +19,7 @@ from api_contracts import (
     TaskStatus,
     WaitTimeout,
 )
+from api_contracts.client.follow import Following
 from tests.record.owners import ERROR, PROGRESS, RESULT, append, take, until
 
 if TYPE_CHECKING:
@@ -159,6 +160,22 @@ def test_each_end_has_its_exception(
     assert type(caught.value) is expected
     if isinstance(caught.value, GenerationFailed) and end is TaskStatus.FAILED:
         assert caught.value.error.model_dump(mode="json") == ERROR
+
+
+def test_a_short_timeout_of_the_connection_shortens_the_wait(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis is asked to block for less time than the client waits for its answer."""
+
+    def fail(_following: Following, error: Exception) -> float:
+        raise error
+
+    monkeypatch.setattr(Following, "pause_s", fail)
+    with (
+        GenerationClient(f"{redis_url}?socket_timeout=1") as client,
+        pytest.raises(TaskNotFound),
+    ):
+        client.handle("nope").result()
 
 
 def test_success_gives_the_result(client: GenerationClient, redis: Redis, ended: str) -> None:

@@ -7,13 +7,20 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from opentelemetry import trace
+from opentelemetry import context, trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from api_contracts import AsyncGenerationClient, GenerationClient, ServiceUnavailable
+from api_contracts import (
+    AsyncGenerationClient,
+    GenerationClient,
+    GenerationRequest,
+    ServiceUnavailable,
+)
+from api_contracts.client.tracing import submit_span
 from api_contracts.names import Keys
 from tests.contracts.test_submit import messages, request_in
 from tests.record.owners import record
@@ -145,6 +152,66 @@ def test_an_unsampled_submission_says_so(
     by_sync(redis_url, namespace, [{"prompt": "x", "model": namespace}], ["task"])
     (message,) = messages(redis, namespace)
     assert int(request_in(message)["traceparent"][-2:], 16) & 1 == 0
+
+
+def carry_on(requests: list[GenerationRequest]) -> list[GenerationRequest]:
+    with submit_span(requests, [f"{n}" for n in range(len(requests))]) as traced:
+        return traced
+
+
+@pytest.mark.parametrize("provider", [None, trace.NoOpTracerProvider()], ids=["none", "no-op"])
+def test_without_a_provider_nothing_is_made(
+    provider: trace.TracerProvider | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No request is copied, and no tracer is asked for, where OpenTelemetry is only imported."""
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    if provider is None:
+        monkeypatch.delattr(trace, "get_tracer")
+    request = GenerationRequest(prompt="x")
+    assert carry_on([request])[0] is request
+
+
+def test_a_parent_without_a_provider_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An application that only passes a caller's context on sends that."""
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
+    token = context.attach(TraceContextTextMapPropagator().extract({"traceparent": GIVEN}))
+    try:
+        (sent,) = carry_on([GenerationRequest(prompt="x")])
+    finally:
+        context.detach(token)
+    assert sent.traceparent == GIVEN
+
+
+def test_only_fields_of_the_contract_are_set(exported: InMemorySpanExporter) -> None:
+    """The `tracestate` of the application's span is in no request."""
+    carrier = {"traceparent": GIVEN, "tracestate": "vendor=value"}
+    token = context.attach(TraceContextTextMapPropagator().extract(carrier))
+    try:
+        (sent,) = carry_on([GenerationRequest(prompt="x")])
+    finally:
+        context.detach(token)
+    assert sent.traceparent == traceparent(exported.get_finished_spans()[0])
+    assert "tracestate" not in vars(sent)
+    assert sent == GenerationRequest.model_validate(sent.to_wire())
+
+
+def test_only_valid_spans_are_linked(
+    exported: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `traceparent` of zeros is no span, whether or not the application's SDK refuses it."""
+    zeros, linked = f"00-{'0' * 32}-{'0' * 16}-01", []
+
+    class Link(trace.Link):
+        def __init__(self, context: trace.SpanContext) -> None:
+            linked.append(context.is_valid)
+            super().__init__(context)
+
+    monkeypatch.setattr(trace, "Link", Link)
+    with trace.get_tracer("shop").start_as_current_span("checkout"):
+        carry_on([GenerationRequest(prompt="x", traceparent=each) for each in (GIVEN, zeros)])
+    span = exported.get_finished_spans()[0]
+    assert [f"{each.context.span_id:x}" for each in span.links] == ["b" * 16]
+    assert linked == [True]
 
 
 @both

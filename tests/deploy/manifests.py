@@ -36,6 +36,13 @@ def kubectl(*arguments: str) -> str:
     return done.stdout
 
 
+def yaml_of_page(first_line: str) -> str:
+    """The only block of YAML in docs/kubernetes.md that begins with a line."""
+    blocks: list[str] = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    (found,) = (each for each in blocks if each.startswith(f"{first_line}\n"))
+    return found
+
+
 @cache
 def rendered(folder: Path) -> tuple[Resource, ...]:
     """All resources of a kustomization."""
@@ -47,7 +54,7 @@ def overlay(name: str) -> tuple[Resource, ...]:
     """All resources of one of `OVERLAYS`, or of the `example` in docs/kubernetes.md."""
     if name in OVERLAYS:
         return rendered(KUBERNETES / "overlays" / name)
-    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    text = yaml_of_page("# pictures/kustomization.yaml")
     with tempfile.TemporaryDirectory() as folder:
         text = text.replace("../sag-worker", os.path.relpath(ROOT, folder))
         (Path(folder) / "kustomization.yaml").write_text(text)

@@ -33,8 +33,9 @@ def test_it_asks_the_exporter_for_the_backlog(
 ) -> None:
     """By the name that KEDA's own namespace resolves.
 
-    `backlog` is in workers, so a target of 1 gives as many as there is work for; any work at all
-    is more than 0, so a worker with a running task is never one of zero.
+    `backlog` is in worker processes and KEDA scales pods, so the target is the processes of a pod:
+    one for each of its GPUs. Any work at all is more than 0, so a worker with a running task is
+    never one of zero.
     """
     (trigger,) = spec["triggers"]
     service = the(resources, "Service", "sag-exporter")
@@ -43,7 +44,8 @@ def test_it_asks_the_exporter_for_the_backlog(
     assert (url.hostname, url.port) == (host, service["spec"]["ports"][0]["port"])
     assert (trigger["type"], url.path) == ("metrics-api", "/status")
     assert trigger["metadata"]["valueLocation"] == "backlog"
-    assert float(trigger["metadata"]["targetValue"]) == 1
+    gpus = container(resources, "sag-worker")["resources"]["limits"]["nvidia.com/gpu"]
+    assert float(trigger["metadata"]["targetValue"]) == float(gpus)
     assert float(trigger["metadata"]["activationTargetValue"]) == 0
 
 

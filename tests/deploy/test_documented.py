@@ -79,3 +79,22 @@ def test_the_documented_numbers_are_those_of_the_manifests() -> None:
     assert f"for `cooldownPeriod` ({scaling['cooldownPeriod']} s)" in PAGE
     assert f"at most `maxReplicaCount` ({scaling['maxReplicaCount']})" in PAGE
     assert f"within `pollingInterval` ({scaling['pollingInterval']} s)" in PAGE
+
+
+def test_the_network_section_names_every_address() -> None:
+    """Each setting with an address of another server; and no port of its table is allowed yet.
+
+    `SAG_S3_PUBLIC_ENDPOINT_URL` is only written into URLs.
+    """
+    section = PAGE.partition("\n## Network\n")[2].partition("\n## ")[0]
+    fields = Settings.model_fields.keys() - {"s3_public_endpoint_url"}
+    addresses = {each for each in fields if each.endswith("_url")} | {"reply_to", "webhook_hosts"}
+    named = set(re.findall(r"`((?:SAG|OTEL|HTTPS)_\w+)`", section))
+    own = {f"SAG_{each.upper()}" for each in addresses}
+    assert named == own | {"OTEL_EXPORTER_OTLP_ENDPOINT", "HTTPS_PROXY"}
+    rows = re.findall(r"^\| [^|]+ \| ([^|]*\d[^|]*) \| (?:worker|exporter)", section, re.MULTILINE)
+    documented = {int(port) for row in rows for port in re.findall(r"\b\d{2,5}\b", row)}
+    policy = the(overlay("gpu"), "NetworkPolicy", "sag-worker")["spec"]
+    allowed = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
+    assert {4318, 6380, 26379} <= documented
+    assert not documented & allowed

@@ -7,6 +7,7 @@ import re
 import pytest
 from typer.testing import CliRunner
 
+from tests.deploy.health_time import LONGEST_HEALTH_S
 from tests.deploy.manifests import (
     DEPLOYMENTS,
     ROOT,
@@ -19,8 +20,6 @@ from tests.deploy.manifests import (
 from worker.cli import main
 from worker.supervisor.supervisor import KILL_DELAY_S
 
-#: `health` without a Redis that answers, in seconds: docs/kubernetes.md.
-LONGEST_HEALTH_S = 36
 PROBES = ["startupProbe", "readinessProbe", "livenessProbe"]
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from tests.engine.attempts import small
 from tests.engine.jobs import Rounds, job
+from worker.engine.runner import Runner
+from worker.engine.stage_log import StageLog
 from worker.job_control import Control, JobStopped, Peer, Stage, Stop
 
 STEPS = 6
@@ -59,6 +61,35 @@ def test_a_stopped_job_has_the_stages_so_far(rounds: Rounds) -> None:
     assert isinstance(future.exception(timeout=0), JobStopped)
     assert [each.name for each in control.engine_stages()] == ["load", "encode", "denoise"]
     assert denoise_of(control).unet_calls == 3
+
+
+@pytest.mark.parametrize("fails", ["stopped", "in its last stage"])
+def test_stages_end_when_the_job_ends(
+    rounds: Rounds, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last stage of a job without a result has ended before whoever waits for it goes on."""
+    together, control = Rounds(model=rounds.runner.model), Control()
+    future, seen = together.submit(job(num_inference_steps=STEPS), control), []
+    future.add_done_callback(lambda _: seen.append(time.perf_counter()))
+    together.batch.step()
+    if fails == "stopped":
+        control.request(Stop.CANCELLED)
+    else:
+        monkeypatch.setattr(Runner, "finish", lambda *_: 1 / 0)
+    together.run()
+    assert future.exception(timeout=0) is not None
+    last = control.engine_stages()[-1]
+    assert last.name == ("denoise" if fails == "stopped" else "decode")
+    assert last.began_s <= last.ended_s <= seen[0]
+
+
+def test_the_first_end_of_a_job_counts() -> None:
+    """A job that is failed again, as by a round that raises, has ended before."""
+    log = StageLog(1)
+    log.end()
+    first_s = log.ended_s
+    log.end()
+    assert log.ended_s == first_s
 
 
 @pytest.mark.parametrize("rows", [64, 4])

@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from worker.config.settings import Settings
 
 WAITING = 100_000
-#: Commands whose cost does not grow with a key's size, or with its logarithm alone; and the two
-#: that grow with the number of workers.
-CONSTANT = {"llen", "lindex", "hlen", "hget", "xlen", "zcard", "zcount", "time", "zrange"}
+#: Commands whose cost does not grow with a key's size, or with its logarithm alone. Those that
+#: grow with the number of workers are `hgetall`, and `zrange` of `ns:workers`.
+CONSTANT = {
+    "evalsha", "llen", "lindex", "hlen", "hstrlen", "hget", "xlen", "zcard", "zcount", "time",
+    "zrange",
+}  # fmt: skip
 BY_WORKERS = {"hgetall"}
 READINGS = 20
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from api_contracts import GenerationClient
     from api_contracts.names import Keys
     from worker.config.settings import Settings
+
+#: A value that a producer wrote, in bytes.
+LARGE_BYTES = 64 * 2**20
 
 
 def read(settings: Settings) -> PoolStatus:
@@ -145,6 +148,55 @@ def test_a_wait_without_a_record_is_unknown(
         redis.lpush(queue_lists(namespace)[number + 2], odd)
     found = read(settings)
     assert (found.waiting, found.oldest_wait_s) == (5, None)
+
+
+@pytest.mark.parametrize("odd", ["abc", "", "nan", "inf", "-inf", "1" * 100])
+def test_an_odd_time_of_submission_hides_no_other(
+    settings: Settings, redis: Redis, keys: Keys, client: GenerationClient, namespace: str, odd: str
+) -> None:
+    """What another program wrote into a record counts as no record: the other heads are read."""
+    for task_id, priority in (("odd", 0), ("good", 5)):
+        client.submit({"prompt": "x", "model": namespace, "priority": priority}, task_id)
+    redis.hset(keys.task("odd"), "submitted_at", odd)
+    redis.hset(keys.task("good"), "submitted_at", now_s(redis) - 100)
+    assert read(settings).oldest_wait_s == pytest.approx(100, abs=5)
+    redis.rpop(queue_lists(namespace)[5])
+    assert read(settings).oldest_wait_s is None
+
+
+def test_a_large_head_is_not_sent_to_the_exporter(
+    settings: Settings, redis: Redis, keys: Keys, client: GenerationClient, namespace: str
+) -> None:
+    """Nor is a large time of submission, nor a large id of an open task; the others are read."""
+    client.submit({"prompt": "x", "model": namespace}, "good")
+    client.submit({"prompt": "x", "model": namespace, "priority": 1}, "odd")
+    redis.hset(keys.task("good"), "submitted_at", now_s(redis) - 100)
+    redis.hset(keys.task("odd"), "submitted_at", "1" * LARGE_BYTES)
+    redis.zadd(keys.open, {"x" * LARGE_BYTES: now_s(redis) - 100})
+    redis.lpush(queue_lists(namespace)[0], "x" * LARGE_BYTES)
+    reader = PoolReader(settings)
+    reader.read()  # loads the scripts
+    before: Any = redis.info("stats")
+    found = reader.read()
+    after: Any = redis.info("stats")
+    assert (found.waiting, found.open_tasks) == (3, 3)
+    assert found.oldest_wait_s == pytest.approx(100, abs=5)
+    assert found.oldest_open_s == pytest.approx(100, abs=5)
+    sent = after["total_net_output_bytes"] - before["total_net_output_bytes"]
+    assert sent < 2**20
+
+
+@pytest.mark.parametrize("score", ["-inf", "inf"])
+def test_an_infinite_time_of_an_open_task_is_left_out(
+    settings: Settings, redis: Redis, keys: Keys, score: str
+) -> None:
+    """A producer may add one to `ns:open`; the oldest of the others is the oldest."""
+    redis.zadd(keys.open, {"odd": float(score)})
+    assert read(settings).oldest_open_s == 0.0
+    redis.zadd(keys.open, {"good": now_s(redis) - 30})
+    found = read(settings)
+    assert found.oldest_open_s == pytest.approx(30, abs=5)
+    assert found.open_tasks == 2
 
 
 def test_pushes_dead_letters_and_open_tasks_are_counted(

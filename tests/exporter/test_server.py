@@ -15,19 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.exporter.conftest import entry, pool_settings
 from tests.record.box import post
 from tests.record.owners import now_s
 from worker import embedded
-from worker.exporter.pool_metrics import REUSE_S, StatusSource
-from worker.exporter.pool_status import PoolReader
 from worker.exporter.server import listen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from redis import Redis
 
@@ -130,51 +126,16 @@ def test_without_redis_there_are_no_numbers(namespace: str) -> None:
     assert secret not in text + metrics_text
 
 
-def test_numbers_end_and_return_with_redis(tmp_path: Path, namespace: str) -> None:
-    """A Redis that goes away takes the numbers along; when it is back, so are they."""
-    port = embedded.free_port()
-    settings = pool_settings(f"redis://127.0.0.1:{port}/0", namespace)
-    clock = Clock()
-    source = StatusSource(PoolReader(settings).read, clock)
-    for _ in range(2):
-        with embedded.redis_server(tmp_path, port):
-            assert source.get().waiting == 0
-        clock.now_s += REUSE_S
-        with pytest.raises(RedisConnectionError):
-            source.get()
-        clock.now_s += REUSE_S
+def test_the_status_is_json(settings: Settings, redis: Redis, keys: Keys) -> None:
+    """Whatever a producer writes: neither `Infinity` nor `NaN`, which are not JSON."""
+    redis.zadd(keys.open, {"odd": float("-inf")})
 
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
 
-class Clock:
-    """A clock that a test moves on."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def __call__(self) -> float:
-        """Seconds."""
-        return self.now_s
-
-
-def test_many_requests_are_one_reading(settings: Settings) -> None:
-    """A reading is used for a second, a failed one as well."""
-    read, clock, calls = PoolReader(settings).read, Clock(), [0]
-
-    def counted() -> Any:
-        calls[0] += 1
-        if calls[0] == 2:
-            raise RedisConnectionError("away")
-        return read()
-
-    source = StatusSource(counted, clock)
-    assert source.get() is source.get()
-    clock.now_s += REUSE_S
-    for _ in range(2):
-        with pytest.raises(RedisConnectionError):
-            source.get()
-    clock.now_s += REUSE_S
-    assert source.get().waiting == 0
-    assert calls == [3]
+    with serving(settings) as url:
+        code, text = fetch(f"{url}/status")
+    assert (code, json.loads(text, parse_constant=refuse)["open_tasks"]) == (200, 1)
 
 
 @pytest.mark.parametrize(

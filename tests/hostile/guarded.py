@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 ACL = Path(__file__).resolve().parents[2] / "deploy" / "redis" / "users.acl"
 USERS = ("operator", "worker", "producer", "watcher", "exporter")
+#: Those of replicas and sentinels.
+GROUP_USERS = ("replica", "sentinel")
 #: Debian's Redis, a later version than the one in the wheel.
 SYSTEM_REDIS = Path("/usr/bin/redis-server")
 
@@ -72,13 +74,22 @@ def introduced(acl: str) -> str:
     return re.sub(r"\+ping\b", "+ping +client|setinfo +client|maint_notifications", acl)
 
 
+def new_passwords() -> dict[str, str]:
+    """A password for each user."""
+    return {user: f"pw-{user}-{secrets.token_hex(16)}" for user in USERS + GROUP_USERS}
+
+
+def acl_file(executable: str, passwords: dict[str, str]) -> str:
+    """The ACL file for a server, with these passwords."""
+    acl = filled_in(ACL.read_text(), passwords)
+    return introduced(acl) if executable == wheel_redis() else acl
+
+
 @contextmanager
 def guarded(folder: Path, executable: str, port: int | None = None) -> Iterator[Guarded]:
     """A Redis with the ACL file and its data in `folder`."""
-    passwords = {user: f"pw-{user}-{secrets.token_hex(16)}" for user in USERS}
-    server = Guarded(port or embedded.free_port(), passwords)
-    acl = filled_in(ACL.read_text(), passwords)
-    (folder / "users.acl").write_text(introduced(acl) if executable == wheel_redis() else acl)
+    server = Guarded(port or embedded.free_port(), new_passwords())
+    (folder / "users.acl").write_text(acl_file(executable, server.passwords))
     with running(folder, executable, server):
         yield server
 

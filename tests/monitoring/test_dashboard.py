@@ -101,6 +101,15 @@ def test_panels_are_whole_and_do_not_overlap(dashboard: dict[str, Any]) -> None:
             assert all(first < second for first, second in pairwise(refs))
 
 
+def test_a_second_exporter_changes_no_panel() -> None:
+    """Two exporters give the same numbers: the larger of them is shown, never their sum."""
+    of_pool = r"sag_(?:pool|exporter)_"
+    for query in dashboard_queries():
+        around = re.findall(rf"(\w+) ?(?:by \([\w, ]+\) )?\((?={of_pool})", query.expression)
+        assert set(around) <= {"max", "min"}, query
+        assert bool(around) == bool(re.search(of_pool, query.expression)), query
+
+
 def test_grafana_finds_the_dashboard() -> None:
     """Its provisioning names the folder that the stack mounts, and the server that it runs."""
     root = DEPLOYED / "grafana" / "provisioning"

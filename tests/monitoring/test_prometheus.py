@@ -28,10 +28,13 @@ pytestmark = [
 
 #: Queries that may have no data in a healthy run, with the reason.
 MAY_BE_EMPTY = {
-    "sum by (model, priority) (sag_pool_tasks_waiting) > 0": "shows only lists with messages",
+    "max by (model, priority) (sag_pool_tasks_waiting) > 0": "shows only lists with messages",
 }
-#: Alerts that fire in the run on purpose.
-EXPECTED_ALERTS: set[str] = set()
+#: Alerts that may be pending before the first scrapes, with the reason. None may fire.
+MAY_BE_PENDING = {
+    "SagNoTarget": "no target has answered yet",
+    "SagExporterAbsent": "the exporter was not scraped yet",
+}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +66,11 @@ def monitored(
 
 
 def test_every_panel_has_data(monitored: tuple[Service, Prometheus]) -> None:
-    """While tasks wait, run, succeed, fail and are cancelled; no alert of the deployment fires."""
+    """While tasks wait, run, succeed, fail and are cancelled.
+
+    No alert of the deployment fires or is pending meanwhile: the run is shorter than most of them
+    must hold before they fire.
+    """
     worker, server = monitored
     wait_until(lambda: len(server.query("up == 1")) == 2)
     running = [worker.client.submit(ENDLESS) for _ in range(2)]
@@ -71,7 +78,7 @@ def test_every_panel_has_data(monitored: tuple[Service, Prometheus]) -> None:
         wait_for(each, "progress")
     waiting = worker.client.submit(SHORT | {"priority": 3})
     wait_until(lambda: server.query("sum(sag_pool_tasks_waiting)") == [({}, 1.0)])
-    found = server.query("sum by (model, priority) (sag_pool_tasks_waiting) > 0")
+    found = server.query("max by (model, priority) (sag_pool_tasks_waiting) > 0")
     assert found == [({"model": "default", "priority": "3"}, 1.0)]
     wait_until(lambda: server.query("max(sag_pool_tasks_running)") == [({}, 2.0)])
     assert server.query("max(sag_pool_backlog_workers)") == [({}, 1.5)]
@@ -91,8 +98,9 @@ def test_every_panel_has_data(monitored: tuple[Service, Prometheus]) -> None:
     finally:
         print([query.expression for query in empty])
     running[1].cancel()
-    alerts = server.query('ALERTS{alertstate="firing"}')
-    assert {labels["alertname"] for labels, _ in alerts} == EXPECTED_ALERTS
+    found = server.query("group by (alertname, alertstate) (max_over_time(ALERTS[1h]))")
+    alerts = {(labels["alertname"], labels["alertstate"]) for labels, _ in found}
+    assert alerts <= {(name, "pending") for name in MAY_BE_PENDING}
     assert set(MAY_BE_EMPTY) <= {query.expression for query in dashboard_queries()}
 
 

@@ -51,7 +51,7 @@ def test_the_scrape_configuration_is_valid() -> None:
 
 
 @needs_promtool
-@pytest.mark.slow  # 22 runs of promtool
+@pytest.mark.slow  # 23 runs of promtool
 @pytest.mark.parametrize("name", rules())
 def test_the_tests_of_an_alert_find_its_absence(name: str, tmp_path: Path) -> None:
     """With another condition, that never holds, its tests fail."""
@@ -95,6 +95,14 @@ def test_an_alert_tells_what_to_do(name: str) -> None:
     assert rule["annotations"].keys() == {"summary", "description"}
 
 
+def test_worker_and_exporter_are_one_image() -> None:
+    """With and without a GPU: the exporter must not build a second one."""
+    for file in ("docker-compose.yml", "docker-compose.gpu.yml"):
+        services = yaml.safe_load((ROOT / file).read_text())["services"]
+        for field in ("image", "build"):
+            assert services["exporter"][field] == services["worker"][field]
+
+
 def test_compose_serves_what_is_scraped() -> None:
     """The ports of the scrape configuration are those of the stack's worker and exporter."""
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
@@ -106,5 +114,7 @@ def test_compose_serves_what_is_scraped() -> None:
     assert services["exporter"]["command"] == ["exporter"]
     for name in ("exporter", "prometheus", "grafana"):
         assert services[name]["profiles"] == ["monitoring"]
+        own_port = services[name]["ports"][0].rpartition(":")[2]
+        assert f"http://127.0.0.1:{own_port}/" in services[name]["healthcheck"]["test"][-1]
     shared = set(services["exporter"]["environment"])
     assert shared <= {f"SAG_{name.upper()}" for name in Settings.model_fields}

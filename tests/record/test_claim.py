@@ -52,6 +52,26 @@ def test_a_waiting_task_is_claimed_to_run(
     assert (event["worker"], event["device"]) == ("first", "cpu")
 
 
+@pytest.mark.parametrize("odd", ["abc", "", "nan", "inf", "-inf"])
+def test_an_odd_time_of_submission_is_an_unreadable_record(
+    records: TaskRecord, redis: Redis, keys: Keys, task_id: str, odd: str
+) -> None:
+    """A time that no worker wrote: ValueError, by which its message is dropped."""
+    redis.hset(keys.task(task_id), "submitted_at", odd)
+    with pytest.raises(ValueError, match=r"submitted_at|float"):
+        take(records, task_id)
+
+
+@pytest.mark.parametrize("odd", ["-1e308", "-5", "1e308", "4e9"])
+def test_a_wait_is_never_negative_or_endless(
+    records: TaskRecord, redis: Redis, keys: Keys, task_id: str, odd: str
+) -> None:
+    """A finite time that no worker wrote: the wait is between 0 and the time since 1970."""
+    redis.hset(keys.task(task_id), "submitted_at", odd)
+    claim = take(records, task_id)
+    assert claim.queued_s == (claim.claimed_at_s if float(odd) < 0 else 0.0)
+
+
 def test_a_message_without_a_record_makes_one(
     records: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
@@ -112,7 +132,7 @@ def test_a_claim_says_since_when_the_task_has_waited(
 ) -> None:
     """The first claim has waited since the submission, also after a resend; others since a requeue.
 
-    A message without a record has not waited.
+    Or since a resend after the requeue. A message without a record has not waited.
     """
     redis.zadd(keys.open, {task_id: now_s(redis)})  # as a reconciler that sent it again
     first = take(records, task_id)
@@ -121,6 +141,10 @@ def test_a_claim_says_since_when_the_task_has_waited(
     second = take(other, task_id)
     assert first.claimed_at_s < second.since_s < second.claimed_at_s
     assert (second.attempt, second.lost_owner) == (1, "")
+    assert records.requeue(second, {"reason": "drained"}, counts=False) is WriteAnswer.WRITTEN
+    resent_s = now_s(redis) - 1000
+    redis.zadd(keys.open, {task_id: resent_s})
+    assert take(records, task_id).since_s == pytest.approx(resent_s)
     raw = take(records, "raw")
     assert raw.since_s == raw.claimed_at_s
 

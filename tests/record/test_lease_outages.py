@@ -26,7 +26,7 @@ from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 from worker.job_control import Stop
 from worker.record.claim import Held
 from worker.recovery.active_tasks import ActiveTasks
-from worker.recovery.lease import Lease
+from worker.recovery.lease import MISSED_PINGS, Lease
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +69,35 @@ def test_a_process_without_tasks_notices_an_outage_too(
         lease.start()
         until(lambda: is_subscribed(records, keys) and lease.is_well)
     until(lambda: not lease.is_well)
+    lease.close()
+
+
+class LostPubSub:
+    """A subscription whose server is gone without a word: pings are sent, none is answered."""
+
+    health_check_response_counter = 0
+    is_closed = False
+
+    def get_message(self, timeout: float) -> None:  # noqa: ARG002  # redis-py's signature
+        """Send a ping; nothing comes."""
+        self.health_check_response_counter += 1
+
+    def close(self) -> None:
+        """Note it."""
+        self.is_closed = True
+
+
+def test_a_lost_subscription_is_replaced(redis: Redis, keys: Keys) -> None:
+    """A wait ends when its pings are not answered, and the next one subscribes again."""
+    lease = Lease(redis, keys, ActiveTasks(), HeldMessages(redis), list, 60.0, owner="host:w:1")
+    lease._idle_period_s = 10.0
+    lease._pubsub = lost = LostPubSub()
+    lease._wait()
+    assert lost.is_closed
+    assert lost.health_check_response_counter == MISSED_PINGS
+    lease._idle_period_s = 0.0
+    lease._wait()
+    assert is_subscribed(redis, keys)
     lease.close()
 
 

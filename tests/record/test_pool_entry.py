@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import SecretStr
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from api_contracts.names import ready_key
 from worker.broker.held_messages import HeldMessages
 from worker.config.settings import Settings
+from worker.recovery import release
 from worker.recovery.active_tasks import ActiveTasks
 from worker.recovery.lease import Lease
 from worker.recovery.pool_entry import REWRITE_PERIOD_S, WorkerState, stale_after_s
 from worker.recovery.release import release_owner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from redis import Redis
 
@@ -134,6 +137,56 @@ def test_the_entry_of_a_dead_process_goes_with_its_messages(
     settings = Settings(broker_url=SecretStr(redis_url), namespace=keys.namespace)
     release_owner(settings, OWNER)
     assert redis.hkeys(keys.pool) == redis.zrange(keys.workers, 0, -1) == [b"host:w:2"]
+
+
+class Unready(HeldMessages):
+    """Messages of a broker that takes no process from the ready ones while the test says so."""
+
+    fails = True
+
+    def retire(self, owner: str, queues: Iterable[str]) -> None:
+        """Raise, or retire."""
+        if self.fails:
+            raise RedisConnectionError("the broker is away")
+        super().retire(owner, queues)
+
+
+def test_the_entry_goes_while_the_broker_is_away(redis: Redis, keys: Keys) -> None:
+    """The broker may be another server; nobody looks for an entry whose process is not listed."""
+    redis.zadd(keys.workers, {OWNER: 4e9})
+    redis.hset(keys.pool, OWNER, "{}")
+    Lease(redis, keys, ActiveTasks(), Unready(redis), list, 60.0, owner=OWNER)._leave()
+    assert redis.hkeys(keys.pool) == redis.zrange(keys.workers, 0, -1) == []
+
+
+def test_predecessors_stay_listed_until_they_are_retired(redis: Redis, keys: Keys) -> None:
+    """A later round finds them again; then nothing of them is left."""
+    redis.zadd(keys.workers, {"gone:w:1": 1.0})
+    redis.hset(keys.pool, "gone:w:1", "{}")
+    redis.zadd(ready_key("q"), {"gone:w:1": 1.0})
+    lease = Lease(
+        redis, keys, ActiveTasks(), messages := Unready(redis), list, 60.0,
+        owner=OWNER, queues=["q"],
+    )  # fmt: skip
+    with pytest.raises(RedisConnectionError):
+        lease.clear_predecessors()
+    messages.fails = False
+    lease.clear_predecessors()
+    assert redis.hkeys(keys.pool) == redis.zrange(keys.workers, 0, -1) == []
+    assert redis.zrange(ready_key("q"), 0, -1) == []
+
+
+def test_a_dead_process_is_removed_while_the_broker_fails(
+    redis: Redis, redis_url: str, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error is raised, so that the supervisor tries again; the pool is right already."""
+    redis.zadd(keys.workers, {OWNER: 4e9})
+    redis.hset(keys.pool, OWNER, "{}")
+    monkeypatch.setattr(release, "HeldMessages", Unready)
+    settings = Settings(broker_url=SecretStr(redis_url), namespace=keys.namespace)
+    with pytest.raises(RedisConnectionError):
+        release_owner(settings, OWNER)
+    assert redis.hkeys(keys.pool) == redis.zrange(keys.workers, 0, -1) == []
 
 
 @pytest.mark.parametrize(

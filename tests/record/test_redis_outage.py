@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from api_contracts import GenerationClient
+from api_contracts.names import queue_lists
 from api_contracts.redis_io.connection import connect
 from tests.record.box import ids_waiting, lapse_all, post, taken
-from tests.record.owners import until
+from tests.record.owners import now_s, until
 from tests.record.reconcilers import Sent, reconciler
 from worker import embedded
 from worker.recovery.redis_outage import PrimaryWatch
@@ -94,6 +96,22 @@ def test_a_failover_takes_no_message_from_a_living_worker(tmp_path: Path, keys: 
 
         until(requeued)
         assert time.monotonic() - began_s > UNAVAILABLE_GRACE_S - 1
+
+
+def test_another_primary_has_all_tasks_read_again(redis: Redis, redis_url: str, keys: Keys) -> None:
+    """Its clock may be behind the former one's, by which the last task was read."""
+    made = reconciler(redis, keys, Sent())
+    until(lambda: uptime_s(redis) >= UNAVAILABLE_GRACE_S)
+    made.run_once()
+    made._touched._since = now_s(redis) + 3600
+    request = {"prompt": "x", "model": keys.namespace, "deadline_s": 0.001}
+    with GenerationClient(redis_url, keys.namespace) as client:
+        client.submit(request, "late")
+    made._servers[0]._seen = "the former primary's"
+    made.run_once()
+    made.run_once()
+    assert redis.hget(keys.task("late"), "status") == b"expired"
+    redis.delete(*queue_lists(keys.namespace))
 
 
 @pytest.mark.parametrize("odd", ["text", "a list"])

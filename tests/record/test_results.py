@@ -10,15 +10,24 @@ from celery import Celery
 from redis.exceptions import ResponseError
 
 from api_contracts.redis_io.address import RedisAddress
+from api_contracts.redis_io.connection import connect
+from worker import embedded
 from worker.broker.celery_overrides import Backend
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from redis import Redis
 
 
 @pytest.fixture
 def backend(redis_url: str) -> Backend:
     """The worker's result backend."""
+    return backend_of(redis_url)
+
+
+def backend_of(redis_url: str) -> Backend:
+    """The result backend of a worker with this Redis."""
     address = RedisAddress.parse(redis_url)
     app = Celery(
         "judge",
@@ -100,6 +109,16 @@ def test_a_state_that_cannot_be_written_is_logged_and_stops_no_other(
     assert f"task {odd}: Celery's state not written: WRONGTYPE" in logged
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         backend._set_with_state(backend.get_key_for_task(odd), "{}", "PROGRESS")
+
+
+def test_states_that_redis_can_not_take_now_raise(tmp_path: Path, namespace: str) -> None:
+    """Together as alone: what is wrong is not one state."""
+    with embedded.redis_server(tmp_path) as url, connect(url) as redis:
+        backend = backend_of(url)
+        redis.config_set("maxmemory", 1)
+        with pytest.raises(ResponseError, match="OOM"):
+            backend.store_running({namespace: ({"step": 1}, "PROGRESS")})
+        backend.client.close()
 
 
 def test_a_written_state_is_announced(backend: Backend, namespace: str, redis: Redis) -> None:

@@ -15,6 +15,7 @@ from api_contracts.errors import ErrorCode
 from api_contracts.result import Timings
 from tests.record.busy_executor import WAIT_S, Busy
 from worker import metrics
+from worker.execution.outcome import TaskFailed
 from worker.job_control import Step
 from worker.redis_retry import retry_redis
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from prometheus_client import Histogram
+    from redis import Redis
 
+    from api_contracts.names import Keys
     from worker.record.task_record import TaskRecord
 
 
@@ -67,6 +70,27 @@ def test_waits_are_measured_from_the_submission_and_in_the_first_attempt(
     assert queued_s <= total_s - first_step[1] < queued_s + WAIT_S
 
 
+def test_a_submission_in_the_future_is_no_wait(busy: Busy, redis: Redis, keys: Keys) -> None:
+    """Redis's clock was set back, or a producer wrote it: 0, never less."""
+    redis.hset(keys.task("first"), mapping={"status": "queued", "submitted_at": "4e9"})
+    number, sum_s = count_and_sum(metrics.QUEUE_WAIT_S)
+    busy.first = busy.deliver("first")
+    assert busy.building.wait(WAIT_S)
+    assert count_and_sum(metrics.QUEUE_WAIT_S) == (number + 1, sum_s)
+
+
+@pytest.mark.parametrize("odd", ["nan", "-inf"])
+def test_an_odd_time_of_submission_spoils_no_sum(
+    busy: Busy, redis: Redis, keys: Keys, odd: str
+) -> None:
+    """Nothing is observed of a record that can't be read; one nan would stay in the sum."""
+    redis.hset(keys.task("odd"), mapping={"status": "queued", "submitted_at": odd})
+    before = count_and_sum(metrics.QUEUE_WAIT_S)
+    with pytest.raises(ValueError, match="submitted_at"):
+        busy.deliver("odd").result(WAIT_S)
+    assert count_and_sum(metrics.QUEUE_WAIT_S) == before
+
+
 def test_a_later_attempt_has_no_wait(busy: Busy) -> None:
     """Its time from the submission has the earlier attempts in it."""
     busy.first = busy.deliver("first")
@@ -91,16 +115,86 @@ def test_a_success_is_measured_by_stage() -> None:
     assert count_and_sum(metrics.TASK_S) == (whole[0] + 1, whole[1] + 18.0)
 
 
-def test_failures_are_counted_by_code(busy: Busy) -> None:
-    """Once, when the task ends; an attempt that is requeued is no failure."""
+def test_failures_are_counted_by_code(busy: Busy, redis: Redis, keys: Keys) -> None:
+    """Once, when the task ends, as is its dead letter; an attempt that is requeued is neither."""
     failures = metrics.FAILURES.labels("model_load_failed")._value
-    before = failures.get()
+    before, letters = failures.get(), metrics.DEAD_LETTERS._value.get()
     busy.first = busy.deliver("first")
     busy.go_on.set()
     busy.first.result(WAIT_S)
     assert failures.get() == before
+    assert metrics.DEAD_LETTERS._value.get() == letters
     busy.deliver("first").result(WAIT_S)
     assert failures.get() == before + 1
+    assert metrics.DEAD_LETTERS._value.get() == letters + redis.xlen(keys.dead) == letters + 1
+
+
+def test_a_refused_task_is_no_dead_letter(busy: Busy, redis: Redis, keys: Keys) -> None:
+    """It fails by its caller's fault."""
+    letters = metrics.DEAD_LETTERS._value.get()
+    busy.first = busy.deliver("first", model="unknown")
+    assert isinstance(busy.first.result(WAIT_S), TaskFailed)
+    assert metrics.DEAD_LETTERS._value.get() == letters
+    assert redis.xlen(keys.dead) == 0
+
+
+PROCESSES = """
+import os, sys, tempfile, threading
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder = tempfile.mkdtemp()
+from prometheus_client import CollectorRegistry
+from worker import metrics
+registry = CollectorRegistry()
+metrics._Files(registry)
+exits, seen, files = int(sys.argv[1]), [], set()
+def value(name, **labels):
+    return registry.get_sample_value(name, labels)
+def run():
+    metrics.S3_RETRIES.inc(2)
+    metrics.FAILURES.labels("internal").inc()
+    metrics.TASK_S.observe(3.0)
+    metrics.WELL.set(1)
+    os._exit(0)
+def fork():
+    pid = os.fork()
+    if pid == 0:
+        run()
+    os.waitpid(pid, 0)
+    return pid
+for _ in range(exits - 1):
+    metrics.remove_process(fork())
+    files.add(len(os.listdir(folder)))
+assert len(files) == 1, files
+add = metrics._add_to
+def add_during_a_scrape(*paths):
+    add(*paths)  # the counts are in both files now
+    scrape.start()
+    scrape.join(0.5)
+    metrics._add_to = add
+scrape = threading.Thread(target=lambda: seen.append(value("sag_s3_retries_total")))
+metrics._add_to = add_during_a_scrape
+metrics.remove_process(fork())
+scrape.join()
+assert seen == [2 * exits], seen
+assert value("sag_s3_retries_total") == 2 * exits
+assert value("sag_task_failures_total", code="internal") == exits
+assert value("sag_task_seconds_sum") == 3.0 * exits
+assert value("sag_task_seconds_count") == exits
+assert value("sag_task_seconds_bucket", le="2.5") == 0
+assert value("sag_task_seconds_bucket", le="5.0") == exits
+assert value("sag_workers_well") == 0
+print("done")
+"""
+
+
+def test_processes_that_exited_cost_nothing_and_are_counted() -> None:
+    """The number of files is the same after any number of exits, and no count is lost or doubled.
+
+    Not in a scrape that comes while the counts of an exited process are added, either.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", PROCESSES, "40"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
 def test_every_series_begins_at_zero() -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from worker import metrics
 from worker.supervisor.child_process import ChildProcess
 from worker.supervisor.process_manager import ProcessManager, describe_exit, restart_pause_s
 
@@ -120,10 +121,15 @@ def test_pauses_grow_for_each_slot_by_itself() -> None:
 
 @pytest.mark.parametrize("error", [ConnectionRefusedError("no server"), EOFError("it died")])
 def test_a_start_that_fails_is_retried(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    """A fork server that dies during a start costs a pause and does not end the supervisor."""
-    bench = Bench("a", "b")
+    """A fork server that dies during a start costs a pause and does not end the supervisor.
+
+    It counts as a restart: one GPU of several that never starts must be seen.
+    """
+    bench, restarts = Bench("a", "b"), metrics.RESTARTS.labels("a")._value
+    before = restarts.get()
     bench.error = error
     bench.manager.step(0.0)
+    assert restarts.get() == before + 1
     assert "worker a could not be started" in caplog.text
     bench.error = None
     bench.manager.step(0.09)
@@ -131,6 +137,7 @@ def test_a_start_that_fails_is_retried(error: Exception, caplog: pytest.LogCaptu
     bench.manager.step(0.1)
     assert bench.owners == ["a:0", "b:1"]
     assert bench.exited == []
+    assert restarts.get() == before + 1
 
 
 def test_refused_settings_stop_all() -> None:

@@ -1,7 +1,8 @@
-"""An OTLP receiver."""
+"""An OTLP receiver, and what executors with an engine need."""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,6 +19,12 @@ def receiver() -> Iterator[Collector]:
     """An OTLP receiver of the module's own."""
     with collector() as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def engine_is_imported() -> None:
+    """What the engine's thread imports takes seconds, and belongs to no test."""
+    importlib.import_module("worker.engine.runner")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,6 +31,8 @@ from worker.execution.outcome import (
 from worker.execution.resolved_request import Delivery, ResolvedRequest
 from worker.record.push_queue import Due
 from worker.recovery.active_tasks import ActiveTask
+from worker.tracing.task_context import TaskContext
+from worker.tracing.traces import Traces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +49,11 @@ IMAGE = {
 MADE = GenerationResult.model_validate(RESULT | {"images": [IMAGE]})
 NO_MEMORY = TaskError(code=ErrorCode.OUT_OF_MEMORY, message="geheim", retryable=True)
 HEADER = f"00-{'a' * 32}-{'b' * 16}-01"
+#: Receivers of pushes, and what a span says of them.
+PLACES: dict[PushKind, tuple[str, dict[str, Any]]] = {
+    PushKind.WEBHOOK: ("[::1]:8080", {"server.address": "::1", "server.port": 8080}),
+    PushKind.REPLY_TO: ("shop", {"messaging.destination.name": "shop"}),
+}
 FIELD = f"00-{'c' * 32}-{'d' * 16}-01"
 
 
@@ -83,7 +89,7 @@ def test_the_code_of_an_outcome(outcome: Outcome, error: str | None) -> None:
     task.control.engine_stages = lambda: [stage("encode")]
     with task.control.stage("upload"):
         pass
-    attempt_span.end(task, outcome)
+    attempt_span.end(Traces(), task, outcome)
     stages, attributes, code = span.ended
     assert [each.name for each in stages] == ["encode", "upload"]
     assert attributes["sag.outcome"] == outcome.label
@@ -91,7 +97,7 @@ def test_the_code_of_an_outcome(outcome: Outcome, error: str | None) -> None:
     assert "geheim" not in str(span.ended)
     if isinstance(outcome, TaskSucceeded):
         assert (attributes["sag.images"], attributes["sag.width_px"]) == (1, 64)
-    attempt_span.end(task, outcome)  # as a slot's thread does after a stall was reported
+    attempt_span.end(Traces(), task, outcome)  # as a slot's thread does after a stall was reported
 
 
 def test_a_stage_that_fails_has_a_span() -> None:
@@ -106,19 +112,13 @@ def test_a_superseded_attempt_is_written_by_its_successor_alone() -> None:
     """A worker that was frozen, and whose task another one has claimed, writes no second span."""
     task, span = ActiveTask("t"), StubSpan()
     task.span = cast("Any", span)
-    attempt_span.end(task, TaskDropped("another worker has claimed it"))
+    attempt_span.end(Traces(), task, TaskDropped("another worker has claimed it"))
     assert span.ended is None
-
-
-@pytest.fixture(scope="module")
-def _imports() -> None:
-    """What the engine's thread imports takes seconds, and belongs to no test."""
-    importlib.import_module("worker.engine.runner")
 
 
 @pytest.fixture
 def busy(
-    _imports: None, redis: Redis, keys: Keys, namespace: str, receiver: Collector,
+    engine_is_imported: None, redis: Redis, keys: Keys, namespace: str, receiver: Collector,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Busy]:  # fmt: skip
     """An executor that exports spans, and whose engine is loading."""
@@ -231,12 +231,16 @@ def test_a_push_links_the_attempt_that_ended_the_task(
     task_id = f"push-{kind.value}-{code}"
     push = Push.model_validate({"state": "waiting", "tries": 2})
     due = Due(task_id, kind, push, "", 1, b"", FIELD, 5.0, fence=3)
+    to, place = PLACES[kind]
     with exporting(monkeypatch, receiver.url) as traces:
-        traces.push(due, "shop", stage("x").began_s, error)
+        now_s = stage("x").ended_s  # the span is written later than the try has ended
+        traces.push(due, to, (now_s - 10, now_s - 9), error)
     (span,) = receiver.of(task_id)
     assert (span.trace_id, span.parent_id) == ("c" * 32, "d" * 16)
-    place = "messaging.destination.name" if kind is PushKind.REPLY_TO else "server.address"
-    assert (span.attributes[place], span.attributes["sag.push.try"]) == ("shop", 3)
+    assert span.attributes == place | {
+        "messaging.message.id": task_id, "sag.push.kind": kind.value, "sag.push.try": 3,
+    } | ({"error.type": code} if code else {})  # fmt: skip
+    assert span.ended_ns - span.began_ns == pytest.approx(1e9, rel=0.01)
     assert span.status == ((FAILED, code) if code else (0, ""))
-    assert len(span.links) == 1
+    assert span.linked == {f"{TaskContext.of(task_id, FIELD, 5.0).attempt_id(3):016x}"}
     assert not [each for each in receiver.bodies if b"geheim" in each]

@@ -13,7 +13,7 @@ import pytest
 from tests.traces.attempts import QUEUE, claim, exporting, stage
 from tests.traces.collector import collector
 from worker.embedded import free_port
-from worker.tracing import provider, traces
+from worker.tracing import provider, report_limit, traces
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,7 @@ def away(how: str) -> Iterator[str]:
 def test_a_collector_that_is_away_costs_nothing(
     how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Attempts do not wait for it, `close` waits 2 s at most, and the log has two lines of it.
+    """Attempts do not wait for it, `close` waits 2 s at most, and the log has few lines of it.
 
     One try of the exporter takes 10 s, so 200 attempts that waited for one would take longer.
     """
@@ -60,20 +60,20 @@ def test_a_collector_that_is_away_costs_nothing(
     # Of the SDK's own records caplog has those that reach no log, too.
     own = [each for each in caplog.records if each.name.startswith("worker")]
     warnings = [each.getMessage() for each in own if each.levelno > logging.INFO]
-    assert 1 <= len(warnings) <= 2, warnings
+    assert 1 <= len(warnings) <= 4, warnings  # full, no answer, given up; and that of `close`
     assert not logging.getLogger("opentelemetry").propagate
 
 
 def test_reports_are_logged_once_in_a_while(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of many reports one is logged a minute, which says how many were left out."""
+    """Of many of one kind one is logged a minute, which says how many were left out."""
     digest = provider.ReportDigest()
     report = logging.LogRecord("opentelemetry.x", logging.ERROR, "", 1, "refused", None, None)
     for _ in range(1000):
         digest.handle(report)
     assert [each.getMessage() for each in caplog.records] == ["traces: refused"]
-    monkeypatch.setattr(provider, "REPORT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(report_limit, "REPORT_INTERVAL_S", 0.0)
     digest.handle(report)
     assert caplog.records[-1].getMessage() == "traces: refused (999 reports were left out)"
 

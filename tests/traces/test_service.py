@@ -115,7 +115,8 @@ def test_a_task_is_one_trace_from_the_callers_span_to_the_push(
     denoise_s = (stages[1].ended_ns - stages[1].began_ns) / 1e9
     assert denoise_s == pytest.approx(result.timings.denoise_s, abs=0.001)
     assert push.linked == {attempt.span_id}
-    assert push.attributes["server.address"] == f"127.0.0.1:{hook.port}"
+    assert push.attributes["server.address"] == "127.0.0.1"
+    assert push.attributes["server.port"] == hook.port
     assert attempt.attributes["sag.outcome"] == "succeeded"
     assert attempt.attributes["sag.images"] == 1
     assert not [each for each in receiver.bodies if b"secret" in each]
@@ -216,7 +217,7 @@ def test_a_worker_whose_collector_is_away_works_and_stops(
     start_service: Callable[..., AbstractContextManager[Service]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Tasks succeed, the log has a line or two of it, and the worker stops within its bound."""
+    """Tasks succeed, the log has few lines of it, and the worker stops within its bound."""
     others = variables(f"http://127.0.0.1:{free_port()}")
     command = [sys.executable, "-m", "worker", "work", "--name", "away"]
     with embedded.redis_server(tmp_path_factory.mktemp("redis")) as url:
@@ -230,7 +231,7 @@ def test_a_worker_whose_collector_is_away_works_and_stops(
         log = service.log.read_text()
     lines = [line for line in log.splitlines() if "worker.tracing" in line]
     assert [line for line in lines if "traces are exported" in line] == lines[:1]
-    assert 2 <= len(lines) <= 3, lines
+    assert 2 <= len(lines) <= 5, lines
     assert log.count("Connection refused") == 1
     assert "Traceback" not in log
 

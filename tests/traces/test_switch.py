@@ -62,7 +62,13 @@ def test_what_is_not_served_is_named(environment: dict[str, str], named: str) ->
     ("environment", "said"),
     [
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "no traces: OTEL_TRACES_EXPORTER=zipkin"),
-        (ENDPOINT | {"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "0"}, "no traces: "),
+        (
+            ENDPOINT | {"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "0"},
+            "batch_size must be a positive integer. (of OTEL_BSP_MAX_EXPORT_BATCH_SIZE)",
+        ),
+        (ENDPOINT | {"OTEL_BSP_MAX_QUEUE_SIZE": "9"}, " (of OTEL_BSP_MAX_QUEUE_SIZE)"),
+        (ENDPOINT | {"OTEL_BSP_SCHEDULE_DELAY": "0"}, " (of OTEL_BSP_SCHEDULE_DELAY)"),
+        (ENDPOINT | {"OTEL_SPAN_LINK_COUNT_LIMIT": "-1"}, "OTEL_SPAN_LINK_COUNT_LIMIT must be"),
     ],
 )
 def test_wrong_variables_stop_no_worker(
@@ -79,6 +85,13 @@ def test_wrong_variables_stop_no_worker(
     traces.close()
     assert [each.levelno for each in caplog.records] == [logging.WARNING]
     assert said in caplog.text
+
+
+def test_an_error_that_names_nothing_is_given_all_variables_that_are_set() -> None:
+    """Then one of them is meant; what they hold, perhaps a password, is not said."""
+    environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://u:geheim@x", "OTEL_B": "1", "PATH": "/"}
+    said = switch.named(ValueError("no port in http://u:geheim@x:y"), environment)
+    assert said == "no port in http://x:y (of OTEL_B, OTEL_EXPORTER_OTLP_ENDPOINT)"
 
 
 def test_a_worker_without_the_extra_says_what_to_install(

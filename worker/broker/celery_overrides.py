@@ -18,6 +18,7 @@ from celery.worker import state as worker_state
 from celery.worker.consumer import Consumer
 
 from api_contracts.redis_io import pools
+from api_contracts.redis_io.connection import is_unavailable
 from api_contracts.redis_io.scripts import load
 from worker import metrics
 from worker.broker.held_messages import REQUEUE_PAUSE_S
@@ -147,7 +148,13 @@ class Backend(RedisBackend):
         return load(self.client, "worker.broker", "set_state")
 
     def _set_unless_final(self, metas: Mapping[Any, Any]) -> Sequence[int | Exception]:
-        """Write encoded metas by key; gives 1, 0 where a final state stands, or the error."""
+        """Write encoded metas by key; gives 1, 0 where a final state stands, or the error.
+
+        Raises the error where Redis is unavailable.
+        """
         given = {"results": metas.keys(), "metas": metas.values(), "expires_s": self.expires or 0}
         answers: Sequence[int | Exception] = self.ensure(lambda: self._set_state(**given), ())
+        for answer in answers:
+            if isinstance(answer, Exception) and is_unavailable(answer):
+                raise answer
         return answers

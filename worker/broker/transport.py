@@ -1,8 +1,7 @@
 """kombu's Redis transport, changed where it would lose a message or let one stop the worker.
 
 Moves messages between Redis's lists and kombu; `validate_message` checks their content. Every
-function of kombu that is replaced or relied on is listed in `tests/record/upstream.py`, as a
-checklist for upgrades of kombu.
+function of kombu that is replaced or relied on is listed in `tests/record/upstream.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import logging
 import time
 from contextlib import contextmanager, suppress
 from queue import Empty
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakKeyDictionary
 
 from kombu.transport import redis as kombu_redis
@@ -175,6 +174,8 @@ class Channel(transport.Channel):
             self.intake.lost()
             self.client.script_load(TAKE.source)
             raise Empty from None
+        except pools.NoLongerPrimary as error:
+            self._refused(error)  # disconnected; the next call asks the sentinels
         except self.connection_errors:
             self.intake.lost()
             connection.disconnect()  # the next call reconnects
@@ -185,9 +186,7 @@ class Channel(transport.Channel):
                 raise Empty from error
             if not is_unavailable(error):
                 raise
-            logger.warning("no message taken: Redis refuses: %s", error)
-            self.intake.refused()
-            raise Empty from error
+            self._refused(error)
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
@@ -196,6 +195,11 @@ class Channel(transport.Channel):
         self.connection.iterate_in(self.intake.pause_s)
         self._pass_on(taken)
         return True
+
+    def _refused(self, error: RedisError) -> NoReturn:
+        logger.warning("no message taken: Redis refuses: %s", error)
+        self.intake.refused()
+        raise Empty from error
 
     def wake_for_more(self) -> None:
         """Ask again when this worker waits for urgent messages only, and may now take others.

@@ -48,6 +48,7 @@ def run(
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
     from worker import devices, metrics  # noqa: PLC0415  # see above
+    from worker.engine.loading.compiler import require_compiler  # noqa: PLC0415  # only for this command
     from worker.supervisor import supervisor  # noqa: PLC0415  # see above
 
     if gpu and device not in (None, "auto"):
@@ -56,6 +57,9 @@ def run(
     try:
         devices.use_pci_order("auto" if gpu else chosen)
         environments = supervisor.worker_environments(chosen, gpu or [], workers)
+        if settings.compile:
+            for each in environments.values():
+                require_compiler(each["SAG_DEVICE"])
         if settings.metrics_port is not None:
             metrics.serve(settings.metrics_port)
     except (ValueError, RuntimeError) as error:

@@ -93,7 +93,8 @@ class Settings(BaseSettings):
     )
     compile: bool = Field(
         default=False,
-        description="Compile the UNet: minutes at the first task, then faster steps.",
+        description="Compile the UNet: minutes at the first task, then faster steps. Needs g++ on "
+        "the CPU, a C compiler on a GPU.",
     )
     slots: int = Field(
         default=16,

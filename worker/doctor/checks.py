@@ -13,6 +13,7 @@ from worker.doctor import servers
 from worker.doctor.finding import Finding, missing_extra
 from worker.doctor.hub import check_hub
 from worker.engine.loading import model_files
+from worker.engine.loading.compiler import FIX, missing_compiler
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,6 +47,8 @@ def run_checks(settings: Settings) -> Iterator[Finding]:
         yield Finding("device", ok=False, found=str(error), fix=fix)
     else:
         yield _check_device(settings, gpus)
+        if settings.compile:
+            yield _check_compiler(devices.resolve(settings.device, gpus))
     yield from check_models(settings, gpus)
 
 
@@ -62,6 +65,11 @@ def _check_device(settings: Settings, gpus: Sequence[devices.Gpu]) -> Finding:
     fix = "install a torch that is built for CUDA, and a driver that is new enough for it"
     ok = torch.cuda.is_available()
     return Finding("device", ok=ok, found=f"{device}: {listed}; torch {torch.__version__}", fix=fix)
+
+
+def _check_compiler(device: str) -> Finding:
+    missing = missing_compiler(device)
+    return Finding("compiler", ok=missing is None, found=missing or "found", fix=FIX)
 
 
 def check_models(settings: Settings, gpus: Sequence[devices.Gpu] = ()) -> Iterator[Finding]:

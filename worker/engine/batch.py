@@ -256,6 +256,7 @@ def _finish(runner: Runner, running: RunningJob, decoded: Sequence[torch.Tensor 
         except BaseException as raised:  # noqa: BLE001  # without its future the job never ends
             error = raised
     if error is not None:
+        running.log.end()
         running.future.set_exception(device_errors.job_error(error))
 
 
@@ -271,5 +272,6 @@ def _finish_stopped(
 
 def _set_exception(running: RunningJob, error: BaseException) -> None:
     error = device_errors.job_error(error)
+    running.log.end()
     with suppress(InvalidStateError):  # the future was cancelled
         running.future.set_exception(error)

@@ -118,7 +118,7 @@ class RunningJob:
 
     def result(self, images: list[GeneratedImage], versions: dict[str, str]) -> JobResult:
         """The result, once the images are on the host."""
-        self.log.ended_s = time.perf_counter()
+        self.log.end()
         name = self.images[0].sampler.name
         return JobResult(
             tuple(images),

@@ -19,7 +19,7 @@ class StageLog:
     """Of one job. Times are seconds of `time.perf_counter`, 0 until then.
 
     Refers to no job, so that whoever reads it keeps no image. The engine's thread writes it, but
-    for `ended_s`, which the side thread writes.
+    for `ended_s`, which the side thread may write.
     """
 
     #: `RunningJob.number`.
@@ -44,6 +44,10 @@ class StageLog:
         jobs_in_calls = sum(run.count * len(run.jobs) for run in self.calls)
         return round(jobs_in_calls / max(1, self.unet_calls), 2)
 
+    def end(self) -> None:
+        """Note when the job ended; only the first call counts."""
+        self.ended_s = self.ended_s or time.perf_counter()
+
     def timing(self) -> Timing:
         """The seconds in each phase, of a job that has ended."""
         return Timing(
@@ -55,7 +59,7 @@ class StageLog:
         )
 
     def stages(self) -> list[Stage]:
-        """The stages so far, from any thread; of a job that has not succeeded the last ends now."""
+        """The stages so far, from any thread; until the job has ended the last one ends now."""
         begins_s = {
             "load": self.load_s and self.admitted_s - self.load_s,
             "encode": self.admitted_s,

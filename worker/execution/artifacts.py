@@ -54,19 +54,18 @@ class Artifacts:
             self._store_one(resolved, output, number, image, is_current)
             for number, image in enumerate(output.images)
         ]
-        queued_s = claim.claimed_at_s - claim.submitted_at_s
         ended_s = time.monotonic()
         result = GenerationResult(
             images=images,
             manifest_key=self._storage.key(claim.task_id, "manifest.json"),
             timings=Timings(
-                queued_s=round(queued_s + output.timing.wait_s, 4),
+                queued_s=round(claim.queued_s + output.timing.wait_s, 4),
                 load_s=round(output.timing.load_s, 4),
                 encode_s=round(output.timing.encode_s, 4),
                 denoise_s=round(output.timing.denoise_s, 4),
                 decode_s=round(output.timing.decode_s, 4),
                 upload_s=round(ended_s - storing_s, 4),
-                total_s=round(queued_s + ended_s - began_s, 4),
+                total_s=round(claim.queued_s + ended_s - began_s, 4),
             ),
             batch=output.batch,
             model=resolved.request.model,

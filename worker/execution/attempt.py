@@ -75,8 +75,7 @@ class AttemptRunner:
 
         def on_step(step: Step) -> None:
             if step.step == claim.attempt == 1:
-                queued_s = claim.claimed_at_s - claim.submitted_at_s
-                metrics.FIRST_STEP_S.observe(queued_s + time.monotonic() - began_s)
+                metrics.FIRST_STEP_S.observe(claim.queued_s + time.monotonic() - began_s)
             self._publish_step(claim, resolved, step)
 
         control.on_step = on_step

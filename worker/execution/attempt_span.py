@@ -28,12 +28,14 @@ def begin(
     resolved: ResolvedRequest | None,
 ) -> None:  # fmt: skip
     """Begin the span of a claimed task, if traces are on."""
+    if not traces.is_on:
+        return
     task.span = traces.attempt(claim, delivery.traceparent, delivery.queue, _asked(resolved))
     if task.span is not None:
         task.control.traceparent = task.span.traceparent
 
 
-def end(task: ActiveTask, outcome: Outcome) -> None:
+def end(traces: Traces, task: ActiveTask, outcome: Outcome) -> None:
     """Write the spans of an attempt that has ended in the record.
 
     Another worker that has claimed the task meanwhile has written the attempt's span.
@@ -41,8 +43,9 @@ def end(task: ActiveTask, outcome: Outcome) -> None:
     if task.span is None or isinstance(outcome, TaskDropped):
         return
     span, task.span = task.span, None
-    stages = [*task.control.engine_stages(), *task.control.stages]
-    span.end(stages, {"sag.outcome": outcome.label, **_made(outcome)}, _error(outcome))
+    with traces.guard():
+        stages = [*task.control.engine_stages(), *task.control.stages]
+        span.end(stages, {"sag.outcome": outcome.label, **_made(outcome)}, _error(outcome))
 
 
 def _asked(resolved: ResolvedRequest | None) -> dict[str, Value]:

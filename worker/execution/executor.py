@@ -97,13 +97,15 @@ class Executor:
         A task on its last attempt fails with code `worker_stalled`.
         """
         self._gate.close("a step does not end")
-        for task, claim in self._tasks.claimed():
-            outcome: Outcome = TaskRequeued(f"worker stalled: {reason}", counts=True)
-            if claim.attempt >= self._settings.max_attempts:
-                outcome = TaskFailed(worker_stalled(claim, reason))
-            outcome = self._finish(claim, self._record.metadata(claim.task_id), outcome)
-            attempt_span.end(task, outcome)
-        self._traces.close()  # this process exits next
+        try:
+            for task, claim in self._tasks.claimed():
+                outcome: Outcome = TaskRequeued(f"worker stalled: {reason}", counts=True)
+                if claim.attempt >= self._settings.max_attempts:
+                    outcome = TaskFailed(worker_stalled(claim, reason))
+                outcome = self._finish(claim, self._record.metadata(claim.task_id), outcome)
+                attempt_span.end(self._traces, task, outcome)
+        finally:
+            self._traces.close()  # this process exits next, also where Redis stays away
 
     def drain(self) -> None:
         """Requeue every unfinished task before its next UNet call; claim no more."""
@@ -136,7 +138,7 @@ class Executor:
             outcome = self._outcome(claim, checked, task.control)
             with task.control.stage("finish"):
                 outcome = self._finish(claim, metadata, outcome)
-        attempt_span.end(task, outcome)
+        attempt_span.end(self._traces, task, outcome)
         return outcome
 
     def _outcome(
@@ -158,7 +160,7 @@ class Executor:
 
     def _run(self, claim: Claim, resolved: ResolvedRequest, control: Control) -> Outcome:
         if claim.attempt == 1:
-            metrics.QUEUE_WAIT_S.observe(claim.claimed_at_s - claim.submitted_at_s)
+            metrics.QUEUE_WAIT_S.observe(claim.queued_s)
         outcome = self._attempts.run(claim, resolved, control)
         fault, cause = None, claim.task_id
         if isinstance(outcome, TaskFailed) and outcome.error.code in PROCESS_FAULTS:
@@ -216,6 +218,8 @@ class Executor:
         logger.info("%s: %s", who, outcome)
         if isinstance(outcome, TaskFailed):
             metrics.FAILURES.labels(outcome.error.code).inc()
+        if dead_letter_reason(outcome):
+            metrics.DEAD_LETTERS.inc()
         if isinstance(outcome, TaskSucceeded):
             metrics.observe_success(outcome.result.timings)
         return outcome

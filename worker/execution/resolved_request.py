@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from api_contracts.errors import FieldError, InvalidRequest
 from api_contracts.names import DEFAULT_PRIORITY
 from api_contracts.parse import parse_request
 from api_contracts.pushes import PushKind
-from api_contracts.request import TRACEPARENT_PATTERN
+from api_contracts.request import is_traceparent
 from worker.config import push_targets
 from worker.engine.job import Job
 from worker.errors import BadRequestError, TaskFailedError, UnknownModelError
@@ -58,7 +57,7 @@ class Delivery:
         """
         field = self.request.get("traceparent") if isinstance(self.request, dict) else None
         given = (field, self.header_traceparent)
-        return next(filter(_is_traceparent, given), None) or ""
+        return next(filter(is_traceparent, given), None) or ""
 
     def resolve(self, settings: Settings) -> ResolvedRequest | TaskError:
         """The resolved request, or the error with which the task fails."""
@@ -85,23 +84,21 @@ class Delivery:
         """What the record of a refused task stores of its request.
 
         A request that is too long, or that Redis's JSON parser would refuse, is reduced to the
-        fields that say where the final event is pushed.
+        fields that say where the final event is pushed, and the caller's span.
         """
+        request = self.request
+        if isinstance(request, dict) and request.get("traceparent") is None and self.traceparent:
+            request = request | {"traceparent": self.traceparent}
         try:
-            text = json.dumps(self.request)
-            if isinstance(self.request, dict) and not _fits_record(text, self.request):
-                given = {
-                    kind.value: self.request[kind] for kind in PushKind if kind in self.request
-                }
+            text = json.dumps(request)
+            if isinstance(request, dict) and not _fits_record(text, request):
+                kept = {kind.value for kind in PushKind} | {"traceparent"}
+                given = {name: value for name, value in request.items() if name in kept}
                 if len(pushes := json.dumps(given)) <= MAX_REFUSED_CHARS:
                     return pushes
         except (TypeError, RecursionError):  # a type that kombu decodes; nested too deep
             return repr(type(self.request))
         return text[:MAX_REFUSED_CHARS]
-
-
-def _is_traceparent(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(TRACEPARENT_PATTERN, value) is not None
 
 
 def _fits_record(text: str, request: dict[str, Any]) -> bool:

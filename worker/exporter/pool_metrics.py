@@ -43,9 +43,13 @@ GAUGES = {
     "open_tasks": ("sag_pool_open_tasks", "Tasks that are not closed."),
     "oldest_open_s": (
         "sag_pool_oldest_open_seconds",
-        "Since when the open task that was written longest ago was not written.",
+        "Seconds since the open task that was written longest ago was written.",
     ),
 }
+
+
+class StatusUnknownError(Exception):
+    """Redis can't be read, or the exporter has a bug; the message says which, for callers."""
 
 
 class StatusSource:
@@ -54,40 +58,49 @@ class StatusSource:
     def __init__(
         self, read: Callable[[], PoolStatus], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`read` raises redis-py's errors; `clock` returns seconds."""
+        """`read` raises redis-py's errors while Redis is away; `clock` returns seconds."""
         self._read, self._clock, self._lock = read, clock, threading.Lock()
         self._until_s = float("-inf")
-        self._found: PoolStatus | RedisError | None = None
+        self._found: PoolStatus | Exception | None = None
         #: How long the last reading took.
         self.took_s = 0.0
 
     def get(self) -> PoolStatus:
-        """Return a status that is at most `REUSE_S` old; raises redis-py's errors."""
+        """Return a status that is at most `REUSE_S` old; raises `StatusUnknownError`."""
         with self._lock:
             if self._clock() >= self._until_s or self._found is None:
                 began_s = self._clock()
                 try:
-                    found: PoolStatus | RedisError = self._read()
-                except RedisError as error:
+                    found: PoolStatus | Exception = self._read()
+                except Exception as error:  # noqa: BLE001  # a bug must not look like an empty queue
                     found = error
                 self._log_change(found)
                 self._found, now_s = found, self._clock()
                 self.took_s, self._until_s = now_s - began_s, now_s + REUSE_S
             found = self._found
         if isinstance(found, RedisError):
-            raise found
+            raise StatusUnknownError(f"Redis can't be read: {found}") from found
+        if isinstance(found, Exception):
+            reason = f"a bug in the exporter ({type(found).__name__}); its log has the traceback"
+            raise StatusUnknownError(reason) from found
         return found
 
-    def _log_change(self, found: PoolStatus | RedisError) -> None:
-        failed_before = isinstance(self._found, RedisError)
-        if isinstance(found, RedisError) and not failed_before:
-            logger.warning("Redis can't be read: %s", found)
-        elif failed_before and not isinstance(found, RedisError):
-            logger.info("Redis can be read again")
+    def _log_change(self, found: PoolStatus | Exception) -> None:
+        """Log when readings begin to fail, also in another way, and when they succeed again."""
+        before = type(self._found)
+        failed_before = isinstance(self._found, Exception)
+        if isinstance(found, RedisError):
+            if not isinstance(self._found, RedisError):
+                logger.warning("Redis can't be read: %s", found)
+        elif isinstance(found, Exception):
+            if type(found) is not before:
+                logger.error("no status because of a bug in the exporter", exc_info=found)
+        elif failed_before:
+            logger.info("Redis is read again")
 
 
 class PoolCollector(Collector):
-    """The status as gauges; while Redis can't be read only `sag_exporter_redis_up`, which is 0."""
+    """The status as gauges; without one only `sag_exporter_redis_up`, 0, and the reading's time."""
 
     def __init__(self, source: StatusSource) -> None:
         self._source = source
@@ -99,7 +112,7 @@ class PoolCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the gauges."""
         status: PoolStatus | None = None
-        with suppress(RedisError):  # the source has logged it
+        with suppress(StatusUnknownError):  # the source has logged it
             status = self._source.get()
         help_up = "Whether the exporter could read Redis; 0 means that it has no other numbers."
         yield GaugeMetricFamily("sag_exporter_redis_up", help_up, float(status is not None))

@@ -1,19 +1,21 @@
 """Reads from Redis what waits, what runs, and which workers are well.
 
 The cost depends on the numbers of models and workers, never on how many tasks wait: only lengths,
-ends of lists and ranges of scores are read, in four round trips.
+ends of lists and ranges of scores are read, in three round trips.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import ResponseError
 
 from api_contracts.names import PRIORITIES, is_task_id, queue_lists
-from api_contracts.redis_io.connection import connect_impatiently
+from api_contracts.redis_io.connection import WRONG_TYPE, connect_impatiently
+from api_contracts.redis_io.scripts import load
 from worker.broker.held_messages import UNACKED
 from worker.recovery.pool_entry import WorkerState, stale_after_s
 from worker.recovery.timing import FORGET_WORKER_S
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
 
 #: Longest wait for an answer of Redis, in seconds; each call is tried twice.
 ANSWER_TIMEOUT_S = 2.0
-#: Longest message whose task id is read, in bytes: about 100 times a usual one.
-MAX_HEAD_BYTES = 256 * 1024
+#: Longest message whose task id is read, in bytes: about 25 times a usual one.
+MAX_HEAD_BYTES = 64 * 1024
+#: Longest `submitted_at` that is read, in bytes; a worker or a client writes 17.
+MAX_TIME_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -82,28 +86,28 @@ class PoolReader:
         self._events = connect_impatiently(
             settings.events_redis_url.get_secret_value(), ANSWER_TIMEOUT_S
         )
+        self._queues = load(self._broker, "worker.exporter", "queues")
+        self._records = load(self._events, "worker.exporter", "records")
 
     def read(self) -> PoolStatus:
         """Return the status now."""
-        waiting_by, heads, taken = self._queues()
+        waiting_by, heads, taken = self._read_queues()
         keys, pipeline = self._keys, self._events.pipeline(transaction=False)
-        pipeline.time()
         pipeline.zrange(keys.workers, 0, -1, withscores=True)
         pipeline.hgetall(keys.pool)
         pipeline.xlen(keys.dead)
         pipeline.zcard(keys.pushes)
         pipeline.zcard(keys.open)
-        pipeline.zrange(keys.open, 0, 0, withscores=True)
-        time, renewed, entries, *lengths, oldest = pipeline.execute(raise_on_error=False)
-        seconds, microseconds = _value(time, None)
-        now_s = seconds + microseconds / 1e6
-        renewed, entries, oldest = _value(renewed, []), _value(entries, {}), _value(oldest, [])
+        renewed, entries, *lengths = pipeline.execute(raise_on_error=False)
         dead, pending, is_open = (_value(each, 0) for each in lengths)
-        pipeline.zcount(keys.pushes, "-inf", now_s)
-        for task_id in heads:
-            pipeline.hget(keys.task(task_id), "submitted_at")
-        due, *submitted = (_value(each, None) for each in pipeline.execute(raise_on_error=False))
-        pool = _pool(renewed, entries, now_s, self._settings)
+        now, due, oldest, submitted = self._records(
+            open=keys.open,
+            pushes=keys.pushes,
+            tasks=[keys.task(task_id) for task_id in heads],
+            max_bytes=MAX_TIME_BYTES,
+        )
+        now_s, oldest_s = float(now), _seconds(_value(oldest, None) or None)
+        pool = _pool(_value(renewed, []), _value(entries, {}), now_s, self._settings)
         return PoolStatus(
             waiting_by=waiting_by,
             held=taken - (running := min(taken, pool.running)),
@@ -116,28 +120,21 @@ class PoolReader:
             slots_free=sum(max(0, each.slots - each.running) for each in pool.well),
             refusals=pool.refusals,
             dead_letters=dead,
-            pushes_due=due or 0,
+            pushes_due=_value(due, 0),
             pushes_pending=pending,
             open_tasks=is_open,
-            oldest_open_s=max(0.0, now_s - oldest[0][1]) if oldest else 0.0,
+            oldest_open_s=0.0 if oldest_s is None else max(0.0, now_s - oldest_s),
         )
 
-    def _queues(self) -> tuple[dict[str, dict[int, int]], list[str], int]:
+    def _read_queues(self) -> tuple[dict[str, dict[int, int]], list[str], int]:
         """Waiting messages, the ids of those that are next in a list, and how many are taken."""
         models = list(self._settings.models)
         lists = [key for model in models for key in queue_lists(model)]
-        pipeline = self._broker.pipeline(transaction=False)
-        pipeline.hlen(UNACKED)
-        for key in lists:
-            pipeline.llen(key)
-        taken, *replies = (_value(each, 0) for each in pipeline.execute(raise_on_error=False))
-        lengths = iter(replies)
+        taken, replies, heads = self._queues(unacked=UNACKED, lists=lists, max_bytes=MAX_HEAD_BYTES)
+        lengths = iter([_value(each, 0) for each in replies])
         waiting = {model: dict(zip(PRIORITIES, lengths, strict=False)) for model in models}
-        for key, length in zip(lists, replies, strict=True):
-            if length:
-                pipeline.lindex(key, -1)
-        heads = (_value(each, None) for each in pipeline.execute(raise_on_error=False))
-        return waiting, [each for each in map(_task_id, heads) if each is not None], taken
+        ids = [each for each in map(_task_id, heads) if each is not None]
+        return waiting, ids, _value(taken, 0)
 
 
 @dataclass(frozen=True)
@@ -177,20 +174,28 @@ def _pool(
 
 
 def _oldest_wait_s(
-    waiting_by: dict[str, dict[int, int]], submitted: Sequence[bytes | None], now_s: float
+    waiting_by: dict[str, dict[int, int]], submitted: Sequence[Any], now_s: float
 ) -> float | None:
-    known = [float(each) for each in submitted if each is not None]
+    times_s = (_seconds(_value(each, None)) for each in submitted)
+    known = [each for each in times_s if each is not None]
     if known:
         return max(0.0, now_s - min(known))
     return None if any(any(each.values()) for each in waiting_by.values()) else 0.0
 
 
+def _seconds(raw: bytes | None) -> float | None:
+    """A time in a record or of a set; None without one, and for what is no finite number."""
+    try:
+        seconds = float(raw or "nan")
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) else None
+
+
 def _task_id(message: bytes | None) -> str | None:
     """The valid task id in a message's headers; None without one."""
-    if message is None or len(message) > MAX_HEAD_BYTES:
-        return None
     try:
-        task_id = json.loads(message)["headers"]["id"]
+        task_id = json.loads(message or b"")["headers"]["id"]
     except (ValueError, TypeError, LookupError, RecursionError):
         return None
     return task_id if is_task_id(task_id) else None
@@ -198,7 +203,7 @@ def _task_id(message: bytes | None) -> str | None:
 
 def _value(reply: Any, default: Any) -> Any:  # noqa: ANN401  # redis-py's replies
     """A reply; `default` for a key of another type, which a producer may have written."""
-    if isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply):
+    if isinstance(reply, ResponseError) and WRONG_TYPE in str(reply):
         return default
     if isinstance(reply, Exception):
         raise reply

@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
-from redis.exceptions import RedisError
 
-from worker.exporter.pool_metrics import PoolCollector, StatusSource, as_json
+from worker.exporter.pool_metrics import (
+    PoolCollector,
+    StatusSource,
+    StatusUnknownError,
+    as_json,
+)
 from worker.exporter.pool_status import PoolReader
 
 if TYPE_CHECKING:
@@ -61,10 +65,10 @@ def application(source: StatusSource) -> Callable[..., Iterable[bytes]]:
 def _status(source: StatusSource) -> tuple[HTTPStatus, str, str]:
     try:
         found, status = as_json(source.get()), HTTPStatus.OK
-    except RedisError as error:
+    except StatusUnknownError as error:
         # An autoscaler must not take this for an empty queue.
-        found, status = {"error": f"Redis can't be read: {error}"}, HTTPStatus.SERVICE_UNAVAILABLE
-    return status, _JSON, json.dumps(found) + "\n"
+        found, status = {"error": str(error)}, HTTPStatus.SERVICE_UNAVAILABLE
+    return status, _JSON, json.dumps(found, allow_nan=False) + "\n"
 
 
 class _Handler(WSGIRequestHandler):

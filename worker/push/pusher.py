@@ -47,6 +47,8 @@ SLOW_S, SLOW_PAUSE_S = 2.0, 30.0
 #: First and longest pause between tries of one push, in seconds: doubles each time, less up to half
 #: of it at random.
 FIRST_RETRY_S, MAX_RETRY_S = 1.0, 300.0
+#: Of a host or queue in a span: a target that is not validated may have any length.
+MAX_HOST_CHARS = 255
 #: How long `close` waits for running tries, in seconds.
 CLOSE_TIMEOUT_S = 5.0
 
@@ -160,16 +162,23 @@ class Pusher:
         began_s = time.perf_counter()
         try:
             error = self._tried(due)
-            self._traces.push(due, _host(due), began_s, error)
-            push, retry_s = self._after(due, error)
-            retry_redis(lambda: self._pushes.settle(due, push, retry_s), HOLD_S / 4)
-            if retry_s is not None:
-                self._poll_in(retry_s)
-            metrics.PUSHES.labels(due.kind.value, str(push.state)).inc()
-        except RedisError as error:
-            logger.warning("task %s: push state not written: %s", due.task_id, error)
+            times_s = began_s, time.perf_counter()
+            self._settle(due, error)
+            self._traces.push(due, _host(due), times_s, error)
         finally:
             self._done(due)
+
+    def _settle(self, due: Due, error: PushError | None) -> None:
+        """Store the outcome of a try. Nothing that may fail stands between the two."""
+        push, retry_s = self._after(due, error)
+        try:
+            retry_redis(lambda: self._pushes.settle(due, push, retry_s), HOLD_S / 4)
+        except RedisError as why:
+            logger.warning("task %s: push state not written: %s", due.task_id, why)
+            return
+        if retry_s is not None:
+            self._poll_in(retry_s)
+        metrics.PUSHES.labels(due.kind.value, str(push.state)).inc()
 
     def _tried(self, due: Due) -> PushError | None:
         """Try once; returns the error, if any."""
@@ -212,7 +221,7 @@ def _jittered(pause_s: float) -> float:
 
 def _host(due: Due) -> str:
     """The queue, or the host and port, that a push goes to."""
-    return re.split("[ /@]", _receiver(due))[-1]
+    return re.split("[ /@]", _receiver(due))[-1][:MAX_HOST_CHARS]
 
 
 def _receiver(due: Due) -> str:

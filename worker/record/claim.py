@@ -63,11 +63,22 @@ class Claim:
     claimed_at_s: float
     #: Step of the checkpoint that an earlier attempt saved; 0 without one.
     checkpoint_step: int = 0
-    #: Since when the task has waited in the queue, or when the attempt of `lost_owner` began. By
-    #: Redis's clock; 0 where the answer was lost and the claim repeated.
+    #: When the task was submitted, or at a later claim requeued or since then last sent again; or
+    #: when the attempt of `lost_owner` began. By Redis's clock, at most `claimed_at_s`; 0 where the
+    #: record has no such moment, or the answer was lost and the claim repeated.
     since_s: float = 0.0
-    #: Whose lease had expired: it died during its attempt, or was cut off. '' for a queued task.
+    #: Whose lease had expired: it died during its attempt, or was cut off from Redis. '' for a
+    #: queued task.
     lost_owner: str = ""
+
+    @property
+    def queued_s(self) -> float:
+        """Seconds from submission, which a producer may have set, to the claim.
+
+        0 for a submission in the future, as after a failover that set Redis's clock back; and one
+        before 1970 counts as 1970: sums of waits stay finite.
+        """
+        return self.claimed_at_s - min(max(0.0, self.submitted_at_s), self.claimed_at_s)
 
 
 class NewEvent(NamedTuple):

@@ -19,6 +19,7 @@ from api_contracts.events import End
 from api_contracts.pushes import Push, PushKind, PushState
 from api_contracts.redis_io.connection import WRONG_TYPE
 from api_contracts.redis_io.scripts import load
+from api_contracts.request import is_traceparent
 from worker import metrics
 
 if TYPE_CHECKING:
@@ -131,7 +132,9 @@ class PushQueue:
             message = f"an event of {end.task_id[:200]!r}"
             raise ValueError(message)
         wanted = json.loads(request or b"")
+        traceparent = wanted.get("traceparent")
         return Due(
             task_id, kind, Push.model_validate_json(push or b""), wanted[kind], end.seq, event,
-            str(wanted.get("traceparent") or ""), float(submitted_at or 0), int(fence or 0),
+            traceparent if is_traceparent(traceparent) else "",
+            float(submitted_at or 0), int(fence or 0),
         )  # fmt: skip

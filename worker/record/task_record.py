@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 #: Most bytes of events and checkpoints in one call, unless a single one is larger, and most of
 #: them: Redis serves nobody else meanwhile. A preview has tens of kB, a checkpoint some hundreds.
 MAX_WRITE_BYTES, MAX_WRITES = 1024 * 1024, 256
+#: Of an owner that died; ours have some tens, but Redis users of producers may write any.
+MAX_OWNER_CHARS = 200
 
 
 class TaskRecord:
@@ -58,6 +61,7 @@ class TaskRecord:
 
         `deadline_s` counts from submission; `expires_at_s` (Unix time) is the message's own limit.
         Retried for up to `PATIENCE_S` while Redis is unavailable; repeating it changes nothing.
+        Raises redis-py's `ResponseError` or `ValueError` for a record that can't be read.
         """
         token = uuid.uuid4().hex
         reply = retry_redis(
@@ -83,6 +87,9 @@ class TaskRecord:
                 return Ended(status.decode(), json.loads(outcome))
         answer, fence, attempt, submitted, claimed, step, *before = reply
         since, lost_owner = before or (b"0", b"")
+        if not math.isfinite(float(submitted)):  # nan would stay in the sums of histograms
+            raise ValueError(f"submitted_at is {submitted!r}, no time")
+        claimed_at_s = float(claimed)
         return Claim(
             task_id,
             ClaimAnswer(answer.decode()),
@@ -90,10 +97,10 @@ class TaskRecord:
             token,
             attempt,
             float(submitted),
-            float(claimed),
+            claimed_at_s,
             step,
-            float(since),
-            lost_owner.decode(),
+            _since_s(since, claimed_at_s),
+            lost_owner.decode(errors="replace")[:MAX_OWNER_CHARS],
         )
 
     def is_known(self, task_id: str) -> bool:
@@ -214,3 +221,12 @@ class TaskRecord:
 
     def _tail(self, task_id: str, kind: str, fields: Mapping[str, Any]) -> str:
         return event_tail(task_id, kind, {"worker": self.owner, **fields})
+
+
+def _since_s(stamp: bytes, claimed_at_s: float) -> float:
+    """A moment before a claim; 0 for none. Redis users of producers may have written anything."""
+    try:
+        since_s = float(stamp)
+    except ValueError:
+        return 0.0
+    return min(since_s, claimed_at_s) if since_s > 0 else 0.0

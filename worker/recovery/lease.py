@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from api_contracts.redis_io.scripts import load
 from worker.background import BackgroundThread, log_error
 from worker.record.claim import WriteAnswer
-from worker.recovery.pool_entry import PoolEntry
+from worker.recovery.pool_entry import PoolEntry, leave_pool
 from worker.recovery.timing import (
     FORGET_WORKER_S,
     idle_period_s,
@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 #: Longest wait for a cancel before the thread checks whether to stop or to renew, in seconds.
 LISTEN_S = 0.25
+#: Unanswered pings of the pub/sub connection, one each `LISTEN_S`, after which it counts as lost:
+#: a write to a socket whose other end is gone does not fail.
+MISSED_PINGS = 20
 
 
 class Lease:
@@ -132,11 +135,11 @@ class Lease:
             for owner, renewed_s in listed
             if owner != self._owner.encode() and (owner.startswith(node) or renewed_s < forgotten_s)
         ]
-        if gone:
-            self._redis.zrem(self._keys.workers, *gone)
-            self._redis.hdel(self._keys.pool, *gone)
+        # The list last: what failed before is done again in the next round.
         for each in gone:
             self._messages.retire(each.decode(errors="replace"), self._queues)
+        if gone:
+            leave_pool(self._redis, self._keys, gone)
 
     def _round(self) -> None:
         self._tasks.new_claim.clear()
@@ -163,14 +166,17 @@ class Lease:
             message = self._pubsub.get_message(timeout=min(left_s, LISTEN_S))
             if message and self._tasks.is_claimed(message["data"].decode(errors="replace")):
                 return
+            if self._pubsub.health_check_response_counter >= MISSED_PINGS:
+                logger.warning("the pub/sub connection is lost; subscribing again")
+                self._unsubscribe()
+                return
 
     def _leave(self) -> None:
         """Leave the list of workers; one that is left in it counts as not answering."""
         self._unsubscribe()
         try:
-            self._redis.zrem(self._keys.workers, self._owner)
+            leave_pool(self._redis, self._keys, [self._owner])
             self._messages.retire(self._owner, self._queues)
-            self._redis.hdel(self._keys.pool, self._owner)
         except RedisError as error:
             log_error(logger, "not removed from the list of workers", error)
 

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from redis import Redis
+
+    from api_contracts.names import Keys
 
 #: An unchanged entry is written again after so long, in seconds: each write is a Redis command
 #: more in a renewal, of which an idle process should make few.
@@ -65,6 +69,14 @@ class PoolEntry:
         """Note that the pipeline was executed; without this, `queue` adds the write again."""
         if self._written is None:
             self._written, self._written_s = self._queued, time.monotonic()
+
+
+def leave_pool(redis: Redis, keys: Keys, owners: Sequence[str | bytes]) -> None:
+    """Remove processes from `ns:workers`, and their entries: no other call finds those again."""
+    pipeline = redis.pipeline()
+    pipeline.zrem(keys.workers, *owners)
+    pipeline.hdel(keys.pool, *owners)
+    pipeline.execute()
 
 
 def stale_after_s(lease_s: float) -> float:

@@ -78,7 +78,10 @@ class Reconciler:
         self._lease_s = lease_s
         self._tasks = OpenTasks(redis, keys, pushes, record_ttl_s)
         self._touched = TouchedTasks(redis, keys, pushes)
-        self._servers = PrimaryWatch(redis, keys), PrimaryWatch(messages.redis, keys)
+        self._servers = (
+            PrimaryWatch(redis, keys, self._touched.forget),
+            PrimaryWatch(messages.redis, keys),
+        )
         self._lock = redis.lock(
             keys.reconciler, timeout=ELECTION_TTL_S, blocking=False, thread_local=False
         )

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ResponseError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from redis import Redis
 
     from api_contracts.names import Keys
@@ -21,8 +23,11 @@ if TYPE_CHECKING:
 class PrimaryWatch:
     """What one Redis is, and since when. Every method raises what redis-py raises."""
 
-    def __init__(self, redis: Redis, keys: Keys) -> None:
-        self._redis, self._key = redis, keys.primary
+    def __init__(
+        self, redis: Redis, keys: Keys, on_change: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_change` is called when it is first seen, restarted or another server."""
+        self._redis, self._key, self._on_change = redis, keys.primary, on_change
         self._seen: str | None = None
         self._until_s = float("-inf")
 
@@ -36,6 +41,7 @@ class PrimaryWatch:
         if found != self._seen:
             self._until_s = time.monotonic() + self._left_s(str(found), within_s)
             self._seen = found
+            self._on_change()
         return time.monotonic() < self._until_s
 
     def _left_s(self, replication_id: str, within_s: float) -> float:

@@ -9,6 +9,7 @@ from api_contracts.redis_io.connection import connect_impatiently
 from api_contracts.redis_io.scripts import load
 from worker import metrics
 from worker.broker.held_messages import HeldMessages
+from worker.recovery.pool_entry import leave_pool
 
 if TYPE_CHECKING:
     from worker.config.settings import Settings
@@ -35,9 +36,8 @@ def release_owner(settings: Settings, owner: str) -> int:
             if held is not None and held.task_id is not None:
                 end_lease(task=settings.keys.task(held.task_id), owner=owner)
             number += messages.requeue(tag)
-        events.zrem(settings.keys.workers, owner)
+        leave_pool(events, settings.keys, [owner])
         messages.retire(owner, settings.queues)
-        events.hdel(settings.keys.pool, owner)
     if number:
         metrics.RECOVERED.labels("death").inc(number)
         logger.warning("%d orphaned messages of %s requeued", number, owner)

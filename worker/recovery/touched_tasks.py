@@ -48,6 +48,10 @@ class TouchedTasks:
         self._deadlines: list[tuple[float, str]] = []
         self._deadline_of: dict[str, float] = {}
 
+    def forget(self) -> None:
+        """Read all tasks again, as of another Redis: its clock may be behind the former one's."""
+        self._since = 0.0
+
     def read(self) -> Iterator[int]:
         """Read the tasks that were written since the last time; each step gives their number."""
         number = asked = 0

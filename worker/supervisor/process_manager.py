@@ -110,6 +110,7 @@ class ProcessManager:
             slot.process = self._start(name, slot.environment)
         except (OSError, EOFError) as error:
             self._schedule(slot, 1, 0.0, now_s)
+            metrics.RESTARTS.labels(name).inc()
             logger.error(  # noqa: TRY400  # the fork server has logged the traceback
                 "worker %s could not be started: %r; retrying in %g s", name, error, slot.pause_s
             )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
-import time
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -15,6 +15,9 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
+from worker.tracing.report_limit import ReportLimit
+from worker.tracing.switch import without_logins
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -22,8 +25,15 @@ logger = logging.getLogger(__name__)
 
 #: `service.name`, unless the environment names another.
 SERVICE = "sag-worker"
-#: Least time between two lines about what the SDK reports, in seconds.
-REPORT_INTERVAL_S = 60.0
+#: Reports that name different ones are of different kinds; all else in a report may be a number.
+VARIABLE = re.compile(r"OTEL_\w+")
+#: Logs a header that it can't parse as it is, though headers hold tokens.
+HEADERS_LOGGER = "opentelemetry.util.re"
+#: What is logged instead.
+HEADERS_REPORT = (
+    "OTEL_EXPORTER_OTLP_HEADERS or OTEL_EXPORTER_OTLP_TRACES_HEADERS has a header that is not "
+    "name=value and is not sent; headers are separated by commas, values URL-encoded"
+)
 
 
 class GivenIds(RandomIdGenerator):
@@ -52,24 +62,23 @@ class GivenIds(RandomIdGenerator):
 
 
 class ReportDigest(logging.Handler):
-    """Logs what the SDK reports at most once in `REPORT_INTERVAL_S`.
+    """Logs each kind of what the SDK reports at most once in `REPORT_INTERVAL_S`, without secrets.
 
     While a collector is away its exporter reports several lines for each batch.
     """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._logged_s, self._left_out = float("-inf"), 0
+        self._limit = ReportLimit()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Log the report, or count it."""
-        if time.monotonic() - self._logged_s < REPORT_INTERVAL_S:
-            self._left_out += 1
-            return
-        self._logged_s = time.monotonic()
-        left_out = f" ({self._left_out} reports were left out)" if self._left_out else ""
-        logger.warning("traces: %s%s", record.getMessage(), left_out)
-        self._left_out = 0
+        try:
+            text = _text(record)
+            if self._limit.admits((record.name, record.msg, *VARIABLE.findall(text))):
+                logger.warning("traces: %s%s", text, self._limit.left_out())
+        except Exception:  # noqa: BLE001  # as of any handler: the caller goes on
+            self.handleError(record)
 
 
 def provider(owner: str, ids: GivenIds) -> TracerProvider:
@@ -86,6 +95,16 @@ def provider(owner: str, ids: GivenIds) -> TracerProvider:
     made = TracerProvider(resource=resource, id_generator=ids, shutdown_on_exit=False)
     made.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return made
+
+
+def _text(record: logging.LogRecord) -> str:
+    """What a record says, with the exception that it is about; one line, no traceback."""
+    if record.name == HEADERS_LOGGER:
+        return HEADERS_REPORT
+    text = record.getMessage()
+    if record.exc_info and (error := record.exc_info[1]) is not None:
+        text += f": {type(error).__name__}: {error}"
+    return without_logins(text)
 
 
 def _limit_reports() -> None:

@@ -8,19 +8,17 @@ the dead worker could not. Without a caller's span the trace's id is derived fro
 
 from __future__ import annotations
 
-import hashlib
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from api_contracts.pushes import PushKind
 from worker.record.claim import ClaimAnswer
 from worker.tracing.provider import GivenIds, provider
+from worker.tracing.task_context import TaskContext, extract
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -36,41 +34,9 @@ if TYPE_CHECKING:
 Value: TypeAlias = "str | int | float | bool"
 #: Most links of a span; the SDK would drop the first ones beyond 128.
 MAX_LINKS = 100
+#: Of a port in a URL; a longer number may be no attribute.
+MAX_PORT_DIGITS = 5
 _SECOND_NS = 1_000_000_000
-
-
-@dataclass(frozen=True)
-class TaskContext:
-    """Where a task's spans belong."""
-
-    task_id: str
-    #: Has the caller's span, or is empty.
-    parent: Context
-    trace_id: int
-
-    @classmethod
-    def of(cls, task_id: str, traceparent: str, submitted_at_s: float) -> TaskContext:
-        """Every process derives the same one."""
-        parent = _extract(traceparent)
-        caller = trace.get_current_span(parent).get_span_context()
-        own = _derived(f"{task_id} {submitted_at_s!r}", 16)
-        return cls(task_id, parent, caller.trace_id if caller.is_valid else own)
-
-    def attempt_id(self, fence: int) -> int:
-        """The id of an attempt's span."""
-        return _derived(f"{self.trace_id:032x} {self.task_id} {fence}", 8)
-
-    def links(self, fences: Iterable[int]) -> list[Link]:
-        """Links to the attempts with these fences."""
-        flags = TraceFlags(TraceFlags.SAMPLED)
-        return [
-            Link(
-                SpanContext(
-                    self.trace_id, self.attempt_id(fence), is_remote=True, trace_flags=flags
-                )
-            )
-            for fence in fences
-        ]
 
 
 class Spans:
@@ -92,7 +58,7 @@ class Spans:
         """Begin the span of an attempt; write that of the wait or the lost attempt before it."""
         task = TaskContext.of(claim.task_id, traceparent, claim.submitted_at_s)
         now_ns = time.time_ns()
-        before_ns = now_ns - round(max(0.0, claim.claimed_at_s - claim.since_s) * _SECOND_NS)
+        before_ns = _began_ns(now_ns, claim)
         common: dict[str, Value] = {
             "messaging.system": "celery",
             "messaging.destination.name": queue,
@@ -124,23 +90,26 @@ class Spans:
             self.start("wait", task, SpanKind.INTERNAL, before_ns, common).end(now_ns)
         return AttemptSpan(self, span)
 
-    def push(self, due: Due, receiver: str, began_s: float, error: PushError | None) -> None:
-        """Write the span of a try to push a result; `receiver` is the queue or the host."""
+    def push(
+        self, due: Due, receiver: str, times_s: tuple[float, float], error: PushError | None
+    ) -> None:
+        """Write the span of a try to push a result, as `Traces.push`."""
         task = TaskContext.of(due.task_id, due.traceparent, due.submitted_at_s)
         is_message = due.kind is PushKind.REPLY_TO
-        place = "messaging.destination.name" if is_message else "server.address"
+        began_ns, ended_ns = map(wall_ns, times_s)
         span = self.start(
-            "push", task, SpanKind.PRODUCER if is_message else SpanKind.CLIENT, wall_ns(began_s),
+            "push", task, SpanKind.PRODUCER if is_message else SpanKind.CLIENT, began_ns,
             {
-                "messaging.message.id": due.task_id, place: receiver,
+                "messaging.message.id": due.task_id,
+                **({"messaging.destination.name": receiver} if is_message else _server(receiver)),
                 "sag.push.kind": due.kind.value, "sag.push.try": due.push.tries + 1,
             },
             links=task.links([due.fence] if due.fence else []),
         )  # fmt: skip
         if error is None:
-            span.end()
+            span.end(ended_ns)
         else:
-            end_failed(span, "push_given_up" if error.final else "push_failed")
+            end_failed(span, "push_given_up" if error.final else "push_failed", ended_ns)
 
     def start(  # noqa: PLR0913  # what a span is
         self,
@@ -218,7 +187,7 @@ def _peer_links(shared: Mapping[Peer, int]) -> list[Link]:
     """Links to the sampled attempts among these jobs, those that shared most calls first."""
     by_calls = sorted(shared.items(), key=lambda each: -each[1])
     contexts = (
-        (trace.get_current_span(_extract(peer.traceparent)).get_span_context(), peer, calls)
+        (trace.get_current_span(extract(peer.traceparent)).get_span_context(), peer, calls)
         for peer, calls in by_calls[:MAX_LINKS]
     )
     return [
@@ -228,9 +197,19 @@ def _peer_links(shared: Mapping[Peer, int]) -> list[Link]:
     ]
 
 
-def _extract(traceparent: str) -> Context:
-    return TraceContextTextMapPropagator().extract({"traceparent": traceparent}, Context())
+def _began_ns(now_ns: int, claim: Claim) -> int:
+    """Unix time in nanoseconds since when a claimed task waited, or its lost attempt ran.
+
+    Not below 0, which no exporter can encode, with all spans of its batch: Redis users of producers
+    may write a moment near 0, and this clock may be behind Redis's.
+    """
+    waited_s = claim.claimed_at_s - claim.since_s if claim.since_s else 0.0
+    return max(0, now_ns - round(waited_s * _SECOND_NS))
 
 
-def _derived(text: str, size: int) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:size])
+def _server(receiver: str) -> dict[str, Value]:
+    """Attributes of a host with or without a port."""
+    host, _, port = receiver.rpartition(":")
+    if not (host and port.isdecimal() and len(port) <= MAX_PORT_DIGITS):
+        return {"server.address": receiver.strip("[]")}
+    return {"server.address": host.strip("[]"), "server.port": int(port)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,3 +41,21 @@ def is_on(environment: Mapping[str, str]) -> bool:
             message = f"{name}={protocol} is not served; {PROTOCOL}, which has a port of its own"
             raise ValueError(message)
     return True
+
+
+def named(error: Exception, environment: Mapping[str, str]) -> str:
+    """What the SDK raises for a variable, with the variable's name.
+
+    It names its own argument (`max_queue_size`), or nothing: then all that are set are named.
+    """
+    text = without_logins(str(error))
+    if "OTEL_" in text:
+        return text
+    given = sorted(name for name in environment if name.startswith("OTEL_"))
+    meant = [name for name in given if name.removeprefix("OTEL_BSP_").lower() in text]
+    return f"{text} (of {', '.join(meant or given)})"
+
+
+def without_logins(text: str) -> str:
+    """A text without the user and password of its URLs."""
+    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)

@@ -23,7 +23,8 @@
 -- While the lease of a running task lasts, a claim by any other message is answered `held`. When it
 -- has expired, the owner counts as dead; its token is rejected in case it is not. It is the
 -- lost_owner, and since is when it claimed; otherwise lost_owner is '', and since is when the task
--- was queued. Both are missing where the same call is repeated.
+-- was submitted, or at a later claim when it was requeued or, since then, last sent again, which is
+-- its score in open. Both are missing where the same call is repeated.
 local task, events, open = unpack(KEYS)
 local id, owner, tail, request, deadline_s, max_attempts, token, lease_s, expires_at,
   queue, max_bytes = unpack(ARGV)
