@@ -15,8 +15,8 @@ from worker import devices, metrics
 from worker.broker.held_messages import HeldMessages
 from worker.broker.held_requests import held_requests
 from worker.broker.queue_watch import QueueWatch, WaitState
-from worker.engine.loading.compiler import require_compiler
 from worker.engine.engine import Engine
+from worker.engine.loading.compiler import require_compiler
 from worker.execution.artifacts import Artifacts
 from worker.execution.attempt import AttemptRunner
 from worker.execution.claim_gate import ClaimGate

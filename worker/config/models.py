@@ -72,4 +72,9 @@ class ModelSpec(BaseModel):
     vae_tiling: bool = False
     lora: tuple[Lora, ...] = ()
     textual_inversion: tuple[TextualInversion, ...] = ()
+    sag_layer: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9_.]{1,200}$",
+        description="The UNet's self-attention that SAG listens to; the mid block's unless set.",
+    )
     defaults: ModelDefaults = ModelDefaults()

@@ -8,20 +8,29 @@ Unknown prediction types raise ValueError.
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TypeAlias
+import itertools
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 
+from worker.engine import device_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
 #: What a UNet may predict.
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-#: Blur of the paper's Stable Diffusion settings: side in cells, sigma in cells.
-KERNEL, BLUR_SIGMA = 9, 1.0
+#: Blur of the paper's Stable Diffusion settings, in cells; its kernel is 9 x 9.
+BLUR_SIGMA = 1.0
+#: Radius of a kernel in sigmas.
+_RADIUS = 4
 #: A position is salient above the mean column sum, which is 1 by construction (section 4.2).
 THRESHOLD = 1.0
-#: Smallest latent side that the blur can pad by reflection; below it there is no SAG.
-MIN_SIDE = KERNEL // 2 + 1
+#: Smallest latent side that the usual blur can pad by reflection; below it there is no SAG.
+MIN_SIDE = 5
 
 _Scalar: TypeAlias = torch.Tensor | float
 
@@ -44,20 +53,49 @@ def column_sums(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.T
     return scores.softmax(-1).mean(1).sum(1)
 
 
-def mask(sums: torch.Tensor, size: tuple[int, int], latent: tuple[int, int]) -> torch.Tensor:
+def mask(
+    sums: torch.Tensor,
+    size: tuple[int, int],
+    latent: tuple[int, int],
+    threshold: _Scalar = THRESHOLD,
+) -> torch.Tensor:
     """1 where a position is salient, equation 9: (rows, 1, *latent), by nearest neighbour.
 
-    `sums` is (rows, positions), `size` height and width of the mid block, `latent` of the latents.
+    `sums` is (rows, positions), `size` height and width of the layer, `latent` of the latents;
+    `threshold` a number, or one for each row, (rows, 1).
     """
-    salient = (sums > THRESHOLD).float().reshape(-1, 1, *size)
+    salient = (sums > threshold).float().reshape(-1, 1, *size)
     return F.interpolate(salient, latent)
 
 
-def blur(latents: torch.Tensor) -> torch.Tensor:
-    """Gaussian blur with reflected edges; both sides must be at least `MIN_SIDE`."""
-    channels = latents.shape[1]
-    kernel = _kernel(latents.device, latents.dtype).expand(channels, 1, KERNEL, KERNEL)
-    return F.conv2d(F.pad(latents, [KERNEL // 2] * 4, mode="reflect"), kernel, groups=channels)
+def rescaled(guided: torch.Tensor, conditional: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """A `share` of the output, 0 to 1, gets the deviation of the conditional one.
+
+    Lin et al., arXiv 2305.08891, equations 14 to 16; the deviation is over all of a row.
+    """
+    deviations = (each.std(dim=(1, 2, 3), keepdim=True) for each in (conditional, guided))
+    of_conditional, of_guided = deviations
+    return share * (guided * (of_conditional / of_guided)) + (1 - share) * guided
+
+
+def blur(latents: torch.Tensor, sigma: float = BLUR_SIGMA) -> torch.Tensor:
+    """Gaussian blur with reflected edges; `sigma` is in cells.
+
+    The kernel's radius is 4 sigma, or as large as the smaller side can pad.
+    """
+    channels, side = latents.shape[1], min(latents.shape[-2:])
+    radius = min(math.ceil(_RADIUS * sigma), side - 1)
+    kernel = _kernel(radius, sigma, latents.device, latents.dtype).expand(channels, 1, -1, -1)
+    return F.conv2d(F.pad(latents, [radius] * 4, mode="reflect"), kernel, groups=channels)
+
+
+def blur_rows(latents: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
+    """`blur` with a sigma for each row; equal ones side by side share a convolution."""
+    runs = [(sigma, len(list(run))) for sigma, run in itertools.groupby(sigmas)]
+    if len(runs) == 1:
+        return blur(latents, sigmas[0])
+    parts = latents.split([rows for _, rows in runs])
+    return torch.cat([blur(part, sigma) for part, (sigma, _) in zip(parts, runs, strict=True)])
 
 
 def scaled_x0(
@@ -81,23 +119,24 @@ def degrade(
     salient: torch.Tensor,
     alpha: torch.Tensor,
     sigma: torch.Tensor,
+    blurred: Callable[[torch.Tensor], torch.Tensor] = blur,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The degraded input of equation 10, and the output there with which SAG has no effect.
 
-    x0 is blurred where `salient` is 1, and the same noise is added again. SAG adds the difference
+    x0 is `blurred` where `salient` is 1, and the same noise is added again. SAG adds the difference
     between the expected output and the UNet's real one. The expected output belongs to the same
     noise and the blurred x0: for epsilon it is `output` itself.
     """
     match prediction:
         case "epsilon":
             y = noisy - sigma * output
-            return noisy + salient * (blur(y) - y), output
+            return noisy + salient * (blurred(y) - y), output
         case "v_prediction":
             x0 = alpha * noisy - sigma * output
-            change = salient * (blur(x0) - x0)
+            change = salient * (blurred(x0) - x0)
             return noisy + alpha * change, output - sigma * change
         case "sample":
-            change = salient * (blur(output) - output)
+            change = salient * (blurred(output) - output)
             return noisy + alpha * change, output + change
     raise ValueError(f"unknown prediction type {prediction!r}")
 
@@ -121,9 +160,9 @@ def convert(
     raise ValueError(f"can't convert {predictions[0]} to {predictions[1]}")
 
 
-@cache
-def _kernel(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    x = torch.arange(KERNEL, dtype=torch.float32) - KERNEL // 2
-    weights = torch.exp(-0.5 * (x / BLUR_SIGMA) ** 2)
+@lru_cache(maxsize=64)
+def _kernel(radius: int, sigma: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    x = torch.arange(2 * radius + 1, dtype=torch.float32) - radius
+    weights = torch.exp(-0.5 * (x / sigma) ** 2)
     weights = weights / weights.sum()
-    return torch.outer(weights, weights).to(device=device, dtype=dtype)
+    return device_memory.to_device(torch.outer(weights, weights).to(dtype), device)

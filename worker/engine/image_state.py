@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from worker.engine import guidance
 
 if TYPE_CHECKING:
-    import torch
-
     from worker.engine.batch_scheduler import Bucket
     from worker.engine.families.conditioning import Conditioning
     from worker.engine.job import Job
     from worker.engine.noise_levels import NoiseLevel
     from worker.engine.samplers import SamplerState
+    from worker.engine.start import Blend
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,9 @@ class ImageState:
     #: What the UNet gets of the prompt; `negative` is None without classifier-free guidance.
     conditioning: Conditioning
     negative: Conditioning | None
+    #: For inpainting by a UNet that knows no mask; inputs of one that does, (1, c, h, w).
+    blend: Blend | None = None
+    channels: torch.Tensor | None = None
     #: Completed evaluations of the UNet, and completed steps of the sampler.
     evaluations: int = 0
     steps: int = 0
@@ -67,8 +71,20 @@ class ImageState:
 
     @property
     def uses_sag(self) -> bool:
-        """Whether SAG is on: not at scale 0, nor for latents that are too small to be blurred."""
-        return self.job.sag_scale > 0 and min(self.latents.shape[-2:]) >= guidance.MIN_SIDE
+        """Whether SAG acts in this step: not at scale 0, nor for latents too small to be blurred."""
+        job, total = self.job, self.sampler.steps
+        is_between = int(job.sag_start * total) <= self.steps < int(job.sag_stop * total)
+        large = min(self.latents.shape[-2:]) >= guidance.MIN_SIDE
+        return job.sag_scale > 0 and large and is_between
+
+    @property
+    def numbers(self) -> list[float]:
+        """What the equations need of it: scales, noise level, threshold and rescale."""
+        job, level = self.job, self.level
+        return [
+            job.guidance_scale, level.alpha, level.sigma, job.sag_scale, job.sag_mask_threshold,
+            job.guidance_rescale,
+        ]  # fmt: skip
 
     @property
     def unconditional(self) -> Conditioning:
@@ -83,9 +99,15 @@ class ImageState:
     def unet_input(self) -> torch.Tensor:
         """UNet input of the main pass, (1, c, h, w)."""
         scheduler = self.sampler.scheduler
-        timestep = scheduler.timesteps[self.evaluations]
+        timestep = self.sampler.timestep(self.evaluations)
         scaled: torch.Tensor = scheduler.scale_model_input(self.latents, timestep)
         return scaled
+
+    def with_channels(self, noisy: torch.Tensor) -> torch.Tensor:
+        """An input of the UNet, (1, c, h, w), with the channels that one for inpainting has."""
+        if self.channels is None:
+            return noisy
+        return torch.cat([noisy, self.channels.to(noisy.dtype)], dim=1)
 
     def step(self, output: torch.Tensor, noisy: torch.Tensor) -> None:
         """Complete the evaluation: give the guided UNet `output` at input `noisy` to the sampler.
@@ -101,7 +123,7 @@ class ImageState:
         scheduler = sampler.scheduler
         stepped = scheduler.step(
             output.to(self.latents.dtype),
-            scheduler.timesteps[self.evaluations],
+            sampler.timestep(self.evaluations),
             self.latents,
             **self._step_options(),
             return_dict=False,
@@ -109,6 +131,9 @@ class ImageState:
         self.latents, self.degraded = stepped[0], None
         self.evaluations += 1
         self.steps += sampler.is_step(self.evaluations)
+        if self.blend is not None:
+            weights = None if self.is_done else sampler.mixing[self.evaluations]
+            self.latents = self.blend.apply(self.latents, weights)
 
     def _step_options(self) -> dict[str, Any]:
         """What diffusers' pipelines pass to a scheduler's `step` that accepts it."""

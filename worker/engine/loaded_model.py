@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from worker.engine.sag_attention import MID_BLOCK
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -26,6 +28,8 @@ class LoadedModel:
     #: Mode in use: `none`, `model`, `swap` or `sequential`.
     offload: str
     compiled: bool = False
+    #: The self-attention that SAG listens to, by its name in the UNet.
+    sag_layer: str = MID_BLOCK
     #: With `model` and `swap`: which networks are on the device, and those of this model.
     residency: Residency | None = None
     networks: Mapping[str, Network] = field(default_factory=dict)
@@ -41,6 +45,12 @@ class LoadedModel:
         """Channels of the latents."""
         channels: int = self.pipeline.vae.config.latent_channels
         return channels
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether the UNet was made for inpainting: mask and masked picture are inputs."""
+        channels: int = self.pipeline.unet.config.in_channels
+        return channels > self.latent_channels
 
     def need(self, name: str) -> None:
         """Have one of the family's networks on the device, on the engine's thread."""

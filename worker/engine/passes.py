@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,23 +28,33 @@ class StepOutput:
     noisy: torch.Tensor
 
 
-def place_in_call(image: ImageState) -> int:
-    """Order of the main pass: images with SAG are first, those with two rows side by side."""
+def place_in_call(image: ImageState) -> tuple[int, float]:
+    """Order of the main pass: images with SAG are first, those with two rows side by side.
+
+    Among images with SAG those with the same blur are side by side.
+    """
     two_rows = image.negative is not None
     if image.uses_sag:
-        return 1 if two_rows else 0
-    return 2 if two_rows else 3
+        return 1 if two_rows else 0, image.job.sag_blur_sigma
+    return 2 if two_rows else 3, 0.0
 
 
 def guided(
-    first: torch.Tensor, conditional: torch.Tensor, scale: torch.Tensor, begin: int
+    first: torch.Tensor,
+    conditional: torch.Tensor,
+    scale: torch.Tensor,
+    begin: int,
+    rescale: torch.Tensor | None,
 ) -> torch.Tensor:
     """Outputs of the main pass, with classifier-free guidance where it is on.
 
-    `first` has a row for each image; `conditional` those of the images from `begin` on.
+    `first` has a row for each image, as `scale` and `rescale`, which is None where no image has it;
+    `conditional` has those of the images from `begin` on.
     """
     end = begin + len(conditional)
     pairs = guidance.classifier_free(first[begin:end], conditional, scale[begin:end])
+    if rescale is not None:
+        pairs = guidance.rescaled(pairs, conditional, rescale[begin:end])
     if len(conditional) == len(first):
         return pairs
     return torch.cat([first[:begin], pairs, first[end:]])
@@ -83,6 +94,7 @@ def degrade(
         salient,
         alpha[:rows],
         sigma[:rows],
+        partial(guidance.blur_rows, sigmas=[image.job.sag_blur_sigma for image in images]),
     )
     for row, image in enumerate(images):
         own = slice(row, row + 1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from worker.engine import device_memory, safetensors_io, samplers
+from worker.engine import device_memory, safetensors_io, samplers, start
 from worker.engine.batch_scheduler import Bucket
 from worker.engine.families.conditioning import TEXT, check_range, encoded
 from worker.engine.image_state import ImageState
@@ -43,12 +43,18 @@ class PreparedJob:
 def check(model: LoadedModel, job: Job) -> PreparedJob:
     """Validate everything that depends on the model; raises `TaskFailedError`."""
     pipe = model.pipeline
+    if model.takes_mask and job.mask_image is None:
+        raise refusal("mask_image", "is missing: the model is made for inpainting", "an image")
     prompt_inputs = model.family.check(pipe, job)
     seeds = _seeds(job, len(prompt_inputs.positive))
     height, width = _size_px(pipe, job)
     own = tuple(
         samplers.make(
-            job.scheduler, pipe.scheduler, job.num_inference_steps, on_gpu=model.device != "cpu"
+            job.scheduler,
+            pipe.scheduler,
+            job.num_inference_steps,
+            None if job.image is None else job.strength,
+            on_gpu=model.device != "cpu",
         )
         for _ in seeds
     )
@@ -70,30 +76,21 @@ def image_states(
 ) -> list[ImageState]:
     """One state for each image, prompt by prompt; initial latents are drawn as diffusers does.
 
-    `known` has the conditioning of all texts.
+    `known` has the conditioning of all texts. Calls the autoencoder for a job with a picture.
     """
-    inputs, job, pipe = prepared.prompt_inputs, prepared.job, model.pipeline
-    device, dtype = torch.device(model.device), dtype_of(pipe)
-    sides_px = (side * pipe.vae_scale_factor for side in (prepared.height, prepared.width))
-    of_size = model.family.of_size(pipe, job, *sides_px)
-
-    def conditioning(each: EncoderInput | Conditioning) -> Conditioning:
-        found = encoded(each, known) | of_size
-        return {name: tensor.to(device, dtype) for name, tensor in found.items()}
-
-    positives = [conditioning(each) for each in inputs.positive]
-    negatives = None if inputs.negative is None else [conditioning(e) for e in inputs.negative]
+    job, dtype = prepared.job, dtype_of(model.pipeline)
+    positives, negatives = _conditioning(model, prepared, known)
     tokens = positives[0][TEXT].shape[0]
     bucket = Bucket(job.model, prepared.height, prepared.width, tokens, job.lora_scale)
-    shape = (1, model.latent_channels, prepared.height, prepared.width)
-    images = []
+    source, images = start.encode(model, job), []
     for index, (seed, sampler) in enumerate(zip(prepared.seeds, prepared.samplers, strict=True)):
         generator = torch.Generator("cpu").manual_seed(seed)
-        if prepared.latents is None:
-            latents = samplers.noise(shape, generator, device, dtype)
+        if source is None:
+            begun = _from_noise(model, prepared, index, generator)
         else:
-            given = prepared.latents[index : index + 1].to(dtype)
-            latents = device_memory.to_device(given, device)
+            begun = start.Drawing(
+                model, source, sampler, generator, dtype, is_all_noise=job.strength == 1
+            ).start()
         prompt = index // job.num_images_per_prompt
         images.append(
             ImageState(
@@ -103,12 +100,45 @@ def image_states(
                 sampler=sampler,
                 generator=generator,
                 unet_dtype=str(model.unet_dtype).removeprefix("torch."),
-                latents=latents * sampler.scheduler.init_noise_sigma,
+                latents=begun.latents,
+                blend=begun.blend,
+                channels=begun.channels,
                 conditioning=positives[prompt],
                 negative=None if negatives is None else negatives[prompt],
             )
         )
     return images
+
+
+def _conditioning(
+    model: LoadedModel, prepared: PreparedJob, known: Mapping[EncoderInput, Conditioning]
+) -> tuple[list[Conditioning], list[Conditioning] | None]:
+    """The rows' conditioning of each prompt on the device, and without the prompt."""
+    inputs, pipe = prepared.prompt_inputs, model.pipeline
+    device, dtype = torch.device(model.device), dtype_of(pipe)
+    sides_px = (side * pipe.vae_scale_factor for side in (prepared.height, prepared.width))
+    of_size = model.family.of_size(pipe, prepared.job, *sides_px)
+
+    def placed(each: EncoderInput | Conditioning) -> Conditioning:
+        found = encoded(each, known) | of_size
+        return {name: tensor.to(device, dtype) for name, tensor in found.items()}
+
+    negatives = None if inputs.negative is None else [placed(each) for each in inputs.negative]
+    return [placed(each) for each in inputs.positive], negatives
+
+
+def _from_noise(
+    model: LoadedModel, prepared: PreparedJob, index: int, generator: torch.Generator
+) -> start.Start:
+    """The start of one image from noise: drawn, or the job's own latents."""
+    device, dtype = torch.device(model.device), dtype_of(model.pipeline)
+    if prepared.latents is None:
+        shape = (1, model.latent_channels, prepared.height, prepared.width)
+        noise = samplers.noise(shape, generator, device, dtype)
+    else:
+        given = prepared.latents[index : index + 1].to(dtype)
+        noise = device_memory.to_device(given, device)
+    return start.Start(noise * prepared.samplers[index].scheduler.init_noise_sigma)
 
 
 def _size_px(pipe: Pipeline, job: Job) -> tuple[int, int]:

@@ -15,7 +15,7 @@ import diffusers
 import torch
 import transformers
 
-from worker.engine import checkpoint, passes, prepare, previews
+from worker.engine import checkpoint, guidance, passes, prepare, previews
 from worker.engine.batch_scheduler import DECODE_BATCH
 from worker.engine.decoder import Decoder
 from worker.engine.families.conditioning import stack
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from worker.engine.image_state import Degraded, ImageState
     from worker.engine.job import GeneratedImage, Job
     from worker.engine.loaded_model import LoadedModel
+    from worker.engine.sag_attention import Attention
 
 
 class Runner:
@@ -110,21 +111,23 @@ class Runner:
         sag_rows = sum(image.uses_sag for image in main)
         noisy = [image.unet_input() for image in main]
         numbers = self.unet.to_device([
-            [image.job.guidance_scale, image.level.alpha, image.level.sigma, image.job.sag_scale]
-            for image in (*main, *(image for image, _ in second))
+            image.numbers for image in (*main, *(image for image, _ in second))
         ])  # fmt: skip
-        output, salient = self._call(main, paired, second, noisy, sag_rows)
+        output, attention = self._call(main, paired, second, noisy, sag_rows)
         first, conditional, blurred = output.split([len(main), len(paired), len(second)])
-        scale, alpha, sigma, sag_scale = numbers.view(-1, 4, 1, 1, 1).unbind(1)
+        scale, alpha, sigma, sag_scale, threshold, rescale = numbers.view(-1, 6, 1, 1, 1).unbind(1)
         begin = main.index(paired[0]) if paired else 0
-        guided = passes.guided(first, conditional, scale[: len(main)], begin)
+        rescales = any(image.job.guidance_rescale for image in paired)
+        guided = passes.guided(first, conditional, scale, begin, rescale if rescales else None)
         outputs = [
             passes.StepOutput(main[row], guided[row : row + 1], noisy[row])
             for row in range(sag_rows, len(main))
         ]
         if second:
             outputs += passes.completed(second, blurred, sag_scale[len(main) :])
-        if salient is not None:
+        if attention is not None:
+            size = main[0].bucket.height, main[0].bucket.width
+            salient = guidance.mask(*attention, size, threshold[:sag_rows].view(-1, 1))
             passes.degrade(main[:sag_rows], noisy, first, guided, (salient, alpha, sigma))
         return outputs
 
@@ -135,7 +138,7 @@ class Runner:
         second: Sequence[tuple[ImageState, Degraded]],
         noisy: Sequence[torch.Tensor],
         sag_rows: int,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, Attention | None]:
         """The UNet over the first rows of `main`, the second ones of `paired`, and `second`.
 
         `noisy` is the input of each image of `main`.
@@ -147,7 +150,7 @@ class Runner:
             *((image, each.noisy, image.unconditional) for image, each in second),
         ]
         return self.unet(
-            torch.cat([z for _, z, _ in rows]),
+            torch.cat([image.with_channels(z) for image, z, _ in rows]),
             [image.level.timestep for image, _, _ in rows],
             stack([conditioning for _, _, conditioning in rows]),
             rows[0][0].bucket.lora_scale,

@@ -96,7 +96,7 @@ class RunningJob:
 
     def reports(self, preview: Preview) -> list[Callable[[], None]]:
         """Calls for the side thread: one for each new step, then a checkpoint where one is due."""
-        steps, total = self.steps, self.job.num_inference_steps
+        steps, total = self.steps, self.images[0].sampler.steps
         own_steps = steps - (self.resumed_from_step or 0)
         mean_s = (time.perf_counter() - self.log.encoded_s) / max(1, own_steps)
         calls: list[Callable[[], None]] = []

@@ -1,4 +1,4 @@
-"""The UNet call: rows of many images, each with its timestep and prompt; SAG's mask for some."""
+"""The UNet call: rows of many images, each with its timestep and prompt; attention of some."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import logging
 from collections import deque
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0
 
-from worker.engine import device_errors, device_memory, guidance, warmup
+from worker.engine import device_errors, device_memory, warmup
 from worker.engine.families.conditioning import TEXT
 from worker.engine.lora_scale import lora_scaled
+from worker.engine.sag_attention import Attention, SagAttnProcessor, capture_attention
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,65 +21,11 @@ if TYPE_CHECKING:
 
     from worker.engine.families.conditioning import Conditioning
     from worker.engine.loaded_model import LoadedModel
-    from worker.engine.pipeline import Unet
 
 logger = logging.getLogger(__name__)
 
 #: With `SAG_COMPILE`, calls are padded to one of these numbers of rows: each is compiled once.
 COMPILED_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
-
-
-class SagAttnProcessor(AttnProcessor2_0):
-    """Attention processor that records how much attention each position receives (equation 8).
-
-    It attends as `AttnProcessor2_0` does and keeps the column sums of the first `rows` rows. The
-    attention map, (heads, positions, positions) for each row, exists only inside `column_sums`.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rows = 0
-        self.sums: torch.Tensor | None = None
-        #: Height and width of the mid block.
-        self.size = (0, 0)
-
-    def __call__(self, attn: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # diffusers' signature
-        """Attention, (rows, positions, width) to the same shape."""
-        if self.rows:
-            sag_rows = hidden_states[: self.rows]
-            query, key = (
-                each(sag_rows).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-                for each in (attn.to_q, attn.to_k)
-            )
-            self.sums = guidance.column_sums(query, key, attn.scale)
-        return super().__call__(attn, hidden_states, *args, **kwargs)
-
-    def record_size(self, _module: Any, inputs: tuple[torch.Tensor, ...]) -> None:  # noqa: ANN401  # torch's signature
-        """Forward pre-hook of the mid block: its size can't be derived from that of odd latents."""
-        height, width = inputs[0].shape[-2:]
-        self.size = height, width
-
-
-@contextmanager
-def capture_attention(unet: Unet, processor: SagAttnProcessor, rows: int) -> Iterator[None]:
-    """Install `processor` in the mid block for one call and its first `rows` rows; 0 installs none.
-
-    `processor.sums` is None again afterwards.
-    """
-    if not rows:
-        yield
-        return
-    block = unet.mid_block.attentions[0]
-    attn = block.transformer_blocks[0].attn1
-    usual, processor.rows = attn.processor, rows
-    hook = block.register_forward_pre_hook(processor.record_size)
-    attn.processor = processor
-    try:
-        yield
-    finally:
-        attn.processor = usual
-        hook.remove()
-        processor.sums = None
 
 
 class BatchedUnet:
@@ -143,16 +89,16 @@ class BatchedUnet:
         conditioning: Conditioning,
         lora_scale: float | None,
         sag_rows: int,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The UNet's output, and SAG's mask for the first `sag_rows` rows.
+    ) -> tuple[torch.Tensor, Attention | None]:
+        """The UNet's output, and the attention in the first `sag_rows` rows; None without them.
 
-        `noisy` (rows, c, h, w) and the stacked `conditioning` of the rows give an output of the
-        shape of `noisy` and a mask (sag_rows, 1, h, w), both in float32. Raises what the device
-        raises; out of memory, it lowers the capacity, which grows back when many calls have fitted.
+        `noisy` (rows, c, h, w) and the stacked `conditioning` of the rows give an output (rows, c,
+        h, w) in float32. Raises what the device raises; out of memory, it lowers the capacity,
+        which grows back when many calls have fitted.
         """
         rows, _, height, width = noisy.shape
         try:
-            output, sums = self._call(noisy, timesteps, conditioning, lora_scale, sag_rows)
+            answer = self._call(noisy, timesteps, conditioning, lora_scale, sag_rows)
         except RuntimeError as error:
             if not device_errors.is_out_of_memory(error):
                 raise
@@ -163,9 +109,7 @@ class BatchedUnet:
             )  # fmt: skip
             raise
         self.capacity = self.capacity.after_call()
-        if sums is None:
-            return output, None
-        return output, guidance.mask(sums, self._processor.size, (height, width))
+        return answer
 
     def to_device(self, numbers: Sequence[Sequence[float]] | Sequence[float]) -> torch.Tensor:
         """Copy numbers from the host to the device as float32, without waiting for it."""
@@ -192,8 +136,7 @@ class BatchedUnet:
         conditioning: Conditioning,
         lora_scale: float | None = None,
         sag_rows: int = 0,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Output, and the column sums (sag_rows, mid-block positions) or None without SAG rows."""
+    ) -> tuple[torch.Tensor, Attention | None]:
         self._model.need("unet")
         rows, times = len(timesteps), self.to_device(timesteps)
         noisy = noisy.to(self._dtype, memory_format=self._format)
@@ -212,7 +155,7 @@ class BatchedUnet:
         with (
             self._while_compiling(noisy, conditioning),
             lora_scaled(self._unet, scale),
-            capture_attention(self._unet, self._processor, captured_rows),
+            capture_attention(self._unet, self._processor, captured_rows, self._model.sag_layer),
         ):
             output: torch.Tensor = self._unet(
                 noisy,
@@ -221,7 +164,9 @@ class BatchedUnet:
                 return_dict=False,
             )[0]
             sums = self._processor.sums
-        return output[:rows].float(), sums[:sag_rows] if sag_rows and sums is not None else None
+        if not sag_rows or sums is None:
+            return output[:rows].float(), None
+        return output[:rows].float(), Attention(sums[:sag_rows], self._processor.size)
 
     def _is_usual(self, conditioning: Conditioning) -> bool:
         """Whether the texts have the length for which a graph is compiled alone."""

@@ -64,10 +64,14 @@ class LatentFamily(Family):
         width = self.width(pipe)
         if width != config.cross_attention_dim:
             yield (f"has text encoders of width {width} for a UNet of {config.cross_attention_dim}")
-        if channels != config.in_channels or channels != config.out_channels:
+        # Of a model for inpainting: latents, mask and masked picture.
+        if (
+            config.in_channels not in (channels, 2 * channels + 1)
+            or channels != config.out_channels
+        ):
             yield (
                 f"has a VAE of {channels} channels for a UNet of {config.in_channels} and"
-                f" {config.out_channels}; inpainting models are not supported"
+                f" {config.out_channels}"
             )
         if config.time_cond_proj_dim is not None:
             yield "takes the guidance scale as an input; load its LoRA on the model it came from"

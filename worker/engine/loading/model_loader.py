@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,12 @@ import transformers
 
 from worker import devices
 from worker.config.models import CONVERT
-from worker.engine import device_memory, guidance, samplers
+from worker.engine import device_memory, guidance, sag_attention, samplers
 from worker.engine.families.served import family_of
 from worker.engine.loaded_model import LoadedModel
 from worker.engine.loading import adapters, hub, load_errors
 from worker.engine.offload import networks_of, residency_on
+from worker.engine.sag_attention import MID_BLOCK
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ def load(spec: ModelSpec, device: str, mode: str, *, compiled: bool = False) -> 
     except Exception as error:  # of the device or its driver; another worker may do better
         message = f"model {spec.path!r} could not be placed on {device}: {error}"
         raise ModelLoadError(message[:2000]) from error
+    model = replace(model, sag_layer=spec.sag_layer or MID_BLOCK)
     pipeline.set_progress_bar_config(disable=True)
     if compiled:
         # One graph for each number of rows and size of latents; torch's default limit is 8.
@@ -106,16 +109,16 @@ def _check_supported(family: Family, pipeline: Pipeline, spec: ModelSpec) -> Non
     if spec.safety_checker and getattr(pipeline, "safety_checker", None) is None:
         message = f"model {spec.path!r} has no safety checker; set safety_checker to false for it"
         raise ModelLoadError(message, retryable=False)
-    if (what := next(_faults(family, pipeline), None)) is not None:
+    if (what := next(_faults(family, pipeline, spec.sag_layer or MID_BLOCK), None)) is not None:
         raise ModelLoadError(f"model {spec.path!r} {what}", retryable=False)
 
 
-def _faults(family: Family, pipeline: Pipeline) -> Iterator[str]:
+def _faults(family: Family, pipeline: Pipeline, layer: str) -> Iterator[str]:
     """Why a pipeline is not served, each as the end of a sentence about the model."""
     scheduler = pipeline.scheduler
     prediction = scheduler.config.get("prediction_type", "epsilon")
-    if pipeline.unet.config.mid_block_type != "UNetMidBlock2DCrossAttn":
-        yield "has no attention in its mid block, which SAG needs"
+    if (what := sag_attention.fault(pipeline.unet, layer)) is not None:
+        yield what
     yield from family.faults(pipeline)
     if prediction not in guidance.PREDICTION_TYPES:
         yield f"predicts {prediction}, which is not supported"

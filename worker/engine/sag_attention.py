@@ -1,0 +1,99 @@
+"""The self-attention that SAG listens to: which layer, and how much each position receives."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
+
+from worker.engine import guidance
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from worker.engine.pipeline import Unet
+
+#: The first layer of the UNet's mid block, unless the settings name another.
+MID_BLOCK = "mid_block.attentions.0.transformer_blocks.0.attn1"
+#: A block's self-attentions; group 1 is the block, which knows height and width.
+_LAYER = re.compile(r"(.+)\.transformer_blocks\.\d+\.attn1")
+#: Layers that an error names.
+_NAMED = 4
+
+
+class Attention(NamedTuple):
+    """How much attention the positions of some rows receive."""
+
+    #: Column sums, (rows, positions), with mean 1.
+    sums: torch.Tensor
+    #: Height and width of the layer.
+    size: tuple[int, int]
+
+
+def fault(unet: Unet, layer: str) -> str | None:
+    """Why SAG can't listen to a layer, as the end of a sentence about the model."""
+    layers = [name for name, _ in unet.named_modules() if _LAYER.fullmatch(name)]
+    if layer in layers:
+        return None
+    found = ", ".join(layers[-_NAMED:]) or "none"
+    if layer == MID_BLOCK:
+        return f"has no attention in its mid block, which SAG needs unless sag_layer names: {found}"
+    return f"has no self-attention {layer!r} (sag_layer); it has, among others: {found}"
+
+
+class SagAttnProcessor(AttnProcessor2_0):
+    """Attention processor that records how much attention each position receives (equation 8).
+
+    It attends as `AttnProcessor2_0` does and keeps the column sums of the first `rows` rows. The
+    attention map, (heads, positions, positions) for each row, exists only inside `column_sums`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = 0
+        self.sums: torch.Tensor | None = None
+        #: Height and width of the layer.
+        self.size = (0, 0)
+
+    def __call__(self, attn: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # diffusers' signature
+        """Attention, (rows, positions, width) to the same shape."""
+        if self.rows:
+            sag_rows = hidden_states[: self.rows]
+            query, key = (
+                each(sag_rows).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+                for each in (attn.to_q, attn.to_k)
+            )
+            self.sums = guidance.column_sums(query, key, attn.scale)
+        return super().__call__(attn, hidden_states, *args, **kwargs)
+
+    def record_size(self, _module: Any, inputs: tuple[torch.Tensor, ...]) -> None:  # noqa: ANN401  # torch's signature
+        """Forward pre-hook of the block: its size can't be derived from that of odd latents."""
+        height, width = inputs[0].shape[-2:]
+        self.size = height, width
+
+
+@contextmanager
+def capture_attention(
+    unet: Unet, processor: SagAttnProcessor, rows: int, layer: str = MID_BLOCK
+) -> Iterator[None]:
+    """Install `processor` in a layer for one call and its first `rows` rows; 0 installs none.
+
+    `processor.sums` is None again afterwards.
+    """
+    if not rows:
+        yield
+        return
+    attn = unet.get_submodule(layer)
+    block = unet.get_submodule(layer.partition(".transformer_blocks.")[0])
+    usual, processor.rows = attn.processor, rows
+    hook = block.register_forward_pre_hook(processor.record_size)
+    attn.processor = processor
+    try:
+        yield
+    finally:
+        attn.processor = usual
+        hook.remove()
+        processor.sums = None
