@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from worker.engine.image_state import ImageState
     from worker.engine.job import Job
-    from worker.engine.samplers import SamplerState
+    from worker.engine.sampler_state import SamplerState
 
 logger = logging.getLogger(__name__)
 

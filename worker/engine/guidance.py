@@ -112,7 +112,7 @@ def scaled_x0(
     raise ValueError(f"unknown prediction type {prediction!r}")
 
 
-def degrade(
+def degrade(  # noqa: PLR0913, PLR0917  # the terms of an equation
     prediction: str,
     noisy: torch.Tensor,
     output: torch.Tensor,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from worker.engine.families.conditioning import Conditioning
     from worker.engine.job import Job
     from worker.engine.noise_levels import NoiseLevel
-    from worker.engine.samplers import SamplerState
+    from worker.engine.sampler_state import SamplerState
     from worker.engine.start import Blend
 
 
@@ -71,7 +71,7 @@ class ImageState:
 
     @property
     def uses_sag(self) -> bool:
-        """Whether SAG acts in this step: not at scale 0, nor for latents too small to be blurred."""
+        """Whether SAG acts in this step: not at scale 0, nor on latents too small to be blurred."""
         job, total = self.job, self.sampler.steps
         is_between = int(job.sag_start * total) <= self.steps < int(job.sag_stop * total)
         large = min(self.latents.shape[-2:]) >= guidance.MIN_SIDE

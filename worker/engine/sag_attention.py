@@ -6,13 +6,14 @@ import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from worker.engine import guidance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import torch
 
     from worker.engine.pipeline import Unet
 

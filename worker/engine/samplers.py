@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -14,54 +13,16 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from api_contracts.request import ETA_SCHEDULERS
-from worker.engine import device_memory, unipc
+from worker.engine import device_memory, partial_start, unipc
 from worker.engine.job import refusal
 from worker.engine.noise_levels import NoiseLevel, between_sigmas, by_angle, by_sigma, by_timestep
+from worker.engine.sampler_state import SamplerState
 from worker.errors import UnsupportedSchedulerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from worker.engine.pipeline import DiffusersScheduler
-
-
-@dataclass(frozen=True)
-class SamplerState:
-    """The sampler of one image. All numbers that a round reads are on the host."""
-
-    name: str
-    scheduler: DiffusersScheduler
-    #: Steps that are made, and the evaluations before the first of them that are left out.
-    steps: int
-    begin: int
-    #: One for each evaluation, in order.
-    levels: tuple[NoiseLevel, ...]
-    #: At each evaluation, the weights of a picture and of noise; empty for images from noise.
-    mixing: tuple[tuple[float, float], ...]
-    #: Prediction types: of the UNet, and of what the scheduler's `step` takes.
-    predictions: tuple[str, str]
-    #: Names of the parameters of the scheduler's `step`.
-    step_parameters: frozenset[str]
-    #: Names of the scheduler's tensors that no step changes.
-    constants: frozenset[str]
-
-    def copy(self) -> SamplerState:
-        """The same with a scheduler of its own; what no step changes is shared."""
-        shared = [getattr(self.scheduler, name) for name in self.constants]
-        memo = {id(each): each for each in (self.scheduler.config, *shared)}
-        return replace(self, scheduler=copy.deepcopy(self.scheduler, memo))
-
-    def timestep(self, evaluation: int) -> torch.Tensor:
-        """The scheduler's timestep of an evaluation."""
-        timestep: torch.Tensor = self.scheduler.timesteps[self.begin + evaluation]
-        return timestep
-
-    def is_step(self, evaluations: int) -> bool:
-        """Whether evaluation number `evaluations` completes a step, as diffusers counts steps."""
-        order: int = self.scheduler.order
-        warmup = len(self.levels) - self.steps * order
-        is_last = evaluations == len(self.levels)
-        return is_last or (evaluations > warmup and evaluations % order == 0)
 
 
 @dataclass(frozen=True)
@@ -140,9 +101,9 @@ def make(
     """A new sampler with that many steps: `name`, or as the model's `own` when None.
 
     With a `strength` it begins with a picture to which noise was added, and makes only that share
-    of the steps, the last ones. diffusers takes milliseconds to configure one, so it is configured once and then copied. Raises
-    `UnsupportedSchedulerError` with the supported names, and `BadRequestError` where the scheduler
-    does not support this number of steps.
+    of the steps, the last ones. diffusers takes milliseconds to configure one, so it is configured
+    once and then copied. Raises `UnsupportedSchedulerError` with the supported names, and
+    `BadRequestError` where the scheduler does not support this number of steps.
     """
     return _configured(name, own, num_inference_steps, strength, on_gpu=on_gpu).copy()
 
@@ -179,9 +140,13 @@ def _configured(
     if isinstance(scheduler, diffusers.LMSDiscreteScheduler):
         # Milliseconds of numerical integration for each, of numbers that all copies share.
         scheduler.get_lms_coefficient = cache(scheduler.get_lms_coefficient)
-    steps = num_inference_steps if strength is None else _steps_of(num_inference_steps, strength)
+    steps = (
+        num_inference_steps
+        if strength is None
+        else partial_start.steps_of(num_inference_steps, strength)
+    )
     begin = (num_inference_steps - steps) * scheduler.order
-    mixing = () if strength is None else tuple(_mixing(scheduler, name)[begin:])
+    mixing = () if strength is None else tuple(partial_start.mixing(scheduler, name)[begin:])
     if hasattr(scheduler, "set_begin_index"):
         # Otherwise it searches for the first timestep, and of two equal ones finds the second.
         scheduler.set_begin_index(begin)
@@ -211,29 +176,6 @@ def noise(
         return drawn
     numbers = torch.randn(shape, generator=generator, dtype=dtype, layout=layout or torch.strided)
     return device_memory.to_device(numbers, device)
-
-
-def _steps_of(num_inference_steps: int, strength: float) -> int:
-    """How many of the steps are made, as diffusers rounds it; raises `BadRequestError` for none."""
-    if (steps := int(num_inference_steps * strength)) < 1:
-        what = f"is {strength:g}, which leaves none of {num_inference_steps} steps"
-        raise refusal("strength", what, f">= {1 / num_inference_steps:g}")
-    return steps
-
-
-def _mixing(scheduler: DiffusersScheduler, name: str) -> list[tuple[float, float]]:
-    """The weights of a picture and of noise that diffusers adds, at each evaluation."""
-    if not hasattr(scheduler, "add_noise"):
-        raise refusal("scheduler", f"{name} can't start from an image", "another one")
-    one, none, weights = torch.ones(1), torch.zeros(1), []
-    for number, timestep in enumerate(scheduler.timesteps):
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(number)
-        parts = (
-            scheduler.add_noise(*pair, timestep.view(1)) for pair in ((one, none), (none, one))
-        )
-        weights.append(tuple(float(part) for part in parts))
-    return weights
 
 
 def is_supported(own: DiffusersScheduler) -> bool:

@@ -16,7 +16,7 @@ from worker.engine import device_memory, samplers
 if TYPE_CHECKING:
     from worker.engine.job import Job
     from worker.engine.loaded_model import LoadedModel
-    from worker.engine.samplers import SamplerState
+    from worker.engine.sampler_state import SamplerState
 
 #: Pixels of a mask above this value are painted anew.
 _MASK_VALUE = 127

@@ -1,0 +1,35 @@
+"""Samplers that begin with a picture: how many steps they make, and how much noise they add."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from worker.engine.job import refusal
+
+if TYPE_CHECKING:
+    from worker.engine.pipeline import DiffusersScheduler
+
+
+def steps_of(num_inference_steps: int, strength: float) -> int:
+    """How many of the steps are made, as diffusers rounds it; raises `BadRequestError` for none."""
+    if (steps := int(num_inference_steps * strength)) < 1:
+        what = f"is {strength:g}, which leaves none of {num_inference_steps} steps"
+        raise refusal("strength", what, f">= {1 / num_inference_steps:g}")
+    return steps
+
+
+def mixing(scheduler: DiffusersScheduler, name: str) -> list[tuple[float, float]]:
+    """The weights of a picture and of noise that diffusers adds, at each evaluation."""
+    if not hasattr(scheduler, "add_noise"):
+        raise refusal("scheduler", f"{name} can't start from an image", "another one")
+    one, none, weights = torch.ones(1), torch.zeros(1), []
+    for number, timestep in enumerate(scheduler.timesteps):
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(number)
+        parts = (
+            scheduler.add_noise(*pair, timestep.view(1)) for pair in ((one, none), (none, one))
+        )
+        weights.append(tuple(float(part) for part in parts))
+    return weights
