@@ -180,7 +180,7 @@ class Side:
                     "-m",
                     "worker",
                     "run",
-                ]  # -P: not the package of this folder
+                ]  # -P: not from here
                 stack.enter_context(embedded.running(command, log, ready, given, stop_s=60))
             time.sleep(SETTLE_S)
             return stack.pop_all()
