@@ -179,14 +179,15 @@ def test_each_image_of_a_task_has_its_own_noise(rounds: Rounds) -> None:
 
 def test_what_a_model_does_not_take_is_refused(rounds: Rounds, inpainting: Rounds) -> None:
     """By the name of the field."""
-    for where, changes in {
+    refused: dict[str, dict[str, Any]] = {
         "prompt_2": {"prompts_2": ("a",)},
         "original_size": {"original_size": (8, 8)},
         "scheduler": {"scheduler": "ipndm", **picture()},
         "strength": picture() | {"strength": 0.1},
-    }.items():
+    }
+    for where, changes in refused.items():
         with pytest.raises(BadRequestError, match=where):
             rounds.result(wanted(**changes))
-    for changes in ({}, picture()):
+    for changes in (dict[str, Any](), picture()):
         with pytest.raises(BadRequestError, match="mask_image"):
             inpainting.result(wanted(**changes))
