@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from tests.engine import oracle
@@ -116,19 +117,19 @@ def test_xl_takes_embeddings(xl: Rounds) -> None:
     assert not negative.any()
     given = {
         "prompts": (),
-        "prompt_embeds": safetensors_io.write(embeds),
-        "pooled_prompt_embeds": safetensors_io.write(pooled),
+        "prompt_embeds": safetensors_io.write(embeds[0]),
+        "pooled_prompt_embeds": safetensors_io.write(pooled[0]),
     }
     texts_of = in_company(xl, wanted(prompts=("a red star",)), texts())
     assert_close(in_company(xl, wanted(**given), texts()), texts_of)
     both = given | {
-        "negative_prompt_embeds": safetensors_io.write(negative),
-        "negative_pooled_prompt_embeds": safetensors_io.write(negative_pooled),
+        "negative_prompt_embeds": safetensors_io.write(negative[0]),
+        "negative_pooled_prompt_embeds": safetensors_io.write(negative_pooled[0]),
     }
     assert_close(in_company(xl, wanted(**both), texts()), texts_of)
     with pytest.raises(BadRequestError, match="pooled_prompt_embeds"):
         xl.result(wanted(**(given | {"pooled_prompt_embeds": None})))
-    two = safetensors_io.write(torch.zeros(2, POOLED))
+    two = safetensors.torch.save({"pooled": torch.zeros(2, POOLED)})
     with pytest.raises(BadRequestError, match="pooled_prompt_embeds"):
         xl.result(wanted(**(given | {"pooled_prompt_embeds": two})))
 
