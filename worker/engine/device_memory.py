@@ -6,8 +6,11 @@ import torch
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a tensor of the host to a device. From pinned memory the host does not wait for it."""
-    if device.type == "cpu":
+    """Copy a tensor of the host to a device. From pinned memory the host does not wait for it.
+
+    One that is on the device is returned as it is.
+    """
+    if tensor.device.type == device.type:
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
 

@@ -122,7 +122,10 @@ def _conditioning(
 
     def placed(each: EncoderInput | Conditioning) -> Conditioning:
         found = encoded(each, known) | of_size
-        return {name: tensor.to(device, dtype) for name, tensor in found.items()}
+        return {
+            name: device_memory.to_device(tensor.to(dtype), device)
+            for name, tensor in found.items()
+        }
 
     negatives = None if inputs.negative is None else [placed(each) for each in inputs.negative]
     return [placed(each) for each in inputs.positive], negatives
