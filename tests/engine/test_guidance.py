@@ -233,6 +233,17 @@ def test_column_sums_are_those_of_upstreams_map(
     assert torch.allclose(means, torch.ones(rows), rtol=100 * EPS32, atol=0)
 
 
+def test_column_sums_of_some_heads_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few maps exist at once, each row has the same sums."""
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(3, 4, 12, 8, generator=generator) for _ in "qk")
+    whole = guidance.column_sums(query, key, 0.35)
+    for at_once in (1, 5, 7):
+        monkeypatch.setattr(guidance, "_MAP_NUMBERS", at_once * 12**2)
+        sums = guidance.column_sums(query, key, 0.35)
+        assert torch.allclose(sums, whole, rtol=0, atol=sum_rounding(4 * 12, 1.0))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_column_sums_of_halves_are_whole(dtype: torch.dtype) -> None:
     """Half-precision queries and keys are summed in float32, bit for bit."""
