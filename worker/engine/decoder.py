@@ -69,8 +69,10 @@ class Decoder:
         _check_finite(image, decoded)
         if decoded is None:
             return GeneratedImage(image.latents[0].float().cpu(), width, height, image.seed, None)
-        # The checker has the model's precision, also where the VAE has not any more.
-        decoded, flags = pipe.run_safety_checker(decoded, decoded.device, dtype_of(pipe))
+        flags = None
+        if getattr(pipe, "safety_checker", None) is not None:
+            # It has the model's precision, also where the VAE has not any more.
+            decoded, flags = pipe.run_safety_checker(decoded, decoded.device, dtype_of(pipe))
         pixels = pipe.image_processor.postprocess(
             decoded,
             output_type="np" if image.job.output_type == "npy" else "pil",
