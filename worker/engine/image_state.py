@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from worker.engine import guidance
 
 if TYPE_CHECKING:
+    import torch
+
     from worker.engine.batch_scheduler import Bucket
     from worker.engine.families.conditioning import Conditioning
     from worker.engine.job import Job
@@ -102,12 +102,6 @@ class ImageState:
         timestep = self.sampler.timestep(self.evaluations)
         scaled: torch.Tensor = scheduler.scale_model_input(self.latents, timestep)
         return scaled
-
-    def with_channels(self, noisy: torch.Tensor) -> torch.Tensor:
-        """An input of the UNet, (1, c, h, w), with the channels that one for inpainting has."""
-        if self.channels is None:
-            return noisy
-        return torch.cat([noisy, self.channels.to(noisy.dtype)], dim=1)
 
     def step(self, output: torch.Tensor, noisy: torch.Tensor) -> None:
         """Complete the evaluation: give the guided UNet `output` at input `noisy` to the sampler.

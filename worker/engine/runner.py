@@ -149,8 +149,13 @@ class Runner:
             *((image, noisy_of[image], image.conditioning) for image in paired),
             *((image, each.noisy, image.unconditional) for image, each in second),
         ]
+        inputs = torch.cat([z for _, z, _ in rows])
+        # For inpainting; all images of a model have them, or none.
+        channels = [image.channels for image, _, _ in rows if image.channels is not None]
+        if channels:
+            inputs = torch.cat([inputs, torch.cat(channels).to(inputs.dtype)], dim=1)
         return self.unet(
-            torch.cat([image.with_channels(z) for image, z, _ in rows]),
+            inputs,
             [image.level.timestep for image, _, _ in rows],
             stack([conditioning for _, _, conditioning in rows]),
             rows[0][0].bucket.lora_scale,

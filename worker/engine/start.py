@@ -47,6 +47,7 @@ class Blend:
     Each is (1, c, h, w), the mask (1, 1, h, w).
     """
 
+    #: True where it is painted anew.
     mask: torch.Tensor
     picture: torch.Tensor
     noise: torch.Tensor
@@ -58,8 +59,8 @@ class Blend:
         """
         rest = self.picture
         if weights is not None:
-            rest = weights[0] * self.picture + weights[1] * self.noise
-        return (1 - self.mask) * rest + self.mask * latents
+            rest = torch.add(weights[0] * self.picture, self.noise, alpha=weights[1])
+        return torch.where(self.mask, latents, rest)
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Drawing:
         noisy = self._pure(noise) if self.is_all_noise else self._noisy(picture, noise)
         # diffusers draws it and does not use it; what a sampler draws later depends on that.
         self._draw(self.source.masked)
-        return Start(noisy, Blend(mask, picture, noise))
+        return Start(noisy, Blend(mask.bool(), picture, noise))
 
     def _with_channels(self, mask: torch.Tensor, masked: Encoded) -> Start:
         if self.is_all_noise:
