@@ -26,7 +26,6 @@ ALLOWED = (
     Allowed("nothing else runs while a model is loaded", "load"),
     Allowed("no job makes progress while rows are measured", "measure rows"),
     Allowed("the map of previews, once for a model", "", "_fit"),
-    Allowed("the blur's kernel, once in a process", "round", "_kernel"),
     Allowed("paces the host, at most one call ahead", "pace", op="cudaEventSynchronize"),
     Allowed("overflow check, once in a decode", "decode", "Decoder._decode_once", value=False),
     Allowed("on the side thread", "finish", "_check_finite", value=True),

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from worker.engine import batch, checkpoint, image_state, runner, unet
+from worker.engine import batch, checkpoint, image_state, runner, start, unet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,6 +41,12 @@ def _unet(_unet: object, noisy: Any, *_: object) -> str:  # noqa: ANN401  # the 
     return f"UNet, {_number(len(noisy), 'row')}{size}"
 
 
+def _source(_model: object, job: Any) -> str:  # noqa: ANN401  # the engine's
+    if job.image is None:
+        return "encode no picture"
+    return "encode a picture" if job.mask_image is None else "encode a picture and its mask"
+
+
 def _decode(_runner: object, images: Any) -> str:  # noqa: ANN401  # the engine's
     decoded = [each for each in images if each.job.output_type != "latent"]
     return f"decode, {_number(len(decoded), 'image')}"
@@ -54,6 +60,8 @@ def _preview(of: Any, *_: object) -> str:  # noqa: ANN401  # the engine's
 _COUNTED: tuple[tuple[Any, str, Callable[..., str]], ...] = (
     (runner.Runner, "__init__", _load),
     (runner.Runner, "encode", _encode),
+    (start, "encode", _source),
+    (start.Drawing, "start", lambda *_: "draw a start"),
     (batch.Batch, "_evaluate", _round),
     (unet.BatchedUnet, "measure", _measure),
     (unet.BatchedUnet, "_call", _unet),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from benchmarks.cuda_dry_run import calls, models, scenes, stand_ins
+from benchmarks.cuda_dry_run import calls, models, scenes, stand_ins, variants
 from benchmarks.cuda_dry_run.device import FakeCuda, fake_cuda
 from worker.engine import guidance, warmup
+from worker.engine.pipeline import native_size
 from worker.engine.samplers import SAMPLERS
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ MIXES: dict[str, tuple[str, ...]] = {
     "unipc": ("unipc",),
     "mixed": ("ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "unipc", "heun", "lms"),
 }
+#: A full round with a mix's samplers, and with SAG's own knobs or a picture and a mask beside.
+KNOBS, MASKED = "knobs", "masked"
 TASKS = 16
 
 
@@ -78,10 +82,10 @@ def run(model: str) -> Found:
             return loaded
 
         rounds = scenes.Rounds(load, warmup.TRIED_ROWS[-1])
-        every_sampler(rounds, steps=6)
-        for name, samplers in MIXES.items():
+        every_sampler(rounds, models.MODELS[model], steps=6)
+        for name, arrivals in _full_rounds(rounds, models.MODELS[model]).items():
             before = len(device.tallies)
-            rounds.run(scenes.steady(samplers, TASKS, steps=5))
+            rounds.run(arrivals)
             found.full_rounds[name] = _full(device.tallies[before:])
         found.errors = rounds.errors()
         rounds.close()
@@ -91,17 +95,47 @@ def run(model: str) -> Found:
     return found
 
 
-def every_sampler(rounds: scenes.Rounds, steps: int) -> None:
-    """Mixed rounds with every sampler, then the same jobs from their last checkpoints."""
-    arrivals = scenes.mixed(tuple(SAMPLERS), steps)
+def every_sampler(rounds: scenes.Rounds, model: models.Model, steps: int) -> None:
+    """Rounds with a model's samplers, from noise and from pictures, then all from checkpoints.
+
+    A model for inpainting makes nothing from noise alone.
+    """
+    names = model.samplers
+    arrivals = [] if model.inpainting else scenes.mixed(names, steps, model.other_px)
+    sizes_px = (_own_px(rounds), model.other_px)
+    pictured = variants.varied(names, steps, sizes_px, inpainting=model.inpainting)
     runner = rounds.runner
     mapped = runner.preview_map
     assert mapped is not None
     # Both ways of drawing a preview: numbers read from the device are random, so no map fits.
     runner.preview_map = replace(mapped, unexplained=0.0)
     rounds.run(arrivals)
+    rounds.run(pictured)
     runner.preview_map = None
-    rounds.run(scenes.resumed(arrivals, rounds.checkpoints))
+    rounds.run(scenes.resumed([*arrivals, *pictured], rounds.checkpoints))
+
+
+def _full_rounds(rounds: scenes.Rounds, model: models.Model) -> dict[str, list[scenes.Arrival]]:
+    """The tasks of each full round by its name."""
+
+    def masked(number: int) -> dict[str, Any]:
+        # Strength 1 has as many steps as the others.
+        return variants.picture(number, _own_px(rounds), mask=True) | {"strength": 1.0}
+
+    steady = partial(scenes.steady, tasks=TASKS, steps=5)
+    found = {MASKED: steady(MIXES["ddim"], changes=masked)}
+    if model.inpainting:
+        return found
+    mixes = MIXES.items() if len(model.samplers) == len(SAMPLERS) else [("ddim", ("ddim",))]
+    plain = {name: steady(samplers) for name, samplers in mixes}
+    return plain | {KNOBS: steady(MIXES["ddim"], changes=variants.knobs)} | found
+
+
+def _own_px(rounds: scenes.Rounds) -> tuple[int, int]:
+    """Height and width of a model's own pictures, in pixels."""
+    pipe = rounds.runner.pipe
+    height, width = native_size(pipe)
+    return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
 
 
 def _full(tallies: list[Tally]) -> Tally:

@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from benchmarks import sd15
+from benchmarks import sd15, sdxl
 from benchmarks.cuda_dry_run.device import DEVICE
 from worker.config.models import SHIPPED_MODEL
 from worker.engine.families.stable_diffusion import StableDiffusion
+from worker.engine.families.stable_diffusion_xl import StableDiffusionXL
 from worker.engine.loaded_model import LoadedModel
+from worker.engine.samplers import SAMPLERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from worker.engine.families.family import Family
 
-def _bundled() -> Any:  # noqa: ANN401  # diffusers has no types
+
+@dataclass(frozen=True)
+class Model:
+    """What builds the pipeline on torch's default device, and what serves it."""
+
+    build: Callable[[], Any]
+    family: Family
+    #: A size that tasks have beside the model's own, height and width in pixels.
+    other_px: tuple[int, int]
+    #: Whether every task needs a mask.
+    inpainting: bool = False
+    vae_dtype: torch.dtype = torch.float16
+    #: Those that run. A sampler knows no family, so a large model needs a few: one by timesteps, by
+    #: sigmas, one that draws noise, one with a history, and one of two evaluations a step.
+    samplers: tuple[str, ...] = tuple(SAMPLERS)
+
+
+def _bundled(*, inpainting: bool = False) -> Any:  # noqa: ANN401  # diffusers has no types
     """The bundled model's configuration: small, for the tests."""
     text = CLIPTextConfig.from_pretrained(SHIPPED_MODEL / "text_encoder")
+    channels = {"in_channels": sd15.INPAINTING_CHANNELS} if inpainting else {}
     return StableDiffusionPipeline(
         vae=AutoencoderKL.from_config(AutoencoderKL.load_config(SHIPPED_MODEL / "vae")),
         text_encoder=CLIPTextModel(text),
         tokenizer=CLIPTokenizer.from_pretrained(SHIPPED_MODEL / "tokenizer"),
         unet=UNet2DConditionModel.from_config(
-            UNet2DConditionModel.load_config(SHIPPED_MODEL / "unet")
+            UNet2DConditionModel.load_config(SHIPPED_MODEL / "unet"), **channels
         ),
         scheduler=DDIMScheduler.from_pretrained(SHIPPED_MODEL / "scheduler"),
         safety_checker=None,
@@ -35,37 +58,67 @@ def _bundled() -> Any:  # noqa: ANN401  # diffusers has no types
     )
 
 
-#: Families by name: what builds the pipeline on torch's default device.
-FAMILIES: dict[str, Callable[[], Any]] = {"sd15": sd15.pipeline, "bundled": _bundled}
+_FEW = ("ddim", "euler", "euler_a", "dpmpp_2m", "heun")
+#: By the names of the command's option; the last three are small, for the tests.
+MODELS = {
+    "sd15": Model(sd15.pipeline, StableDiffusion(), (768, 512)),
+    "sd15-inpainting": Model(
+        partial(sd15.pipeline, inpainting=True), StableDiffusion(), (768, 512), inpainting=True
+    ),
+    "sdxl": Model(
+        sdxl.pipeline,
+        StableDiffusionXL(),
+        (1216, 832),
+        vae_dtype=torch.float32,
+        samplers=_FEW,
+    ),
+    "bundled": Model(_bundled, StableDiffusion(), (768, 512)),
+    "bundled-inpainting": Model(
+        partial(_bundled, inpainting=True),
+        StableDiffusion(),
+        (48, 64),
+        inpainting=True,
+        samplers=_FEW,
+    ),
+    "small-sdxl": Model(
+        partial(sdxl.pipeline, 8, shallow=True),
+        StableDiffusionXL(),
+        (96, 64),
+        vae_dtype=torch.float32,
+        samplers=_FEW,
+    ),
+}
 
 
-def load(family: str) -> LoadedModel:
-    """A family on the device in float16, placed as `model_loader.load` does. Inside `fake_cuda`."""
+def load(name: str) -> LoadedModel:
+    """A model on the device in float16, placed as `model_loader.load` does. Inside `fake_cuda`."""
+    model = MODELS[name]
     with torch.device("meta"):
-        pipeline = FAMILIES[family]()
+        pipeline = model.build()
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
-            _place(part, is_text=part is pipeline.text_encoder)
+            dtype = model.vae_dtype if part is pipeline.vae else torch.float16
+            _place(part, dtype, is_image=part in (pipeline.unet, pipeline.vae))
     pipeline.set_progress_bar_config(disable=True)
-    return LoadedModel(StableDiffusion(), pipeline, DEVICE, "none")
+    return LoadedModel(model.family, pipeline, DEVICE, "none")
 
 
-def _place(part: torch.nn.Module, *, is_text: bool) -> None:
+def _place(part: torch.nn.Module, dtype: torch.dtype, *, is_image: bool) -> None:
     """Replace the tensors of a network by fake ones on the device."""
     for module in part.modules():
         tensors: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)  # noqa: SLF001  # `to` computes
         for held in tensors:
             for name, tensor in held.items():
                 if tensor is not None:
-                    held[name] = _placed(tensor, is_text=is_text)
+                    held[name] = _placed(tensor, dtype, is_image=is_image)
     part.eval()
 
 
-def _placed(tensor: torch.Tensor, *, is_text: bool) -> torch.Tensor:
-    dtype = torch.float16 if tensor.is_floating_point() else tensor.dtype
-    is_image = tensor.ndim == 4 and not is_text  # noqa: PLR2004  # a convolution's weight
-    layout = torch.channels_last if is_image else torch.contiguous_format
-    made = torch.empty(tensor.shape, dtype=dtype, device=DEVICE, memory_format=layout)
+def _placed(tensor: torch.Tensor, dtype: torch.dtype, *, is_image: bool) -> torch.Tensor:
+    used = dtype if tensor.is_floating_point() else tensor.dtype
+    is_convolution = tensor.ndim == 4 and is_image  # noqa: PLR2004  # its weight
+    layout = torch.channels_last if is_convolution else torch.contiguous_format
+    made = torch.empty(tensor.shape, dtype=used, device=DEVICE, memory_format=layout)
     if isinstance(tensor, torch.nn.Parameter):
         return torch.nn.Parameter(made, requires_grad=False)
     return made

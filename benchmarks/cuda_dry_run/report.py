@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 _MIB = 2**20
 #: Calls of the first table, in this order; UNet calls of other numbers of rows are left out.
 _CALLS = (
-    "load", "measure rows", "encode, 16 texts",
+    "load", "measure rows", "encode, 8 texts", "encode, 16 texts",
+    "encode a picture", "encode a picture and its mask", "draw a start",
     *(f"UNet, {rows} row{'s' * (rows > 1)}" for rows in sorted({*TRIED_ROWS, TASKS // 2 * 3})),
     "pace", "decode, 1 image", "decode, 8 images", "preview by the map", "preview by the decoder",
     "finish a picture", "checkpoint, capture", "checkpoint, to bytes",

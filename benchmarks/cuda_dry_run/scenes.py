@@ -15,7 +15,7 @@ from worker.engine.running_job import RunningJob
 from worker.job_control import Control
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from worker.engine.job import JobResult
     from worker.engine.loaded_model import LoadedModel
@@ -104,12 +104,13 @@ class Rounds:
         self._batch.add(RunningJob(self._number, wanted, control, future))
 
 
-def mixed(names: Sequence[str], steps: int) -> list[Arrival]:
+def mixed(names: Sequence[str], steps: int, other_px: tuple[int, int]) -> list[Arrival]:
     """Each sampler once: with and without SAG and classifier-free guidance, sizes and previews.
 
-    Each saves a checkpoint two steps before its end.
+    Every third has the size `other_px`, height and width. Each saves a checkpoint two steps before
+    its end.
     """
-    sizes = ((None, None), (None, None), (768, 512))
+    sizes = ((None, None), (None, None), other_px)
     arrivals = []
     for number, name in enumerate(names):
         height, width = sizes[number % len(sizes)]
@@ -135,14 +136,25 @@ def resumed(arrivals: Iterable[Arrival], checkpoints: dict[str, bytes]) -> list[
     ]
 
 
-def steady(names: Sequence[str], tasks: int, steps: int) -> list[Arrival]:
+def steady(
+    names: Sequence[str],
+    tasks: int,
+    steps: int,
+    changes: Callable[[int], Mapping[str, Any]] = lambda _: {},
+) -> list[Arrival]:
     """Tasks with SAG and classifier-free guidance, half of them a round later.
 
     In each round from the second on one half is in its main pass, the other in its degraded one.
+    `changes` gives fields of a job by its number.
     """
     return [
         Arrival(
-            index % 2, job(1000 + index, names[index // 2 % len(names)], num_inference_steps=steps)
+            index % 2,
+            job(
+                1000 + index,
+                names[index // 2 % len(names)],
+                **{"num_inference_steps": steps, **changes(index)},
+            ),
         )
         for index in range(tasks)
     ]

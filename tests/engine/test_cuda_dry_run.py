@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 import pytest
 import torch
 
-from benchmarks.cuda_dry_run import __main__, dry_run, models, scenes
+from benchmarks.cuda_dry_run import __main__, dry_run, models
 from benchmarks.cuda_dry_run.device import DEVICE
 from benchmarks.cuda_dry_run.place import Place
 from benchmarks.cuda_dry_run.tally import Fault
-from worker.engine import guidance, previews
+from tests.engine.dry_runs import found_in
+from worker.engine import device_memory, guidance
 from worker.engine.runner import Runner
-from worker.engine.samplers import SAMPLERS
 from worker.engine.unet import BatchedUnet
 
 if TYPE_CHECKING:
@@ -42,15 +41,6 @@ def device() -> Iterator[FakeCuda]:
 
 def ones(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
     return torch.ones(*shape, device=DEVICE, dtype=dtype)
-
-
-def found_in(rounds_count: int, **changes: Any) -> list[str]:
-    """What a dry run finds in the first rounds of a task of one step, without previews."""
-    job = scenes.job(0, "ddim", num_inference_steps=1, **changes)
-    with mock.patch.object(previews, "fit"), dry_run.engine_on_fake_cuda() as fake:
-        rounds = scenes.Rounds(lambda: models.load("bundled"), 8)
-        rounds.run([scenes.Arrival(0, job)], rounds_count)
-    return [*map(str, fake.faults), *rounds.errors()]
 
 
 def test_host_tensors_compute(device: FakeCuda) -> None:
@@ -196,9 +186,14 @@ def _float64_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guidance, "classifier_free", doubled)
 
 
+def _pageable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_memory, "to_device", lambda tensor, at: tensor.to(at))
+
+
 @pytest.mark.parametrize(
     ("broken", "what"),
     [
+        (_pageable, "encode, 2 texts: the host waits for the device: aten._to_copy.default to the"),
         (_host_timesteps, "UNet, 2 rows: tensors on several devices: aten."),
         (_read_in_evaluate, "round, 2 rows: the host waits for the device: aten._local_scalar"),
         (_float64_guidance, "round, 2 rows: torch.float64 on the device: aten."),
@@ -207,7 +202,7 @@ def _float64_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_broken_engine_fails(
     monkeypatch: pytest.MonkeyPatch, broken: Callable[[pytest.MonkeyPatch], None], what: str
 ) -> None:
-    """Timesteps left on the host, a read in a round, and float64 in guidance are each a fault."""
+    """Memory that is not pinned, timesteps on the host, a read and float64 are each a fault."""
     broken(monkeypatch)
     assert any(what in each for each in found_in(1))
 
@@ -225,15 +220,3 @@ def test_exit_status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert "round, 2 rows: float64 on the device: aten.mul.Tensor at worker/engine/runner.py:1" in (
         capsys.readouterr().err
     )
-
-
-@pytest.mark.slow
-def test_all_samplers() -> None:
-    """Every sampler passes in mixed rounds, and when its job resumes from a checkpoint."""
-    with dry_run.engine_on_fake_cuda() as fake:
-        rounds = scenes.Rounds(lambda: models.load("bundled"), 64)
-        dry_run.every_sampler(rounds, steps=3)
-    assert [*map(str, fake.faults), *rounds.errors()] == []
-    kinds = {tally.kind for tally in fake.tallies}
-    assert {f"step, {name}" for name in SAMPLERS} <= kinds
-    assert {f"resume, {name}" for name in SAMPLERS} <= kinds
