@@ -44,10 +44,19 @@ PARTS = (
          "CPU in float32: `StableDiffusionSAGPipeline` where upstream is right, else the plain "
          "loop of tests/engine/oracle.py.",
          110, 30, sd15=False),
+    Part("families", "Families, pictures, masks and SAG's own parameters",
+         "Small models of Stable Diffusion XL and for inpainting, and the bundled one: jobs from "
+         "noise, from a picture and with a mask, together, with different blurs, thresholds, "
+         "windows and rescales. The reference is the plain loop on the CPU in float32, TF32 off.",
+         60, 20, sd15=False),
     Part("throughput", "Throughput against upstream's loop",
          "The engine with tasks waiting, and upstream's pipeline one task after the other, in "
          "turns, both to decoded pictures. The best turn counts.",
          110, 35),
+    Part("sdxl", "Stable Diffusion XL at its full size",
+         "Random weights, built on the device. The memory of UNet calls beside what "
+         "benchmarks/full_size.py counts, then pictures a second against diffusers' loop.",
+         90, 40, sd15=False),
     Part("arithmetic", "Arithmetic against the matrix peak",
          "UNet calls alone. The peak is the fastest of several matrix products in the same "
          "precision, measured in the same process.",

@@ -29,15 +29,16 @@ class Rounds:
         device: str,
         max_batch_rows: int | None = None,
         change: Callable[[LoadedModel], None] = lambda _: None,
+        load: Callable[[ModelSpec, str, str], LoadedModel] = model_loader.load,
     ) -> None:
-        """`change` may change the loaded pipeline before it is used."""
+        """`change` may change the loaded pipeline before it is used; `load` makes it."""
 
-        def load(spec: ModelSpec) -> LoadedModel:
-            model = model_loader.load(spec, device, "none")
+        def loaded(spec: ModelSpec) -> LoadedModel:
+            model = load(spec, device, "none")
             change(model)
             return model
 
-        self._runners = ModelCache({"default": spec}, load, 1, max_batch_rows)
+        self._runners = ModelCache({"default": spec}, loaded, 1, max_batch_rows)
         self._batch = Batch(self._runners, lambda call, *args: call(*args))
         self._submitted = 0
 

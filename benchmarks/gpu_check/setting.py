@@ -47,6 +47,12 @@ class Setting:
     #: Rows of the one compiled number of rows, twice that of the degraded pass.
     compiled_rows: int
 
+    #: Of Stable Diffusion XL: edge of a picture, rows of the calls whose memory is measured, and
+    #: waiting tasks.
+    xl_px: int
+    xl_rows: tuple[int, ...]
+    xl_counts: tuple[int, ...]
+
     @property
     def on_gpu(self) -> bool:
         """Whether a GPU is measured; else this is the rehearsal on a CPU."""
@@ -90,6 +96,9 @@ def gpu(folder: Path) -> Setting:
         flop_rows=(1, 4, 16, 32, 64),
         edges=(4096, 8192, 16384),
         compiled_rows=16,
+        xl_px=1024,
+        xl_rows=(1, 2, 8, 16),
+        xl_counts=(1, 4),
     )
 
 
@@ -116,4 +125,7 @@ def rehearsal(folder: Path) -> Setting:
         flop_rows=(1, 4),
         edges=(512,),
         compiled_rows=4,
+        xl_px=64,
+        xl_rows=(),
+        xl_counts=(2,),
     )

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 #: All but those that start servers, which tests/service starts all the time.
 CHOSEN = (
-    "environment", "weights", "parity", "throughput", "arithmetic", "full_memory", "offload",
-    "resume", "rows", "energy", "compiled",
+    "environment", "weights", "parity", "families", "throughput", "sdxl", "arithmetic",
+    "full_memory", "offload", "resume", "rows", "energy", "compiled",
 )  # fmt: skip
 
 
