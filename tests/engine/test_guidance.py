@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from tests.engine.jobs import EPS32, EPS64
 from worker.engine import guidance
-from worker.engine.unet import SagAttnProcessor, capture_attention
+from worker.engine.sag_attention import SagAttnProcessor, capture_attention
 
 if TYPE_CHECKING:
     from collections.abc import Callable
