@@ -99,13 +99,10 @@ class InputBucket:
         return len(old)
 
     def _stored(self) -> Iterator[dict[str, Any]]:
-        more: dict[str, str] = {}
-        while True:
-            page = self._call("list_objects_v2", Prefix=f"{self._prefix}{FOLDER}/", **more)
-            yield from page.get("Contents", [])
-            if not page.get("IsTruncated"):
-                return
-            more = {"ContinuationToken": page["NextContinuationToken"]}
+        pages = self._client.get_paginator("list_objects_v2")
+        with _in_words():
+            for page in pages.paginate(Bucket=self._bucket, Prefix=f"{self._prefix}{FOLDER}/"):
+                yield from page.get("Contents", [])
 
     def _call(self, operation: str, **arguments: Any) -> Any:  # noqa: ANN401  # boto3's own replies
         with _in_words():
