@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 ORIENTATION, TURNED = 0x0112, 6
 
 
+def payload_of(image: Image.Image, name: str = "PNG", **options: Any) -> FilePayload:
+    """A file with a picture, for the page's field."""
+    data = io.BytesIO()
+    image.save(data, name, **options)
+    kind = name.lower()
+    return {"name": f"picture.{kind}", "mimeType": f"image/{kind}", "buffer": data.getvalue()}
+
+
 def file(
     size: tuple[int, int] = (96, 64), name: str = "PNG", orientation: int | None = None
 ) -> FilePayload:
@@ -26,10 +34,7 @@ def file(
     exif = Image.Exif()
     if orientation:
         exif[ORIENTATION] = orientation
-    data = io.BytesIO()
-    image.save(data, name, exif=exif)
-    kind = name.lower()
-    return {"name": f"halves.{kind}", "mimeType": f"image/{kind}", "buffer": data.getvalue()}
+    return payload_of(image, name, exif=exif)
 
 
 def choose(page: Page, payload: FilePayload | None = None) -> Locator:
