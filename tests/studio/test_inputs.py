@@ -70,10 +70,11 @@ def environment(settings: Settings, s3: embedded.S3Server) -> dict[str, str]:
 
 
 @pytest.fixture
-def backend(settings: Settings, environment: dict[str, str], tmp_path: Path) -> Iterator[str]:
+def backend(
+    redis_url: str, namespace: str, environment: dict[str, str], tmp_path: Path
+) -> Iterator[str]:
     """A backend with a bucket."""
-    url, namespace = str(settings.broker_url), settings.namespace
-    with studio_at(url, namespace, tmp_path, others=environment) as studio:
+    with studio_at(redis_url, namespace, tmp_path, others=environment) as studio:
         yield studio
 
 
@@ -203,12 +204,12 @@ def test_a_studio_deletes_old_pictures_by_itself(
 
 
 def test_a_bucket_that_is_away_is_503(
-    settings: Settings, environment: dict[str, str], tmp_path: Path
+    redis_url: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
     """Storing and reading say so; the endpoints for tasks go on."""
     away = f"http://{embedded.LOOPBACK}:{embedded.free_port()}"
     others = environment | {"SAG_S3_ENDPOINT_URL": away}
-    with studio_at(str(settings.broker_url), "sag", tmp_path, others=others) as studio:
+    with studio_at(redis_url, "sag", tmp_path, others=others) as studio:
         for code, told in (send(studio, picture()), get(f"{studio}inputs/studio/{'0' * 32}.png")):
             assert code == 503
             assert away in told["detail"]
@@ -218,9 +219,9 @@ def test_a_bucket_that_is_away_is_503(
         assert "Traceback" not in log.read_text()
 
 
-def test_without_a_bucket_no_picture_is_taken(settings: Settings, tmp_path: Path) -> None:
+def test_without_a_bucket_no_picture_is_taken(redis_url: str, tmp_path: Path) -> None:
     """404 with the file that helps."""
-    with studio_at(str(settings.broker_url), "sag", tmp_path) as studio:
+    with studio_at(redis_url, "sag", tmp_path) as studio:
         for code, told in (send(studio, picture()), get(f"{studio}inputs")):
             assert code == 404
             assert "README" in told["detail"]

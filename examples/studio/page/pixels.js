@@ -32,14 +32,16 @@ export function filledWith(source, part, width, height) {
   return canvas;
 }
 
-/** White where a mask of a task is white, transparent elsewhere. */
+/** White where a mask of a task is white, transparent where it is black. */
 export function transparent(image) {
   const canvas = canvasOf(image.width, image.height);
   const context = canvas.getContext("2d");
   context.drawImage(image, 0, 0);
   const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
-  for (let place = 0; place < pixels.data.length; place += 4)
+  for (let place = 0; place < pixels.data.length; place += 4) {
     pixels.data[place + 3] = pixels.data[place];
+    pixels.data.fill(255, place, place + 3);
+  }
   context.putImageData(pixels, 0, 0);
   return canvas;
 }
