@@ -174,7 +174,13 @@ class Side:
             for number in range(self._arguments.workers):
                 log = folder / f"worker{number}.log"
                 ready = partial(_is_ready, log)
-                command = [sys.executable, "-m", "worker", "run"]
+                command = [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "worker",
+                    "run",
+                ]  # -P: not from here
                 stack.enter_context(embedded.running(command, log, ready, given, stop_s=60))
             time.sleep(SETTLE_S)
             return stack.pop_all()

@@ -1,84 +1,45 @@
-"""The latents of one request alone, by diffusers' pipelines or by the plainest possible loop.
+"""The latents of one request alone, by diffusers' pipelines; `plain_loop` has them by a loop.
 
 It knows nothing of the engine but the fields of a job. Latents are (images, channels, h, w) in
-float32. The equations are those of Self-Attention Guidance (arXiv 2210.00939) in x0 form.
+float32.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import numpy as np
-import safetensors.torch
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from torch.nn import functional
+
+from tests.engine.noise import level_of, training_levels
+from tests.engine.plain_loop import Pipeline, alone, threshold_margin
+from tests.engine.requests_of import (
+    SCHEDULERS,
+    generators,
+    image_of,
+    mask_image_of,
+    scheduler_of,
+    tensor,
+    texts,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from worker.engine.job import Job
 
-#: A `diffusers.StableDiffusionPipeline` in fp32 on the CPU; diffusers has no types.
-Pipeline: TypeAlias = Any
-
-_DPMPP, _SDE = {"algorithm_type": "dpmsolver++"}, {"algorithm_type": "sde-dpmsolver++"}
-_PLAIN, _KARRAS = {"use_karras_sigmas": False}, {"use_karras_sigmas": True}
-
-#: Each wire name, built on top of a model's own configuration.
-SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "ddim": (diffusers.DDIMScheduler, {}),
-    "ddpm": (diffusers.DDPMScheduler, {}),
-    "pndm": (diffusers.PNDMScheduler, {"skip_prk_steps": True}),
-    "dpmpp_2m": (diffusers.DPMSolverMultistepScheduler, _DPMPP | _PLAIN),
-    "dpmpp_2m_karras": (diffusers.DPMSolverMultistepScheduler, _DPMPP | _KARRAS),
-    "dpmpp_2m_sde": (diffusers.DPMSolverMultistepScheduler, _SDE | _PLAIN),
-    "dpmpp_2m_sde_karras": (diffusers.DPMSolverMultistepScheduler, _SDE | _KARRAS),
-    "dpmpp_2s": (diffusers.DPMSolverSinglestepScheduler, _DPMPP | _PLAIN),
-    "dpmpp_2s_karras": (diffusers.DPMSolverSinglestepScheduler, _DPMPP | _KARRAS),
-    "unipc": (diffusers.UniPCMultistepScheduler, _PLAIN),
-    "unipc_karras": (diffusers.UniPCMultistepScheduler, _KARRAS),
-    "deis": (diffusers.DEISMultistepScheduler, _PLAIN),
-    "deis_karras": (diffusers.DEISMultistepScheduler, _KARRAS),
-    "lms": (diffusers.LMSDiscreteScheduler, _PLAIN),
-    "lms_karras": (diffusers.LMSDiscreteScheduler, _KARRAS),
-    "euler": (diffusers.EulerDiscreteScheduler, _PLAIN),
-    "euler_karras": (diffusers.EulerDiscreteScheduler, _KARRAS),
-    "euler_a": (diffusers.EulerAncestralDiscreteScheduler, {}),
-    "heun": (diffusers.HeunDiscreteScheduler, _PLAIN),
-    "heun_karras": (diffusers.HeunDiscreteScheduler, _KARRAS),
-    "kdpm2": (diffusers.KDPM2DiscreteScheduler, _PLAIN),
-    "kdpm2_a": (diffusers.KDPM2AncestralDiscreteScheduler, _PLAIN),
-    "ipndm": (diffusers.IPNDMScheduler, {}),
-    "lcm": (diffusers.LCMScheduler, {}),
-    "tcd": (diffusers.TCDScheduler, {}),
-}
+__all__ = [
+    "SCHEDULERS", "UPSTREAM", "Pipeline", "alone", "crowded", "plain", "scheduler_of",
+    "threshold_margin", "upstream", "wrapped",
+]  # fmt: skip
 
 #: Where upstream is right: whole timesteps, and the noise level of each is that of its sigma.
 UPSTREAM = frozenset(
     {"ddim", "ddpm", "pndm", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "unipc", "deis", "lcm", "tcd"}
 )
-
-#: Of each evaluation since `threshold_margin` began.
-_margins: list[float] = []
-#: Classes whose `step` refuses a network that predicts the sample.
-_NO_SAMPLE = (
-    diffusers.PNDMScheduler,
-    diffusers.KDPM2DiscreteScheduler,
-    diffusers.KDPM2AncestralDiscreteScheduler,
-    diffusers.EulerAncestralDiscreteScheduler,
-)
-
-
-@dataclass(frozen=True)
-class _Level:
-    """Noise level of the UNet's input `z = a x0 + s noise`, and its timestep."""
-
-    timestep: torch.Tensor
-    a: float
-    s: float
 
 
 def upstream(pipe: Pipeline, job: Job) -> torch.Tensor:
@@ -87,33 +48,26 @@ def upstream(pipe: Pipeline, job: Job) -> torch.Tensor:
 
 
 def plain(pipe: Pipeline, job: Job) -> torch.Tensor:
-    """Latents by `StableDiffusionPipeline`, which has no Self-Attention Guidance."""
+    """Latents by the maintained pipeline, which has no Self-Attention Guidance.
+
+    A job with a picture has one image.
+    """
     assert job.sag_scale == 0
-    return _call(diffusers.StableDiffusionPipeline, pipe, job)
+    more: dict[str, Any] = {}
+    if job.image is not None:
+        more = {"image": image_of(job), "strength": job.strength}
+    if job.mask_image is not None:
+        more["mask_image"] = mask_image_of(job)
+    return _call(_kind(pipe, job), pipe, job, **more)
 
 
-def alone(pipe: Pipeline, job: Job) -> torch.Tensor:
-    """Latents by the plain loop, one image after the other, one UNet row at a time."""
-    with torch.no_grad():
-        texts = pipe.encode_prompt(
-            device=torch.device("cpu"),
-            do_classifier_free_guidance=job.guidance_scale > 1,
-            **_texts(job),
-        )
-        prompts = texts[0].split(1)
-        opposites = prompts if texts[1] is None else texts[1].split(1)
-        generators = _generators(job, len(prompts))
-        given = _tensor(job.latents)
-        starts = [None] * len(prompts) if given is None else given.split(1)
-        rows = zip(generators, starts, opposites, prompts, strict=True)
-        return torch.cat([_image(pipe, job, *row) for row in rows])
-
-
-def threshold_margin(pipe: Pipeline, job: Job) -> float:
-    """Least distance of a column sum from the mask's threshold in the loop's evaluations."""
-    _margins.clear()
-    alone(pipe, job)
-    return min(_margins, default=float("inf"))
+def _kind(pipe: Pipeline, job: Job) -> Any:
+    """The class of diffusers' pipelines for a job."""
+    xl = "XL" if hasattr(pipe, "text_encoder_2") else ""
+    what = "" if job.image is None else "Img2Img"
+    if job.mask_image is not None:
+        what = "Inpaint"
+    return getattr(diffusers, f"StableDiffusion{xl}{what}Pipeline")
 
 
 def wrapped(pipe: Pipeline, prediction_type: str, like: Job | None = None) -> Pipeline:
@@ -124,7 +78,7 @@ def wrapped(pipe: Pipeline, prediction_type: str, like: Job | None = None) -> Pi
     """
     unet = copy.deepcopy(pipe.unet)
     epsilon = unet.forward
-    levels = _training_levels(pipe) if like is None else _levels_of(pipe, like)
+    levels = training_levels(pipe) if like is None else _levels_of(pipe, like)
 
     def forward(z: torch.Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         as_tuple = not kwargs.pop("return_dict", True)
@@ -138,7 +92,7 @@ def wrapped(pipe: Pipeline, prediction_type: str, like: Job | None = None) -> Pi
     unet.forward = forward
     own = pipe.scheduler
     scheduler = type(own).from_config(own.config, prediction_type=prediction_type)
-    return _pipeline(diffusers.StableDiffusionPipeline, pipe, unet=unet, scheduler=scheduler)
+    return _pipeline(type(pipe), pipe, unet=unet, scheduler=scheduler)
 
 
 def crowded(pipe: Pipeline, rows: int = 3) -> Pipeline:
@@ -149,151 +103,24 @@ def crowded(pipe: Pipeline, rows: int = 3) -> Pipeline:
     unet = copy.deepcopy(pipe.unet)
     usual = unet.forward
 
-    def forward(
-        z: torch.Tensor, timestep: Any, encoder_hidden_states: torch.Tensor, **kwargs: Any
-    ) -> Any:
-        kwargs.pop("return_dict", None)
-        texts = encoder_hidden_states.repeat(rows, 1, 1)
-        output = usual(z.repeat(rows, 1, 1, 1), timestep, texts, return_dict=False, **kwargs)[0]
+    def repeated(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: repeated(each) for name, each in value.items()}
+        return value.repeat(rows, *[1] * (value.dim() - 1)) if torch.is_tensor(value) else value
+
+    def forward(z: torch.Tensor, timestep: Any, **kwargs: Any) -> Any:
+        kwargs = repeated(kwargs) | {"return_dict": False}
+        output = usual(repeated(z), timestep, **kwargs)[0]
         return UNet2DConditionOutput(output[: len(z)])
 
     unet.forward = forward
-    return _pipeline(diffusers.StableDiffusionPipeline, pipe, unet=unet)
-
-
-def scheduler_of(pipe: Pipeline, job: Job) -> Any:
-    """The job's scheduler, new and with its timesteps set; the model's own if it names none."""
-    own = pipe.scheduler
-    kind, options = SCHEDULERS[job.scheduler] if job.scheduler else (type(own), {})
-    if own.config.prediction_type == "sample" and issubclass(kind, _NO_SAMPLE):
-        options = options | {"prediction_type": "v_prediction"}
-    scheduler = kind.from_config(own.config, **options)
-    scheduler.set_timesteps(job.num_inference_steps, device="cpu")
-    return scheduler
-
-
-def _image(
-    pipe: Pipeline,
-    job: Job,
-    generator: torch.Generator,
-    start: torch.Tensor | None,
-    opposite: torch.Tensor,
-    prompt: torch.Tensor,
-) -> torch.Tensor:
-    """Latents (1, channels, h, w) of one image, from its noise or a `start` of the job's own."""
-    scheduler = scheduler_of(pipe, job)
-    unet, factor = pipe.unet.config, pipe.vae_scale_factor
-    sides = [side // factor if side else unet.sample_size for side in (job.height, job.width)]
-    if start is None:
-        start = torch.randn((1, unet.in_channels, *sides), generator=generator)
-    x: torch.Tensor = start * scheduler.init_noise_sigma
-    takes = inspect.signature(scheduler.step).parameters
-    extra = {"eta": job.eta, "generator": generator}
-    extra = {name: value for name, value in extra.items() if name in takes}
-    for number, t in enumerate(scheduler.timesteps):
-        level = _level(pipe, scheduler, number)
-        # In fp32 the way to x0 and back would lose more than the engine does.
-        z = scheduler.scale_model_input(x, t).double()
-        if isinstance(scheduler, diffusers.IPNDMScheduler) and level.a < 1e-6:
-            output = torch.zeros_like(z)  # it is multiplied by `a`, which is 0 at the first step
-        else:
-            x0 = _guided(pipe, job, z, level, (opposite, prompt))
-            output = _for_step(scheduler, x0, z, level)
-        x = scheduler.step(output.float(), t, x, **extra).prev_sample
-    return x
-
-
-def _guided(
-    pipe: Pipeline, job: Job, z: torch.Tensor, level: _Level, texts: tuple[torch.Tensor, ...]
-) -> torch.Tensor:
-    """The network's x0 at `z` under both guidances; `texts` are without and with the prompt."""
-    opposite, prompt = texts
-    x0_u, attention = _denoised(pipe, z, level, opposite)
-    x0 = x0_u
-    if job.guidance_scale > 1:
-        x0_c, _ = _denoised(pipe, z, level, prompt)
-        x0 = x0_u + job.guidance_scale * (x0_c - x0_u)
-    if job.sag_scale > 0 and min(z.shape[-2:]) > 4:  # the blur can't pad a smaller side
-        _margins.append(float((attention - 1.0).abs().min()))
-        mask = functional.interpolate((attention > 1.0).double(), z.shape[-2:])
-        x0_blurred = x0_u + mask * (_blur(x0_u) - x0_u)
-        x_deg = z + level.a * (x0_blurred - x0_u)
-        x0 = x0 + job.sag_scale * (x0_blurred - _denoised(pipe, x_deg, level, opposite)[0])
-    return x0
-
-
-def _denoised(
-    pipe: Pipeline, z: torch.Tensor, level: _Level, text: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The network's x0, and how much each token of its middle is looked at (1, 1, h, w)."""
-    seen: list[torch.Tensor] = []
-    middle = pipe.unet.mid_block.attentions[0]
-    attn = middle.transformer_blocks[0].attn1
-    hooks = [
-        part.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        for part in (middle, attn)
-    ]
-    output = pipe.unet(z.float(), level.timestep, encoder_hidden_states=text).sample.double()
-    for hook in hooks:
-        hook.remove()
-    picture, tokens = (each[:1] for each in seen)
-    heads = (*tokens.shape[:2], attn.heads, -1)
-    query, key = attn.to_q(tokens).reshape(heads), attn.to_k(tokens).reshape(heads)
-    scores = torch.einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5
-    columns = scores.softmax(-1).mean(1).sum(1)  # over heads, then over queries
-    a, s = level.a, level.s
-    x0 = {"epsilon": (z - s * output) / a, "v_prediction": a * z - s * output, "sample": output}
-    own = x0[pipe.scheduler.config.prediction_type]
-    return own, columns.reshape(1, 1, *picture.shape[-2:])
-
-
-def _blur(x0: torch.Tensor) -> torch.Tensor:
-    """A Gaussian of sigma 1 over 9 x 9, its edges mirrored."""
-    line = torch.exp(-0.5 * torch.arange(-4.0, 5.0, dtype=torch.float64) ** 2)
-    kernel = torch.outer(line, line) / line.sum() ** 2
-    padded = functional.pad(x0, (4, 4, 4, 4), mode="reflect")
-    channels = x0.shape[1]
-    return functional.conv2d(padded, kernel.expand(channels, 1, 9, 9), groups=channels)
-
-
-def _for_step(scheduler: Any, x0: torch.Tensor, z: torch.Tensor, level: _Level) -> torch.Tensor:
-    """The output in the scheduler's prediction type; IPNDM always takes velocity."""
-    ipndm = isinstance(scheduler, diffusers.IPNDMScheduler)
-    kind = "v_prediction" if ipndm else scheduler.config.prediction_type
-    a, s = level.a, level.s
-    return {"epsilon": (z - a * x0) / s, "v_prediction": (a * z - x0) / s, "sample": x0}[kind]
-
-
-def _level(pipe: Pipeline, scheduler: Any, number: int) -> _Level:
-    """The noise level at the scheduler's evaluation `number`."""
-    t = scheduler.timesteps[number]
-    if isinstance(scheduler, diffusers.IPNDMScheduler):
-        a, s = float(scheduler.alphas[number]), float(scheduler.betas[number])
-        times, log_sigmas = _training_levels(pipe)
-        time = np.interp(np.log(s / max(a, 1e-8)), log_sigmas, times)
-        return _Level(torch.tensor(time, dtype=torch.float32), a, s)
-    if not hasattr(scheduler, "sigmas"):
-        alpha = float(scheduler.alphas_cumprod[t])
-        return _Level(t, alpha**0.5, (1 - alpha) ** 0.5)
-    sigma = scheduler.sigmas[number]
-    if number % 2 and isinstance(scheduler, diffusers.KDPM2DiscreteScheduler):
-        sigma = scheduler.sigmas_interpol[number]
-    if number % 2 and isinstance(scheduler, diffusers.KDPM2AncestralDiscreteScheduler):
-        sigma = scheduler.sigmas_interpol[number - 1]
-    a = (float(sigma) ** 2 + 1) ** -0.5
-    return _Level(t, a, float(sigma) * a)
-
-
-def _training_levels(pipe: Pipeline) -> tuple[np.ndarray, np.ndarray]:
-    """The times that the model was trained at, and log sigma of each."""
-    alphas = diffusers.DDPMScheduler.from_config(pipe.scheduler.config).alphas_cumprod.double()
-    return np.arange(float(len(alphas))), (0.5 * ((1 - alphas) / alphas).log()).numpy()
+    return _pipeline(type(pipe), pipe, unet=unet)
 
 
 def _levels_of(pipe: Pipeline, job: Job) -> tuple[np.ndarray, np.ndarray]:
     """The times that a job's scheduler tells the UNet, rising, and log sigma of each."""
     scheduler = scheduler_of(pipe, job)
-    levels = [_level(pipe, scheduler, number) for number in range(len(scheduler.timesteps))]
+    levels = [level_of(pipe, scheduler, number) for number in range(len(scheduler.timesteps))]
     table = sorted({float(at.timestep): np.log(at.s / max(at.a, 1e-8)) for at in levels}.items())
     times, log_sigmas = np.array(table).T
     return times, log_sigmas
@@ -302,20 +129,27 @@ def _levels_of(pipe: Pipeline, job: Job) -> tuple[np.ndarray, np.ndarray]:
 def _call(kind: Any, pipe: Pipeline, job: Job, **more: Any) -> torch.Tensor:
     """Latents by `kind`'s own call; whatever happens, the UNet is as it was."""
     processors = dict(pipe.unet.attn_processors)
-    texts = _texts(job)
-    rows = len(job.prompts) or len(texts["prompt_embeds"])
+    given = texts(job)
+    rows = len(job.prompts) or len(given["prompt_embeds"])
+    given |= {
+        "latents": tensor(job.latents),
+        "height": job.height,
+        "width": job.width,
+        "num_inference_steps": job.num_inference_steps,
+        "guidance_scale": job.guidance_scale,
+        "guidance_rescale": job.guidance_rescale,
+        "eta": job.eta,
+        "generator": generators(job, rows * job.num_images_per_prompt),
+        "original_size": job.original_size,
+        "crops_coords_top_left": job.crops_coords_top_left or (0, 0),
+        "target_size": job.target_size,
+        "output_type": "latent",
+    }
+    takes = inspect.signature(kind.__call__).parameters
+    given = {name: value for name, value in given.items() if name in takes}
     try:
         latents: torch.Tensor = _pipeline(kind, pipe, scheduler=scheduler_of(pipe, job))(
-            **texts,
-            latents=_tensor(job.latents),
-            height=job.height,
-            width=job.width,
-            num_inference_steps=job.num_inference_steps,
-            guidance_scale=job.guidance_scale,
-            eta=job.eta,
-            generator=_generators(job, rows * job.num_images_per_prompt),
-            output_type="latent",
-            **more,
+            **given, **more
         ).images
     finally:
         pipe.unet.set_attn_processor(processors)
@@ -324,31 +158,33 @@ def _call(kind: Any, pipe: Pipeline, job: Job, **more: Any) -> torch.Tensor:
 
 def _pipeline(kind: Any, pipe: Pipeline, **changes: Any) -> Pipeline:
     """A pipeline of another kind, or of other parts, beside `pipe`."""
-    made = kind(**(pipe.components | changes), requires_safety_checker=False)
+    options: dict[str, Any] = {
+        "requires_safety_checker": False,
+        "add_watermarker": False,
+        "force_zeros_for_empty_prompt": pipe.config.get("force_zeros_for_empty_prompt", True),
+    }
+    takes = inspect.signature(kind.__init__).parameters
+    options = {name: value for name, value in options.items() if name in takes}
+    made = kind(**(pipe.components | changes), **options)
     made.set_progress_bar_config(disable=True)
     return made
 
 
-def _texts(job: Job) -> dict[str, Any]:
-    """Arguments of diffusers for the prompts; one negative prompt stands for all."""
-    negatives = list(job.negative_prompts)
-    if len(negatives) == 1:
-        negatives *= len(job.prompts)
-    return {
-        "prompt": list(job.prompts) or None,
-        "negative_prompt": negatives or None,
-        "prompt_embeds": _tensor(job.prompt_embeds),
-        "negative_prompt_embeds": _tensor(job.negative_prompt_embeds),
-        "num_images_per_prompt": job.num_images_per_prompt,
-    }
+def one_image(job: Job, index: int) -> Job:
+    """The job of one of a job's images alone."""
+    prompt = index // job.num_images_per_prompt
+    images = len(job.prompts) * job.num_images_per_prompt
+    seed = job.seeds[index] if len(job.seeds) == images else job.seeds[0] + index
 
+    def at(values: tuple[str, ...]) -> tuple[str, ...]:
+        return values[prompt : prompt + 1] if len(values) > 1 else values
 
-def _generators(job: Job, images: int) -> list[torch.Generator]:
-    """One for each image: of its own seed, or of the one seed counted up."""
-    seeds = job.seeds if len(job.seeds) == images else range(job.seeds[0], job.seeds[0] + images)
-    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-
-
-def _tensor(data: bytes | None) -> torch.Tensor | None:
-    """The one tensor of a safetensors file."""
-    return None if data is None else next(iter(safetensors.torch.load(data).values()))
+    return replace(
+        job,
+        prompts=job.prompts[prompt : prompt + 1],
+        prompts_2=at(job.prompts_2),
+        negative_prompts=at(job.negative_prompts),
+        negative_prompts_2=at(job.negative_prompts_2),
+        num_images_per_prompt=1,
+        seeds=(seed,),
+    )

@@ -20,6 +20,7 @@ import torch
 from tests.engine import oracle
 from tests.engine.cases import chosen, nightly, slow
 from tests.engine.jobs import CLOSE, EPS32, job
+from tests.engine.noise import level_of
 from worker.config.models import SHIPPED_MODEL
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def test_the_noise_level_is_what_the_scheduler_divides_by(pipe: oracle.Pipeline,
     scheduler = oracle.scheduler_of(pipe, named(name))
     one = torch.ones(1, 4, 8, 8)
     for number, t in enumerate(scheduler.timesteps):
-        level = oracle._level(pipe, scheduler, number)
+        level = level_of(pipe, scheduler, number)
         scaled = scheduler.scale_model_input(one, t)
         assert float(scaled.mean()) == pytest.approx(level.a, rel=8 * EPS32)  # as in test_samplers
         scheduler.step(torch.zeros_like(one), t, one)

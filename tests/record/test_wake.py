@@ -358,6 +358,16 @@ def test_the_more_wait_the_more_seldom_each_looks(ready: int, period_s: float) -
     assert state.period_s == pytest.approx(period_s)
 
 
+def test_a_worker_that_waits_for_urgent_messages_looks_seldom(queue: str) -> None:
+    """It runs tasks, whose UNet calls take longer than a look finds messages earlier."""
+    state = WaitState()
+    lists = [WaitingList(names.queue_list(queue, each), queue, each) for each in names.PRIORITIES]
+    state.begin(lists[:3])
+    assert state.period_s == pytest.approx(0.1)
+    state.begin(lists)
+    assert state.period_s == pytest.approx(0.015)
+
+
 def test_only_a_worker_that_waits_looks(
     redis: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

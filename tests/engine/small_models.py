@@ -1,0 +1,103 @@
+"""Small models of other kinds than the bundled one, with random weights, saved as folders."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from worker.config.models import SHIPPED_MODEL
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: Width of the pooled embeddings, and of each embedded size.
+POOLED, SIZE_WIDTH = 24, 8
+
+
+def save_xl(folder: Path, **unet: Any) -> Path:
+    """Stable Diffusion XL with the bundled autoencoder and tokenizer; `unet` changes its config."""
+    torch.manual_seed(0)
+    own = _components()
+    made = diffusers.StableDiffusionXLPipeline(
+        vae=own["vae"],
+        text_encoder=_encoder(CLIPTextModel, 32),
+        text_encoder_2=_encoder(CLIPTextModelWithProjection, 48),
+        tokenizer=own["tokenizer"],
+        tokenizer_2=own["tokenizer"],
+        unet=diffusers.UNet2DConditionModel(**(_XL_UNET | unet)),
+        scheduler=_sd15_noise(),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
+    made.save_pretrained(folder)
+    return folder
+
+
+def save_inpainting(folder: Path) -> Path:
+    """The bundled model with a UNet that takes a mask and a masked picture, too."""
+    torch.manual_seed(1)
+    own = _components()
+    wide = diffusers.UNet2DConditionModel.from_config(own["unet"].config, in_channels=9)
+    weights = own["unet"].state_dict()
+    extra = 0.05 * torch.randn(weights["conv_in.weight"].shape[0], 5, 3, 3)
+    weights["conv_in.weight"] = torch.cat([weights["conv_in.weight"], extra], dim=1)
+    wide.load_state_dict(weights)
+    made = diffusers.StableDiffusionInpaintPipeline(
+        **(own | {"unet": wide, "scheduler": _sd15_noise()}), requires_safety_checker=False
+    )
+    made.save_pretrained(folder)
+    return folder
+
+
+_XL_UNET: dict[str, Any] = {
+    "sample_size": 16,
+    "block_out_channels": (32, 64),
+    "layers_per_block": 1,
+    "norm_num_groups": 16,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2),
+    "attention_head_dim": (2, 4),
+    "use_linear_projection": True,
+    "cross_attention_dim": 32 + 48,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": SIZE_WIDTH,
+    "projection_class_embeddings_input_dim": POOLED + 6 * SIZE_WIDTH,
+}
+
+
+def _components() -> dict[str, Any]:
+    """The bundled model's parts."""
+    made = diffusers.StableDiffusionPipeline.from_pretrained(
+        SHIPPED_MODEL, safety_checker=None, local_files_only=True
+    )
+    return dict(made.components)
+
+
+def _sd15_noise() -> Any:
+    """The noise schedule of Stable Diffusion: the bundled one magnifies the first rounding."""
+    return diffusers.DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        set_alpha_to_one=False, steps_offset=1,
+    )  # fmt: skip
+
+
+def _encoder(kind: Any, width: int) -> Any:
+    tokenizer = CLIPTokenizer.from_pretrained(SHIPPED_MODEL / "tokenizer")
+    return kind(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            projection_dim=POOLED,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    ).eval()

@@ -1,0 +1,192 @@
+"""Stable Diffusion XL, pictures to start from and masks: against diffusers, without SAG.
+
+Each request is made in company of others: of other samplers, with SAG, without a picture.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from tests.engine import oracle
+from tests.engine.cases import chosen
+from tests.engine.jobs import Rounds, assert_close, job, latents_of
+from tests.engine.pictures import masked, picture
+from tests.engine.small_models import POOLED, save_inpainting, save_xl
+from worker.config.models import ModelSpec
+from worker.engine import safetensors_io, samplers
+from worker.errors import BadRequestError
+
+if TYPE_CHECKING:
+    from worker.engine.job import Job
+
+#: Steps in which a sampler uses its highest order, also where it makes 0.6 of them.
+STEPS = 8
+BY_DAY = (
+    "ddim",
+    "pndm",
+    "dpmpp_2m",
+    "dpmpp_2s",
+    "unipc",
+    "lms",
+    "euler",
+    "euler_a",
+    "heun",
+    "kdpm2",
+)
+SAMPLERS = [each for each in samplers.SAMPLERS if each != "ipndm"]
+
+
+def spec(path: Any) -> ModelSpec:
+    return ModelSpec(path=str(path), safety_checker=False, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory: pytest.TempPathFactory) -> Rounds:
+    """A small model of Stable Diffusion XL."""
+    return Rounds(spec(save_xl(tmp_path_factory.mktemp("xl"))))
+
+
+@pytest.fixture(scope="module")
+def inpainting(tmp_path_factory: pytest.TempPathFactory) -> Rounds:
+    """A small model whose UNet knows masks."""
+    return Rounds(spec(save_inpainting(tmp_path_factory.mktemp("inpainting"))))
+
+
+def wanted(**changes: Any) -> Job:
+    return job(**({"num_inference_steps": STEPS, "sag_scale": 0.0} | changes))
+
+
+def in_company(rounds: Rounds, each: Job, others: list[Job]) -> torch.Tensor:
+    """The latents of a job that shares its calls with others."""
+    futures = [rounds.submit(other) for other in others]
+    rounds.batch.step()
+    future = rounds.submit(each)
+    rounds.run()
+    for other in futures:
+        other.result(timeout=0)
+    return latents_of(future.result(timeout=0))
+
+
+def texts() -> list[Job]:
+    """Jobs from noise, with SAG and without."""
+    return [wanted(sag_scale=0.75, scheduler="euler"), wanted(guidance_scale=1.0, sag_scale=1.0)]
+
+
+def pictures() -> list[Job]:
+    """Jobs with a mask, with SAG and without."""
+    return [wanted(sag_scale=0.75, **masked(seed=3)), wanted(scheduler="heun", **masked(seed=4))]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"scheduler": "euler", "prompts_2": ("a blue ring",)},
+        {
+            "negative_prompts": ("a ring",),
+            "negative_prompts_2": ("a star",),
+            "scheduler": "dpmpp_2m",
+        },
+        {"negative_prompts": ("",)},
+        {"guidance_scale": 1.0, "scheduler": "ddim", "eta": 0.7},
+        {"original_size": (512, 256), "crops_coords_top_left": (8, 16), "target_size": (40, 64)},
+        {"height": 48, "width": 80, "clip_skip": 1},
+        {"guidance_rescale": 0.7, "guidance_scale": 9.0},
+        {
+            "prompts": ("a red star", "a green ring"),
+            "num_images_per_prompt": 2,
+            "seeds": (1, 7, 8, 9),
+        },
+    ],
+    ids=str,
+)
+def test_xl_is_diffusers(xl: Rounds, changes: dict[str, Any]) -> None:
+    """A request to Stable Diffusion XL gives the latents of `StableDiffusionXLPipeline`."""
+    each = wanted(**changes)
+    assert_close(in_company(xl, each, texts()), oracle.plain(xl.pipe, each))
+
+
+def test_xl_takes_embeddings(xl: Rounds) -> None:
+    """Text embeddings come with pooled ones; zeros stand for no negative prompt."""
+    pipe = xl.pipe
+    embeds, negative, pooled, negative_pooled = pipe.encode_prompt("a red star", device="cpu")
+    assert not negative.any()
+    given = {
+        "prompts": (),
+        "prompt_embeds": safetensors_io.write(embeds),
+        "pooled_prompt_embeds": safetensors_io.write(pooled),
+    }
+    texts_of = in_company(xl, wanted(prompts=("a red star",)), texts())
+    assert_close(in_company(xl, wanted(**given), texts()), texts_of)
+    both = given | {
+        "negative_prompt_embeds": safetensors_io.write(negative),
+        "negative_pooled_prompt_embeds": safetensors_io.write(negative_pooled),
+    }
+    assert_close(in_company(xl, wanted(**both), texts()), texts_of)
+    with pytest.raises(BadRequestError, match="pooled_prompt_embeds"):
+        xl.result(wanted(**(given | {"pooled_prompt_embeds": None})))
+    two = safetensors_io.write(torch.zeros(2, POOLED))
+    with pytest.raises(BadRequestError, match="pooled_prompt_embeds"):
+        xl.result(wanted(**(given | {"pooled_prompt_embeds": two})))
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+@pytest.mark.parametrize("name", chosen(SAMPLERS, BY_DAY))
+def test_image_to_image_is_diffusers(rounds: Rounds, name: str, strength: float) -> None:
+    """With each sampler, from little of the picture and from all of it."""
+    each = wanted(scheduler=name, **(picture(48, 64) | {"strength": strength}))
+    others = [*texts(), wanted(sag_scale=0.75, **picture(seed=5))]
+    assert_close(in_company(rounds, each, others), oracle.plain(rounds.pipe, each))
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("name", chosen(SAMPLERS, BY_DAY))
+def test_inpainting_is_diffusers(rounds: Rounds, name: str, strength: float) -> None:
+    """A UNet that knows no mask: the rest of the picture is put back after each step."""
+    each = wanted(scheduler=name, **(masked(48, 64) | {"strength": strength}))
+    others = [*texts(), *pictures()]
+    assert_close(in_company(rounds, each, others), oracle.plain(rounds.pipe, each))
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("name", chosen(SAMPLERS, BY_DAY))
+def test_inpainting_models_are_diffusers(inpainting: Rounds, name: str, strength: float) -> None:
+    """A UNet that knows masks."""
+    each = wanted(scheduler=name, **(masked(48, 64) | {"strength": strength}))
+    assert_close(in_company(inpainting, each, pictures()), oracle.plain(inpainting.pipe, each))
+
+
+@pytest.mark.parametrize("make", [picture, masked])
+@pytest.mark.parametrize("name", ["ddim", "euler_a", "heun"])
+def test_xl_starts_from_pictures(xl: Rounds, name: str, make: Any) -> None:
+    """Image to image and inpainting in both families are the same code."""
+    each = wanted(scheduler=name, prompts_2=("a blue ring",), **make(48, 64))
+    assert_close(in_company(xl, each, [*texts(), *pictures()]), oracle.plain(xl.pipe, each))
+
+
+def test_each_image_of_a_task_has_its_own_noise(rounds: Rounds) -> None:
+    """With several images a picture is the start of each, as if it were alone."""
+    each = wanted(
+        prompts=("a red star", "a green ring"), num_images_per_prompt=2, scheduler="euler_a",
+        **masked(),
+    )  # fmt: skip
+    expected = [oracle.plain(rounds.pipe, oracle.one_image(each, n)) for n in range(4)]
+    assert_close(in_company(rounds, each, texts()), torch.cat(expected))
+
+
+def test_what_a_model_does_not_take_is_refused(rounds: Rounds, inpainting: Rounds) -> None:
+    """By the name of the field."""
+    for where, changes in {
+        "prompt_2": {"prompts_2": ("a",)},
+        "original_size": {"original_size": (8, 8)},
+        "scheduler": {"scheduler": "ipndm", **picture()},
+        "strength": picture() | {"strength": 0.1},
+    }.items():
+        with pytest.raises(BadRequestError, match=where):
+            rounds.result(wanted(**changes))
+    for changes in ({}, picture()):
+        with pytest.raises(BadRequestError, match="mask_image"):
+            inpainting.result(wanted(**changes))
