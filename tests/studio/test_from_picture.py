@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 from playwright.sync_api import expect
 
-from tests.studio.conftest import ask, task_ids
+from tests.studio.conftest import PROMPT, ask, task_ids
 from tests.studio.drawings import choose, drag, payload_of, submit
 from tests.studio.test_pictures import pixels
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
     from tests.conftest import Service
+
+OTHER = "a large blue square on a yellow background"
 
 
 def circle() -> Image.Image:
@@ -40,16 +42,14 @@ def test_strength_is_how_much_is_drawn_anew(page: Page, service: Service) -> Non
     """Little keeps the picture and takes few steps; 1 is another picture."""
     source = np.asarray(circle(), dtype=float)
     choose(page, payload_of(circle()))
-    ask(page, "a large blue square on a yellow background", steps=20, seed=3)
-    distances = []
-    for strength, steps in (("0.1", 2), ("1", 20)):
+    for strength, steps, prompt in (("0.1", 2, PROMPT), ("1", 20, OTHER)):
+        ask(page, prompt, steps=20, seed=3)
         page.get_by_label("Strength").fill(strength)
-        distances.append(np.abs(made(page) - source).mean())
+        distance = np.abs(made(page) - source).mean()
+        assert (distance < 30) if prompt == PROMPT else (distance > 60)
         events = service.client.handle(task_ids(page)[0]).events(timeout=9)
         assert {each.total_steps for each in events if each.type == "progress"} == {steps}
         expect(page.locator(".facts")).to_contain_text(f"Strength{strength}")
-    assert distances[0] < 20
-    assert distances[1] > 60
 
 
 @pytest.mark.slow
@@ -60,7 +60,7 @@ def test_only_what_is_painted_is_drawn_anew(page: Page) -> None:
     page.get_by_label("Brush").fill("50")
     drag(page, canvas, (1, 0), (1, 1))
     page.get_by_label("Strength").fill("1")
-    ask(page, "a large blue square on a yellow background", steps=20, seed=3)
+    ask(page, OTHER, steps=20, seed=3)
     change = np.abs(made(page) - source).mean(axis=(0, 2))
-    assert change[:40].mean() < 20
+    assert change[:40].mean() < 30  # the autoencoder's own is 15
     assert change[52:].mean() > 40

@@ -60,7 +60,7 @@ function showValues() {
 }
 
 for (const [name, { title, values }] of Object.entries(SIDE_BY_SIDE))
-  $("differs").append(new Option(`${title} ${values.join(", ")}`, name));
+  $("differs").append(new Option(`${title}: ${values.join(", ")}`, name));
 form.addEventListener("input", showValues);
 start.addEventListener("change", showValues);
 $("prompt").addEventListener("keydown", (event) => {

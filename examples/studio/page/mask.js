@@ -65,13 +65,15 @@ export class Painter {
     const context = this.mask.getContext("2d");
     const from = this.place ?? { x, y };
     context.globalCompositeOperation = this.isEraser() ? "destination-out" : "source-over";
-    context.lineCap = context.lineJoin = "round";
     context.lineWidth = this.#size;
-    context.strokeStyle = "#fff";
+    context.strokeStyle = context.fillStyle = "#fff";
     context.beginPath();
     context.moveTo(from.x, from.y);
     context.lineTo(x, y);
     context.stroke();
+    context.beginPath(); // a line without a length has no round ends
+    context.arc(x, y, this.#size / 2, 0, 2 * Math.PI);
+    context.fill();
   }
 
   #at({ clientX, clientY }) {
@@ -163,7 +165,7 @@ export class Painter {
     if (!this.place) return;
     const times = width / this.mask.width;
     context.beginPath();
-    context.arc(this.place.x * times, this.place.y * times, (this.#size * times) / 2, 0, 7);
+    context.arc(this.place.x * times, this.place.y * times, (this.#size * times) / 2, 0, 2 * Math.PI);
     for (const [colour, line] of [["#000", 5], ["#fff", 2.5]]) {
       context.strokeStyle = colour;
       context.lineWidth = line;
