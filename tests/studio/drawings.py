@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ def catch(page: Page) -> list[dict[str, Any]]:
 
     def answer(route: Route) -> None:
         if route.request.method == "POST":
-            requests.extend(route.request.post_data_json.values())
+            requests.extend(json.loads(route.request.post_data or "").values())
         route.fulfill(status=202, json={})
 
     page.route("**/tasks", answer)

@@ -58,7 +58,7 @@ def test_only_what_is_painted_is_drawn_anew(page: Page) -> None:
     source = np.asarray(circle(), dtype=float)
     canvas = choose(page, payload_of(circle()))
     page.get_by_label("Brush").fill("50")
-    drag(page, canvas, (1, 0), (1, 1))
+    drag(page, canvas, (0.98, 0.02), (0.98, 0.98))
     page.get_by_label("Strength").fill("1")
     ask(page, OTHER, steps=20, seed=3)
     change = np.abs(made(page) - source).mean(axis=(0, 2))

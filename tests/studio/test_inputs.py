@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from examples.studio import inputs
-from examples.studio.input_bucket import KEEP, MAX_BYTES, MAX_SIDE_PX, InputBucket
+from examples.studio.input_bucket import KEEP, MAX_BYTES, MAX_SIDE_PX, BucketAway, InputBucket
 from tests.conftest import BUCKET
 from tests.service.conftest import END_S, wait_until
 from tests.studio.conftest import bucket_settings, studio_at
@@ -185,7 +185,7 @@ def test_a_studio_deletes_old_pictures_by_itself(
     def delete(self: InputBucket, age: timedelta) -> int:
         calls.append(age)
         if len(calls) == 1:
-            raise inputs.BucketAway("away")
+            raise BucketAway("away")
         return real(self, age)
 
     monkeypatch.setattr(InputBucket, "delete_older_than", delete)

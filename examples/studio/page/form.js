@@ -21,7 +21,7 @@ export function fill(asked, differing) {
   for (const field of form.elements) {
     const value = asked[field.name];
     if (!field.name || field.name === differing) continue;
-    if (field.type !== "range" || value !== undefined) field.value = value ?? "";
+    if (field.type !== "range" || (value ?? null) !== null) field.value = value ?? "";
   }
   start.fetch(asked);
   showValues();
