@@ -74,7 +74,7 @@ def largest(model: str) -> dict[str, Any]:
     return {
         "schema_version": 1, "model": model, "prompt": prompts, "negative_prompt": prompts,
         "prompt_2": prompts, "negative_prompt_2": prompts,
-        "height": 16_384, "width": 16_384, "num_inference_steps": 10_000, "guidance_scale": 1 / 3,
+        "height": 16_384, "width": 16_384, "num_inference_steps": 10_000, "guidance_scale": 4 / 3,
         "sag_scale": 1 / 3, "sag_blur_sigma": 1 / 3, "sag_mask_threshold": 1 / 3,
         "sag_start": 1 / 3, "sag_stop": 2 / 3, "guidance_rescale": 1 / 3,
         "original_size": [16_384] * 2, "crops_coords_top_left": [16_384] * 2,

@@ -111,7 +111,7 @@ def test_one_picture_is_decoded_at_a_time(
     upload: Callable[[Mapping[str, bytes]], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever the number of slots: each may take half a GiB."""
+    """Whatever the number of slots: each may take 1 GiB."""
     upload({"a/photo.jpg": IMAGE})
     inside, most, real = [], [], input_images.prepare
 

@@ -23,7 +23,7 @@ class Artifacts:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        #: One picture at a time: a large one takes half a GiB, and every slot may have one.
+        #: One picture at a time: a large one takes up to 1 GiB, and every slot may have one.
         self._decoding = threading.Lock()
 
     def fetch(self, resolved: ResolvedRequest) -> Job:
