@@ -116,6 +116,7 @@ def test_a_worker_finds_what_was_sent(
         (picture(), "text/plain", "content type text/plain"),
         (b"", "image/png", "no picture that workers read"),
     ],
+    ids=["svg", "gif", "cut png", "cut jpeg", "too wide", "text", "empty"],
 )
 def test_what_is_no_fit_picture_is_refused(
     backend: str, bucket: InputBucket, data: bytes, content_type: str, what: str
