@@ -127,7 +127,7 @@ HOSTILE_KEYS = (
 HOSTILE_PICTURES = (
     *(key.replace(".safetensors", ".png") for key in HOSTILE_KEYS if len(key) < 500),
     "a" * 509 + ".png",
-    "a.safetensors", "a.gif", "a.PNG", "a.png.exe", "a.png/b", "a.jpe", "a.svg", "apng",
+    "a.safetensors", "a.gif", "a.PNG", "a.png.exe", "a.png/b", "a.jpe", "a.svg", "a_png",
 )  # fmt: skip
 BAD: list[tuple[str, Any]] = [
     *each("schema_version", 0, 2, 1.0, "1", True, None),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from tests.engine import oracle
@@ -116,19 +117,19 @@ def test_xl_takes_embeddings(xl: Rounds) -> None:
     assert not negative.any()
     given = {
         "prompts": (),
-        "prompt_embeds": safetensors_io.write(embeds),
-        "pooled_prompt_embeds": safetensors_io.write(pooled),
+        "prompt_embeds": safetensors_io.write(embeds[0]),
+        "pooled_prompt_embeds": safetensors_io.write(pooled[0]),
     }
     texts_of = in_company(xl, wanted(prompts=("a red star",)), texts())
     assert_close(in_company(xl, wanted(**given), texts()), texts_of)
     both = given | {
-        "negative_prompt_embeds": safetensors_io.write(negative),
-        "negative_pooled_prompt_embeds": safetensors_io.write(negative_pooled),
+        "negative_prompt_embeds": safetensors_io.write(negative[0]),
+        "negative_pooled_prompt_embeds": safetensors_io.write(negative_pooled[0]),
     }
     assert_close(in_company(xl, wanted(**both), texts()), texts_of)
     with pytest.raises(BadRequestError, match="pooled_prompt_embeds"):
         xl.result(wanted(**(given | {"pooled_prompt_embeds": None})))
-    two = safetensors_io.write(torch.zeros(2, POOLED))
+    two = safetensors.torch.save({"pooled": torch.zeros(2, POOLED)})
     with pytest.raises(BadRequestError, match="pooled_prompt_embeds"):
         xl.result(wanted(**(given | {"pooled_prompt_embeds": two})))
 
@@ -179,14 +180,15 @@ def test_each_image_of_a_task_has_its_own_noise(rounds: Rounds) -> None:
 
 def test_what_a_model_does_not_take_is_refused(rounds: Rounds, inpainting: Rounds) -> None:
     """By the name of the field."""
-    for where, changes in {
+    refused: dict[str, dict[str, Any]] = {
         "prompt_2": {"prompts_2": ("a",)},
         "original_size": {"original_size": (8, 8)},
         "scheduler": {"scheduler": "ipndm", **picture()},
         "strength": picture() | {"strength": 0.1},
-    }.items():
+    }
+    for where, changes in refused.items():
         with pytest.raises(BadRequestError, match=where):
             rounds.result(wanted(**changes))
-    for changes in ({}, picture()):
+    for changes in (dict[str, Any](), picture()):
         with pytest.raises(BadRequestError, match="mask_image"):
             inpainting.result(wanted(**changes))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.engine.jobs import SPEC
+from tests.engine.small_models import save_xl
 from worker.config.models import SHIPPED_MODEL, ModelSpec
 from worker.engine.loading import model_loader
 from worker.engine.loading.model_files import inspect
@@ -190,3 +191,20 @@ def test_numbers_are_those_of_the_weights(whole: Path) -> None:
         for part in counted
     }
     assert counted.items() < inspect(whole, safety_checker=False).parameters.items()
+
+
+def test_each_part_of_xl_is_needed(tmp_path: Path) -> None:
+    """Both text encoders and both tokenizers are looked for."""
+    folder = save_xl(tmp_path / "xl")
+    assert not inspect(folder, safety_checker=False).faults
+    found = inspect(folder, safety_checker=False).parameters
+    assert {"text_encoder", "text_encoder_2", "unet", "vae"} == found.keys()
+    for part in ("text_encoder_2/model.safetensors", "tokenizer_2/tokenizer.json"):
+        content = (folder / part).read_bytes()
+        (folder / part).unlink()
+        assert part in inspect(folder, safety_checker=False).faults[0]
+        (folder / part).write_bytes(content)
+    index = json.loads((folder / "model_index.json").read_text())
+    del index["text_encoder_2"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert "names no text_encoder_2" in inspect(folder, safety_checker=False).faults[0]

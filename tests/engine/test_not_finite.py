@@ -113,7 +113,7 @@ def test_no_picture_of_what_is_no_number(
     wanted = small(output_type=output_type)
     call = rounds.runner.unet._call
 
-    def broken(*args: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def broken(*args: Any, **options: Any) -> tuple[torch.Tensor, Any]:
         output, sums = call(*args, **options)
         return output * float("nan"), sums
 

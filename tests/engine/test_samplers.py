@@ -15,7 +15,7 @@ from tests.engine.jobs import EPS32
 from worker.config.models import SHIPPED_MODEL, ModelSpec
 from worker.engine import guidance
 from worker.engine.loading import model_loader
-from worker.engine.samplers import SAMPLERS, SamplerState, make
+from worker.engine.samplers import SAMPLERS, make
 from worker.errors import BadRequestError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from worker.engine.noise_levels import NoiseLevel
+    from worker.engine.sampler_state import SamplerState
 
 pytestmark = [
     # diffusers hands numpy's functions a tensor.

@@ -87,3 +87,26 @@ def test_a_single_file_is_named_so(tmp_path: Path) -> None:
         model_loader.load(ModelSpec(path=str(file), safety_checker=False), "cpu", "none")
     assert CONVERT in failed.value.message
     assert not failed.value.retryable
+
+
+@pytest.mark.parametrize("kind", ["FluxPipeline", "StableDiffusion3Pipeline", None])
+def test_a_family_that_is_not_served_is_named(tmp_path: Path, kind: str | None) -> None:
+    """By its pipeline's class, with the families that are served, before any weights are read."""
+    folder = tmp_path / "model"
+    shutil.copytree(SHIPPED_MODEL, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": kind}))
+    shutil.rmtree(folder / "unet")
+    with pytest.raises(ModelLoadError, match=f"{kind}, which is not served") as failed:
+        model_loader.load(ModelSpec(path=str(folder), safety_checker=False), "cpu", "none")
+    assert "stable_diffusion and stable_diffusion_xl" in failed.value.message
+    assert not failed.value.retryable
+
+
+def test_a_layer_that_is_not_there_is_named() -> None:
+    """With some that are: `sag_layer` must be a self-attention of the UNet."""
+    for layer in ("mid_block.attentions.0.transformer_blocks.0.attn2", "up_blocks.9", "conv_in"):
+        spec = ModelSpec(path=str(SHIPPED_MODEL), safety_checker=False, sag_layer=layer)
+        with pytest.raises(ModelLoadError, match=f"no self-attention '{layer}'") as failed:
+            model_loader.load(spec, "cpu", "none")
+        assert "up_blocks.1.attentions.0.transformer_blocks.0.attn1" in failed.value.message

@@ -54,6 +54,13 @@ def test_pixels_are_those_of_diffusers(
     assert found.mask_image is None
 
 
+@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.filterwarnings("error")
+def test_nothing_is_warned_of(kind: str) -> None:
+    """A warning of Pillow would tell the operator nothing."""
+    assert prepared(FILES[kind]()).image
+
+
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_picture_is_turned_as_its_exif_data_says(

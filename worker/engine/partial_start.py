@@ -28,8 +28,10 @@ def mixing(scheduler: DiffusersScheduler, name: str) -> list[tuple[float, float]
     for number, timestep in enumerate(scheduler.timesteps):
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(number)
-        parts = (
-            scheduler.add_noise(*pair, timestep.view(1)) for pair in ((one, none), (none, one))
+        at = timestep.view(1)
+        of_picture, of_noise = (
+            scheduler.add_noise(one, none, at),
+            scheduler.add_noise(none, one, at),
         )
-        weights.append(tuple(float(part) for part in parts))
+        weights.append((float(of_picture), float(of_noise)))
     return weights

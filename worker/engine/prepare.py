@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from worker.engine.job import Job
     from worker.engine.loaded_model import LoadedModel
     from worker.engine.pipeline import Pipeline
+    from worker.engine.sampler_state import SamplerState
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class PreparedJob:
     prompt_inputs: PromptInputs
     #: One for each image, as `samplers`.
     seeds: tuple[int, ...]
-    samplers: tuple[samplers.SamplerState, ...]
+    samplers: tuple[SamplerState, ...]
     #: (images, channels, height, width), if the job contains them.
     latents: torch.Tensor | None
     #: Of the latents.

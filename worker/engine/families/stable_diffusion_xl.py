@@ -48,7 +48,7 @@ class StableDiffusionXL(LatentFamily):
 
     def faults(self, pipe: Pipeline) -> Iterator[str]:
         """A refiner, and sizes that do not fit."""
-        if pipe.text_encoder is None or pipe.config.requires_aesthetics_score:
+        if pipe.text_encoder is None:
             yield "is a refiner, which is not served"
             return
         yield from super().faults(pipe)

@@ -16,8 +16,9 @@ from worker.errors import ModelLoadError
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: The parts that every Stable Diffusion model has.
-_NEEDED = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+#: The parts that every Stable Diffusion model has, and those that only XL has.
+_NEEDED = frozenset({"unet", "vae", "text_encoder", "tokenizer", "scheduler"})
+_NEEDED_BY_XL = frozenset({"text_encoder_2", "tokenizer_2"})
 #: The configuration file of a part; `config.json` for all others.
 _CONFIGS = {
     "scheduler": "scheduler_config.json",
@@ -28,6 +29,7 @@ _WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
+    "text_encoder_2": "model.safetensors",
     "image_encoder": "model.safetensors",
     "safety_checker": "model.safetensors",
 }
@@ -73,7 +75,8 @@ def inspect(folder: Path, *, safety_checker: bool) -> ModelFiles:
         name for name, kind in index.items()
         if not name.startswith("_") and isinstance(kind, list) and any(kind)
     }  # fmt: skip
-    needed = {*_NEEDED, "safety_checker"} if safety_checker else {*_NEEDED}
+    needed = _NEEDED | _NEEDED_BY_XL if "XL" in str(index.get("_class_name")) else _NEEDED
+    needed |= {"safety_checker"} if safety_checker else set()
     found.faults += [f"model_index.json names no {part}" for part in sorted(needed - parts)]
     for part in sorted(parts if safety_checker else parts - {"safety_checker"}):
         try:
@@ -84,7 +87,7 @@ def inspect(folder: Path, *, safety_checker: bool) -> ModelFiles:
 
 
 def _part(folder: Path, part: str, found: ModelFiles) -> None:
-    if part == "tokenizer":
+    if part.startswith("tokenizer"):
         if not (folder / part / _TOKENIZER).is_file():
             for name in _TOKENIZER_PARTS:
                 _there(folder, f"{part}/{name}", f"and {part}/{_TOKENIZER} neither")

@@ -151,7 +151,9 @@ def _place(
             checker.to(device)
         residency = residency_on(torch.device(device), keeps=mode == "model")
         networks = networks_of(pipeline, family.networks)
-        return LoadedModel(family, pipeline, device, mode, compiled, residency, networks)
+        return LoadedModel(
+            family, pipeline, device, mode, compiled, residency=residency, networks=networks
+        )
     if mode == "none":
         pipeline.to(device)
     pipeline.unet.to(memory_format=torch.channels_last)

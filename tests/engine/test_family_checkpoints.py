@@ -1,0 +1,72 @@
+"""Checkpoints of every family and feature: a job resumes to the same bits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.engine.attempts import assert_same, checkpoints, new_batch, resumed
+from tests.engine.jobs import Rounds, job
+from tests.engine.pictures import masked, picture
+from tests.engine.small_models import save_inpainting, save_xl
+from tests.engine.test_families import spec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FEATURES: dict[str, dict[str, Any]] = {
+    "text": {},
+    "picture": picture(32, 48),
+    "mask": masked(32, 48),
+    "knobs": {
+        "sag_blur_sigma": 2.0, "sag_mask_threshold": 0.9, "sag_start": 0.2, "sag_stop": 0.7,
+        "guidance_rescale": 0.5,
+    },
+}  # fmt: skip
+CASES = [
+    *(("plain", feature) for feature in FEATURES),
+    *(("xl", feature) for feature in FEATURES),
+    ("inpainting", "mask"),
+]
+
+
+@pytest.fixture(scope="module")
+def models(rounds: Rounds, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Rounds]:
+    """One model of each kind."""
+    return {
+        "plain": rounds,
+        "xl": Rounds(spec(save_xl(tmp_path_factory.mktemp("xl")))),
+        "inpainting": Rounds(spec(save_inpainting(tmp_path_factory.mktemp("inpainting")))),
+    }
+
+
+@pytest.mark.parametrize("scheduler", ["euler_a", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize(("kind", "feature"), CASES)
+def test_a_job_resumes(
+    models: Mapping[str, Rounds], kind: str, feature: str, scheduler: str
+) -> None:
+    """From its first checkpoint and from its last, as if it had not been interrupted."""
+    size = {"height": 32, "width": 48, "num_inference_steps": 8}
+    wanted = job(**(size | FEATURES[feature]), scheduler=scheduler, num_images_per_prompt=2)
+    whole, left = checkpoints(models[kind], wanted)
+    assert len(left) >= 3
+    for step in (min(left), max(left)):
+        again = resumed(new_batch(models[kind]), wanted, left[step])
+        assert again.resumed_from_step == step
+        assert_same(again, whole)
+
+
+def test_another_picture_has_no_use_for_a_checkpoint(models: Mapping[str, Rounds]) -> None:
+    """What the latents depend on is a part of the file."""
+    wanted = job(**masked(32, 48), scheduler="ddim", num_inference_steps=8)
+    _, left = checkpoints(models["plain"], wanted)
+    for changes in (
+        {"image": picture(32, 48, seed=9)["image"]},
+        {"strength": 0.9},
+        {"sag_blur_sigma": 2.0},
+        {"mask_image": b"\xff" * (32 * 48)},
+    ):
+        other = job(**(masked(32, 48) | changes), scheduler="ddim", num_inference_steps=8)
+        again = resumed(new_batch(models["plain"]), other, left[min(left)])
+        assert again.resumed_from_step is None
