@@ -22,7 +22,8 @@ from api_contracts.errors import (
 )
 from api_contracts.events import Event, TaskStatus
 from api_contracts.pushes import Push, PushKind, PushState
-from api_contracts.request import GenerationRequest, Limits, Reference, ReplyTo
+from api_contracts.request import GenerationRequest, Limits
+from api_contracts.request_types import ImageReference, Reference, ReplyTo
 from api_contracts.result import GenerationResult, ImageResult, Timings
 
 #: `FieldError` under its name in version 0.1.
@@ -42,6 +43,7 @@ __all__ = [
     "GenerationFailed",
     "GenerationRequest",
     "GenerationResult",
+    "ImageReference",
     "ImageResult",
     "InvalidRequest",
     "Limits",

@@ -17,7 +17,7 @@ MODEL_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 #: Largest message that a worker takes, in bytes: twice the largest request that the contract
 #: allows. A record whose request or outcome is longer is not read.
-MAX_MESSAGE_BYTES = 8 * 2**20
+MAX_MESSAGE_BYTES = 16 * 2**20
 #: Priorities of a message, 0 first. Each has a Redis list of its own.
 PRIORITIES = tuple(range(10))
 #: Of a request that names none.

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeGuard
+from typing import Any, Literal, TypeGuard
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import Field
 
 from api_contracts.names import DEFAULT_MODEL, DEFAULT_PRIORITY, MODEL_PATTERN
+from api_contracts.request_types import (
+    Corner,
+    CrossAttention,
+    ImageReference,
+    NegativePrompts,
+    Prompts,
+    Reference,
+    ReplyTo,
+    Seeds,
+    Side,
+    Size,
+    Strict,
+    Text,
+)
 
-MAX_PROMPT_CHARS = 2_000
-MAX_METADATA_BYTES = 4_096
-MAX_SEED = 2**63 - 1
-#: Names of queues and tasks of other applications.
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"
 #: A URL without user, password and fragment.
 URL_PATTERN = r"^https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?([/?][!$-~]*)?$"
 MAX_URL_CHARS = 2_000
@@ -38,63 +47,7 @@ class Limits:
     max_images: int = 4
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class Reference(_Strict):
-    """An object in the configured input bucket: one tensor in a `.safetensors` file."""
-
-    s3: str = Field(
-        pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*\.safetensors$",
-        max_length=512,
-        description="Key below the input prefix.",
-    )
-
-
-class CrossAttention(_Strict):
-    """`cross_attention_kwargs`."""
-
-    scale: Annotated[float, Field(ge=0, le=10, description="How much the LoRA weighs.")] = 1.0
-
-
-class ReplyTo(_Strict):
-    """A task of another Celery application, to be sent when this one has ended."""
-
-    queue: str = Field(pattern=NAME_PATTERN, description="Where the task is put.")
-    task: str = Field(
-        pattern=NAME_PATTERN, description="Its name; it gets one keyword argument, `event`."
-    )
-
-
-def _one_or_many(value: object) -> str:
-    return "many" if isinstance(value, list) else "one"
-
-
-Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
-NegativePrompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-Side = Annotated[int, Field(ge=64, le=16_384, multiple_of=8)]
-Text = Annotated[str, Field(max_length=MAX_METADATA_BYTES)]
-_PICK = Discriminator(_one_or_many)
-Prompts = Annotated[
-    Annotated[Prompt, Tag("one")]
-    | Annotated[list[Prompt], Field(min_length=1, max_length=64), Tag("many")],
-    _PICK,
-]
-NegativePrompts = Annotated[
-    Annotated[NegativePrompt, Tag("one")]
-    | Annotated[list[NegativePrompt], Field(min_length=1, max_length=64), Tag("many")],
-    _PICK,
-]
-Seeds = Annotated[
-    Annotated[Seed, Tag("one")]
-    | Annotated[list[Seed], Field(min_length=1, max_length=64), Tag("many")],
-    _PICK,
-]
-
-
-class GenerationRequest(_Strict):
+class GenerationRequest(Strict):
     """One order of pictures. Names and meanings are those of diffusers' SAG pipeline."""
 
     schema_version: int = Field(default=1, ge=1, le=1, description="Of this contract.")
@@ -105,8 +58,20 @@ class GenerationRequest(_Strict):
     negative_prompt: NegativePrompts | None = Field(
         default=None, description="One for all prompts, or as many as prompts."
     )
-    height: Side | None = Field(default=None, description="Pixels; null is the model's own.")
-    width: Side | None = Field(default=None, description="Pixels; null is the model's own.")
+    prompt_2: Prompts | None = Field(
+        default=None,
+        description="For the second text encoder of SDXL: one for all prompts, or as many as "
+        "prompts; null is `prompt`.",
+    )
+    negative_prompt_2: NegativePrompts | None = Field(
+        default=None,
+        description="For the second text encoder of SDXL, with `negative_prompt`: one for all "
+        "prompts, or as many as prompts; null is `negative_prompt`.",
+    )
+    height: Side | None = Field(
+        default=None, description="Pixels; null is the size of `image`, else the model's own."
+    )
+    width: Side | None = Field(default=None, description="As `height`.")
     num_inference_steps: int = Field(
         default=50,
         ge=1,
@@ -118,6 +83,31 @@ class GenerationRequest(_Strict):
     )
     sag_scale: float = Field(
         default=0.75, ge=0, le=10, description="On when above 0. Left out, the model's own."
+    )
+    sag_blur_sigma: float = Field(
+        default=1.0, ge=0.1, le=10, description="Sigma of SAG's blur, in cells of the latents."
+    )
+    sag_mask_threshold: float = Field(
+        default=1.0,
+        ge=0,
+        le=4,
+        description="Positions that get more attention than this are blurred; the mean is 1.",
+    )
+    sag_start: float = Field(
+        default=0.0, ge=0, le=1, description="Share of the steps after which SAG acts."
+    )
+    sag_stop: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of the steps up to which SAG acts; above `sag_start`.",
+    )
+    guidance_rescale: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="How far the guided prediction takes the deviation of that with the prompt; "
+        "with `guidance_scale` above 1.",
     )
     num_images_per_prompt: int = Field(
         default=1,
@@ -132,14 +122,44 @@ class GenerationRequest(_Strict):
         default=None,
         description="One gives seed, seed+1, … for the images; null takes one from the task id.",
     )
+    image: ImageReference | None = Field(
+        default=None, description="Picture to start from, resized to `height` and `width`."
+    )
+    strength: float = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="How much of `image` is noised: 1 is all. With `image`.",
+    )
+    mask_image: ImageReference | None = Field(
+        default=None,
+        description="What of `image` is painted anew: white is, black stays. With `image`.",
+    )
     latents: Reference | None = Field(
-        default=None, description="First latents, (images, channels, height / 8, width / 8)."
+        default=None,
+        description="First latents, (images, channels, height / 8, width / 8), not with `image`.",
     )
     prompt_embeds: Reference | None = Field(
         default=None, description="(prompts, tokens, width of the text encoder), not with `prompt`."
     )
     negative_prompt_embeds: Reference | None = Field(
         default=None, description="As `prompt_embeds`, not with `negative_prompt`."
+    )
+    pooled_prompt_embeds: Reference | None = Field(
+        default=None,
+        description="(prompts, width of SDXL's second text encoder), with `prompt_embeds`.",
+    )
+    negative_pooled_prompt_embeds: Reference | None = Field(
+        default=None, description="The same with `negative_prompt_embeds`."
+    )
+    original_size: Size | None = Field(
+        default=None, description="For SDXL: height and width; null is the picture's own size."
+    )
+    crops_coords_top_left: Corner | None = Field(
+        default=None, description="For SDXL: top and left; null is the corner, 0 and 0."
+    )
+    target_size: Size | None = Field(
+        default=None, description="For SDXL: height and width; null is the picture's own size."
     )
     scheduler: str | None = Field(
         default=None, pattern=r"^[a-z0-9_]{1,32}$", description="Null is the model's own."
@@ -193,6 +213,16 @@ class GenerationRequest(_Strict):
     def negative_prompts(self) -> tuple[str, ...]:
         """The negative prompts as a tuple."""
         return _as_tuple(self.negative_prompt)
+
+    @property
+    def prompts_2(self) -> tuple[str, ...]:
+        """The prompts of a second text encoder as a tuple; empty for those of the first."""
+        return _as_tuple(self.prompt_2)
+
+    @property
+    def negative_prompts_2(self) -> tuple[str, ...]:
+        """The negative prompts of a second text encoder as a tuple."""
+        return _as_tuple(self.negative_prompt_2)
 
     def to_wire(self) -> dict[str, Any]:
         """As JSON, with only the fields that were set, so that the model's defaults apply."""

@@ -12,8 +12,8 @@ from api_contracts.schemas import examples
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: Version of the contract, not of the worker; incremented when a channel or schema is added.
-CONTRACT_VERSION = "1.1.0"
+#: Version of the contract, not of the worker; incremented when a channel, schema or field is added.
+CONTRACT_VERSION = "1.2.0"
 
 
 def document(kinds: Iterable[str]) -> dict[str, Any]:

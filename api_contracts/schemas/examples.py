@@ -23,6 +23,13 @@ REQUESTS: list[dict[str, Any]] = [
         "priority": 3,
         "metadata": {"customer": "18"},
     },
+    {
+        "prompt": "a large red star on a blue background",
+        "image": {"s3": "caller-1/photo.jpg"},
+        "mask_image": {"s3": "caller-1/mask.png"},
+        "strength": 0.6,
+        "sag_stop": 0.8,
+    },
 ]
 
 RESULT: dict[str, Any] = {

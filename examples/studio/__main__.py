@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PORT = 8020
 BUCKET = "studio"
+#: Side of the bundled model's pictures, in pixels.
+SIDE_PX = 64
 
 
 def main(
@@ -33,8 +35,7 @@ def main(
         with ExitStack() as stack:
             listening = stack.enter_context(_listen(port))
             print("starting Redis, S3 and a worker", file=sys.stderr)
-            os.environ["SAG_BROKER_URL"] = _start(stack)
-            os.environ["SAG_NAMESPACE"] = "sag"
+            _replace_settings(_start(stack))
             url = "http://{}:{}/".format(*listening.getsockname())
             print(f"the studio is at {url} (Ctrl-C ends it)", file=sys.stderr)
             if os.environ.keys() & {"BROWSER", "DISPLAY", "WAYLAND_DISPLAY"}:
@@ -56,14 +57,15 @@ def _listen(port: int) -> socket.socket:
         raise RuntimeError(what) from error
 
 
-def _start(stack: ExitStack) -> str:
-    """Redis, S3 and a worker that is ready, each ended by `stack`; gives the broker's URL."""
+def _start(stack: ExitStack) -> dict[str, str]:
+    """Redis, S3 and a worker that is ready, each ended by `stack`; gives the worker's settings."""
     folder = stack.enter_context(embedded.scratch())
     url = stack.enter_context(embedded.redis_server(folder))
     s3 = stack.enter_context(embedded.s3_server(folder, BUCKET))
     environment = {
         **s3.environment,
         "SAG_BROKER_URL": url,
+        "SAG_NAMESPACE": "sag",
         "SAG_DEVICE": "cpu",
         "SAG_S3_ENDPOINT_URL": s3.endpoint_url,
         "SAG_S3_BUCKET": BUCKET,
@@ -73,7 +75,15 @@ def _start(stack: ExitStack) -> str:
     command = [sys.executable, "-m", "worker", "work"]
     ready = lambda: "ready." in log.read_text(errors="replace")  # noqa: E731  # one expression
     stack.enter_context(embedded.running(command, log, ready, environment))
-    return url
+    return environment
+
+
+def _replace_settings(environment: dict[str, str]) -> None:
+    """Let the backend find these servers, whatever the shell has set for others."""
+    for name in [name for name in os.environ if name.startswith(("SAG_", "AWS_"))]:
+        del os.environ[name]
+    os.environ.update(environment)
+    os.environ.setdefault("STUDIO_SIDE_PX", str(SIDE_PX))
 
 
 class _Server(uvicorn.Server):

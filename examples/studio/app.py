@@ -9,7 +9,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 from fastapi import Body, Depends, FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
@@ -26,6 +26,8 @@ from api_contracts import (
     TaskNotFound,
     TaskStatus,
 )
+from examples.studio.input_bucket import BucketAway, InputBucket
+from examples.studio.inputs import opened_bucket, router
 from examples.studio.stream import lines
 
 #: Tasks of one call.
@@ -35,16 +37,24 @@ MOST_TASKS = 8
 Statuses = dict[str, TaskStatus | None]
 
 
+class State(TypedDict):
+    """What `lifespan` makes, and requests find in their `state`."""
+
+    client: AsyncGenerationClient
+    bucket: InputBucket | None
+
+
 @asynccontextmanager
-async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, AsyncGenerationClient]]:
-    """One client for the life of the process."""
+async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
+    """One client and one bucket for the life of the process."""
     url = os.environ.get("SAG_BROKER_URL", "redis://127.0.0.1:6379/0")
     namespace = os.environ.get("SAG_NAMESPACE", "sag")
-    async with AsyncGenerationClient(url, namespace) as client:
-        yield {"client": client}
+    async with AsyncGenerationClient(url, namespace) as client, opened_bucket() as bucket:
+        yield {"client": client, "bucket": bucket}
 
 
 app = FastAPI(title="SAG studio", lifespan=lifespan)
+app.include_router(router)
 
 
 def client_of(request: Request) -> AsyncGenerationClient:
@@ -150,6 +160,12 @@ async def unknown(_request: Request, error: TaskNotFound) -> JSONResponse:
 @app.exception_handler(ServiceUnavailable)
 async def away(_request: Request, error: ServiceUnavailable) -> JSONResponse:
     """503: the same again later, with the same ids."""
+    return JSONResponse({"detail": str(error)}, 503)
+
+
+@app.exception_handler(BucketAway)
+async def bucket_away(_request: Request, error: BucketAway) -> JSONResponse:
+    """503: the same picture again later."""
     return JSONResponse({"detail": str(error)}, 503)
 
 

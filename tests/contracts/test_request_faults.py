@@ -9,9 +9,10 @@ import pytest
 
 from api_contracts import InvalidRequest, Limits
 from api_contracts.parse import parse_request
-from api_contracts.request import MAX_METADATA_BYTES, MAX_SEED
+from api_contracts.request_types import MAX_METADATA_BYTES, MAX_SEED
 
 EMBEDS = {"s3": "a.safetensors"}
+PICTURE = {"s3": "a.png"}
 #: Python and JSON refuse longer numbers as text.
 LONGEST_INT = 10**4299
 
@@ -43,6 +44,31 @@ def wheres(data: dict[str, object], limits: Limits | None = None) -> list[str]:
         ({"prompt": ["x", "y"], "seed": MAX_SEED}, "seed"),
         ({"prompt": "x", "eta": 0.1, "scheduler": "euler"}, "eta"),
         ({"prompt": "x", "metadata": {"k": "\U0001f34c" * 1024}}, "metadata"),
+        ({"prompt": "x", "strength": 0.8}, "strength"),
+        ({"prompt": "x", "image": None, "strength": 0.5}, "strength"),
+        ({"prompt": "x", "mask_image": PICTURE}, "mask_image"),
+        ({"prompt": "x", "image": PICTURE, "latents": EMBEDS}, "latents"),
+        ({"prompt": "x", "sag_start": 1.0}, "sag_start"),
+        ({"prompt": "x", "sag_stop": 0.0}, "sag_start"),
+        ({"prompt": "x", "sag_start": 0.5, "sag_stop": 0.5}, "sag_start"),
+        ({"prompt": "x", "sag_start": 0.6, "sag_stop": 0.5}, "sag_start"),
+        ({"prompt": "x", "guidance_rescale": 0.1, "guidance_scale": 1.0}, "guidance_rescale"),
+        ({"prompt": "x", "pooled_prompt_embeds": EMBEDS}, "pooled_prompt_embeds"),
+        (
+            {"prompt": "x", "negative_prompt": "y", "negative_pooled_prompt_embeds": EMBEDS},
+            "negative_pooled_prompt_embeds",
+        ),
+        ({"prompt_embeds": EMBEDS, "prompt_2": "x"}, "prompt_2"),
+        ({"prompt": "x", "prompt_2": ["a", "b"]}, "prompt_2"),
+        ({"prompt": "x", "negative_prompt_2": "y"}, "negative_prompt_2"),
+        (
+            {"prompt": "x", "negative_prompt_embeds": EMBEDS, "negative_prompt_2": "y"},
+            "negative_prompt_2",
+        ),
+        (
+            {"prompt": ["x", "y"], "negative_prompt": "a", "negative_prompt_2": ["a", "b", "c"]},
+            "negative_prompt_2",
+        ),
     ],
 )
 def test_fields_that_contradict_each_other(data: dict[str, object], where: str) -> None:
@@ -62,6 +88,19 @@ def test_fields_that_contradict_each_other(data: dict[str, object], where: str) 
         {"prompt": "x", "eta": 1.0},
         {"prompt": "x", "eta": 0.0, "scheduler": "euler"},
         {"prompt": "x", "negative_prompt_embeds": EMBEDS},
+        {"prompt": "x", "image": PICTURE},
+        {"prompt": "x", "image": PICTURE, "mask_image": PICTURE, "strength": 1.0, "height": 64},
+        {"prompt": "x", "mask_image": None, "image": None, "latents": EMBEDS},
+        {"prompt": "x", "sag_start": 0.5, "sag_stop": 0.501},
+        {"prompt": "x", "guidance_rescale": 0.7},
+        {"prompt": "x", "guidance_rescale": 0.7, "guidance_scale": 1.001},
+        {"prompt": "x", "guidance_rescale": 0.0, "guidance_scale": 1.0},
+        {"prompt": ["x", "y"], "prompt_2": "one for all"},
+        {"prompt": ["x", "y"], "prompt_2": ["a", "b"]},
+        {"prompt": ["x", "y"], "negative_prompt": "a", "negative_prompt_2": ["a", "b"]},
+        {"prompt_embeds": EMBEDS, "negative_prompt": "a", "negative_prompt_2": ["a", "b"]},
+        {"prompt_embeds": EMBEDS, "pooled_prompt_embeds": EMBEDS},
+        {"prompt": "x", "original_size": [1024, 512], "crops_coords_top_left": [0, 0]},
     ],
 )
 def test_fields_that_agree(data: dict[str, object]) -> None:

@@ -8,25 +8,41 @@ import pytest
 
 from api_contracts import GenerationRequest, InvalidRequest
 from api_contracts.parse import parse_request
-from api_contracts.request import MAX_SEED
+from api_contracts.request_types import MAX_SEED
 
 EMBEDS = {"s3": "embeds/a.safetensors"}
+PICTURE = {"s3": "pictures/a.png"}
 DEFAULTS: dict[str, Any] = {
     "schema_version": 1,
     "model": "default",
     "prompt": None,
     "negative_prompt": None,
+    "prompt_2": None,
+    "negative_prompt_2": None,
     "height": None,
     "width": None,
     "num_inference_steps": 50,
     "guidance_scale": 7.5,
     "sag_scale": 0.75,
+    "sag_blur_sigma": 1.0,
+    "sag_mask_threshold": 1.0,
+    "sag_start": 0.0,
+    "sag_stop": 1.0,
+    "guidance_rescale": 0.0,
     "num_images_per_prompt": 1,
     "eta": 0.0,
     "seed": None,
+    "image": None,
+    "strength": 0.8,
+    "mask_image": None,
     "latents": None,
     "prompt_embeds": None,
     "negative_prompt_embeds": None,
+    "pooled_prompt_embeds": None,
+    "negative_pooled_prompt_embeds": None,
+    "original_size": None,
+    "crops_coords_top_left": None,
+    "target_size": None,
     "scheduler": None,
     "clip_skip": None,
     "cross_attention_kwargs": None,
@@ -39,6 +55,14 @@ DEFAULTS: dict[str, Any] = {
     "reply_to": None,
     "webhook": None,
     "traceparent": None,
+}
+#: What a field needs beside it, in place of a prompt alone.
+NEEDS: dict[str, dict[str, Any]] = {
+    "negative_prompt_2": {"prompt": "x", "negative_prompt": "y"},
+    "strength": {"prompt": "x", "image": PICTURE},
+    "mask_image": {"prompt": "x", "image": PICTURE},
+    "pooled_prompt_embeds": {"prompt_embeds": EMBEDS},
+    "negative_pooled_prompt_embeds": {"prompt": "x", "negative_prompt_embeds": EMBEDS},
 }
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -57,6 +81,22 @@ GOOD: list[tuple[str, Any]] = [
     *each("num_inference_steps", 1, 150),
     *each("guidance_scale", 0, 0.0, 1, 50, 50.0),
     *each("sag_scale", 0, 10, 10.0),
+    *each("prompt_2", "", "x" * 2000, ["x"], None),
+    *each("negative_prompt_2", "", "x" * 2000, ["x"], None),
+    *each("sag_blur_sigma", 0.1, 1, 10, 10.0),
+    *each("sag_mask_threshold", 0, 0.0, 4, 4.0),
+    *each("sag_start", 0, 0.999),
+    *each("sag_stop", 1e-9, 1, 1.0),
+    *each("guidance_rescale", 0, 0.7, 1, 1.0),
+    *each("strength", 1e-9, 0.8, 1, 1.0),
+    *each("image", {"s3": "a.png"}, {"s3": "a/b-c/d_e.1.jpeg"}, {"s3": "a.jpg"}, None),
+    *each("image", {"s3": "a.webp"}, {"s3": "a" * 508 + ".png"}),
+    *each("mask_image", {"s3": "a.png"}, {"s3": "a" * 507 + ".webp"}, None),
+    *each("pooled_prompt_embeds", {"s3": "a.safetensors"}, None),
+    *each("negative_pooled_prompt_embeds", {"s3": "a.safetensors"}, None),
+    *each("original_size", [1, 16_384], [16_384, 1], None),
+    *each("crops_coords_top_left", [0, 16_384], [16_384, 0], None),
+    *each("target_size", [1, 16_384], [16_384, 1], None),
     *each("num_images_per_prompt", 1, 4),
     *each("eta", 0, 1, 1.0),
     *each("seed", 0, MAX_SEED, [0], [MAX_SEED], None),
@@ -83,6 +123,12 @@ HOSTILE_KEYS = (
     "a\x00.safetensors", "a b.safetensors", "a?versionId=1.safetensors", ".safetensors",
     "a/.safetensors", "\u00e4.safetensors", "a" * 501 + ".safetensors", "\ud800.safetensors",
 )  # fmt: skip
+#: The same with the ending of a picture, and other endings.
+HOSTILE_PICTURES = (
+    *(key.replace(".safetensors", ".png") for key in HOSTILE_KEYS if len(key) < 500),
+    "a" * 509 + ".png",
+    "a.safetensors", "a.gif", "a.PNG", "a.png.exe", "a.png/b", "a.jpe", "a.svg", "a_png",
+)  # fmt: skip
 BAD: list[tuple[str, Any]] = [
     *each("schema_version", 0, 2, 1.0, "1", True, None),
     *each("model", "", "A", "-a", "a/b", "../a", "a\n", "a" * 65, None, 1),
@@ -99,6 +145,21 @@ BAD: list[tuple[str, Any]] = [
     *each("scheduler", "", "DDIM", "a" * 33, "ddim\n", "os.system", 1),
     *each("clip_skip", -1, 33, "1", True),
     *each("output_type", "", "pil", "PNG", None, [], "\ud800"),
+    *each("prompt_2", "x" * 2001, 5, [], ["x"] * 65, "\ud800"),
+    *each("negative_prompt_2", "x" * 2001, 5, [], "\udfff"),
+    *each("sag_blur_sigma", 0.099, 10.001, 0, NAN, INF, "1", True, None),
+    *each("sag_mask_threshold", -0.001, 4.001, NAN, INF, "1", True, None),
+    *each("sag_start", -0.001, 1.001, NAN, INF, "0", True, None),
+    *each("sag_stop", -0.001, 1.001, NAN, INF, "1", True, None),
+    *each("guidance_rescale", -0.001, 1.001, NAN, INF, "0", True, None),
+    *each("strength", 0, 0.0, -0.001, 1.001, NAN, INF, "1", True, None),
+    *each("image", "a.png", 5, [], [PICTURE]),
+    *each("mask_image", "a.png", 5, [], [PICTURE]),
+    *each("pooled_prompt_embeds", "a.safetensors", 5),
+    *each("negative_pooled_prompt_embeds", "a.safetensors", []),
+    *each("original_size", [], [1], [1, 1, 1], 5, "1x1", {"height": 1}),
+    *each("crops_coords_top_left", [], [0], [0, 0, 0], 0, "0"),
+    *each("target_size", [], [1], [1, 1, 1], 5, "1x1", True),
     *each("callback_steps", 0, -1, "1", True, None),
     *each("preview_every", -1, "1", True, None),
     *each("deadline_s", 0, -1, NAN, INF, "1", True),
@@ -129,14 +190,14 @@ def test_every_default_is_the_published_one() -> None:
 @pytest.mark.parametrize(("field", "value"), GOOD)
 def test_a_value_at_the_limit_is_taken(field: str, value: object) -> None:
     """A value at its limit is accepted and unchanged."""
-    request = parse_request({"prompt": "x", field: value})
-    assert request.to_wire() == {"prompt": "x", field: value}
+    data = NEEDS.get(field, {"prompt": "x"}) | {field: value}
+    assert parse_request(data).to_wire() == data
 
 
 @pytest.mark.parametrize(("field", "value"), BAD)
 def test_a_value_past_the_limit_is_refused(field: str, value: object) -> None:
     """A value outside its limits, or of another JSON type, is one error at that field."""
-    assert set(faults_of({"prompt": "x", field: value})) == {field}
+    assert set(faults_of(NEEDS.get(field, {"prompt": "x"}) | {field: value})) == {field}
 
 
 @pytest.mark.parametrize("key", HOSTILE_KEYS)
@@ -144,6 +205,14 @@ def test_a_value_past_the_limit_is_refused(field: str, value: object) -> None:
 def test_a_reference_names_nothing_outside_its_prefix(field: str, key: str) -> None:
     """A reference's key is a plain relative path to a `.safetensors` file."""
     assert set(faults_of({"prompt": "x", field: {"s3": key}})) == {f"{field}.s3"}
+
+
+@pytest.mark.parametrize("key", HOSTILE_PICTURES)
+@pytest.mark.parametrize("field", ["image", "mask_image"])
+def test_a_picture_is_below_its_prefix_too(field: str, key: str) -> None:
+    """A picture's key is a plain relative path to a `.png`, `.jpg`, `.jpeg` or `.webp` file."""
+    data = {"prompt": "x", "image": PICTURE, field: {"s3": key}}
+    assert set(faults_of(data)) == {f"{field}.s3"}
 
 
 @pytest.mark.parametrize(
@@ -157,6 +226,13 @@ def test_a_reference_names_nothing_outside_its_prefix(field: str, key: str) -> N
         ({"prompt": ["x", "\ud800"]}, "prompt[1]"),
         ({"negative_prompt": [5]}, "negative_prompt[0]"),
         ({"seed": [0, 1, True]}, "seed[2]"),
+        ({"prompt_2": ["x", 5]}, "prompt_2[1]"),
+        ({"negative_prompt_2": [5]}, "negative_prompt_2[0]"),
+        ({"image": {"s3": "a.png", "bucket": "other"}}, "image.bucket"),
+        ({"original_size": [0, 64]}, "original_size[0]"),
+        ({"target_size": [64, 16_385]}, "target_size[1]"),
+        ({"crops_coords_top_left": [-1, 0]}, "crops_coords_top_left[0]"),
+        ({"target_size": [64, 64.0]}, "target_size[1]"),
         ({"seed": [MAX_SEED + 1]}, "seed[0]"),
         ({"metadata": {"k": 1}}, "metadata.k"),
         ({"metadata": {"one": 1}}, "metadata.one"),

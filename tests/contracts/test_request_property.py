@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from api_contracts import GenerationRequest, InvalidRequest, Limits
 from api_contracts.parse import parse_request
-from api_contracts.request import MAX_SEED
+from api_contracts.request_types import MAX_SEED
 
 FIELDS = sorted(GenerationRequest.model_fields)
 #: Lone surrogates too: JSON can carry them.
@@ -30,8 +30,12 @@ CLEAN = st.text(min_size=1, max_size=10)
 REFERENCE = st.fixed_dictionaries(
     {"s3": st.from_regex(r"\A[a-z0-9]{1,8}(/[a-z0-9]{1,8}){0,2}\.safetensors\Z")}
 )
+PICTURE = st.fixed_dictionaries(
+    {"s3": st.from_regex(r"\A[a-z0-9]{1,8}(/[a-z0-9]{1,8}){0,2}\.(png|jpg|jpeg|webp)\Z")}
+)
+SIZE = st.lists(st.integers(1, 16_384), min_size=2, max_size=2)
 SIDE = st.integers(8, 400).map(lambda eighth: eighth * 8)
-VALID = st.fixed_dictionaries(
+ALONE = st.fixed_dictionaries(
     {"prompt": CLEAN | st.lists(CLEAN, min_size=1, max_size=3)},
     optional={
         "model": st.from_regex(r"\A[a-z0-9][a-z0-9._-]{0,63}\Z"),
@@ -43,7 +47,14 @@ VALID = st.fixed_dictionaries(
         "sag_scale": st.floats(0, 10),
         "num_images_per_prompt": st.integers(1, 8),
         "seed": st.integers(0, MAX_SEED - 24),
-        "latents": REFERENCE | st.none(),
+        "prompt_2": CLEAN | st.none(),
+        "sag_blur_sigma": st.floats(0.1, 10),
+        "sag_mask_threshold": st.floats(0, 4),
+        "sag_start": st.floats(0, 0.4),
+        "sag_stop": st.floats(0.5, 1),
+        "original_size": SIZE | st.none(),
+        "crops_coords_top_left": st.just([0, 8]) | st.none(),
+        "target_size": SIZE | st.none(),
         "negative_prompt_embeds": st.none(),
         "scheduler": st.sampled_from(["ddim", "euler_a", None]),
         "clip_skip": st.integers(0, 32),
@@ -56,6 +67,23 @@ VALID = st.fixed_dictionaries(
         "metadata": st.dictionaries(st.text(max_size=5), st.text(max_size=20), max_size=5),
     },
 )
+#: Fields that need each other, or exclude each other.
+TOGETHER: st.SearchStrategy[dict[str, Any]] = st.one_of(
+    st.just({}),
+    st.fixed_dictionaries({"latents": REFERENCE | st.none()}),
+    st.fixed_dictionaries(
+        {"image": PICTURE},
+        optional={
+            "mask_image": PICTURE | st.none(),
+            "strength": st.floats(0, 1, exclude_min=True),
+            "latents": st.none(),
+        },
+    ),
+    st.fixed_dictionaries(
+        {"guidance_scale": st.floats(1, 50, exclude_min=True), "guidance_rescale": st.floats(0, 1)}
+    ),
+)
+VALID = st.builds(lambda alone, together: alone | together, ALONE, TOGETHER)
 
 
 def refusal(data: Any) -> InvalidRequest | None:

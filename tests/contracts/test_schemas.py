@@ -98,6 +98,11 @@ def test_what_is_accepted_is_valid(data: dict[str, Any]) -> None:
         {"prompt": "x", "schema_version": 2}, {"prompt": "x", "output_type": "gif"},
         {"prompt": "x", "latents": {"s3": "../a.safetensors"}}, {"prompt": "x", "model": "a/b"},
         {"prompt": "x", "metadata": {"k": 1}}, {"prompt": "x", "deadline_s": 0},
+        {"prompt": "x", "image": {"s3": "a.gif"}}, {"prompt": "x", "sag_blur_sigma": 0},
+        {"prompt": "x", "image": {"s3": "a.png"}, "strength": 0}, {"prompt": "x", "sag_stop": 1.1},
+        {"prompt": "x", "sag_mask_threshold": 5}, {"prompt": "x", "guidance_rescale": 2},
+        {"prompt": "x", "target_size": [64]}, {"prompt": "x", "original_size": [0, 64]},
+        {"prompt": "x", "crops_coords_top_left": [0, -1]}, {"prompt": "x", "prompt_2": []},
     ],
 )  # fmt: skip
 def test_what_is_refused_is_not_valid(data: dict[str, Any]) -> None:

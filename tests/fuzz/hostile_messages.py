@@ -27,6 +27,9 @@ REQUESTS: tuple[dict[str, Any], ...] = (
     {"prompt": "a", "latents": {"s3": "x/y.safetensors"}, "num_images_per_prompt": 64},
     {"prompt_embeds": {"s3": "e.safetensors"}, "prompt": "both"},
     {"prompt": "a", "height": 4096, "width": 64, "eta": 0.5, "scheduler": "euler"},
+    {"prompt": "a", "image": {"s3": "x/y.png"}, "strength": 0.5, "num_inference_steps": 9_000},
+    {"prompt": "a", "mask_image": {"s3": "x/y.png"}, "sag_start": 0.9, "sag_stop": 0.1},
+    {"prompt": "a", "prompt_2": ["b", "c"], "target_size": [64, 64], "guidance_rescale": 0.5},
     {"prompt": "a", "cross_attention_kwargs": {"scale": 0.5}, "deadline_s": 1e-9},
     {"prompt": "a", "priority": 9, "traceparent": "00-" + "a" * 32 + "-" + "b" * 16 + "-01"},
 )

@@ -37,7 +37,8 @@ NAMES = (
     "stamps", "stamped_headers", "compression", "was-compressed", "ignore_result", "not_after_s",
     "headers", "properties", "body", "body_encoding", "delivery_info", "delivery_tag",
     "content-type", "content-encoding", "lang", "shadow", "meth", "origin", "__unreadable__",
-    "self", "schema_version", "one", "many",
+    "self", "schema_version", "one", "many", "image", "mask_image", "strength", "prompt_2",
+    "sag_start", "original_size", "pooled_prompt_embeds",
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from api_contracts import GenerationClient, names
 from api_contracts.names import MAX_MESSAGE_BYTES
 from api_contracts.parse import parse_request
 from api_contracts.redis_io.address import RedisAddress
-from api_contracts.request import MAX_METADATA_BYTES, MAX_PROMPT_CHARS
+from api_contracts.request_types import MAX_METADATA_BYTES, MAX_PROMPT_CHARS
 from tests.fuzz.campaign import resident_mib
 from tests.fuzz.hostile_messages import calls, message
 from worker.broker.held_messages import UNACKED
@@ -73,9 +73,15 @@ def largest(model: str) -> dict[str, Any]:
     prompts = [WIDE * MAX_PROMPT_CHARS] * 64
     return {
         "schema_version": 1, "model": model, "prompt": prompts, "negative_prompt": prompts,
-        "height": 16_384, "width": 16_384, "num_inference_steps": 10_000, "guidance_scale": 1 / 3,
-        "sag_scale": 1 / 3, "num_images_per_prompt": 1, "eta": 0.0, "seed": [2**63 - 1] * 64,
-        "latents": {"s3": "a" * 500 + ".safetensors"}, "scheduler": "a" * 32, "clip_skip": 32,
+        "prompt_2": prompts, "negative_prompt_2": prompts,
+        "height": 16_384, "width": 16_384, "num_inference_steps": 10_000, "guidance_scale": 4 / 3,
+        "sag_scale": 1 / 3, "sag_blur_sigma": 1 / 3, "sag_mask_threshold": 1 / 3,
+        "sag_start": 1 / 3, "sag_stop": 2 / 3, "guidance_rescale": 1 / 3,
+        "original_size": [16_384] * 2, "crops_coords_top_left": [16_384] * 2,
+        "target_size": [16_384] * 2,
+        "num_images_per_prompt": 1, "eta": 0.0, "seed": [2**63 - 1] * 64,
+        "image": {"s3": "a" * 507 + ".webp"}, "mask_image": {"s3": "a" * 507 + ".jpeg"},
+        "strength": 1 / 3, "scheduler": "a" * 32, "clip_skip": 32,
         "cross_attention_kwargs": {"scale": 1 / 3}, "output_type": "latent", "priority": 9,
         "callback_steps": 10_000, "preview_every": 10_000, "deadline_s": 1e308 / 3,
         "metadata": {"": WIDE * (room // 4)}, "traceparent": f"00-{'a' * 32}-{'b' * 16}-01",

@@ -15,8 +15,8 @@ from worker.errors import ModelLoadError
 from worker.execution.artifacts import Artifacts
 from worker.execution.attempt import AttemptRunner
 from worker.execution.claim_gate import ClaimGate
+from worker.execution.delivery import Delivery
 from worker.execution.executor import Executor
-from worker.execution.resolved_request import Delivery
 from worker.record.celery_state import CeleryState
 from worker.record.event_publisher import EventPublisher
 from worker.recovery.active_tasks import ActiveTasks

@@ -31,8 +31,8 @@ from worker.execution.outcome import (
 from worker.metrics import REJECTED
 
 if TYPE_CHECKING:
+    from worker.execution.delivery import Delivery
     from worker.execution.outcome import Outcome
-    from worker.execution.resolved_request import Delivery
 
 SUCCEEDED = TaskSucceeded(GenerationResult.model_validate(RESULT))
 FAILED = TaskFailed(TaskError.model_validate(ERROR))

@@ -13,6 +13,7 @@ from tests.record.owners import ask, kinds, lapse, record, save_checkpoint, take
 from worker.errors import ModelLoadError
 from worker.execution import attempt
 from worker.execution.circuit_breaker import MAX_FAILURES
+from worker.execution.delivery import Delivery
 from worker.execution.outcome import (
     TaskCancelled,
     TaskDropped,
@@ -21,7 +22,7 @@ from worker.execution.outcome import (
     TaskRequeued,
     from_record,
 )
-from worker.execution.resolved_request import Delivery, ResolvedRequest
+from worker.execution.resolved_request import ResolvedRequest
 from worker.record.claim import Claim, Ended, WriteAnswer
 from worker.recovery.lease import Lease
 

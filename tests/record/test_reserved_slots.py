@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from redis import Redis
 
     from worker.config.settings import Settings
-    from worker.execution.resolved_request import Delivery
+    from worker.execution.delivery import Delivery
 
 
 @pytest.fixture(autouse=True)

@@ -91,6 +91,10 @@ def test_flags_override_files() -> None:
     assert found == [
         {"prompt": "a", "seed": 5, "metadata": {"k": "v"}, "scheduler": "ddim", "eta": 0.5}
     ]
+    pictured = ['image={"s3": "a.png"}', "strength=0.5", "crops_coords_top_left=[0, 8]"]
+    assert request_sources.with_flags([{"prompt": "a"}], {}, pictured) == [
+        {"prompt": "a", "image": {"s3": "a.png"}, "strength": 0.5, "crops_coords_top_left": [0, 8]}
+    ]
     for wrong in ("nope=1", "seed", "=1"):
         with pytest.raises(InvalidRequest, match="--set"):
             request_sources.with_flags([{}], {}, [wrong])
@@ -98,22 +102,39 @@ def test_flags_override_files() -> None:
 
 @pytest.mark.parametrize("index", [0, 1, 2, 3])
 def test_an_image_is_requested_again(tmp_path: Path, index: int) -> None:
-    """This image alone: its prompt and seed, and the values that were used."""
-    request = request_sources.from_image_file(png(tmp_path, index, seed=index + 1))
+    """This image alone: its prompts and seed, and the values that were used."""
+    others = {"prompt_2": ["e", "f"], "negative_prompt_2": "g"}
+    request = request_sources.from_image_file(png(tmp_path, index, seed=index + 1, **others))
     assert request["prompt"] == "aabb"[index]
     assert request["negative_prompt"] == "ccdd"[index]
     assert request["seed"] == index + 1
     assert (request["num_inference_steps"], request["sag_scale"]) == (5, 0.5)
     assert request["scheduler"] is None
+    assert (request["prompt_2"], request["negative_prompt_2"]) == ("eeff"[index], "g")
     parsed = parse_request(request)
     assert (parsed.num_images_per_prompt, parsed.metadata, parsed.deadline_s) == (1, {}, None)
 
 
-def test_an_image_of_shared_latents_is_refused(tmp_path: Path) -> None:
-    """Its latents are in a file with those of other images."""
-    given = {"latents": {"s3": "a.safetensors"}}
-    with pytest.raises(InvalidRequest, match="latents"):
+@pytest.mark.parametrize("field", ["latents", "pooled_prompt_embeds"])
+def test_an_image_of_shared_tensors_is_refused(tmp_path: Path, field: str) -> None:
+    """Its latents, or the embeddings of its prompt, are in a file with those of other images."""
+    given = {field: {"s3": "a.safetensors"}}
+    with pytest.raises(InvalidRequest, match=field):
         request_sources.from_image_file(png(tmp_path, 1, seed=2, **given))
+
+
+def test_an_image_made_from_a_picture_is_requested_again(tmp_path: Path) -> None:
+    """From the same picture, in the size that was made, with its strength and SAG's values."""
+    given = {
+        "image": {"s3": "a.png"}, "mask_image": {"s3": "b.png"}, "strength": 0.5, "width": 72,
+        "sag_blur_sigma": 2.0, "sag_start": 0.0, "sag_stop": 0.5, "guidance_rescale": 0.0,
+    }  # fmt: skip
+    request = request_sources.from_image_file(png(tmp_path, 3, seed=4, **given))
+    kept = {name: value for name, value in given.items() if value != 0.0}
+    assert {name: request.get(name) for name in given} == kept | {
+        "sag_start": None, "guidance_rescale": None
+    }  # fmt: skip
+    assert parse_request(request).strength == 0.5
 
 
 def test_a_foreign_image_is_named(tmp_path: Path) -> None:

@@ -40,7 +40,11 @@ OPTIONS = [
 
 @contextmanager
 def studio_at(
-    broker_url: str, namespace: str, folder: Path, port: int | None = None
+    broker_url: str,
+    namespace: str,
+    folder: Path,
+    port: int | None = None,
+    others: dict[str, str] | None = None,
 ) -> Iterator[str]:
     """Start the backend as its README does; gives the page's URL."""
     port = port or embedded.free_port()
@@ -48,7 +52,7 @@ def studio_at(
         sys.executable, "-m", "uvicorn", "examples.studio.app:app", "--host", embedded.LOOPBACK,
         "--port", str(port), "--timeout-graceful-shutdown", "1",
     ]  # fmt: skip
-    settings = {"SAG_BROKER_URL": broker_url, "SAG_NAMESPACE": namespace}
+    settings = {"SAG_BROKER_URL": broker_url, "SAG_NAMESPACE": namespace, **(others or {})}
     with fork_server.running(command, folder / "studio.log", lambda: _listens(port), settings):
         yield f"http://{embedded.LOOPBACK}:{port}/"
 
@@ -68,8 +72,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def studio(service: Service, folder: Path) -> Iterator[str]:
     """The page's URL; its worker is `service`."""
     namespace = service.environment["SAG_NAMESPACE"]
-    with studio_at(service.broker_url, namespace, folder) as url:
+    bucket = bucket_settings(service.environment)
+    with studio_at(service.broker_url, namespace, folder, others=bucket) as url:
         yield url
+
+
+def bucket_settings(environment: dict[str, str]) -> dict[str, str]:
+    """What a backend needs of a worker's environment for pictures to start from."""
+    names = [name for name in environment if name.startswith(("SAG_S3_", "AWS_"))]
+    return {name: environment[name] for name in names} | {"STUDIO_SIDE_PX": "64"}
 
 
 @contextmanager
@@ -121,7 +132,7 @@ def page(new_page: Callable[..., Page], studio: str) -> Page:
 def ask(page: Page, prompt: str = PROMPT, *, plain: bool = False, **fields: int) -> None:
     """Fill the form; `plain` is without guidance: one row of the UNet call for each step."""
     if plain:
-        fields |= {"guidance": 1, "sag_scale": 0}
+        fields |= {"guidance_scale": 1, "sag_scale": 0}
     page.get_by_label("What shall it draw?").fill(prompt)
     for name, value in fields.items():
         page.get_by_label(name.replace("_", " ")).fill(str(value))

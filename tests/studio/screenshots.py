@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from playwright.sync_api import expect
 
 from tests.studio.conftest import DESKTOP, END_MS, PHONE, ask, chromium
+from tests.studio.drawings import choose, drag
 from tests.studio.test_start import where
 
 if TYPE_CHECKING:
@@ -23,12 +25,13 @@ SEED = 11
 
 
 def main() -> None:
-    """Start the studio, make four pictures on a desktop and one on a phone."""
+    """Start the studio, make four pictures on a desktop, one on a phone, and one from a picture."""
     expect.set_options(timeout=END_MS)
     with _studio() as url, chromium() as browser:
-        _desktop(browser, url)
+        made = _desktop(browser, url)
+        _start(browser, url, made)
         _phone(browser, url)
-    for name in ("studio.png", "studio-phone.png"):
+    for name in ("studio.png", "studio-start.png", "studio-phone.png"):
         print(DOCS / name)
 
 
@@ -42,7 +45,8 @@ def _studio() -> Iterator[str]:
             process.terminate()
 
 
-def _desktop(browser: Browser, url: str) -> None:
+def _desktop(browser: Browser, url: str) -> bytes:
+    """Gives the third picture."""
     page = browser.new_page(viewport=DESKTOP)
     page.goto(url)
     ask(page, "a green ring left of a blue square on a black background", steps=25, seed=SEED)
@@ -50,6 +54,24 @@ def _desktop(browser: Browser, url: str) -> None:
     expect(page.locator("[data-finished]")).to_have_count(4)
     page.mouse.move(0, 0)
     page.screenshot(path=DOCS / "studio.png", full_page=True)
+    with urllib.request.urlopen(str(page.locator(".picture").nth(2).get_attribute("src"))) as reply:
+        data: bytes = reply.read()
+        return data
+
+
+def _start(browser: Browser, url: str, picture: bytes) -> None:
+    """Its right half is painted over, and drawn anew as something else."""
+    page = browser.new_page(viewport=DESKTOP)
+    page.goto(url)
+    canvas = choose(page, {"name": "ring.png", "mimeType": "image/png", "buffer": picture})
+    page.get_by_label("Brush").fill("44")
+    drag(page, canvas, (0.76, 0.25), (0.76, 0.75))
+    page.get_by_label("Strength").fill("1")
+    ask(page, "a green ring left of a yellow star on a black background", steps=25, seed=2)
+    page.get_by_role("button", name="Make a picture").click()
+    expect(page.locator("[data-finished]")).to_be_visible()
+    page.mouse.move(0, 0)
+    page.screenshot(path=DOCS / "studio-start.png", full_page=True)
 
 
 def _phone(browser: Browser, url: str) -> None:

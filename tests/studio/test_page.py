@@ -68,7 +68,8 @@ def test_cancel_ends_all_four(page: Page, service: Service) -> None:
 def test_a_keyboard_alone_makes_a_picture(page: Page) -> None:
     """Tab reaches every control in reading order, named and with an outline; Enter submits."""
     wanted = ["What shall", "a green", "a large", "a small", "SAG scale", "Guidance", "Steps"]
-    wanted += ["Seed", "Random", "Make a picture", "Side by side", "Previews"]
+    wanted += ["Seed", "Random", "Start from a picture", "More", "Make a picture", "Side by side"]
+    wanted += ["SAG scale: 0, 0.5", "Previews"]
     for beginning in wanted:
         page.keyboard.press("Tab")
         name, is_seen = page.evaluate(FOCUS)

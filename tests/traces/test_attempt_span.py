@@ -19,6 +19,7 @@ from worker.config.models import SHIPPED_MODEL
 from worker.config.settings import Settings
 from worker.errors import PushError
 from worker.execution import attempt_span
+from worker.execution.delivery import Delivery
 from worker.execution.outcome import (
     Outcome,
     TaskCancelled,
@@ -28,7 +29,7 @@ from worker.execution.outcome import (
     TaskRequeued,
     TaskSucceeded,
 )
-from worker.execution.resolved_request import Delivery, ResolvedRequest
+from worker.execution.resolved_request import ResolvedRequest
 from worker.record.push_queue import Due
 from worker.recovery.active_tasks import ActiveTask
 from worker.tracing.task_context import TaskContext

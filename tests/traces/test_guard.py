@@ -14,8 +14,8 @@ from tests.record.owners import worker
 from tests.traces.attempts import claim
 from worker.errors import PushError
 from worker.execution import attempt_span
+from worker.execution.delivery import Delivery
 from worker.execution.outcome import TaskCancelled, TaskFailed
-from worker.execution.resolved_request import Delivery
 from worker.push.pusher import Pusher
 from worker.record.push_queue import Due
 from worker.recovery.active_tasks import ActiveTask

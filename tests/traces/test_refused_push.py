@@ -11,7 +11,7 @@ from api_contracts.events import TaskStatus
 from api_contracts.pushes import Push, PushKind
 from tests.record.owners import ERROR, take, worker
 from tests.traces.attempts import exporting
-from worker.execution.resolved_request import MAX_REFUSED_CHARS, Delivery
+from worker.execution.delivery import MAX_REFUSED_CHARS, Delivery
 from worker.push.pusher import MAX_HOST_CHARS, _host
 from worker.record.push_queue import Due
 from worker.tracing.task_context import TaskContext

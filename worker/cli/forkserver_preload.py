@@ -19,6 +19,7 @@ for _name in (
     "worker.cli.main",
     "worker.app",
     "worker.execution.image_files",
+    "worker.execution.input_images",
     "worker.engine.loading.model_loader",
     "worker.engine.runner",
     "worker.engine.warmup",

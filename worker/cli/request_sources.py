@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from api_contracts.errors import FieldError, InvalidRequest
 from api_contracts.request import GenerationRequest
+from worker.config.models import ModelDefaults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -19,6 +20,20 @@ PNG_KEY = "sag-worker"
 _TASK_FIELDS = frozenset(
     {"deadline_s", "priority", "metadata", "traceparent", "preview_every", "callback_steps"}
 )
+#: Values that need not be sent: the contract's own, where no setting gives a model another. A
+#: worker that does not know a field serves requests without it.
+_DEFAULTS = {
+    name: field.default
+    for name, field in GenerationRequest.model_fields.items()
+    if name not in ModelDefaults.model_fields
+}
+#: Fields whose file has a row for each image or prompt.
+_OF_ALL_IMAGES = (
+    "latents", "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+)  # fmt: skip
+#: Fields that may have a text for each prompt.
+_TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
 #: File name for standard input.
 STDIN = "-"
 
@@ -45,7 +60,8 @@ def from_prompts(file: str) -> list[dict[str, Any]]:
 def from_image_file(path: Path) -> dict[str, Any]:
     """Return the request that makes a worker's PNG again, from its text chunk.
 
-    It has every value that was used, and the seed of this image alone, whatever was made with it.
+    It has every value that was used and is not the contract's default, and the seed of this image
+    alone, whatever was made with it.
     """
     from PIL import Image  # noqa: PLC0415  # the worker extra
 
@@ -78,15 +94,15 @@ def _single_image(origin: dict[str, Any]) -> dict[str, Any]:
     used = {
         name: value
         for name, value in origin["parameters"].items()
-        if value is not None and name not in _TASK_FIELDS
+        if value is not None and name not in _TASK_FIELDS and value != _DEFAULTS.get(name)
     }
     prompts = used.get("prompt")
     number = origin["index"] // used.pop("num_images_per_prompt", 1)
     is_single = not isinstance(prompts, list) or len(prompts) == 1
-    for name in ("latents", "prompt_embeds", "negative_prompt_embeds"):
+    for name in _OF_ALL_IMAGES:
         if name in used and not (is_single and origin["index"] == 0):
             raise _invalid(name, "belongs to several images", "a task of one image")
-    for name in ("prompt", "negative_prompt"):
+    for name in _TEXTS:
         if isinstance(used.get(name), list):
             used[name] = used[name][number]
     # As requested: the scheduler used may be the model's own, which has no name in requests.

@@ -76,7 +76,7 @@ class Settings(BaseSettings):
         },
         min_length=1,
         description="JSON: alias to `path`, `dtype`, `safety_checker`, `defaults`, `lora`, "
-        "`textual_inversion`, `vae_slicing`, `vae_tiling`.",
+        "`textual_inversion`, `sag_layer`, `vae_slicing`, `vae_tiling`.",
     )
     device: str = Field(
         default="auto",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -22,19 +23,26 @@ class Artifacts:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
+        #: One picture at a time: a large one takes up to 1 GiB, and every slot may have one.
+        self._decoding = threading.Lock()
 
     def fetch(self, resolved: ResolvedRequest) -> Job:
-        """The engine's job, with the input files; raises `InputNotFoundError`."""
-        references = {
-            name: getattr(resolved.complete, name)
-            for name in ("latents", "prompt_embeds", "negative_prompt_embeds")
-        }
-        inputs = {
-            name: self._storage.get_input(reference.s3, name)
-            for name, reference in references.items()
-            if reference is not None
-        }
-        return resolved.job(inputs)
+        """The engine's job, with the input files; raises `InputNotFoundError`, `BadRequestError`.
+
+        Decodes pictures on the caller's thread.
+        """
+        references = resolved.references
+        inputs = {name: self._storage.get_input(key, name) for name, key in references.items()}
+        if "image" not in inputs:
+            return resolved.job(inputs)
+        from worker.execution import input_images  # noqa: PLC0415  # Pillow, with the first picture
+
+        request = resolved.complete
+        with self._decoding:
+            picture = input_images.prepare(
+                inputs, request.height, request.width, resolved.limits.max_side_px
+            )
+        return resolved.job(inputs, picture)
 
     def store(
         self,

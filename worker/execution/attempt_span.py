@@ -15,8 +15,9 @@ from worker.execution.outcome import (
 )
 
 if TYPE_CHECKING:
+    from worker.execution.delivery import Delivery
     from worker.execution.outcome import Outcome
-    from worker.execution.resolved_request import Delivery, ResolvedRequest
+    from worker.execution.resolved_request import ResolvedRequest
     from worker.record.claim import Claim
     from worker.recovery.active_tasks import ActiveTask
     from worker.tracing.spans import Value

@@ -21,6 +21,7 @@ from worker.broker.validate_message import (
     UNREADABLE,
     WANTS_RESULT,
 )
+from worker.execution.delivery import Delivery
 from worker.execution.outcome import (
     Outcome,
     TaskCancelled,
@@ -30,7 +31,6 @@ from worker.execution.outcome import (
     TaskRequeued,
     TaskSucceeded,
 )
-from worker.execution.resolved_request import Delivery
 from worker.redis_retry import retry_redis
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from worker.config.settings import Settings
     from worker.execution.attempt import AttemptRunner
     from worker.execution.claim_gate import ClaimGate
-    from worker.execution.resolved_request import Delivery
+    from worker.execution.delivery import Delivery
     from worker.job_control import Control
     from worker.record.task_record import TaskRecord
     from worker.recovery.active_tasks import ActiveTask, ActiveTasks

@@ -1,115 +1,42 @@
-"""A delivery; its request with every default filled in; the engine's job for it."""
+"""A valid request with every default filled in, and the engine's job for it."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from api_contracts.errors import FieldError, InvalidRequest
+from api_contracts.errors import FieldError
 from api_contracts.names import DEFAULT_PRIORITY
 from api_contracts.parse import parse_request
 from api_contracts.pushes import PushKind
-from api_contracts.request import is_traceparent
 from worker.config import push_targets
 from worker.engine.job import Job
-from worker.errors import BadRequestError, TaskFailedError, UnknownModelError
+from worker.errors import BadRequestError, UnknownModelError
 
 if TYPE_CHECKING:
-    from api_contracts.errors import TaskError
+    from collections.abc import Mapping
+
     from api_contracts.request import GenerationRequest, Limits
     from worker.config.models import ModelSpec
     from worker.config.settings import Settings
-
-logger = logging.getLogger(__name__)
+    from worker.execution.input_images import InputImage
 
 #: Fields that no image depends on and that may hold a token: they are written to no file. Nor is
 #: the caller's span: the bytes of an image do not depend on whether somebody traces.
 LEFT_OUT = {*(kind.value for kind in PushKind), "traceparent"}
-#: Longest JSON of a refused request that its record stores, in characters.
-MAX_REFUSED_CHARS = 4_000
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """The content of one message; its request is not yet validated."""
-
-    task_id: str
-    request: Any
-    #: The queue that the message came from.
-    queue: str = ""
-    #: Of the message, whatever the request says.
-    priority: int = DEFAULT_PRIORITY
-    #: Unix time after which the task must not start: Celery's `expires`.
-    expires_at_s: float | None = None
-    #: What is wrong with the message, apart from its request.
-    fault: FieldError | None = None
-    #: `traceparent` of the message's headers, not yet validated.
-    header_traceparent: str | None = None
-
-    @property
-    def traceparent(self) -> str:
-        """The caller's span: the request's `traceparent`, else the header's; '' without either.
-
-        A header that is malformed is ignored, as W3C asks; a field that is refuses the request.
-        """
-        field = self.request.get("traceparent") if isinstance(self.request, dict) else None
-        given = (field, self.header_traceparent)
-        return next(filter(is_traceparent, given), None) or ""
-
-    def resolve(self, settings: Settings) -> ResolvedRequest | TaskError:
-        """The resolved request, or the error with which the task fails."""
-        if self.fault is not None:
-            return BadRequestError(self.fault).error
-        try:
-            request = parse_request(self.request)
-            if request.traceparent is None and self.traceparent:
-                # Of the message alone, it would be lost where the reconciler sends another one.
-                request = request.model_copy(update={"traceparent": self.traceparent})
-            return ResolvedRequest.of(request, self.task_id, settings, self.priority)
-        except InvalidRequest as error:
-            return BadRequestError(*error.faults).error
-        except TaskFailedError as error:
-            return error.error
-        except Exception as error:  # raised before the claim, its message would return endlessly
-            logger.exception(
-                "task %s fails: its request can't be checked because of a bug", self.task_id
-            )
-            return TaskFailedError(f"the request can't be checked: {type(error).__name__}").error
-
-    @property
-    def refused_json(self) -> str:
-        """What the record of a refused task stores of its request.
-
-        A request that is too long, or that Redis's JSON parser would refuse, is reduced to the
-        fields that say where the final event is pushed, and the caller's span.
-        """
-        request = self.request
-        if isinstance(request, dict) and request.get("traceparent") is None and self.traceparent:
-            request = request | {"traceparent": self.traceparent}
-        try:
-            text = json.dumps(request)
-            if isinstance(request, dict) and not _fits_record(text, request):
-                kept = {kind.value for kind in PushKind} | {"traceparent"}
-                given = {name: value for name, value in request.items() if name in kept}
-                if len(pushes := json.dumps(given)) <= MAX_REFUSED_CHARS:
-                    return pushes
-        except (TypeError, RecursionError):  # a type that kombu decodes; nested too deep
-            return repr(type(self.request))
-        return text[:MAX_REFUSED_CHARS]
-
-
-def _fits_record(text: str, request: dict[str, Any]) -> bool:
-    """Whether a request is short enough and has no lone surrogate, which cjson refuses."""
-    if len(text) > MAX_REFUSED_CHARS:
-        return False
-    try:
-        json.dumps(request, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+#: Fields that refer to a tensor in the input bucket, and to a picture there.
+TENSORS = (
+    "latents", "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds",
+)  # fmt: skip
+PICTURES = ("image", "mask_image")
+#: Fields that a job has by the same names and with the same values.
+_OF_JOB = (
+    "model", "num_inference_steps", "guidance_scale", "sag_scale", "num_images_per_prompt", "eta",
+    "scheduler", "output_type", "preview_every", "clip_skip", "sag_blur_sigma",
+    "sag_mask_threshold", "sag_start", "sag_stop", "guidance_rescale",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -143,10 +70,12 @@ class ResolvedRequest:
             known = ", ".join(sorted(settings.models))
             message = f"no model {request.model!r} on this worker; it serves {known}"
             raise UnknownModelError(message, where="model", limit=known)
+        # An image has a size of its own.
+        given = request.model_fields_set | (set() if request.image is None else {"height", "width"})
         defaults = {
             name: value
             for name, value in spec.defaults.model_dump().items()
-            if value is not None and name not in request.model_fields_set
+            if value is not None and name not in given
         }
         wire = {"seed": _seed_from_id(task_id)} | defaults
         wire |= {name: value for name, value in request.to_wire().items() if value is not None}
@@ -159,7 +88,8 @@ class ResolvedRequest:
     @property
     def parameters(self) -> dict[str, Any]:
         """Every field as it was used, for the result and the manifest."""
-        return self.complete.model_dump(mode="json", exclude=LEFT_OUT)
+        unused = set() if self.complete.image else {"strength"}
+        return self.complete.model_dump(mode="json", exclude=LEFT_OUT | unused)
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -167,35 +97,43 @@ class ResolvedRequest:
         wire = self.request.to_wire()
         return {name: value for name, value in wire.items() if name not in LEFT_OUT}
 
-    def job(self, inputs: dict[str, bytes]) -> Job:
-        """The engine's job; `inputs` are the files of the fields that are references."""
+    @property
+    def references(self) -> dict[str, str]:
+        """The keys of input files by the fields that refer to them."""
+        found = {name: getattr(self.complete, name) for name in (*PICTURES, *TENSORS)}
+        return {name: each.s3 for name, each in found.items() if each is not None}
+
+    def job(self, inputs: Mapping[str, bytes], picture: InputImage | None = None) -> Job:
+        """The engine's job; `inputs` are the files of `references`, `picture` those of pictures."""
         request = self.complete
         seed, attention = request.seed, request.cross_attention_kwargs
+        size = request if picture is None else picture
+        same: dict[str, Any] = {name: getattr(request, name) for name in _OF_JOB}
         return Job(
+            **(same | {name: inputs.get(name) for name in TENSORS}),
             id=self.task_id,
-            model=request.model,
             prompts=request.prompts,
             negative_prompts=request.negative_prompts,
-            height=request.height,
-            width=request.width,
-            num_inference_steps=request.num_inference_steps,
-            guidance_scale=request.guidance_scale,
-            sag_scale=request.sag_scale,
-            num_images_per_prompt=request.num_images_per_prompt,
-            eta=request.eta,
+            prompts_2=request.prompts_2,
+            negative_prompts_2=request.negative_prompts_2,
+            height=size.height,
+            width=size.width,
+            original_size=_pair(request.original_size),
+            crops_coords_top_left=_pair(request.crops_coords_top_left),
+            target_size=_pair(request.target_size),
+            image=None if picture is None else picture.image,
+            mask_image=None if picture is None else picture.mask_image,
+            strength=1.0 if picture is None else request.strength,
+            seeds=tuple(seed) if isinstance(seed, list) else (seed or 0,),
             max_images=self.limits.max_images,
             max_side_px=self.limits.max_side_px,
-            seeds=tuple(seed) if isinstance(seed, list) else (seed or 0,),
-            scheduler=request.scheduler,
-            output_type=request.output_type,
-            preview_every=request.preview_every,
-            clip_skip=request.clip_skip,
             priority=self.priority,
             lora_scale=None if attention is None or attention.scale == 1 else attention.scale,
-            latents=inputs.get("latents"),
-            prompt_embeds=inputs.get("prompt_embeds"),
-            negative_prompt_embeds=inputs.get("negative_prompt_embeds"),
         )
+
+
+def _pair(values: list[int] | None) -> tuple[int, int] | None:
+    return None if values is None else (values[0], values[1])
 
 
 def _seed_from_id(task_id: str) -> int:

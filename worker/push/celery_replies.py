@@ -17,7 +17,7 @@ from worker.errors import PushError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from api_contracts.request import ReplyTo
+    from api_contracts.request_types import ReplyTo
     from worker.config.push_targets import ReplyTarget
 
 

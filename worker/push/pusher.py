@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from api_contracts.pushes import MAX_TRIES, Push, PushKind, PushState, message_id
-from api_contracts.request import ReplyTo
+from api_contracts.request_types import ReplyTo
 from worker import metrics
 from worker.background import BackgroundThread, log_error
 from worker.errors import PushError

@@ -1,5 +1,7 @@
 // One task on the page. What comes from outside is set as text, never as HTML.
 
+import { differing, SIDE_BY_SIDE } from "./compare.js";
+
 const PATIENCE_MS = 5000; // before a word on a task that no worker takes
 
 const seconds = (value) => `${value.toFixed(1)} s`;
@@ -131,13 +133,16 @@ export class Card {
   }
 
   draw({ timings, batch, scheduler }) {
-    const { prompt = "", sag_scale, num_inference_steps, guidance_scale } = this.asked;
+    const { prompt = "", num_inference_steps, guidance_scale, image, strength } = this.asked;
     const seed = this.seed ?? this.asked.seed;
+    const field = differing(this.asked);
+    const value = this.asked[field];
     this.node.dataset.type = this.type ?? "";
-    this.set("name", sag_scale === undefined ? "Picture" : `SAG ${sag_scale}`);
+    this.set("name", value === undefined ? "Picture" : `${SIDE_BY_SIDE[field].name} ${value}`);
     this.node.querySelector(".picture").alt = String(prompt);
     this.node.querySelector("progress").value = this.done;
     const facts = { Seed: seed, Steps: num_inference_steps, Guidance: guidance_scale };
+    if (image) facts.Strength = strength;
     if (timings) {
       const { queued_s, load_s, encode_s, denoise_s, decode_s, upload_s } = timings;
       Object.assign(facts, {

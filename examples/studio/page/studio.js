@@ -4,13 +4,14 @@
 
 import { call, pathOf, Refused, Trouble } from "./backend.js";
 import { Card, ENDED, WAITS } from "./card.js";
+import { differing } from "./compare.js";
+import { complain, fill, filled, forgive, form } from "./form.js";
+import { start } from "./start.js";
+import { store, tasksOf, withPictures } from "./submission.js";
 
-const SIDE_BY_SIDE = [0, 0.5, 0.75, 1];
-const PREVIEWS = 25; // of a task, at most, where the number of steps is known
 const LOOK_MS = 2000; // between two looks at the queue
 
 const $ = (id) => document.getElementById(id);
-const form = $("form");
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 // ---------------------------------------------------------------- the tasks of the page
@@ -18,6 +19,7 @@ const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 let cards = [];
 let source = null;
 let sending = null; // what is being submitted
+let unsent = ""; // why that takes long
 let isForeign = false; // whether the form is to be filled from the tasks
 
 /** Show the tasks that stand in the URL, by default as the form does not know them. */
@@ -68,7 +70,7 @@ function draw() {
   $("asked").textContent = asked.prompt ?? "";
   if (isForeign && asked.prompt !== undefined) {
     isForeign = false;
-    fill({ ...asked, seed: undefined });
+    refill({ ...asked, seed: undefined });
   }
   const isOver = cards.length > 0 && cards.every((card) => card.isOver);
   const focused = document.activeElement === $("cancel");
@@ -109,71 +111,56 @@ function lookBack() {
   $("look").ariaValueText = label;
 }
 
-// ---------------------------------------------------------------- the form
+// ---------------------------------------------------------------- submitting and cancelling
 
-/** The fields that are filled in, by their names in the request. */
-function filled() {
-  const entries = [...new FormData(form)].filter(([, value]) => value !== "");
-  return Object.fromEntries(
-    entries.map(([name, value]) => [name, name === "prompt" ? value : Number(value)]),
-  );
-}
-
-/** Submit the form, one task for each SAG scale (the form's own without any). */
-async function submit(scales) {
+/** Submit the form: one task, or one for each value of the field that differs. */
+async function submit(field) {
   if (!form.reportValidity()) return;
+  forgive();
   const asked = filled();
-  asked.seed ??= crypto.getRandomValues(new Uint32Array(1))[0];
-  const every = $("previews").checked && Math.ceil((asked.num_inference_steps ?? 1) / PREVIEWS);
-  const tasks = (scales ?? [asked.sag_scale]).map((sag_scale) => {
-    const request = { ...asked, sag_scale };
-    const metadata = Object.fromEntries(Object.entries(request).map(([k, v]) => [k, String(v)]));
-    return [newId(), { ...request, preview_every: Number(every), metadata }];
-  });
-  for (const fault of form.querySelectorAll(".fault")) fault.textContent = "";
+  if (field?.startsWith("sag_") && field !== "sag_scale" && asked.sag_scale === 0) {
+    complain([{ where: "sag_scale", what: "is 0: without SAG all would be the same" }]);
+    return;
+  }
+  const tasks = tasksOf(asked, field, $("previews").checked);
   try {
-    if (!(await send(Object.fromEntries(tasks)))) return;
-    history.pushState(null, "", `?task=${tasks.map(([id]) => id).join(",")}`);
+    if (!(await send(tasks, await start.blobs()))) return;
+    history.pushState(null, "", `?task=${Object.keys(tasks).join(",")}`);
     open(false);
     $("cards").querySelector(".frame").scrollIntoView({ block: "nearest" });
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
-    complain(error);
+    tell("This was refused.");
+    if (error.faults.length === 0) warn(error.message);
+    complain(error.faults);
   }
 }
 
 /** Submit until it is known to have worked: with the same ids that never makes a second task. */
-async function send(tasks) {
+async function send(tasks, blobs) {
   sending = tasks;
   tell("Submitting.");
   draw();
+  let keys = null;
   try {
     while (sending === tasks) {
       try {
-        await call("POST", "tasks", tasks);
+        keys ??= await store(blobs);
+        if (sending !== tasks) return false;
+        await call("POST", "tasks", withPictures(tasks, keys));
         return sending === tasks;
       } catch (error) {
         if (!(error instanceof Trouble)) throw error;
-        warn(error.message);
+        unsent = error.message;
+        warn(unsent);
         await pause(LOOK_MS);
       }
     }
     return false;
   } finally {
     if (sending === tasks) sending = null;
+    unsent = "";
     draw();
-  }
-}
-
-/** Each fault at its field; `[2].seed` is that of one task of several. */
-function complain(error) {
-  tell("This was refused.");
-  if (error.faults.length === 0) warn(error.message);
-  for (const { where, what } of error.faults) {
-    const name = where.replace(/^\[\d+\]\.?/, "");
-    const place = $(`${name}-fault`) ?? $("prompt-fault");
-    place.textContent = `${name} ${what}`;
-    form.elements.namedItem(name)?.focus();
   }
 }
 
@@ -194,21 +181,10 @@ async function cancel() {
   }
 }
 
-function newId() {
-  const bytes = [...crypto.getRandomValues(new Uint8Array(16))];
-  return bytes.map((byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
-/** Fill the form as it was for the pictures that are shown, which may have several SAG scales. */
-function fill({ sag_scale, ...others }) {
-  const asked = cards.length === 1 ? { ...others, sag_scale } : others;
-  for (const [name, value] of Object.entries(asked))
-    if (form.elements.namedItem(name)) form.elements.namedItem(name).value = value ?? "";
-  showScale();
-}
-
-function showScale() {
-  $("sag_scale-value").textContent = Number($("sag_scale").value).toFixed(2);
+/** Fill the form as it was for the pictures that are shown, of which one field may differ. */
+function refill(asked) {
+  fill(asked, cards.length > 1 ? differing(asked) : null);
+  if (asked.compare) $("differs").value = differing(asked);
 }
 
 // ---------------------------------------------------------------- the queue, and what is wrong
@@ -221,7 +197,7 @@ async function look() {
   try {
     const waiting = Object.values(await call("GET", "queue")).reduce((sum, each) => sum + each, 0);
     $("queue").textContent = waiting === 1 ? "1 task waits" : `${waiting || "No"} tasks wait`;
-    warn("");
+    warn(unsent);
     for (const card of cards.filter((each) => each.isForgotten))
       card.remark(`${waiting} waiting. Is a worker running? sag-worker run starts one.`);
     draw();
@@ -237,24 +213,14 @@ form.addEventListener("submit", (event) => {
   event.preventDefault();
   submit();
 });
-$("prompt").addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
-  event.preventDefault();
-  form.requestSubmit();
-});
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !event.isComposing) cancel();
 });
-form.querySelector(".examples").addEventListener("click", ({ target }) => {
-  if (target.type === "button") $("prompt").value = target.textContent;
-});
-$("compare").addEventListener("click", () => submit(SIDE_BY_SIDE));
+$("compare").addEventListener("click", () => submit($("differs").value));
 $("cancel").addEventListener("click", cancel);
 $("again").addEventListener("click", () =>
-  fill({ ...cards[0].asked, seed: cards[0].seed ?? cards[0].asked.seed }),
+  refill({ ...cards[0].asked, seed: cards[0].seed ?? cards[0].asked.seed }),
 );
-$("random").addEventListener("click", () => ($("seed").value = ""));
-$("sag_scale").addEventListener("input", showScale);
 $("look").addEventListener("input", () => {
   lookBack();
   for (const card of cards) card.lookBack($("look").valueAsNumber);

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline
 
 from worker.engine import device_memory, safetensors_io
 from worker.engine.families.conditioning import TEXT, EncoderInput, check_range
@@ -41,6 +40,8 @@ class StableDiffusionXL(LatentFamily):
 
     def pipeline(self, source: str, *, safety_checker: bool, **options: Any) -> Pipeline:  # noqa: ANN401, ARG002  # diffusers' own; it has no checker
         """A `StableDiffusionXLPipeline`, whose autoencoder is in float32 where it must be."""
+        from diffusers import StableDiffusionXLPipeline  # noqa: PLC0415  # most workers need none
+
         pipe = StableDiffusionXLPipeline.from_pretrained(source, add_watermarker=False, **options)
         if pipe.vae.config.force_upcast and pipe.vae.dtype == torch.float16:
             pipe.vae.to(torch.float32)

@@ -1,0 +1,93 @@
+"""The types of the request's fields, each with its own limits."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+MAX_PROMPT_CHARS = 2_000
+MAX_METADATA_BYTES = 4_096
+MAX_SEED = 2**63 - 1
+#: Largest `height` and `width` of any worker, in pixels.
+MAX_SIDE_PX = 16_384
+#: Names of queues and tasks of other applications.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"
+#: A key of plain segments, without its ending.
+_KEY = r"^([A-Za-z0-9][A-Za-z0-9._-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*"
+_MAX_KEY_CHARS = 512
+
+
+class Strict(BaseModel):
+    """An object of the request: no other fields, no conversion of types, only finite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Reference(Strict):
+    """An object in the configured input bucket: one tensor in a `.safetensors` file."""
+
+    s3: str = Field(
+        pattern=_KEY + r"\.safetensors$",
+        max_length=_MAX_KEY_CHARS,
+        description="Key below the input prefix.",
+    )
+
+
+class ImageReference(Strict):
+    """An object in the configured input bucket: a picture, PNG, JPEG or WebP."""
+
+    s3: str = Field(
+        pattern=_KEY + r"\.(png|jpg|jpeg|webp)$",
+        max_length=_MAX_KEY_CHARS,
+        description="Key below the input prefix. The content decides on the format, not the name.",
+    )
+
+
+class CrossAttention(Strict):
+    """`cross_attention_kwargs`."""
+
+    scale: Annotated[float, Field(ge=0, le=10, description="How much the LoRA weighs.")] = 1.0
+
+
+class ReplyTo(Strict):
+    """A task of another Celery application, to be sent when this one has ended."""
+
+    queue: str = Field(pattern=NAME_PATTERN, description="Where the task is put.")
+    task: str = Field(
+        pattern=NAME_PATTERN, description="Its name; it gets one keyword argument, `event`."
+    )
+
+
+def _one_or_many(value: object) -> str:
+    return "many" if isinstance(value, list) else "one"
+
+
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
+NegativePrompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Side = Annotated[int, Field(ge=64, le=MAX_SIDE_PX, multiple_of=8)]
+Text = Annotated[str, Field(max_length=MAX_METADATA_BYTES)]
+#: Height and width, or top and left, in pixels.
+Size = Annotated[
+    list[Annotated[int, Field(ge=1, le=MAX_SIDE_PX)]], Field(min_length=2, max_length=2)
+]
+Corner = Annotated[
+    list[Annotated[int, Field(ge=0, le=MAX_SIDE_PX)]], Field(min_length=2, max_length=2)
+]
+_PICK = Discriminator(_one_or_many)
+Prompts = Annotated[
+    Annotated[Prompt, Tag("one")]
+    | Annotated[list[Prompt], Field(min_length=1, max_length=64), Tag("many")],
+    _PICK,
+]
+NegativePrompts = Annotated[
+    Annotated[NegativePrompt, Tag("one")]
+    | Annotated[list[NegativePrompt], Field(min_length=1, max_length=64), Tag("many")],
+    _PICK,
+]
+Seeds = Annotated[
+    Annotated[Seed, Tag("one")]
+    | Annotated[list[Seed], Field(min_length=1, max_length=64), Tag("many")],
+    _PICK,
+]

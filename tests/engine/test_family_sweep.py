@@ -1,0 +1,130 @@
+"""Requests drawn at random over three models in one batch: each equal to the same request alone.
+
+Both families and a model for inpainting, all samplers, pictures, masks, SAG's parameters.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.engine import oracle
+from tests.engine.cases import nightly, slow
+from tests.engine.jobs import CLOSE, SPEC, Rounds, apart, job, latents_of
+from tests.engine.pictures import masked, picture
+from tests.engine.random_requests import NEAR_THRESHOLD, ROUNDINGS, under_sd15_noise
+from tests.engine.small_models import save_inpainting, save_xl
+from tests.engine.test_families import SAMPLERS, spec
+from worker.engine.batch import Batch
+from worker.engine.model_cache import ModelCache
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from concurrent.futures import Future
+
+    from worker.engine.job import Job
+
+#: Requests of one batch; twelve batches by night are 300 requests.
+TOGETHER, BATCHES = 25, 12
+#: Share of the requests whose rounding may be magnified above `CLOSE`, as in test_sweep.py.
+FAR = 8 / 25
+
+
+class Company(Rounds):
+    """A batch over several loaded models."""
+
+    def __init__(self, models: Mapping[str, Rounds], max_batch_rows: int) -> None:
+        super().__init__()
+        loaded = {name: each.runner.model for name, each in models.items()}
+        specs = {name: SPEC.model_copy(update={"path": name}) for name in models}
+        self.runners = ModelCache(
+            specs, lambda wanted: loaded[wanted.path], len(models), max_batch_rows
+        )
+        self.batch = Batch(self.runners, lambda call, *args: call(*args))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Rounds]:
+    """One model of each kind, with noise schedules that magnify no rounding."""
+    plain = Rounds(max_batch_rows=64)
+    under_sd15_noise(plain.pipe)
+    return {
+        "plain": plain,
+        "xl": Rounds(spec(save_xl(tmp_path_factory.mktemp("xl")))),
+        "inpainting": Rounds(spec(save_inpainting(tmp_path_factory.mktemp("inpainting")))),
+    }
+
+
+def draw(dice: random.Random, *, brief: bool) -> Job:
+    """One request of any model and any feature; its steps are fewer where it is `brief`."""
+    model = dice.choice(("plain", "xl", "inpainting"))
+    sides = dice.choice((32, 40, 48, 64)), dice.choice((32, 48, 64))
+    start = masked if model == "inpainting" else dice.choice((None, None, picture, masked))
+    scheduler = dice.choice(SAMPLERS if start else sorted(oracle.SCHEDULERS))
+    begin = dice.choice((0.0, 0.0, 0.25))
+    changes: dict[str, Any] = {
+        "model": model,
+        "height": sides[0],
+        "width": sides[1],
+        "num_inference_steps": dice.randint(4, 5 if brief else 9),
+        "guidance_scale": dice.choice((1.0, 2.0, 3.0, 7.5)),
+        "sag_scale": dice.choice((0.0, 0.5, 0.75, 1.0)),
+        "eta": dice.choice((0.0, 0.7)) if scheduler in ("ddim", "tcd") else 0.0,
+        "seeds": (dice.randrange(2**32),),
+        "scheduler": scheduler,
+        "negative_prompts": dice.choice(((), ("a blue ring",))),
+        "sag_blur_sigma": dice.choice((1.0, 1.0, 0.5, 3.0)),
+        "sag_mask_threshold": dice.choice((1.0, 1.0, 0.7, 1.4)),
+        "sag_start": begin,
+        "sag_stop": dice.choice((1.0, 1.0, begin + 0.5)),
+        "guidance_rescale": dice.choice((0.0, 0.0, 0.7)),
+    }
+    if start is not None:
+        changes |= start(*sides, seed=dice.randrange(100))
+        changes["strength"] = dice.choice((0.4, 0.8, 1.0))
+    if model == "xl":
+        changes |= dice.choice(({}, {"prompts_2": ("a ring",)}, {"original_size": (300, 200)}))
+    return job(**changes)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("number", "together"),
+    [
+        *((n, 3) for n in range(4)),
+        *slow((0, TOGETHER), (1, TOGETHER)),
+        *nightly(*((n, TOGETHER) for n in range(2, BATCHES))),
+    ],
+)
+def test_each_is_as_if_alone(models: Mapping[str, Rounds], number: int, together: int) -> None:
+    """Whatever else is in its batch, of whichever models: within 1e-4 of the plain loop.
+
+    Or about as far as the loop itself moves when its UNet rounds otherwise, or where a column sum
+    is so near to the threshold that rounding decides.
+    """
+    dice = random.Random(number)
+    company = Company(models, dice.choice((6, 16, 40)))
+    wanted = [draw(dice, brief=together < TOGETHER) for _ in range(together)]
+    futures: list[Future[Any]] = []
+    for each in wanted:
+        futures.append(company.submit(each))
+        for _ in range(dice.choice((0, 0, 1, 3, 8))):
+            company.batch.step()
+    company.run()
+    far = 0
+    for each, future in zip(wanted, futures, strict=True):
+        pipe = models[each.model].pipe
+        alone = oracle.alone(pipe, each)
+        difference = apart(latents_of(future.result(timeout=0)), alone)
+        if difference > CLOSE:
+            far += 1
+            crowds = (oracle.alone(oracle.crowded(pipe, rows), each) for rows in (2, 3))
+            rounding = max(apart(crowd, alone) for crowd in crowds)
+            margin = oracle.threshold_margin(pipe, each)
+            near = margin < max(NEAR_THRESHOLD, rounding)
+            shown = replace(each, image=None, mask_image=None)  # megabytes of pixels
+            assert difference <= ROUNDINGS * rounding or near, (difference, margin, rounding, shown)
+    assert far <= max(1, FAR * together)

@@ -1,0 +1,189 @@
+"""The files of a request in a real S3, and the engine's job that they become."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+
+from api_contracts.parse import parse_request
+from tests.conftest import BUCKET
+from tests.pictures import encoded, photo, prepared
+from worker.config.models import ModelDefaults, ModelSpec
+from worker.engine.job import Job
+from worker.errors import BadRequestError, InputNotFoundError
+from worker.execution import input_images
+from worker.execution.artifacts import Artifacts
+from worker.execution.resolved_request import ResolvedRequest
+from worker.storage import Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from worker.config.settings import Settings
+
+IMAGE, MASK = encoded(photo(), "JPEG"), encoded(photo("L", 90, 90), "PNG")
+PICTURES = {"image": {"s3": "a/photo.jpg"}, "mask_image": {"s3": "a/mask.png"}}
+
+
+@pytest.fixture
+def upload(settings: Settings) -> Callable[[Mapping[str, bytes]], None]:
+    """Puts objects into the input prefix, as a caller does."""
+
+    def put(objects: Mapping[str, bytes]) -> None:
+        client = boto3.client("s3", endpoint_url=settings.s3_endpoint_url)
+        for key, data in objects.items():
+            address = {"Bucket": BUCKET, "Key": f"{settings.s3_input_prefix}/{key}"}
+            client.put_object(**address, Body=data)
+
+    return put
+
+
+def resolved(settings: Settings, **fields: Any) -> ResolvedRequest:
+    request = parse_request({"prompt": "x"} | fields if "prompt_embeds" not in fields else fields)
+    return ResolvedRequest.of(request, "t", settings)
+
+
+def fetched(settings: Settings, **fields: Any) -> Job:
+    return Artifacts(Storage(settings)).fetch(resolved(settings, **fields))
+
+
+def test_pictures_become_pixels_of_the_job(
+    settings: Settings, upload: Callable[[Mapping[str, bytes]], None]
+) -> None:
+    """Image and mask from S3, in the size that is made, with the strength of the request."""
+    upload({"a/photo.jpg": IMAGE, "a/mask.png": MASK})
+    job = fetched(settings, **PICTURES, strength=0.6, width=96)
+    expected = prepared(IMAGE, MASK, (None, 96))
+    assert (job.height, job.width, job.strength) == (120, 96, 0.6)
+    assert (job.image, job.mask_image) == (expected.image, expected.mask_image)
+    alone = fetched(settings, image=PICTURES["image"])
+    assert (alone.height, alone.width, alone.strength) == (120, 200, 0.8)
+    assert alone.mask_image is None
+
+
+@pytest.mark.parametrize("field", PICTURES)
+def test_a_missing_picture_is_named(
+    settings: Settings, upload: Callable[[Mapping[str, bytes]], None], field: str
+) -> None:
+    """By its field, as any other input."""
+    upload({"a/photo.jpg": IMAGE, "a/mask.png": MASK})
+    with pytest.raises(InputNotFoundError) as missing:
+        fetched(settings, **PICTURES | {field: {"s3": "gone.png"}})
+    assert missing.value.details == {"where": field}
+
+
+@pytest.mark.parametrize("field", PICTURES)
+def test_a_picture_of_too_many_bytes_is_refused(
+    settings: Settings,
+    upload: Callable[[Mapping[str, bytes]], None],
+    field: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With the limit of every input, before it is decoded."""
+    monkeypatch.setattr("worker.storage.MAX_INPUT_BYTES", 20_000)
+    upload({"a/photo.jpg": IMAGE, "a/mask.png": MASK, "large.png": bytes(20_001)})
+    assert max(len(IMAGE), len(MASK)) <= 20_000
+    fetched(settings, **PICTURES)
+    with pytest.raises(BadRequestError) as refused:
+        fetched(settings, **PICTURES | {field: {"s3": "large.png"}})
+    (fault,) = refused.value.details["faults"]
+    assert (fault["where"], fault["limit"]) == (field, "<= 20000 bytes")
+
+
+def test_the_content_counts_and_not_the_name(
+    settings: Settings, upload: Callable[[Mapping[str, bytes]], None]
+) -> None:
+    """A JPEG whose key ends in `.png` is read; a text that is called a picture is refused."""
+    upload({"a/photo.png": IMAGE, "a/text.png": b"a text"})
+    assert fetched(settings, image={"s3": "a/photo.png"}).image == prepared(IMAGE).image
+    with pytest.raises(BadRequestError, match="image"):
+        fetched(settings, image={"s3": "a/text.png"})
+
+
+def test_one_picture_is_decoded_at_a_time(
+    settings: Settings,
+    upload: Callable[[Mapping[str, bytes]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the number of slots: each may take 1 GiB."""
+    upload({"a/photo.jpg": IMAGE})
+    inside, most, real = [], [], input_images.prepare
+
+    def prepare(*arguments: Any) -> Any:
+        inside.append(threading.get_ident())
+        most.append(len(inside))
+        time.sleep(0.02)  # long enough for the others to come in
+        found = real(*arguments)
+        inside.pop()
+        return found
+
+    monkeypatch.setattr(input_images, "prepare", prepare)
+    artifacts, request = Artifacts(Storage(settings)), resolved(settings, image=PICTURES["image"])
+    with ThreadPoolExecutor(4) as slots:
+        jobs = [slots.submit(artifacts.fetch, request) for _ in range(8)]
+    assert len({job.result().image for job in jobs}) == 1
+    assert most == [1] * 8
+
+
+def test_tensors_reach_the_job(
+    settings: Settings, upload: Callable[[Mapping[str, bytes]], None]
+) -> None:
+    """Each as the bytes of its file; the engine reads them."""
+    names = (
+        "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds",
+        "negative_pooled_prompt_embeds", "latents",
+    )  # fmt: skip
+    upload({f"{name}.safetensors": name.encode() for name in names})
+    job = fetched(settings, **{name: {"s3": f"{name}.safetensors"} for name in names})
+    assert {name: getattr(job, name) for name in names} == {n: n.encode() for n in names}
+
+
+def test_each_field_reaches_the_job(settings: Settings) -> None:
+    """Under the name that the engine has for it."""
+    same = {
+        "sag_blur_sigma": 2.5, "sag_mask_threshold": 0.5, "sag_start": 0.25, "sag_stop": 0.75,
+        "guidance_rescale": 0.7, "sag_scale": 1.5, "guidance_scale": 4.5, "eta": 0.5,
+        "num_inference_steps": 7, "num_images_per_prompt": 2, "scheduler": "ddim",
+        "output_type": "webp", "preview_every": 3, "clip_skip": 1, "height": 72, "width": 80,
+    }  # fmt: skip
+    sizes = {"original_size": [90, 80], "crops_coords_top_left": [3, 4], "target_size": [70, 60]}
+    texts = {"negative_prompt": "n", "prompt_2": "second", "negative_prompt_2": ["n2"]}
+    job = resolved(settings, **same, **sizes, **texts, seed=5).job({})
+    assert {name: getattr(job, name) for name in same} == same
+    assert {name: list(getattr(job, name)) for name in sizes} == sizes
+    assert (job.prompts, job.negative_prompts) == (("x",), ("n",))
+    assert (job.prompts_2, job.negative_prompts_2) == (("second",), ("n2",))
+    assert (job.seeds, job.id, job.model) == ((5,), "t", "default")
+    assert (job.image, job.mask_image, job.strength) == (None, None, 1.0)
+
+
+def test_what_is_left_out_is_the_engines_default(settings: Settings) -> None:
+    """The contract and `Job` agree on every default that both have."""
+    job = resolved(settings).job({})
+    defaults = {each.name: each.default for each in dataclasses.fields(Job)}
+    given = {name: value for name, value in defaults.items() if value is not dataclasses.MISSING}
+    assert {name: getattr(job, name) for name in given} == given
+
+
+def test_parameters_say_strength_only_with_an_image(settings: Settings) -> None:
+    """They are the values that were used."""
+    assert "strength" not in resolved(settings).parameters
+    used = resolved(settings, **PICTURES).parameters
+    assert (used["strength"], used["image"]) == (0.8, PICTURES["image"])
+
+
+def test_an_image_has_a_size_of_its_own(settings: Settings) -> None:
+    """The model's default size holds for requests without an image only."""
+    defaults = ModelDefaults(height=512, width=512, num_inference_steps=9)
+    own = settings.model_copy(
+        update={"models": {"default": ModelSpec(path="p", defaults=defaults)}}
+    )
+    plain, pictured = resolved(own).complete, resolved(own, **PICTURES).complete
+    assert (plain.height, plain.width, plain.num_inference_steps) == (512, 512, 9)
+    assert (pictured.height, pictured.width, pictured.num_inference_steps) == (None, None, 9)

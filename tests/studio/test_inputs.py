@@ -1,0 +1,228 @@
+"""The studio's backend puts pictures into the workers' input bucket, and deletes them later."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import re
+import urllib.error
+import urllib.request
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from PIL import Image
+
+from examples.studio import inputs
+from examples.studio.input_bucket import KEEP, MAX_BYTES, MAX_SIDE_PX, BucketAway, InputBucket
+from tests.conftest import BUCKET
+from tests.service.conftest import END_S, wait_until
+from tests.studio.conftest import bucket_settings, studio_at
+from worker import embedded
+from worker.storage import Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from worker.config.settings import Settings
+
+
+def picture(format_name: str = "PNG", size: tuple[int, int] = (40, 24)) -> bytes:
+    """A file with a picture in one colour."""
+    file = io.BytesIO()
+    Image.new("RGB", size, "teal").save(file, format_name)
+    return file.getvalue()
+
+
+def send(studio: str, data: bytes, content_type: str = "image/png") -> tuple[int, Any]:
+    """Send a picture; gives status and answer."""
+    headers = {"Content-Type": content_type}
+    request = urllib.request.Request(f"{studio}inputs", data, headers)
+    return answer(request)
+
+
+def answer(request: urllib.request.Request) -> tuple[int, Any]:
+    """Status and answer of a request; a picture's are its bytes and its type."""
+    try:
+        with urllib.request.urlopen(request, timeout=END_S) as reply:
+            kind, data = reply.headers.get_content_type(), reply.read()
+            return reply.status, json.loads(data) if kind.endswith("json") else (data, kind)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def get(url: str) -> tuple[int, Any]:
+    return answer(urllib.request.Request(url))
+
+
+@pytest.fixture
+def environment(settings: Settings, s3: embedded.S3Server) -> dict[str, str]:
+    """The backend's variables for the test's own input prefix."""
+    return s3.environment | bucket_settings({
+        "SAG_S3_ENDPOINT_URL": s3.endpoint_url,
+        "SAG_S3_BUCKET": BUCKET,
+        "SAG_S3_INPUT_PREFIX": settings.s3_input_prefix,
+    })  # fmt: skip
+
+
+@pytest.fixture
+def backend(
+    redis_url: str, namespace: str, environment: dict[str, str], tmp_path: Path
+) -> Iterator[str]:
+    """A backend with a bucket."""
+    with studio_at(redis_url, namespace, tmp_path, others=environment) as studio:
+        yield studio
+
+
+@pytest.fixture
+def bucket(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> InputBucket:
+    """The same bucket in this process."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = InputBucket.from_environment()
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(("name", "ending"), [("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp")])
+def test_a_worker_finds_what_was_sent(
+    backend: str, settings: Settings, name: str, ending: str
+) -> None:
+    """The key is random; with it a worker reads the same bytes, and so does the page."""
+    data, kind = picture(name), f"image/{name.lower()}"
+    keys = []
+    for _ in range(2):
+        code, told = send(backend, data, kind)
+        assert code == 201
+        keys.append(told["key"])
+        assert re.fullmatch(rf"studio/[0-9a-f]{{32}}\.{ending}", told["key"])
+        assert Storage(settings).get_input(told["key"], "image") == data
+        assert get(f"{backend}inputs/{told['key']}") == (200, (data, kind))
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize(
+    ("data", "content_type", "what"),
+    [
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/png", "no picture that workers read"),
+        (picture("GIF"), "image/png", "no picture that workers read"),
+        (picture()[:-30], "image/png", "can't be decoded"),
+        (picture("JPEG", (400, 400))[:-600], "image/jpeg", "can't be decoded"),
+        (picture(size=(MAX_SIDE_PX + 1, 1)), "image/png", f"has {MAX_SIDE_PX + 1} x 1 pixels"),
+        (picture(), "text/plain", "content type text/plain"),
+        (b"", "image/png", "no picture that workers read"),
+    ],
+    ids=["svg", "gif", "cut png", "cut jpeg", "too wide", "text", "empty"],
+)
+def test_what_is_no_fit_picture_is_refused(
+    backend: str, bucket: InputBucket, data: bytes, content_type: str, what: str
+) -> None:
+    """422, which says what it is and what would be taken; nothing is stored."""
+    code, told = send(backend, data, content_type)
+    assert code == 422
+    (fault,) = told["faults"]
+    assert fault["where"] == "image"
+    assert what in fault["what"]
+    assert fault["limit"]
+    assert bucket.delete_older_than(timedelta(0)) == 0
+
+
+def test_a_file_that_is_too_large_is_not_read_to_its_end(backend: str) -> None:
+    """The backend answers or closes after the limit, and goes on serving."""
+    try:
+        code, told = send(backend, bytes(2 * MAX_BYTES))
+    except urllib.error.URLError:  # it closed the connection while this was sent
+        pass
+    else:
+        assert (code, told["faults"][0]["what"]) == (422, "is too large")
+    assert get(f"{backend}inputs") == (200, {"side_px": 64})
+
+
+@pytest.mark.parametrize(
+    ("key", "code"),
+    [
+        (f"studio/{'0' * 32}.png", 404),
+        (f"studio/{'0' * 32}.safetensors", 422),
+        ("caller-1/start.png", 422),
+        (f"studio/../studio/{'0' * 32}.png", 422),
+        (f"studio/%2e%2e/studio/{'0' * 32}.png", 422),
+    ],
+)
+def test_only_the_studios_own_pictures_can_be_read(backend: str, key: str, code: int) -> None:
+    """Not other callers' inputs, whose names may be guessed; 404 where there is none any more."""
+    assert get(f"{backend}inputs/{key}")[0] == code
+
+
+def test_old_pictures_are_deleted_and_nothing_else(
+    bucket: InputBucket, settings: Settings, environment: dict[str, str]
+) -> None:
+    """Those of the last day stay, and so does what others put below the input prefix."""
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=environment["SAG_S3_ENDPOINT_URL"])
+    other = {"Bucket": BUCKET, "Key": f"{settings.s3_input_prefix}/studio-of-others/a.png"}
+    client.put_object(Body=b"a", **other)
+    keys = [bucket.store(picture()) for _ in range(3)]
+    assert bucket.delete_older_than(KEEP) == 0
+    assert all(bucket.load(key) for key in keys)
+    assert bucket.delete_older_than(timedelta(0)) == 3
+    assert [bucket.load(key) for key in keys] == [None] * 3
+    assert client.get_object(**other)["Body"].read() == b"a"
+
+
+def test_a_studio_deletes_old_pictures_by_itself(
+    bucket: InputBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it starts, and again after a pause, also after S3 was away."""
+    monkeypatch.setattr(inputs, "KEEP", timedelta(0))
+    monkeypatch.setattr(inputs, "SWEEP_S", 0.01)
+    calls = []
+    real = InputBucket.delete_older_than
+
+    def delete(self: InputBucket, age: timedelta) -> int:
+        calls.append(age)
+        if len(calls) == 1:
+            raise BucketAway("away")
+        return real(self, age)
+
+    monkeypatch.setattr(InputBucket, "delete_older_than", delete)
+
+    def is_gone(key: str) -> bool:
+        return bucket.load(key) is None
+
+    async def run() -> None:
+        async with inputs.opened_bucket():
+            for _ in range(2):
+                key = await asyncio.to_thread(bucket.store, picture())
+                await asyncio.to_thread(wait_until, partial(is_gone, key))
+
+    asyncio.run(run())
+    assert len(calls) >= 3
+
+
+def test_a_bucket_that_is_away_is_503(
+    redis_url: str, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Storing and reading say so; the endpoints for tasks go on."""
+    away = f"http://{embedded.LOOPBACK}:{embedded.free_port()}"
+    others = environment | {"SAG_S3_ENDPOINT_URL": away}
+    with studio_at(redis_url, "sag", tmp_path, others=others) as studio:
+        for code, told in (send(studio, picture()), get(f"{studio}inputs/studio/{'0' * 32}.png")):
+            assert code == 503
+            assert away in told["detail"]
+        assert get(f"{studio}queue")[0] == 200
+        log = tmp_path / "studio.log"
+        wait_until(lambda: "old pictures are not deleted" in log.read_text())
+        assert "Traceback" not in log.read_text()
+
+
+def test_without_a_bucket_no_picture_is_taken(redis_url: str, tmp_path: Path) -> None:
+    """404 with the file that helps."""
+    with studio_at(redis_url, "sag", tmp_path) as studio:
+        for code, told in (send(studio, picture()), get(f"{studio}inputs")):
+            assert code == 404
+            assert "README" in told["detail"]
