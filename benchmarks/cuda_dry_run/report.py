@@ -71,7 +71,7 @@ def _calls_table(kinds: dict[str, list[Tally]]) -> str:
 
 def _samplers_table(kinds: dict[str, list[Tally]]) -> str:
     """Samplers with the same numbers share a row."""
-    head = ("step of", "kernels", "bytes to device", "waits", "waits to resume after 4 steps")
+    head = ("step of", "kernels", "bytes to device", "waits", "waits to resume")
     rows: dict[tuple[str, ...], list[str]] = {}
     for name in SAMPLERS:
         steps, resumed = kinds.get(f"step, {name}", ()), kinds.get(f"resume, {name}", ())
