@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
 from worker import metrics
-from worker.engine import batch_scheduler, device_errors
+from worker.engine import batch_scheduler, device_errors, ending
 from worker.engine.running_job import call_all
 from worker.engine.shared_calls import CallCounter
 from worker.engine.waiting_jobs import WaitingJobs
@@ -21,12 +20,9 @@ from worker.engine.waiting_jobs import WaitingJobs
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import torch
-
     from worker.engine.image_state import ImageState
     from worker.engine.model_cache import ModelCache
     from worker.engine.prepare import PreparedJob
-    from worker.engine.runner import Runner
     from worker.engine.running_job import RunningJob
 
 logger = logging.getLogger(__name__)
@@ -86,7 +82,7 @@ class Batch:
                 self._fail(running, reason)
             else:
                 self._remove(running)
-                self._side_executor(_finish_stopped, running, final_checkpoint, reason)
+                self._side_executor(ending.finish_stopped, running, final_checkpoint, reason)
 
     def _admit(self) -> None:
         """Start waiting jobs, and encode the prompts of all of them together."""
@@ -150,7 +146,7 @@ class Batch:
     def _limit_rows(self, bucket: batch_scheduler.Bucket) -> int:
         if not self._runners.is_measured(bucket.model):
             # Previews and pictures on the side thread would disturb the measurement.
-            if isinstance(done := self._side_executor(_nothing), Future):
+            if isinstance(done := self._side_executor(ending.nothing), Future):
                 done.result()
             self._runners.measure(bucket.model)
         return self._runners.get(bucket.model).unet.capacity.limit(bucket.height, bucket.width)
@@ -194,7 +190,7 @@ class Batch:
         decoded = iter(runner.decode([image for _, images in parts for image in images]))
         for running, images in parts:
             self._unfinished.discard(running)
-            self._side_executor(_finish, runner, running, [next(decoded) for _ in images])
+            self._side_executor(ending.finish, runner, running, [next(decoded) for _ in images])
 
     def _call_or_halve(
         self,
@@ -237,41 +233,4 @@ class Batch:
 
     def _fail(self, running: RunningJob, error: BaseException) -> None:
         self._remove(running)
-        _set_exception(running, error)
-
-
-def _nothing() -> None:
-    """Be done when everything before it is."""
-
-
-def _finish(runner: Runner, running: RunningJob, decoded: Sequence[torch.Tensor | None]) -> None:
-    """Resolve the future of a decoded job. Runs on the side thread, after the job's reports."""
-    error = running.error
-    if error is None:
-        try:
-            finished = runner.finish(running.images, decoded)
-            result = running.result(finished, runner.versions)
-            running.images.clear()  # frees the device while the caller still holds the job
-            running.future.set_result(result)
-        except BaseException as raised:  # noqa: BLE001  # without its future the job never ends
-            error = raised
-    if error is not None:
-        running.log.end()
-        running.future.set_exception(device_errors.job_error(error))
-
-
-def _finish_stopped(
-    running: RunningJob, final_checkpoint: Callable[[], None], reason: BaseException
-) -> None:
-    """Resolve the future of a stopped job after its checkpoint is saved. On the side thread."""
-    try:
-        final_checkpoint()
-    finally:  # without its future the job never ends
-        _set_exception(running, reason)
-
-
-def _set_exception(running: RunningJob, error: BaseException) -> None:
-    error = device_errors.job_error(error)
-    running.log.end()
-    with suppress(InvalidStateError):  # the future was cancelled
-        running.future.set_exception(error)
+        ending.fail(running, error)
