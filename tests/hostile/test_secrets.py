@@ -12,6 +12,7 @@ import pytest
 from celery import Celery
 
 from api_contracts import GenerationClient, GenerationFailed, ServiceUnavailable
+from api_contracts.names import MAX_MESSAGE_BYTES
 from tests.fuzz.hostile_messages import calls, message
 from tests.fuzz.pipeline import Pipeline
 from tests.hostile.guarded import guarded, running, until, wheel_redis
@@ -34,7 +35,7 @@ BAD_MESSAGES = (
     json.dumps(message("no/id", calls(CALL))).encode(),
     json.dumps(message("spoiled", calls(CALL)[:-3])).encode(),
     json.dumps(message("bytes", json.dumps([[PROMPT], CALL, {}]))).encode(),
-    b"{" + PROMPT.encode() * 400_000,
+    b"{" + PROMPT.encode() * (MAX_MESSAGE_BYTES // len(PROMPT)),
 )  # fmt: skip
 
 

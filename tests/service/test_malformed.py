@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis import Redis
 
-from api_contracts.names import is_task_id
+from api_contracts.names import MAX_MESSAGE_BYTES, is_task_id
 from tests.service.conftest import END_S, check_events, wait_until
 from worker.broker.held_messages import UNACKED
 
@@ -131,7 +131,8 @@ def hostile(rng: random.Random, ids: list[str]) -> Iterator[bytes]:
     for number, task_id in enumerate(ids):
         if number % LARGE_EVERY == 0:
             yield json.dumps(message(task_id, body_of({"prompt": "x" * 5_000_000}))).encode()
-            yield json.dumps(message(TOO_LARGE, body_of({"prompt": "x" * 7_500_000}))).encode()
+            too_long = {"prompt": "x" * (MAX_MESSAGE_BYTES * 3 // 4)}  # more in base64
+            yield json.dumps(message(TOO_LARGE, body_of(too_long))).encode()
         else:
             yield json.dumps(answerable(task_id, rng)).encode()
         if number % 3 != 0:
