@@ -35,7 +35,7 @@ BAD_MESSAGES = (
     json.dumps(message("no/id", calls(CALL))).encode(),
     json.dumps(message("spoiled", calls(CALL)[:-3])).encode(),
     json.dumps(message("bytes", json.dumps([[PROMPT], CALL, {}]))).encode(),
-    b"{" + PROMPT.encode() * (MAX_MESSAGE_BYTES // len(PROMPT)),
+    b"{" + PROMPT.encode() * (MAX_MESSAGE_BYTES // len(PROMPT) + 1),
 )  # fmt: skip
 
 
