@@ -5,6 +5,7 @@ Each request is made in company of others: of other samplers, with SAG, without 
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,7 @@ import safetensors.torch
 import torch
 
 from tests.engine import oracle
-from tests.engine.cases import chosen
+from tests.engine.cases import nightly, rotated, slow
 from tests.engine.jobs import Rounds, assert_close, job, latents_of
 from tests.engine.pictures import masked, picture
 from tests.engine.small_models import POOLED, save_inpainting, save_xl
@@ -38,6 +39,12 @@ BY_DAY = (
     "kdpm2",
 )
 SAMPLERS = [each for each in samplers.SAMPLERS if each != "ipndm"]
+
+
+def cases(strengths: list[float]) -> list[Any]:
+    """One sampler of each class by day, with each strength in turn; the others by night."""
+    others = [each for each in SAMPLERS if each not in BY_DAY]
+    return [*rotated(BY_DAY, strengths, slow), *nightly(*product(others, strengths))]
 
 
 def spec(path: Any) -> ModelSpec:
@@ -134,8 +141,7 @@ def test_xl_takes_embeddings(xl: Rounds) -> None:
         xl.result(wanted(**(given | {"pooled_prompt_embeds": two})))
 
 
-@pytest.mark.parametrize("strength", [0.3, 1.0])
-@pytest.mark.parametrize("name", chosen(SAMPLERS, BY_DAY))
+@pytest.mark.parametrize(("name", "strength"), cases([0.3, 1.0]))
 def test_image_to_image_is_diffusers(rounds: Rounds, name: str, strength: float) -> None:
     """With each sampler, from little of the picture and from all of it."""
     each = wanted(scheduler=name, **(picture(48, 64) | {"strength": strength}))
@@ -143,8 +149,7 @@ def test_image_to_image_is_diffusers(rounds: Rounds, name: str, strength: float)
     assert_close(in_company(rounds, each, others), oracle.plain(rounds.pipe, each))
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0])
-@pytest.mark.parametrize("name", chosen(SAMPLERS, BY_DAY))
+@pytest.mark.parametrize(("name", "strength"), cases([0.5, 1.0]))
 def test_inpainting_is_diffusers(rounds: Rounds, name: str, strength: float) -> None:
     """A UNet that knows no mask: the rest of the picture is put back after each step."""
     each = wanted(scheduler=name, **(masked(48, 64) | {"strength": strength}))
@@ -152,8 +157,7 @@ def test_inpainting_is_diffusers(rounds: Rounds, name: str, strength: float) -> 
     assert_close(in_company(rounds, each, others), oracle.plain(rounds.pipe, each))
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0])
-@pytest.mark.parametrize("name", chosen(SAMPLERS, BY_DAY))
+@pytest.mark.parametrize(("name", "strength"), cases([0.5, 1.0]))
 def test_inpainting_models_are_diffusers(inpainting: Rounds, name: str, strength: float) -> None:
     """A UNet that knows masks."""
     each = wanted(scheduler=name, **(masked() | {"strength": strength}))
