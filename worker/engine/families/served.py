@@ -25,5 +25,5 @@ def family_of(folder: Path) -> Family:
         if kind in family.pipelines:
             return family
     served = " and ".join(family.name for family in FAMILIES)
-    message = f"is a {kind}, which is not served; served are models of {served}"
-    raise ModelLoadError(message, retryable=False)
+    what = f"is a {kind}, which is not served" if kind else "names no pipeline in model_index.json"
+    raise ModelLoadError(f"{what}; served are models of {served}", retryable=False)

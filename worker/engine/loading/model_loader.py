@@ -79,7 +79,7 @@ def _family(source: str, spec: ModelSpec) -> Family:
     try:
         return family_of(Path(source))
     except ModelLoadError as error:
-        message = f"model {spec.path!r} {error.message}"
+        message = f"model {spec.path!r} {error.message}{load_errors.REMEDY}"
         raise ModelLoadError(message, retryable=False) from error
 
 
