@@ -125,7 +125,8 @@ class ProcessManager:
             return
         slot.process = None
         process.close()
-        self._on_exit(process.owner, now_s)
+        if status != INVALID:  # refused at the start: it has held no message
+            self._on_exit(process.owner, now_s)
         reason = describe_exit(status)
         if self.is_stopping:
             logger.info("worker %s exited (%s)", name, reason)
