@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MASTER_NAME = "pictures"
 REPLICAS, SENTINELS = 2, 3
-#: Sentinels take a primary that is silent for so long for dead, and may try again after the second.
+#: Silence after which sentinels declare a primary dead, and the pause before they try again.
 DOWN_AFTER_MS, FAILOVER_TIMEOUT_MS = 1000, 6000
 #: How long writes wait during a planned failover, at most: until the sentinels have made a replica
 #: of the former primary.

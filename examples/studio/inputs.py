@@ -91,7 +91,7 @@ async def _body(request: Request) -> bytes:
             data += chunk
             if len(data) > MAX_BYTES:
                 raise refusal("is too large", f"<= {MAX_BYTES} bytes")
-    except ClientDisconnect as error:  # nobody reads the answer
+    except ClientDisconnect as error:  # the client is gone
         raise HTTPException(400, "The picture came in part.") from error
     return bytes(data)
 

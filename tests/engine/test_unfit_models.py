@@ -10,7 +10,8 @@ import diffusers
 import pytest
 from safetensors.torch import load_file, save_file
 
-from worker.config.models import CONVERT, SHIPPED_MODEL, ModelSpec
+from tests.engine.small_models import save_xl
+from worker.config.models import CONVERT, SHIPPED_MODEL, ModelSpec, TextualInversion
 from worker.engine.loading import model_loader
 from worker.errors import ModelLoadError
 
@@ -111,3 +112,14 @@ def test_a_layer_that_is_not_there_is_named() -> None:
         with pytest.raises(ModelLoadError, match=f"no self-attention '{layer}'") as failed:
             model_loader.load(spec, "cpu", "none")
         assert "up_blocks.1.attentions.0.transformer_blocks.0.attn1" in failed.value.message
+
+
+def test_xl_takes_no_textual_inversion(tmp_path: Path) -> None:
+    """Diffusers would load it for one of the two encoders alone."""
+    word = TextualInversion(path="word.safetensors", token="<ring>")
+    spec = ModelSpec(
+        path=str(save_xl(tmp_path / "xl")), safety_checker=False, textual_inversion=(word,)
+    )
+    with pytest.raises(ModelLoadError, match="takes no textual_inversion") as failed:
+        model_loader.load(spec, "cpu", "none")
+    assert not failed.value.retryable

@@ -17,7 +17,7 @@ from worker.errors import BadRequestError
 
 @pytest.mark.parametrize("form", ["GIF", "BMP", "TIFF", "PPM", "ICO"])
 def test_another_format_is_refused(form: str) -> None:
-    """What the content says counts; formats that nobody needs have no decoder here."""
+    """The content decides, not the name; only PNG, JPEG and WebP are decoded."""
     fault = refused(encoded(photo(width=64, height=64), form))
     assert (fault["where"], fault["limit"]) == ("image", "a whole PNG, JPEG or WebP")
 

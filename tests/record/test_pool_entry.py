@@ -152,7 +152,7 @@ class Unready(HeldMessages):
 
 
 def test_the_entry_goes_while_the_broker_is_away(redis: Redis, keys: Keys) -> None:
-    """The broker may be another server; nobody looks for an entry whose process is not listed."""
+    """The broker may be another server; entries of processes that are not listed are not read."""
     redis.zadd(keys.workers, {OWNER: 4e9})
     redis.hset(keys.pool, OWNER, "{}")
     Lease(redis, keys, ActiveTasks(), Unready(redis), list, 60.0, owner=OWNER)._leave()

@@ -343,7 +343,7 @@ def test_a_worker_that_waits_stops_at_once(redis_url: str, namespace: str) -> No
 def test_a_worker_that_redis_forgot_wakes_itself(
     redis: Redis, namespace: str, queue: str, watch: QueueWatch
 ) -> None:
-    """After a loss of data in Redis nobody is ready, and messages are taken all the same."""
+    """After a loss of data in Redis no worker is ready, and messages are taken all the same."""
     redis.lpush(queue, json.dumps(letter("plain")))
     watch.look(lists_of(namespace))
     assert woken(redis, namespace) == [namespace]

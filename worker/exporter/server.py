@@ -72,7 +72,7 @@ def _status(source: StatusSource) -> tuple[HTTPStatus, str, str]:
 
 
 class _Handler(WSGIRequestHandler):
-    #: A client that sends nothing for so long is disconnected, in seconds.
+    #: Silence after which a client is disconnected, in seconds.
     timeout = 30
 
     def log_message(self, *_: object) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from worker.record.claim import NewCheckpoint
 
 #: Most bytes of events and checkpoints in one call, unless a single one is larger, and most of
-#: them: Redis serves nobody else meanwhile. A preview has tens of kB, a checkpoint some hundreds.
+#: them: Redis serves no other client meanwhile. A preview has tens of kB, a checkpoint hundreds.
 MAX_WRITE_BYTES, MAX_WRITES = 1024 * 1024, 256
 #: Of an owner that died; ours have some tens, but Redis users of producers may write any.
 MAX_OWNER_CHARS = 200

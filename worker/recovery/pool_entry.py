@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 #: An unchanged entry is written again after so long, in seconds: each write is a Redis command
 #: more in a renewal, of which an idle process should make few.
 REWRITE_PERIOD_S = 30.0
-#: A process that has renewed nothing for so long is not counted as well, in seconds; or for two
-#: leases, if that is longer. An idle process renews more often than that.
+#: Seconds without a renewal after which a process does not count as well; or two leases, if that
+#: is longer. An idle process renews more often.
 MIN_STALE_S = 30.0
 
 

@@ -26,6 +26,9 @@ class Family(ABC):
     #: Networks that take turns on the device with offload, the UNet among them.
     networks: ClassVar[tuple[str, ...]]
 
+    #: Tokenizer and text encoder, one pair for each part of a text.
+    encoders: ClassVar[tuple[tuple[str, str], ...]]
+
     @abstractmethod
     def pipeline(self, source: str, *, safety_checker: bool, **options: Any) -> Pipeline:  # noqa: ANN401  # diffusers' own
         """Load diffusers' pipeline from a folder; raises what diffusers raises."""

@@ -41,8 +41,6 @@ _OF_TWO_ENCODERS = {
 class LatentFamily(Family):
     """A UNet over latents, texts by one or two encoders of CLIP."""
 
-    #: Tokenizer and text encoder, one pair for each part of a text.
-    encoders: ClassVar[tuple[tuple[str, str], ...]]
     #: Whether the model is conditioned on sizes, and has a second text encoder.
     takes_sizes: ClassVar[bool] = False
 

@@ -109,6 +109,9 @@ def _check_supported(family: Family, pipeline: Pipeline, spec: ModelSpec) -> Non
     if spec.safety_checker and getattr(pipeline, "safety_checker", None) is None:
         message = f"model {spec.path!r} has no safety checker; set safety_checker to false for it"
         raise ModelLoadError(message, retryable=False)
+    if spec.textual_inversion and len(family.encoders) > 1:
+        message = f"model {spec.path!r} is of {family.name}, which takes no textual_inversion here"
+        raise ModelLoadError(message, retryable=False)
     if (what := next(_faults(family, pipeline, spec.sag_layer or MID_BLOCK), None)) is not None:
         raise ModelLoadError(f"model {spec.path!r} {what}", retryable=False)
 
