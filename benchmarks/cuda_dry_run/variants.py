@@ -15,7 +15,7 @@ _SIGMAS, _THRESHOLDS, _RESCALES = (1.0, 0.5, 1.0, 3.0), (1.0, 0.8, 1.3), (0.0, 0
 #: Shares of the steps between which SAG acts, in turn.
 _WINDOWS = ((0.0, 1.0), (0.25, 0.75))
 #: Of a picture that is painted over, and of all noise, where a model draws nothing for it.
-_STRENGTHS = (0.7, 1.0)
+_STRENGTHS = (0.75, 1.0)
 #: Samplers that can't begin with a picture.
 _FROM_NOISE = ("ipndm",)
 

@@ -52,6 +52,8 @@ class Plan:
     #: Time to submit in, evenly when `tasks` are given, too; None: as fast as they end.
     seconds: float | None = None
     every_s: float = 2.0
+    #: Faults go on until so many were applied, as long as tasks are open.
+    least_faults: int = 0
     machines: int = 4
     kinds: frozenset[FaultKind] = frozenset(FaultKind)
     #: The mechanism, one of `patches.SWITCHES`, that is turned off in every worker.
@@ -195,21 +197,27 @@ def _disturb(
     injector = FaultInjector(deployment, load, plan.seed)
     began_s = due_s = time.monotonic()
     until_s = began_s + plan.seconds if plan.seconds else float("inf")
+
+    def is_over() -> bool:
+        if len(injector.applied) < plan.least_faults and events.open_tasks():
+            return False
+        return load.is_done or time.monotonic() >= until_s
+
     load.start()
     try:
         kinds = possible(plan.kinds, sentinel=plan.sentinel)
         for fault in faults(plan.seed, kinds, plan.machines, plan.every_s):
             due_s += fault.after_s
-            while time.monotonic() < min(due_s, until_s) and not load.is_done:
+            while time.monotonic() < due_s and not is_over():
                 injector.lift()
                 time.sleep(_POLL_INTERVAL_S)
-            if load.is_done or time.monotonic() >= until_s:
+            if is_over():
                 break
             applied = injector.apply(fault)
             say(_line(time.monotonic() - began_s, applied, fault.kind, len(events.open_tasks())))
             # After a long wait for a machine there is no burst of faults.
             due_s = max(due_s, time.monotonic() - _POLL_INTERVAL_S)
-        while time.monotonic() < until_s and not load.is_done:  # without faults
+        while not is_over():  # without faults
             time.sleep(_POLL_INTERVAL_S)
     finally:
         load.close()
