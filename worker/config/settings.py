@@ -2,70 +2,37 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from api_contracts.errors import InvalidRequest
-from api_contracts.names import MODEL_PATTERN, Keys, queue_name
+from api_contracts.names import MODEL_PATTERN, queue_name
 from api_contracts.parse import parse_request
 from api_contracts.request import Limits
 from worker.config.models import SHIPPED_MODEL, Dtype, ModelDefaults, ModelSpec
 from worker.config.push_targets import (  # noqa: TC001  # pydantic reads them at run time
-    RedisUrl,
     ReplyTarget,
     WebhookHost,
     WebhookSecret,
 )
+from worker.config.redis_settings import RedisSettings
+from worker.config.s3_settings import S3Settings
 
-
-def _check_http_url(url: str | None) -> str | None:
-    if url is not None and not re.match(r"https?://[^/\s]+", url):
-        message = "must start with http:// or https:// and name a host"
-        raise ValueError(message)
-    if url is not None and "@" in url.split("/")[2]:
-        message = "must contain no credentials: it is logged; use AWS_ACCESS_KEY_ID"
-        raise ValueError(message)
-    return url
-
-
-HttpUrl = Annotated[str | None, AfterValidator(_check_http_url)]
 Alias = Annotated[str, Field(pattern=MODEL_PATTERN)]
-#: A path of plain segments in S3, or the empty string.
-Prefix = Annotated[
-    str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*)?$")
-]
 #: Settings for which the empty string is a value. An empty variable leaves others at their default,
 #: with a warning; an empty URL is refused.
 MAY_BE_EMPTY = frozenset({"s3_prefix", "s3_input_prefix"})
 
 
-class Settings(BaseSettings):
+class Settings(S3Settings, RedisSettings):
     """All settings. Field `x` is environment variable `SAG_X`."""
 
     model_config = SettingsConfigDict(
         env_prefix="SAG_", frozen=True, extra="ignore", hide_input_in_errors=True
     )
 
-    broker_url: RedisUrl = Field(
-        default=SecretStr("redis://127.0.0.1:6379/0"),
-        description="Redis for the queues, a database of its own: `redis://`, `rediss://`, "
-        "`valkey://`, `unix://` or `sentinel://`, see Redis URLs.",
-    )
-    result_url: RedisUrl | None = Field(
-        default=None, description="Redis for Celery's results. Default: `SAG_BROKER_URL`."
-    )
-    events_url: RedisUrl | None = Field(
-        default=None, description="Redis for records and events. Default: `SAG_BROKER_URL`."
-    )
-    namespace: str = Field(
-        default="sag",
-        pattern=r"^[A-Za-z0-9._-]{1,64}$",
-        description="Prefix of the keys of records and events. Queues and Celery's keys have no "
-        "prefix: give the service a database of its own.",
-    )
     models: dict[Alias, ModelSpec] = Field(
         default_factory=lambda: {
             "default": ModelSpec(
@@ -118,37 +85,6 @@ class Settings(BaseSettings):
     )
     max_models: int = Field(
         default=1, ge=1, description="Models kept loaded; the least recently used one is unloaded."
-    )
-    s3_endpoint_url: HttpUrl = Field(default=None, description="Endpoint of S3. Default: AWS.")
-    s3_public_endpoint_url: HttpUrl = Field(
-        default=None, description="Endpoint in presigned URLs, if callers reach S3 by another one."
-    )
-    s3_bucket: str = Field(default="sag", min_length=3, description="Bucket of all objects.")
-    s3_prefix: Prefix = Field(default="outputs", description="Key prefix of images and manifests.")
-    s3_input_prefix: Prefix = Field(
-        default="inputs", description="Key prefix of the objects that requests refer to."
-    )
-    s3_conditional_writes: bool = Field(
-        default=True,
-        description="Write an object only if nobody has written it meanwhile. `false` is for "
-        "stores without conditional writes: see S3 stores.",
-    )
-    s3_checksums: bool = Field(
-        default=True,
-        description="Send SHA-256 with each object. `false` sends MD5, for stores without "
-        "`x-amz-checksum-sha256`.",
-    )
-    s3_retry_s: float = Field(
-        default=60,
-        ge=0,
-        le=86_400,
-        description="Seconds for which a failed request to S3 is retried.",
-    )
-    presign_s: int = Field(
-        default=3600,
-        ge=0,
-        le=604_800,
-        description="Seconds for which a presigned URL is valid; 0 makes none.",
     )
     max_attempts: int = Field(default=3, ge=1, description="Attempts at a task before it fails.")
     lease_s: float = Field(
@@ -272,27 +208,6 @@ class Settings(BaseSettings):
     def limits(self) -> Limits:
         """The limits of requests."""
         return Limits(self.max_side_px, self.max_steps, self.max_images)
-
-    @property
-    def keys(self) -> Keys:
-        """The Redis keys of this namespace."""
-        return Keys(self.namespace)
-
-    @property
-    def events_redis_url(self) -> SecretStr:
-        """The Redis URL of records and events."""
-        return self.events_url or self.broker_url
-
-    @property
-    def result_redis_url(self) -> SecretStr:
-        """The Redis URL of Celery's results."""
-        return self.result_url or self.broker_url
-
-    @property
-    def redis_urls(self) -> dict[str, SecretStr]:
-        """The Redis URLs that are set, by variable; the broker's always."""
-        urls = {"BROKER": self.broker_url, "EVENTS": self.events_url, "RESULT": self.result_url}
-        return {f"SAG_{name}_URL": url for name, url in urls.items() if url is not None}
 
     def shown(self) -> dict[str, Any]:
         """Return the settings by variable, secrets hidden, for the log."""
