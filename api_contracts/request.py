@@ -48,7 +48,7 @@ class Limits:
 
 
 class GenerationRequest(Strict):
-    """One order of pictures. Names and meanings are those of diffusers' SAG pipeline."""
+    """One request for pictures. Names and meanings are those of diffusers' pipelines."""
 
     schema_version: int = Field(default=1, ge=1, le=1, description="Of this contract.")
     model: str = Field(
@@ -91,23 +91,23 @@ class GenerationRequest(Strict):
         default=1.0,
         ge=0,
         le=4,
-        description="Positions that get more attention than this are blurred; the mean is 1.",
+        description="Positions that get more attention are blurred; the mean of all is 1.",
     )
     sag_start: float = Field(
-        default=0.0, ge=0, le=1, description="Share of the steps after which SAG acts."
+        default=0.0, ge=0, le=1, description="Share of the steps that pass before SAG is used."
     )
     sag_stop: float = Field(
         default=1.0,
         ge=0,
         le=1,
-        description="Share of the steps up to which SAG acts; above `sag_start`.",
+        description="Share of the steps after which SAG is not used; above `sag_start`.",
     )
     guidance_rescale: float = Field(
         default=0.0,
         ge=0,
         le=1,
-        description="How far the guided prediction takes the deviation of that with the prompt; "
-        "with `guidance_scale` above 1.",
+        description="How much of the guided output is rescaled to the standard deviation of the "
+        "output with the prompt; with `guidance_scale` above 1.",
     )
     num_images_per_prompt: int = Field(
         default=1,
@@ -129,11 +129,11 @@ class GenerationRequest(Strict):
         default=0.8,
         gt=0,
         le=1,
-        description="How much of `image` is noised: 1 is all. With `image`.",
+        description="How much noise is added to `image`, and share of the steps. With `image`.",
     )
     mask_image: ImageReference | None = Field(
         default=None,
-        description="What of `image` is painted anew: white is, black stays. With `image`.",
+        description="What of `image` is repainted: white; black stays. With `image`.",
     )
     latents: Reference | None = Field(
         default=None,
@@ -153,13 +153,13 @@ class GenerationRequest(Strict):
         default=None, description="The same with `negative_prompt_embeds`."
     )
     original_size: Size | None = Field(
-        default=None, description="For SDXL: height and width; null is the picture's own size."
+        default=None, description="For SDXL: height and width; null is the size that is made."
     )
     crops_coords_top_left: Corner | None = Field(
         default=None, description="For SDXL: top and left; null is the corner, 0 and 0."
     )
     target_size: Size | None = Field(
-        default=None, description="For SDXL: height and width; null is the picture's own size."
+        default=None, description="For SDXL: height and width; null is the size that is made."
     )
     scheduler: str | None = Field(
         default=None, pattern=r"^[a-z0-9_]{1,32}$", description="Null is the model's own."
@@ -188,7 +188,7 @@ class GenerationRequest(Strict):
     )
     reply_to: ReplyTo | None = Field(
         default=None,
-        description="Whom to send the terminal event, once it is in the stream; one of the "
+        description="Where to send the terminal event, once it is in the stream; one of the "
         "worker's `SAG_REPLY_TO`.",
     )
     webhook: str | None = Field(

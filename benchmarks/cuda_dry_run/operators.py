@@ -18,7 +18,7 @@ aten = torch.ops.aten
 FUSED = frozenset({aten.scaled_dot_product_attention.default})
 #: Operators that make the host wait for a number of the device.
 READS = frozenset(
-    {aten._local_scalar_dense.default, aten._linalg_check_errors.default, aten.equal.default}  # noqa: SLF001
+    {aten._local_scalar_dense.default, aten._linalg_check_errors.default, aten.equal.default}  # noqa: SLF001  # torch's own names
 )
 #: Operators whose result has a size that only the device knows.
 _UNKNOWN_SIZE = frozenset({aten.nonzero.default, aten.masked_select.default})
@@ -146,7 +146,7 @@ def parts(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # n
     count kernels: they write one kernel of CUDA as several.
     """
     key = torch._C.DispatchKey.CompositeImplicitAutograd  # noqa: SLF001  # torch's only name
-    if func in FUSED or not torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key):  # noqa: SLF001
+    if func in FUSED or not torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key):  # noqa: SLF001  # no public one
         return NotImplemented
     return func._op_dk(key, *args, **kwargs)  # noqa: SLF001  # as `OpOverload.decompose`
 

@@ -42,7 +42,7 @@ def test_rows_cost_the_same() -> None:
 
 
 def test_what_sag_reads() -> None:
-    """At 1,024 px 1,024 numbers of a row, 4 KiB; the map of all heads would be 40 MiB."""
+    """At 1,024 px SAG keeps 4 KiB of a row; the map of all heads would be 40 MiB."""
     of_row = full_size.sums(full_size.pipeline(SMALL), 1024)
     assert (of_row.positions, of_row.kept_bytes, of_row.map_bytes) == (1024, 4096, 40 * 2**20)
 

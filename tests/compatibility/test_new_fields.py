@@ -92,7 +92,7 @@ def test_a_request_without_them_is_taken_by_both(previous: Path, fields: dict[st
 
 
 def test_a_picture_without_them_is_requested_from_both(previous: Path, tmp_path: Path) -> None:
-    """`submit --from-image` sends no field at its default, of which the picture has all."""
+    """`submit --from-image` leaves out the defaults that the picture's parameters contain."""
     from PIL import Image
 
     parameters = GenerationRequest(prompt="x", seed=[5]).model_dump(mode="json")

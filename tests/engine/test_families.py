@@ -143,7 +143,7 @@ def test_xl_takes_embeddings(xl: Rounds) -> None:
 
 @pytest.mark.parametrize(("name", "strength"), cases([0.3, 1.0]))
 def test_image_to_image_is_diffusers(rounds: Rounds, name: str, strength: float) -> None:
-    """With each sampler, from little of the picture and from all of it."""
+    """Image to image gives the latents of diffusers' pipeline, with each sampler and strength."""
     each = wanted(scheduler=name, **(picture(48, 64) | {"strength": strength}))
     others = [*texts(), wanted(sag_scale=0.75, **picture(seed=5))]
     assert_close(in_company(rounds, each, others), oracle.plain(rounds.pipe, each))
@@ -151,7 +151,7 @@ def test_image_to_image_is_diffusers(rounds: Rounds, name: str, strength: float)
 
 @pytest.mark.parametrize(("name", "strength"), cases([0.5, 1.0]))
 def test_inpainting_is_diffusers(rounds: Rounds, name: str, strength: float) -> None:
-    """A UNet that knows no mask: the rest of the picture is put back after each step."""
+    """Inpainting by a UNet without a mask gives the latents of diffusers' pipeline."""
     each = wanted(scheduler=name, **(masked(48, 64) | {"strength": strength}))
     others = [*texts(), *pictures()]
     assert_close(in_company(rounds, each, others), oracle.plain(rounds.pipe, each))
@@ -159,7 +159,7 @@ def test_inpainting_is_diffusers(rounds: Rounds, name: str, strength: float) -> 
 
 @pytest.mark.parametrize(("name", "strength"), cases([0.5, 1.0]))
 def test_inpainting_models_are_diffusers(inpainting: Rounds, name: str, strength: float) -> None:
-    """A UNet that knows masks."""
+    """A model made for inpainting gives the latents of diffusers' inpainting pipeline."""
     each = wanted(scheduler=name, **(masked() | {"strength": strength}))
     assert_close(in_company(inpainting, each, pictures()), oracle.plain(inpainting.pipe, each))
 
@@ -167,13 +167,13 @@ def test_inpainting_models_are_diffusers(inpainting: Rounds, name: str, strength
 @pytest.mark.parametrize("make", [picture, masked])
 @pytest.mark.parametrize("name", ["ddim", "euler_a", "heun"])
 def test_xl_starts_from_pictures(xl: Rounds, name: str, make: Any) -> None:
-    """Image to image and inpainting in both families are the same code."""
+    """SDXL's image to image and inpainting give the latents of diffusers' pipelines."""
     each = wanted(scheduler=name, prompts_2=("a blue ring",), **make(48, 64))
     assert_close(in_company(xl, each, [*texts(), *pictures()]), oracle.plain(xl.pipe, each))
 
 
 def test_each_image_of_a_task_has_its_own_noise(rounds: Rounds) -> None:
-    """With several images a picture is the start of each, as if it were alone."""
+    """Each image of a job starts from its picture with noise of its own, as if it were alone."""
     each = wanted(
         prompts=("a red star", "a green ring"), num_images_per_prompt=2, scheduler="euler_a",
         **masked(),
@@ -183,7 +183,7 @@ def test_each_image_of_a_task_has_its_own_noise(rounds: Rounds) -> None:
 
 
 def test_what_a_model_does_not_take_is_refused(rounds: Rounds, inpainting: Rounds) -> None:
-    """By the name of the field."""
+    """A field that a model does not take is refused by its name."""
     refused: dict[str, dict[str, Any]] = {
         "prompt_2": {"prompts_2": ("a",)},
         "original_size": {"original_size": (8, 8)},

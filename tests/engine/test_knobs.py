@@ -71,21 +71,21 @@ def test_in_company(plain: Rounds, knobs: dict[str, Any], start: Callable[[], An
 @pytest.mark.parametrize("start", [dict, picture, masked])
 @pytest.mark.parametrize("knobs", [{}, KNOBS[1], KNOBS[5], KNOBS[8]], ids=str)
 def test_in_xl(xl: Rounds, knobs: dict[str, Any], start: Callable[[], Any]) -> None:
-    """Stable Diffusion XL has the same guidance."""
+    """SAG's parameters give the plain loop's latents with SDXL, too."""
     each = wanted(**({"sag_scale": 0.75, "prompts_2": ("a ring",)} | start() | knobs))
     assert_close(in_company(xl, each, company()), oracle.alone(xl.pipe, each))
 
 
 @pytest.mark.parametrize("knobs", [{}, *KNOBS[1::3]], ids=str)
 def test_in_models_for_inpainting(inpainting: Rounds, knobs: dict[str, Any]) -> None:
-    """The degraded row has the mask and the masked picture, too."""
+    """SAG gives the plain loop's latents with a model for inpainting."""
     each = wanted(**({"sag_scale": 0.75} | masked() | knobs))
     others = [wanted(sag_scale=0.75, **masked(seed=9))]
     assert_close(in_company(inpainting, each, others), oracle.alone(inpainting.pipe, each))
 
 
 def test_another_layer(plain: Rounds) -> None:
-    """SAG listens to the self-attention that the settings name."""
+    """SAG reads the self-attention that `sag_layer` names."""
     given = plain.runner.model.pipeline.config._name_or_path
     listening = Rounds(spec(given).model_copy(update={"sag_layer": LAYER}))
     under_sd15_noise(listening.pipe)
@@ -96,7 +96,7 @@ def test_another_layer(plain: Rounds) -> None:
 
 
 def test_a_window_saves_calls(plain: Rounds) -> None:
-    """Outside of it a step is one call."""
+    """A step outside of `sag_start` and `sag_stop` is one UNet call."""
     result = plain.result(wanted(sag_scale=0.75, sag_start=0.25, sag_stop=0.5))
     calls: list[int] = []
     model = plain.runner.model

@@ -194,7 +194,7 @@ def test_numbers_are_those_of_the_weights(whole: Path) -> None:
 
 
 def test_each_part_of_xl_is_needed(tmp_path: Path) -> None:
-    """Both text encoders and both tokenizers are looked for."""
+    """A missing text encoder or tokenizer of SDXL is named."""
     folder = save_xl(tmp_path / "xl")
     assert not inspect(folder, safety_checker=False).faults
     found = inspect(folder, safety_checker=False).parameters

@@ -92,7 +92,7 @@ def test_a_single_file_is_named_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["FluxPipeline", "StableDiffusion3Pipeline", None])
 def test_a_family_that_is_not_served_is_named(tmp_path: Path, kind: str | None) -> None:
-    """By its pipeline's class, with the families that are served, before any weights are read."""
+    """A model of another family is refused by the name of its pipeline, before weights are read."""
     folder = tmp_path / "model"
     shutil.copytree(SHIPPED_MODEL, folder)
     index = json.loads((folder / "model_index.json").read_text())
@@ -106,7 +106,7 @@ def test_a_family_that_is_not_served_is_named(tmp_path: Path, kind: str | None) 
 
 
 def test_a_layer_that_is_not_there_is_named() -> None:
-    """With some that are: `sag_layer` must be a self-attention of the UNet."""
+    """A `sag_layer` that the UNet lacks is refused, with names of some that it has."""
     for layer in ("mid_block.attentions.0.transformer_blocks.0.attn2", "up_blocks.9", "conv_in"):
         spec = ModelSpec(path=str(SHIPPED_MODEL), safety_checker=False, sag_layer=layer)
         with pytest.raises(ModelLoadError, match=f"no self-attention '{layer}'") as failed:
@@ -115,7 +115,7 @@ def test_a_layer_that_is_not_there_is_named() -> None:
 
 
 def test_xl_takes_no_textual_inversion(tmp_path: Path) -> None:
-    """Diffusers would load it for one of the two encoders alone."""
+    """SDXL with `textual_inversion` is refused: diffusers would load it for one encoder alone."""
     word = TextualInversion(path="word.safetensors", token="<ring>")
     spec = ModelSpec(
         path=str(save_xl(tmp_path / "xl")), safety_checker=False, textual_inversion=(word,)

@@ -26,7 +26,7 @@ def test_another_format_is_refused(form: str) -> None:
     "data", [b"", b"x", b"<svg/>", b"%!PS-Adobe", b"\x89PNG\r\n\x1a\n", b"RIFF"]
 )
 def test_what_is_no_picture_is_refused(data: bytes) -> None:
-    """Also an empty file and a mere signature; the mask by its own name."""
+    """A file that is no picture, empty or a mere signature, is refused by its field."""
     assert refused(data)["where"] == "image"
     assert refused(encoded(photo(), "PNG"), data)["where"] == "mask_image"
 
@@ -34,7 +34,7 @@ def test_what_is_no_picture_is_refused(data: bytes) -> None:
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
 @pytest.mark.parametrize("kind", ["png", "jpeg", "progressive jpeg", "webp", "lossless webp"])
 def test_a_truncated_file_is_refused(kind: str, share: float) -> None:
-    """No half of a picture is taken for a whole one."""
+    """A truncated file is refused: half of a picture is not taken for a whole one."""
     data = FILES[kind]()
     fault = refused(data[: int(len(data) * share)])
     assert (fault["where"], fault["limit"]) == ("image", "a whole PNG, JPEG or WebP")
@@ -43,7 +43,7 @@ def test_a_truncated_file_is_refused(kind: str, share: float) -> None:
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])
 def test_an_animated_file_is_refused(form: str) -> None:
-    """Rather than all its pictures but the first ignored."""
+    """An animated file is refused; its later pictures are not ignored."""
     fault = refused(animated(form))
     assert (fault["where"], fault["what"], fault["limit"]) == (
         "image",
@@ -53,7 +53,7 @@ def test_an_animated_file_is_refused(form: str) -> None:
 
 
 def test_gray_of_16_bits_is_refused() -> None:
-    """Pillow would clip it at 255: nearly all of it white."""
+    """Gray of 16 bits is refused: Pillow would turn nearly all of it white."""
     deep = Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16)
     fault = refused(encoded(deep, "PNG"))
     assert fault["limit"] == "8 bits for each channel"
@@ -71,7 +71,7 @@ def test_gray_of_16_bits_is_refused() -> None:
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bomb_is_refused_before_it_is_decoded(width: int, height: int, limit: str) -> None:
-    """The header's size is enough, so it takes no memory."""
+    """A picture that is too large is refused by its header, so it takes no memory."""
     data = png(width, height)
     tracemalloc.start()
     try:
@@ -84,7 +84,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(width: int, height: int, limit: 
 
 
 def test_a_bomb_in_another_chunk_is_refused() -> None:
-    """Text that unpacks to more than Pillow allows."""
+    """A text chunk that unpacks to more than Pillow allows is refused."""
     packed = b"comment\0\0" + zlib.compress(bytes(80 * 2**20))
     chunk = struct.pack(">I", len(packed)) + b"zTXt" + packed
     chunk += struct.pack(">I", zlib.crc32(b"zTXt" + packed))

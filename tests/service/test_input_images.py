@@ -82,7 +82,7 @@ def test_a_picture_is_made_from_a_picture(
 
 
 def test_black_of_a_mask_stays(service: Service, upload: Callable[[str, bytes], None]) -> None:
-    """And white is painted anew; the mask may have another size."""
+    """Black of a mask stays and white is repainted; the mask may have another size."""
     upload("photo.png", encoded(PICTURE, "PNG"))
     mask = Image.new("L", (30, 20))
     mask.paste(255, (0, 0, 15, 20))  # the left half

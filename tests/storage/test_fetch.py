@@ -71,7 +71,7 @@ def test_pictures_become_pixels_of_the_job(
 def test_a_missing_picture_is_named(
     settings: Settings, upload: Callable[[Mapping[str, bytes]], None], field: str
 ) -> None:
-    """By its field, as any other input."""
+    """A picture that is missing in S3 is `input_not_found`, with its field."""
     upload({"a/photo.jpg": IMAGE, "a/mask.png": MASK})
     with pytest.raises(InputNotFoundError) as missing:
         fetched(settings, **PICTURES | {field: {"s3": "gone.png"}})
@@ -85,7 +85,7 @@ def test_a_picture_of_too_many_bytes_is_refused(
     field: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With the limit of every input, before it is decoded."""
+    """A file above the limit of inputs is refused before it is decoded."""
     monkeypatch.setattr("worker.storage.MAX_INPUT_BYTES", 20_000)
     upload({"a/photo.jpg": IMAGE, "a/mask.png": MASK, "large.png": bytes(20_001)})
     assert max(len(IMAGE), len(MASK)) <= 20_000
@@ -111,7 +111,7 @@ def test_one_picture_is_decoded_at_a_time(
     upload: Callable[[Mapping[str, bytes]], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whatever the number of slots: each may take 1 GiB."""
+    """One picture is decoded at a time, whatever the number of slots: each may take 1 GiB."""
     upload({"a/photo.jpg": IMAGE})
     inside, most, real = [], [], input_images.prepare
 
@@ -134,7 +134,7 @@ def test_one_picture_is_decoded_at_a_time(
 def test_tensors_reach_the_job(
     settings: Settings, upload: Callable[[Mapping[str, bytes]], None]
 ) -> None:
-    """Each as the bytes of its file; the engine reads them."""
+    """The bytes of each tensor file reach the job unread."""
     names = (
         "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds",
         "negative_pooled_prompt_embeds", "latents",
@@ -145,7 +145,7 @@ def test_tensors_reach_the_job(
 
 
 def test_each_field_reaches_the_job(settings: Settings) -> None:
-    """Under the name that the engine has for it."""
+    """Each field of a request reaches the job under the name that the engine has for it."""
     same = {
         "sag_blur_sigma": 2.5, "sag_mask_threshold": 0.5, "sag_start": 0.25, "sag_stop": 0.75,
         "guidance_rescale": 0.7, "sag_scale": 1.5, "guidance_scale": 4.5, "eta": 0.5,
@@ -172,7 +172,7 @@ def test_what_is_left_out_is_the_engines_default(settings: Settings) -> None:
 
 
 def test_parameters_say_strength_only_with_an_image(settings: Settings) -> None:
-    """They are the values that were used."""
+    """`parameters` contain `strength` only where a picture was used."""
     assert "strength" not in resolved(settings).parameters
     used = resolved(settings, **PICTURES).parameters
     assert (used["strength"], used["image"]) == (0.8, PICTURES["image"])

@@ -44,7 +44,7 @@ def mask_by_diffusers(
 def test_pixels_are_those_of_diffusers(
     tmp_path: Path, kind: str, size: tuple[int | None, int | None]
 ) -> None:
-    """Formats, modes, alpha, palettes and sizes: every byte as `load_image` and `preprocess`."""
+    """Pixels of any format, mode, palette and size equal those of diffusers' `load_image`."""
     data = FILES[kind]()
     found = prepared(data, size=size)
     expected = by_diffusers(tmp_path / "picture", data, *size)
@@ -66,7 +66,7 @@ def test_nothing_is_warned_of(kind: str) -> None:
 def test_a_picture_is_turned_as_its_exif_data_says(
     tmp_path: Path, form: str, orientation: int
 ) -> None:
-    """All eight orientations; the size is that of the picture after it."""
+    """All eight EXIF orientations are applied; the size is that of the turned picture."""
     data = encoded(photo(), form, **turned(orientation))
     found = prepared(data)
     assert (found.height, found.width) == ((120, 200) if orientation < 5 else (200, 120))

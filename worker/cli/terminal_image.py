@@ -108,7 +108,7 @@ def _decode(data: bytes, room_px: tuple[int, int], max_px: int) -> Image.Image |
             return image.convert("RGB")
     # Of a broken file Pillow's decoders raise anything, AssertionError among it. All of it means
     # that there is no image to draw.
-    except Exception:  # noqa: BLE001
+    except Exception:  # noqa: BLE001  # as above
         return None
 
 

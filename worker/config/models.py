@@ -12,7 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "models" / "tiny-shapes"
 
 #: What to do about a checkpoint in one file.
-CONVERT = "load it with StableDiffusionPipeline.from_single_file, and save_pretrained to a folder"
+CONVERT = (
+    "load it with from_single_file of StableDiffusionPipeline or StableDiffusionXLPipeline, and"
+    " save_pretrained to a folder"
+)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 
 
@@ -75,6 +78,6 @@ class ModelSpec(BaseModel):
     sag_layer: str | None = Field(
         default=None,
         pattern=r"^[a-z0-9_.]{1,200}$",
-        description="The UNet's self-attention that SAG listens to; the mid block's unless set.",
+        description="The UNet's self-attention that SAG reads; the mid block's first unless set.",
     )
     defaults: ModelDefaults = ModelDefaults()

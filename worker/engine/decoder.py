@@ -30,7 +30,7 @@ class Decoder:
     """The VAE of one model. `decode` is for the engine's thread, the rest for any."""
 
     def __init__(self, model: LoadedModel, max_images: int) -> None:
-        """Warm up on a GPU. At most `max_images` of one size share a call, fewer if memory is."""
+        """Warm up on a GPU. At most `max_images` of one size share a call, fewer if need be."""
         self._family, self._pipe = model.family, model.pipeline
         #: Held during a call: half precision may end between two of them.
         self._lock = threading.Lock()
@@ -71,7 +71,7 @@ class Decoder:
             return GeneratedImage(image.latents[0].float().cpu(), width, height, image.seed, None)
         flags = None
         if getattr(pipe, "safety_checker", None) is not None:
-            # It has the model's precision, also where the VAE has not any more.
+            # The checker keeps the model's precision when the VAE has changed to float32.
             decoded, flags = pipe.run_safety_checker(decoded, decoded.device, dtype_of(pipe))
         pixels = pipe.image_processor.postprocess(
             decoded,

@@ -12,7 +12,7 @@ from worker.job_control import JobStopped
 
 logger = logging.getLogger(__name__)
 
-#: What libraries say whose workspace did not fit; torch has a class for its own allocator only.
+#: Messages of libraries whose workspace did not fit; torch has a class for its own allocator only.
 _NO_MEMORY = (
     "out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",

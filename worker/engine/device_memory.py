@@ -1,4 +1,4 @@
-"""The memory of a GPU: its size in bytes, and copies to it that nothing waits for."""
+"""The memory of a GPU: its size in bytes, and copies to it for which the host does not wait."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def total_bytes(device: torch.device) -> int:
-    """All of it."""
+    """Size of the device's memory."""
     return torch.cuda.mem_get_info(device)[1]
 
 
 def free_bytes(device: torch.device) -> int:
-    """What the device has free, with what torch keeps and does not use."""
+    """Free memory, including what torch has reserved and does not use."""
     unused_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused_bytes
 
 
 def growth_bytes(device: torch.device) -> int:
-    """The most that was allocated since the peak was reset, beyond what still is."""
+    """Peak of torch's memory since it was reset, less what is allocated now."""
     return torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def nothing() -> None:
-    """Be done when everything before it is."""
+    """Do nothing: on the side thread this ends after every call that was queued before it."""
 
 
 def finish(runner: Runner, running: RunningJob, decoded: Sequence[torch.Tensor | None]) -> None:
@@ -48,7 +48,7 @@ def finish_stopped(
 
 
 def fail(running: RunningJob, error: BaseException) -> None:
-    """Resolve the future of a job that ended with an error; one that was cancelled has an end."""
+    """Resolve the future of a job with its error, unless the caller has cancelled the future."""
     error = device_errors.job_error(error)
     running.log.end()
     with suppress(InvalidStateError):  # the future was cancelled

@@ -88,7 +88,7 @@ class ImageState:
 
     @property
     def unconditional(self) -> Conditioning:
-        """That of the first and of the degraded row; the prompt's own without guidance."""
+        """Conditioning of the first and degraded row: the negative prompt's, if there is one."""
         return self.conditioning if self.negative is None else self.negative
 
     @property

@@ -55,15 +55,15 @@ class Job:
     target_size: tuple[int, int] | None = None
     #: Pixels of `height` x `width` to start from, 3 bytes each, rows from the top.
     image: bytes | None = None
-    #: One byte for each pixel of `image`: above 127 is painted anew.
+    #: One byte for each pixel of `image`: above 127 is repainted.
     mask_image: bytes | None = None
-    #: How much of `image` is noise at first: 1 is all.
+    #: How much noise is added to `image`; 1 leaves hardly anything of it.
     strength: float = 1.0
     #: Sigma of SAG's blur, in cells of the latents.
     sag_blur_sigma: float = 1.0
     #: Column sum above which a position is salient; their mean is 1.
     sag_mask_threshold: float = 1.0
-    #: Shares of the steps between which SAG acts.
+    #: SAG is used in the steps between these shares of all.
     sag_start: float = 0.0
     sag_stop: float = 1.0
     guidance_rescale: float = 0.0

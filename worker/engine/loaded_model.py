@@ -28,7 +28,7 @@ class LoadedModel:
     #: Mode in use: `none`, `model`, `swap` or `sequential`.
     offload: str
     compiled: bool = False
-    #: The self-attention that SAG listens to, by its name in the UNet.
+    #: The self-attention that SAG reads, by its name in the UNet.
     sag_layer: str = MID_BLOCK
     #: With `model` and `swap`: which networks are on the device, and those of this model.
     residency: Residency | None = None
@@ -64,7 +64,7 @@ class LoadedModel:
         return self.offload == "sequential"
 
     def release(self) -> None:
-        """Drop the networks from the device's. Hooks are a reference cycle with the pipeline."""
+        """Leave the residency; remove hooks, which are a reference cycle with the pipeline."""
         if self.residency is not None:
             for network in self.networks.values():
                 self.residency.forget(network)

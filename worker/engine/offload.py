@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Memory that a network has for its calls, beside its weights: this share of the device's at least.
-#: but no more than this, which other processes on a large one may not leave.
+#: Memory that is kept free for a network's calls, beside its weights: this share of the device's,
+#: but at most so many bytes: on a large device other processes may not leave more.
 WORK_SHARE, MAX_WORK_BYTES = 0.1, 2 * 2**30
 #: Dimensions of a convolution's weights.
 _CONVOLUTION = 4

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     import torch
 
-#: A `diffusers.StableDiffusionPipeline`. diffusers ships no types.
+#: A `StableDiffusionPipeline` or `StableDiffusionXLPipeline`. diffusers ships no types.
 Pipeline: TypeAlias = Any
 #: A `diffusers.UNet2DConditionModel`.
 Unet: TypeAlias = Any

@@ -48,7 +48,7 @@ class Runner:
         max_batch_rows: int | None,
         compiling: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """On a GPU, measure a decode. `max_batch_rows` are set, or measured when images wait.
+        """Measure a decode on a GPU. `max_batch_rows` limits a UNet call; None measures it later.
 
         The UNet is compiled within `compiling`.
         """

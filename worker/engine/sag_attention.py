@@ -1,4 +1,4 @@
-"""The self-attention that SAG listens to: which layer, and how much each position receives."""
+"""The self-attention that SAG reads: which layer, and how much attention a position receives."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Attention(NamedTuple):
 
 
 def fault(unet: Unet, layer: str) -> str | None:
-    """Why SAG can't listen to a layer, as the end of a sentence about the model."""
+    """Why SAG can't read a layer, as the end of a sentence about the model."""
     layers = [name for name, _ in unet.named_modules() if _LAYER.fullmatch(name)]
     if layer in layers:
         return None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class StageLog:
-    """Of one job. Times are seconds of `time.perf_counter`, 0 until then.
+    """The stages of one job. Times are seconds of `time.perf_counter`, 0 until the stage begins.
 
     Refers to no job, so that whoever reads it keeps no image. The engine's thread writes it, but
     for `ended_s`, which the side thread may write.

@@ -1,4 +1,4 @@
-"""What an image is denoised from: noise, or a picture to which noise is added, with a mask or not.
+"""What an image is denoised from: noise, or a picture with noise, with or without a mask.
 
 Generators draw in the order of diffusers' pipelines, so that a seed gives the same picture.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from worker.engine.loaded_model import LoadedModel
     from worker.engine.sampler_state import SamplerState
 
-#: Pixels of a mask above this value are painted anew.
+#: Pixels of a mask above this value are repainted.
 _MASK_VALUE = 127
 
 
@@ -35,19 +35,19 @@ class Source:
     """The picture that a job starts from."""
 
     picture: Encoded
-    #: The picture without what is painted anew, and 1 where that is, (1, 1, h, w).
+    #: The picture without what is repainted, and 1 where that is, (1, 1, h, w).
     masked: Encoded | None
     mask: torch.Tensor | None
 
 
 @dataclass(frozen=True)
 class Blend:
-    """Inpainting by a UNet that knows no mask: after each step the rest of the picture is put back.
+    """Inpainting by a UNet without mask: each evaluation ends with the picture put back around it.
 
     Each is (1, c, h, w), the mask (1, 1, h, w).
     """
 
-    #: True where it is painted anew.
+    #: True where it is repainted.
     mask: torch.Tensor
     picture: torch.Tensor
     noise: torch.Tensor
@@ -99,7 +99,7 @@ class Drawing:
     sampler: SamplerState
     generator: torch.Generator
     dtype: torch.dtype
-    #: Whether nothing of the picture is kept where it is painted anew: strength 1.
+    #: Whether what is repainted starts as noise alone: strength 1.
     is_all_noise: bool
 
     def start(self) -> Start:
@@ -134,11 +134,12 @@ class Drawing:
         return samplers.noise(tuple(mean.shape), self.generator, mean.device, dtype or self.dtype)
 
     def _noisy(self, picture: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """At the noise level of the first step."""
+        """The picture at the noise level of the first step that is made."""
         of_picture, of_noise = self.sampler.mixing[0]
         return of_picture * picture + of_noise * noise
 
     def _pure(self, noise: torch.Tensor) -> torch.Tensor:
+        """Noise alone, in the scale of the sampler."""
         scaled: torch.Tensor = noise * self.sampler.scheduler.init_noise_sigma
         return scaled
 

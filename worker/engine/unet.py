@@ -1,4 +1,4 @@
-"""The UNet call: rows of many images, each with its timestep and prompt; attention of some."""
+"""The UNet call: rows of many images, each with timestep and conditioning; attention of some."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class BatchedUnet:
     def measure(self) -> None:
         """Measure the rows of one call, when more than one image waits for it.
 
-        What fails here, fails in the images' own calls too, which know whose jobs fail by it: until
-        then a row at a time is tried, and more when those fit.
+        An error is only logged: the images' own calls meet it again, and fail the right jobs. Until
+        then one row at a time is tried, and more when those fit.
         """
         self.is_measured = True
         try:

@@ -57,6 +57,6 @@ class WaitingJobs:
 
 
 def _turn(running: RunningJob) -> tuple[int, int]:
-    """Sort key: priority, or less than any for a job that was overtaken too often; then age."""
+    """Sort key: priority (before all of them after too many overtaken rounds), then age."""
     is_starved = running.overtaken_rounds >= MAX_OVERTAKEN_ROUNDS
     return PRIORITIES[0] - 1 if is_starved else running.priority, running.number

@@ -101,7 +101,7 @@ def _size_px(
     for given, own in ((height, picture.height), (width, picture.width)):
         side = own - own % _MULTIPLE_PX if given is None else given
         if not _MIN_SIDE_PX <= side <= max_side_px:
-            what = f"is {picture.width} x {picture.height} px, which is made as it is"
+            what = f"is {picture.width} x {picture.height} px, used for each side left out"
             limit = f"each side {_MIN_SIDE_PX} to {max_side_px} px, or give height and width"
             raise refusal("image", what, limit)
         found.append(side)

@@ -104,7 +104,7 @@ class ResolvedRequest:
         return {name: each.s3 for name, each in found.items() if each is not None}
 
     def job(self, inputs: Mapping[str, bytes], picture: InputImage | None = None) -> Job:
-        """The engine's job; `inputs` are the files of `references`, `picture` those of pictures."""
+        """The engine's job; `inputs` are the files of `references`, `picture` is made of them."""
         request = self.complete
         seed, attention = request.seed, request.cross_attention_kwargs
         size = request if picture is None else picture
@@ -148,7 +148,7 @@ def _refuse_unserved(request: GenerationRequest, spec: ModelSpec) -> None:
         what = "has no effect: no LoRA is loaded with this model; leave it out"
         faults.append(FieldError(where="cross_attention_kwargs", what=what, limit="null"))
     if request.preview_every and spec.safety_checker:
-        what = "is not served by a model with a safety checker, which can't judge what is not done"
+        what = "is not served by a model with a safety checker, which can't judge unfinished images"
         faults.append(FieldError(where="preview_every", what=what, limit="0"))
     if faults:
         raise BadRequestError(*faults)

@@ -51,7 +51,7 @@ class PromptInputs:
 def encoded(
     each: EncoderInput | Conditioning, known: Mapping[EncoderInput, Conditioning]
 ) -> Conditioning:
-    """The conditioning of a prompt, of which `known` has the texts."""
+    """The conditioning of a prompt: as the job contains it, or that of its text in `known`."""
     return known[each] if isinstance(each, EncoderInput) else each
 
 

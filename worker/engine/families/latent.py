@@ -1,4 +1,4 @@
-"""What both families with text encoders and an autoencoder have in common."""
+"""What Stable Diffusion 1, 2 and XL share: encoders of CLIP, and latents of an autoencoder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LatentFamily(Family):
     takes_sizes: ClassVar[bool] = False
 
     def faults(self, pipe: Pipeline) -> Iterator[str]:
-        """Parts that do not fit each other."""
+        """Missing weights, and parts that do not fit together."""
         config, channels = pipe.unet.config, pipe.vae.config.latent_channels
         # What a file does not have is left on torch's device without data.
         for part in self.networks:
@@ -115,7 +115,7 @@ class LatentFamily(Family):
 
     def negative_texts(
         self,
-        pipe: Pipeline,  # noqa: ARG002  # of families where it says what no negative prompt means
+        pipe: Pipeline,  # noqa: ARG002  # for families whose configuration decides
         job: Job,
         count: int,
         tokens: int | None,
@@ -162,12 +162,12 @@ class LatentFamily(Family):
 
     def of_size(
         self,
-        pipe: Pipeline,  # noqa: ARG002  # of families that use it
-        job: Job,  # noqa: ARG002
-        height_px: int,  # noqa: ARG002
-        width_px: int,  # noqa: ARG002
+        pipe: Pipeline,  # noqa: ARG002  # for families that are conditioned on it
+        job: Job,  # noqa: ARG002  # as above
+        height_px: int,  # noqa: ARG002  # as above
+        width_px: int,  # noqa: ARG002  # as above
     ) -> Conditioning:
-        """Nothing."""
+        """Nothing: these models are not conditioned on a size."""
         return {}
 
     def arguments(self, rows: Conditioning) -> dict[str, Any]:

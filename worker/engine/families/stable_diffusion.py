@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class StableDiffusion(LatentFamily):
-    """Text embeddings are the last layer's, or an earlier one's behind the encoder's norm."""
+    """Text embeddings are the last layer's, or an earlier one's after the final layer norm."""
 
     name = "stable_diffusion"
     pipelines = frozenset(
@@ -40,7 +40,7 @@ class StableDiffusion(LatentFamily):
         return StableDiffusionPipeline.from_pretrained(source, **options)
 
     def faults(self, pipe: Pipeline) -> Iterator[str]:
-        """Inputs that no request has."""
+        """A UNet with inputs that no request has, too."""
         yield from super().faults(pipe)
         config = pipe.unet.config
         if config.addition_embed_type is not None or config.class_embed_type is not None:

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from worker.engine.loaded_model import LoadedModel
     from worker.engine.pipeline import Pipeline
 
-#: The second encoder's embedding of the whole text, (width,), and six sizes: diffusers' names.
+#: diffusers' names: the second encoder's embedding of the whole text, (width,), and six numbers.
 POOLED, SIZES = "text_embeds", "time_ids"
 
 
 class StableDiffusionXL(LatentFamily):
-    """Text embeddings are both encoders' last layers but one, side by side."""
+    """Text embeddings are the last layer but one of both encoders, concatenated."""
 
     name = "stable_diffusion_xl"
     pipelines = frozenset(
