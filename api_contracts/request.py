@@ -217,12 +217,12 @@ class GenerationRequest(Strict):
     @property
     def prompts_2(self) -> tuple[str, ...]:
         """The prompts of a second text encoder as a tuple; empty for those of the first."""
-        return _as_tuple(self.prompt_2)
+        return _as_tuple(self.prompt_2 or None)
 
     @property
     def negative_prompts_2(self) -> tuple[str, ...]:
         """The negative prompts of a second text encoder as a tuple."""
-        return _as_tuple(self.negative_prompt_2)
+        return _as_tuple(self.negative_prompt_2 or None)
 
     def to_wire(self) -> dict[str, Any]:
         """As JSON, with only the fields that were set, so that the model's defaults apply."""

@@ -256,3 +256,13 @@ def test_a_request_is_an_object(data: object) -> None:
 def test_embeddings_stand_for_a_prompt() -> None:
     """`prompt_embeds` without `prompt` is a valid request without prompts."""
     assert parse_request({"prompt_embeds": EMBEDS}).prompts == ()
+
+
+def test_an_empty_second_prompt_is_none() -> None:
+    """For `""` and null the second encoder gets the first prompt; `[""]` is a prompt of its own."""
+    for empty in ("", None):
+        request = GenerationRequest(
+            prompt="x", negative_prompt="y", prompt_2=empty, negative_prompt_2=empty
+        )
+        assert request.prompts_2 == request.negative_prompts_2 == ()
+    assert GenerationRequest(prompt="x", prompt_2=[""]).prompts_2 == ("",)

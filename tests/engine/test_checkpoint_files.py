@@ -164,7 +164,10 @@ def test_of_another_job(
 
 def test_what_does_not_change_the_latents(case: Case) -> None:
     """A second attempt may report and encode differently."""
-    wanted = dataclasses.replace(WANTED, id="b", checkpoint_every=3, preview_every=1, max_images=2)
+    wanted = dataclasses.replace(
+        WANTED,
+        id="b", priority=0, checkpoint_every=3, preview_every=1, max_images=2, max_side_px=2048,
+    )  # fmt: skip
     again = resumed(new_batch(case.rounds), wanted, case.left)
     assert again.resumed_from_step == 2
     assert_same(again, case.whole)

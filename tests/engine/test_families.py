@@ -5,6 +5,7 @@ Each request is made in company of others: of other samplers, with SAG, without 
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,7 @@ def pictures() -> list[Job]:
             "scheduler": "dpmpp_2m",
         },
         {"negative_prompts": ("",)},
+        {"prompts_2": ("",), "negative_prompts": ("a ring",), "negative_prompts_2": ("",)},
         {"guidance_scale": 1.0, "scheduler": "ddim", "eta": 0.7},
         {"original_size": (512, 256), "crops_coords_top_left": (8, 16), "target_size": (40, 64)},
         {"height": 48, "width": 80, "clip_skip": 1},
@@ -115,6 +117,18 @@ def test_xl_is_diffusers(xl: Rounds, changes: dict[str, Any]) -> None:
     """A request to Stable Diffusion XL gives the latents of `StableDiffusionXLPipeline`."""
     each = wanted(**changes)
     assert_close(in_company(xl, each, texts()), oracle.plain(xl.pipe, each))
+
+
+def test_xl_reports_what_each_encoder_cut(xl: Rounds) -> None:
+    """The ends of prompts of both encoders are in the result."""
+    long = "a red star" + " blue" * 90
+    own = wanted(num_inference_steps=1, negative_prompts=("a ring",))
+    for change, times in (
+        ({"prompts_2": (long,)}, 1),
+        ({"negative_prompts_2": (long,)}, 1),
+        ({"prompts": (long,), "prompts_2": (long,)}, 2),
+    ):
+        assert len(xl.result(dataclasses.replace(own, **change)).truncated) == times
 
 
 def test_xl_takes_embeddings(xl: Rounds) -> None:

@@ -31,7 +31,16 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 #: Fields of a job that its latents do not depend on.
 _IRRELEVANT = frozenset(
-    {"id", "max_images", "output_type", "preview_every", "checkpoint_every", "checkpoint"}
+    {
+        "id",
+        "priority",
+        "max_images",
+        "max_side_px",
+        "output_type",
+        "preview_every",
+        "checkpoint_every",
+        "checkpoint",
+    }
 )
 #: IPNDM keeps all UNet outputs, but a step reads only the current one and the three before.
 _IPNDM_OUTPUTS = 3

@@ -8,7 +8,7 @@ import torch
 
 from worker.engine import device_memory, safetensors_io
 from worker.engine.families.conditioning import TEXT, EncoderInput, check_range
-from worker.engine.families.latent import LatentFamily
+from worker.engine.families.latent import LatentFamily, cut_off
 from worker.engine.job import refusal
 from worker.engine.lora_scale import lora_scaled
 
@@ -88,6 +88,12 @@ class StableDiffusionXL(LatentFamily):
             for first, second in zip(firsts, seconds, strict=True)
         )
 
+    def truncated(self, pipe: Pipeline, job: Job) -> tuple[str, ...]:
+        """Those of both encoders."""
+        used = (*job.prompts_2, *(job.negative_prompts_2 if job.guidance_scale > 1 else ()))
+        cut = (cut_off(pipe, pipe.tokenizer_2, text) for text in used)
+        return (*super().truncated(pipe, job), *filter(None, cut))
+
     def given(self, pipe: Pipeline, job: Job, prefix: str) -> tuple[Conditioning, ...] | None:
         """With the pooled embeddings of each prompt."""
         texts, where = super().given(pipe, job, prefix), f"{prefix}pooled_prompt_embeds"
@@ -103,9 +109,8 @@ class StableDiffusionXL(LatentFamily):
     def encode_group(self, model: LoadedModel, texts: Sequence[EncoderInput]) -> list[Conditioning]:
         """Text embeddings (tokens, width) and pooled ones (width,) of each text."""
         first, _ = self._encode(model, "", [each.text for each in texts], texts)
-        second, pooled = self._encode(
-            model, "_2", [each.text_2 or each.text for each in texts], texts
-        )
+        words = [each.text if each.text_2 is None else each.text_2 for each in texts]
+        second, pooled = self._encode(model, "_2", words, texts)
         return [
             {TEXT: torch.cat([first[row], second[row]], dim=-1), POOLED: pooled[row]}
             for row in range(len(texts))
