@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from api_contracts.names import queue_lists
 from api_contracts.redis_io.connection import connect
 from benchmarks import chart, process, record, report
+from benchmarks.redis_load import RedisLoad, memory_bytes, watch
 from benchmarks.sides import Spread
 from worker import embedded
 from worker.config.models import SHIPPED_MODEL
@@ -43,8 +44,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SETTLE_S = 5.0
 #: The steady state begins when Redis's memory shrinks by less than this share in `SETTLE_S`.
 STEADY_SHARE = 0.002
-#: Time between two PINGs, in seconds.
-PING_PERIOD_S = 0.005
 #: Waiting tasks that are cancelled.
 CANCELS = 1_000
 
@@ -60,16 +59,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--before-most", type=int, default=100_000, help="most waiting tasks that it is given"
     )
     parser.add_argument("--redis", help="program of another Redis server")
-
-
-@dataclass(frozen=True)
-class Watched:
-    """Redis over some time."""
-
-    share: float
-    longest_ms: float
-    longest: str
-    ping_p99_ms: float
 
 
 @dataclass(frozen=True)
@@ -140,12 +129,12 @@ class Side:
             url = stack.enter_context(embedded.redis_server(folder))
             redis = stack.enter_context(connect(url))
             stack.enter_context(self._workers(url, folder))
-            empty = self._watch(redis, self._arguments.seconds)
-            used = _memory_bytes(redis)
+            empty = watch(redis, self._arguments.seconds)
+            used = memory_bytes(redis)
             filled = self._client(url, "fill", number)
             settling = self._settle(redis)
-            kb = (_memory_bytes(redis) - used) / number / 1000
-            waiting = self._watch(redis, self._arguments.seconds)
+            kb = (memory_bytes(redis) - used) / number / 1000
+            waiting = watch(redis, self._arguments.seconds)
             cancelled = self._client(url, "cancel", min(CANCELS, number))
             return Found(
                 redis_core_share=waiting.share - empty.share,
@@ -174,13 +163,8 @@ class Side:
             for number in range(self._arguments.workers):
                 log = folder / f"worker{number}.log"
                 ready = partial(_is_ready, log)
-                command = [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "worker",
-                    "run",
-                ]  # -P: not from here
+                # -P: its own checkout, not the current folder.
+                command = [sys.executable, "-P", "-m", "worker", "run"]
                 stack.enter_context(embedded.running(command, log, ready, given, stop_s=60))
             time.sleep(SETTLE_S)
             return stack.pop_all()
@@ -193,35 +177,14 @@ class Side:
         )
         return json.loads(done.stdout)
 
-    def _settle(self, redis: Redis) -> list[Watched]:
+    def _settle(self, redis: Redis) -> list[RedisLoad]:
         """Watch Redis until the steady state begins."""
         watched, is_steady = [], False
         while not is_steady:
-            used = _memory_bytes(redis)
-            watched.append(self._watch(redis, SETTLE_S))
-            is_steady = used - _memory_bytes(redis) < STEADY_SHARE * used
+            used = memory_bytes(redis)
+            watched.append(watch(redis, SETTLE_S))
+            is_steady = used - memory_bytes(redis) < STEADY_SHARE * used
         return watched
-
-    def _watch(self, redis: Redis, seconds: float) -> Watched:
-        """Redis's time, its longest command, and the answers to PING meanwhile."""
-        redis.config_set("slowlog-log-slower-than", 200)
-        redis.config_set("slowlog-max-len", 100_000)
-        redis.slowlog_reset()
-        began_s, used_s, pings = time.perf_counter(), _redis_cpu_s(redis), []
-        while (now_s := time.perf_counter()) < began_s + seconds:
-            redis.ping()
-            pings.append(time.perf_counter() - now_s)
-            time.sleep(PING_PERIOD_S)
-        share = (_redis_cpu_s(redis) - used_s) / (time.perf_counter() - began_s)
-        slow: Any = redis.slowlog_get(100_000)
-        ours = [each for each in slow if not each["command"].startswith((b"SLOWLOG", b"CONFIG"))]
-        longest = max(ours, key=lambda each: each["duration"], default=None)
-        return Watched(
-            share=share,
-            longest_ms=longest["duration"] / 1000 if longest else 0.2,
-            longest=_name(longest["command"]) if longest else "none above 0.2 ms",
-            ping_p99_ms=1000 * quantiles(pings, n=100)[98],
-        )
 
     def _lose(self, redis: Redis) -> float | None:
         """Delete a message from the middle of the queue; seconds until it is back."""
@@ -240,20 +203,6 @@ class Side:
 
 def _is_ready(log: Path) -> bool:
     return "ready." in log.read_text(errors="replace")
-
-
-def _memory_bytes(redis: Redis) -> int:
-    return int(redis.info("memory")["used_memory"])
-
-
-def _redis_cpu_s(redis: Redis) -> float:
-    used: Any = redis.info("cpu")
-    return float(used["used_cpu_user_main_thread"] + used["used_cpu_sys_main_thread"])
-
-
-def _name(command: bytes) -> str:
-    """A command without its arguments; of a script the beginning of its digest."""
-    return b" ".join(command.split()[:2])[:20].decode(errors="replace")
 
 
 def _plot(result: record.Result) -> Figure:

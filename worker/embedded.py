@@ -170,11 +170,9 @@ def _seaweedfs() -> str:
 
 
 def _redis_answers(url: str) -> bool:
-    try:
-        with Redis.from_url(url) as redis:
-            return bool(redis.ping())
-    except RedisError:
-        return False
+    with suppress(RedisError), Redis.from_url(url) as redis:
+        return bool(redis.ping())
+    return False
 
 
 @contextmanager
@@ -248,8 +246,5 @@ def _deferred_signals() -> Iterator[None]:
 @contextmanager
 def scratch() -> Iterator[Path]:
     """Create a temporary folder for the servers' files, and remove it."""
-    folder = Path(tempfile.mkdtemp(prefix="sag-worker-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="sag-worker-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)

@@ -125,26 +125,16 @@ def _configured(
     else:
         sampler = SAMPLERS[name]
         options = sampler.flags
-    prediction = own.config.get("prediction_type", "epsilon")
-    predictions = prediction, "v_prediction" if prediction in sampler.lacks else prediction
-    if sampler.levels is by_angle:
-        options = options | {"trained_betas": None}  # it computes its own, and asks for no type
-    elif predictions[0] != predictions[1]:
-        options = options | {"prediction_type": predictions[1]}
-    if "clip_sample" in sampler.parameters and "clip_sample" not in own.config:
-        options = options | {"clip_sample": False}  # the class's default clips latents to -1 … 1
-    scheduler = getattr(diffusers, sampler.class_name).from_config(own.config, **options)
+    scheduler, predictions = _scheduler_of(sampler, own, options)
     _set_timesteps(scheduler, name, num_inference_steps, sampler.min_steps)
     if on_gpu:
         _avoid_waits(scheduler)
     if isinstance(scheduler, diffusers.LMSDiscreteScheduler):
         # Milliseconds of numerical integration for each, of numbers that all copies share.
         scheduler.get_lms_coefficient = cache(scheduler.get_lms_coefficient)
-    steps = (
-        num_inference_steps
-        if strength is None
-        else partial_start.steps_of(num_inference_steps, strength)
-    )
+    steps = num_inference_steps
+    if strength is not None:
+        steps = partial_start.steps_of(num_inference_steps, strength)
     begin = (num_inference_steps - steps) * scheduler.order
     mixing = () if strength is None else tuple(partial_start.mixing(scheduler, name)[begin:])
     if hasattr(scheduler, "set_begin_index"):
@@ -158,6 +148,23 @@ def _configured(
     return SamplerState(
         name, scheduler, steps, begin, levels, mixing, predictions, parameters, constants
     )
+
+
+def _scheduler_of(
+    sampler: _Sampler, own: DiffusersScheduler, options: Mapping[str, Any]
+) -> tuple[DiffusersScheduler, tuple[str, str]]:
+    """One of the sampler's class, configured as the model's own; prediction types of both."""
+    prediction = own.config.get("prediction_type", "epsilon")
+    used = "v_prediction" if prediction in sampler.lacks else prediction
+    changed = dict(options)
+    if sampler.levels is by_angle:
+        changed["trained_betas"] = None  # it computes its own, and asks for no type
+    elif used != prediction:
+        changed["prediction_type"] = used
+    if "clip_sample" in sampler.parameters and "clip_sample" not in own.config:
+        changed["clip_sample"] = False  # the class's default clips latents to -1 … 1
+    made = getattr(diffusers, sampler.class_name).from_config(own.config, **changed)
+    return made, (prediction, used)
 
 
 def noise(
