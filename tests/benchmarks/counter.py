@@ -14,25 +14,25 @@ class Counter:
         self.number = number
 
     def add(self, more: int) -> int:
-        """Remembers the sum."""
+        """Add to the sum, remember it, and return it."""
         self.number += more
         return self.number
 
     def pid(self) -> int:
-        """Of the process that it lives in."""
+        """The id of the process in which the counter lives."""
         return os.getpid()
 
     def fail(self) -> NoReturn:
-        """As a pipeline may."""
+        """Raise, as a pipeline may."""
         raise ValueError("no picture today")
 
     def die(self) -> None:
-        """As a process that is out of memory does."""
+        """Kill the process, as a lack of memory does."""
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Unpicklable(Counter):
-    """Can't be sent."""
+    """A counter that can't be sent to another process."""
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("stays here")

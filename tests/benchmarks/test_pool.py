@@ -41,7 +41,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def redis(url: str) -> Iterator[Redis]:
-    """A connection to it, when it is empty."""
+    """A connection to this module's Redis, which is empty."""
     with Redis.from_url(url) as connection:
         connection.flushall()
         yield connection
@@ -85,7 +85,7 @@ def test_a_simulated_worker_does_what_a_real_one_does(redis: Redis, url: str) ->
 
 
 def test_claims_and_cancels_are_timed(redis: Redis, url: str) -> None:
-    """Of ids that begin so: when a worker claims them, and when it knows of a cancel."""
+    """A pool's log has when a worker claims a timed id, and when it knows of its cancel."""
     timed = f"{TIMED}{uuid.uuid4()}"
     with working(plan(url, pace=0.1)) as log, GenerationClient(url, NAMESPACE) as client:
         sent_s = time.monotonic()
@@ -100,7 +100,7 @@ def test_claims_and_cancels_are_timed(redis: Redis, url: str) -> None:
 
 
 def test_a_message_alone_is_taken(redis: Redis, url: str) -> None:
-    """One that wakes no worker and has no record, as plain Celery sends it."""
+    """A worker takes a message that wakes nobody and has no record, as plain Celery sends it."""
     timed = f"{TIMED}{uuid.uuid4()}"
     with working(plan(url)) as log:
         redis.lpush(
@@ -123,7 +123,7 @@ def test_costs_are_of_calls_that_succeed(redis: Redis, url: str) -> None:
 
 
 def test_every_script_has_a_name() -> None:
-    """In the list of the longest commands."""
+    """The names of the daemon's scripts are known, for the list of the longest commands."""
     found = set(script_names().values())
     assert {"claim", "take", "wake", "finish", "submit"} <= found
 
@@ -148,7 +148,7 @@ def pool(out: Path, *options: str) -> None:
 def test_each_mode_measures(
     tmp_path: Path, mode: tuple[str, ...], columns: tuple[str, ...]
 ) -> None:
-    """Real Redis, greenlets: a row for each number of workers, commands, plots; no errors."""
+    """Each mode measures both numbers of workers without an error, and saves rows and plots."""
     pool(tmp_path, "--workers", "2", "4", "--seconds", "4", "--settle", "4", "--pace", "5", *mode)
     name = "-".join(("pool", *(each.strip("-") for each in mode)))
     result = record.load(tmp_path / f"{name}.json")
@@ -167,7 +167,7 @@ def test_each_mode_measures(
 
 @pytest.mark.slow
 def test_costs_of_two_checkouts(tmp_path: Path) -> None:
-    """A row for each kind of call, now and before; here both are the same."""
+    """The table of costs has a row for each kind of call, with its cost now and before."""
     pool(tmp_path, "--before", str(ROOT))
     rows = {row["call"]: row for row in record.load(tmp_path / "pool-costs.json").rows}
     assert rows["claim"]["commands"] == rows["claim"]["commands_before"]

@@ -26,7 +26,7 @@ COMPARING = ("throughput", "latency", "daemon", "baseline.compare")
 
 
 def test_a_side_lives_in_a_process_of_its_own() -> None:
-    """The object is made and called in another process, keeps its state, and need not be sent."""
+    """A side's object is made and called in a process of its own, and keeps its state there."""
     with process.start("a", Unpicklable, 1) as one, process.start("b", Counter, number=10) as other:
         assert len({os.getpid(), one.remote(Counter.pid)(), other.remote(Counter.pid)()}) == 3
         assert [one.remote(Counter.add)(each) for each in (1, 1)] == [2, 3]
@@ -34,7 +34,7 @@ def test_a_side_lives_in_a_process_of_its_own() -> None:
 
 
 def test_an_error_of_a_side_reaches_the_parent() -> None:
-    """With the side's name and its traceback; the side can be called again."""
+    """An error of a side is raised in the parent with its name and traceback; the side lives on."""
     with process.start("the engine", Counter, 1) as side:
         with pytest.raises(SideError, match=r"the engine failed:(?s:.)*no picture today"):
             side.remote(Counter.fail)()
@@ -55,7 +55,7 @@ def test_the_end_of_a_sides_process_is_reported() -> None:
 
 
 def test_a_sides_process_ends_with_its_block() -> None:
-    """Whether the block ends well or with an error."""
+    """A side's process ends with its block, whether the block ends well or with an error."""
     pids = []
     with suppress(KeyboardInterrupt), process.start("a", Counter, 1) as side:
         pids.append(side.remote(Counter.pid)())
@@ -65,7 +65,7 @@ def test_a_sides_process_ends_with_its_block() -> None:
 
 
 def test_an_idle_sides_process_uses_no_processor() -> None:
-    """Not while another side starts, computes and ends."""
+    """An idle side uses no processor time while another side starts, computes and ends."""
     with process.start("a", Counter, 1) as side:
         child = psutil.Process(side.remote(Counter.pid)())
         before = child.cpu_times()
@@ -75,14 +75,14 @@ def test_an_idle_sides_process_uses_no_processor() -> None:
 
 
 def test_the_parent_of_sides_loads_no_torch() -> None:
-    """Torch's threads belong to the sides."""
+    """The parent of the sides loads no torch, whose threads belong to the sides."""
     names = ", ".join(f"benchmarks.{each}" for each in COMPARING)
     code = f"import sys, {names}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_the_host_time_is_that_of_rounds_without_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Per UNet call: rounds of 3 s beside 10 s of UNet, the last with 5 s of decoding."""
+    """The host time of a round is its time outside the UNet, the decoder and the text encoder."""
     clock = SimpleNamespace(now_s=0.0)
     monkeypatch.setattr(time, "perf_counter", lambda: clock.now_s)
 
@@ -111,7 +111,7 @@ def test_the_host_time_is_that_of_rounds_without_networks(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("path", SAVED, ids=lambda path: path.stem)
 def test_saved_results_can_be_reported(path: Path) -> None:
-    """Also those that an earlier version saved."""
+    """Every saved result can be reported, also one that an earlier version saved."""
     result = record.load(path)
     assert result.headline in report.markdown(result)
 

@@ -42,7 +42,7 @@ SUPERVISOR = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.
 
 
 def test_a_threads_time_is_that_of_its_group() -> None:
-    """By the names that `sitecustomize` gives; what has ended is in `other`."""
+    """A thread's time counts for the group of its name; the time of ended threads is in `other`."""
     command = [sys.executable, "-c", SUPERVISOR, WORKER]
     environment = os.environ | {"PYTHONPATH": str(NAMES_FOLDER)}
     pipe = subprocess.PIPE
@@ -60,14 +60,14 @@ def test_a_threads_time_is_that_of_its_group() -> None:
 
 
 def test_the_difference_is_divided_by_the_images() -> None:
-    """In milliseconds."""
+    """The difference of two readings is divided by the images, and is in milliseconds."""
     nothing = dict.fromkeys(NAMES, 0.0)
     earlier, later = (ThreadTimes(nothing | {"slots": seconds}) for seconds in (1.0, 1.5))
     assert later.ms_an_image_since(earlier, 10) == nothing | {"slots": 50.0}
 
 
 def test_the_table_has_a_row_for_each_group_and_for_all_but_the_engine() -> None:
-    """The median of the turns of each daemon, with the rates at which they made images."""
+    """Each row has the median of a daemon's turns; the text has the images per second."""
     turns = [Turn(2.0, cpu_ms=dict.fromkeys(NAMES, ms)) for ms in (1.0, 2.0, 4.0)]
     before = [replace(turn, images_per_s=1.0) for turn in turns[2:]]
     found = thread_cpu.result(record.load(SAVED), "x", {"now": turns, "before": before})

@@ -116,7 +116,7 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _kinds(text: str) -> frozenset[FaultKind]:
-    """As `kill-child,freeze`."""
+    """The kinds of faults in a text such as `kill-child,freeze`."""
     if text in ("all", "none"):
         return frozenset(FaultKind if text == "all" else ())
     return frozenset(map(FaultKind, text.split(",")))

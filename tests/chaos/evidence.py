@@ -135,7 +135,7 @@ def collect(
 def refused_writes(
     timeline: Mapping[str, Sequence[StreamEntry]], applied: Sequence[AppliedFault]
 ) -> Iterator[str]:
-    """Tasks that failed during such a fault, with an error that names the setting."""
+    """Tasks that failed while a store refused conditional writes, by an error that says so."""
     spans = [
         (each.at_s, each.at_s + each.fault.lasts_s + GRACE_S)
         for each in applied

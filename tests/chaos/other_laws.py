@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def others_are_kept(evidence: Evidence) -> Broken:
-    """Each of them waits, with a record, a message and its place among the open tasks; or ended."""
+    """Each of the other tasks has ended, or waits with record, message and place among the open."""
     for task_id, each in evidence.others.items():
         if each.status is None:
             yield task_id, "no record"
@@ -31,7 +31,7 @@ def others_are_kept(evidence: Evidence) -> Broken:
 
 
 def others_end_once(evidence: Evidence) -> Broken:
-    """An ended one has one terminal event, the last, as its record says; a waiting one has none."""
+    """An ended one of the others has one terminal event, its last; a waiting one has none."""
     for task_id, each in evidence.others.items():
         wanted = [each.status] if each.has_ended else []
         if each.ends != wanted:
@@ -41,7 +41,7 @@ def others_end_once(evidence: Evidence) -> Broken:
 
 
 def others_have_whole_streams(evidence: Evidence) -> Broken:
-    """Their events are numbered 1, 2, 3 …, from `queued` on, whether they wait or ended."""
+    """The events of each other task are numbered 1, 2, 3 …, from `queued` on."""
     for task_id, each in evidence.others.items():
         numbers = [number for number, _ in each.events]
         if numbers != list(range(1, len(numbers) + 1)) or each.events[:1] != ((1, "queued"),):
@@ -49,7 +49,7 @@ def others_have_whole_streams(evidence: Evidence) -> Broken:
 
 
 def others_make_one_picture(evidence: Evidence) -> Broken:
-    """Those that workers ran succeed, with the same bytes, or a store refused to take them.
+    """Other tasks that workers ran succeed with the same bytes, unless a store refused these.
 
     They have one request. No reference has it: the file names the priority.
     """
@@ -70,7 +70,7 @@ def _pictures(each: Other) -> tuple[str, ...] | None:
 
 
 def _was_refused(each: Other) -> bool:
-    """Whether it failed as a store without conditional writes makes it."""
+    """Whether the task failed as a store without conditional writes makes it fail."""
     return (
         each.status == "failed"
         and each.outcome.get("code") == ErrorCode.STORAGE_UNAVAILABLE

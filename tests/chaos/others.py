@@ -36,7 +36,7 @@ _TERMINAL = frozenset({"succeeded", "failed", "cancelled", "expired"})
 
 @dataclass(frozen=True)
 class Other:
-    """One of them at the end of the run, when no worker runs."""
+    """One of the other tasks at the end of the run, when no worker runs."""
 
     #: Of the record; None without one.
     status: str | None
@@ -51,17 +51,17 @@ class Other:
 
     @property
     def has_ended(self) -> bool:
-        """Whether its record says so."""
+        """Whether the task's record says that it has ended."""
         return self.status in _TERMINAL
 
     @property
     def ends(self) -> list[str]:
-        """The types of its terminal events."""
+        """The types of the task's terminal events."""
         return [kind for _, kind in self.events if kind in _TERMINAL]
 
 
 def ids(count: int) -> list[str]:
-    """The ids of `count` such tasks."""
+    """The ids of `count` other tasks."""
     return [f"{PREFIX}{number:05d}" for number in range(count)]
 
 
@@ -74,14 +74,14 @@ def walks_s(count: int) -> float:
 
 
 def submit(url: str, count: int, request: dict[str, Any]) -> None:
-    """Submit them; raises what the client raises."""
+    """Submit the other tasks; raises what the client raises."""
     with GenerationClient(url) as client:
         for some in _slices(ids(count)):
             client.submit_many([request | {"priority": PRIORITY}] * len(some), some)
 
 
 def only_others_are_left(redis: Redis) -> bool:
-    """Whether every open task is one of them, and has a message, as all messages are theirs."""
+    """Whether all open tasks and messages are the others', and each open task has a message."""
     keys = Keys()
     found = messages.count_by_task(redis)
     opened = {task_id.decode() for task_id in cast("list[bytes]", redis.zrange(keys.open, 0, -1))}
@@ -114,7 +114,7 @@ def collect(redis: Redis, count: int) -> dict[str, Other]:
 
 
 def drop(redis: Redis, count: int) -> None:
-    """Remove all that they left in Redis, so that the rest can be checked; no worker may run."""
+    """Remove all that the other tasks left in Redis; no worker may run."""
     keys = Keys()
     for some in _slices(ids(count)):
         pipeline = redis.pipeline(transaction=False)

@@ -32,7 +32,7 @@ def tables(findings: Findings, tmp_path: Path) -> str:
 
 @pytest.mark.slow
 def test_faults_break_no_law(tmp_path: Path) -> None:
-    """Forty tasks, a fault every three seconds: each ends once, with the reference's bytes."""
+    """Each of forty tasks ends once, with the reference's bytes, under a fault every 3 s."""
     plan = Plan(
         tasks=40,
         seconds=30,
@@ -53,7 +53,7 @@ def test_faults_break_no_law(tmp_path: Path) -> None:
 
 @pytest.mark.nightly
 def test_failovers_break_no_law(tmp_path: Path) -> None:
-    """Sentinels promote replicas while workers are killed: each task ends once, as without."""
+    """Each task ends once while sentinels promote replicas and workers are killed."""
     plan = Plan(
         tasks=40, seconds=60, every_s=8, machines=2, requests=8, poison_in=None, patience_s=60,
         kinds=frozenset({FaultKind.FAILOVER, FaultKind.KILL_CHILD}), sentinel=True,
@@ -65,7 +65,7 @@ def test_failovers_break_no_law(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_messages_lost_beside_others_come_back(tmp_path: Path) -> None:
-    """Twelve tasks above 300 that wait, messages of both are lost: each is kept, and ends once."""
+    """No task is lost or ends twice when its message is lost, with 300 tasks that wait below."""
     plan = Plan(
         tasks=12, seconds=12, every_s=3, machines=2, requests=4, poison_in=None, patience_s=60,
         kinds=frozenset({FaultKind.MESSAGES_LOST}), others=300,
@@ -81,7 +81,7 @@ def test_messages_lost_beside_others_come_back(tmp_path: Path) -> None:
 @pytest.mark.nightly
 @pytest.mark.parametrize("sentinel", [False, True])
 def test_faults_above_many_others_break_no_law(sentinel: bool, tmp_path: Path) -> None:
-    """Forty tasks under every fault, above 2,000 that wait: none of either is lost or doubled."""
+    """No fault loses or doubles one of forty tasks, or of the 2,000 that wait below them."""
     plan = Plan(
         tasks=40, seconds=60, every_s=4, machines=2, requests=8, poison_in=None, patience_s=60,
         others=2000, sentinel=sentinel,

@@ -76,7 +76,7 @@ def of(*each: Other) -> dict[str, Other]:
 
 
 def test_others_that_wait_or_ended_once_break_no_law() -> None:
-    """One may wait with two messages, or have ended while a second message is left."""
+    """A waiting task may have two messages, and an ended one a message that is left."""
     assert invariants.check(evidence_of(of(*CORRECT))) == []
 
 
@@ -87,7 +87,7 @@ def test_others_that_wait_or_ended_once_break_no_law() -> None:
 def test_a_breach_is_found(
     law: Callable[..., Broken], number: int, changes: dict[str, Any]
 ) -> None:
-    """A change of one of them that breaks a law is reported under that law's name, for that one."""
+    """A breach by one of the other tasks is reported under that law's name, for that task."""
     found = of(*CORRECT)
     task_id = others.ids(len(CORRECT))[number]
     found[task_id] = replace(found[task_id], **changes)
@@ -109,7 +109,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def redis(url: str) -> Iterator[Redis]:
-    """It holds 30 of them and nothing else."""
+    """A connection to a Redis with 30 other tasks that wait, and nothing else."""
     with Redis.from_url(url, protocol=2) as client:
         client.flushall()
         others.submit(url, 30, REQUEST)
@@ -122,14 +122,14 @@ def broken(redis: Redis) -> set[tuple[str, str]]:
 
 
 def test_what_waits_is_read(redis: Redis) -> None:
-    """They wait in the list of the lowest priority, each with a record and a message."""
+    """The other tasks wait in the list of the lowest priority, each with a record and a message."""
     assert redis.llen(queue_list(QUEUE, others.PRIORITY)) == 30
     assert broken(redis) == set()
     assert others.only_others_are_left(redis)
 
 
 def test_a_lost_message_is_noticed(redis: Redis, url: str) -> None:
-    """The fault deletes messages: their tasks break the law, and the run waits for their return."""
+    """A task whose message the fault deletes breaks the law, and the run waits for its return."""
     lost = messages.delete(url, 0.5, random.Random(1))
     assert lost
     assert broken(redis) == {(task_id, "queued, without a message") for task_id in lost}
@@ -137,7 +137,7 @@ def test_a_lost_message_is_noticed(redis: Redis, url: str) -> None:
 
 
 def test_a_lost_record_is_noticed(redis: Redis) -> None:
-    """One whose record is gone, and one that the reconciler can't find, break the law."""
+    """A task without a record, and one that is not among the open tasks, break the law."""
     gone, hidden, *_ = others.ids(30)
     redis.delete(Keys().task(gone))
     redis.zrem(Keys().open, hidden)
@@ -149,7 +149,7 @@ def test_a_lost_record_is_noticed(redis: Redis) -> None:
 def test_the_fault_looks_at_a_slice_of_a_long_list(
     redis: Redis, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of more messages than a slice at most so many are deleted, wherever it begins."""
+    """The fault deletes at most a slice of the messages, wherever the slice begins."""
     monkeypatch.setattr(messages, "SLICE", 4)
     assert len(messages.delete(url, 1.0, random.Random(1))) == 4
     assert redis.llen(queue_list(QUEUE, others.PRIORITY)) == 26
@@ -158,7 +158,7 @@ def test_the_fault_looks_at_a_slice_of_a_long_list(
 
 @pytest.mark.parametrize("of_run", ["message", "open task", "push"])
 def test_the_run_waits_for_its_own(redis: Redis, of_run: str) -> None:
-    """A message, an open task or a push of the run's own is waited for."""
+    """The run waits for a message, an open task or a push of its own."""
     match of_run:
         case "message":
             redis.lpush(LIST, garbage(0))
@@ -170,7 +170,7 @@ def test_the_run_waits_for_its_own(redis: Redis, of_run: str) -> None:
 
 
 def test_only_what_is_theirs_is_dropped(redis: Redis) -> None:
-    """Their keys and messages go, waiting or held; other messages stay, in their order."""
+    """`drop` removes the others' keys and messages; what is left keeps its order."""
     name = queue_list(QUEUE, others.PRIORITY)
     held = redis.rpop(name)
     assert isinstance(held, bytes)

@@ -59,7 +59,7 @@ def python(code: str, *arguments: str, **environment: str) -> subprocess.Complet
 
 
 def test_without_the_fence_a_former_owner_writes(redis_url: str, namespace: str) -> None:
-    """With the switch a former owner's event is written, and logged; otherwise it is refused."""
+    """With the fence off a former owner's event is written, and logged; otherwise it is refused."""
     usual = python(FORMER_OWNER, redis_url, f"{namespace}a")
     assert usual.stdout == "SUPERSEDED\n", usual.stderr
     off = python(FORMER_OWNER, redis_url, f"{namespace}b", **{patches.OFF: "fence"})

@@ -117,7 +117,7 @@ def test_a_calm_link_forwards(link: Link) -> None:
 
 
 def test_a_delay_is_for_all_connections(link: Link) -> None:
-    """Each chunk is delayed both ways, on old and new connections, until `calm`."""
+    """A delay holds each chunk both ways, on old and new connections, until `calm`."""
     with closing(connect(link)) as old:
         ask(old)
         token = link.disturb(Disturbance(Mode.DELAY, delay_s=0.25))
@@ -133,7 +133,7 @@ def test_a_delay_is_for_all_connections(link: Link) -> None:
 
 
 def test_half_open_connections_swallow_and_stay(link: Link, echo: tuple[int, list[bytes]]) -> None:
-    """An old connection is silent both ways and open; a new one works; calm resets the old."""
+    """A half-open link silences old connections until `calm` resets them; new ones work."""
     with closing(connect(link)) as old:
         ask(old, b"before")
         token = link.disturb(Disturbance(Mode.HALF_OPEN))
@@ -147,7 +147,7 @@ def test_half_open_connections_swallow_and_stay(link: Link, echo: tuple[int, lis
 
 
 def test_the_server_does_not_see_the_end_of_a_half_open_peer(link: Link) -> None:
-    """When the caller closes its side the server's side stays open, until `calm`."""
+    """The server's side of a half-open connection outlives the caller's side, until `calm`."""
     with closing(connect(link)) as old:
         ask(old)
         token = link.disturb(Disturbance(Mode.HALF_OPEN))
@@ -160,7 +160,7 @@ def test_the_server_does_not_see_the_end_of_a_half_open_peer(link: Link) -> None
 def test_deaf_connections_forward_requests_and_no_answers(
     link: Link, echo: tuple[int, list[bytes]]
 ) -> None:
-    """The server receives the request; the answer does not arrive."""
+    """A deaf link forwards requests and no answers; `calm` resets its connections."""
     with closing(connect(link)) as old:
         ask(old, b"before")
         token = link.disturb(Disturbance(Mode.DEAF))
@@ -171,7 +171,7 @@ def test_deaf_connections_forward_requests_and_no_answers(
 
 
 def test_a_reset_is_for_open_connections(link: Link) -> None:
-    """Old connections end by RST, new ones work."""
+    """A reset ends old connections by RST, and new ones work."""
     with closing(connect(link)) as old:
         ask(old)
         link.reset()
@@ -181,7 +181,7 @@ def test_a_reset_is_for_open_connections(link: Link) -> None:
 
 
 def test_refusal_is_for_all(link: Link) -> None:
-    """Old and new connections are reset; after it, new ones work."""
+    """A refusing link resets old and new connections until `calm`; later ones work."""
     with closing(connect(link)) as old:
         ask(old)
         token = link.disturb(Disturbance(Mode.REFUSE))
@@ -193,7 +193,7 @@ def test_refusal_is_for_all(link: Link) -> None:
 
 
 def test_stalling_is_for_all(link: Link) -> None:
-    """Old and new connections are silent and stay; calm resets them; after it, new ones work."""
+    """A stalled link silences old and new connections until `calm` resets them."""
     with closing(connect(link)) as old:
         ask(old)
         token = link.disturb(Disturbance(Mode.STALL))
@@ -233,7 +233,7 @@ class _Store(BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("status", [500, 503])
 def test_an_http_error_is_an_answer_to_the_whole_request(status: int) -> None:
-    """A PUT gets the status, however large its body; after it, a PUT gets through."""
+    """A PUT gets the status of a disturbance, however large its body, until `calm`."""
     with ThreadingHTTPServer((LOOPBACK, 0), _Store) as server, Proxy() as proxy:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         link = proxy.link(server.server_address[1])
@@ -252,7 +252,7 @@ def test_an_http_error_is_an_answer_to_the_whole_request(status: int) -> None:
 
 
 def test_a_store_without_conditions_serves_the_rest() -> None:
-    """Only a PUT with a condition gets 501, also the second request of a connection."""
+    """A store without conditions answers 501 to a PUT with a condition, and serves any other."""
     with ThreadingHTTPServer((LOOPBACK, 0), _Store) as server, Proxy() as proxy:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         link = proxy.link(server.server_address[1])

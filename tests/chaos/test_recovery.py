@@ -88,7 +88,7 @@ def test_time_to_recover(
     times_s: tuple[float, ...] | None,
     never: int,
 ) -> None:
-    """Seconds from the fault to the next start, end or requeue of each task that it hit."""
+    """The time to recover is from a fault to the next start, end or requeue of a task it hit."""
     found = recoveries([applied(kind, hit)], {"t": stream(*RUNNING, *rows)}, owner)
     if times_s is None:
         assert kind not in found
@@ -98,14 +98,14 @@ def test_time_to_recover(
 
 
 def test_a_task_that_had_ended_was_not_hit() -> None:
-    """Only tasks that ran when the fault was applied count."""
+    """Only a task that ran when the fault was applied counts as hit by it."""
     ended = stream(*RUNNING, (7.0, "cancelled", 1, "a"))
     back = stream(*RUNNING, (7.0, "requeued", 1, "a"))
     assert recoveries([applied(FaultKind.FREEZE, A)], {"t": ended, "u": back}, owner) == {}
 
 
 def test_a_waiting_task_whose_message_is_deleted_is_hit() -> None:
-    """It recovers by its next start, in any worker."""
+    """A waiting task whose message was deleted recovers by its next start, in any worker."""
     lost = replace(applied(FaultKind.MESSAGES_LOST), tasks=frozenset({"t"}))
     late = {"t": stream((12.0, "started", 1, "b")), "u": stream((12.0, "started", 1, "b"))}
     assert recoveries([lost], late, owner)[FaultKind.MESSAGES_LOST].times_s == pytest.approx((2.0,))

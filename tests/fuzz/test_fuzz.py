@@ -37,9 +37,10 @@ def test_every_message_is_answered_or_rejected(count: int) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_worker_serves_on_after_hostile_messages() -> None:
-    """Each is consumed and counted; records end; no unknown key; the same picture afterwards.
+    """A worker consumes and counts hostile messages, ends their records, and serves on.
 
-    Memory is flat from the second batch on: the first one runs some code for the first time.
+    It makes the same picture afterwards. Memory is flat from the second batch on: the first one
+    runs some code for the first time.
     """
     with daemon() as started:
         *_, report = send_messages(started, seed=21, count=2 * BATCH)

@@ -63,7 +63,7 @@ def test_the_page_has_everything(tmp_path: Path) -> None:
 
 
 def test_goals() -> None:
-    """The best mode counts; the engine's share is its rows a second times the work of a row."""
+    """A goal counts the best mode; the engine's share is its rows a second times a row's work."""
     loop, engine, calls, daemon = goals.judge(REPORT.outcomes, REPORT.steps)
     assert (loop.found, loop.verdict) == (3.0, "reached")
     assert engine.found == 100 * 12 * 10 * 3 * 0.8 / 720
@@ -73,7 +73,7 @@ def test_goals() -> None:
 
 
 def test_a_run_without_numbers_has_a_page() -> None:
-    """Also a run that was cut off after its first part."""
+    """A run without numbers has a page, also one that was cut off after its first part."""
     cut = page.Report("cpu", "2026", "", 300, 9, 2, [Outcome("weights", Status.KILLED, reason="x")])
     text = page.markdown(cut)
     assert text.startswith("# GPU check, rehearsed on a CPU")
@@ -97,7 +97,7 @@ def test_a_finding_is_on_disk_at_once(tmp_path: Path) -> None:
 
 
 def test_chosen_parts_come_with_what_they_need() -> None:
-    """The environment always, weights where a part runs that size; in their order."""
+    """Chosen parts come in order, with the environment, and weights where a part needs them."""
     assert [part.name for part in chosen(["parity"])] == ["environment", "parity"]
     names = [part.name for part in chosen(["rows", "daemon"])]
     assert names == ["environment", "weights", "daemon", "rows"]

@@ -49,7 +49,7 @@ def _fork_server(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def test_a_part_that_hangs_is_ended_with_its_children(given: Setting) -> None:
-    """At its limit its process and those that it started are killed; what it had found is kept."""
+    """A part that hangs is killed at its limit with its children, and what it found is kept."""
     (found,), _ = run(given, part("hangs", limit_s=1.5))
     assert found.status is Status.KILLED
     assert found.reason == "ended at its limit of 2 s; what it had found until then is here"
@@ -101,7 +101,7 @@ def test_the_total_limits_each_part(given: Setting) -> None:
 def test_parts_that_can_not_run_any_more(
     given: Setting, monkeypatch: pytest.MonkeyPatch, first: str, reason: str
 ) -> None:
-    """Without a device nothing runs, without weights no part that needs them."""
+    """Without a device no part runs, and without weights no part that needs them."""
     monkeypatch.setattr(parent, {"environment": "FIRST", "weights": "WEIGHTS"}[first], "raises")
     later = replace(part("unmet"), sd15=True)
     (_, found), _ = run(given, part("raises"), later)
@@ -109,7 +109,7 @@ def test_parts_that_can_not_run_any_more(
 
 
 def test_what_needs_a_gpu_is_skipped_in_the_rehearsal(given: Setting) -> None:
-    """However little time is left, the page says why."""
+    """A part that needs a GPU is skipped with that reason, however little time is left."""
     (found,), _ = run(given, replace(part("hangs", needs_s=99), gpu_only=True), seconds=1)
     assert (found.status, found.reason) == (Status.SKIPPED, "only on a GPU")
 

@@ -117,7 +117,7 @@ def test_checksums(client: Any) -> None:
 
 
 def test_the_storage_of_the_worker(storage: Storage) -> None:
-    """Upload, replacement, fence, input, presigned URL and the doctor's check."""
+    """The worker's storage can store, replace, fence, presign and check on the small S3 server."""
     key = storage.key("task", "0.png")
     digest = storage.put(key, b"first", "image/png")
     assert digest == hashlib.sha256(b"first").hexdigest()

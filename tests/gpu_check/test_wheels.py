@@ -20,7 +20,7 @@ THERE = {
 
 
 def test_what_the_worker_needs_is_packed_or_there() -> None:
-    """Each requirement of the worker and the demo's Redis; SeaweedFS has no room."""
+    """Each requirement of the worker and the demo but SeaweedFS is packed or there."""
     project = tomllib.loads((Path(wheels.ROOT) / "pyproject.toml").read_text())["project"]
     lines = [*project["dependencies"], *project["optional-dependencies"]["worker"]]
     lines += project["optional-dependencies"]["demo"]
@@ -34,7 +34,7 @@ def test_what_the_worker_needs_is_packed_or_there() -> None:
 def test_without_an_environment_it_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Neither .venv nor wheels: exit status 2, and both commands are named."""
+    """Without an environment the check ends with status 2 and names both commands for one."""
     monkeypatch.setattr(start, "ROOT", tmp_path)
     monkeypatch.setattr(start, "WHEELS", tmp_path / "gpu-check-wheels")
     monkeypatch.setattr(start, "PACKED", ("os", "no_such_module"))

@@ -103,7 +103,7 @@ def test_swapped_colours_are_wrong() -> None:
 
 
 def test_the_other_relation_is_wrong() -> None:
-    """Above is not left of."""
+    """A shape above another is wrong in its place when it is asked for at the left of it."""
     above = pair(("red", "star"), "above", ("blue", "ring"), "white")
     assert judge(render(above), PAIR) == replace(RIGHT, place=False)
 

@@ -50,7 +50,7 @@ def small_unet(**config: Any) -> Any:
 def test_a_resumed_training_ends_with_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unet: Callable[..., Any]
 ) -> None:
-    """Killed after its checkpoint and started again, it gives the weights of an undisturbed run."""
+    """A training that was killed after a checkpoint and resumed ends with the same weights."""
     monkeypatch.setattr(denoiser, "UNet2DConditionModel", unet)
     monkeypatch.setattr(denoiser, "STEPS", 4)
     monkeypatch.setattr(denoiser, "BATCH", 2)

@@ -78,7 +78,7 @@ def test_draws_what_is_asked(pipeline: StableDiffusionPipeline, shapes: Sequence
 
 
 def test_is_the_model_that_was_measured() -> None:
-    """The evaluation is of these weights."""
+    """The saved evaluation is of the bundled weights."""
     assert evaluate.read(FOLDER).weights_sha256 == fingerprint(FOLDER)
 
 
