@@ -72,7 +72,7 @@ def resumed(batch: Rounds, wanted: Job, left: bytes | None) -> JobResult:
 
 
 def assert_same(ours: JobResult, theirs: JobResult) -> None:
-    """Bit for bit."""
+    """Fail unless the latents of both results are equal bit for bit."""
     assert torch.equal(latents_of(ours), latents_of(theirs))
 
 

@@ -23,7 +23,7 @@ def rounds() -> Rounds:
 
 @pytest.fixture(scope="session")
 def half() -> Rounds:
-    """The same in bfloat16."""
+    """The bundled model in bfloat16."""
     return Rounds(SPEC.model_copy(update={"dtype": "bfloat16"}))
 
 

@@ -18,7 +18,7 @@ def found_in(rounds_count: int, model: str = "bundled", /, **changes: Any) -> li
 def found_with(
     arrivals: list[scenes.Arrival], model: str = "bundled", rounds_count: int = 99
 ) -> list[str]:
-    """The same of any tasks."""
+    """What a dry run finds in the first rounds of any tasks."""
     with mock.patch.object(previews, "fit"), dry_run.engine_on_fake_cuda() as fake:
         rounds = scenes.Rounds(lambda: models.load(model), 8)
         rounds.run(arrivals, rounds_count)

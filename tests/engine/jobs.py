@@ -66,12 +66,12 @@ class Rounds:
 
     @property
     def runner(self) -> Runner:
-        """Of its model."""
+        """The runner of the model."""
         return self.runners.get("default")
 
     @property
     def pipe(self) -> Any:
-        """Of diffusers, as the worker loads it."""
+        """The pipeline of diffusers, as the worker loads it."""
         return self.runner.pipe
 
     def submit(self, wanted: Job, control: Control | None = None) -> Future[JobResult]:
@@ -87,7 +87,7 @@ class Rounds:
             pass
 
     def result(self, wanted: Job, control: Control | None = None) -> JobResult:
-        """One job alone."""
+        """The result of a job that runs alone."""
         future = self.submit(wanted, control)
         self.run()
         return future.result(timeout=0)

@@ -16,7 +16,7 @@ def picture(height: int = 64, width: int = 64, seed: int = 0) -> dict[str, Any]:
 
 
 def masked(height: int = 64, width: int = 64, seed: int = 0) -> dict[str, Any]:
-    """The same with a mask over its middle, with soft edges."""
+    """Fields of a job that repaints the middle of such a picture, by a mask with soft edges."""
     mask = np.zeros((height, width), np.uint8)
     mask[height // 4 : -height // 4, width // 4 : -width // 3] = 255
     mask[height // 4] = 100

@@ -66,7 +66,7 @@ def under_sd15_noise(pipe: Any) -> None:
 
 
 def expected(pipe: Any, wanted: Job) -> torch.Tensor:
-    """By upstream, which crashes on latents with a side of 4 or less; else by the plain loop."""
+    """Latents by upstream, or by the plain loop where upstream crashes or is wrong."""
     return (oracle.upstream if by_upstream(pipe, wanted) else oracle.alone)(pipe, wanted)
 
 

@@ -93,7 +93,7 @@ def with_lora(lora: str) -> Rounds:
 
 @pytest.fixture(scope="module")
 def theirs(lora: str) -> Any:
-    """The same by diffusers alone."""
+    """The bundled model with the same LoRA weights, by diffusers alone."""
     pipe = bare()
     pipe.load_lora_weights(lora, adapter_name="own")
     pipe.set_adapters(["own"], [0.8])
@@ -198,7 +198,7 @@ def test_lora_weights_that_do_not_load_are_named(tmp_path: Path, lora: str, kind
 
 @pytest.mark.parametrize("kind", ["missing", "junk", "wrong-width"])
 def test_a_token_that_does_not_load_is_named(tmp_path: Path, kind: str) -> None:
-    """So does a missing or malformed textual inversion."""
+    """A missing or malformed textual inversion fails the model's loading, with its path."""
     path = tmp_path / "ring.safetensors"
     match kind:
         case "junk":

@@ -74,7 +74,7 @@ def test_the_result_has_the_mean_number_of_jobs(rounds: Rounds) -> None:
 
 
 def test_each_call_is_measured_once(rounds: Rounds, calls: list[int]) -> None:
-    """Its rows and its time, however many jobs share it."""
+    """Each call's rows and time are measured once, however many jobs share it."""
     names = [
         f"sag_unet_{name}" for name in ("call_rows_sum", "call_rows_count", "step_seconds_count")
     ]
@@ -162,7 +162,7 @@ def test_a_stopped_job_has_no_effect_on_others(
 def test_stopped_jobs_have_no_effect_on_others(
     rounds: Rounds, fresh: Alone, victim: int, after: int, reason: Stop, rows: int
 ) -> None:
-    """So for 25 examples, other ones in each run."""
+    """A stopped job changes nothing for the others, in 25 examples drawn anew in each run."""
     stop_one(rounds, fresh, victim, after, reason, rows)
 
 

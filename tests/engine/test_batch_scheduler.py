@@ -70,7 +70,7 @@ def test_a_plan_is_a_call(rounds: list[list[Candidate]], limit_rows: int) -> Non
 @PURE
 @given(waiting=candidates())
 def test_the_limit_is_asked_for_two_and_more(waiting: list[Candidate]) -> None:
-    """Not for a candidate that is alone in its bucket: it is taken whatever the limit is."""
+    """The limit is not asked for a candidate that is alone in its bucket: it is always taken."""
     asked: list[Bucket] = []
 
     def limit(bucket: Bucket) -> int:
@@ -291,7 +291,7 @@ def test_no_model_is_overtaken_for_ever(
 def test_a_decode_that_moves_nothing_is_due_at_once(
     running: bool, moves: bool, waited_rounds: int
 ) -> None:
-    """Where no job runs, or the UNet stays on the device, one image is due at once, none never."""
+    """One image is decoded at once where no job runs, or where the UNet stays on the device."""
     for pictures in range(DECODE_BATCH + 2):
         due = decode_due(pictures, waited_rounds, running=running, moves_unet=moves)
         assert due == (pictures > 0)
@@ -300,7 +300,7 @@ def test_a_decode_that_moves_nothing_is_due_at_once(
 @PURE
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60))
 def test_a_decode_that_moves_the_unet_waits(done: list[int]) -> None:
-    """While others run an image waits for a full batch, but at most the allowed rounds.
+    """A decode that moves the UNet waits for a full batch, but at most the allowed rounds.
 
     `done` is how many images each round adds.
     """

@@ -34,7 +34,7 @@ def first_use() -> None:
 
 @pytest.fixture
 def device() -> Iterator[FakeCuda]:
-    """For operators without an engine."""
+    """A device for operators without an engine."""
     with dry_run.engine_on_fake_cuda() as fake:
         yield fake
 
@@ -44,7 +44,7 @@ def ones(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
 
 
 def test_host_tensors_compute(device: FakeCuda) -> None:
-    """What is on the host has its numbers, launches nothing, and is no fault."""
+    """A tensor on the host has its numbers, launches nothing, and is no fault."""
     with device.call("host") as tally:
         assert float(torch.tensor([1.0, 2.0]).sum() * torch.arange(4)[2]) == 6.0
     assert (tally.launched, tally.waits, device.faults) == (0, [], [])

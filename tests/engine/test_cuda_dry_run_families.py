@@ -13,7 +13,7 @@ from worker.engine import previews
 
 @pytest.fixture(scope="module", autouse=True)
 def first_use() -> None:
-    """Both families once, outside of the tests' times: imports, and shapes that torch keeps."""
+    """Use both families once, outside of the tests' times: imports, and shapes that torch keeps."""
     found_in(9, "small-sdxl", height=96, width=64)
     found_in(9, **variants.picture(0, (64, 64), mask=True), output_type="latent")
 

@@ -41,7 +41,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 
 def test_one_download_serves_all_who_wait(hub: Hub) -> None:
-    """Its time is known until it ends; other models have their own, and a later job a new one."""
+    """One download serves all who wait for a model, and its time is known until it ends."""
     first, second, other = (hub.downloads.wanted(alias) for alias in ("a", "a", "b"))
     assert first is second
     assert other is not first
@@ -55,7 +55,7 @@ def test_one_download_serves_all_who_wait(hub: Hub) -> None:
 
 
 def test_an_error_that_may_pass_is_tried_again(hub: Hub) -> None:
-    """No job fails of a hiccup while it waits."""
+    """A download whose error may pass is tried again, and no waiting job fails."""
     hub.errors = [ModelLoadError("no answer"), ModelLoadError("no answer")]
     hub.answers.set()
     hub.downloads.wanted("a").result(WAIT_S)
@@ -77,7 +77,7 @@ def test_nothing_is_tried_again_for_nobody(hub: Hub, monkeypatch: pytest.MonkeyP
     "error", [ModelLoadError("no such model", retryable=False), ValueError("a bug")]
 )
 def test_a_lasting_error_is_raised_at_once(hub: Hub, error: Exception) -> None:
-    """To every job that waits."""
+    """A lasting error is raised at once to every job that waits."""
     hub.errors = [error]
     waiting = [hub.downloads.wanted("a") for _ in range(2)]
     hub.answers.set()

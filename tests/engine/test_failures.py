@@ -28,7 +28,7 @@ class Failing:
         self._usual, self._error, self.left = usual, error, times
 
     def __get__(self, owner: Any, _kind: Any) -> Any:
-        """As a method of its owner."""
+        """The method, bound to its owner."""
         return lambda *args, **options: self(owner, *args, **options)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
@@ -57,7 +57,7 @@ def test_every_job_ends(
     part: tuple[Any, str],
     failure: tuple[int, type[Exception]],
 ) -> None:
-    """Failing once or nine times: no future stays open, and a later job is served."""
+    """Every job ends when a part of the engine fails, once or nine times; a later job is served."""
     (kind, name), times, error = part, failure[0], failure[1]("broken")
     loaded = rounds.runner.model
     engine = Engine(
@@ -129,7 +129,7 @@ def test_pictures_that_fit_one_at_a_time_are_decoded(
 
 
 def test_what_does_not_fit_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where a library has its own error for it."""
+    """A call that does not fit is out of memory, also where a library has its own error for it."""
     rounds = Rounds()
 
     def fail(*_args: Any, **_options: Any) -> NoReturn:

@@ -46,7 +46,7 @@ def models(rounds: Rounds, tmp_path_factory: pytest.TempPathFactory) -> Mapping[
 def test_a_job_resumes(
     models: Mapping[str, Rounds], kind: str, feature: str, scheduler: str
 ) -> None:
-    """From its first checkpoint and from its last, as if it had not been interrupted."""
+    """A job resumes from its first and its last checkpoint as if it had not been interrupted."""
     size = {"height": 32, "width": 48, "num_inference_steps": 8}
     wanted = job(**(size | FEATURES[feature]), scheduler=scheduler, num_images_per_prompt=2)
     whole, left = checkpoints(models[kind], wanted)
@@ -58,7 +58,7 @@ def test_a_job_resumes(
 
 
 def test_another_picture_has_no_use_for_a_checkpoint(models: Mapping[str, Rounds]) -> None:
-    """What the latents depend on is a part of the file."""
+    """A checkpoint is used only for a job with the inputs on which its latents depend."""
     wanted = job(**masked(32, 48), scheduler="ddim", num_inference_steps=8)
     _, left = checkpoints(models["plain"], wanted)
     for changes in (

@@ -100,7 +100,7 @@ def draw(dice: random.Random, *, brief: bool) -> Job:
     ],
 )
 def test_each_is_as_if_alone(models: Mapping[str, Rounds], number: int, together: int) -> None:
-    """Whatever else is in its batch, of whichever models: within 1e-4 of the plain loop.
+    """Each job of a batch of several models is within 1e-4 of the plain loop of that job alone.
 
     Or about as far as the loop itself moves when its UNet rounds otherwise, or where a column sum
     is so near to the threshold that rounding decides.

@@ -38,7 +38,7 @@ def measured(rounds: Rounds, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str,
 def test_rows_are_measured_when_two_images_wait(
     rounds: Rounds, measured: list[tuple[str, float] | None]
 ) -> None:
-    """Not for one image alone; once, as a part of loading, for two; then what was found holds."""
+    """A model's rows are measured once, when two images wait, and not for one image alone."""
     rounds.result(job())
     assert measured == []
     for _ in range(2):
@@ -53,7 +53,7 @@ def test_rows_are_measured_when_two_images_wait(
 
 
 def test_an_image_alone_needs_no_measurement(rounds: Rounds) -> None:
-    """Its picture is the same, bit for bit, before and after the rows were measured."""
+    """An image alone has the same bits before and after the rows were measured."""
     first = rounds.result(job(output_type="latent")).images[0].pixels
     rounds.runner.unet.measure()
     assert torch.equal(rounds.result(job(output_type="latent")).images[0].pixels, first)
@@ -65,7 +65,7 @@ def test_an_image_alone_needs_no_measurement(rounds: Rounds) -> None:
 def test_a_measurement_that_fails_fails_no_job(
     rounds: Rounds, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """A row at a time is tried, and more after 100 calls that fit."""
+    """A failed measurement fails no job: one row is tried, and more after 100 calls that fit."""
     calls: list[Exception] = []
 
     def capacity(*_: Any) -> Capacity:
@@ -88,7 +88,7 @@ def test_a_measurement_that_fails_fails_no_job(
 def test_the_map_of_previews_is_fitted_for_previews(
     rounds: Rounds, monkeypatch: pytest.MonkeyPatch, preview_every: int, fits: int
 ) -> None:
-    """Before the first step of the first job that wants them, and for no other."""
+    """The map of previews is fitted once, for the first job that wants them, and for no other."""
     fitted: list[bool] = []
     fit: Callable[..., Any] = previews.fit
 

@@ -144,7 +144,7 @@ def test_a_network_blind_to_the_blur_gets_no_guidance(
     step=st.integers(0, 999),
 )
 def test_the_degraded_latents_are_upstreams(seed: int, latent: tuple[int, int], step: int) -> None:
-    """From an attention map to the degraded input, it computes what upstream's methods do."""
+    """The degraded input is what upstream's methods compute from the same attention map."""
     size = (latent[0] + 1) // 2, (latent[1] + 1) // 2
     generator = torch.Generator().manual_seed(seed)
     noisy, output = (torch.randn(2, 4, *latent, generator=generator) for _ in "no")
@@ -342,7 +342,7 @@ def test_a_prediction_type_that_is_not_known_is_an_error() -> None:
 @PURE
 @given(seed=SEEDS, scales=st.lists(st.floats(0, 20), min_size=1, max_size=4))
 def test_guidance_by_the_prompt_has_diffusers_scale(seed: int, scales: list[float]) -> None:
-    """0 is the unconditional output, 1 the conditional one; each row has its own scale."""
+    """Scale 0 gives the unconditional output, 1 the conditional one; each row has its own scale."""
     generator = torch.Generator().manual_seed(seed)
     without, with_prompt = (
         torch.randn(len(scales), 4, 5, 5, generator=generator, dtype=torch.float64) for _ in "ab"

@@ -93,7 +93,7 @@ class _Hub(BaseHTTPRequestHandler):
 def test_a_model_is_downloaded_once(
     cache: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its parts, without other precisions, pickles, what is not used, and what is in the cache."""
+    """A download gets a model's own files once, without other precisions, pickles or the unused."""
     folder = tmp_path_factory.mktemp("hub") / "files"
     shutil.copytree(SPEC.path, folder)
     unused = (
@@ -121,7 +121,7 @@ def test_a_model_is_downloaded_once(
 
 
 def test_a_cached_model_needs_no_hub(cache: Path) -> None:
-    """It is complete, its download returns at once, and so does loading it."""
+    """A model in the cache is complete and is loaded without the hub."""
     shutil.copytree(SPEC.path, cached(cache, "owner/name"), dirs_exist_ok=True)
     assert hub.is_complete(REMOTE)
     hub.download(REMOTE)
@@ -129,7 +129,7 @@ def test_a_cached_model_needs_no_hub(cache: Path) -> None:
 
 
 def test_a_part_of_a_model_is_no_model(cache: Path) -> None:
-    """After an interrupted download some files are there: it is downloaded again."""
+    """A model that lacks a file, as after an interrupted download, is not complete."""
     assert not hub.is_complete(REMOTE)
     model = cached(cache, "owner/name")
     shutil.copytree(SPEC.path, model, dirs_exist_ok=True)
@@ -156,6 +156,6 @@ def test_loading_asks_no_hub() -> None:
 
 
 def test_paths_are_complete() -> None:
-    """Also one that is missing: only loading it has the error that names it."""
+    """A model given by a path counts as complete, also a missing one, which only loading finds."""
     assert hub.is_complete(SPEC)
     assert hub.is_complete(ModelSpec(path="/nowhere"))

@@ -27,14 +27,14 @@ EXAMPLE = Path(SHIPPED_MODEL)
 
 
 def wrapped(cause: BaseException) -> OSError:
-    """As diffusers raises it."""
+    """An error that diffusers raises for this cause."""
     error = OSError("Can't load the model")
     error.__cause__ = cause
     return error
 
 
 def answered(status: int) -> Exception:
-    """As the hub's client raises an HTTP status."""
+    """The error that the hub's client raises for an HTTP status."""
     error = Exception(f"{status}")
     error.response = SimpleNamespace(status_code=status)  # type: ignore[attr-defined]
     return error
@@ -55,7 +55,7 @@ def answered(status: int) -> Exception:
     ids=repr,
 )  # fmt: skip
 def test_a_disk_or_network_that_fails_may_recover(cause: Exception) -> None:
-    """Another attempt is worth it, however deep the cause is."""
+    """A failure of disk, network or memory may pass, however deep the cause is."""
     assert may_pass(cause)
     assert may_pass(wrapped(wrapped(cause)))
 
@@ -71,7 +71,7 @@ def test_a_disk_or_network_that_fails_may_recover(cause: Exception) -> None:
     ids=repr,
 )  # fmt: skip
 def test_missing_or_broken_files_stay_so(cause: Exception) -> None:
-    """Another attempt would find the same."""
+    """A missing or broken file is no failure that may pass, however deep the cause is."""
     assert not may_pass(cause)
     assert not may_pass(wrapped(cause))
 
@@ -114,7 +114,7 @@ def another_kind(folder: Path) -> Path:
 def test_a_model_that_can_not_be_loaded_is_final(
     spoil: Callable[[Path], Path], tmp_path: Path
 ) -> None:
-    """The error names the model and is not retryable."""
+    """The error of a model that can't be loaded names its path and is not retryable."""
     path = spoil(tmp_path)
     with pytest.raises(ModelLoadError) as failed:
         model_loader.load(ModelSpec(path=str(path), safety_checker=False), "cpu", "none")
@@ -123,13 +123,13 @@ def test_a_model_that_can_not_be_loaded_is_final(
 
 
 def test_the_error_says_what_to_do(tmp_path: Path) -> None:
-    """Where to look, and that the task is to be submitted again."""
+    """The error of a model names `SAG_MODELS` and `doctor`, and asks for a new submission."""
     with pytest.raises(ModelLoadError, match=r"SAG_MODELS.*sag-worker doctor.*submit"):
         model_loader.load(ModelSpec(path=str(tmp_path), safety_checker=False), "cpu", "none")
 
 
 def test_a_disk_that_fails_is_not_final(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that can't be read for now is no reason to fail the task."""
+    """A disk that fails while a model is loaded gives a retryable error."""
 
     def fail(*_: object, **__: object) -> NoReturn:
         raise wrapped(OSError(errno.EIO, "Input/output error"))
@@ -141,7 +141,7 @@ def test_a_disk_that_fails_is_not_final(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_device_that_fails_is_not_final(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files are fine; another worker's device may be, too."""
+    """A device that fails while a model is placed gives a retryable error: the files are fine."""
 
     def fail(*_: object) -> NoReturn:
         raise RuntimeError("CUDA error: out of memory")

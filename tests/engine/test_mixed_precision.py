@@ -21,7 +21,7 @@ AUTO = SPEC.model_copy(update={"dtype": "auto"})
 
 @pytest.fixture(scope="module")
 def mixed() -> Rounds:
-    """The bundled model as such a processor loads it."""
+    """The bundled model as a processor with fast bfloat16 loads it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices, "has_fast_bfloat16", lambda: True)
         return Rounds(model=model_loader.load(AUTO, "cpu", "none"))
@@ -38,7 +38,7 @@ def mixed() -> Rounds:
 def test_the_processor_decides_for_the_unet(
     monkeypatch: pytest.MonkeyPatch, fast: bool, dtype: str, unet: torch.dtype
 ) -> None:
-    """Its features decide, unless the settings do; all other networks stay in float32."""
+    """The processor or the settings choose the UNet's dtype; other networks stay in float32."""
     monkeypatch.setattr(devices, "has_fast_bfloat16", lambda: fast)
     spec = SPEC.model_copy(update={"dtype": dtype})
     pipe = model_loader.load(spec, "cpu", "none").pipeline
@@ -59,7 +59,7 @@ def test_the_processor_decides_for_the_unet(
 def test_what_counts_is_amx(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str | None, expected: bool
 ) -> None:
-    """AVX-512 and Arm have bfloat16 too, and gain nothing or were not measured."""
+    """Only AMX counts as fast bfloat16; AVX-512 and Arm gain nothing or were not measured."""
     file = tmp_path / "cpuinfo"
     if flags is not None:
         file.write_text(f"processor\t: 0\n{flags}\nbogomips\t: 1\n")
@@ -81,7 +81,7 @@ def test_only_the_unet_rounds(mixed: Rounds, rounds: Rounds) -> None:
 
 
 def test_a_checkpoint_of_the_same_precision(mixed: Rounds) -> None:
-    """It resumes with the same bits."""
+    """A job resumes with the same bits from a checkpoint of the same precision."""
     wanted = small()
     whole, left = checkpoints(mixed, wanted)
     again = resumed(new_batch(mixed), wanted, left[3])
@@ -93,7 +93,7 @@ def test_a_checkpoint_of_the_same_precision(mixed: Rounds) -> None:
 def test_a_checkpoint_of_another_precision(
     mixed: Rounds, rounds: Rounds, caplog: pytest.LogCaptureFixture, saved_in_half: bool
 ) -> None:
-    """It is ignored with a warning that names both: the job starts anew."""
+    """A checkpoint of another precision is ignored with a warning, and the job starts anew."""
     caplog.set_level(logging.WARNING)
     saving, loading = (mixed, rounds) if saved_in_half else (rounds, mixed)
     wanted = small()

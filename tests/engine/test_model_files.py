@@ -114,19 +114,19 @@ def test_a_tokenizer_may_be_in_two_files(whole: Path, tmp_path: Path) -> None:
 
 
 def cut(folder: Path) -> None:
-    """A download that ended early."""
+    """Leave a file as a download that ended early does."""
     file = folder / "vae/diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
 
 
 def pointer(folder: Path) -> None:
-    """A checkout without its large files."""
+    """Leave a file as a checkout without its large files does."""
     file = folder / "text_encoder/model.safetensors"
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
 
 
 def pickled(folder: Path) -> None:
-    """Weights of the old kind."""
+    """Leave weights in the former format, which is pickled."""
     file = folder / "vae/diffusion_pytorch_model.safetensors"
     file.rename(folder / "vae/diffusion_pytorch_model.bin")
 

@@ -31,7 +31,7 @@ class OverflowingVae(torch.nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of its weights, as diffusers' own."""
+        """The type of the weights, as diffusers' own VAE has it."""
         return self.weight.dtype
 
     def decode(self, latents: torch.Tensor, return_dict: bool) -> tuple[torch.Tensor]:
@@ -48,7 +48,10 @@ def made(vae: OverflowingVae) -> Decoder:
 
 
 def test_an_overflow_is_decoded_again(caplog: pytest.LogCaptureFixture) -> None:
-    """In float32; from the third time on everything is. It is logged, and counted by image."""
+    """An image that overflows half precision is decoded again in float32, logged and counted.
+
+    From the third time on everything is decoded in float32.
+    """
     vae, before = OverflowingVae(torch.float16), metrics.DECODED_AGAIN._value.get()
     decoder, latents = made(vae), torch.ones(2, 4, 1, 1, dtype=torch.float16)
     for number in range(1, 5):
@@ -63,7 +66,7 @@ def test_an_overflow_is_decoded_again(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_only_what_overflowed_is_decoded_again() -> None:
-    """Latents that are no numbers are left as they are, beside images that half precision holds."""
+    """Only an image that overflowed is decoded again; latents that are no numbers stay so."""
     vae = OverflowingVae(torch.float16)
     decoder = made(vae)
     rows = [torch.full((1, 4, 1, 1), each, dtype=torch.float16) for each in (0.1, 1.0)]
@@ -79,7 +82,7 @@ def test_only_what_overflowed_is_decoded_again() -> None:
 
 
 def test_latents_that_overflow_when_they_are_scaled_are_scaled_in_float32() -> None:
-    """10,000 is a number of half precision, and 10,000 / 0.125 is none."""
+    """Latents that overflow when they are scaled, as 10,000 / 0.125, are scaled in float32."""
     vae = OverflowingVae(torch.float16)
     vae.config.scaling_factor = 0.125
     with torch.inference_mode():
@@ -88,7 +91,7 @@ def test_latents_that_overflow_when_they_are_scaled_are_scaled_in_float32() -> N
 
 
 def test_without_memory_for_float32_the_vae_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was converted until then is converted back, so that the next image is decoded."""
+    """Without memory for float32 the VAE is converted back whole, and decodes the next image."""
     vae = OverflowingVae(torch.float16)
     convert, calls = vae.to, list[torch.dtype]()
 

@@ -39,13 +39,13 @@ class Device:
         )
 
     def network(self, module: nn.Module | None = None) -> Network:
-        """One more, on the host."""
+        """One more network, on the host."""
         made = Network(module or layer(), pin=self.pin)
         self.present.append(made)
         return made
 
     def pin(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Another tensor, as of pinned memory."""
+        """A copy of the tensor, as pinned memory would be."""
         self.pinned += 1
         return tensor.clone()
 
@@ -72,7 +72,7 @@ def test_they_stay_where_there_is_room() -> None:
 
 
 def test_the_least_recently_used_makes_room() -> None:
-    """Only as many leave as another needs, with the memory of its calls."""
+    """The least recently used networks leave, only as many as another needs with its calls."""
     device = Device(2 * WEIGHTS + WORK)
     a, b, c = (device.network() for _ in range(3))
     for each in (a, b, a, c):
@@ -88,7 +88,7 @@ def test_the_least_recently_used_makes_room() -> None:
 
 
 def test_one_that_fits_nowhere_is_tried_alone() -> None:
-    """Whether it fits then, the device says: it raises out of memory."""
+    """A network for which the device has no room is tried there alone."""
     device = Device(WEIGHTS)
     a, b = device.network(), device.network()
     for each in (a, b, a):
@@ -97,7 +97,7 @@ def test_one_that_fits_nowhere_is_tried_alone() -> None:
 
 
 def test_swap_keeps_one_at_a_time() -> None:
-    """However much room there is."""
+    """With `swap` one network at a time is on the device, however much room there is."""
     device = Device(100 * WEIGHTS, keeps=False)
     a, b = device.network(), device.network()
     for each in (a, b, a):
@@ -108,7 +108,7 @@ def test_swap_keeps_one_at_a_time() -> None:
 
 
 def test_weights_are_the_same_after_any_move() -> None:
-    """Bit for bit; pinned when they leave for the first time, and then no more."""
+    """Weights are the same bits after any move, and are pinned once, when they first leave."""
     device = Device(WEIGHTS)
     module = layer()
     before = {name: each.clone() for name, each in module.state_dict().items()}
@@ -135,7 +135,7 @@ def test_weights_that_changed_their_precision_leave_in_it() -> None:
 
 @pytest.mark.parametrize("keeps", [True, False])
 def test_an_upload_that_fails_changes_nothing(keeps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Out of memory half-way: the network is on the host as before, and all can be used again."""
+    """An upload that runs out of memory half-way leaves the network on the host, and usable."""
     device = Device(WEIGHTS, keeps=keeps)
     a, module = device.network(), layer()
     b = device.network(module)
@@ -166,7 +166,7 @@ def test_an_upload_that_fails_changes_nothing(keeps: bool, monkeypatch: pytest.M
 def test_weights_that_can_not_be_pinned_move_all_the_same(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Where the host has too little memory to lock; it is tried once."""
+    """Weights that the host can't pin move all the same, and pinning is tried once."""
     device, tried = Device(WEIGHTS), list[None]()
 
     def pin(_: torch.Tensor) -> torch.Tensor:
@@ -182,7 +182,7 @@ def test_weights_that_can_not_be_pinned_move_all_the_same(
 
 
 def test_an_evicted_model_is_forgotten() -> None:
-    """Nothing keeps its weights, and nothing moves them any more."""
+    """An evicted network is forgotten: nothing moves it any more."""
     device = Device(3 * WEIGHTS + WORK)
     a, b = device.network(), device.network()
     device.residency.need(a)
@@ -224,7 +224,7 @@ def test_jobs_are_the_same_with_offload(
 
 
 def test_a_job_alone_that_is_out_of_memory_is_tried_again(offloaded: Rounds) -> None:
-    """Other networks may have taken its memory: they leave, and it is called once more."""
+    """A job alone that is out of memory is tried once more, after the other networks left."""
     unet, calls = offloaded.pipe.unet, list[bool]()
     forward = unet.forward
 

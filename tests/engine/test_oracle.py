@@ -70,7 +70,7 @@ def named(name: str, **changes: Any) -> Job:
 
 
 def other(pipe: oracle.Pipeline, **options: Any) -> oracle.Pipeline:
-    """The same model with other options in its scheduler's configuration."""
+    """The bundled model with other options in its scheduler's configuration."""
     scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, **options)
     return diffusers.StableDiffusionPipeline(
         **(pipe.components | {"scheduler": scheduler}), requires_safety_checker=False
@@ -179,7 +179,7 @@ def test_euler_is_ddim(pipe: oracle.Pipeline) -> None:
 def test_upstream_is_off_where_times_are_rounded(
     pipe: oracle.Pipeline, alone: Callable[[Job], torch.Tensor], name: str
 ) -> None:
-    """Upstream takes x0 from the rounded timestep and the noise from the sigma, which disagree.
+    """Upstream is off where it takes x0 from the rounded timestep but the noise from the sigma.
 
     At 3 steps 4e-4 to 3e-3 (dpmpp_2m_karras) was measured, at 5 up to 1.1e-2 (unipc_karras).
     """

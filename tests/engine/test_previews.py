@@ -73,7 +73,7 @@ def done(rounds: Rounds) -> list[tuple[torch.Tensor, Image.Image]]:
 def test_a_preview_shows_the_picture(
     rounds: Rounds, done: list[tuple[torch.Tensor, Image.Image]]
 ) -> None:
-    """Of final latents it is the decoded picture at the latents' size, to 3 of 255.
+    """A preview of final latents is the decoded picture at the latents' size, to 3 of 255.
 
     0.5 to 1.1 was measured (JPEG). The best single colour, the median, is off by 12 to 66; the
     linear map, with the bundled autoencoder, by 46 to 78.
@@ -176,7 +176,7 @@ def test_the_map_is_the_same_each_time(rounds: Rounds) -> None:
     ],
 )
 def test_a_preview_keeps_the_aspect(cells: tuple[int, int], shown: tuple[int, int]) -> None:
-    """It is at most 128 px and at least 1 px in height and width, whatever the latents' size."""
+    """A preview keeps the aspect, and each side is at least 1 px and at most 128 px."""
     flat = PreviewMap(torch.zeros(4, 3), torch.tensor([1.0, -1.0, 0.0]))
     image = picture(flat.data_url(torch.randn(1, 4, *cells)))
     assert (image.height, image.width) == shown
@@ -327,7 +327,7 @@ def fitted(vae: Any) -> PreviewMap | None:
 
 
 def test_a_tiny_autoencoder_has_a_map() -> None:
-    """The same as one that gives a distribution with those latents as its mean.
+    """A tiny autoencoder has the map of one that gives a distribution around its latents.
 
     To the tolerance of `test_the_map_is_the_same_each_time`: where its data lies decides which
     kernel a product takes.

@@ -58,7 +58,7 @@ class WithoutPriorities:
 def test_equal_priorities_change_nothing(
     rounds: list[list[Candidate]], priority: int, limit_rows: int
 ) -> None:
-    """With equal priorities, whichever, calls have the rows of before, in the same order."""
+    """Calls of equal priorities have the rows that they have without priorities, in order."""
     before, now = WithoutPriorities(), Scheduler()
     for waiting in rounds:
         equal = [replace(each, priority=priority) for each in waiting]
@@ -69,7 +69,7 @@ def test_equal_priorities_change_nothing(
 @PURE
 @given(rounds=ROUNDS)
 def test_a_call_that_takes_all_is_the_same(rounds: list[list[Candidate]]) -> None:
-    """Where all rows fit into one call, it has them in the order of before."""
+    """A call into which all rows fit has them in the order without priorities."""
     before, now = WithoutPriorities(), Scheduler()
     for waiting in rounds:
         one_bucket = [replace(each, bucket=BUCKETS[0]) for each in waiting]
@@ -121,7 +121,7 @@ def test_the_next_call_has_a_job_of_priority_0(
     bucket: Bucket,
     rows: int,
 ) -> None:
-    """Whatever of lower priority ran before and runs now, and however full calls are.
+    """A job of priority 0 is in the next call, whatever of lower priority ran before and runs.
 
     Afterwards it is in each call, but for one of `CALLS_PER_TURN` - 1.
     """
@@ -189,7 +189,7 @@ PHASES = st.sampled_from([(2, 1), (1, 1), (2,), (1,)])
 def test_every_job_of_any_priority_is_done_in_time(
     jobs: list[tuple[int, tuple[int, ...], bool, int]], limit_rows: int
 ) -> None:
-    """In `CALLS_PER_TURN` times the calls that it and older jobs still need, whatever arrives."""
+    """Every job is done in `CALLS_PER_TURN` times the calls that it and older jobs still need."""
     pictures: list[Simulated] = []
     arrives = 0
     for number, (evaluations, phases, later, priority) in enumerate(jobs):

@@ -163,7 +163,7 @@ def test_every_scheduler_is_tested() -> None:
 def test_a_models_own_scheduler_has_its_name(
     rounds: Rounds, make: Make, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Without a name the model's own is used, and the result has its wire name."""
+    """Without a name a model's own scheduler is used, and the result has its wire name."""
     kind, options = oracle.SCHEDULERS[name]
     own = kind.from_config(rounds.pipe.scheduler.config, **options)
     monkeypatch.setattr(rounds.pipe, "scheduler", own)
@@ -171,7 +171,7 @@ def test_a_models_own_scheduler_has_its_name(
 
 
 def test_every_scheduler_has_its_name(rounds: Rounds) -> None:
-    """So has the sampler of each class, with each option."""
+    """The sampler of each class, with each option, has its wire name."""
     for name, (kind, options) in oracle.SCHEDULERS.items():
         own = kind.from_config(rounds.pipe.scheduler.config, **options)
         assert samplers._name_of(own) == name

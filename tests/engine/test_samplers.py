@@ -46,7 +46,7 @@ def own(kind: str = "DDIMScheduler", **options: Any) -> Any:
 
 @cache
 def made(name: str, steps: int) -> SamplerState:
-    """For reading only: KDPM2 takes a tenth of a second to make."""
+    """A sampler that is only read: KDPM2 takes a tenth of a second to make."""
     return make(name, own(), steps)
 
 
@@ -95,7 +95,7 @@ def angle_rounding(name: str, levels: tuple[NoiseLevel, ...], number: int) -> fl
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_noise_falls(name: str, steps: int) -> None:
-    """One level for each of diffusers' timesteps, on the unit circle, the noise never rising.
+    """Each of diffusers' timesteps has one level on the unit circle, and the noise never rises.
 
     It falls each time but where a sampler corrects itself at the level it has reached: PNDM once,
     Heun and the ancestral KDPM2 in every step. The least fall is 2e-3, the largest rounding that is
@@ -251,7 +251,7 @@ def test_a_network_that_knows_the_picture_gets_it(name: str, kind: str, steps: i
     ],
 )
 def test_a_network_that_knows_the_picture_gets_it_in_time(name: str, kind: str, steps: int) -> None:
-    """So do the two that extrapolate the network's output, once their steps are small."""
+    """PNDM and IPNDM, which extrapolate, end at the network's x0 once their steps are small."""
     x0 = some_x0()
     _, latents = run(name, own(prediction_type=kind), steps, x0)
     assert float((latents - x0).abs().max()) < LEFT
@@ -292,7 +292,7 @@ def test_one_step_is_right_or_refused(name: str) -> None:
     ],
 )
 def test_one_step_of_a_models_own_is_right_or_refused(kind: str, flag: dict[str, Any]) -> None:
-    """So it is without a name, whatever the flags of the model's own scheduler."""
+    """One step of a model's own scheduler gives the network's x0 or is refused, for any flags."""
     x0, model_own = some_x0(), own(kind, **flag)
     try:
         _, latents = run(None, model_own, 1, x0)
@@ -308,7 +308,7 @@ def test_one_step_of_a_models_own_is_right_or_refused(kind: str, flag: dict[str,
     ("name", "steps"), [("lcm", 51), ("tcd", 51), *((name, 1001) for name in NAMES)]
 )
 def test_more_steps_than_timesteps_are_refused(name: str, steps: int) -> None:
-    """More than the training had, or than a distilled sampler knows, is refused by field."""
+    """More steps than the training had, or than a distilled sampler knows, are refused by field."""
     assert refused(name, steps) == "num_inference_steps"
 
 

@@ -23,7 +23,7 @@ PARTS = {
 
 
 def precision(part: str) -> torch.dtype:
-    """Of a part's file."""
+    """The precision of a part's file."""
     with safe_open(SHIPPED_MODEL / part / PARTS[part], "pt") as weights:
         dtype: torch.dtype = weights.get_tensor(next(iter(weights.keys()))).dtype
     return dtype
@@ -54,7 +54,7 @@ def bytes_in_file(pipe: Any, part: str) -> int:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_weights_in_the_precision_of_their_file_are_shared(dtype: str) -> None:
-    """All of them, as loaded and after a picture; what was converted is in no file."""
+    """All weights in their file's precision stay in its pages, also after a picture."""
     rounds = Rounds(SPEC.model_copy(update={"dtype": dtype}))
     shared = {part for part in PARTS if precision(part) == getattr(torch, dtype)}
     assert shared

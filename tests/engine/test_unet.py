@@ -100,7 +100,7 @@ def test_compiling_is_no_step(rounds: Rounds, monkeypatch: pytest.MonkeyPatch) -
 def test_scales_are_tensors_and_lengths_are_marked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the graphs are shared by: a scale is an input, a length that is not the usual is free.
+    """A compiled UNet gets LoRA scales as tensors, and unusual lengths of prompts as free.
 
     The latents are the same, and so are the adapter's scales afterwards.
     """

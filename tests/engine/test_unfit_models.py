@@ -59,7 +59,7 @@ def continuous(folder: Path) -> None:
 def test_what_does_not_fit_is_named(
     tmp_path: Path, change: Callable[[Path], None], reason: str
 ) -> None:
-    """At the first attempt, with the two numbers or the tensor, and no other attempt follows."""
+    """A part that does not fit fails the load for good, with the two numbers or the tensor."""
     folder = tmp_path / "model"
     shutil.copytree(SHIPPED_MODEL, folder)
     change(folder)
@@ -69,7 +69,7 @@ def test_what_does_not_fit_is_named(
 
 
 def test_an_encoder_may_know_more_words(tmp_path: Path) -> None:
-    """Its table of words may have more rows than the tokenizer has words, as padded ones do."""
+    """A text encoder's table of words may have more rows than the tokenizer has words."""
     from transformers import CLIPTextModel
 
     folder = tmp_path / "model"
@@ -81,7 +81,7 @@ def test_an_encoder_may_know_more_words(tmp_path: Path) -> None:
 
 
 def test_a_single_file_is_named_so(tmp_path: Path) -> None:
-    """With the way to convert it, not as a path that is not there."""
+    """The error of a single file says what it is and how to convert it, and is final."""
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"")
     with pytest.raises(ModelLoadError, match="single file") as failed:

@@ -40,7 +40,7 @@ def configured(steps: int, **options: Any) -> Any:
     ids=str,
 )
 def test_each_step_is_diffusers_own(options: dict[str, Any], steps: int) -> None:
-    """Within rounding, at every step, order and option; two copies do not disturb each other."""
+    """Each step is diffusers' own within rounding; two copies do not disturb each other."""
     theirs, source = configured(steps, **options), configured(steps, **options)
     unipc.compute_on_host(source)
     ours, beside = copy.deepcopy(source), copy.deepcopy(source)
@@ -58,7 +58,7 @@ def test_each_step_is_diffusers_own(options: dict[str, Any], steps: int) -> None
 
 
 def test_a_gpu_gets_it_and_a_cpu_does_not() -> None:
-    """On the CPU every bit is diffusers'."""
+    """UniPC on the CPU is diffusers' own, and on a GPU the one with host coefficients."""
     on_cpu = samplers.make("unipc", OWN, 5).scheduler
     on_gpu = samplers.make("unipc", OWN, 5, on_gpu=True).scheduler
     assert type(on_cpu) is diffusers.UniPCMultistepScheduler
@@ -66,7 +66,7 @@ def test_a_gpu_gets_it_and_a_cpu_does_not() -> None:
 
 
 def test_a_scheduler_goes_with_its_image() -> None:
-    """Its tensors, which are on the GPU, do not wait for the garbage collector."""
+    """A scheduler's tensors on the GPU are freed with its image, without the garbage collector."""
     made = samplers.make("unipc", OWN, 5, on_gpu=True)
     seen = weakref.ref(made.scheduler)
     gc.disable()
@@ -78,7 +78,7 @@ def test_a_scheduler_goes_with_its_image() -> None:
 
 
 def test_half_precision_stays() -> None:
-    """Sums are in float32, latents in the type of the sample."""
+    """A step of half-precision latents gives latents in half precision."""
     source = configured(3)
     unipc.compute_on_host(source)
     sample = torch.randn(1, 4, 8, 8).half()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def test_the_next_call_has_a_job_of_priority_0(
     rounds: Rounds, rows: int, sag_scale: float, size_px: int
 ) -> None:
-    """Whatever runs: full calls, of its size or of another, jobs in both passes, waiting ones.
+    """A job of priority 0 is in the next call, whatever else runs or waits.
 
     With SAG a step is two calls; it is in both of the next two, and from then on in all but one of
     `CALLS_PER_TURN`.
@@ -55,7 +55,7 @@ def test_the_next_call_has_a_job_of_priority_0(
 
 
 def test_a_job_that_is_displaced_gives_the_same_picture(rounds: Rounds) -> None:
-    """Also when urgent jobs take its place between the two passes of an evaluation."""
+    """A displaced job gives the same picture, also if displaced between two passes of a step."""
     together = Rounds(model=rounds.runner.model, max_batch_rows=2)
     futures = []
     for number, seed in enumerate(SEEDS):
@@ -71,7 +71,7 @@ def test_a_job_that_is_displaced_gives_the_same_picture(rounds: Rounds) -> None:
 def test_an_urgent_job_does_not_wait_for_a_full_decode(
     rounds: Rounds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where decoding moves the UNet other jobs wait for it; they are decoded with an urgent one."""
+    """A decode that would move the UNet waits for other jobs, unless a decoded job is urgent."""
     monkeypatch.setattr(Runner, "decode_moves_unet", True)
     together = Rounds(model=rounds.runner.model)
 

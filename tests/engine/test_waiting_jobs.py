@@ -35,7 +35,7 @@ def numbers(jobs: list[RunningJob]) -> list[int]:
 @PURE
 @given(priorities=st.lists(PRIORITY, max_size=12))
 def test_the_most_urgent_start_first(priorities: list[int]) -> None:
-    """Of equally urgent ones the oldest; where all models are loaded, all start."""
+    """Of waiting jobs the most urgent start first, and of equally urgent ones the oldest."""
     jobs = WaitingJobs()
     for number, priority in enumerate(priorities):
         jobs.add(waiting(number, priority=priority))
@@ -47,7 +47,7 @@ def test_the_most_urgent_start_first(priorities: list[int]) -> None:
 @PURE
 @given(models=st.lists(MODEL, max_size=12), busy=st.sets(MODEL), capacity=st.integers(1, 3))
 def test_equal_priorities_start_as_before(models: list[str], busy: set[str], capacity: int) -> None:
-    """In order of submission, as many as `admit` says, also those whose models must be loaded."""
+    """Jobs of equal priority start in order of submission, as many as `admit` says."""
     jobs = WaitingJobs()
     for number, model in enumerate(models):
         jobs.add(waiting(number, model))
@@ -58,7 +58,7 @@ def test_equal_priorities_start_as_before(models: list[str], busy: set[str], cap
 
 
 def test_a_model_is_not_loaded_before_the_call_of_a_more_urgent_job() -> None:
-    """It is loaded in the next round; a job of a model that is there starts at once."""
+    """A model that must be loaded waits for the call of a more urgent job whose model is there."""
     jobs = WaitingJobs()
     for number, (model, priority) in enumerate([("a", 5), ("b", 6), ("a", 0), ("a", 7)]):
         jobs.add(waiting(number, model, priority))

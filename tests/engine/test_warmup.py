@@ -121,7 +121,7 @@ def test_the_fewest_rows_that_are_cheap(times: list[float]) -> None:
     ids=["cpu", "large-gpu", "full-at-8", "overhead", "short", "slow", "offloaded"],
 )
 def test_kinds_of_devices(seconds: Callable[[int], float], rows: int) -> None:
-    """One row where rows cost alike, many where the call itself costs, else what fills the device.
+    """One row is found where rows cost alike, many where calls cost, else what fills the device.
 
     Overhead: 0.34 s for 32 rows, over half a second for 64.
     """
@@ -261,7 +261,7 @@ def test_room_is_left_to_others(
 def test_what_a_decode_needs_is_measured(
     monkeypatch: pytest.MonkeyPatch, growth_bytes: int, images: int
 ) -> None:
-    """Of the model's own size as many as memory is free for, at most 8; larger images are fewer."""
+    """A decode has as many images as memory is free for, at most 8, and fewer of larger images."""
     memory(monkeypatch, growth_bytes)
     decoded: list[torch.Size] = []
     monkeypatch.setattr(torch, "zeros", lambda *size, **_: torch.empty(size))
@@ -278,7 +278,7 @@ def test_what_a_decode_needs_is_measured(
 def test_a_model_loads_where_its_own_size_can_not_be_decoded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One image of its own size may be tried, four of half the side; another error is raised."""
+    """A model loads where decoding its own size is out of memory; any other error is raised."""
     memory(monkeypatch, 1)
     monkeypatch.setattr(torch, "zeros", lambda *size, **_: torch.empty(size))
     emptied: list[None] = []
@@ -306,7 +306,7 @@ def after(calls: int, found: Capacity) -> Capacity:
 
 
 def test_a_lowered_limit_grows_back_carefully() -> None:
-    """By a quarter each time 100 calls have fitted; each 200 after more rows failed again."""
+    """A lowered limit grows by a quarter after 100 calls that fit, or 200 if it failed again."""
     halved = Capacity(16, 64).halved(16, 8, 8)
     for wait, lowered in ((100, halved), (200, after(100, halved).halved(10, 8, 8))):
         rows = lowered.rows
@@ -343,7 +343,7 @@ def test_one_incident_is_one(first: int, calls: int) -> None:
 
 
 def test_what_never_fits_is_tried_ever_more_rarely() -> None:
-    """Where the measured rows do not fit any more, twice as many calls are between two tries.
+    """Where the measured rows do not fit any more, tries are twice as many calls apart each time.
 
     Up to 10,000 for each step by a quarter, of which there are four from a half.
     """
@@ -392,6 +392,6 @@ def test_a_limit_that_fitted_stays() -> None:
     ],
 )
 def test_what_counts_as_out_of_memory(text: str, is_memory: bool) -> None:
-    """Torch's own error, and what libraries say whose workspace did not fit."""
+    """Torch's own error and libraries' errors about a workspace count as out of memory."""
     assert device_errors.is_out_of_memory(RuntimeError(text)) is is_memory
     assert not device_errors.is_out_of_memory(ValueError(text))
