@@ -82,7 +82,7 @@ def test_stopped_before_the_start_it_runs_nothing() -> None:
 
 @pytest.mark.parametrize("fails", [True, False])
 def test_a_stop_ends_the_pause(fails: bool) -> None:
-    """The end waits for no pause, neither after a round nor after an error."""
+    """A stop ends the pause at once, both after a round and after an error."""
     began = threading.Event()
 
     def run_round() -> None:
@@ -115,7 +115,7 @@ def test_it_cleans_up_on_its_own_thread() -> None:
 def test_only_a_bug_is_logged_with_its_traceback(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While Redis is unavailable a line is enough."""
+    """A bug is logged with its traceback, an unavailable Redis in one line."""
     log_error(logging.getLogger("test"), "nothing done", error)
     (line,) = caplog.records
     assert line.getMessage() == f"nothing done: {error}"

@@ -36,7 +36,7 @@ class HeldStore:
 
 
 def test_progress_is_mirrored_again_after_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the interval the next step is mirrored."""
+    """Progress is mirrored again with the next step after the interval."""
     monkeypatch.setattr(celery_state, "MIN_INTERVAL_S", 0.0)
     steps: list[int] = []
     made = CeleryState(lambda states: steps.append(states["t"][0]["step"]))
@@ -75,7 +75,7 @@ def test_the_newest_states_of_all_tasks_are_one_call() -> None:
 
 
 def test_the_end_waits_for_a_state_being_written() -> None:
-    """Whichever of the call's tasks ends; a task with nothing in the call does not wait."""
+    """The end of a task waits for a call that writes its state, and for no other call."""
     held = HeldStore()
     state = CeleryState(held.store)
     state.post_progress({"one": META, "two": META})

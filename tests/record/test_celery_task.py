@@ -99,7 +99,7 @@ def call(made: Generate, task_id: str, **headers: Any) -> Any:
 def test_an_end_is_stored_and_the_task_closed(
     outcome: Outcome, raises: type[Exception] | None, state: str, wanted: bool
 ) -> None:
-    """Celery's state has the end, unless the caller ignores results; the task is closed anyway."""
+    """An end is stored as Celery's state unless results are ignored; the task is closed anyway."""
     made = task(executor := StubExecutor(outcome))
     if raises is None:
         assert call(made, "t", **{WANTS_RESULT: wanted}) == RESULT
@@ -116,7 +116,7 @@ def test_an_end_is_stored_and_the_task_closed(
 def test_an_outcome_that_is_not_final_is_not_stored(
     outcome: Outcome, raises: type[Exception]
 ) -> None:
-    """Celery's state stays as it was, and the task stays open."""
+    """An outcome that is not final leaves Celery's state as it was, and the task open."""
     made = task(executor := StubExecutor(outcome))
     with pytest.raises(raises):
         call(made, "t")
@@ -134,7 +134,7 @@ def test_an_outcome_that_is_not_final_is_not_stored(
     ],
 )
 def test_an_unexpected_error_requeues_the_message(fault: Exception, task_id: str) -> None:
-    """No failure is stored, the message is not acknowledged, and the task stays open."""
+    """An unexpected error requeues the message, stores no failure and leaves the task open."""
     made = task(executor := StubExecutor(fault))
     with pytest.raises(Reject) as sent:
         call(made, task_id)
@@ -146,7 +146,7 @@ def test_an_unexpected_error_requeues_the_message(fault: Exception, task_id: str
     "fault", [ResponseError("attempt is not a number"), ValueError("no JSON"), KeyError("images")]
 )
 def test_the_message_of_an_unreadable_record_is_dropped(fault: Exception) -> None:
-    """Requeued, it would return for ever, before those of a lower priority; it is counted."""
+    """The message of an unreadable record is dropped and counted; requeued, it would never end."""
     made, unreadable = task(executor := StubExecutor(fault)), REJECTED.labels("odd_record")._value
     before = unreadable.get()
     with pytest.raises(Ignore):
@@ -159,7 +159,7 @@ def test_the_message_of_an_unreadable_record_is_dropped(fault: Exception) -> Non
 def test_a_task_whose_end_can_not_be_stored_stays_open(
     outcome: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No failure is stored instead, as Celery's own tracer would do once its Redis is back.
+    """A task whose end can't be stored stays open, and no failure is stored instead.
 
     The message is not requeued, where it would go before those of a lower priority. The reconciler
     sends an open task again, and that message tries again.
@@ -188,7 +188,7 @@ def test_a_task_whose_end_can_not_be_stored_stays_open(
 def test_after_a_failure_each_end_is_stored_without_retries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Retries would occupy the slots for what failed a moment ago."""
+    """After a failed write each end is stored without retries, which would occupy the slots."""
     made, tries = task(StubExecutor(SUCCEEDED)), list[str]()
 
     def fail(task_id: str, *_: Any, **__: Any) -> None:

@@ -39,7 +39,7 @@ def breaker(reasons: list[str]) -> CircuitBreaker:
 def test_different_tasks_that_fail_in_a_row_trip_it(
     breaker: CircuitBreaker, reasons: list[str], outcome: Outcome
 ) -> None:
-    """The third one does, once; the reason stays readable."""
+    """The third task in a row that fails trips the breaker once, and the reason stays readable."""
     for number in range(MAX_FAILURES - 1):
         breaker.count(f"t{number}", outcome, FAULT)
     assert (reasons, breaker.reason) == ([], None)

@@ -56,7 +56,7 @@ def test_a_waiting_task_is_claimed_to_run(
 def test_an_odd_time_of_submission_is_an_unreadable_record(
     records: TaskRecord, redis: Redis, keys: Keys, task_id: str, odd: str
 ) -> None:
-    """A time that no worker wrote: ValueError, by which its message is dropped."""
+    """A time of submission that is no finite number makes a record unreadable: ValueError."""
     redis.hset(keys.task(task_id), "submitted_at", odd)
     with pytest.raises(ValueError, match=r"submitted_at|float"):
         take(records, task_id)
@@ -66,7 +66,7 @@ def test_an_odd_time_of_submission_is_an_unreadable_record(
 def test_a_wait_is_never_negative_or_endless(
     records: TaskRecord, redis: Redis, keys: Keys, task_id: str, odd: str
 ) -> None:
-    """A finite time that no worker wrote: the wait is between 0 and the time since 1970."""
+    """A claim's wait is between 0 and the time since 1970, whatever finite time the record has."""
     redis.hset(keys.task(task_id), "submitted_at", odd)
     claim = take(records, task_id)
     assert claim.queued_s == (claim.claimed_at_s if float(odd) < 0 else 0.0)

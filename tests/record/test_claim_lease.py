@@ -101,7 +101,7 @@ def test_a_retry_that_comes_too_late_gets_nothing(  # noqa: PLR0913, PLR0917  # 
     monkeypatch: pytest.MonkeyPatch,
     end: TaskStatus | None,
 ) -> None:
-    """The same call again, after somebody else's claim, is answered as any other message is."""
+    """A claim that is repeated after somebody else's is answered as any other message is."""
 
     def meanwhile() -> None:
         claim = take_over(other, task_id)
@@ -129,7 +129,7 @@ def test_a_retry_in_time_has_a_whole_lease(
 def test_an_attempt_goes_on_from_the_checkpoint_of_the_one_before(
     records: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
-    """The claim names the step that was kept, its event tells it, and the state can be had."""
+    """A claim names the kept checkpoint's step, its event tells it, and the state can be read."""
     first = take(records, task_id)
     assert first.checkpoint_step == 0
     assert told(redis, keys, task_id)[-1]["resumed_from_step"] is None
@@ -147,7 +147,7 @@ def test_an_attempt_goes_on_from_the_checkpoint_of_the_one_before(
 def test_a_message_that_came_too_late_is_overdue(
     records: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
-    """Its own time limit is by Redis's clock; a task that was begun in time is not called back."""
+    """A message past its own time limit is overdue by Redis's clock, unless its task has begun."""
     at_s = now_s(redis)
     assert take(records, "late", expires_at_s=at_s - 1).answer == "overdue"
     assert kinds(redis, keys, "late") == []
@@ -158,7 +158,7 @@ def test_a_message_that_came_too_late_is_overdue(
 def test_the_queue_of_a_message_without_a_record_is_kept(
     records: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
-    """So that its message can be sent again; where a client wrote the record, it stays."""
+    """A claim without a record stores the message's queue; a record of a client keeps its own."""
     take(records, "raw", queue="generate.other")
     assert record(redis, keys, "raw")["queue"] == "generate.other"
     take(records, task_id, queue="generate.other")

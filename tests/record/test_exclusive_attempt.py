@@ -75,14 +75,14 @@ def room() -> Iterator[Room]:
 
 
 def test_ordinary_attempts_run_together(room: Room) -> None:
-    """All of them denoise at the same time."""
+    """Ordinary attempts all denoise at the same time."""
     for name in "abc":
         room.enter(name)
     until(lambda: room.inside == set("abc"))
 
 
 def test_alone_is_alone(room: Room) -> None:
-    """It waits until the others have ended, and none starts before it has ended."""
+    """An exclusive attempt waits for the others to end, and none starts before it has ended."""
     for name in "ab":
         room.enter(name)
     until(lambda: len(room.inside) == 2)
@@ -101,7 +101,7 @@ def test_alone_is_alone(room: Room) -> None:
 
 
 def test_later_tasks_do_not_starve_an_exclusive_one(room: Room) -> None:
-    """Tasks that come after it start after it, however many they are and however long it waits."""
+    """Tasks that come after an exclusive one start after it, however long it waits."""
     room.enter("before")
     until(lambda: room.inside == {"before"})
     room.enter("last", alone=True)
@@ -116,7 +116,7 @@ def test_later_tasks_do_not_starve_an_exclusive_one(room: Room) -> None:
 
 
 def test_two_exclusive_tasks_take_turns(room: Room) -> None:
-    """One after the other, and then the others together."""
+    """Two exclusive tasks run one after the other, and then the others together."""
     room.enter("before")
     until(lambda: room.inside == {"before"})
     for name in ("last1", "last2"):
@@ -137,7 +137,7 @@ def test_two_exclusive_tasks_take_turns(room: Room) -> None:
 @pytest.mark.parametrize("reason", [Stop.DRAINED, Stop.CANCELLED, Stop.SUPERSEDED])
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_task_that_waits_can_be_stopped(room: Room, reason: Stop, alone: bool) -> None:
-    """A drain or a cancel ends the wait, and the tasks behind it start."""
+    """A drain, a cancel or a takeover ends a task's wait, and the tasks behind it start."""
     room.enter("before", alone=not alone)
     until(lambda: room.inside == {"before"})
     control = Control()
@@ -156,7 +156,7 @@ def test_a_task_that_waits_can_be_stopped(room: Room, reason: Stop, alone: bool)
 
 
 def test_a_deadline_ends_the_wait(room: Room) -> None:
-    """It stops a waiting task as it stops a running one."""
+    """A deadline stops a waiting task as it stops a running one."""
     room.enter("before")
     until(lambda: room.inside == {"before"})
     waiting = room.enter("waits", alone=True, control=Control(deadline_s=0.0))
@@ -166,7 +166,7 @@ def test_a_deadline_ends_the_wait(room: Room) -> None:
 
 
 def test_a_task_that_fails_makes_room() -> None:
-    """After an error other tasks can start."""
+    """After a task's error other tasks can start, exclusive or not."""
     company = ExclusiveAttempt()
     for alone in (True, False, True):
         with pytest.raises(ValueError, match="broken"), company.enter(Control(), alone=alone):

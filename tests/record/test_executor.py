@@ -70,10 +70,7 @@ def is_taken_over(other: TaskRecord, task_id: str) -> bool:
 def test_a_task_that_waits_for_the_engine_can_be_cancelled(
     busy: Busy, client: GenerationClient
 ) -> None:
-    """It ends when it is cancelled, not when the engine gets to it.
-
-    The task before it keeps running.
-    """
+    """A cancelled task that waits for the engine ends at once; the task before it runs on."""
     second = busy.deliver("second")
     handle = client.handle("second")
     while client.status_many(["second"])["second"] is None:
@@ -102,7 +99,7 @@ def test_a_duplicate_occupies_no_slot(busy: Busy) -> None:
 def test_a_fault_of_the_worker_counts_as_an_attempt(
     busy: Busy, client: GenerationClient, redis: Redis, keys: Keys
 ) -> None:
-    """The task is requeued, and fails on its last attempt."""
+    """A task that a fault of the worker stopped is requeued, and fails on its last attempt."""
     busy.go_on.set()
     assert busy.first.result(WAIT_S) == TaskRequeued(BROKEN, counts=True)
     assert record(redis, keys, "first")["status"] == "queued"
@@ -119,9 +116,10 @@ def test_a_fault_of_the_worker_counts_as_an_attempt(
 def test_a_model_that_is_missing_or_broken_fails_its_tasks_at_once(
     busy: Busy, client: GenerationClient, redis: Redis, keys: Keys
 ) -> None:
-    """They become dead letters after one attempt, since others would find the same files.
+    """A task whose model is missing or broken becomes a dead letter after one attempt.
 
-    Three in a row stop the process: another worker may have a good copy of the model.
+    Other workers would find the same files. Three in a row stop the process: another worker may
+    have a good copy of the model.
     """
     busy.error = ModelLoadError("no such folder; do this", retryable=False)
     busy.go_on.set()
@@ -143,7 +141,7 @@ def test_a_model_that_is_missing_or_broken_fails_its_tasks_at_once(
 def test_the_log_has_the_claim_and_end_of_each_attempt(
     busy: Busy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each is one line; a failure has its code and reason, and no part of a refused request."""
+    """The log has a line for each claim and end, with code and reason, and without the request."""
     caplog.set_level("INFO")
     busy.deliver("first").result(WAIT_S)
     busy.go_on.set()
@@ -185,7 +183,7 @@ def test_a_request_that_breaks_validation_fails(
 def test_the_record_of_a_refused_request_has_its_pushes(
     busy: Busy, records: TaskRecord, prompt: object
 ) -> None:
-    """However invalid or long the rest of the request is."""
+    """The record of a refused request has its pushes, however invalid or long the rest is."""
     asked = {"prompt": prompt, "webhook": "https://a.b/"}
     assert isinstance(busy.executor.execute(Delivery("refused", asked)), TaskFailed)
     busy.executor.close("refused")
@@ -194,7 +192,7 @@ def test_the_record_of_a_refused_request_has_its_pushes(
 
 
 def test_a_process_in_which_every_task_fails_claims_no_more(busy: Busy) -> None:
-    """After three tasks it reports the reason once and requeues the others.
+    """A process in which three tasks fail reports the reason once and requeues the others.
 
     Each of the three has lost one attempt, the fourth none.
     """
@@ -215,7 +213,7 @@ def test_a_process_in_which_every_task_fails_claims_no_more(busy: Busy) -> None:
 def test_a_process_that_renews_no_lease_claims_nothing(
     busy: Busy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has the reason; running tasks go on, and renewals open the gate again."""
+    """A process that renews no lease claims nothing, and claims again after a renewal."""
     monkeypatch.setattr(Lease, "is_well", property(lambda _: False))
     assert "no lease could be renewed" in str(busy.gate.refusal)
     assert not busy.first.done()
@@ -226,7 +224,7 @@ def test_a_process_that_renews_no_lease_claims_nothing(
 def test_a_task_that_another_worker_claimed_while_it_waited_writes_nothing(
     busy: Busy, other: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
-    """It is dropped and leaves the record to its new owner."""
+    """A task that another worker claimed while it waited is dropped and writes nothing."""
     second = busy.deliver("second")
     while len(busy.tasks.claimed()) < 2:
         pass
@@ -237,7 +235,7 @@ def test_a_task_that_another_worker_claimed_while_it_waited_writes_nothing(
 
 
 def test_a_message_past_its_expires_is_not_started(busy: Busy, redis: Redis, keys: Keys) -> None:
-    """Its record ends as `expired` with one event, and Celery can tell it from a deadline."""
+    """A message past its `expires` is not started; its record ends as `expired` with one event."""
     late = Delivery("late", {"prompt": "x", "model": keys.namespace}, expires_at_s=1000.0)
     assert busy.executor.execute(late) == TaskExpired(0, by_message=True)
     assert busy.executor.execute(late) == TaskExpired(0, by_message=True)  # as before
@@ -248,7 +246,7 @@ def test_a_message_past_its_expires_is_not_started(busy: Busy, redis: Redis, key
 def test_a_task_without_attempts_left_is_a_dead_letter(
     busy: Busy, other: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
-    """It fails with `attempts_exhausted`."""
+    """A task without attempts left fails with `attempts_exhausted` and is a dead letter."""
     take(other, "poison", max_attempts=2)
     take_over(other, "poison", max_attempts=2)
     redis.hset(keys.task("poison"), "lease_until", "1.0")
@@ -262,7 +260,7 @@ def test_a_task_without_attempts_left_is_a_dead_letter(
 def test_a_redis_that_stays_unavailable_fails_no_task(
     busy: Busy, records: TaskRecord, redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message is requeued; there is no dead letter, and the circuit breaker does not trip."""
+    """A Redis that stays unavailable fails no task, makes no dead letter and trips no breaker."""
 
     def stay_away(_task_id: str) -> bytes | None:
         raise RedisConnectionError("away")
@@ -283,7 +281,7 @@ def test_a_redis_that_stays_unavailable_fails_no_task(
 def test_a_process_that_hangs_requeues_its_tasks_and_claims_nothing(
     busy: Busy, client: GenerationClient, redis: Redis, keys: Keys
 ) -> None:
-    """Other workers can claim them; a task whose cancel was requested ends as cancelled."""
+    """A process that hangs claims nothing, and its tasks are requeued or end as cancelled."""
     second, third = busy.deliver("second"), busy.deliver("third")
     while len(busy.tasks.claimed()) < 3:
         pass
@@ -300,7 +298,7 @@ def test_a_process_that_hangs_requeues_its_tasks_and_claims_nothing(
 def test_a_cancel_wins_over_a_drain(
     busy: Busy, client: GenerationClient, redis: Redis, keys: Keys
 ) -> None:
-    """Requeued, the task would wait for another worker only to be cancelled."""
+    """A drained task whose cancel was requested ends as cancelled and is not requeued."""
     second = busy.deliver("second")
     while len(busy.tasks.claimed()) < 2:
         pass
@@ -322,5 +320,5 @@ def test_a_cancel_wins_over_a_drain(
 def test_outcomes_of_other_versions_can_be_read(
     status: str, outcome: dict[str, Any], wants: Outcome
 ) -> None:
-    """Versions that run at the same time read each other's records."""
+    """Outcomes in the records of other versions can be read, with fields missing or unknown."""
     assert from_record(Ended(status, outcome)) == wants

@@ -55,21 +55,21 @@ def left_at(clock: Clock, is_busy: Callable[[], bool], drain_s: float = 30.0) ->
 
 
 def test_a_process_without_tasks_has_some_seconds(clock: Clock) -> None:
-    """Those of the drain are not waited for; the first status counts."""
+    """A process without tasks has 20 s to exit, not the drain's; the first status counts."""
     at_s, status = left_at(clock, lambda: False)
     assert at_s == pytest.approx(20.0, abs=0.2)  # a pause between two checks
     assert status == 7
 
 
 def test_a_process_whose_task_never_ends_has_the_timeout(clock: Clock) -> None:
-    """It is counted from the end of the drain."""
+    """A process whose task never ends exits at the timeout, counted from the end of the drain."""
     at_s, status = left_at(clock, lambda: True)
     assert at_s == pytest.approx(120.0, abs=0.2)  # a pause between two checks
     assert status == 7
 
 
 def test_the_last_task_ends_the_wait(clock: Clock) -> None:
-    """From then on the process has the seconds of one without tasks, within the timeout."""
+    """After its last task a process has the seconds of one without tasks, within the timeout."""
     at_s, _ = left_at(clock, lambda: clock.now_s < 110.0)
     assert at_s == pytest.approx(30.0, abs=0.2)
     clock.now_s = 100.0
@@ -78,6 +78,6 @@ def test_the_last_task_ends_the_wait(clock: Clock) -> None:
 
 
 def test_a_task_that_begins_after_the_order_has_its_drain(clock: Clock) -> None:
-    """A message that was taken before may become a task later: the 20 s are without a break."""
+    """A task that begins after the order has its drain: the 20 s without tasks begin again."""
     at_s, _ = left_at(clock, lambda: 105.0 < clock.now_s < 112.0 or 125.0 < clock.now_s < 127.0)
     assert at_s == pytest.approx(47.0, abs=0.2)

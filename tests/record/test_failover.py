@@ -49,12 +49,12 @@ def whole(watched: sentinels.Watched) -> sentinels.Watched:
 
 
 def fall_over(watched: sentinels.Watched) -> object:
-    """An operator's failover."""
+    """Promote a replica, as an operator does."""
     return watched.fail_over()
 
 
 def die(watched: sentinels.Watched) -> object:
-    """The primary's process is killed."""
+    """Kill the primary's process."""
     return watched.kill_primary()
 
 
@@ -78,7 +78,7 @@ def until_answered(call: Callable[[], Any]) -> Any:
 def test_everything_goes_on_with_the_new_primary(
     whole: sentinels.Watched, namespace: str, change: Callable[[sentinels.Watched], object]
 ) -> None:
-    """Clients, the worker's consumer, its results, records and leases: connections made before."""
+    """Clients, consumer, results, records and leases go on with the new primary, as connected."""
     keys, url = Keys(namespace), whole.url
     redis = connect_impatiently(url, 2.0)
     app = create_app(Settings(broker_url=url, device="cpu"))
@@ -181,12 +181,12 @@ def test_a_server_that_is_no_primary_is_left(whole: sentinels.Watched) -> None:
     ],
 )
 def test_refusals_for_which_a_server_is_left(text: str, *, is_left: bool) -> None:
-    """A replica's, and those of a primary that lost its replicas, as one that was replaced does."""
+    """A refusal by a replica, or by a primary without its replicas, means leaving that server."""
     assert pools.is_demoted(ResponseError(text)) is is_left
 
 
 def test_users_and_passwords_of_both(whole: sentinels.Watched, namespace: str) -> None:
-    """One user for Redis and another for its sentinels, with characters that URLs encode."""
+    """The logins of Redis and of its sentinels may have characters that URLs encode."""
     user, password = "art@home/1", "p:w#?/@"
     everything: dict[str, Any] = {
         "enabled": True, "passwords": [f"+{password}"], "keys": ["*"], "channels": ["*"],
@@ -209,7 +209,7 @@ def test_users_and_passwords_of_both(whole: sentinels.Watched, namespace: str) -
 
 
 def test_sentinels_that_do_not_answer_are_skipped(whole: sentinels.Watched) -> None:
-    """One that is gone is passed over."""
+    """A sentinel that does not answer is skipped."""
     with connect(whole.url.replace("sentinel://", "sentinel://127.0.0.1:9,")) as redis:
         assert redis.ping()
 

@@ -135,7 +135,7 @@ def test_a_call_for_many_tasks_answers_for_each(
 def test_a_call_is_limited(
     records: TaskRecord, limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In number and bytes; a single write of any size is made, and the answers tell how many."""
+    """A call writes a limited number and bytes, at least one write, and answers tell how many."""
     claim = take(records, "t")
     if limit == "MAX_WRITES":
         monkeypatch.setattr(task_record, limit, 2)

@@ -58,7 +58,7 @@ def listed(redis: Redis, keys: Keys) -> set[str]:
 def test_a_process_that_starts_removes_its_dead_predecessor(
     lease: Lease, found: Settings, redis: Redis, keys: Keys
 ) -> None:
-    """Also one that renewed a moment ago, of its host and name only; and who is long silent."""
+    """A process that starts removes its dead predecessor of host and name, and the long silent."""
     now, others = time.time(), (f"{HOST}:cpu2:x", f"{HOST}:c:x", FAR)
     redis.zadd(keys.workers, dict.fromkeys((OLD, *others), now))
     redis.zadd(keys.workers, {"gone:cpu:x": now - FORGET_WORKER_S - 1})
@@ -70,7 +70,7 @@ def test_a_process_that_starts_removes_its_dead_predecessor(
 def test_a_process_that_froze_beside_one_of_its_name_is_reported(
     lease: Lease, found: Settings, redis: Redis, keys: Keys
 ) -> None:
-    """It has renewed since the other started, so it is no predecessor, and stays in the list."""
+    """A process that renewed after another of its name started stays in the list, as silent."""
     redis.zadd(keys.workers, {OLD: time.time()})
     lease.start()
     until(lambda: listed(redis, keys) == {NEW})
@@ -84,7 +84,7 @@ def test_a_process_that_froze_beside_one_of_its_name_is_reported(
 def test_a_process_that_renewed_and_does_not_answer_is_reported(
     found: Settings, redis: Redis, keys: Keys
 ) -> None:
-    """Beside one of the same name that answers; for some minutes, and on its own host only."""
+    """A process that renewed and does not answer is reported for some minutes, on its host only."""
     now = time.time()
     redis.zadd(keys.workers, {OLD: now - 9, NEW: now, FAR: now - 9})
     workers = host_workers(found)
@@ -102,7 +102,7 @@ def test_a_process_that_renewed_and_does_not_answer_is_reported(
 def test_a_redis_of_records_that_never_answers_is_given_up_within_seconds(
     found: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It accepts connections; the workers that answered are reported, before a probe's timeout."""
+    """`health` gives up in seconds on a Redis of records that never answers, and names workers."""
     monkeypatch.setattr(health, "RECORDS_TIMEOUT_S", 0.1)
     with socket.create_server((embedded.LOOPBACK, 0)) as silent:
         url = f"redis://{embedded.LOOPBACK}:{silent.getsockname()[1]}/0"

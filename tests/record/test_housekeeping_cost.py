@@ -50,7 +50,7 @@ def commands(redis: Redis) -> int:
 
 @pytest.mark.parametrize("number", [3_000, pytest.param(30_000, marks=pytest.mark.slow)])
 def test_a_round_reads_a_bounded_number_of_tasks(redis: Redis, keys: Keys, number: int) -> None:
-    """Some 500 that were written lately and some 500 of the walk, however many wait."""
+    """A round reads some 500 recent tasks and some 500 of its walk, however many wait."""
     wait_in_line(redis, keys, number)
     made = elected(redis, keys, Sent())
     most = 0
@@ -96,7 +96,7 @@ def test_a_purge_is_repaired_over_many_rounds(redis: Redis, keys: Keys) -> None:
 def test_tasks_of_one_instant_are_all_read(
     redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More than a slice of tasks with one score: the reader comes past them."""
+    """Tasks with one score are all read, even if they are more than a slice."""
     monkeypatch.setattr("worker.recovery.touched_tasks.SLICE", 10)
     wait_in_line(redis, keys, 60)
     age(redis, keys, *(f"t{each}" for each in range(60)))
@@ -157,7 +157,7 @@ def test_large_messages_are_read_in_small_slices(cost: int, settled: int) -> Non
 
 
 def test_a_message_of_another_program_costs_more(redis: Redis, keys: Keys) -> None:
-    """It is parsed, a client's is not."""
+    """A message of another program, which is parsed, costs more than a client's, which is not."""
     queue, messages = names.queue_name(keys.namespace), HeldMessages(redis)
     redis.lpush(queue, task_message("t", '{"prompt":"x"}', queue, 0))
     cheap = messages.ids(queue, 0, 10)
@@ -176,7 +176,7 @@ def submitted(client: GenerationClient, task_id: str, **wanted: Any) -> None:
 def test_a_score_in_the_future_hides_no_task(
     redis: Redis, keys: Keys, client: GenerationClient
 ) -> None:
-    """Nor does a clock of Redis that was set back: deadlines end tasks all the same."""
+    """Neither a score in the future nor a clock set back hides a task from its deadline."""
     redis.zadd(keys.open, {"bogus": 9e15})
     made = elected(redis, keys, Sent())
     made.run_once()
@@ -196,7 +196,7 @@ def test_a_score_in_the_future_hides_no_task(
 def test_an_error_postpones_and_drops_nothing(
     redis: Redis, keys: Keys, client: GenerationClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a round could not do for a lack of Redis the next one does."""
+    """An error postpones what a round could not do to the next round, and drops nothing."""
     made = elected(redis, keys, Sent())
     submitted(client, "late", deadline_s=0.001)
     submitted(client, "pushed", webhook="https://example.com/x")
@@ -251,7 +251,7 @@ def test_many_deadlines_at_once_are_ended_over_rounds(
 def test_the_first_event_of_a_waiting_task_takes_little(
     redis: Redis, keys: Keys, client: GenerationClient
 ) -> None:
-    """Redis allocates 4 KiB for it; the reconciler copies the stream, which is the same after."""
+    """The reconciler's copy of a waiting task's stream takes little memory and is the same."""
     submitted(client, "t")
     stream = keys.events("t")
     before = redis.memory_usage(stream), redis.xrange(stream)

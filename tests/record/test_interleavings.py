@@ -242,7 +242,7 @@ ORDERS = st.builds(list.__add__, BEGINNINGS, st.lists(OPERATIONS, min_size=3, ma
 def test_no_order_of_operations_breaks_a_record(
     redis_url: str, operations: list[tuple[Any, ...]]
 ) -> None:
-    """One terminal event, the last; no gap in the numbers; a final end; open until it is closed."""
+    """In any order of operations a record has one end, the last event, and gapless numbers."""
     run(redis_url, operations)
 
 
@@ -252,7 +252,7 @@ def test_no_order_of_operations_breaks_a_record(
 def test_no_order_of_many_breaks_a_record(
     redis_url: str, operations: list[tuple[Any, ...]]
 ) -> None:
-    """The same for more orders, drawn anew each time."""
+    """In any of many orders, drawn anew each time, a record has one end and gapless numbers."""
     run(redis_url, operations)
 
 

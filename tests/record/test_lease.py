@@ -125,7 +125,7 @@ def test_a_new_claim_is_renewed_at_once(
     tasks: ActiveTasks,
     records: TaskRecord,
 ) -> None:
-    """Not only after a period: the lease of its message may end before that of the task."""
+    """A new claim is renewed at once, as the lease of its message may end before the period."""
     lease = leases(3600.0, period_s=900.0)
     lease.start()
     until(partial(is_subscribed, redis, keys))
@@ -142,7 +142,7 @@ def test_a_cancel_is_noticed_at_once(
     client: GenerationClient,
     task_id: str,
 ) -> None:
-    """The pub/sub message of a cancel is enough, long before the next renewal; others run on."""
+    """A cancel's pub/sub message stops its task at once, before any renewal; others run on."""
     lease = leases(3600.0, period_s=900.0)
     task = hold(tasks, take(records, task_id))
     other = hold(tasks, take(records, "another"))
@@ -182,7 +182,7 @@ def test_a_cancel_whose_pubsub_message_was_lost_is_noticed_by_the_next_renewal(
     keys: Keys,
     task_id: str,
 ) -> None:
-    """The record decides; the channel only makes it quick."""
+    """A cancel whose pub/sub message was lost is noticed by the next renewal, from the record."""
     lease = leases(2.0)
     task = hold(tasks, take(records, task_id))
     redis.hset(keys.task(task_id), "cancel_requested", 1)
@@ -199,7 +199,7 @@ def test_a_task_that_another_worker_claimed_is_stopped(
     redis: Redis,
     task_id: str,
 ) -> None:
-    """It stops, is renewed no more, and the new owner's lease is left alone."""
+    """A task that another worker claimed is stopped and renewed no more; the new lease is kept."""
     lease = leases(3600.0)
     task = hold(tasks, take(records, task_id))
     take_over(other, task_id)

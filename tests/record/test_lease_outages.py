@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def test_an_outage_makes_the_process_unwell_and_stops_no_task(tmp_path: Path, keys: Keys) -> None:
-    """Unwell after a lease without Redis; then it renews, notices cancels and is well again."""
+    """An outage makes a process unwell after a lease and stops no task; then it is well again."""
     port, tasks = embedded.free_port(), ActiveTasks()
     with embedded.redis_server(tmp_path, port) as url:
         redis = connect_impatiently(url, 0.5)
@@ -61,7 +61,7 @@ def test_an_outage_makes_the_process_unwell_and_stops_no_task(tmp_path: Path, ke
 def test_a_process_without_tasks_notices_an_outage_too(
     redis: Redis, keys: Keys, tmp_path: Path, gone: str
 ) -> None:
-    """It could not run what it would claim."""
+    """A process without tasks is unwell in an outage too: it could not run what it would claim."""
     with embedded.redis_server(tmp_path) as url:
         away = connect_impatiently(url, 0.5)
         records, book = (away, redis) if gone == "records" else (redis, away)
@@ -105,7 +105,7 @@ def test_a_lost_subscription_is_replaced(redis: Redis, keys: Keys) -> None:
 def test_a_wrong_clock_of_the_worker_changes_nothing(
     redis: Redis, keys: Keys, task_id: str, monkeypatch: pytest.MonkeyPatch, wrong_s: float
 ) -> None:
-    """Leases depend on Redis's clock alone."""
+    """A wrong clock of the worker changes no lease: leases depend on Redis's clock alone."""
     right, redis_s = time.time, now_s(redis)
     monkeypatch.setattr(time, "time", lambda: right() + wrong_s)
     messages = HeldMessages(redis)

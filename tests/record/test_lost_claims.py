@@ -59,7 +59,7 @@ def test_the_lost_claim_writes_nothing(
     both: tuple[TaskRecord, Claim, TaskRecord, Claim],
     write: Callable[[TaskRecord, Claim], object],
 ) -> None:
-    """The answer to its owner is `SUPERSEDED`, and the record stays that of the other."""
+    """A write by the owner of a lost claim is answered `SUPERSEDED` and changes nothing."""
     first, lost, second, kept = both
     before = owners.record(first.redis, first.keys, TASK)
     assert write(first, lost) is WriteAnswer.SUPERSEDED

@@ -132,7 +132,7 @@ def test_a_message_taken_between_two_slices_is_found(
 def test_an_id_is_read_from_any_message(
     messages: HeldMessages, redis: Redis, namespace: str, compact: bool
 ) -> None:
-    """From a client's message by its beginning, from any other by parsing it; waiting and held."""
+    """An id is read from a client's message by its beginning, from any other by parsing it."""
     queue = names.queue_name(namespace)
     entry = task_message("a.b_c-1", '{"prompt": "\\"id\\": \\"x\\""}', queue, 0)
     if not compact:

@@ -143,7 +143,7 @@ def test_any_priority_has_a_list(
 def test_a_requeued_message_goes_to_its_list(  # fixtures and cases
     messages: HeldMessages, redis: Redis, namespace: str, placed: int, own: object, place: int
 ) -> None:
-    """Its own priority counts, but not before the list that it came from, and no other says 0."""
+    """A requeued message goes to the later of its own priority's list and the one it came from."""
     queue = names.queue_name(namespace)
     redis.lpush(names.queue_list(queue, placed), json.dumps(with_properties(priority=own)))
     assert messages.requeue(taken(redis, namespace, namespace))
@@ -153,7 +153,7 @@ def test_a_requeued_message_goes_to_its_list(  # fixtures and cases
 def test_a_message_that_an_earlier_version_holds_is_requeued(
     messages: HeldMessages, redis: Redis, namespace: str
 ) -> None:
-    """That version did not store the list: the message's own priority counts, 0 without one."""
+    """A message that an earlier version holds is requeued by the message's own priority."""
     tag, queue = new_tag(namespace), names.queue_name(namespace)
     redis.hset(UNACKED, tag, json.dumps([with_properties(priority=7), "", queue]))
     redis.zadd(UNACKED_INDEX, {tag: 1.0})

@@ -70,7 +70,10 @@ def written(redis: Redis, keys: Keys) -> Callable[[], dict[str, Any] | None]:
 def test_an_entry_is_written_when_it_changes(
     lease: Lease, told: Told, written: Callable[[], dict[str, Any] | None]
 ) -> None:
-    """Not with each renewal: an idle process makes few commands. It also says when it was."""
+    """A pool entry is written when it changes, not with each renewal, and has its time.
+
+    An idle process makes few commands.
+    """
     lease.renew()
     first = written()
     assert first is not None
@@ -91,7 +94,7 @@ def test_an_entry_is_written_when_it_changes(
 def test_an_unchanged_entry_is_written_again_after_a_while(
     lease: Lease, written: Callable[[], dict[str, Any] | None]
 ) -> None:
-    """So that one that somebody else has removed comes back."""
+    """An unchanged entry is written again after a while, so that a removed one comes back."""
     lease.renew()
     assert written()
     lease._pool._written_s -= REWRITE_PERIOD_S / 2
@@ -105,7 +108,7 @@ def test_an_unchanged_entry_is_written_again_after_a_while(
 def test_an_entry_that_was_not_written_is_written_with_the_next_renewal(
     lease: Lease, redis: Redis, keys: Keys, written: Callable[[], dict[str, Any] | None]
 ) -> None:
-    """Whatever a failed pipeline has done."""
+    """An entry that a failed pipeline did not write is written with the next renewal."""
     redis.set(keys.workers, "x")
     with pytest.raises(ResponseError):
         lease.renew()
@@ -116,7 +119,7 @@ def test_an_entry_that_was_not_written_is_written_with_the_next_renewal(
 
 
 def test_an_entry_goes_with_its_process(lease: Lease, redis: Redis, keys: Keys) -> None:
-    """When it leaves, and when a later process of its name starts."""
+    """An entry is removed when its process leaves, and when a later one of its name starts."""
     others = {"host:w:0": 1.0, "gone:w:1": 1.0, "gone:x:1": 4e9}
     redis.zadd(keys.workers, others)
     redis.hset(keys.pool, mapping=dict.fromkeys(others, "{}"))
@@ -131,7 +134,7 @@ def test_an_entry_goes_with_its_process(lease: Lease, redis: Redis, keys: Keys) 
 def test_the_entry_of_a_dead_process_goes_with_its_messages(
     redis: Redis, redis_url: str, keys: Keys
 ) -> None:
-    """Its supervisor removes it at once, so that the slots of a dead process are not counted."""
+    """The supervisor removes a dead process's entry at once, so that its slots do not count."""
     redis.zadd(keys.workers, {OWNER: 4e9, "host:w:2": 4e9})
     redis.hset(keys.pool, mapping={OWNER: "{}", "host:w:2": "{}"})
     settings = Settings(broker_url=SecretStr(redis_url), namespace=keys.namespace)
@@ -152,7 +155,7 @@ class Unready(HeldMessages):
 
 
 def test_the_entry_goes_while_the_broker_is_away(redis: Redis, keys: Keys) -> None:
-    """The broker may be another server; entries of processes that are not listed are not read."""
+    """An entry is removed also while the broker, perhaps another server, is away."""
     redis.zadd(keys.workers, {OWNER: 4e9})
     redis.hset(keys.pool, OWNER, "{}")
     Lease(redis, keys, ActiveTasks(), Unready(redis), list, 60.0, owner=OWNER)._leave()
@@ -160,7 +163,7 @@ def test_the_entry_goes_while_the_broker_is_away(redis: Redis, keys: Keys) -> No
 
 
 def test_predecessors_stay_listed_until_they_are_retired(redis: Redis, keys: Keys) -> None:
-    """A later round finds them again; then nothing of them is left."""
+    """A predecessor stays listed until a round has retired it; then nothing of it is left."""
     redis.zadd(keys.workers, {"gone:w:1": 1.0})
     redis.hset(keys.pool, "gone:w:1", "{}")
     redis.zadd(ready_key("q"), {"gone:w:1": 1.0})
@@ -179,7 +182,7 @@ def test_predecessors_stay_listed_until_they_are_retired(redis: Redis, keys: Key
 def test_a_dead_process_is_removed_while_the_broker_fails(
     redis: Redis, redis_url: str, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error is raised, so that the supervisor tries again; the pool is right already."""
+    """A dead process is removed while the broker fails, and the error lets the supervisor retry."""
     redis.zadd(keys.workers, {OWNER: 4e9})
     redis.hset(keys.pool, OWNER, "{}")
     monkeypatch.setattr(release, "HeldMessages", Unready)
@@ -197,17 +200,17 @@ def test_a_dead_process_is_removed_while_the_broker_fails(
     ],
 )  # fmt: skip
 def test_an_entry_of_another_kind_is_not_understood(raw: bytes) -> None:
-    """None, not an error: another version or program has written it."""
+    """An entry that another version or program has written is read as None, not as an error."""
     assert WorkerState.parse(raw) is None
 
 
 def test_more_fields_are_ignored() -> None:
-    """A later version may tell more."""
+    """Unknown fields of an entry are ignored, as a later version may tell more."""
     raw = b'{"slots": 2, "running": 1, "refusal": null, "device": "x", "at": 1, "new": []}'
     assert WorkerState.parse(raw) == WorkerState(slots=2, running=1, refusal=None, device="x")
 
 
 @pytest.mark.parametrize(("lease_s", "after_s"), [(2, 30.0), (15, 30.0), (60, 120.0)])
 def test_a_silent_process_is_stale_after_two_leases(lease_s: float, after_s: float) -> None:
-    """And not before half a minute: an idle process renews seldom."""
+    """A silent process is stale after two leases, and not before half a minute."""
     assert stale_after_s(lease_s) == after_s

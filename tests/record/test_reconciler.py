@@ -47,7 +47,7 @@ def lose(redis: Redis, model: str) -> None:
 def test_a_waiting_task_without_a_message_is_sent_again(
     redis: Redis, keys: Keys, task_id: str, sent: Sent
 ) -> None:
-    """Once, with its own request, to the queue of its record; then it has time to arrive."""
+    """A waiting task without a message is sent again once, with its request, to its own queue."""
     lose(redis, keys.namespace)
     made = elected(redis, keys, sent)
     made.walk()
@@ -68,7 +68,7 @@ def test_a_waiting_task_without_a_message_is_sent_again(
 def test_a_running_task_is_sent_again_when_its_owner_is_dead(
     records: TaskRecord, redis: Redis, task_id: str, sent: Sent, lost: bool
 ) -> None:
-    """While its lease lasts the task is held, whether it has a message or not."""
+    """A running task without a message is sent again only after its lease has run out."""
     take(records, task_id)
     lose(redis, records.keys.namespace)
     age(redis, records.keys, task_id)
@@ -82,7 +82,7 @@ def test_a_running_task_is_sent_again_when_its_owner_is_dead(
 def test_a_task_that_has_a_message_is_not_sent_again(
     records: TaskRecord, redis: Redis, task_id: str, sent: Sent, place: str
 ) -> None:
-    """Wherever the message is."""
+    """A task that has a message is not sent again, wherever the message is."""
     model = records.keys.namespace
     if place == "another priority":
         lose(redis, model)
@@ -100,7 +100,7 @@ def test_a_task_that_has_a_message_is_not_sent_again(
 def test_a_task_without_a_celery_result_is_sent_again(
     client: GenerationClient, records: TaskRecord, redis: Redis, task_id: str, sent: Sent
 ) -> None:
-    """Its claim is answered with its end, until Celery's result is written; then no more."""
+    """An ended task without a Celery result is sent again until that is written, then no more."""
     assert client.handle(task_id).cancel() is TaskStatus.QUEUED
     lose(redis, records.keys.namespace)
     made = elected(redis, records.keys, sent)
@@ -134,7 +134,7 @@ ODD: dict[str, Callable[[Redis, Keys], Any]] = {
 def test_an_unreadable_record_stops_no_other(
     redis: Redis, keys: Keys, task_id: str, sent: Sent, odd: str
 ) -> None:
-    """It is logged, counted and removed from the open tasks; the others are sent again."""
+    """An unreadable record is counted and removed from the open tasks; others are sent again."""
     if odd != "a string":
         redis.hset(keys.task("odd"), "status", "queued")
     ODD[odd](redis, keys)
@@ -161,7 +161,7 @@ def test_an_old_end_is_closed(
     sent: Sent,
     place: str,
 ) -> None:
-    """One of longer ago than records are kept, unless a message waits that would start it again."""
+    """An end of longer ago than records are kept is closed, unless a message of it waits."""
     keys = records.keys
     client.handle(task_id).cancel()
     if place == "nowhere":
@@ -177,7 +177,7 @@ def test_an_old_end_is_closed(
 def test_old_cancels_of_unknown_tasks_are_deleted(
     client: GenerationClient, redis: Redis, keys: Keys, sent: Sent
 ) -> None:
-    """They are kept as long as records; a task that was submitted meanwhile keeps its record."""
+    """Old cancels of unknown tasks are deleted; a task that was submitted meanwhile is kept."""
     order = {"prompt": "x", "model": keys.namespace}
     for name in ("old", "new", "came"):
         client.handle(name).cancel()
@@ -195,7 +195,7 @@ def test_old_cancels_of_unknown_tasks_are_deleted(
 def test_what_is_sent_is_what_a_client_sends(
     client: GenerationClient, redis: Redis, keys: Keys, priority: int
 ) -> None:
-    """The message is in the queue of its model and priority, also of a model not served here."""
+    """A message that is sent again equals the client's, also for a model not served here."""
     model = f"{keys.namespace}.rare"
     client.submit({"prompt": "x", "model": model, "priority": priority}, "t")
     (first,) = waiting(redis, model)
@@ -213,7 +213,7 @@ def test_what_is_sent_is_what_a_client_sends(
 def test_a_task_with_an_unreadable_request_is_sent_again_too(
     records: TaskRecord, redis: Redis, request_: str
 ) -> None:
-    """Its next claim fails it; without a message it would stay open for ever."""
+    """A task with an unreadable request is sent again too, so that its next claim fails it."""
     take(records, "odd", request=request_, queue="generate.q")
     lapse(redis, records.keys, "odd")
     age(redis, records.keys, "odd")
@@ -242,7 +242,7 @@ def purge(client: GenerationClient, url: str) -> int:
 def test_a_purge_ends_no_task(
     client: GenerationClient, redis: Redis, redis_url: str, sent: Sent
 ) -> None:
-    """What was submitted and not cancelled is sent again from the records."""
+    """A purge ends no task: those submitted and not cancelled are sent again from the records."""
     ids = [f"t{number}" for number in range(5)]
     for task_id in ids:
         client.submit({"prompt": task_id, "model": client.keys.namespace}, task_id)

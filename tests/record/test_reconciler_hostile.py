@@ -84,7 +84,7 @@ POISONS = [
 def test_a_lost_task_is_sent_again_anyway(
     poison: Callable[..., None], victim: str, redis: Redis, keys: Keys, records: TaskRecord
 ) -> None:
-    """Whatever else is malformed."""
+    """A lost task is sent again, whatever else is malformed."""
     poison(redis, keys, records)
     sent = Sent()
     try:
@@ -99,7 +99,7 @@ def test_a_lost_task_is_sent_again_anyway(
 def test_one_that_cannot_be_sent_stops_no_other(
     victim: str, redis: Redis, keys: Keys, client: GenerationClient
 ) -> None:
-    """It waits for a lease."""
+    """A task that cannot be sent keeps no other lost task from being sent again."""
     client.submit({"prompt": "x", "model": keys.namespace}, "broken")
     redis.delete(*names.queue_lists(keys.namespace))
     age(redis, keys, "broken")
@@ -134,7 +134,7 @@ ODD_WAITING: dict[str, Callable[[Redis, Keys], Any]] = {
 def test_an_unreadable_deadline_stops_no_other(
     redis: Redis, keys: Keys, client: GenerationClient, odd: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever a producer wrote: another task's deadline ends it."""
+    """A malformed waiting task does not keep another task's deadline from ending it."""
     monkeypatch.setattr("worker.recovery.reconciler.UNAVAILABLE_GRACE_S", 0.0)
     redis.hset(keys.task("odd"), mapping={"status": "queued"})
     ODD_WAITING[odd](redis, keys)
@@ -154,7 +154,7 @@ def test_an_unreadable_deadline_stops_no_other(
 def test_open_tasks_of_another_type_are_deleted(
     redis: Redis, keys: Keys, records: TaskRecord, client: GenerationClient
 ) -> None:
-    """Until then no task is claimed, and nothing of it is written."""
+    """Open tasks of another type are deleted; until then no claim is granted or written."""
     redis.sadd(keys.open, "x")
     with pytest.raises(Exception, match="WRONGTYPE"):
         ask(records, "new")
@@ -167,7 +167,7 @@ def test_open_tasks_of_another_type_are_deleted(
 def test_a_message_that_can_not_be_requeued_stays_held(
     redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its list is of another type: the message is not lost, and others are requeued."""
+    """A message whose list is of another type stays held, and others are requeued."""
     monkeypatch.setattr("worker.recovery.reconciler.UNAVAILABLE_GRACE_S", 0.0)
     post(redis, keys.namespace, "bad", priority=9)
     bad = taken(redis, "dead", keys.namespace)
@@ -189,7 +189,7 @@ def test_a_message_that_can_not_be_requeued_stays_held(
 def test_the_pushes_of_a_queued_task_are_not_read(
     victim: str, redis: Redis, keys: Keys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only those of ended tasks: with thousands of queued ones each call costs."""
+    """The reconciler reads no pushes of queued tasks, of which there may be thousands."""
     made = elected(redis, keys, sent := Sent())
     asked: list[str] = []
     monkeypatch.setattr(made._tasks._pushes, "add", asked.append)

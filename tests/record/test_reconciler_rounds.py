@@ -67,7 +67,7 @@ def test_expired_messages_are_requeued(redis: Redis, keys: Keys, rounds: list[Re
 def test_one_is_elected_and_another_when_it_leaves(
     redis: Redis, keys: Keys, rounds: list[Reconciler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of several works; when it is closed or dies, another is elected."""
+    """One reconciler of several works; when it is closed or dies, another is elected."""
     done: list[str] = []
     made = {name: reconciler(redis, keys, Sent()) for name in ("first", "second", "third")}
     for name, each in made.items():
@@ -93,7 +93,7 @@ def test_one_is_elected_and_another_when_it_leaves(
 def test_one_that_is_elected_late_was_not_frozen(
     redis: Redis, keys: Keys, rounds: list[Reconciler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It begins at once, however long another one was elected."""
+    """A reconciler that is elected late begins at once, however long another one was elected."""
     monkeypatch.setattr(module, "ELECTION_TTL_S", 0.3)
     made = reconciler(redis, keys, Sent(), lease_s=0.1)
     redis.set(keys.reconciler, "another's", px=900)
@@ -191,7 +191,7 @@ def test_after_a_silence_every_worker_has_time_to_renew(
 def test_a_freeze_of_this_process_may_have_frozen_all_workers(
     records: TaskRecord, task_id: str, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """After it no lease counts as expired until every worker has had time to renew."""
+    """After a freeze no lease counts as expired until every worker has had time to renew."""
     redis, keys, sent = records.redis, records.keys, Sent()
     take(records, task_id)
     tag = taken(redis, "alive", keys.namespace)
@@ -229,7 +229,7 @@ def test_a_freeze_of_this_process_may_have_frozen_all_workers(
 def test_a_queued_task_past_its_deadline_ends(
     client: GenerationClient, redis: Redis, keys: Keys
 ) -> None:
-    """Even if no worker takes it, its caller gets the final event, once."""
+    """A queued task past its deadline ends once, even if no worker takes it."""
     request_data = {"prompt": "x", "model": keys.namespace, "metadata": {"k": "v"}}
     late = client.submit({**request_data, "deadline_s": 0.001}, "late")
     client.submit({**request_data, "deadline_s": 1000.0}, "early")
@@ -252,7 +252,7 @@ def test_a_queued_task_past_its_deadline_ends(
 def test_a_running_task_is_not_ended_by_its_deadline_here(
     client: GenerationClient, records: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
-    """Its owner watches the deadline; once requeued, the reconciler does."""
+    """The reconciler ends no running task by its deadline, but does so once it is requeued."""
     client.submit({"prompt": "x", "model": keys.namespace, "deadline_s": 0.001}, "t")
     claim = take(records, "t")
     made = elected(redis, keys, Sent())

@@ -61,7 +61,7 @@ def promote(primary: Redis, replica: Redis) -> None:
 
 @pytest.mark.parametrize("who", ["the same process", "another process"])
 def test_a_promoted_replica_is_just_back(tmp_path: Path, keys: Keys, who: str) -> None:
-    """Though it has run for long: for as long as asked, then never again; for all processes."""
+    """A promoted replica counts as just back for the time asked for, once, in all processes."""
     with pair(tmp_path) as (primary, replica):
         first = PrimaryWatch(primary, keys)
         assert not first.is_just_back(WITHIN_S)
@@ -99,7 +99,7 @@ def test_a_failover_takes_no_message_from_a_living_worker(tmp_path: Path, keys: 
 
 
 def test_another_primary_has_all_tasks_read_again(redis: Redis, redis_url: str, keys: Keys) -> None:
-    """Its clock may be behind the former one's, by which the last task was read."""
+    """Another primary, whose clock may be behind, has all open tasks read again."""
     made = reconciler(redis, keys, Sent())
     until(lambda: uptime_s(redis) >= UNAVAILABLE_GRACE_S)
     made.run_once()

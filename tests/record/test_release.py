@@ -33,7 +33,7 @@ def settings(redis_url: str, redis: Redis, namespace: str) -> Settings:
 def test_everything_that_a_dead_process_held_is_available_at_once(
     settings: Settings, records: TaskRecord, other: TaskRecord, redis: Redis
 ) -> None:
-    """Its messages go to the front, marked as redelivered; its tasks can be claimed again."""
+    """A dead process's messages go to the front as redelivered; its tasks can be claimed again."""
     model = settings.namespace
     post(redis, model, "a", "b", "c")
     for task_id in ("a", "b"):
@@ -54,7 +54,7 @@ def test_everything_that_a_dead_process_held_is_available_at_once(
 def test_other_processes_keep_what_they_hold(
     settings: Settings, records: TaskRecord, other: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
-    """Also the lease of a task that the dead process had before."""
+    """Other processes keep what they hold, also a task that the dead process had before."""
     model = settings.namespace
     post(redis, model, "mine", "lost", "theirs")
     for task_id in ("mine", "lost"):
@@ -74,7 +74,7 @@ def test_other_processes_keep_what_they_hold(
 def test_a_message_without_a_claim_is_requeued_too(
     settings: Settings, records: TaskRecord, redis: Redis, keys: Keys
 ) -> None:
-    """The process may have died before the claim, or hold an unreadable message."""
+    """A dead process's message without a claim is requeued, also one with an odd id."""
     model = settings.namespace
     post(redis, model, "unclaimed", "../odd")
     for _ in range(2):

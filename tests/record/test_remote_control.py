@@ -45,7 +45,7 @@ def installed() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_command_that_would_hold_or_steer_is_refused(name: str) -> None:
-    """With the reason as its answer, whatever its arguments; Celery's code does not run."""
+    """A command that would hold or steer messages is refused with the reason."""
     answer = Panel.data[name](None, anything=1, destination="x")
     assert answer == {"error": f"{name} is not served: {REFUSED[name]}"}
 
@@ -57,7 +57,7 @@ def test_every_command_is_accounted_for() -> None:
 
 
 def test_shutdown_drains_and_stops_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As SIGTERM does, each time it is sent: Celery ends its loop with status 0."""
+    """`shutdown` drains as SIGTERM does, each time it is sent; Celery ends with status 0."""
     monkeypatch.setattr(worker_state, "should_stop", None)
     drains: list[object] = []
     remote_control.install(NoRecords(), dict, lambda: drains.append(1))  # type: ignore[arg-type]  # not used
@@ -70,19 +70,19 @@ def test_shutdown_drains_and_stops_the_worker(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_another_worker_revoked_is_not_taken_over() -> None:
-    """Celery drops the messages of such ids before their tasks begin; their records stay open."""
+    """Ids that another worker revoked are not taken over, as Celery would drop their messages."""
     assert Panel.data["hello"](None, from_node="a@b", revoked={"task": 1.0}) == {}
     assert "task" not in worker_state.revoked
 
 
 def test_a_rate_limit_has_no_effect(settings: Settings) -> None:
-    """Not even one that is set on the task: Celery makes no bucket for it, which would hold it."""
+    """Rate limits are off in Celery, which would hold messages for them."""
     app = create_app(settings)
     assert app.conf.worker_disable_rate_limits is True
 
 
 def test_the_brokers_options_can_be_shown(settings: Settings) -> None:
-    """`inspect stats` answers with them as JSON, functions among them; Flower asks for it."""
+    """The broker's options can be shown as JSON, as `inspect stats` and Flower ask for them."""
     options: dict[str, Any] = create_app(settings).connection_for_read().info()
     shown = json.loads(dumps(options))["transport_options"]
     assert shown["may_take"] is True

@@ -114,7 +114,7 @@ def test_the_engine_uses_the_priority_of_the_message(settings: Settings) -> None
 
     class Recorder:
         def execute(self, delivery: Delivery) -> TaskDropped:
-            """Drop it."""
+            """Drop the task."""
             seen.append(delivery)
             return TaskDropped("recorded")
 

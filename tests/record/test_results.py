@@ -90,7 +90,7 @@ def test_states_of_many_tasks_are_what_celery_would_store(
 
 
 def test_states_of_many_tasks_overwrite_no_final_one(backend: Backend, namespace: str) -> None:
-    """Only the tasks of the call that have no final state get theirs."""
+    """Of the tasks of a call only those without a final state get their states."""
     ended, runs = f"{namespace}-ended", f"{namespace}-runs"
     backend.store_result(ended, "made", "SUCCESS")
     backend.store_running({ended: ({}, "PROGRESS"), runs: ({}, "PROGRESS")})
@@ -100,7 +100,7 @@ def test_states_of_many_tasks_overwrite_no_final_one(backend: Backend, namespace
 def test_a_state_that_cannot_be_written_is_logged_and_stops_no_other(
     backend: Backend, namespace: str, redis: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Alone it raises, as Celery's own call does."""
+    """A state that can't be written is logged and stops no other; alone it raises."""
     odd, good = f"{namespace}-odd", f"{namespace}-good"
     redis.hset(backend.get_key_for_task(odd), "no", "string")
     backend.store_running({odd: ({}, "PROGRESS"), good: ({}, "PROGRESS")})
@@ -112,7 +112,7 @@ def test_a_state_that_cannot_be_written_is_logged_and_stops_no_other(
 
 
 def test_states_that_redis_can_not_take_now_raise(tmp_path: Path, namespace: str) -> None:
-    """Together as alone: what is wrong is not one state."""
+    """States that Redis can't take for now make the call raise, as a single one does."""
     with embedded.redis_server(tmp_path) as url, connect(url) as redis:
         backend = backend_of(url)
         redis.config_set("maxmemory", 1)
@@ -122,7 +122,7 @@ def test_states_that_redis_can_not_take_now_raise(tmp_path: Path, namespace: str
 
 
 def test_a_written_state_is_announced(backend: Backend, namespace: str, redis: Redis) -> None:
-    """On the channel that `AsyncResult.get` follows."""
+    """A written state is announced on the channel that `AsyncResult.get` follows."""
     key = backend.get_key_for_task(namespace)
     with redis.pubsub(ignore_subscribe_messages=True) as following:
         following.subscribe(key)

@@ -28,7 +28,7 @@ CLOSE: dict[str, Any] = {
 
 @pytest.mark.parametrize(("package", "name"), SCRIPTS)
 def test_a_script_names_all_that_it_takes(package: str, name: str) -> None:
-    """Keys and arguments are read by position in one place, and described in the script's table."""
+    """A script reads keys and arguments by position in one place, and its table names them."""
     script = read(package, name)
     own = files(package).joinpath("lua", f"{name}.lua").read_text()
     names = [each.removeprefix("*") for each in (*script.keys, *script.args)]
@@ -41,7 +41,7 @@ def test_a_script_names_all_that_it_takes(package: str, name: str) -> None:
 
 
 def test_values_go_where_the_script_has_their_names() -> None:
-    """In the order of keys and arguments; lists are spread at their end."""
+    """Values go to a script in the order of its keys and arguments, lists spread at their end."""
     script = read("worker.record", "close")
     assert script.evalsha(**CLOSE) == [
         script.sha, 5, "t", "e", "o", "c", "p", "x", 1.5, "a", "b"
@@ -53,7 +53,7 @@ def test_values_go_where_the_script_has_their_names() -> None:
     [(None, ""), (True, 1), (False, 0), (0, 0), ("", ""), (1.5, 1.5), (b"x", b"x")],
 )
 def test_a_value_is_sent_as_redis_takes_it(given: scripts.Value, sent: object) -> None:
-    """None is left out, a bool is 1 or 0."""
+    """Redis gets None as an empty string, and a bool as 1 or 0."""
     assert Script("x", "", (), ("a",)).ordered({"a": given}) == ([], [sent])
 
 

@@ -52,12 +52,12 @@ class Stub:
 
 
 def fail() -> None:
-    """A sentinel that is gone."""
+    """Raise, as a sentinel that is gone."""
     raise RedisConnectionError
 
 
 async def fail_later() -> None:
-    """The same, with asyncio."""
+    """Raise with asyncio, as a sentinel that is gone."""
     fail()
 
 
@@ -68,7 +68,7 @@ def server_of(redis: Redis) -> tuple[bytes, int]:
 
 
 def test_two_lookups_at_once_forget_no_sentinel() -> None:
-    """Each puts the sentinel that answered first; none of the others is lost."""
+    """Two lookups at once put first the sentinel that answered, and lose none of the others."""
     together = threading.Barrier(2)
 
     def answer() -> tuple[bytes, int]:
@@ -87,7 +87,7 @@ def test_two_lookups_at_once_forget_no_sentinel() -> None:
 
 
 def test_two_lookups_at_once_forget_no_sentinel_with_asyncio() -> None:
-    """As with threads."""
+    """Two lookups at once with asyncio put first the sentinel that answered, and lose none."""
 
     async def look_up() -> None:
         together = asyncio.Barrier(2)
@@ -106,7 +106,7 @@ def test_two_lookups_at_once_forget_no_sentinel_with_asyncio() -> None:
 
 
 def test_sentinels_are_closed_with_any_version_of_redis_py(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before 8.1 its `Sentinel` has no `close` and no `aclose`."""
+    """A client closes its sentinels also before redis-py 8.1, which had no `close` for them."""
     monkeypatch.delattr("redis.sentinel.Sentinel.close", raising=False)
     monkeypatch.delattr("redis.asyncio.sentinel.Sentinel.aclose", raising=False)
     asked = [Stub(fail), Stub(fail)]
@@ -132,7 +132,7 @@ def test_sentinels_are_closed_with_any_version_of_redis_py(monkeypatch: pytest.M
 
 
 def test_asyncio_keeps_no_connection_to_a_former_primary(redis: Redis) -> None:
-    """One that is given back once another primary is known is closed, any other is kept."""
+    """A connection given back once another primary is known is closed; any other is kept."""
     server = server_of(redis)
 
     async def answer() -> tuple[bytes, int]:
@@ -157,7 +157,7 @@ def test_asyncio_keeps_no_connection_to_a_former_primary(redis: Redis) -> None:
 
 @pytest.mark.parametrize("answers", ["{refused, 0}", "{0, refused}", "{0, refused, 1}"])
 def test_a_refusal_among_answers_makes_the_connection_leave(redis: Redis, answers: str) -> None:
-    """Whichever of a script's writes is refused."""
+    """A connection is left when any of a script's writes is refused for a lack of replicas."""
     client = pools.client_of(ADDRESS, OPTIONS | {"retry": Retry(NoBackoff(), 0)})
     manager: Any = client.connection_pool
     manager.sentinel_manager.sentinels = [Stub(lambda: server_of(redis))]
@@ -172,7 +172,7 @@ def test_a_primary_without_replicas_does_not_stop_the_consumer(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It pauses and asks the sentinels again, over the same channel, until it gets a message."""
+    """A primary without replicas does not stop the consumer, which asks the sentinels again."""
     asked = []
 
     with embedded.redis_server(tmp_path) as url, connect(url) as redis:

@@ -25,7 +25,7 @@ def store_progress(app: Celery, task_id: str) -> None:
 
 
 def test_results_of_all_slots_take_few_connections(tmp_path: Path) -> None:
-    """One after the other they take one, from whichever thread; as many as write at once at most.
+    """Results that are written one after the other take one connection, from any thread.
 
     Celery's default is a backend for each thread, which keeps its connection.
     """

@@ -60,7 +60,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     ids=["unix", "celery"],
 )
 def test_a_socket_serves_all(path: Path, namespace: str, form: str) -> None:
-    """Submission, consumer, results, pushes and the asyncio client, as a user with a password."""
+    """Both clients, consumer, results and replies work over a socket, as a user with a password."""
     login = f"{quote(USER, safe='')}:{quote(PASSWORD, safe='')}@"
     url = form.format(login=login, path=quote(str(path)))
     app = create_app(Settings(broker_url=url, device="cpu"))

@@ -31,7 +31,7 @@ LEASES_S = [*limits("lease_s"), 3.0, 8.0, 15.0]
 
 @pytest.mark.parametrize("lease_s", LEASES_S)
 def test_a_failed_renewal_costs_no_lease(lease_s: float) -> None:
-    """One may fail after a whole timeout and the next still comes before the lease has expired."""
+    """A renewal that fails after a whole timeout is retried before the lease has expired."""
     late_s = timing.renewal_period_s(lease_s) + timing.renewal_timeout_s(lease_s)
     assert late_s + timing.renewal_retry_s(lease_s) < lease_s
     assert timing.renewal_period_s(lease_s) <= lease_s / timing.RENEWALS_PER_LEASE
@@ -39,7 +39,7 @@ def test_a_failed_renewal_costs_no_lease(lease_s: float) -> None:
 
 @pytest.mark.parametrize("lease_s", LEASES_S)
 def test_a_message_returns_after_the_lease_of_its_task(lease_s: float) -> None:
-    """Earlier, its claim would be answered `held`, and the message dropped as a duplicate."""
+    """A message returns after its task's lease: before, its claim would be answered `held`."""
     assert timing.message_lease_s(lease_s) == lease_s + MESSAGE_MARGIN_S > lease_s
 
 
@@ -51,12 +51,12 @@ def test_every_worker_can_renew_within_the_grace_period() -> None:
 
 
 def test_the_elected_reconciler_stays_elected() -> None:
-    """It extends its lock several times before that expires."""
+    """The elected reconciler extends its lock at least twice before that expires."""
     assert 2 * RECONCILE_PERIOD_S < ELECTION_TTL_S
 
 
 def test_a_freeze_that_costs_leases_is_noticed() -> None:
-    """What expires while the reconciler is frozen is either noticed, or no whole lease long."""
+    """A freeze that lasts a whole lease is longer than the election's TTL, and so noticed."""
     assert limits("lease_s")[0] >= ELECTION_TTL_S
 
 

@@ -27,7 +27,7 @@ def test_upstream_is_as_we_know_it(function: Upstream) -> None:
 
 
 def test_a_change_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message says which function changed, in which version, and what to do."""
+    """The message of a change names the function and the version, and says what to do."""
     (known,) = [each for each in FUNCTIONS if each.name.endswith(":Channel._brpop_start")]
 
     def _brpop_start(self: Any, timeout: float | None = None) -> None:

@@ -60,7 +60,7 @@ def test_the_last_attempt_waits_beside_others(
 def test_the_wait_is_limited_and_is_one_fault(
     records: TaskRecord, namespace: str, redis: Redis, keys: Keys
 ) -> None:
-    """After `SAG_LOAD_TIMEOUT_S` all its tasks lose an attempt; the process goes on.
+    """After `SAG_LOAD_TIMEOUT_S` each task of a download loses an attempt; the process goes on.
 
     One download that fails four tasks is one fault, not four.
     """
@@ -79,7 +79,7 @@ def test_the_wait_is_limited_and_is_one_fault(
 
 
 def test_a_task_that_waits_can_be_cancelled(busy: Busy, redis: Redis, keys: Keys) -> None:
-    """Within a second or so, at step 0."""
+    """A task that waits for a download can be cancelled, at step 0."""
     waiting = busy.deliver("t", "remote")
     assert busy.downloading.wait(WAIT_S)
     (task,) = busy.tasks.claimed()

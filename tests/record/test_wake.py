@@ -71,7 +71,7 @@ def ask(
 def test_a_submission_wakes_a_worker_that_waits(
     redis: Redis, redis_url: str, namespace: str, queue: str, box: Box
 ) -> None:
-    """Its connection is answered at once, and it takes the message; then it is not ready."""
+    """A submission wakes a waiting worker, which takes the message and then is not ready."""
     wait(box)
     assert redis.zscore(names.ready_key(queue), namespace) == 0
     with GenerationClient(redis_url, namespace) as client:
@@ -85,7 +85,7 @@ def test_a_submission_wakes_a_worker_that_waits(
 def test_a_submission_needs_no_worker(
     redis: Redis, redis_url: str, namespace: str, queue: str
 ) -> None:
-    """Also without a waiting worker, and where the set of them is a key of another type."""
+    """A submission succeeds without a waiting worker, and where their set is of another type."""
     with GenerationClient(redis_url, namespace) as client:
         client.submit({"prompt": "x", "model": namespace}, "t1")
         redis.sadd(names.ready_key(queue), "x")
@@ -96,7 +96,7 @@ def test_a_submission_needs_no_worker(
 
 
 def test_scripts_are_loaded_again(redis: Redis, redis_url: str, namespace: str, queue: str) -> None:
-    """A Redis that was restarted knows no script: the submission is complete all the same."""
+    """A submission is complete also in a restarted Redis, which knows no script."""
     redis.zadd(names.ready_key(queue), {"a": 0})
     redis.script_flush()
     with GenerationClient(redis_url, namespace) as client:
@@ -111,7 +111,7 @@ def test_scripts_are_loaded_again(redis: Redis, redis_url: str, namespace: str, 
 def test_those_with_the_fewest_tasks_are_woken(
     redis: Redis, redis_url: str, namespace: str, queue: str, priority: int, expected: list[str]
 ) -> None:
-    """As many as there are messages; one with slots for urgent messages only, by those alone."""
+    """Each message wakes the ready worker with the fewest tasks that has a slot for it."""
     ready = {"a": names.URGENT_ONLY + 1, "b": 0, "c": 3}
     redis.zadd(names.ready_key(queue), ready)
     with GenerationClient(redis_url, namespace) as client:
@@ -124,7 +124,7 @@ def test_those_with_the_fewest_tasks_are_woken(
 def test_a_busy_worker_leaves_messages_to_idle_ones(
     redis: Redis, namespace: str, queue: str
 ) -> None:
-    """It wakes them instead, and takes what is more than they will take."""
+    """A busy worker wakes idle ones for messages, and takes what is more than they will take."""
     redis.zadd(names.ready_key(queue), {"idle": 0, "busier": 5})
     post(redis, namespace, "t1")
     assert ask(redis, namespace, "busy", 2) == -2  # left; itself and the busier one are ready
@@ -139,7 +139,7 @@ def test_a_busy_worker_leaves_messages_to_idle_ones(
 def test_only_workers_that_look_at_the_same_lists_are_counted(
     redis: Redis, namespace: str, queue: str, box: Box
 ) -> None:
-    """One that waits for urgent messages only does not look for others."""
+    """A worker counts the waiting workers that look at all of its lists."""
     redis.zadd(names.ready_key(queue), {f"urgent{each}": 1016 + each for each in range(99)})
     assert ask(redis, namespace, "idle", 0) == 1
     assert ask(redis, namespace, "urgent", 1016, below=2000) == 101
@@ -165,7 +165,7 @@ def test_an_idle_worker_leaves_nothing(redis: Redis, namespace: str, queue: str)
 def test_a_woken_worker_that_died_is_waited_for_once(
     redis: Redis, namespace: str, queue: str
 ) -> None:
-    """After a tenth of a second it counts as dead, and a busy worker takes the message."""
+    """A woken worker counts as dead after a tenth of a second; a busy one takes its message."""
     redis.zadd(names.ready_key(queue), {"dead": 0})
     post(redis, namespace, "t")
     assert isinstance(ask(redis, namespace, "busy", 2), int)
@@ -180,7 +180,7 @@ def test_a_woken_worker_that_died_is_waited_for_once(
 def test_dead_workers_delay_a_busy_one_by_a_tenth_of_a_second(
     redis: Redis, namespace: str, queue: str, monkeypatch: pytest.MonkeyPatch, dead: int
 ) -> None:
-    """However many look ready: it leaves a message to others once."""
+    """Dead workers, however many, delay a busy one once, by a tenth of a second."""
     clock_s = [1000.0]
     monkeypatch.setattr("worker.broker.intake.time.monotonic", lambda: clock_s[0])
     redis.zadd(names.ready_key(queue), {f"dead{each}": 0 for each in range(dead)})
@@ -224,7 +224,7 @@ def test_nine_messages_are_spread_over_three_workers(
     redis: Redis, redis_url: str, namespace: str, queue: str, monkeypatch: pytest.MonkeyPatch,
     sends: str,
 ) -> None:  # fmt: skip
-    """No worker takes what an idle one could have, however fast it is."""
+    """Nine messages are spread evenly over three workers, however fast one of them is."""
     clock_s = [1000.0]
     monkeypatch.setattr("worker.broker.intake.time.monotonic", lambda: clock_s[0])
     workers = [Simulated(redis, f"{namespace}-{each}", lists_of(namespace)) for each in "abc"]
@@ -250,7 +250,7 @@ def test_nine_messages_are_spread_over_three_workers(
 def test_one_worker_alone_does_not_pause(
     redis: Redis, namespace: str, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It fills its slots at once."""
+    """A worker alone fills its slots at once, without a pause."""
     monkeypatch.setattr("worker.broker.intake.time.monotonic", lambda: 1000.0)
     alone = Simulated(redis, namespace, lists_of(namespace))
     post(redis, namespace, *(f"t{number}" for number in range(20)))
@@ -275,7 +275,7 @@ def watch(redis: Redis, namespace: str) -> Iterator[QueueWatch]:
 def test_a_message_that_woke_no_worker_is_found(
     redis: Redis, namespace: str, queue: str, watch: QueueWatch
 ) -> None:
-    """By any worker that waits; the one with the fewest tasks is woken, as many as messages."""
+    """A waiting worker finds a message that woke nobody, and wakes whoever has the fewest tasks."""
     redis.zadd(names.ready_key(queue), {namespace: 2, "idle": 0})
     watch.look(lists_of(namespace))
     assert woken(redis, namespace, "idle") == []
@@ -288,7 +288,7 @@ def test_a_message_that_woke_no_worker_is_found(
 def test_a_worker_that_looks_twice_in_vain_wakes_itself(
     redis: Redis, namespace: str, queue: str, watch: QueueWatch
 ) -> None:
-    """Whom it woke first may be dead."""
+    """A worker that looks twice in vain wakes itself, as the one it woke may be dead."""
     redis.zadd(names.ready_key(queue), {f"{namespace}-dead{each}": 0 for each in range(9)})
     redis.lpush(queue, json.dumps(letter("plain")))
     watch.look(lists_of(namespace))
@@ -300,7 +300,7 @@ def test_a_worker_that_looks_twice_in_vain_wakes_itself(
 
 @pytest.mark.parametrize("odd", ["another type", "a replica"])
 def test_an_error_of_the_wait_ends_no_worker(tmp_path: Path, namespace: str, odd: str) -> None:
-    """A producer wrote the key that wakes it; Redis becomes a replica. It takes messages later."""
+    """A worker takes messages again after its wake key was of another type, or Redis a replica."""
     with embedded.redis_server(tmp_path) as url, connect(url) as redis:
         box = Box(url, namespace)
         wait(box)
@@ -332,7 +332,7 @@ def taken_by(box: Box) -> list[str]:
 
 
 def test_a_worker_that_waits_stops_at_once(redis_url: str, namespace: str) -> None:
-    """Not when Redis ends its wait."""
+    """A worker that waits stops at once, not when Redis ends its wait."""
     box = Box(redis_url, namespace)
     wait(box)
     began_s = time.monotonic()
@@ -343,7 +343,7 @@ def test_a_worker_that_waits_stops_at_once(redis_url: str, namespace: str) -> No
 def test_a_worker_that_redis_forgot_wakes_itself(
     redis: Redis, namespace: str, queue: str, watch: QueueWatch
 ) -> None:
-    """After a loss of data in Redis no worker is ready, and messages are taken all the same."""
+    """A worker that Redis forgot wakes itself, so that messages are taken all the same."""
     redis.lpush(queue, json.dumps(letter("plain")))
     watch.look(lists_of(namespace))
     assert woken(redis, namespace) == [namespace]
@@ -352,14 +352,14 @@ def test_a_worker_that_redis_forgot_wakes_itself(
 
 @pytest.mark.parametrize(("ready", "period_s"), [(0, 0.015), (1, 0.015), (100, 1.5), (1000, 2.0)])
 def test_the_more_wait_the_more_seldom_each_looks(ready: int, period_s: float) -> None:
-    """Together they look as often as one alone, until each looks every two seconds."""
+    """The more workers wait the more seldom each looks, until each looks every two seconds."""
     state = WaitState()
     state.ready = ready
     assert state.period_s == pytest.approx(period_s)
 
 
 def test_a_worker_that_waits_for_urgent_messages_looks_seldom(queue: str) -> None:
-    """It runs tasks, whose UNet calls take longer than a look finds messages earlier."""
+    """A worker that waits for urgent messages only looks less often than one without tasks."""
     state = WaitState()
     lists = [WaitingList(names.queue_list(queue, each), queue, each) for each in names.PRIORITIES]
     state.begin(lists[:3])
@@ -371,7 +371,7 @@ def test_a_worker_that_waits_for_urgent_messages_looks_seldom(queue: str) -> Non
 def test_only_a_worker_that_waits_looks(
     redis: Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And it counts who else waits; a busy one asks nothing of Redis."""
+    """A worker looks for messages only while it waits; a busy one asks nothing of Redis."""
     monkeypatch.setattr(queue_watch, "STOP_CHECK_S", 0.02)
     state = WaitState()
     watch = QueueWatch(redis, state, namespace)
@@ -388,7 +388,7 @@ def test_only_a_worker_that_waits_looks(
 
 
 def test_a_requeued_message_wakes_a_worker(redis: Redis, namespace: str, queue: str) -> None:
-    """What a dead worker held is taken by one that waits, without waiting for a look."""
+    """A dead worker's message that is requeued wakes one that waits, before any look."""
     post(redis, namespace, "t")
     ask(redis, namespace, "dead", 0)
     redis.zadd(names.ready_key(queue), {"idle": 0})
@@ -399,7 +399,7 @@ def test_a_requeued_message_wakes_a_worker(redis: Redis, namespace: str, queue: 
 
 
 def test_a_worker_that_leaves_is_woken_no_more(redis: Redis, namespace: str, queue: str) -> None:
-    """Nothing of it stays in Redis."""
+    """A worker that leaves is woken no more, and nothing of it stays in Redis."""
     ask(redis, namespace, "leaving", 0)
     redis.lpush(f"{names.WAKE_PREFIX}leaving", 1)
     HeldMessages(redis).retire("leaving", [queue])

@@ -64,14 +64,14 @@ class Device:
 
 
 def test_a_device_that_works_is_left_alone() -> None:
-    """Without a reason nothing happens."""
+    """A check of a device that works does nothing."""
     device = Device()
     device.watchdog.check()
     assert device.calls == []
 
 
 def test_tasks_are_reported_before_the_end() -> None:
-    """In this order: afterwards the reason of the stall is lost."""
+    """A stall's tasks are reported before the process ends, as its reason is lost afterwards."""
     device = Device()
     device.stall = "it hangs"
     device.watchdog.check()
@@ -93,7 +93,7 @@ def test_it_ends_when_redis_fails() -> None:
 
 
 def test_the_end_waits_for_redis_only_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device that hangs is freed, even if nothing can be reported."""
+    """A report that hangs delays the end only for a while, so that the device is freed."""
     monkeypatch.setattr(module, "REPORT_TIMEOUT_S", 0.2)
     device, go_on = Device(), threading.Event()
 
@@ -109,7 +109,7 @@ def test_the_end_waits_for_redis_only_for_a_while(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_thread_checks_by_itself() -> None:
-    """It ends the process once; closed, it never does."""
+    """The watchdog's thread ends a stalled process once, and never after it is closed."""
     device = Device(0.2)
     device.watchdog.start()
     device.stall = "it hangs"

@@ -52,7 +52,7 @@ def busy(records: TaskRecord, namespace: str) -> Iterator[Busy]:
 def test_waits_are_measured_from_the_submission_and_in_the_first_attempt(
     busy: Busy,
 ) -> None:
-    """The wait in the queue at the claim, that for the first step when it is done."""
+    """The wait in the queue is measured at the claim, that for the first step when it is done."""
     waited, first_step = (
         count_and_sum(each) for each in (metrics.QUEUE_WAIT_S, metrics.FIRST_STEP_S)
     )
@@ -71,7 +71,7 @@ def test_waits_are_measured_from_the_submission_and_in_the_first_attempt(
 
 
 def test_a_submission_in_the_future_is_no_wait(busy: Busy, redis: Redis, keys: Keys) -> None:
-    """Redis's clock was set back, or a producer wrote it: 0, never less."""
+    """A submission in the future, as after a clock was set back, counts as a wait of 0."""
     redis.hset(keys.task("first"), mapping={"status": "queued", "submitted_at": "4e9"})
     number, sum_s = count_and_sum(metrics.QUEUE_WAIT_S)
     busy.first = busy.deliver("first")
@@ -92,7 +92,7 @@ def test_an_odd_time_of_submission_spoils_no_sum(
 
 
 def test_a_later_attempt_has_no_wait(busy: Busy) -> None:
-    """Its time from the submission has the earlier attempts in it."""
+    """A later attempt counts no wait, as the time since the submission has earlier attempts."""
     busy.first = busy.deliver("first")
     assert busy.building.wait(WAIT_S)
     waited = count_and_sum(metrics.QUEUE_WAIT_S)
@@ -116,7 +116,7 @@ def test_a_success_is_measured_by_stage() -> None:
 
 
 def test_failures_are_counted_by_code(busy: Busy, redis: Redis, keys: Keys) -> None:
-    """Once, when the task ends, as is its dead letter; an attempt that is requeued is neither."""
+    """A failure is counted by code, and as a dead letter, once, when its task ends."""
     failures = metrics.FAILURES.labels("model_load_failed")._value
     before, letters = failures.get(), metrics.DEAD_LETTERS._value.get()
     busy.first = busy.deliver("first")
@@ -130,7 +130,7 @@ def test_failures_are_counted_by_code(busy: Busy, redis: Redis, keys: Keys) -> N
 
 
 def test_a_refused_task_is_no_dead_letter(busy: Busy, redis: Redis, keys: Keys) -> None:
-    """It fails by its caller's fault."""
+    """A refused task is no dead letter, as it fails by its caller's fault."""
     letters = metrics.DEAD_LETTERS._value.get()
     busy.first = busy.deliver("first", model="unknown")
     assert isinstance(busy.first.result(WAIT_S), TaskFailed)
