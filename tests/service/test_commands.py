@@ -34,7 +34,7 @@ def pixels(path: str) -> Any:
 
 
 def test_prompts_from_a_pipe_give_json_lines(service: Service) -> None:
-    """Each line of the output is one JSON object: the ids, then every event of every task."""
+    """With `--json` each line is one object: the ids, then every event of every task."""
     prompts = "a large red circle on a white background\na green ring on a black background\n"
     done = sag_worker(
         service, "submit", "--prompts", "-", *STEPS, "--wait", "--json", given=prompts
@@ -121,7 +121,7 @@ def test_health_is_0_with_a_worker(run: Run) -> None:
 def test_only_workers_of_the_host_are_asked(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a pool of n workers, each with a probe, a probe does not cause n answers."""
+    """A probe asks only its own host's workers, so that n probes do not cause n x n answers."""
     monkeypatch.setattr(health, "ANSWER_TIMEOUT_S", 0.5)
     settings, host = Settings(broker_url=service.broker_url), socket.gethostname()
     wait_until(lambda: health.all_workers(settings, host) != {})

@@ -52,7 +52,7 @@ def operator(service: Service) -> Iterator[Celery]:
 
 
 def test_no_command_stops_the_tasks(service: Service, operator: Celery) -> None:
-    """Each is answered with what to do instead, and the next tasks end as before."""
+    """No command of Celery's stops the tasks: each is answered with what to do instead."""
     assert set(ARGUMENTS) == set(REFUSED)
     for name, arguments in ARGUMENTS.items():
         (answer,) = operator.control.broadcast(
@@ -67,7 +67,7 @@ def test_no_command_stops_the_tasks(service: Service, operator: Celery) -> None:
 def test_shutdown_requeues_what_is_unfinished_after_the_drain(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
-    """As SIGTERM does: status 0, `requeued`, no attempt counted."""
+    """`shutdown` requeues what is unfinished after the drain and ends with 0, as SIGTERM does."""
     command = [sys.executable, "-m", "worker", "work"]
     with (
         embedded.redis_server(tmp_path) as url,
@@ -122,7 +122,7 @@ def fetch(url: str) -> str:
 
 
 def test_flower_shows_the_worker(service: Service, tmp_path: Path) -> None:
-    """Its page of the worker, and its API has the worker's queue and statistics."""
+    """Flower shows the worker's page, and its API the worker's queue and statistics."""
     with flower_at(service.broker_url, tmp_path / "flower.log") as flower:
         workers = json.loads(fetch(f"{flower}/api/workers?refresh=1"))
         ((name, shown),) = workers.items()

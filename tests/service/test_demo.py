@@ -79,7 +79,7 @@ def test_a_demo_in_this_process(
     prompt: str,
     status: int,
 ) -> None:
-    """The fast form of the tests below: the suite's S3 server, and a worker that is forked."""
+    """A demo with the suite's S3 and a forked worker makes its files, or names a bad prompt."""
 
     def running(command: list[str], log: Path, ready: Any, environment: dict[str, str]) -> Any:
         few = {"SAG_MODELS": FEW_STEPS, "SAG_S3_PREFIX": "demo", "SAG_MAX_BATCH_ROWS": "16"}
@@ -104,7 +104,7 @@ def test_a_demo_in_this_process(
 def test_an_empty_prompt_is_a_prompt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt: str | None, made: tuple[str, ...]
 ) -> None:
-    """One picture of it; those of the default prompts are made without a prompt only."""
+    """An empty prompt makes one picture of it; without a prompt the default ones are made."""
     asked: list[tuple[str, ...]] = []
 
     def make(_stack: Any, prompts: tuple[str, ...], _console: Any) -> list[Any]:
@@ -140,7 +140,7 @@ def children(process: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.timeout(END_S + 10)
 def test_a_demo_makes_a_picture_and_leaves_nothing(tmp_path: Path) -> None:
-    """Exit status 0, the picture and a contact sheet, whose path is the last line printed."""
+    """A demo ends with 0 and two files, prints the contact sheet's path, and leaves nothing."""
     process = demo(tmp_path, "--prompt", PROMPT)
     output, _ = process.communicate(timeout=END_S)
     assert process.returncode == 0

@@ -28,7 +28,7 @@ PROGRAMS = [
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_documented_program_runs(standard: Service, program: str) -> None:
-    """Only Redis's address is replaced; the last line names the picture or the final status."""
+    """A documented program runs with only Redis's address replaced, and prints its result."""
     done = fork_server.run(
         [sys.executable, "-c", program.replace("redis://127.0.0.1:6379/0", standard.broker_url)],
         os.environ, cwd=ROOT, timeout_s=END_S,

@@ -84,7 +84,7 @@ def test_a_waiting_task_is_cancelled_at_once(
 def test_a_deadline_ends_a_task_before_and_during_its_run(
     service: Service, plain_celery: Celery
 ) -> None:
-    """Past `deadline_s` a waiting or running task is `expired`; Celery raises the same."""
+    """A waiting or running task past `deadline_s` is `expired`, and Celery raises the same."""
     running = service.client.submit(ENDLESS | {"deadline_s": 0.5})
     waiting = service.client.submit(LONG | {"deadline_s": 0.001})
     for handle in (running, waiting):
@@ -99,7 +99,7 @@ def test_a_deadline_ends_a_task_before_and_during_its_run(
 def test_a_drained_task_is_requeued_and_ends_in_the_next_worker(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
-    """Past the drain timeout: `requeued`, no attempt counted; the next worker ends it once."""
+    """A task past the drain timeout is requeued, and the next worker ends it, as attempt 1."""
     name = f"drain{uuid.uuid4().hex[:8]}"
     with embedded.redis_server(tmp_path) as url:
         with start_service(url, namespace=name, drain_timeout_s="0") as first:
@@ -122,7 +122,7 @@ def test_a_drained_task_is_requeued_and_ends_in_the_next_worker(
 def test_sigterm_requeues_a_task_past_the_drain_timeout(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
-    """The fast half of the test above: status 0, `requeued`, no attempt counted, message back."""
+    """SIGTERM requeues a task past the drain timeout, with its message, and the status is 0."""
     with (
         embedded.redis_server(tmp_path) as url,
         start_service(url, WORK, drain_timeout_s="0") as worker,
@@ -140,7 +140,7 @@ def test_sigterm_requeues_a_task_past_the_drain_timeout(
 def test_sigterm_lets_a_short_task_end(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
-    """Within the drain timeout the task ends, its message is acknowledged, nothing is left."""
+    """A task that ends within the drain timeout has its message acknowledged; nothing is left."""
     with (
         embedded.redis_server(tmp_path) as url,
         start_service(url, WORK, drain_timeout_s="60") as one,
@@ -161,7 +161,7 @@ def test_storage_that_stays_away_fails_the_task(
     own_redis_url: str,
     tmp_path: Path,
 ) -> None:
-    """S3 away for longer than `SAG_S3_RETRY_S`: `storage_unavailable`, and the worker goes on."""
+    """Without S3 for `SAG_S3_RETRY_S` a task fails as `storage_unavailable`; the worker goes on."""
     gone = f"http://127.0.0.1:{embedded.free_port()}"
     with (
         embedded.redis_server(tmp_path) as url,
@@ -178,7 +178,7 @@ def test_storage_that_stays_away_fails_the_task(
 def test_a_redis_restart_loses_and_doubles_no_task(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
-    """Redis restarts under a running task: one start, one end, and the worker serves on."""
+    """A running task starts and ends once when Redis restarts, and the worker serves on."""
     port = embedded.free_port()
     with ExitStack() as stack, ExitStack() as before:
         url = before.enter_context(embedded.redis_server(tmp_path, port))

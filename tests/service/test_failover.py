@@ -71,12 +71,12 @@ def digest(handle: TaskHandle) -> str:
 
 
 def fall_over(watched: sentinels.Watched) -> None:
-    """As an operator does who wants to lose nothing."""
+    """Promote a replica, as an operator does who wants to lose nothing."""
     watched.fail_over()
 
 
 def die(watched: sentinels.Watched) -> None:
-    """The primary's process is killed; it comes back as a replica."""
+    """Kill the primary's process and start it again, as a replica."""
     watched.kill_primary().start()
 
 
@@ -87,7 +87,7 @@ def test_ten_running_tasks_end_once_and_alike(
     undisturbed: list[str],
     change: Callable[[sentinels.Watched], None],
 ) -> None:
-    """Each has one terminal event and the picture of an undisturbed run; no message is left."""
+    """Each of ten running tasks ends once, with the undisturbed picture; no message is left."""
     watched.wait_for_replicas()
     handles = submit(worker)
     for handle in handles:

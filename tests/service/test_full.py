@@ -79,7 +79,7 @@ def test_a_full_result_redis_keeps_no_slot(
 def test_a_result_redis_that_is_full_from_the_beginning_fails_no_task(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
-    """Neither state nor result can be written: the task is done all the same, once.
+    """A result Redis that is full from the beginning fails no task; each is done once.
 
     The same for a task that was sent by plain Celery. Its caller gets the result once there is
     room again, and no other state before.
@@ -117,7 +117,7 @@ def test_a_result_redis_that_is_full_from_the_beginning_fails_no_task(
 def test_a_result_that_cannot_be_written_keeps_no_slot(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
-    """Where no retry helps the message goes back, and other tasks get the slot meanwhile.
+    """A task whose result can't be written keeps no slot, and ends once the obstacle is gone.
 
     There are as many such tasks as slots; once the obstacle is gone they end like any other.
     """

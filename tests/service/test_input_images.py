@@ -59,7 +59,7 @@ def apart(one: Image.Image, other: Image.Image) -> np.ndarray[Any, Any]:
 def test_a_picture_is_made_from_a_picture(
     service: Service, upload: Callable[[str, bytes], None]
 ) -> None:
-    """Its size, the steps and the strength are reported; the less strength, the more it stays."""
+    """A picture made from a picture is nearer to it with less strength; its steps are reported."""
     upload("photo.png", encoded(PICTURE, "PNG"))
     source, far = PICTURE.resize((80, 72), Image.Resampling.LANCZOS), {}
     for strength, steps in ((0.1, 1), (0.5, 5), (1.0, 10)):
@@ -108,7 +108,7 @@ def test_black_of_a_mask_stays(service: Service, upload: Callable[[str, bytes], 
 def test_a_picture_that_is_refused_fails_its_task_alone(
     service: Service, upload: Callable[[str, bytes], None], data: bytes, limit: str
 ) -> None:
-    """With field and limit, on the first attempt; the worker serves the next task."""
+    """A refused picture fails its task alone, on the first attempt, with field and limit."""
     upload("bad.png", data)
     task = service.client.submit(REQUEST | {"image": {"s3": "bad.png"}})
     with pytest.raises(GenerationFailed) as failed:

@@ -143,7 +143,7 @@ def hostile(rng: random.Random, ids: list[str]) -> Iterator[bytes]:
 def test_malformed_messages_leave_the_worker_serving(
     service: Service, stored: Callable[[str], dict[str, bytes]], answerable_count: int
 ) -> None:
-    """Each that can be answered ends `failed`, nothing is stored for it, the next is served."""
+    """A malformed message ends as `failed` if it can be answered, and the next task is served."""
     rng = random.Random(200)
     ids = [f"bad-{uuid.uuid4().hex}" for _ in range(answerable_count)]
     assert all(map(is_task_id, ids))

@@ -48,7 +48,7 @@ def samples(text: str) -> dict[str, float]:
 def test_a_worker_and_the_exporter_agree(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
-    """The pool has the worker's slots while it lives, its running task while it runs."""
+    """A worker and the exporter agree on the slots and on the running task."""
     port = embedded.free_port()
     with (
         embedded.redis_server(tmp_path) as url,

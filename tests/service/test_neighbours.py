@@ -52,7 +52,7 @@ def test_a_worker_ignores_celerys_own_variables(
     tmp_path: Path,
     started_by: list[str] | None,
 ) -> None:
-    """Tasks and results are at `SAG_BROKER_URL`; the log warns of each variable.
+    """A worker's tasks and results are at `SAG_BROKER_URL`; the log warns of Celery's variables.
 
     Nor does the worker become part of a Django project that the environment names.
     """
@@ -71,7 +71,7 @@ def test_a_worker_ignores_celerys_own_variables(
 def test_a_worker_serves_beside_foreign_variables(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
-    """Under `run` a task and its result are where they belong; those meant for Celery are named."""
+    """A worker under `run` serves beside foreign variables, and names those that it ignores."""
     with (
         embedded.redis_server(tmp_path) as url,
         start_service(url, others=FOREIGN) as service,

@@ -37,7 +37,7 @@ def test_a_silent_hub_and_a_full_store_are_named(
     start_service: Callable[..., AbstractContextManager[Service]],
     tmp_path: Path,
 ) -> None:
-    """In `health`, which is well all the same, and in the metrics; other tasks go on meanwhile."""
+    """A silent hub and a full store are named in `health`, which is well, and in the metrics."""
     name, port = f"notices{uuid.uuid4().hex[:8]}", embedded.free_port()
     with (
         socket.create_server((embedded.LOOPBACK, 0)) as hub,

@@ -93,7 +93,7 @@ def server(tmp_path: Path) -> Any:
 def test_a_restart_under_eight_tasks_costs_nothing(
     server: Server, start_service: Callable[..., AbstractContextManager[Service]]
 ) -> None:
-    """Eight starts and eight ends, though a lost connection held their messages."""
+    """A restart of Redis under eight tasks costs nothing: each starts once and ends once."""
     with start_service(server.url, lease_s="10", slots=str(TASKS)) as worker:
         handles = start_tasks(worker)
         server.stop()
@@ -189,7 +189,7 @@ def test_a_worker_ends_in_time_without_redis(
     away: str,
     tasks: int,
 ) -> None:
-    """Idle or with tasks, under a supervisor or alone, whatever its threads wait for."""
+    """A worker ends in time without Redis, idle or with tasks, under a supervisor or alone."""
     arguments = [sys.executable, "-m", "worker", command]
     with start_service(server.url, arguments, **SHORT_EXIT) as worker:
         for number in range(tasks):
@@ -211,7 +211,7 @@ def test_a_worker_ends_in_time_without_redis(
 def test_children_of_a_killed_supervisor_end_without_redis(
     server: Server, start_service: Callable[..., AbstractContextManager[Service]]
 ) -> None:
-    """With tasks that can't be given back: nothing keeps a GPU from the next worker."""
+    """The children of a killed supervisor end without Redis, which can't take back their tasks."""
     with start_service(server.url, **SHORT_EXIT) as worker:
         for number in range(3):
             wait_for(worker.client.submit(ENDLESS | {"seed": number}), "progress")

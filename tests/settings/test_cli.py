@@ -63,7 +63,7 @@ def test_gpu_and_device_exclude_each_other() -> None:
 
 @pytest.mark.parametrize("removed", ["kitty", "iterm2"])
 def test_an_unknown_preview_is_refused_with_the_known_ones(removed: str) -> None:
-    """Also those of earlier versions: the message names what there is."""
+    """An unknown preview, also one of an earlier version, is refused with the known ones."""
     done = command("submit", "x", "--preview", removed)
     assert done.exit_code == 2
     assert all(each in done.stderr for each in (removed, *Preview))
@@ -110,7 +110,7 @@ def test_the_client_verifies_the_certificate_of_the_broker() -> None:
 
 
 def test_a_used_port_for_metrics_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a line, before any process is started."""
+    """A used port for metrics is named in a line, before any process is started."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")  # put back what the command sets
     with socket.socket() as used:
         used.bind(("", 0))

@@ -41,7 +41,7 @@ def install(programs: Path, name: str) -> None:
     [("cpu", "g++"), ("cuda:0", "gcc"), ("cuda", "clang")],
 )
 def test_a_device_needs_its_own_compiler(programs: Path, device: str, name: str) -> None:
-    """C++ on the CPU, C on a GPU; the refusal names the setting and what is missing."""
+    """`SAG_COMPILE` needs a C++ compiler on the CPU and a C compiler on a GPU."""
     assert "SAG_COMPILE" in str(missing_compiler(device))
     install(programs, name)
     assert missing_compiler(device) is None
@@ -53,7 +53,7 @@ def test_a_device_needs_its_own_compiler(programs: Path, device: str, name: str)
 def test_a_named_compiler_is_the_one(
     programs: Path, monkeypatch: pytest.MonkeyPatch, device: str, variable: str
 ) -> None:
-    """Torch calls what the variable names and no other."""
+    """The compiler that CXX or CC names is the only one that counts, as torch calls no other."""
     for name in ("gcc", "g++"):
         install(programs, name)
     monkeypatch.setenv(variable, "mine")
@@ -66,7 +66,7 @@ def test_a_named_compiler_is_the_one(
 def test_the_start_is_refused(
     programs: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
 ) -> None:
-    """With status 2 before anything starts, by `run` and by a worker process alone.
+    """Without a compiler `SAG_COMPILE` ends `run` with status 2 and refuses a worker process.
 
     Else every task would fail, after minutes. Without the setting nothing is asked for.
     """
@@ -85,7 +85,7 @@ def test_the_start_is_refused(
 
 
 def test_doctor_names_it(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only with the setting, and with what mends it."""
+    """`doctor` names a missing compiler only with `SAG_COMPILE`, and with what mends it."""
     monkeypatch.setattr(servers, "check_redis", lambda _: [])
     monkeypatch.setattr(servers, "check_s3", lambda _: [])
 

@@ -27,7 +27,7 @@ def services() -> dict[str, dict[str, Any]]:
 
 
 def longest_stop_s() -> float:
-    """From SIGTERM to the exit of the supervisor, with the default settings."""
+    """Seconds from SIGTERM to the exit of the supervisor, with the default settings."""
     fields = Settings.model_fields
     return float(
         fields["drain_timeout_s"].default + fields["exit_timeout_s"].default + KILL_DELAY_S
@@ -43,12 +43,12 @@ def test_compose_passes_every_setting_on() -> None:
 def test_the_health_check_has_time_to_say_that_redis_is_away(
     services: dict[str, dict[str, Any]],
 ) -> None:
-    """One that runs out of time says nothing of the cause."""
+    """The health check has more time than `health` takes to say that Redis is away."""
     assert float(services["worker"]["healthcheck"]["timeout"].rstrip("s")) > LONGEST_HEALTH_S
 
 
 def test_a_stop_has_time_for_the_drain_and_the_exit(services: dict[str, dict[str, Any]]) -> None:
-    """In Compose and in the documented unit of systemd: a kill would cost attempts."""
+    """A stop by Compose and by the documented systemd unit waits for the drain and the exit."""
     (grace_s,) = re.findall(r":-(\d+)s}", services["worker"]["stop_grace_period"])
     unit = (ROOT / "docs" / "operations.md").read_text()
     (stop_s,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
@@ -57,7 +57,7 @@ def test_a_stop_has_time_for_the_drain_and_the_exit(services: dict[str, dict[str
 
 @pytest.mark.parametrize("page", STOP_PAGES)
 def test_the_pages_have_one_formula_for_a_stop(page: str) -> None:
-    """The drain, the exit and the supervisor's delay, with the defaults."""
+    """The pages have one formula for a stop: the drain, the exit and the supervisor's delay."""
     fields = Settings.model_fields
     formula = (
         f"`SAG_DRAIN_TIMEOUT_S` ({fields['drain_timeout_s'].default} s) +"
@@ -69,7 +69,7 @@ def test_the_pages_have_one_formula_for_a_stop(page: str) -> None:
 def test_a_compiler_can_be_built_in_and_its_code_loaded(
     services: dict[str, dict[str, Any]],
 ) -> None:
-    """What `SAG_COMPILE` needs beside the usual image: a compiler, and a /tmp that may execute.
+    """A compiler can be built into the image, and /tmp may execute what `SAG_COMPILE` makes.
 
     All services of the image are built alike, or the last one built would be used for all.
     """

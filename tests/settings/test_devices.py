@@ -111,7 +111,7 @@ def test_a_machine_without_the_library_has_no_gpus(monkeypatch: pytest.MonkeyPat
     ],
 )  # fmt: skip
 def test_a_failing_driver_stops_the_start(driver: Driver, function: str) -> None:
-    """A GPU host with a broken driver must not serve on its CPU unnoticed."""
+    """A failing driver stops the start: a GPU host must not serve on its CPU unnoticed."""
     driver.has(*TWO)
     driver.errors[function] = nvml.BROKEN
     with pytest.raises(RuntimeError, match=r"driver fails: .*SAG_DEVICE=cpu"):
@@ -131,7 +131,7 @@ def test_a_hanging_driver_stops_the_start(driver: Driver, monkeypatch: pytest.Mo
 
 
 def test_a_driver_without_gpus_means_the_cpu(driver: Driver) -> None:
-    """A driver may be installed on a machine whose GPUs were removed."""
+    """A driver without GPUs, which may have been removed, means the CPU."""
     driver.has()
     assert worker_environments("auto", []) == CPU
 
@@ -146,7 +146,7 @@ def test_a_driver_without_gpus_means_the_cpu(driver: Driver) -> None:
     ids=["no MIG mode", "MIG mode off", "old driver"],
 )
 def test_a_gpu_without_mig_mode_is_one_device(driver: Driver, gpu: Device) -> None:
-    """Whether it has no such mode, has it switched off, or its driver does not know the mode."""
+    """A GPU without MIG mode, with MIG mode off or with an old driver is one device."""
     driver.has(gpu)
     assert worker_environments("auto", []) == {"gpu0": FIRST}
 
@@ -168,7 +168,7 @@ def test_each_mig_instance_gets_a_worker(driver: Driver) -> None:
 def test_a_gpu_in_mig_mode_needs_an_instance(
     driver: Driver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without one it is not used, with a warning; where that leaves no GPU the start stops."""
+    """A GPU in MIG mode without an instance is not used; without any GPU the start stops."""
     driver.has(*TWO, Device("GPU-cccc", instances=[None, None]))
     assert list(worker_environments("auto", [])) == ["gpu0", "gpu1"]
     assert "GPU 2 (GPU-cccc) is in MIG mode and has no instance" in caplog.text
@@ -251,7 +251,7 @@ def test_cuda_visible_devices_is_obeyed(
 def test_mig_instances_are_found_by_name(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, value: str, workers: list[str]
 ) -> None:
-    """By UUID, or by GPU, GPU instance and compute instance, as drivers before R470 name them."""
+    """MIG instances are found by UUID, or by GPU, GPU instance and compute instance."""
     driver.has(*MIXED)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     assert list(worker_environments("auto", [])) == workers
@@ -267,7 +267,7 @@ def test_mig_instances_are_found_by_name(
 def test_an_unknown_mig_instance_stops_the_start(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
-    """CUDA would see no device: serving on the CPU instead would go unnoticed."""
+    """An unknown MIG instance stops the start, as CUDA would see no device."""
     driver.has(*MIXED)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     with pytest.raises(RuntimeError, match="MIG-1111, MIG-2222, MIG-1122"):
@@ -278,7 +278,7 @@ def test_an_unknown_mig_instance_stops_the_start(
 def test_an_unknown_uuid_stops_the_start(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
-    """CUDA would see no device: serving on the CPU instead would go unnoticed."""
+    """An unknown UUID of a GPU stops the start, as CUDA would see no device."""
     driver.has(*TWO)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
     with pytest.raises(RuntimeError, match="names no GPU; the driver lists GPU-aaaa, GPU-bbbb"):
@@ -324,7 +324,7 @@ def test_memory_that_the_driver_does_not_report(driver: Driver) -> None:
 
 
 def test_doctor_compares_with_the_smallest_gpu_that_is_used(driver: Driver) -> None:
-    """Among those that `SAG_DEVICE` may mean; on the CPU there is nothing to compare."""
+    """`doctor` compares weights with the smallest GPU that `SAG_DEVICE` may mean."""
     driver.has(*TWO, Device("GPU-cccc", "NVIDIA T4", 1, 1))
 
     def found(device: str, offload: str = "model") -> list[str]:
@@ -345,7 +345,7 @@ def test_doctor_compares_with_the_smallest_gpu_that_is_used(driver: Driver) -> N
 def test_doctor_asks_the_driver_once(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, device: str, is_broken: bool
 ) -> None:
-    """For device and memory; one that fails is reported, and the rest is checked."""
+    """`doctor` asks the driver once, reports one that fails, and checks the rest."""
     monkeypatch.setattr(servers, "check_redis", lambda _: [])
     monkeypatch.setattr(servers, "check_s3", lambda _: [])
     driver.has(*TWO)
@@ -379,7 +379,7 @@ def test_doctor_asks_the_driver_once(
 def test_weights_must_fit_into_a_gpu(
     offload: str, total_mib: int, free_mib: int, ok: bool, words: str
 ) -> None:
-    """The least that a mode of offload needs at once; free memory is only mentioned.
+    """A GPU must hold what its mode of offload needs at once; free memory is only mentioned.
 
     Whether all parts fit together is said as well: then offload needs not move them. The numbers
     are those of Stable Diffusion 1.5; its largest layer is the vocabulary.
@@ -452,7 +452,7 @@ def test_indices_are_those_of_nvidia_smi(
 
 
 def test_every_way_in_sets_the_order(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`run`, which its fork server and workers inherit, a worker process alone, and `doctor`."""
+    """`run`, a worker process alone and `doctor` set the order of GPUs, and refuse another."""
     driver.has(*TWO)
     monkeypatch.setattr(servers, "check_redis", lambda _: [])
     monkeypatch.setattr(servers, "check_s3", lambda _: [])

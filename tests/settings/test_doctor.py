@@ -68,7 +68,7 @@ def test_all_is_ok_with_a_correct_setup(mine: Settings) -> None:
 def test_a_redis_that_may_lose_data_is_reported(
     mine: Settings, own_redis: Redis, setting: str, value: str
 ) -> None:
-    """With the value, and the setting that fixes it."""
+    """A setting by which Redis may lose data is reported with its value and its fix."""
     own_redis.config_set(setting, value)
     found = the_one(servers.check_redis(mine), f"redis broker {setting}")
     assert (found.ok, found.found) == (False, value)
@@ -76,7 +76,7 @@ def test_a_redis_that_may_lose_data_is_reported(
 
 
 def test_a_redis_that_is_nearly_full_is_reported(mine: Settings, own_redis: Redis) -> None:
-    """From 90 % of `maxmemory` on; without a limit it is never full."""
+    """A Redis above 90 % of `maxmemory` is reported; one without a limit is never full."""
     for number in range(512):  # in pieces, or Redis's buffers for them count too
         own_redis.set(f"ballast:{number}", bytes(2**16))
     used = own_redis.info("memory")["used_memory"]
@@ -89,7 +89,7 @@ def test_a_redis_that_is_nearly_full_is_reported(mine: Settings, own_redis: Redi
 def test_a_clock_that_is_off_is_reported(
     mine: Settings, monkeypatch: pytest.MonkeyPatch, off_s: float, ok: bool
 ) -> None:
-    """More than a minute between this machine and Redis, or S3, in either direction."""
+    """A clock more than a minute off that of Redis or S3 is reported, in either direction."""
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() - off_s)
     redis_clock = the_one(servers.check_redis(mine), "redis broker clock")
@@ -102,7 +102,7 @@ def test_a_clock_that_is_off_is_reported(
 def test_a_refused_signature_is_blamed_on_the_clock(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """S3 refuses a signature that is 20 minutes off; the credentials are right."""
+    """A signature that S3 refuses for its time is blamed on the clock, not on the credentials."""
     real = botocore.auth.get_current_datetime
     late = timedelta(minutes=20)
     monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda: real() - late)
@@ -112,7 +112,7 @@ def test_a_refused_signature_is_blamed_on_the_clock(
 
 
 def test_a_database_with_foreign_keys_is_reported(mine: Settings, own_redis: Redis) -> None:
-    """By kind and number, without what may be secret in a name; own keys do not count."""
+    """Foreign keys in the database are reported by kind and number, without their names."""
     for name in (
         f"{mine.namespace}:open", f"{mine.namespace}:{{a}}:task", "generate.default",
         "generate.default\x06\x169", "sag.unacked_index", "celery-task-meta-odd",
@@ -135,7 +135,7 @@ def test_a_database_with_foreign_keys_is_reported(mine: Settings, own_redis: Red
 def test_a_large_database_is_scanned_in_part(
     mine: Settings, own_redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The number of SCAN calls is bounded."""
+    """A large database is scanned by a bounded number of SCAN calls."""
     monkeypatch.setattr(servers, "SCANS", 2)
     monkeypatch.setattr(servers, "KEYS_PER_SCAN", 100)
     own_redis.mset({f"x:{number}": "" for number in range(2000)})
@@ -163,7 +163,7 @@ def test_silent_servers_cost_seconds(settings: Settings, monkeypatch: pytest.Mon
 
 
 def test_a_missing_model_file_is_reported(settings: Settings) -> None:
-    """Its folder, LoRA or textual inversion: each that is missing is named with its model."""
+    """A missing folder, part, LoRA or textual inversion is named with its model."""
     spec = ModelSpec(
         path=str(SHIPPED_MODEL),
         lora=(Lora(path="/no/lora.safetensors"), Lora(path="some/hub-id")),
@@ -187,7 +187,7 @@ REMOTE = ModelSpec(path="owner/name")
 def test_a_hub_is_asked_for_what_is_not_in_its_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that never answers, and a forbidden one, are named with what to check."""
+    """A hub that never answers, and a forbidden one, are named with what to check."""
     monkeypatch.setattr(hub, "HUB_TIMEOUT_S", 0.2)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -237,7 +237,7 @@ def test_a_model_that_cannot_be_read_is_reported(
 
 
 def test_disk_space_is_that_of_the_hub_cache(tmp_path: Path) -> None:
-    """Also where that folder, or home itself, does not exist yet; torch is not imported for it."""
+    """The disk space is that of the hub's cache, also where that folder does not exist yet."""
     program = (
         "import importlib, os, sys\n"
         "from huggingface_hub import constants\n"

@@ -18,7 +18,7 @@ SERVICE_LINKS = {
 
 @pytest.mark.parametrize("name", CELERY_VARIABLES)
 def test_what_celery_prefers_is_removed(name: str) -> None:
-    """With a warning; an empty one says nothing, and needs none."""
+    """A variable that Celery prefers is removed, with a warning unless it is empty."""
     environment = {name: "redis://elsewhere/0"}
     assert list(cleaned(environment)) == [f"{name} is ignored; use the SAG_… variables"]
     assert environment == {}
@@ -27,7 +27,7 @@ def test_what_celery_prefers_is_removed(name: str) -> None:
 
 @pytest.mark.parametrize("name", UNHEARD_VARIABLES)
 def test_what_celerys_command_line_reads_is_named(name: str) -> None:
-    """It stays for other programs: nothing here reads it."""
+    """A variable that Celery's command line reads is named, and stays for other programs."""
     environment = {name: "redis://elsewhere/0"}
     assert list(cleaned(environment)) == [f"{name} is ignored; use the SAG_… variables"]
     assert environment == {name: "redis://elsewhere/0"}
@@ -35,7 +35,7 @@ def test_what_celerys_command_line_reads_is_named(name: str) -> None:
 
 @pytest.mark.parametrize("value", ["tcp://10.96.3.7:9100", "udp://[::1]:53", "sctp://a:1"])
 def test_a_service_link_is_no_port(value: str) -> None:
-    """The warning names the variable and the mend."""
+    """A service link is no port, and the warning names the variable and the mend."""
     environment = SERVICE_LINKS | {"SAG_METRICS_PORT": value}
     (warning,) = cleaned(environment)
     assert f"SAG_METRICS_PORT={value} is ignored" in warning
@@ -56,9 +56,10 @@ def test_a_port_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_empty_variable_is_ignored_with_a_warning_or_refused(
     field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A template may write it for the default. A prefix in S3 may be empty, a URL may not.
+    """An empty variable is ignored with a warning, or refused where it is a URL.
 
-    The default of a URL is another server: that of a secret which was not filled in.
+    A template may write it for the default. A prefix in S3 may be empty. The default of a URL is
+    another server: that of a secret which was not filled in.
     """
     name = f"SAG_{field.upper()}"
     environment = {name: ""}

@@ -50,7 +50,7 @@ def png(folder: Path, index: int, seed: int, **parameters: Any) -> Path:
 def test_requests_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, wants: Any, source: str
 ) -> None:
-    """One request, a list, or one a line; from a file or standard input."""
+    """Requests are read as one object, a list or one a line, from a file or standard input."""
     (tmp_path / "r.json").write_text(text)
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
     assert (
@@ -67,7 +67,7 @@ def test_each_line_is_a_prompt(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ['{"prompt": "a"}\nnope', "[1]", '["x"]', "5"])
 def test_an_invalid_request_is_named(tmp_path: Path, text: str) -> None:
-    """By its line or number."""
+    """An invalid request in a file is named by its line or number."""
     (tmp_path / "r.json").write_text(text)
     with pytest.raises(InvalidRequest, match=r"line 2|request 0"):
         request_sources.from_json(str(tmp_path / "r.json"))
@@ -75,7 +75,7 @@ def test_an_invalid_request_is_named(tmp_path: Path, text: str) -> None:
 
 @pytest.mark.parametrize("name", ["missing", "binary"])
 def test_an_unreadable_file_is_named(tmp_path: Path, name: str) -> None:
-    """By its path."""
+    """An unreadable file is named by its path."""
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\xff")
     for read in (request_sources.from_json, request_sources.from_prompts):
         with pytest.raises(InvalidRequest, match=name):
@@ -102,7 +102,7 @@ def test_flags_override_files() -> None:
 
 @pytest.mark.parametrize("index", [0, 1, 2, 3])
 def test_an_image_is_requested_again(tmp_path: Path, index: int) -> None:
-    """This image alone: its prompts and seed, and the values that were used."""
+    """An image's request is for this image alone, with its prompts, seed and used values."""
     others = {"prompt_2": ["e", "f"], "negative_prompt_2": "g"}
     request = request_sources.from_image_file(png(tmp_path, index, seed=index + 1, **others))
     assert request["prompt"] == "aabb"[index]
@@ -117,14 +117,14 @@ def test_an_image_is_requested_again(tmp_path: Path, index: int) -> None:
 
 @pytest.mark.parametrize("field", ["latents", "pooled_prompt_embeds"])
 def test_an_image_of_shared_tensors_is_refused(tmp_path: Path, field: str) -> None:
-    """Its latents, or the embeddings of its prompt, are in a file with those of other images."""
+    """An image of tensors that it shares with other images of its request is refused by field."""
     given = {field: {"s3": "a.safetensors"}}
     with pytest.raises(InvalidRequest, match=field):
         request_sources.from_image_file(png(tmp_path, 1, seed=2, **given))
 
 
 def test_an_image_made_from_a_picture_is_requested_again(tmp_path: Path) -> None:
-    """From the same picture, in the size that was made, with its strength and SAG's values."""
+    """An image made from a picture is requested from it again, in its size, with its strength."""
     given = {
         "image": {"s3": "a.png"}, "mask_image": {"s3": "b.png"}, "strength": 0.5, "width": 72,
         "sag_blur_sigma": 2.0, "sag_start": 0.0, "sag_stop": 0.5, "guidance_rescale": 0.0,
@@ -138,7 +138,7 @@ def test_an_image_made_from_a_picture_is_requested_again(tmp_path: Path) -> None
 
 
 def test_a_foreign_image_is_named(tmp_path: Path) -> None:
-    """An image without the text chunk, a file that is no image, and a missing one."""
+    """A foreign image is named, be it without the text chunk, no image at all or missing."""
     Image.new("RGB", (8, 8)).save(tmp_path / "other.png")
     (tmp_path / "text.png").write_text(json.dumps({}))
     for name in ("other.png", "text.png", "missing.png"):

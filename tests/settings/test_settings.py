@@ -228,7 +228,7 @@ def test_the_table_names_every_setting() -> None:
 
 
 def test_the_table_has_the_range_of_a_number() -> None:
-    """Both bounds, or the lower one; empty for anything else."""
+    """The table has both bounds of a number or the lower one, and none for other settings."""
     rows = {row.split("`")[1]: row.split(" | ")[2] for row in markdown_table().splitlines()[2:]}
     assert rows["SAG_SLOTS"] == "1 to 64"
     assert rows["SAG_MAX_BATCH_ROWS"] == "1 to 1024"

@@ -35,7 +35,7 @@ def add(redis: Redis, namespace: str, task_id: str, seq: int, **event: object) -
 
 
 def test_a_reason_to_give_up_ends_every_task(redis: Redis, redis_url: str, namespace: str) -> None:
-    """Each task gets the reason as its error, also one that is requeued again and again."""
+    """A reason to give up becomes the error of every task, also of one that is requeued again."""
     for task_id in ("a", "b"):
         add(redis, namespace, task_id, 1, type="requeued", reason="model_load_failed: no file")
     with GenerationClient(redis_url, namespace) as client:
@@ -49,7 +49,7 @@ def test_a_reason_to_give_up_ends_every_task(redis: Redis, redis_url: str, names
 
 
 def test_events_before_the_end_are_still_read(redis: Redis, redis_url: str, namespace: str) -> None:
-    """What the worker wrote just before it exited counts more than that it exited."""
+    """An event that a worker wrote just before it exited counts more than its exit."""
     error = {"code": "internal", "message": "it broke", "retryable": False}
     add(redis, namespace, "a", 1, type="started", model="m", device="cpu")
 
@@ -67,7 +67,7 @@ def test_events_before_the_end_are_still_read(redis: Redis, redis_url: str, name
 
 
 def test_the_demo_gives_up_on_an_exited_worker_and_on_silence() -> None:
-    """While the worker runs it waits `MAX_SILENCE_S`; after its exit no longer."""
+    """The demo gives up on a silent worker after `MAX_SILENCE_S`, and on an exited one at once."""
     with subprocess.Popen([sys.executable, "-c", "input(); exit(70)"], stdin=-1) as worker:
         assert demo._give_up(worker, 0.0) is None
         assert demo._give_up(worker, demo.MAX_SILENCE_S) is None

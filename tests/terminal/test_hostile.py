@@ -126,14 +126,14 @@ def test_a_download_costs_what_is_received(web: str) -> None:
 
 
 def test_no_more_is_read_than_the_record_claims(web: str) -> None:
-    """One byte more is enough to know that it is another file."""
+    """A download is refused at the first byte beyond the size in the record."""
     with pytest.raises(GenerationError, match="differs from what the worker stored"):
         download.fetch(named(f"{web}/x", len(BODY) - 2))
 
 
 @pytest.mark.parametrize("path", DRIPS)
 def test_a_dripping_download_ends_in_time(web: str, path: str) -> None:
-    """The time limit is that of the whole answer, not of each read."""
+    """The time limit of a download is that of the whole answer, not of each read."""
     with pytest.raises(GenerationError, match=r"no answer within 0\.2 s"):
         download.fetch(named(f"{web}{path}", 10**6), timeout_s=0.2)
 
@@ -147,7 +147,7 @@ def test_a_redirect_is_not_followed(web: str, asked: list[str]) -> None:
 
 @pytest.mark.parametrize("url", ["http://[", "http://x:y/", "http://127.0.0.1:1/ä", "http://\n"])
 def test_an_invalid_url_is_reported(url: str) -> None:
-    """No value in its place crashes the command."""
+    """An invalid URL in a record is reported and does not crash the command."""
     with pytest.raises(GenerationError, match="could not fetch"):
         download.fetch(named(url))
 
@@ -156,7 +156,7 @@ def test_an_invalid_url_is_reported(url: str) -> None:
 def test_a_file_that_is_too_large_is_not_drawn(
     web: str, asked: list[str], tmp_path: Path, saved: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the size in the record, before any request; the same for a file on disk."""
+    """A file that is too large by its record is not drawn, and not requested."""
     (tmp_path / "x.png").write_bytes(b"")
     path = tmp_path / "x.png" if saved else None
     output._show(named(f"{web}/x", terminal_image.MAX_BYTES + 1), path)
@@ -182,7 +182,7 @@ def test_a_key_cannot_leave_the_folder(web: str, tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_too_long_is_reported(web: str, tmp_path: Path) -> None:
-    """As any file that cannot be written."""
+    """A name that is too long is reported, as any file that cannot be written."""
     with pytest.raises(GenerationError, match="could not write"):
         download.save(named(web, key="x" * 1000), "task", tmp_path)
 
@@ -225,7 +225,7 @@ def unwanted(text: str) -> set[str]:
 def test_a_pipe_gets_no_control_characters(
     redis: Redis, namespace: str, task: TaskHandle, end: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On either output, whatever events and record contain; the command goes on to the end."""
+    """A pipe gets no control characters, whatever events and record contain."""
     write(redis, namespace, end)
     follow(task, end, machine=False)
     heard = capsys.readouterr()
@@ -248,7 +248,7 @@ def test_json_is_lossless(
 
 @pytest.mark.parametrize("kind", ["started", "requeued", "failed"])
 def test_bars_show_the_text_of_events(kind: str) -> None:
-    """Literally: no markup, and no commands to the terminal."""
+    """Bars show the text of events literally, without markup or commands to the terminal."""
     known = {"started": {"model": "", "device": EVIL}, "requeued": {"reason": EVIL}, **ENDS}
     common = {"task_id": "t1", "seq": 1, "attempt": 1, "at": "2026-01-01T00:00:00Z", "type": kind}
     event = EVENT.validate_python(common | known[kind])
@@ -266,7 +266,7 @@ def test_bars_show_the_text_of_events(kind: str) -> None:
     ("position", "words"), [(3, "queued, 3 before it"), (0, "queued"), (None, "queued")]
 )
 def test_a_bar_shows_the_position_in_the_queue(position: int | None, words: str) -> None:
-    """If it is known and not 0."""
+    """A bar shows the position in the queue if it is known and not 0."""
     event = {
         "task_id": "t1", "seq": 1, "attempt": 0, "at": "2026-01-01T00:00:00Z", "type": "queued",
         "queue": "generate.default", "position": position,
@@ -275,7 +275,7 @@ def test_a_bar_shows_the_position_in_the_queue(position: int | None, words: str)
 
 
 def test_error_messages_are_printable(capsys: pytest.CaptureFixture[str]) -> None:
-    """An error's message may repeat what a caller sent."""
+    """Error messages, which may repeat what a caller sent, are printable."""
 
     def refuse() -> None:
         raise GenerationError(EVIL)
@@ -288,7 +288,7 @@ def test_error_messages_are_printable(capsys: pytest.CaptureFixture[str]) -> Non
 def test_answers_of_workers_are_printable(
     monkeypatch: pytest.MonkeyPatch, redis: Redis, redis_url: str, namespace: str
 ) -> None:
-    """Anyone with access to the broker may answer for a worker, and write a dead letter."""
+    """Answers of workers and dead letters, which anyone at the broker may write, are printable."""
     answer = health.WorkerAnswer("", refusal=EVIL, device=EVIL, running=[EVIL], notices=[EVIL])
     monkeypatch.setattr(health, "all_workers", lambda _: {EVIL: answer})
     monkeypatch.setattr(health, "host_workers", lambda _: {EVIL: health.WorkerHealth(EVIL, [EVIL])})

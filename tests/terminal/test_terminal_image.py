@@ -80,7 +80,7 @@ def _reset_warnings() -> None:
 
 
 def test_every_pixel_has_its_colour() -> None:
-    """Two rows to a line: the upper one is the block's colour, the lower one what is behind it."""
+    """A line has two rows of pixels: the upper in the block's colour, the lower behind it."""
     image = Image.new("RGB", (2, 3))
     image.putdata([RED, GREEN, BLUE, GREY, GREY, RED])
     console, drawn = terminal(), terminal_image.draw(encoded(image), 80, 20)
@@ -113,7 +113,7 @@ def test_256_colours_are_enough() -> None:
 def test_an_image_fits(
     size: tuple[int, int], room: tuple[int, int], drawn: tuple[int, int]
 ) -> None:
-    """Into columns and rows, in its proportions, and never enlarged."""
+    """An image is fitted into columns and rows, in its proportions, and never enlarged."""
     lines = str(terminal_image.draw(flat(size), *room)).split("\n")
     assert (len(lines[0]), len(lines)) == drawn
 
@@ -133,7 +133,7 @@ def test_a_broken_or_huge_image_is_not_drawn(data: bytes) -> None:
 
 @pytest.mark.parametrize("side_px", [5_000, 11_000, 60_000, 2**31 - 1])
 def test_a_small_file_that_claims_to_be_huge_costs_nothing(side_px: int) -> None:
-    """No memory is taken for its pixels, and Pillow prints no warning between the bars."""
+    """A small file that claims to be huge is not drawn, and Pillow prints no warning."""
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         assert terminal_image.draw(claimed(side_px), 80, 20) is None
@@ -159,7 +159,7 @@ def test_a_damaged_image_raises_nothing() -> None:
 
 @pytest.mark.parametrize("bomb", [False, True])
 def test_pillow_prints_no_warnings(bomb: bool) -> None:
-    """Its warnings about broken EXIF and huge images are ignored, each time.
+    """Pillow's warnings about broken EXIF and huge images are ignored, each time.
 
     The filter is set once, so that later filters of others come first.
     """
@@ -189,7 +189,7 @@ def url(data: bytes, kind: str = "jpeg") -> str:
      url(b"no picture"), url(claimed(5000)), url(NO_PALETTE), url(flat((1025, 1024), kind="JPEG"))],
 )  # fmt: skip
 def test_an_invalid_preview_is_ignored(given: str) -> None:
-    """The last preview stays."""
+    """An invalid preview is ignored, and the last one stays."""
     gallery, console = Gallery(terminal(), ["a"]), terminal()
     gallery.put(0, given)
     console.print(gallery)
@@ -208,7 +208,7 @@ def test_an_invalid_preview_is_ignored(given: str) -> None:
 def test_previews_fit_beneath_the_bars(
     labels: list[str], width: int, height: int, shown: int
 ) -> None:
-    """As many as fit side by side, with labels; none where there are too few rows."""
+    """As many previews are shown as fit side by side, and none where there are too few rows."""
     console = terminal(width=width, height=height)
     gallery = Gallery(console, labels)
     for number in range(len(labels)):
@@ -223,7 +223,7 @@ def test_previews_fit_beneath_the_bars(
 
 
 def test_a_preview_is_removed_with_its_task() -> None:
-    """An ended task makes room for the next."""
+    """A preview is removed with its task, and makes room for the next."""
     console = terminal(width=22)
     gallery = Gallery(console, ["a", "b"])
     for number, colour in enumerate((RED, BLUE)):
@@ -271,7 +271,7 @@ def test_a_pipe_gets_no_image(monkeypatch: pytest.MonkeyPatch, wanted: Preview, 
 def test_without_colours_nothing_is_drawn(
     monkeypatch: pytest.MonkeyPatch, console: Console, wanted: Preview
 ) -> None:
-    """With `NO_COLOR`, or with 16 colours, half blocks would be one patch."""
+    """Without colours, or with 16, nothing is drawn: half blocks would be one patch."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert not can_draw(wanted, console, TRUE)
