@@ -70,7 +70,7 @@ class Clock:
 def test_a_test_above_the_limit_fails_unless_it_is_marked(
     pytester: pytest.Pytester, factor: float, failed: list[str]
 ) -> None:
-    """Its body and its own fixtures count, shared fixtures do not; a busy machine has more time."""
+    """A test above the limit fails unless marked; its own fixtures count, and load extends it."""
     pytester.makepyfile(PROGRAM)
     pytester.makeini(CONFIGURATION)
     clock: Any = Clock(factor)
@@ -91,7 +91,7 @@ def test_a_test_above_the_limit_fails_unless_it_is_marked(
     ],
 )
 def test_the_factor_is_load_and_stolen_time(later: Usage, factor: float) -> None:
-    """Runnable processes for each processor, divided by the share that the machine had."""
+    """The factor is the runnable processes a processor, divided by the share the machine had."""
     assert Usage(0, 0.0, 0, 0).factor_to(later) == pytest.approx(factor)
 
 

@@ -158,7 +158,7 @@ def test_all_libraries_connect_alike(url: str, wanted: tuple[Any, ...]) -> None:
 
 @pytest.mark.parametrize(("url", "wanted"), TLS.items())
 def test_all_libraries_verify_alike(url: str, wanted: dict[str, Any]) -> None:
-    """Options of TLS reach redis-py, kombu and the backend; without them certificates count."""
+    """redis-py, kombu and the backend take the same options of TLS, and verify certificates."""
     address = RedisAddress.parse(url)
     tls = address.celery_tls("redis_backend_use_ssl")
     app: Celery = celery_app("x", url, result_backend=address.url, **tls)
@@ -168,7 +168,7 @@ def test_all_libraries_verify_alike(url: str, wanted: dict[str, Any]) -> None:
 
 
 def test_the_password_of_a_key_opens_it_and_is_not_shown(tmp_path: Path) -> None:
-    """OpenSSL gets it; nobody sees it in a log, nor in `inspect stats` or `inspect conf`."""
+    """The password of a key opens it, and is in no log, `inspect stats` or `inspect conf`."""
     issued = trustme.CA().issue_cert("client.test")
     key = load_pem_private_key(issued.private_key_pem.bytes(), None)
     (files := tmp_path / "client.pem").write_bytes(
@@ -228,7 +228,7 @@ def test_all_libraries_take_a_socket_alike(url: str, wanted: tuple[Any, ...]) ->
 
 @pytest.mark.parametrize(("url", "wanted"), SENTINELS.items())
 def test_all_libraries_take_sentinels_alike(url: str, wanted: tuple[Any, ...]) -> None:
-    """Sentinels, their own login, and the primary's name, login and database reach all."""
+    """Sentinels, their login, and the primary's name, login and database reach all libraries."""
     hosts, login, own, database = wanted
     address = RedisAddress.parse(url)
     assert address.sentinels is not None
@@ -261,7 +261,7 @@ def test_tls_is_for_the_sentinels_too() -> None:
 
 
 def test_the_form_for_sentinels_that_errors_give_is_taken() -> None:
-    """It parses as it stands."""
+    """The form of a URL for sentinels that errors show can be parsed as it stands."""
     assert RedisAddress.parse(SENTINEL_FORM).sentinels is not None
 
 
@@ -279,7 +279,7 @@ def test_the_form_for_sentinels_that_errors_give_is_taken() -> None:
 def test_another_url_is_refused_at_once(
     read: Callable[[str], object], url: str, reason: str
 ) -> None:
-    """By the constructors of both clients and by the settings, with the reason."""
+    """Both clients and the settings refuse any other URL at once, with the reason."""
     with pytest.raises(ValueError, match=reason):
         read(url)
 

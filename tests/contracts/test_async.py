@@ -218,7 +218,7 @@ def test_new_events_arrive_at_once(
 
 
 def test_redis_away_is_reported(no_backoff: None) -> None:
-    """Every call raises `ServiceUnavailable` in seconds; iterators retry until their timeout."""
+    """Without Redis calls raise `ServiceUnavailable` in seconds, and a wait ends by its timeout."""
 
     async def body() -> None:
         (port,) = embedded.free_ports(1)
@@ -268,7 +268,7 @@ def test_many_are_checked_before_any_is_sent(
 def test_many_are_sent_in_their_order(
     client: GenerationClient, redis: Redis, namespace: str
 ) -> None:
-    """One message for each request; the same ids again send no more than those that wait."""
+    """`submit_many` sends a message for each request, in their order, and none for a running id."""
     ids = [f"m{number}" for number in range(50)]
     handles = client.submit_many([{"prompt": "x", "model": namespace}] * 50, ids)
     assert [handle.task_id for handle in handles] == ids

@@ -84,7 +84,7 @@ def test_help_loads_no_engine(arguments: list[str]) -> None:
 
 @pytest.mark.slow  # it imports torch
 def test_the_engine_imports_what_it_uses() -> None:
-    """No other framework, no training, no pictures of plots, and none of the deprecated pipelines.
+    """The engine imports no other framework, no training, no plots and no deprecated pipeline.
 
     Nor does an import make a pool of threads: the fork server imports all of this.
     """

@@ -75,7 +75,7 @@ def test_the_request_carries_the_span_of_its_submission(
     redis_url: str,
     namespace: str,
 ) -> None:
-    """Record and message have it as `traceparent`; its parent is the application's own span."""
+    """Message and record have the submission's span, a child of the application's, as parent."""
     request = {"prompt": PROMPT, "model": namespace}
     with trace.get_tracer("shop").start_as_current_span("checkout") as own:
         submit(redis_url, namespace, [request], ["task"])
@@ -133,7 +133,7 @@ def test_a_task_that_is_submitted_again_keeps_its_first_span(
 def test_a_failed_submission_is_a_failed_span(
     submit: Callable[..., None], exported: InMemorySpanExporter, namespace: str, no_backoff: None
 ) -> None:
-    """The span has the error's type and no text, which may repeat what the caller wrote."""
+    """A failed submission's span has the error's type, and no text that may repeat the caller's."""
     request = {"prompt": PROMPT, "model": namespace}
     with pytest.raises(ServiceUnavailable):
         submit(f"redis://127.0.0.1:{free_port()}/0", namespace, [request], ["task"])
@@ -147,7 +147,7 @@ def test_a_failed_submission_is_a_failed_span(
 def test_an_unsampled_submission_says_so(
     monkeypatch: pytest.MonkeyPatch, redis: Redis, redis_url: str, namespace: str
 ) -> None:
-    """The sampler's decision goes along, so that the worker samples the same tasks."""
+    """A request has the sampler's decision, so that the worker samples the same tasks."""
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", TracerProvider(sampler=ALWAYS_OFF))
     by_sync(redis_url, namespace, [{"prompt": "x", "model": namespace}], ["task"])
     (message,) = messages(redis, namespace)

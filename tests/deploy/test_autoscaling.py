@@ -23,7 +23,7 @@ def spec(resources: tuple[Resource, ...]) -> Resource:
 
 
 def test_it_scales_the_workers(spec: Resource) -> None:
-    """From zero."""
+    """KEDA scales the deployment of the workers, from zero."""
     assert spec["scaleTargetRef"]["name"] == "sag-worker"
     assert spec["minReplicaCount"] == 0
 
@@ -31,7 +31,7 @@ def test_it_scales_the_workers(spec: Resource) -> None:
 def test_it_asks_the_exporter_for_the_backlog(
     spec: Resource, resources: tuple[Resource, ...]
 ) -> None:
-    """By the name that KEDA's own namespace resolves.
+    """KEDA asks the exporter for `backlog`, by the name that its own namespace resolves.
 
     `backlog` is in worker processes and KEDA scales pods, so the target is the processes of a pod:
     one for each of its GPUs. Any work at all is more than 0, so a worker with a running task is
@@ -50,7 +50,7 @@ def test_it_asks_the_exporter_for_the_backlog(
 
 
 def test_the_exporter_may_be_asked(resources: tuple[Resource, ...]) -> None:
-    """By KEDA, in the namespace of its own documentation."""
+    """The exporter's network policy admits KEDA from the namespace of KEDA's own documentation."""
     policy = the(resources, "NetworkPolicy", "sag-exporter")["spec"]
     (rule,) = policy["ingress"]
     (expression,) = rule["from"][0]["namespaceSelector"]["matchExpressions"]
@@ -59,7 +59,7 @@ def test_the_exporter_may_be_asked(resources: tuple[Resource, ...]) -> None:
 
 
 def test_without_the_exporter_no_worker_is_taken_away(spec: Resource) -> None:
-    """KEDA keeps the number, and has at least one, since it can't know that nothing waits.
+    """Without the exporter KEDA keeps the number of workers, at least one, as tasks may wait.
 
     With `replicas: 0`, or without `fallback`, it would scale to zero or stay there. Its fallback
     works for this type of metric only.
@@ -72,7 +72,7 @@ def test_without_the_exporter_no_worker_is_taken_away(spec: Resource) -> None:
 def test_a_worker_has_drained_before_the_next_one_leaves(
     spec: Resource, resources: tuple[Resource, ...]
 ) -> None:
-    """So at most one is lost to draining at a time, and only after a lull of some minutes."""
+    """At most one worker at a time is scaled down, after a lull of some minutes."""
     grace_s = pod(resources, "sag-worker")["terminationGracePeriodSeconds"]
     down = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]["scaleDown"]
     (policy,) = down["policies"]

@@ -31,7 +31,7 @@ OF_OTHERS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"}
 
 
 def test_the_documented_secrets_are_those_of_the_pods() -> None:
-    """By name and by key: a pod with a misspelt one does not start, or misses a setting."""
+    """The documented secrets have the names that the pods ask for, and keys that are settings."""
     made: dict[str, Resource] = {}
     for command in COMMANDS:
         if "create" in command:
@@ -53,7 +53,7 @@ def test_the_documented_secrets_are_those_of_the_pods() -> None:
 
 
 def test_the_documented_folders_are_there() -> None:
-    """Each overlay and component is named, and each named one can be applied."""
+    """The page names each overlay and component, and each named one has its folder."""
     paths = {part for command in COMMANDS for part in command if part.startswith("deploy/")}
     assert {f"deploy/kubernetes/overlays/{each}" for each in OVERLAYS} == paths
     table = re.findall(r"^\| `((?:base|overlays|components)\S*)` \|", PAGE, re.MULTILINE)
@@ -65,7 +65,7 @@ def test_the_documented_folders_are_there() -> None:
 
 
 def test_the_documented_numbers_are_those_of_the_manifests() -> None:
-    """Of the probes and of the end of a pod; and the paths that the worker writes to."""
+    """The page has the manifests' numbers of probes, end and scaling, and the worker's paths."""
     worker, spec = container(overlay("gpu"), "sag-worker"), pod(overlay("gpu"), "sag-worker")
     for name in ("startup", "readiness", "liveness"):
         probe = worker[f"{name}Probe"]
@@ -82,7 +82,7 @@ def test_the_documented_numbers_are_those_of_the_manifests() -> None:
 
 
 def test_the_network_section_names_every_address() -> None:
-    """Each setting with an address of another server; and no port of its table is allowed yet.
+    """The page names each setting with another server's address; its ports are not allowed yet.
 
     `SAG_S3_PUBLIC_ENDPOINT_URL` is only written into URLs.
     """

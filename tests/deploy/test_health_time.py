@@ -15,7 +15,7 @@ from worker.config.settings import Settings
 
 
 def test_a_broker_that_hangs_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So `LONGEST_HEALTH_S` has its timeout once.
+    """`health` waits once for a broker that hangs, so `LONGEST_HEALTH_S` has its timeout once.
 
     kombu connects again while `CONNECT_S` has not passed, which is less than the timeout.
     """

@@ -36,7 +36,7 @@ def ports(rules: list[Resource]) -> set[int | str]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_resource_is_valid(resources: tuple[Resource, ...], version: str) -> None:
-    """By the published schemas of Kubernetes and KEDA; unknown fields are refused too."""
+    """Every resource is valid by the published schemas, which refuse unknown fields."""
     assert len(resources) >= 8
     for each in resources:
         check(each, version)
@@ -61,7 +61,7 @@ def test_a_wrong_field_is_refused(kind: str, wrong: Resource) -> None:
 
 
 def test_every_setting_is_one_of_the_worker(resources: tuple[Resource, ...]) -> None:
-    """A variable that the worker does not know, or whose value it refuses, is a mistake here."""
+    """The worker knows every variable of the manifests and accepts its value."""
     assert settings(resources).metrics_port is not None
 
 
@@ -76,7 +76,7 @@ def test_ports_are_those_of_the_settings(resources: tuple[Resource, ...]) -> Non
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS)
 def test_only_metrics_come_in(resources: tuple[Resource, ...], deployment: str) -> None:
-    """And only DNS, Redis and HTTPS go out; a policy selects exactly the deployment's pods."""
+    """A deployment's policy admits metrics alone, and lets out DNS, Redis and HTTPS alone."""
     policy = the(resources, "NetworkPolicy", deployment)["spec"]
     labels = the(resources, "Deployment", deployment)["spec"]["template"]["metadata"]["labels"]
     assert policy["podSelector"]["matchLabels"] == labels
@@ -88,7 +88,7 @@ def test_only_metrics_come_in(resources: tuple[Resource, ...], deployment: str) 
 
 @pytest.mark.parametrize("kind", ["PodDisruptionBudget", "Deployment"])
 def test_workers_leave_one_at_a_time(resources: tuple[Resource, ...], kind: str) -> None:
-    """When nodes are drained, and when a new version is rolled out, which needs no spare GPU."""
+    """A drain of nodes and a rollout take one worker at a time, without a spare GPU."""
     spec = the(resources, kind, "sag-worker")["spec"]
     rule = spec if kind == "PodDisruptionBudget" else spec["strategy"]["rollingUpdate"]
     assert (rule["maxUnavailable"], rule.get("maxSurge", 0)) == (1, 0)
@@ -96,12 +96,12 @@ def test_workers_leave_one_at_a_time(resources: tuple[Resource, ...], kind: str)
 
 
 def test_applying_again_leaves_the_number_of_workers(resources: tuple[Resource, ...]) -> None:
-    """`kubectl scale` and KEDA set it; a number in the manifest would undo that."""
+    """The manifest has no number of workers, which `kubectl scale` and KEDA set."""
     assert "replicas" not in the(resources, "Deployment", "sag-worker")["spec"]
 
 
 def test_no_secret_is_in_the_manifests(resources: tuple[Resource, ...]) -> None:
-    """Redis's URL and the keys come from secrets that the operator makes."""
+    """The manifests hold no secret: Redis's URL and the keys come from secrets of the operator."""
     assert not [each for each in resources if each["kind"] == "Secret"]
     assert not {"SAG_BROKER_URL", "AWS_SECRET_ACCESS_KEY"} & environment(resources).keys()
     named = {
@@ -113,7 +113,7 @@ def test_no_secret_is_in_the_manifests(resources: tuple[Resource, ...]) -> None:
 
 
 def test_everything_is_in_the_namespace(resources: tuple[Resource, ...]) -> None:
-    """Of the overlay; a resource without one would go where kubectl happens to point."""
+    """Every resource is in the overlay's namespace, not where kubectl happens to point."""
     (namespace,) = {each["metadata"]["namespace"] for each in resources}
     assert namespace in {"sag", "pictures"}
 
@@ -123,7 +123,7 @@ def test_everything_is_in_the_namespace(resources: tuple[Resource, ...]) -> None
     [each for each in itertools.product(OVERLAYS, COMPONENTS) if each != ("keda", "keda")],
 )
 def test_a_component_fits_every_overlay(name: str, component: str, tmp_path: Path) -> None:
-    """It changes nothing that it is not for, and the result is valid."""
+    """A component fits every overlay: it changes only what it is for, and the result is valid."""
     folders = {
         "resources": KUBERNETES / "overlays" / name,
         "components": KUBERNETES / "components" / component,

@@ -25,7 +25,7 @@ PROBES = ["startupProbe", "readinessProbe", "livenessProbe"]
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS)
 def test_a_pod_has_the_least_rights(resources: tuple[Resource, ...], deployment: str) -> None:
-    """What the restricted Pod Security Standard asks for, and a read-only root besides."""
+    """A pod has what the restricted Pod Security Standard asks for, and a read-only root."""
     spec, main_container = pod(resources, deployment), container(resources, deployment)
     assert spec["securityContext"]["runAsNonRoot"]
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -44,20 +44,20 @@ def test_a_pod_has_the_least_rights(resources: tuple[Resource, ...], deployment:
 def test_a_pod_gets_no_variables_of_services(
     resources: tuple[Resource, ...], deployment: str
 ) -> None:
-    """A Service named sag-metrics would set SAG_METRICS_PORT=tcp://…."""
+    """A pod gets no variables of Services: one named sag-metrics would set SAG_METRICS_PORT."""
     assert pod(resources, deployment)["enableServiceLinks"] is False
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS)
 def test_a_pod_runs_as_the_image_does(resources: tuple[Resource, ...], deployment: str) -> None:
-    """The Dockerfile's user, by number, or the folders of the image are not its own."""
+    """A pod runs as the Dockerfile's user, by number, so that the image's folders are its own."""
     (user,) = re.findall(r"useradd --uid (\d+)", (ROOT / "Dockerfile").read_text())
     context = pod(resources, deployment)["securityContext"]
     assert {context["runAsUser"], context["runAsGroup"]} == {int(user)}
 
 
 def test_what_the_worker_writes_to_is_a_volume(resources: tuple[Resource, ...]) -> None:
-    """The temporary folder, the working directory, and the cache of the Dockerfile's HF_HOME.
+    """Volumes are the temporary folder, the working directory and the Dockerfile's HF_HOME.
 
     `test_read_only` runs a worker that can write to these alone.
     """
@@ -70,10 +70,11 @@ def test_what_the_worker_writes_to_is_a_volume(resources: tuple[Resource, ...]) 
 
 
 def test_a_drain_ends_before_the_kill(resources: tuple[Resource, ...]) -> None:
-    """A killed worker's tasks wait for their leases, and the attempt counts.
+    """A pod's grace period outlasts the drain, the process's exit and the supervisor's kill.
 
-    From SIGTERM: the drain, the time in which a process may still store results, and the time
-    after which the supervisor kills it.
+    A killed worker's tasks wait for their leases, and the attempt counts. From SIGTERM: the drain,
+    the time in which a process may still store results, and the time after which the supervisor
+    kills it.
     """
     found, spec = settings(resources), pod(resources, "sag-worker")
     longest_s = found.drain_timeout_s + found.exit_timeout_s + KILL_DELAY_S
@@ -81,7 +82,7 @@ def test_a_drain_ends_before_the_kill(resources: tuple[Resource, ...]) -> None:
 
 
 def test_probes_are_commands_of_the_worker(resources: tuple[Resource, ...]) -> None:
-    """Ready is a pod that would claim a task now; restarted is one that is silent.
+    """A pod is ready while it would claim a task, and is restarted when it is silent.
 
     Redis's absence restarts nothing: the running tasks go on then.
     """
@@ -94,7 +95,7 @@ def test_probes_are_commands_of_the_worker(resources: tuple[Resource, ...]) -> N
 
 
 def test_a_probe_has_time_to_say_that_redis_is_away(resources: tuple[Resource, ...]) -> None:
-    """A probe that runs out of time counts as failed, and would end a worker with running tasks."""
+    """A probe has more time than `health` takes, as its failure would end running tasks."""
     worker = container(resources, "sag-worker")
     assert all(worker[probe]["timeoutSeconds"] > LONGEST_HEALTH_S for probe in PROBES)
     startup, liveness = worker["startupProbe"], worker["livenessProbe"]
@@ -103,7 +104,7 @@ def test_a_probe_has_time_to_say_that_redis_is_away(resources: tuple[Resource, .
 
 
 def test_only_gpu_workers_ask_for_a_gpu(resources: tuple[Resource, ...]) -> None:
-    """Exactly one where the device is CUDA's, and none on the CPU."""
+    """A worker asks for exactly one GPU where its device is CUDA's, and for none on the CPU."""
     asked = container(resources, "sag-worker")["resources"]
     gpus = [asked[each].get("nvidia.com/gpu") for each in ("requests", "limits")]
     device = environment(resources)["SAG_DEVICE"]

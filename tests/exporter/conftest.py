@@ -28,7 +28,7 @@ def pool_settings(redis_url: str, namespace: str, **others: object) -> Settings:
 
 @pytest.fixture
 def settings(redis: Redis, redis_url: str, namespace: str) -> Settings:
-    """Those of an exporter. No message of another test is held."""
+    """Settings of an exporter, while no message of another test is held."""
     redis.delete(UNACKED, UNACKED_INDEX)
     return pool_settings(redis_url, namespace)
 

@@ -55,7 +55,7 @@ def readings(redis: Redis, settings: Settings) -> dict[str, tuple[float, float]]
 
 
 def test_a_long_queue_costs_no_more(own_redis: str) -> None:
-    """With 100,000 waiting tasks the same commands as with one, and no time that grows with it.
+    """A reading of 100,000 waiting tasks takes the same commands as of one, and no more time.
 
     A command that walked the list once would take above 1 ms; all together are allowed 1 ms more.
     """

@@ -47,7 +47,7 @@ def test_an_empty_pool_is_all_zeros(settings: Settings) -> None:
 def test_waiting_messages_are_counted_by_model_and_priority(
     settings: Settings, redis: Redis, namespace: str
 ) -> None:
-    """Only those of `SAG_MODELS`; the zeros are there, too."""
+    """Waiting messages are counted by each model of `SAG_MODELS` and each priority, with zeros."""
     post(redis, namespace, "a", "b", priority=5)
     post(redis, namespace, "c", priority=0)
     post(redis, f"{namespace}-other", "d")
@@ -75,7 +75,7 @@ def test_a_message_is_held_until_its_task_is_claimed(
 def test_the_backlog_counts_all_work_that_is_not_done(
     settings: Settings, redis: Redis, keys: Keys, namespace: str
 ) -> None:
-    """A busy pool with an empty list has a backlog, and waiting tasks without a worker, too."""
+    """The backlog counts held messages of a busy pool, and waiting tasks without a worker."""
     post(redis, namespace, *map(str, range(8)))
     assert read(settings).backlog == 8 / settings.slots
     redis.zadd(keys.workers, {"host:w:1": now_s(redis)})
@@ -90,7 +90,7 @@ def test_the_backlog_counts_all_work_that_is_not_done(
 def test_the_slots_of_one_worker_are_what_workers_report(
     settings: Settings, redis: Redis, keys: Keys
 ) -> None:
-    """The mean of the workers that are well; those of one that tells nothing are `SAG_SLOTS`."""
+    """Slots per worker are the mean over well workers; one that tells nothing has `SAG_SLOTS`."""
     now = now_s(redis)
     redis.zadd(keys.workers, {"a:w:1": now, "b:w:2": now, "c:w:3": now})
     redis.hset(keys.pool, mapping={"a:w:1": entry(slots=4, running=3), "b:w:2": entry(slots=8)})
@@ -104,7 +104,7 @@ def test_the_slots_of_one_worker_are_what_workers_report(
 def test_a_worker_is_well_that_renews_and_does_not_refuse(
     settings: Settings, redis: Redis, keys: Keys
 ) -> None:
-    """One that refuses or renews no more has no free slots; an entry without an owner is no worker.
+    """A worker is well if it is listed, renews and does not refuse; others have no free slots.
 
     The tasks of one that refuses still run; those of a silent one count as held.
     """
@@ -127,7 +127,7 @@ def test_a_worker_is_well_that_renews_and_does_not_refuse(
 def test_the_oldest_wait_is_that_of_the_next_messages(
     settings: Settings, redis: Redis, keys: Keys, client: GenerationClient, namespace: str
 ) -> None:
-    """Of the message that is taken next in each list, from its task's submission."""
+    """The oldest wait is of a message that is next in its list, since its task's submission."""
     request = {"prompt": "x", "model": namespace}
     for task_id, priority in (("first", 5), ("second", 5), ("urgent", 0)):
         client.submit(request | {"priority": priority}, task_id)
@@ -141,7 +141,7 @@ def test_the_oldest_wait_is_that_of_the_next_messages(
 def test_a_wait_without_a_record_is_unknown(
     settings: Settings, redis: Redis, namespace: str
 ) -> None:
-    """A message of plain Celery has no time of submission; nor has one that is no message."""
+    """A message of plain Celery, or one that is no message, has no known wait."""
     post(redis, namespace, "plain", priority=1)
     bad_id = json.dumps({"headers": {"id": "../"}}).encode()
     for number, odd in enumerate((b"\xff", b"[]", b"null", bad_id)):
@@ -154,7 +154,7 @@ def test_a_wait_without_a_record_is_unknown(
 def test_an_odd_time_of_submission_hides_no_other(
     settings: Settings, redis: Redis, keys: Keys, client: GenerationClient, namespace: str, odd: str
 ) -> None:
-    """What another program wrote into a record counts as no record: the other heads are read."""
+    """A time of submission that another program wrote is ignored, and other heads are read."""
     for task_id, priority in (("odd", 0), ("good", 5)):
         client.submit({"prompt": "x", "model": namespace, "priority": priority}, task_id)
     redis.hset(keys.task("odd"), "submitted_at", odd)
@@ -167,7 +167,7 @@ def test_an_odd_time_of_submission_hides_no_other(
 def test_a_large_head_is_not_sent_to_the_exporter(
     settings: Settings, redis: Redis, keys: Keys, client: GenerationClient, namespace: str
 ) -> None:
-    """Nor is a large time of submission, nor a large id of an open task; the others are read."""
+    """A large message, time of submission or id is not sent to the exporter; others are read."""
     client.submit({"prompt": "x", "model": namespace}, "good")
     client.submit({"prompt": "x", "model": namespace, "priority": 1}, "odd")
     redis.hset(keys.task("good"), "submitted_at", now_s(redis) - 100)
@@ -190,7 +190,7 @@ def test_a_large_head_is_not_sent_to_the_exporter(
 def test_an_infinite_time_of_an_open_task_is_left_out(
     settings: Settings, redis: Redis, keys: Keys, score: str
 ) -> None:
-    """A producer may add one to `ns:open`; the oldest of the others is the oldest."""
+    """An infinite score in `ns:open`, which a producer may add, is not the oldest open task."""
     redis.zadd(keys.open, {"odd": float(score)})
     assert read(settings).oldest_open_s == 0.0
     redis.zadd(keys.open, {"good": now_s(redis) - 30})
@@ -216,7 +216,7 @@ def test_pushes_dead_letters_and_open_tasks_are_counted(
 def test_keys_of_other_types_count_as_empty(
     settings: Settings, redis: Redis, keys: Keys, namespace: str
 ) -> None:
-    """What a producer's wrong key spoils, is that key's number alone."""
+    """A key of another type, which a producer may write, counts as empty and spoils no other."""
     post(redis, namespace, "a", priority=5)
     for key in (queue_lists(namespace)[0], keys.workers, keys.pool, keys.dead, keys.pushes):
         redis.set(key, "x")

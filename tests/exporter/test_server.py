@@ -98,7 +98,7 @@ def test_metrics_and_status_say_the_same(
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool here (prometheus)")
 def test_the_metrics_follow_the_rules_of_prometheus(settings: Settings) -> None:
-    """Names, units and help texts."""
+    """The metrics' names, units and help texts pass `promtool check metrics`."""
     with serving(settings) as url:
         text = fetch(f"{url}/metrics")[1]
     done = subprocess.run(
@@ -127,7 +127,7 @@ def test_without_redis_there_are_no_numbers(namespace: str) -> None:
 
 
 def test_the_status_is_json(settings: Settings, redis: Redis, keys: Keys) -> None:
-    """Whatever a producer writes: neither `Infinity` nor `NaN`, which are not JSON."""
+    """The status is JSON without `Infinity` or `NaN`, whatever a producer writes."""
     redis.zadd(keys.open, {"odd": float("-inf")})
 
     def refuse(constant: str) -> None:
@@ -143,7 +143,7 @@ def test_the_status_is_json(settings: Settings, redis: Redis, keys: Keys) -> Non
     [("/", "GET", 404), ("/metric", "GET", 404), ("/status", "POST", 405)],
 )
 def test_other_requests_are_refused(settings: Settings, path: str, method: str, code: int) -> None:
-    """The answer says what is served."""
+    """Any other path is answered by 404, and any other method by 405."""
     with serving(settings) as url:
         assert fetch(url + path, method)[0] == code
 
@@ -181,7 +181,7 @@ main()
 
 
 def test_the_command_loads_nothing_heavy(redis_url: str) -> None:
-    """Neither torch nor boto3 nor Celery, while it serves; SIGTERM ends it with status 0."""
+    """The exporter loads neither torch nor boto3 nor Celery, and ends with 0 by SIGTERM."""
     done = subprocess.run(
         [sys.executable, "-c", EXPORTER, str(embedded.free_port())],
         env={"PYTHONPATH": ":".join(sys.path), "SAG_BROKER_URL": redis_url},
@@ -194,7 +194,7 @@ def test_the_command_loads_nothing_heavy(redis_url: str) -> None:
 
 
 def test_a_taken_port_is_named(redis_url: str) -> None:
-    """Exit status 2, and the message has the port."""
+    """A taken port ends the exporter with status 2 and a message that has the port."""
     port = str(embedded.free_port())
     command = [sys.executable, "-m", "worker", "exporter", "--host", "127.0.0.1", "--port", port]
     environment = {"PYTHONPATH": ":".join(sys.path), "SAG_BROKER_URL": redis_url}

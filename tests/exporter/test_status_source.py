@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def test_numbers_end_and_return_with_redis(tmp_path: Path, namespace: str) -> None:
-    """A Redis that goes away takes the numbers along; when it is back, so are they."""
+    """A reading fails while Redis is away, and has numbers again once Redis is back."""
     port = embedded.free_port()
     settings = pool_settings(f"redis://127.0.0.1:{port}/0", namespace)
     clock = Clock()

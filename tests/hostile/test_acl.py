@@ -262,7 +262,7 @@ def test_every_command_of_a_script_is_allowed() -> None:
 
 
 def test_a_producer_with_the_former_rights_submits(server: Guarded) -> None:
-    """Of before workers were woken: its messages are found by looks."""
+    """A producer with its rights from before workers were woken can still submit."""
     with server.connect("operator") as operator:
         operator.execute_command(
             "ACL", "SETUSER", "producer", "-zrange", "resetkeys", "~sag:{*}:task",

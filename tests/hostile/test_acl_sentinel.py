@@ -43,7 +43,7 @@ def is_submitted(client: GenerationClient, task_id: str) -> bool:
     "returns", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["promoted", "returned"]
 )
 def test_a_group_fails_over(executable: str, tmp_path: Path, *, returns: bool) -> None:
-    """Replicas follow, a replica is promoted, and the former primary becomes a replica."""
+    """A group with the ACL file promotes a replica, and its former primary can return as one."""
     passwords = new_passwords()
     users = Users(acl_file(executable, passwords), passwords)
     with Watched(tmp_path, executable, users=users) as watched:

@@ -64,7 +64,7 @@ def is_empty(url: str) -> bool:
 
 
 def test_both_clients_name_it(url: str, no_backoff: None) -> None:
-    """A submission raises `ServiceUnavailable`, which says what is not supported."""
+    """Both clients refuse a Redis Cluster by name with `ServiceUnavailable` and write nothing."""
     with (
         GenerationClient(url) as client,
         pytest.raises(ServiceUnavailable, match="Redis Cluster, which is not supported"),
@@ -84,7 +84,7 @@ def test_both_clients_name_it(url: str, no_backoff: None) -> None:
 def test_a_worker_does_not_start(
     url: str, redis_url: str, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whichever of its servers is one: it ends as for a wrong setting, and names the variable."""
+    """A worker does not start if one of its servers is a Redis Cluster, and names the variable."""
     urls = {"broker_url": SecretStr(redis_url), name: SecretStr(url)}
     settings = Settings(device="cpu").model_copy(update=urls)
     with pytest.raises(SystemExit) as ended:
@@ -95,12 +95,12 @@ def test_a_worker_does_not_start(
 
 
 def test_a_server_that_does_not_answer_is_waited_for() -> None:
-    """It may be away for now."""
+    """A server that does not answer is not refused as a Redis Cluster: it may be away for now."""
     refuse_clusters(Settings(broker_url="redis://127.0.0.1:9/0", device="cpu"))
 
 
 def test_doctor_names_it(url: str) -> None:
-    """One finding, with what to use instead."""
+    """`doctor` reports a Redis Cluster as one finding, with what to use instead."""
     found = list(check_redis(Settings(broker_url=url)))
     (finding,) = [each for each in found if "Redis Cluster" in (each.fix or "") and not each.ok]
     assert finding.what.startswith("redis broker")
@@ -109,7 +109,7 @@ def test_doctor_names_it(url: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [["run"], ["work"]])
 def test_commands_end_with_status_2(url: str, command: list[str]) -> None:
-    """`run` does not try again."""
+    """`run` and `work` end with status 2 on a Redis Cluster, and `run` does not try again."""
     done = subprocess.run(
         [sys.executable, "-m", "worker", *command],
         env={"PATH": "/usr/bin", "PYTHONPATH": ":".join(sys.path), "SAG_DEVICE": "cpu",

@@ -53,7 +53,7 @@ def url(watched: Watched, authority: Authority) -> str:
 
 
 def test_one_url_connects_all(url: str) -> None:
-    """Both clients, the worker's broker and its results."""
+    """One URL connects both clients, the worker's broker and its results."""
     with GenerationClient(url) as client:
         task = client.submit({"prompt": "x", "model": "nobodys"})
         assert client.queue_depths(["nobodys"])["nobodys"] > 0

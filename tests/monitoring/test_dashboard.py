@@ -45,7 +45,7 @@ def names_of(metric: str, kind: str) -> set[str]:
 
 
 def test_every_metric_that_is_asked_for_is_served() -> None:
-    """By panels and alerts; a renamed metric would leave them empty for ever."""
+    """Every metric that a panel, an alert or its test asks for is served."""
     known = {name for metric in served().items() for name in names_of(*metric)}
     conditions = [rule["expr"] for rule in rules().values()]
     assert asked(query.expression for query in dashboard_queries()) <= known
@@ -56,14 +56,14 @@ def test_every_metric_that_is_asked_for_is_served() -> None:
 
 
 def test_every_metric_is_on_the_dashboard() -> None:
-    """Or in an alert alone, as the time of a reading is in neither."""
+    """Every metric is on the dashboard, but for the reading's seconds and the free slots."""
     shown = asked(query.expression for query in dashboard_queries())
     hidden = {name for name, kind in served().items() if not names_of(name, kind) & shown}
     assert hidden == {"sag_exporter_read_seconds", "sag_pool_slots_free"}
 
 
 def test_every_metric_is_documented() -> None:
-    """docs/monitoring.md has each name, and no other."""
+    """docs/monitoring.md names each metric that is served, and no other."""
     text = MONITORING.read_text()
     written = set(re.findall(r"`(sag_\w+)", text))
     expected = {f"{name}_total" if kind == "counter" else name for name, kind in served().items()}
@@ -78,7 +78,7 @@ def dashboard() -> dict[str, Any]:
 
 
 def test_panels_are_whole_and_do_not_overlap(dashboard: dict[str, Any]) -> None:
-    """Each has an id of its own, a description, a data source by variable, and a place."""
+    """Each panel has its own id and place, a description, a unit and a data source by variable."""
     panels = dashboard["panels"]
     ids = [panel["id"] for panel in panels]
     assert len(set(ids)) == len(ids)
@@ -111,7 +111,7 @@ def test_a_second_exporter_changes_no_panel() -> None:
 
 
 def test_grafana_finds_the_dashboard() -> None:
-    """Its provisioning names the folder that the stack mounts, and the server that it runs."""
+    """Grafana's provisioning names the folder that the stack mounts and the server that it runs."""
     root = DEPLOYED / "grafana" / "provisioning"
     (provider,) = yaml.safe_load((root / "dashboards" / "sag-worker.yml").read_text())["providers"]
     (source,) = yaml.safe_load((root / "datasources" / "prometheus.yml").read_text())["datasources"]

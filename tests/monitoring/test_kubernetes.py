@@ -44,7 +44,7 @@ def found_pod(deployment: str) -> dict[str, str]:
 def test_it_keeps_the_pods_and_no_others(
     job: dict[str, Any], deployment: str, tmp_path: Path
 ) -> None:
-    """Each as the job whose name the alerts know; relabelled by promtool.
+    """The scrape job keeps its deployment's pods alone, as the job whose name the alerts know.
 
     Debian's promtool can't discover pods, so what it would find is given to it.
     """
@@ -68,7 +68,7 @@ def test_it_keeps_the_pods_and_no_others(
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS)
 def test_it_looks_where_they_are_and_may_ask_them(job: dict[str, Any], deployment: str) -> None:
-    """In their namespace, and from the one that the page's RoleBinding names."""
+    """The scrape job looks in the pods' namespace; their policy admits namespace `monitoring`."""
     resources = overlay("keda")
     (discovery,) = job["kubernetes_sd_configs"]
     namespace = the(resources, "Deployment", deployment)["metadata"]["namespace"]

@@ -66,7 +66,7 @@ def monitored(
 
 
 def test_every_panel_has_data(monitored: tuple[Service, Prometheus]) -> None:
-    """While tasks wait, run, succeed, fail and are cancelled.
+    """Every panel has data after tasks waited, ran, succeeded, failed and were cancelled.
 
     No alert of the deployment fires or is pending meanwhile: the run is shorter than most of them
     must hold before they fire.
@@ -114,7 +114,7 @@ def _has_data(server: Prometheus, query: Query) -> bool:
 
 
 def test_every_rule_is_evaluated(monitored: tuple[Service, Prometheus], tmp_path: Path) -> None:
-    """Prometheus finds nothing wrong with them."""
+    """Prometheus evaluates every deployed rule without an error."""
     _, server = monitored
     assert DASHBOARD.exists()
 

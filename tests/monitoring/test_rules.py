@@ -38,14 +38,14 @@ def promtool(*arguments: str, folder: Path = DEPLOYED) -> subprocess.CompletedPr
 
 @needs_promtool
 def test_alerts_fire_when_they_should_and_only_then() -> None:
-    """`promtool test rules`: each of them beside series that must not fire."""
+    """Each alert fires when it should and only then, by `promtool test rules`."""
     done = promtool("test", "rules", "rules_test.yml")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @needs_promtool
 def test_the_scrape_configuration_is_valid() -> None:
-    """`promtool check config`, which checks the rules, too."""
+    """The scrape configuration and its rules are valid by `promtool check config`."""
     done = promtool("check", "config", "prometheus.yml")
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -54,7 +54,7 @@ def test_the_scrape_configuration_is_valid() -> None:
 @pytest.mark.slow  # 23 runs of promtool
 @pytest.mark.parametrize("name", rules())
 def test_the_tests_of_an_alert_find_its_absence(name: str, tmp_path: Path) -> None:
-    """With another condition, that never holds, its tests fail."""
+    """The tests of an alert fail when its condition never holds."""
     text = (DEPLOYED / "rules.yml").read_text()
     lines, inside = [], False
     for line in text.splitlines():
@@ -68,7 +68,7 @@ def test_the_tests_of_an_alert_find_its_absence(name: str, tmp_path: Path) -> No
 
 
 def test_each_alert_is_tested_to_fire_and_not_to() -> None:
-    """In the file of `promtool test rules`."""
+    """Each alert is tested in `rules_test.yml` to fire, and not to fire."""
     groups = yaml.safe_load((DEPLOYED / "rules_test.yml").read_text())["tests"]
     expected: dict[str, set[bool]] = {}
     for test in (test for group in groups for test in group["promql_expr_test"]):
@@ -82,21 +82,21 @@ def test_each_alert_is_tested_to_fire_and_not_to() -> None:
 
 
 def test_the_documents_name_every_alert() -> None:
-    """docs/operations.md has each rule of the file, and no other."""
+    """docs/operations.md names each alert, and no other."""
     named = set(re.findall(r"`(Sag[A-Z]\w+)`", OPERATIONS.read_text()))
     assert named == set(rules())
 
 
 @pytest.mark.parametrize("name", rules())
 def test_an_alert_tells_what_to_do(name: str) -> None:
-    """A severity, a summary and a description."""
+    """Each alert has a severity, a summary and a description."""
     rule = rules()[name]
     assert rule["labels"]["severity"] in {"critical", "warning", "info"}
     assert rule["annotations"].keys() == {"summary", "description"}
 
 
 def test_worker_and_exporter_are_one_image() -> None:
-    """With and without a GPU: the exporter must not build a second one."""
+    """Worker and exporter have the same image and build, with and without a GPU."""
     for file in ("docker-compose.yml", "docker-compose.gpu.yml"):
         services = yaml.safe_load((ROOT / file).read_text())["services"]
         for field in ("image", "build"):

@@ -50,7 +50,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.timeout(INSTALL_S + 60)
 def test_asyncapis_parser_accepts_the_document(example: Path) -> None:
-    """It reports nothing on our document, and refuses an invalid one."""
+    """AsyncAPI's parser accepts the published document, and refuses one without a channel."""
     done = npm(example, "run", "--silent", "asyncapi")
     assert done.returncode == 0, done.stderr
     channels = [line.split()[0] for line in done.stdout.splitlines()]
@@ -65,7 +65,7 @@ def test_asyncapis_parser_accepts_the_document(example: Path) -> None:
 
 @pytest.mark.timeout(INSTALL_S + 60)
 def test_the_example_makes_a_picture(example: Path, standard: Service) -> None:
-    """Its types are generated from the schemas and type-check; a real worker serves it."""
+    """The example's types are generated and type-check, and a real worker makes its picture."""
     for step in ("types", "check"):
         done = npm(example, "run", "--silent", step)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -83,7 +83,7 @@ def test_the_example_makes_a_picture(example: Path, standard: Service) -> None:
 
 @pytest.mark.timeout(INSTALL_S + 60)
 def test_the_example_reports_a_refusal(example: Path, standard: Service) -> None:
-    """A refused request: the reason, and an exit status that is not 0."""
+    """The example prints the reason of a refused request and ends with status 1."""
     url = standard.broker_url
     done = npm(example, "start", "--silent", "--", "x" * 2001, SAG_BROKER_URL=url)
     assert done.returncode == 1

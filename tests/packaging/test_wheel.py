@@ -98,7 +98,7 @@ def test_the_wheel_has_every_file_of_the_packages(distributions: Distributions) 
 
 
 def test_the_metadata_is_that_of_the_project(distributions: Distributions) -> None:
-    """Version as in pyproject.toml; `worker`, `otel` and `demo` are the extras."""
+    """The wheel has the version of pyproject.toml, and the extras `worker`, `otel` and `demo`."""
     files = wheel_files(distributions.wheel)
     (name,) = (name for name in files if name.endswith(".dist-info/METADATA"))
     metadata = email.message_from_bytes(files[name])
@@ -136,7 +136,7 @@ def test_a_client_is_checked_strictly(caller: Environment) -> None:
 
 
 def test_the_exporter_needs_no_extra(caller: Environment, tmp_path: Path) -> None:
-    """Without extras it reads a pool; its command is there."""
+    """The exporter reads a pool and has its command without extras."""
     with embedded.redis_server(tmp_path) as url:
         done = caller.run("python", "-c", EXPORT, url)
     assert (done.returncode, done.stdout) == (0, "0.0 0\n"), done.stderr

@@ -102,7 +102,7 @@ def test_the_code_of_an_outcome(outcome: Outcome, error: str | None) -> None:
 
 
 def test_a_stage_that_fails_has_a_span() -> None:
-    """A stage ends where it raises."""
+    """A stage that raises has a span, which ends where it raises."""
     task = ActiveTask("t")
     with pytest.raises(OSError, match="full"), task.control.stage("upload"):
         raise OSError("full")
@@ -147,7 +147,7 @@ def test_a_stalled_worker_exports_before_it_exits(busy: Busy, receiver: Collecto
 def test_an_attempt_that_another_worker_took_is_written_once(
     busy: Busy, receiver: Collector, redis: Redis, keys: Keys
 ) -> None:
-    """The frozen worker's own end writes nothing, its successor wrote the span."""
+    """An attempt that another worker took is not written again by the frozen worker's end."""
     delivered = busy.deliver("frozen")
     assert busy.building.wait(WAIT_S)
     take_over(worker(redis, keys, "other"), "frozen")
@@ -160,7 +160,7 @@ def test_an_attempt_that_another_worker_took_is_written_once(
 def test_an_attempt_that_redis_keeps_open_is_not_written(
     busy: Busy, receiver: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the record says that it runs, its span is not ended: the next claim writes it."""
+    """An attempt that Redis keeps open is not written; the next claim writes its span."""
     delivered = busy.deliver("open")
     assert busy.building.wait(WAIT_S)
 

@@ -37,7 +37,7 @@ def away(how: str) -> Iterator[str]:
 def test_a_collector_that_is_away_costs_nothing(
     how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Attempts do not wait for it, `close` waits 2 s at most, and the log has few lines of it.
+    """A collector that is away delays no attempt, delays `close` by 2 s at most, and fills no log.
 
     One try of the exporter takes 10 s, so 200 attempts that waited for one would take longer.
     """
@@ -67,7 +67,7 @@ def test_a_collector_that_is_away_costs_nothing(
 def test_reports_are_logged_once_in_a_while(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of many of one kind one is logged a minute, which says how many were left out."""
+    """Of many reports of one kind one is logged a minute, with the number that was left out."""
     digest = provider.ReportDigest()
     report = logging.LogRecord("opentelemetry.x", logging.ERROR, "", 1, "refused", None, None)
     for _ in range(1000):

@@ -91,7 +91,7 @@ def test_no_error_of_a_span_is_raised(caplog: pytest.LogCaptureFixture) -> None:
 def test_missing_spans_are_logged_once_in_a_while(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of many one is logged a minute, with the number of the others."""
+    """Of many missing spans one is logged a minute, with the number of the others."""
     traces = broken()
     for _ in range(1000):
         assert traces.attempt(claim(), "", "queue", {}) is None
@@ -123,7 +123,7 @@ def test_spans_may_be_closed_at_any_moment() -> None:
 def test_a_push_is_settled_before_its_span(
     redis_answers: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever its span does, a push that was delivered is not pushed again.
+    """A push is settled before its span, whatever that does, so that it is not pushed again.
 
     The span is written also where the outcome can't be: the try was made.
     """

@@ -36,7 +36,7 @@ ODD: dict[str, tuple[dict[str, Any], float | None]] = {
 def test_an_odd_record_costs_no_spans(
     odd: str, redis: Redis, keys: Keys, receiver: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its claim is granted and traced, and the spans of one batch with it are exported."""
+    """An odd record's claim is granted and traced, and other spans of its batch are exported."""
     fields, score = ODD[odd]
     for name, value in fields.items():
         redis.hset(keys.task(odd), name, value)

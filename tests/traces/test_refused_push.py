@@ -48,7 +48,7 @@ def due(redis: Redis, keys: Keys, stored: str) -> Due:
 def test_the_push_of_a_refused_request_has_its_caller(
     field: dict[str, Any], header: str | None, used: str, prompt: object, redis: Redis, keys: Keys
 ) -> None:
-    """Whether it is stored whole or cut, the record has the caller's span, of field or header."""
+    """A refused request's push has the caller's span, of field or header, stored whole or cut."""
     request = {"prompt": prompt, "webhook": HOOK, **field}
     delivery = Delivery("task", request, header_traceparent=header)
     found = due(redis, keys, delivery.refused_json)
@@ -64,7 +64,7 @@ def test_a_malformed_field_is_stored_as_it_was_sent() -> None:
 
 @pytest.mark.parametrize("odd", ["nonsense", 7, ["x"], {"a": 1}, HEADER + "\n"])
 def test_an_odd_field_of_a_record_is_no_caller(redis: Redis, keys: Keys, odd: object) -> None:
-    """A record that a producer wrote may have anything there."""
+    """An odd `traceparent` in a record, where a producer may write anything, is no caller."""
     stored = {"prompt": 1, "webhook": HOOK, "traceparent": odd}
     assert not due(redis, keys, json.dumps(stored)).traceparent
 
@@ -84,7 +84,7 @@ def test_an_odd_field_of_a_record_is_no_caller(redis: Redis, keys: Keys, odd: ob
 def test_the_host_of_a_push(
     target: str, attributes: dict[str, Any], receiver: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Host and port are attributes of their own; of a target that no one checked, too."""
+    """A push's host and port are attributes of their own, also of a target that no one checked."""
     task_id = f"host-{len(receiver.spans)}"
     found = Due(
         task_id, PushKind.WEBHOOK, Push(state="waiting"), target, 1, b"", FIELD, 5.0, fence=2

@@ -35,7 +35,7 @@ def test_a_malformed_header_is_not_logged(
     name: str, receiver: Collector, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    """The variable is named; what it holds, a token, is in no line."""
+    """A malformed header is logged by its variable's name, without the token that it holds."""
     header = f"Authorization: Bearer {SECRET}"
     with exporting(monkeypatch, receiver.url, **{name: header}):
         pass

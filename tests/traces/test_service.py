@@ -95,7 +95,7 @@ def named(spans: list[Received], name: str) -> Received:
 def test_a_task_is_one_trace_from_the_callers_span_to_the_push(
     worker: Service, receiver: Collector, hook: Receiver, application: trace.Tracer
 ) -> None:
-    """Spans for submit, wait, attempt with its stages, and push, with no prompt in them."""
+    """A task is one trace of submit, wait, attempt with stages, and push, without its prompt."""
     wanted = SHORT | {"prompt": "a secret prompt", "num_inference_steps": 3, "webhook": hook.origin}
     with application.start_as_current_span("checkout") as checkout:
         task = worker.client.submit(wanted | {"negative_prompt": "another secret"})
@@ -124,7 +124,7 @@ def test_a_task_is_one_trace_from_the_callers_span_to_the_push(
 
 
 def test_tasks_that_shared_calls_link_each_other(worker: Service, receiver: Collector) -> None:
-    """The denoise span of each has the number of calls that it shared with each other."""
+    """Tasks that shared calls link each other, with the number of calls that they shared."""
     tasks = worker.client.submit_many([SHORT | {"num_inference_steps": 25}] * 3)
     for task in tasks:
         task.result(END_S)
@@ -164,7 +164,7 @@ def test_a_celery_header_is_honoured(worker: Service, receiver: Collector) -> No
 
 
 def test_a_failed_task_has_a_failed_span(worker: Service, receiver: Collector) -> None:
-    """The status is the error's code; its message, which repeats the request, is not there."""
+    """A failed task's span has the error's code, without the message, which repeats the request."""
     task = worker.client.submit(SHORT | {"prompt": "geheim", "num_inference_steps": 9999})
     with pytest.raises(GenerationFailed):
         task.result(END_S)
@@ -217,7 +217,7 @@ def test_a_worker_whose_collector_is_away_works_and_stops(
     start_service: Callable[..., AbstractContextManager[Service]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Tasks succeed, the log has few lines of it, and the worker stops within its bound."""
+    """A worker whose collector is away makes its tasks, logs few lines and stops in its bound."""
     others = variables(f"http://127.0.0.1:{free_port()}")
     command = [sys.executable, "-m", "worker", "work", "--name", "away"]
     with embedded.redis_server(tmp_path_factory.mktemp("redis")) as url:

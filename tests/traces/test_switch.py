@@ -53,7 +53,7 @@ def test_the_variables_that_turn_traces_on(environment: dict[str, str], on: bool
     ],
 )
 def test_what_is_not_served_is_named(environment: dict[str, str], named: str) -> None:
-    """The error names the variable, its value and what is served."""
+    """An error for what is not served names the variable, its value and what is served."""
     with pytest.raises(ValueError, match=named):
         switch.is_on(environment)
 
@@ -88,7 +88,7 @@ def test_wrong_variables_stop_no_worker(
 
 
 def test_an_error_that_names_nothing_is_given_all_variables_that_are_set() -> None:
-    """Then one of them is meant; what they hold, perhaps a password, is not said."""
+    """An error that names nothing is given the variables that are set, without what they hold."""
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://u:geheim@x", "OTEL_B": "1", "PATH": "/"}
     said = switch.named(ValueError("no port in http://u:geheim@x:y"), environment)
     assert said == "no port in http://x:y (of OTEL_B, OTEL_EXPORTER_OTLP_ENDPOINT)"
