@@ -7,6 +7,7 @@ from unittest import mock
 import pytest
 
 from benchmarks.cuda_dry_run import dry_run, models, scenes, variants
+from tests.engine.cases import nightly, slow
 from tests.engine.dry_runs import found_in, found_with
 from worker.engine import previews
 
@@ -55,9 +56,10 @@ def test_a_checkpoint_of_a_picture() -> None:
     assert [each.result(0).resumed_from_step for each in rounds.futures.values()] == [None, 1]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["bundled", "bundled-inpainting", "small-sdxl"])
+@pytest.mark.parametrize(
+    "name", [*slow("bundled", "bundled-inpainting"), *nightly("small-sdxl")], ids=str
+)
 def test_all_samplers(name: str) -> None:
     """Every sampler passes in mixed rounds, and when its job resumes from a checkpoint."""
     with dry_run.engine_on_fake_cuda() as fake:

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 
 from tests.engine import oracle
-from tests.engine.cases import nightly, rotated, slow
+from tests.engine.cases import nightly, rotated
 from tests.engine.jobs import Rounds, assert_close, job, latents_of
 from tests.engine.pictures import masked, picture
 from tests.engine.small_models import POOLED, save_inpainting, save_xl
@@ -44,7 +44,7 @@ SAMPLERS = [each for each in samplers.SAMPLERS if each != "ipndm"]
 def cases(strengths: list[float]) -> list[Any]:
     """One sampler of each class by day, with each strength in turn; the others by night."""
     others = [each for each in SAMPLERS if each not in BY_DAY]
-    return [*rotated(BY_DAY, strengths, slow), *nightly(*product(others, strengths))]
+    return [*rotated(BY_DAY, strengths), *nightly(*product(others, strengths))]
 
 
 def spec(path: Any) -> ModelSpec:

@@ -75,7 +75,7 @@ def imported() -> None:
 
 
 @pytest.mark.usefixtures("imported")
-@pytest.mark.parametrize("part", [16, pytest.param(1, marks=pytest.mark.slow, id="whole")])
+@pytest.mark.parametrize("part", [16, pytest.param(1, marks=pytest.mark.nightly, id="whole")])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_large_message_costs_time_in_proportion_to_its_length(shape: str, part: int) -> None:
     """Four times the length takes about four times as long, and slots get no large body.
