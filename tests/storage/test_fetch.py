@@ -20,6 +20,7 @@ from worker.errors import BadRequestError, InputNotFoundError
 from worker.execution import input_images
 from worker.execution.artifacts import Artifacts
 from worker.execution.resolved_request import ResolvedRequest
+from worker.job_control import Control, JobStopped, Stop
 from worker.storage import Storage
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def resolved(settings: Settings, **fields: Any) -> ResolvedRequest:
 
 
 def fetched(settings: Settings, **fields: Any) -> Job:
-    return Artifacts(Storage(settings)).fetch(resolved(settings, **fields))
+    return Artifacts(Storage(settings)).fetch(resolved(settings, **fields), Control())
 
 
 def test_pictures_become_pixels_of_the_job(
@@ -126,9 +127,54 @@ def test_one_picture_is_decoded_at_a_time(
     monkeypatch.setattr(input_images, "prepare", prepare)
     artifacts, request = Artifacts(Storage(settings)), resolved(settings, image=PICTURES["image"])
     with ThreadPoolExecutor(4) as slots:
-        jobs = [slots.submit(artifacts.fetch, request) for _ in range(8)]
+        jobs = [slots.submit(artifacts.fetch, request, Control()) for _ in range(8)]
     assert len({job.result().image for job in jobs}) == 1
     assert most == [1] * 8
+
+
+@pytest.mark.parametrize("reason", [Stop.CANCELLED, Stop.DRAINED, Stop.EXPIRED])
+def test_a_task_that_waits_for_another_picture_can_be_stopped(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, reason: Stop
+) -> None:
+    """Cancelled, drained or past its deadline, it does not wait for the end of another's picture.
+
+    Until then it has downloaded none of its own.
+    """
+    decoding, end, control = threading.Event(), threading.Event(), Control()
+    storage = Storage(settings)
+    read: list[str] = []
+
+    def get_input(_key: str, where: str) -> bytes:
+        read.append(where)
+        return IMAGE
+
+    def prepare(*_arguments: Any) -> Any:
+        decoding.set()
+        end.wait(30)
+        raise InputNotFoundError("the first is done", where="image")
+
+    monkeypatch.setattr(storage, "get_input", get_input)
+    monkeypatch.setattr(input_images, "prepare", prepare)
+    artifacts, request = Artifacts(storage), resolved(settings, image=PICTURES["image"])
+    with ThreadPoolExecutor(2) as slots:
+        first = slots.submit(artifacts.fetch, request, Control())
+        try:
+            assert decoding.wait(10)
+            second = slots.submit(artifacts.fetch, request, control)
+            if reason is Stop.EXPIRED:
+                control.deadline_s = time.monotonic()
+            else:
+                control.request(reason)
+            with pytest.raises(JobStopped) as stopped:
+                second.result(10)
+            assert not first.done()
+        finally:
+            end.set()
+        assert isinstance(first.exception(10), InputNotFoundError)
+    assert (stopped.value.reason, stopped.value.step, read) == (reason, 0, ["image"])
+    monkeypatch.undo()
+    with pytest.raises(InputNotFoundError):  # the next one may decode
+        artifacts.fetch(request, Control())
 
 
 def test_tensors_reach_the_job(
