@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import boto3
 import pytest
 
+from api_contracts import InvalidRequest
 from api_contracts.parse import parse_request
 from tests.conftest import BUCKET
 from tests.pictures import encoded, photo, prepared
@@ -222,6 +224,48 @@ def test_parameters_say_strength_only_with_an_image(settings: Settings) -> None:
     assert "strength" not in resolved(settings).parameters
     used = resolved(settings, **PICTURES).parameters
     assert (used["strength"], used["image"]) == (0.8, PICTURES["image"])
+
+
+def test_strength_makes_a_step_exactly_where_it_says_so(settings: Settings) -> None:
+    """The stated limit holds for every number of steps, given or the model's own.
+
+    What it lets pass, the engine makes at least one step of; nothing is loaded for the rest.
+    """
+
+    def taken(steps: int, strength: float) -> bool:
+        defaults = ModelDefaults(num_inference_steps=steps)
+        models = {"default": ModelSpec(path="p", defaults=defaults)}
+        own = settings.model_copy(update={"models": models})
+        fields = {"image": PICTURES["image"], "strength": strength}
+        answers = set()
+        for given in (fields, fields | {"num_inference_steps": steps}):
+            try:
+                made = resolved(own, **given).complete
+            except InvalidRequest as refusal:
+                (fault,) = refusal.faults
+                assert (fault.where, fault.limit) == (
+                    "strength",
+                    "num_inference_steps x strength >= 1",
+                )
+                answers.add(False)
+            else:
+                assert int(made.num_inference_steps * made.strength) >= 1
+                answers.add(True)
+        (answer,) = answers
+        return answer
+
+    for steps in range(1, 151):
+        least = 1 / steps
+        while steps * least < 1:
+            least = math.nextafter(least, 1)
+        assert taken(steps, least)
+        assert not taken(steps, math.nextafter(least, 0))
+    assert not taken(1, 0.8)
+
+
+def test_strength_counts_with_an_image_only(settings: Settings) -> None:
+    """A request of one step without a picture is not measured by the default strength."""
+    assert resolved(settings, num_inference_steps=1).complete.num_inference_steps == 1
 
 
 def test_an_image_has_a_size_of_its_own(settings: Settings) -> None:
