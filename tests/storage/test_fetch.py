@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -224,6 +225,24 @@ def test_parameters_say_strength_only_with_an_image(settings: Settings) -> None:
     assert "strength" not in resolved(settings).parameters
     used = resolved(settings, **PICTURES).parameters
     assert (used["strength"], used["image"]) == (0.8, PICTURES["image"])
+
+
+def stages(settings: Settings, **fields: Any) -> list[str]:
+    control = Control()
+    with suppress(InputNotFoundError):
+        Artifacts(Storage(settings)).fetch(resolved(settings, **fields), control)
+    return [each.name for each in control.stages]
+
+
+def test_reading_inputs_is_a_stage(
+    settings: Settings, upload: Callable[[Mapping[str, bytes]], None]
+) -> None:
+    """The time to read inputs is in the attempt's trace, also when it fails; none without."""
+    upload({"a/photo.jpg": IMAGE, "a.safetensors": b"a"})
+    assert stages(settings, image=PICTURES["image"]) == ["fetch"]
+    assert stages(settings, latents={"s3": "a.safetensors"}) == ["fetch"]
+    assert stages(settings, image={"s3": "gone.png"}) == ["fetch"]
+    assert stages(settings) == []
 
 
 def test_strength_makes_a_step_exactly_where_it_says_so(settings: Settings) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from worker.engine.job import GeneratedImage, Job, JobResult
+    from worker.execution.input_images import InputImage
     from worker.execution.resolved_request import ResolvedRequest
     from worker.job_control import Control
     from worker.record.claim import Claim
@@ -37,18 +38,21 @@ class Artifacts:
         Downloads and decodes pictures on the caller's thread, once no other task does; raises
         `JobStopped` when it is stopped before.
         """
-        inputs = self._files(resolved, TENSORS)
-        if resolved.complete.image is None:
-            return resolved.job(inputs)
+        if not resolved.references:
+            return resolved.job({})
+        with control.stage("fetch"):
+            tensors = self._files(resolved, TENSORS)
+            if resolved.complete.image is None:
+                return resolved.job(tensors)
+            with self._alone(control):
+                return resolved.job(tensors, self._picture(resolved))
+
+    def _picture(self, resolved: ResolvedRequest) -> InputImage:
         from worker.execution import input_images  # noqa: PLC0415  # Pillow, with the first picture
 
-        request = resolved.complete
-        with self._alone(control):
-            files = self._files(resolved, PICTURES)
-            picture = input_images.prepare(
-                files, request.height, request.width, resolved.limits.max_side_px
-            )
-        return resolved.job(inputs, picture)
+        request, files = resolved.complete, self._files(resolved, PICTURES)
+        limit_px = resolved.limits.max_side_px
+        return input_images.prepare(files, request.height, request.width, limit_px)
 
     def _files(self, resolved: ResolvedRequest, fields: tuple[str, ...]) -> dict[str, bytes]:
         references = resolved.references
