@@ -66,7 +66,6 @@ def _one_or_many(value: object) -> str:
 
 
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
-NegativePrompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Side = Annotated[int, Field(ge=64, le=MAX_SIDE_PX, multiple_of=8)]
 Text = Annotated[str, Field(max_length=MAX_METADATA_BYTES)]
@@ -81,11 +80,6 @@ _PICK = Discriminator(_one_or_many)
 Prompts = Annotated[
     Annotated[Prompt, Tag("one")]
     | Annotated[list[Prompt], Field(min_length=1, max_length=64), Tag("many")],
-    _PICK,
-]
-NegativePrompts = Annotated[
-    Annotated[NegativePrompt, Tag("one")]
-    | Annotated[list[NegativePrompt], Field(min_length=1, max_length=64), Tag("many")],
     _PICK,
 ]
 Seeds = Annotated[
