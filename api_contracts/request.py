@@ -13,7 +13,6 @@ from api_contracts.request_types import (
     Corner,
     CrossAttention,
     ImageReference,
-    NegativePrompts,
     Prompts,
     Reference,
     ReplyTo,
@@ -55,7 +54,7 @@ class GenerationRequest(Strict):
         default=DEFAULT_MODEL, pattern=MODEL_PATTERN, description="Alias from the settings."
     )
     prompt: Prompts | None = Field(default=None, description="Or `prompt_embeds`, one of the two.")
-    negative_prompt: NegativePrompts | None = Field(
+    negative_prompt: Prompts | None = Field(
         default=None, description="One for all prompts, or as many as prompts."
     )
     prompt_2: Prompts | None = Field(
@@ -63,7 +62,7 @@ class GenerationRequest(Strict):
         description="For the second text encoder of SDXL: one for all prompts, or as many as "
         "prompts; null is `prompt`.",
     )
-    negative_prompt_2: NegativePrompts | None = Field(
+    negative_prompt_2: Prompts | None = Field(
         default=None,
         description="For the second text encoder of SDXL, with `negative_prompt`: one for all "
         "prompts, or as many as prompts; null is `negative_prompt`.",

@@ -118,7 +118,7 @@ def _bad_webhook(url: str | None) -> Iterator[FieldError]:
 
 
 def over_limits(request: GenerationRequest, limits: Limits) -> Iterator[FieldError]:
-    """Values above the limits of this worker."""
+    """Values outside of the limits of this worker, which has filled in the model's defaults."""
     for where, side in (("height", request.height), ("width", request.width)):
         if side is not None and side > limits.max_side_px:
             yield FieldError(where=where, what=f"is {side} px", limit=f"<= {limits.max_side_px}")
@@ -127,6 +127,12 @@ def over_limits(request: GenerationRequest, limits: Limits) -> Iterator[FieldErr
             where="num_inference_steps",
             what=f"is {request.num_inference_steps}",
             limit=f"<= {limits.max_steps}",
+        )
+    if request.image is not None and request.num_inference_steps * request.strength < 1:
+        yield FieldError(
+            where="strength",
+            what=f"is {request.strength:g}: none of {request.num_inference_steps} steps is made",
+            limit="num_inference_steps x strength >= 1",
         )
     images = (len(request.prompts) or 1) * request.num_images_per_prompt
     if images > limits.max_images:

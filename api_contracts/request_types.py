@@ -16,6 +16,8 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"
 #: A key of plain segments, without its ending.
 _KEY = r"^([A-Za-z0-9][A-Za-z0-9._-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*"
 _MAX_KEY_CHARS = 512
+#: In any case, as cameras write `IMG_1.JPG`; patterns of JSON Schema have no flag for it.
+_PICTURE_ENDING = r"\.([Pp][Nn][Gg]|[Jj][Pp][Ee]?[Gg]|[Ww][Ee][Bb][Pp])$"
 
 
 class Strict(BaseModel):
@@ -38,7 +40,7 @@ class ImageReference(Strict):
     """An object in the configured input bucket: a picture, PNG, JPEG or WebP."""
 
     s3: str = Field(
-        pattern=_KEY + r"\.(png|jpg|jpeg|webp)$",
+        pattern=_KEY + _PICTURE_ENDING,
         max_length=_MAX_KEY_CHARS,
         description="Key below the input prefix. The content decides on the format, not the name.",
     )
@@ -64,7 +66,6 @@ def _one_or_many(value: object) -> str:
 
 
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
-NegativePrompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Side = Annotated[int, Field(ge=64, le=MAX_SIDE_PX, multiple_of=8)]
 Text = Annotated[str, Field(max_length=MAX_METADATA_BYTES)]
@@ -79,11 +80,6 @@ _PICK = Discriminator(_one_or_many)
 Prompts = Annotated[
     Annotated[Prompt, Tag("one")]
     | Annotated[list[Prompt], Field(min_length=1, max_length=64), Tag("many")],
-    _PICK,
-]
-NegativePrompts = Annotated[
-    Annotated[NegativePrompt, Tag("one")]
-    | Annotated[list[NegativePrompt], Field(min_length=1, max_length=64), Tag("many")],
     _PICK,
 ]
 Seeds = Annotated[

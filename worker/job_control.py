@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+#: How often a task that waits for others checks whether it must stop, in seconds.
+STOP_CHECK_PERIOD_S = 0.25
+
 
 class Stop(StrEnum):
     """Why a job ends before it is done."""

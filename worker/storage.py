@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-#: Largest input object, in bytes: enough for the embeddings of a page of prompts.
+#: Largest input object, in bytes: enough for pictures, and for embeddings of a page of prompts.
 MAX_INPUT_BYTES = 64 * 2**20
 #: A store that answers as if it had no condition: a late writer could replace newer pictures.
 IGNORES_CONDITIONS = "ignores If-None-Match"

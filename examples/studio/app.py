@@ -26,7 +26,7 @@ from api_contracts import (
     TaskNotFound,
     TaskStatus,
 )
-from examples.studio.input_bucket import BucketAway, InputBucket
+from examples.studio.input_bucket import BucketAway, BucketRefuses, InputBucket
 from examples.studio.inputs import opened_bucket, router
 from examples.studio.stream import lines
 
@@ -167,6 +167,12 @@ async def away(_request: Request, error: ServiceUnavailable) -> JSONResponse:
 async def bucket_away(_request: Request, error: BucketAway) -> JSONResponse:
     """503: the same picture again later."""
     return JSONResponse({"detail": str(error)}, 503)
+
+
+@app.exception_handler(BucketRefuses)
+async def bucket_refuses(_request: Request, error: BucketRefuses) -> JSONResponse:
+    """502: the same until S3's settings or rights are mended."""
+    return JSONResponse({"detail": str(error)}, 502)
 
 
 app.mount("/", StaticFiles(directory=Path(__file__).parent / "page", html=True))

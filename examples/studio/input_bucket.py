@@ -12,10 +12,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Self
 
+from pydantic import TypeAdapter
+
 from api_contracts import FieldError, InvalidRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from PIL import Image
 
 #: Largest file, in bytes, and longest side of its picture, in pixels.
 MAX_BYTES, MAX_SIDE_PX = 16 * 2**20, 4096
@@ -31,9 +35,20 @@ KEEP = timedelta(days=1)
 #: Socket timeouts of S3, in seconds, and attempts of a request: the page asks again by itself.
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S, ATTEMPTS = 3, 20, 2
 
+#: Answers of S3 that may be others later: from 500 on, and those to requests too slow or too many.
+SERVER_FAULT, RETRIED_STATUSES = 500, (408, 429)
 
-class BucketAway(Exception):
-    """S3 does not answer, or refuses the credentials."""
+
+class BucketError(Exception):
+    """S3 does not take or give pictures."""
+
+
+class BucketAway(BucketError):
+    """S3 does not answer, or can't serve now: later it may."""
+
+
+class BucketRefuses(BucketError):
+    """S3 refuses what the studio asks: its credentials, bucket or rights. The same again later."""
 
 
 class InputBucket:
@@ -48,7 +63,8 @@ class InputBucket:
     def from_environment(cls) -> Self | None:
         """The bucket of the workers' variables; None unless `SAG_S3_BUCKET` names one.
 
-        Credentials come from boto3's own chain.
+        Credentials come from boto3's own chain. `SAG_S3_CHECKSUMS=false` is for stores that know
+        none of boto3's checksums.
         """
         bucket = os.environ.get("SAG_S3_BUCKET")
         if not bucket:
@@ -57,11 +73,13 @@ class InputBucket:
         from botocore.config import Config  # noqa: PLC0415  # the same
 
         endpoint_url = os.environ.get("SAG_S3_ENDPOINT_URL") or None
+        checksums = TypeAdapter(bool).validate_python(os.environ.get("SAG_S3_CHECKSUMS", "true"))
         client = boto3.client(
             "s3",
             endpoint_url=endpoint_url,
             config=Config(
                 signature_version="s3v4",
+                request_checksum_calculation="when_supported" if checksums else "when_required",
                 s3={"addressing_style": "path" if endpoint_url else "auto"},
                 connect_timeout=CONNECT_TIMEOUT_S,
                 read_timeout=READ_TIMEOUT_S,
@@ -73,7 +91,7 @@ class InputBucket:
     def store(self, data: bytes) -> str:
         """Check and store a picture; gives its key without the input prefix, as requests name it.
 
-        Raises `InvalidRequest` and `BucketAway`.
+        Raises `InvalidRequest` and `BucketError`.
         """
         format_name = checked_format(data)
         key = f"{FOLDER}/{secrets.token_hex(16)}.{ENDINGS[format_name]}"
@@ -111,35 +129,56 @@ class InputBucket:
 
 @contextmanager
 def _in_words() -> Iterator[None]:
-    """Raise `BucketAway` for whatever boto3 raises."""
-    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415  # as boto3
+    """Raise `BucketError` for whatever boto3 raises."""
+    from botocore import exceptions as boto  # noqa: PLC0415  # as boto3
 
     try:
         yield
-    except (BotoCoreError, ClientError) as error:
-        raise BucketAway(f"S3 does not take or give pictures: {error}") from error
+    except (boto.HTTPClientError, boto.ConnectionError) as error:
+        raise BucketAway(f"S3 does not answer: {error}") from error
+    except boto.ClientError as error:
+        status = error.response["ResponseMetadata"].get("HTTPStatusCode", SERVER_FAULT)
+        if status >= SERVER_FAULT or status in RETRIED_STATUSES:
+            raise BucketAway(f"S3 does not take or give pictures now: {error}") from error
+        raise BucketRefuses(f"S3 refuses it: {error}") from error
+    except boto.BotoCoreError as error:  # no credentials, an impossible name
+        raise BucketRefuses(f"the settings of S3 are wrong: {error}") from error
 
 
 def checked_format(data: bytes) -> str:
     """The format of a picture, as Pillow names it; raises `InvalidRequest` if it is unfit.
 
-    All of it is decoded: a file that is cut off is refused here and not by a worker later.
+    All of it is decoded: a file that is cut off is refused here and not by a worker later. What
+    takes long to decode is not refused, as workers do: the page draws what it sends, and the studio
+    is for one's own machine.
     """
     from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  # as boto3
 
     try:
         with Image.open(io.BytesIO(data), formats=tuple(ENDINGS)) as image:
-            if max(image.size) > MAX_SIDE_PX:
-                what = f"has {image.width} x {image.height} pixels"
-                raise refusal(what, f"<= {MAX_SIDE_PX} a side")
+            _check(image)
             image.load()
-            return str(image.format)
+            # An MPO is a JPEG, followed by others that a camera made of it.
+            return "JPEG" if image.format == "MPO" else str(image.format)
+    except (InvalidRequest, MemoryError):
+        raise
     except UnidentifiedImageError as error:
         raise refusal("is no picture that workers read", "PNG, JPEG or WebP") from error
     except Image.DecompressionBombError as error:
         raise refusal("has too many pixels", f"<= {MAX_SIDE_PX} a side") from error
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for broken files
+    except Exception as error:  # malformed files raise anything
         raise refusal(f"can't be decoded: {error}", "a whole file") from error
+
+
+def _check(image: Image.Image) -> None:
+    """What is known of a file before it is decoded."""
+    if max(image.size) > MAX_SIDE_PX:
+        what = f"has {image.width} x {image.height} pixels"
+        raise refusal(what, f"<= {MAX_SIDE_PX} a side")
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        raise refusal("is animated", "one picture")
+    if image.mode.startswith("I"):
+        raise refusal("is gray with 16 bits for each pixel", "8 bits for each channel")
 
 
 def refusal(what: str, limit: str) -> InvalidRequest:

@@ -16,7 +16,7 @@ from examples.studio.input_bucket import (
     KEY_PATTERN,
     MAX_BYTES,
     MEDIA_TYPES,
-    BucketAway,
+    BucketError,
     InputBucket,
     refusal,
 )
@@ -51,7 +51,7 @@ async def _sweep(bucket: InputBucket) -> None:
     while True:
         try:
             await asyncio.to_thread(bucket.delete_older_than, KEEP)
-        except BucketAway as error:  # the next hour may be better
+        except BucketError as error:  # the next hour may be better
             logging.getLogger(__name__).warning("old pictures are not deleted: %s", error)
         await asyncio.sleep(SWEEP_S)
 

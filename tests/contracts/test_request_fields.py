@@ -90,6 +90,8 @@ GOOD: list[tuple[str, Any]] = [
     *each("guidance_rescale", 0, 0.7, 1, 1.0),
     *each("strength", 1e-9, 0.8, 1, 1.0),
     *each("image", {"s3": "a.png"}, {"s3": "a/b-c/d_e.1.jpeg"}, {"s3": "a.jpg"}, None),
+    *each("image", {"s3": "DCIM/IMG_1.JPG"}, {"s3": "a.Jpeg"}, {"s3": "a.PNG"}),
+    *each("mask_image", {"s3": "A.WEBP"}, {"s3": "a.WebP"}, {"s3": "A.JPEG"}),
     *each("image", {"s3": "a.webp"}, {"s3": "a" * 508 + ".png"}),
     *each("mask_image", {"s3": "a.png"}, {"s3": "a" * 507 + ".webp"}, None),
     *each("pooled_prompt_embeds", {"s3": "a.safetensors"}, None),
@@ -127,7 +129,7 @@ HOSTILE_KEYS = (
 HOSTILE_PICTURES = (
     *(key.replace(".safetensors", ".png") for key in HOSTILE_KEYS if len(key) < 500),
     "a" * 509 + ".png",
-    "a.safetensors", "a.gif", "a.PNG", "a.png.exe", "a.png/b", "a.jpe", "a.svg", "a_png",
+    "a.safetensors", "a.gif", "a.JPE", "a.GIF", "a.png.exe", "a.png/b", "a.jpe", "a.svg", "a_png",
 )  # fmt: skip
 BAD: list[tuple[str, Any]] = [
     *each("schema_version", 0, 2, 1.0, "1", True, None),

@@ -192,17 +192,24 @@ def test_each_image_of_a_task_has_its_own_noise(rounds: Rounds) -> None:
     assert_close(in_company(rounds, each, texts()), torch.cat(expected))
 
 
-def test_what_a_model_does_not_take_is_refused(rounds: Rounds, inpainting: Rounds) -> None:
-    """A field that a model does not take is refused by its name."""
-    refused: dict[str, dict[str, Any]] = {
-        "prompt_2": {"prompts_2": ("a",)},
-        "original_size": {"original_size": (8, 8)},
-        "scheduler": {"scheduler": "ipndm", **picture()},
-        "strength": picture() | {"strength": 0.1},
-    }
-    for where, changes in refused.items():
-        with pytest.raises(BadRequestError, match=where):
-            rounds.result(wanted(**changes))
-    for changes in (dict[str, Any](), picture()):
-        with pytest.raises(BadRequestError, match="mask_image"):
-            inpainting.result(wanted(**changes))
+def refused(rounds: Rounds, **changes: Any) -> list[str]:
+    """The fields that are refused."""
+    with pytest.raises(BadRequestError) as caught:
+        rounds.result(wanted(**changes))
+    return [fault["where"] for fault in caught.value.details["faults"]]
+
+
+def test_what_a_model_does_not_take_is_refused(rounds: Rounds) -> None:
+    """Each field that a model does not take is refused by its name, all of them at once."""
+    assert refused(rounds, scheduler="ipndm", **picture()) == ["scheduler"]
+    assert refused(rounds, prompts_2=("a",)) == ["prompt_2"]
+    sizes = {"original_size": (8, 8), "crops_coords_top_left": (0, 0), "target_size": (8, 8)}
+    assert refused(rounds, **sizes) == list(sizes)
+    texts = {"prompts_2": ("a",), "negative_prompts_2": ("b",)}
+    assert refused(rounds, **texts, **sizes) == ["prompt_2", "negative_prompt_2", *sizes]
+
+
+def test_what_a_model_for_inpainting_lacks_is_refused(inpainting: Rounds) -> None:
+    """Picture and mask are both named where both are missing."""
+    assert refused(inpainting) == ["image", "mask_image"]
+    assert refused(inpainting, **picture()) == ["mask_image"]

@@ -18,6 +18,7 @@ from PIL import Image
 from examples.studio import inputs
 from examples.studio.input_bucket import KEEP, MAX_BYTES, MAX_SIDE_PX, BucketAway, InputBucket
 from tests.conftest import BUCKET
+from tests.pictures import FILES, animated, encoded
 from tests.service.conftest import END_S, wait_until
 from tests.studio.conftest import bucket_settings, studio_at
 from worker import embedded
@@ -115,8 +116,22 @@ def test_a_worker_finds_what_was_sent(
         (picture(size=(MAX_SIDE_PX + 1, 1)), "image/png", f"has {MAX_SIDE_PX + 1} x 1 pixels"),
         (picture(), "text/plain", "content type text/plain"),
         (b"", "image/png", "no picture that workers read"),
+        (animated("PNG"), "image/png", "is animated"),
+        (animated("WEBP"), "image/webp", "is animated"),
+        (encoded(Image.new("I;16", (8, 8)), "PNG"), "image/png", "is gray with 16 bits"),
     ],
-    ids=["svg", "gif", "cut png", "cut jpeg", "too wide", "text", "empty"],
+    ids=[
+        "svg",
+        "gif",
+        "cut png",
+        "cut jpeg",
+        "too wide",
+        "text",
+        "empty",
+        "animated png",
+        "animated webp",
+        "gray of 16 bits",
+    ],
 )
 def test_what_is_no_fit_picture_is_refused(
     backend: str, bucket: InputBucket, data: bytes, content_type: str, what: str
@@ -129,6 +144,35 @@ def test_what_is_no_fit_picture_is_refused(
     assert what in fault["what"]
     assert fault["limit"]
     assert bucket.delete_older_than(timedelta(0)) == 0
+
+
+def test_a_photo_of_a_phone_is_a_jpeg(bucket: InputBucket) -> None:
+    """Of a file of several photos the first is read, as workers do."""
+    key = bucket.store(FILES["photo of a phone"]())
+    assert key.endswith(".jpg")
+    found = bucket.load(key)
+    assert found is not None
+    assert found[1] == "image/jpeg"
+
+
+@pytest.mark.parametrize(("value", "is_sent"), [(None, True), ("false", False), ("0", False)])
+def test_checksums_are_sent_unless_turned_off(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, value: str | None, is_sent: bool
+) -> None:
+    """As workers do with `SAG_S3_CHECKSUMS`: some stores refuse what they do not know."""
+    for name, each in (environment | ({"SAG_S3_CHECKSUMS": value} if value else {})).items():
+        monkeypatch.setenv(name, each)
+    bucket = InputBucket.from_environment()
+    assert bucket is not None
+    sent: list[set[str]] = []
+
+    def look(request: Any, **_: Any) -> None:
+        sent.append({name.lower() for name in request.headers})
+
+    bucket._client.meta.events.register("before-send.s3.PutObject", look)
+    assert bucket.load(bucket.store(picture())) == (picture(), "image/png")
+    (headers,) = sent
+    assert any("checksum" in name for name in headers) is is_sent
 
 
 def test_a_file_that_is_too_large_is_not_read_to_its_end(backend: str) -> None:
@@ -215,6 +259,26 @@ def test_a_bucket_that_is_away_is_503(
             assert code == 503
             assert away in told["detail"]
         assert get(f"{studio}queue")[0] == 200
+        log = tmp_path / "studio.log"
+        wait_until(lambda: "old pictures are not deleted" in log.read_text())
+        assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "SignatureDoesNotMatch"),
+        ({"SAG_S3_BUCKET": "no_bucket_is_called_so!"}, "settings of S3 are wrong"),
+    ],
+)
+def test_what_s3_refuses_is_502(
+    redis_url: str, environment: dict[str, str], tmp_path: Path, wrong: dict[str, str], what: str
+) -> None:
+    """With its words: to send the same again would not help."""
+    with studio_at(redis_url, "sag", tmp_path, others=environment | wrong) as studio:
+        for code, told in (send(studio, picture()), get(f"{studio}inputs/studio/{'0' * 32}.png")):
+            assert code == 502
+            assert what in told["detail"]
         log = tmp_path / "studio.log"
         wait_until(lambda: "old pictures are not deleted" in log.read_text())
         assert "Traceback" not in log.read_text()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from playwright.sync_api import FilePayload, Page
+    from playwright.sync_api import FilePayload, Page, Route
 
     from tests.conftest import Service
 
@@ -162,6 +162,49 @@ def test_a_bucket_that_is_away_is_reported_and_waited_for(page: Page) -> None:
     page.wait_for_url(re.compile("task="))
     assert len(requests) == 1
     expect(page.get_by_role("alert")).to_be_empty()
+
+
+def test_what_is_stored_is_not_sent_again(page: Page) -> None:
+    """Where the mask can't be stored, the mask alone is sent until it can."""
+    requests, sent = catch(page), list[int]()
+
+    def fail_once(route: Route) -> None:
+        sent.append(len(route.request.post_data_buffer or b""))
+        if len(sent) == 2:
+            route.fulfill(status=503)
+        else:
+            route.fallback()
+
+    page.route("**/inputs", fail_once)
+    drag(page, choose(page), (0.4, 0.5), (0.6, 0.5))
+    page.get_by_role("button", name="Make a picture").click()
+    page.wait_for_url(re.compile("task="))
+    (request,) = requests
+    assert request["image"] != request["mask_image"]
+    image, mask, again = sent
+    assert mask == again != image
+
+
+def test_what_s3_refuses_is_shown_and_not_sent_again(page: Page) -> None:
+    """With the backend's words at the field, until the next try; no task is submitted."""
+    requests, told = catch(page), {"detail": "S3 refuses it: AccessDenied"}
+    sent: list[str] = []
+
+    def refuse(route: Route) -> None:
+        sent.append(route.request.method)
+        route.fulfill(status=502, json=told)
+
+    page.route("**/inputs", refuse)
+    choose(page)
+    page.get_by_role("button", name="Make a picture").click()
+    expect(page.locator("#image-fault")).to_have_text(
+        "image is not stored: S3 refuses it: AccessDenied"
+    )
+    expect(page.get_by_role("status")).to_have_text("This was refused.")
+    for _ in range(3):  # longer than the pause before another try
+        page.wait_for_event("requestfinished")
+    assert (sent, requests) == (["POST"], [])
+    expect(page.locator("#image-fault")).to_be_visible()
 
 
 def test_a_picture_that_is_refused_is_reported_at_its_field(page: Page) -> None:

@@ -57,7 +57,8 @@ class Job:
     image: bytes | None = None
     #: One byte for each pixel of `image`: above 127 is repainted.
     mask_image: bytes | None = None
-    #: How much noise is added to `image`; 1 leaves hardly anything of it.
+    #: How much noise is added to `image`; 1 leaves hardly anything of it. Times
+    #: `num_inference_steps` it is at least 1.
     strength: float = 1.0
     #: Sigma of SAG's blur, in cells of the latents.
     sag_blur_sigma: float = 1.0

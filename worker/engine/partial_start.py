@@ -1,4 +1,4 @@
-"""Samplers that begin with a picture: how many steps they make, and how much noise they add."""
+"""Samplers that begin with a picture: how much noise they add to it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,6 @@ from worker.engine.job import refusal
 
 if TYPE_CHECKING:
     from worker.engine.pipeline import DiffusersScheduler
-
-
-def steps_of(num_inference_steps: int, strength: float) -> int:
-    """How many of the steps are made, as diffusers rounds it; raises `BadRequestError` for none."""
-    if (steps := int(num_inference_steps * strength)) < 1:
-        what = f"is {strength:g}, which leaves none of {num_inference_steps} steps"
-        raise refusal("strength", what, f">= {1 / num_inference_steps:g}")
-    return steps
 
 
 def mixing(scheduler: DiffusersScheduler, name: str) -> list[tuple[float, float]]:

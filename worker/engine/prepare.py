@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from api_contracts.errors import FieldError
 from worker.engine import device_memory, safetensors_io, samplers, start
 from worker.engine.batch_scheduler import Bucket
 from worker.engine.families.conditioning import TEXT, check_range, encoded
 from worker.engine.image_state import ImageState
 from worker.engine.job import refusal
 from worker.engine.pipeline import dtype_of, native_size
+from worker.errors import BadRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,8 +46,8 @@ class PreparedJob:
 def check(model: LoadedModel, job: Job) -> PreparedJob:
     """Validate everything that depends on the model; raises `TaskFailedError`."""
     pipe = model.pipeline
-    if model.takes_mask and job.mask_image is None:
-        raise refusal("mask_image", "is missing: the model is made for inpainting", "an image")
+    if model.takes_mask:
+        _need_pictures(job)
     prompt_inputs = model.family.check(pipe, job)
     seeds = _seeds(job, len(prompt_inputs.positive))
     height, width = _size_px(pipe, job)
@@ -68,6 +70,18 @@ def check(model: LoadedModel, job: Job) -> PreparedJob:
         check_range("latents", latents.to(dtype) * sigma, dtype)
     truncated = model.family.truncated(pipe, job)
     return PreparedJob(job, prompt_inputs, seeds, own, latents, shape[2], shape[3], truncated)
+
+
+def _need_pictures(job: Job) -> None:
+    """Refuse a job for inpainting that lacks a picture or its mask."""
+    what = "is missing: the model is made for inpainting"
+    faults = [
+        FieldError(where=where, what=what, limit="a picture")
+        for where in ("image", "mask_image")
+        if getattr(job, where) is None
+    ]
+    if faults:
+        raise BadRequestError(*faults)
 
 
 def image_states(

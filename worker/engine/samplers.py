@@ -132,9 +132,8 @@ def _configured(
     if isinstance(scheduler, diffusers.LMSDiscreteScheduler):
         # Milliseconds of numerical integration for each, of numbers that all copies share.
         scheduler.get_lms_coefficient = cache(scheduler.get_lms_coefficient)
-    steps = num_inference_steps
-    if strength is not None:
-        steps = partial_start.steps_of(num_inference_steps, strength)
+    # As diffusers rounds it.
+    steps = num_inference_steps if strength is None else int(num_inference_steps * strength)
     begin = (num_inference_steps - steps) * scheduler.order
     mixing = () if strength is None else tuple(partial_start.mixing(scheduler, name)[begin:])
     if hasattr(scheduler, "set_begin_index"):

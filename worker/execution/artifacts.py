@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from api_contracts.result import GenerationResult, ImageResult, Timings
+from worker.execution.resolved_request import PICTURES, TENSORS
+from worker.job_control import STOP_CHECK_PERIOD_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from worker.engine.job import GeneratedImage, Job, JobResult
+    from worker.execution.input_images import InputImage
     from worker.execution.resolved_request import ResolvedRequest
+    from worker.job_control import Control
     from worker.record.claim import Claim
     from worker.storage import Storage
 
@@ -23,26 +28,48 @@ class Artifacts:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        #: One picture at a time: a large one takes up to 1 GiB, and every slot may have one.
+        #: One task at a time: its files have up to 128 MiB, a picture takes up to 1 GiB meanwhile,
+        #: and every slot may have such a task.
         self._decoding = threading.Lock()
 
-    def fetch(self, resolved: ResolvedRequest) -> Job:
+    def fetch(self, resolved: ResolvedRequest, control: Control) -> Job:
         """The engine's job, with the input files; raises `InputNotFoundError`, `BadRequestError`.
 
-        Decodes pictures on the caller's thread.
+        Downloads and decodes pictures on the caller's thread, once no other task does; raises
+        `JobStopped` when it is stopped before.
         """
-        references = resolved.references
-        inputs = {name: self._storage.get_input(key, name) for name, key in references.items()}
-        if "image" not in inputs:
-            return resolved.job(inputs)
+        if not resolved.references:
+            return resolved.job({})
+        with control.stage("fetch"):
+            tensors = self._files(resolved, TENSORS)
+            if resolved.complete.image is None:
+                return resolved.job(tensors)
+            with self._alone(control):
+                return resolved.job(tensors, self._picture(resolved))
+
+    def _picture(self, resolved: ResolvedRequest) -> InputImage:
         from worker.execution import input_images  # noqa: PLC0415  # Pillow, with the first picture
 
-        request = resolved.complete
-        with self._decoding:
-            picture = input_images.prepare(
-                inputs, request.height, request.width, resolved.limits.max_side_px
-            )
-        return resolved.job(inputs, picture)
+        request, files = resolved.complete, self._files(resolved, PICTURES)
+        limit_px = resolved.limits.max_side_px
+        return input_images.prepare(files, request.height, request.width, limit_px)
+
+    def _files(self, resolved: ResolvedRequest, fields: tuple[str, ...]) -> dict[str, bytes]:
+        references = resolved.references
+        return {
+            name: self._storage.get_input(references[name], name)
+            for name in fields
+            if name in references
+        }
+
+    @contextmanager
+    def _alone(self, control: Control) -> Iterator[None]:
+        while not self._decoding.acquire(timeout=STOP_CHECK_PERIOD_S):
+            control.obey(0)
+        try:
+            yield
+        finally:
+            self._decoding.release()
 
     def store(
         self,

@@ -22,7 +22,7 @@ from worker.execution.outcome import (
     from_stop,
     internal_error,
 )
-from worker.job_control import JobStopped, Stop
+from worker.job_control import STOP_CHECK_PERIOD_S, JobStopped, Stop
 from worker.storage import SupersededError
 
 if TYPE_CHECKING:
@@ -42,8 +42,6 @@ logger = logging.getLogger(__name__)
 
 #: Time between two `loading` events, in seconds.
 LOADING_EVENT_PERIOD_S = 1.0
-#: How often a task that waits to denoise checks whether it must stop, in seconds.
-STOP_CHECK_PERIOD_S = 0.25
 
 
 class AttemptRunner:
@@ -110,7 +108,7 @@ class AttemptRunner:
         self._download(claim, resolved, control)
         has_checkpoint = claim.checkpoint_step > 0
         job = dataclasses.replace(
-            self._artifacts.fetch(resolved),
+            self._artifacts.fetch(resolved, control),
             checkpoint_every=self._settings.checkpoint_every,
             checkpoint=self._record.load_checkpoint(claim.task_id) if has_checkpoint else None,
         )

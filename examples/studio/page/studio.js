@@ -141,11 +141,11 @@ async function send(tasks, blobs) {
   sending = tasks;
   tell("Submitting.");
   draw();
-  let keys = null;
+  const keys = {};
   try {
     while (sending === tasks) {
       try {
-        keys ??= await store(blobs);
+        await store(blobs, keys);
         if (sending !== tasks) return false;
         await call("POST", "tasks", withPictures(tasks, keys));
         return sending === tasks;

@@ -1,6 +1,6 @@
 // From the form's fields to tasks of the backend.
 
-import { call } from "./backend.js";
+import { call, Refused } from "./backend.js";
 import { SIDE_BY_SIDE } from "./compare.js";
 
 const PREVIEWS = 25; // of a task, at most, where the number of steps is known
@@ -19,12 +19,16 @@ export function tasksOf(asked, field, hasPreviews) {
   return Object.fromEntries(tasks);
 }
 
-/** Store the pictures of fields; gives their keys. */
-export async function store(blobs) {
-  const keys = {};
-  for (const [field, blob] of Object.entries(blobs))
-    keys[field] = (await call("POST", "inputs", blob)).key;
-  return keys;
+/** Store the pictures of fields, and add their keys; those that have one are stored already. */
+export async function store(blobs, keys) {
+  try {
+    for (const [field, blob] of Object.entries(blobs))
+      keys[field] ??= (await call("POST", "inputs", blob)).key;
+  } catch (error) {
+    if (error instanceof Refused && error.faults.length === 0)
+      error.faults = [{ where: "image", what: `is not stored: ${error.message}` }];
+    throw error;
+  }
 }
 
 /** The tasks with references to stored pictures. */

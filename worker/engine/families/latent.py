@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from api_contracts.errors import FieldError
 from worker.engine import safetensors_io
 from worker.engine.families.conditioning import (
     TEXT,
@@ -15,6 +16,7 @@ from worker.engine.families.conditioning import (
 )
 from worker.engine.families.family import Family
 from worker.engine.job import refusal
+from worker.errors import BadRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -103,9 +105,14 @@ class LatentFamily(Family):
         """Refuse what only models of two encoders take."""
         if self.takes_sizes:
             return
-        for where, name in _OF_TWO_ENCODERS.items():
-            if getattr(job, name):
-                raise refusal(where, f"has no meaning for a model of {self.name}", "null")
+        what = f"has no meaning for a model of {self.name}"
+        faults = [
+            FieldError(where=where, what=what, limit="null")
+            for where, name in _OF_TWO_ENCODERS.items()
+            if getattr(job, name)
+        ]
+        if faults:
+            raise BadRequestError(*faults)
 
     def texts(self, job: Job) -> tuple[EncoderInput, ...]:
         """The prompts, to encode."""

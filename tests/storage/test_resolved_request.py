@@ -1,0 +1,102 @@
+"""Requests with the defaults of their model, and the engine's job for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+from api_contracts import InvalidRequest
+from tests.storage.test_fetch import PICTURES, resolved
+from worker.config.models import ModelDefaults, ModelSpec
+from worker.engine.job import Job
+
+if TYPE_CHECKING:
+    from worker.config.settings import Settings
+
+
+def test_each_field_reaches_the_job(settings: Settings) -> None:
+    """Each field of a request reaches the job under the name that the engine has for it."""
+    same = {
+        "sag_blur_sigma": 2.5, "sag_mask_threshold": 0.5, "sag_start": 0.25, "sag_stop": 0.75,
+        "guidance_rescale": 0.7, "sag_scale": 1.5, "guidance_scale": 4.5, "eta": 0.5,
+        "num_inference_steps": 7, "num_images_per_prompt": 2, "scheduler": "ddim",
+        "output_type": "webp", "preview_every": 3, "clip_skip": 1, "height": 72, "width": 80,
+    }  # fmt: skip
+    sizes = {"original_size": [90, 80], "crops_coords_top_left": [3, 4], "target_size": [70, 60]}
+    texts = {"negative_prompt": "n", "prompt_2": "second", "negative_prompt_2": ["n2"]}
+    job = resolved(settings, **same, **sizes, **texts, seed=5).job({})
+    assert {name: getattr(job, name) for name in same} == same
+    assert {name: list(getattr(job, name)) for name in sizes} == sizes
+    assert (job.prompts, job.negative_prompts) == (("x",), ("n",))
+    assert (job.prompts_2, job.negative_prompts_2) == (("second",), ("n2",))
+    assert (job.seeds, job.id, job.model) == ((5,), "t", "default")
+    assert (job.image, job.mask_image, job.strength) == (None, None, 1.0)
+
+
+def test_what_is_left_out_is_the_engines_default(settings: Settings) -> None:
+    """The contract and `Job` agree on every default that both have."""
+    job = resolved(settings).job({})
+    defaults = {each.name: each.default for each in dataclasses.fields(Job)}
+    given = {name: value for name, value in defaults.items() if value is not dataclasses.MISSING}
+    assert {name: getattr(job, name) for name in given} == given
+
+
+def test_parameters_say_strength_only_with_an_image(settings: Settings) -> None:
+    """`parameters` contain `strength` only where a picture was used."""
+    assert "strength" not in resolved(settings).parameters
+    used = resolved(settings, **PICTURES).parameters
+    assert (used["strength"], used["image"]) == (0.8, PICTURES["image"])
+
+
+def test_strength_makes_a_step_exactly_where_it_says_so(settings: Settings) -> None:
+    """The stated limit holds for every number of steps, given or the model's own.
+
+    What it lets pass, the engine makes at least one step of; nothing is loaded for the rest.
+    """
+
+    def taken(steps: int, strength: float) -> bool:
+        defaults = ModelDefaults(num_inference_steps=steps)
+        models = {"default": ModelSpec(path="p", defaults=defaults)}
+        own = settings.model_copy(update={"models": models})
+        fields = {"image": PICTURES["image"], "strength": strength}
+        answers = set()
+        for given in (fields, fields | {"num_inference_steps": steps}):
+            try:
+                made = resolved(own, **given).complete
+            except InvalidRequest as refusal:
+                (fault,) = refusal.faults
+                assert (fault.where, fault.limit) == (
+                    "strength",
+                    "num_inference_steps x strength >= 1",
+                )
+                answers.add(False)
+            else:
+                assert int(made.num_inference_steps * made.strength) >= 1
+                answers.add(True)
+        (answer,) = answers
+        return answer
+
+    for steps in range(1, 151):
+        least = 1 / steps
+        while steps * least < 1:
+            least = math.nextafter(least, 1)
+        assert taken(steps, least)
+        assert not taken(steps, math.nextafter(least, 0))
+    assert not taken(1, 0.8)
+
+
+def test_strength_counts_with_an_image_only(settings: Settings) -> None:
+    """A request of one step without a picture is not measured by the default strength."""
+    assert resolved(settings, num_inference_steps=1).complete.num_inference_steps == 1
+
+
+def test_an_image_has_a_size_of_its_own(settings: Settings) -> None:
+    """The model's default size holds for requests without an image only."""
+    defaults = ModelDefaults(height=512, width=512, num_inference_steps=9)
+    own = settings.model_copy(
+        update={"models": {"default": ModelSpec(path="p", defaults=defaults)}}
+    )
+    plain, pictured = resolved(own).complete, resolved(own, **PICTURES).complete
+    assert (plain.height, plain.width, plain.num_inference_steps) == (512, 512, 9)
+    assert (pictured.height, pictured.width, pictured.num_inference_steps) == (None, None, 9)
