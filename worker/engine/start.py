@@ -27,7 +27,8 @@ class Encoded:
     """What the autoencoder gives for a picture: a distribution, each (1, c, h, w)."""
 
     mean: torch.Tensor
-    deviation: torch.Tensor
+    #: None for a tiny autoencoder: it gives latents, and nothing is drawn for them.
+    deviation: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -125,8 +126,9 @@ class Drawing:
 
     def _draw(self, encoded: Encoded) -> torch.Tensor:
         """Latents in the scale of the UNet."""
-        noise = self._noise(encoded.mean.dtype)
-        latents = encoded.mean + encoded.deviation * noise
+        latents = encoded.mean
+        if encoded.deviation is not None:
+            latents = latents + encoded.deviation * self._noise(latents.dtype)
         return self.model.family.from_autoencoder(self.model.pipeline, latents).to(self.dtype)
 
     def _noise(self, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -149,7 +151,7 @@ def _encoded(model: LoadedModel, pixels: torch.Tensor) -> Encoded:
     vae = model.pipeline.vae
     found = vae.encode(device_memory.to_device(pixels.to(vae.dtype), torch.device(model.device)))
     if hasattr(found, "latents"):  # of a tiny autoencoder
-        return Encoded(found.latents, torch.zeros_like(found.latents))
+        return Encoded(found.latents, None)
     return Encoded(found.latent_dist.mean, found.latent_dist.std)
 
 
