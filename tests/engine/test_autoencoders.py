@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import torch
 
 from tests.engine import oracle
+from tests.engine.attempts import new_batch
 from tests.engine.jobs import Rounds, assert_close
 from tests.engine.pictures import masked, picture
-from tests.engine.small_models import save_with_vae, save_xl, tiny_vae, vae_of
+from tests.engine.small_models import save_inpainting, save_with_vae, save_xl, tiny_vae, vae_of
 from tests.engine.test_families import in_company, spec, texts, wanted
 
 if TYPE_CHECKING:
@@ -29,6 +30,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Rounds:
 def scaled(tmp_path_factory: pytest.TempPathFactory) -> Rounds:
     """Stable Diffusion XL with a mean and a deviation for each channel of its latents."""
     return Rounds(spec(save_xl(tmp_path_factory.mktemp("scaled"), vae_of(**MOMENTS))))
+
+
+@pytest.fixture(scope="module")
+def inpainting(tmp_path_factory: pytest.TempPathFactory) -> Rounds:
+    """A small model whose UNet knows masks."""
+    return Rounds(spec(save_inpainting(tmp_path_factory.mktemp("inpainting"))))
 
 
 @pytest.mark.parametrize("make", [picture, masked])
@@ -54,6 +61,65 @@ def test_latents_are_decoded_by_each_channels_moments(scaled: Rounds) -> None:
         generator=[torch.Generator("cpu").manual_seed(5)], output_type="np",
     ).images[0]  # fmt: skip
     assert_close(torch.from_numpy(made), torch.from_numpy(theirs), 1e-3)
+
+
+def encodes(rounds: Rounds, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one for each call of the encoder."""
+    calls: list[int] = []
+    usual = rounds.pipe.vae.encode
+
+    def encode(pixels: torch.Tensor) -> Any:
+        calls.append(1)
+        return usual(pixels)
+
+    monkeypatch.setattr(rounds.pipe.vae, "encode", encode)
+    return calls
+
+
+def test_a_round_encodes_one_picture(rounds: Rounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures that wait do not hold up the calls of others; all of them are served."""
+    rounds = new_batch(rounds)
+    calls = encodes(rounds, monkeypatch)
+    futures = [rounds.submit(wanted(num_inference_steps=20))]
+    rounds.batch.step()
+    futures += [rounds.submit(wanted(**masked(seed=number))) for number in range(5)]
+    futures += [rounds.submit(wanted(seeds=(number,))) for number in range(3)]
+    for count in range(1, 6):
+        rounds.batch.step()
+        assert len(calls) == 2 * count  # picture and masked picture
+        started = [future.running() or future.done() for future in futures]
+        assert started == [True] * (1 + count) + [False] * (5 - count) + [True] * 3
+    rounds.run()
+    assert len(calls) == 10
+    assert all(future.result(timeout=0).images for future in futures)
+
+
+@pytest.mark.parametrize(("strength", "count"), [(1.0, 1), (0.5, 2)])
+def test_from_noise_alone_only_the_masked_picture_is_encoded(
+    inpainting: Rounds, monkeypatch: pytest.MonkeyPatch, strength: float, count: int
+) -> None:
+    """A UNet made for inpainting takes nothing else of the picture."""
+    calls = encodes(inpainting, monkeypatch)
+    assert inpainting.result(wanted(**(masked() | {"strength": strength}))).images
+    assert len(calls) == count
+
+
+def test_a_picture_that_cannot_be_encoded_fails_alone(
+    rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encode that raises ends its own job, and no other that starts with it or runs."""
+    rounds = new_batch(rounds)
+    running = rounds.submit(wanted(num_inference_steps=12))
+    rounds.batch.step()
+
+    def broken(_: torch.Tensor) -> NoReturn:
+        raise ValueError("broken")
+
+    monkeypatch.setattr(rounds.pipe.vae, "encode", broken)
+    futures = [rounds.submit(each) for each in (wanted(), wanted(**picture()), wanted(eta=0.0))]
+    rounds.run()
+    assert isinstance(futures.pop(1).exception(timeout=0), ValueError)
+    assert all(future.result(timeout=0).images for future in (running, *futures))
 
 
 @pytest.mark.parametrize("upcast", [True, False])

@@ -82,11 +82,13 @@ def encode(model: LoadedModel, job: Job) -> Source | None:
     model.need("vae")
     device, size = torch.device(model.device), (job.height or 0, job.width or 0)
     pixels = _bytes(job.image).view(1, *size, 3).permute(0, 3, 1, 2).float() / 255 * 2 - 1
-    picture = _encoded(model, pixels)
     if job.mask_image is None:
-        return Source(picture, None, None)
+        return Source(_encoded(model, pixels), None, None)
     mask = (_bytes(job.mask_image).view(1, 1, *size) > _MASK_VALUE).float()
     masked = _encoded(model, pixels * (1 - mask))
+    # From noise alone a UNet made for inpainting takes no more of the picture than its shape.
+    is_unused = model.takes_mask and job.strength == 1
+    picture = masked if is_unused else _encoded(model, pixels)
     small = F.interpolate(mask, tuple(picture.mean.shape[-2:]))
     return Source(picture, masked, device_memory.to_device(small, device))
 
