@@ -13,6 +13,7 @@ from tests.engine.jobs import Rounds, assert_close
 from tests.engine.pictures import masked, picture
 from tests.engine.small_models import save_inpainting, save_with_vae, save_xl, tiny_vae, vae_of
 from tests.engine.test_families import in_company, spec, texts, wanted
+from worker.errors import BadRequestError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,6 +121,40 @@ def test_a_picture_that_cannot_be_encoded_fails_alone(
     rounds.run()
     assert isinstance(futures.pop(1).exception(timeout=0), ValueError)
     assert all(future.result(timeout=0).images for future in (running, *futures))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("rounds", picture()),
+        ("rounds", masked()),
+        ("inpainting", masked()),
+        ("inpainting", masked() | {"strength": 1.0}),
+    ],
+    ids=["picture", "mask", "model for inpainting", "all noise"],
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_encoder_that_overflows_is_told_of_the_picture(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    changes: dict[str, Any],
+    value: float,
+) -> None:
+    """The job is refused by its field `image`, with the precision, and guidance is not blamed."""
+    rounds = new_batch(request.getfixturevalue(kind))
+    usual = rounds.pipe.vae.encode
+
+    def encode(pixels: torch.Tensor) -> Any:
+        found = usual(pixels)
+        found.latent_dist.mean = torch.full_like(found.latent_dist.mean, value)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds.pipe.vae, "encode", encode)
+        with pytest.raises(BadRequestError, match=r"image: can't be encoded: .* torch\.float32"):
+            rounds.result(wanted(**changes))
+    assert rounds.result(wanted(**changes)).images
 
 
 @pytest.mark.parametrize("upcast", [True, False])

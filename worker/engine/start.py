@@ -70,6 +70,8 @@ class Start:
 
     #: (1, c, h, w), in the scale of the sampler.
     latents: torch.Tensor
+    #: What was drawn of the picture, in the scale of the UNet.
+    picture: torch.Tensor | None = None
     blend: Blend | None = None
     #: Inputs of a UNet made for inpainting, beside the latents: mask and masked picture.
     channels: torch.Tensor | None = None
@@ -108,7 +110,8 @@ class Drawing:
     def start(self) -> Start:
         """By image to image, or by inpainting with or without channels for it."""
         if self.source.masked is None or self.source.mask is None:
-            return Start(self._noisy(self._draw(self.source.picture), self._noise()))
+            picture = self._draw(self.source.picture)
+            return Start(self._noisy(picture, self._noise()), picture)
         mask = self.source.mask.to(self.dtype)
         if self.model.takes_mask:
             return self._with_channels(mask, self.source.masked)
@@ -116,15 +119,13 @@ class Drawing:
         noisy = self._pure(noise) if self.is_all_noise else self._noisy(picture, noise)
         # diffusers draws it and does not use it; what a sampler draws later depends on that.
         self._draw(self.source.masked)
-        return Start(noisy, Blend(mask.bool(), picture, noise))
+        return Start(noisy, picture, Blend(mask.bool(), picture, noise))
 
     def _with_channels(self, mask: torch.Tensor, masked: Encoded) -> Start:
-        if self.is_all_noise:
-            noisy = self._pure(self._noise())
-        else:
-            picture = self._draw(self.source.picture)
-            noisy = self._noisy(picture, self._noise())
-        return Start(noisy, channels=torch.cat([mask, self._draw(masked)], dim=1))
+        picture = None if self.is_all_noise else self._draw(self.source.picture)
+        noise = self._noise()
+        noisy = self._pure(noise) if picture is None else self._noisy(picture, noise)
+        return Start(noisy, picture, channels=torch.cat([mask, self._draw(masked)], dim=1))
 
     def _draw(self, encoded: Encoded) -> torch.Tensor:
         """Latents in the scale of the UNet."""
