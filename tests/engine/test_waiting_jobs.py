@@ -111,6 +111,29 @@ def test_one_picture_starts_in_a_round() -> None:
     assert numbers(jobs.take("a", 1, lambda _: True)) == [3]
 
 
+def test_urgent_pictures_overtake_one_so_many_rounds() -> None:
+    """Then it goes before them."""
+    jobs = WaitingJobs()
+    jobs.add(waiting(0, priority=9, image=b""))
+    taken = []
+    for number in range(1, MAX_OVERTAKEN_ROUNDS + 2):
+        jobs.add(waiting(number, priority=0, image=b""))
+        taken += numbers(jobs.take("a", 1, lambda _: True))
+    assert taken == [*range(1, MAX_OVERTAKEN_ROUNDS + 1), 0]
+
+
+def test_jobs_without_a_picture_do_not_overtake_one() -> None:
+    """They do not delay it, so an urgent picture still goes before pictures that wait long."""
+    jobs = WaitingJobs()
+    for number in range(2 * MAX_OVERTAKEN_ROUNDS):
+        jobs.add(waiting(number, image=b""))
+    for number in range(MAX_OVERTAKEN_ROUNDS + 1):
+        jobs.add(waiting(100 + number))
+        assert numbers(jobs.take("a", 1, lambda _: True)) == [number, 100 + number]
+    jobs.add(waiting(200, priority=0, image=b""))
+    assert numbers(jobs.take("a", 1, lambda _: True)) == [200]
+
+
 @PURE
 @given(
     arrivals=st.lists(
