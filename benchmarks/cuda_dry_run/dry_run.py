@@ -31,7 +31,8 @@ MIXES: dict[str, tuple[str, ...]] = {
 }
 #: A full round with a mix's samplers, and with SAG's own knobs or a picture and a mask beside.
 KNOBS, MASKED = "knobs", "masked"
-TASKS = 16
+#: Its tasks, and their steps where all begin within two rounds.
+TASKS, STEPS = 16, 5
 
 
 @dataclass
@@ -119,10 +120,12 @@ def _full_rounds(rounds: scenes.Rounds, model: models.Model) -> dict[str, list[s
     """The tasks of each full round by its name."""
 
     def masked(number: int) -> dict[str, Any]:
-        # Strength 1 has as many steps as the others.
-        return variants.picture(number, _own_px(rounds), mask=True) | {"strength": 1.0}
+        # Strength 1 makes all steps; one picture is encoded in a round, so the last task starts
+        # when the first has made half as many steps as there are tasks.
+        given = variants.picture(number, _own_px(rounds), mask=True) | {"strength": 1.0}
+        return given | {"num_inference_steps": STEPS + TASKS // 2}
 
-    steady = partial(scenes.steady, tasks=TASKS, steps=5)
+    steady = partial(scenes.steady, tasks=TASKS, steps=STEPS)
     found = {MASKED: steady(MIXES["ddim"], changes=masked)}
     if model.inpainting:
         return found

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from tests.conftest import Service
 
 SMALL = {"prompt": "a red circle", "num_inference_steps": 3, "seed": 5}
+#: What a worker of each version logs of a checkpoint that it can't use.
+UNUSABLE = ("starts anew, its checkpoint is of no use", "unusable checkpoint")
 #: About 5 s on an idle core: still running when its worker is stopped.
 LONG = SHORT | {"num_inference_steps": 100, "num_images_per_prompt": 2}
 #: The previous version's client: submits, follows, cancels; prints each event as a line.
@@ -146,3 +148,6 @@ def test_versions_take_over_from_each_other(
             assert [event.resumed_from_step is not None for event in starts] == [False, True]
             assert events[-1].type == "succeeded"
         wait_until(lambda: coming.client.redis.zcard(coming.client.keys.open) == 0)
+        # The event has the step of the task's record; whether the engine resumed is in the log.
+        log = coming.log.read_text()
+        assert [line for line in log.splitlines() if any(each in line for each in UNUSABLE)] == []

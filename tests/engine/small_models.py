@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 POOLED, SIZE_WIDTH = 24, 8
 
 
-def save_xl(folder: Path, **unet: Any) -> Path:
+def save_xl(folder: Path, vae: Any = None, **unet: Any) -> Path:
     """Stable Diffusion XL with the bundled autoencoder and tokenizer; `unet` changes its config."""
     torch.manual_seed(0)
     own = _components()
     made = diffusers.StableDiffusionXLPipeline(
-        vae=own["vae"],
+        vae=vae or own["vae"],
         text_encoder=_encoder(CLIPTextModel, 32),
         text_encoder_2=_encoder(CLIPTextModelWithProjection, 48),
         tokenizer=own["tokenizer"],
@@ -50,6 +50,31 @@ def save_inpainting(folder: Path) -> Path:
     )
     made.save_pretrained(folder)
     return folder
+
+
+def save_with_vae(folder: Path, vae: Any) -> Path:
+    """The bundled model with another autoencoder."""
+    parts = _components() | {"vae": vae, "scheduler": _sd15_noise()}
+    made = diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False)
+    made.save_pretrained(folder)
+    return folder
+
+
+def tiny_vae() -> Any:
+    """A small AutoencoderTiny, which gives latents without a distribution."""
+    torch.manual_seed(2)
+    size = {
+        "encoder_block_out_channels": (8, 8, 8), "decoder_block_out_channels": (8, 8, 8),
+        "num_encoder_blocks": (1, 1, 1), "num_decoder_blocks": (1, 1, 1),
+    }  # fmt: skip
+    return diffusers.AutoencoderTiny(**size)
+
+
+def vae_of(**config: Any) -> Any:
+    """The bundled autoencoder with another configuration of its latents."""
+    vae = _components()["vae"]
+    vae.register_to_config(**config)
+    return vae
 
 
 _XL_UNET: dict[str, Any] = {

@@ -17,7 +17,7 @@ import torch
 from tests.engine.attempts import assert_same, checkpoints, drained, new_batch, resumed, small
 from tests.engine.cases import nightly, slow
 from tests.engine.jobs import Rounds, assert_close, latents_of
-from worker.engine import checkpoint, safetensors_io, samplers
+from worker.engine import checkpoint, checkpoint_identity, safetensors_io, samplers
 
 STEPS = 6
 PROMPTS = ("a large red star on a blue background", "a small green circle")
@@ -232,11 +232,12 @@ def test_together_with_others(rounds: Rounds) -> None:
 def test_the_order_of_sets_does_not_matter(rounds: Rounds) -> None:
     """A checkpoint's digests are the same where diffusers' own notes have another order."""
     image = rounds.runner.encode([rounds.runner.check(small(scheduler="dpmpp_2m_karras"))])[0][0]
-    digest, config = checkpoint._sampler_digest(image.sampler), image.sampler.scheduler.config
+    digest = checkpoint_identity.sampler_digest(image.sampler)
+    config = image.sampler.scheduler.config
     noted = config["_use_default_values"]
     image.sampler.scheduler.register_to_config(_use_default_values=noted[::-1])
     assert image.sampler.scheduler.config["_use_default_values"] != noted
-    assert checkpoint._sampler_digest(image.sampler) == digest
+    assert checkpoint_identity.sampler_digest(image.sampler) == digest
 
 
 @pytest.mark.slow

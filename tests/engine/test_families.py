@@ -5,6 +5,7 @@ Each request is made in company of others: of other samplers, with SAG, without 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -180,6 +181,20 @@ def test_xl_starts_from_pictures(xl: Rounds, name: str, make: Any) -> None:
     """SDXL's image to image and inpainting give the latents of diffusers' pipelines."""
     each = wanted(scheduler=name, prompts_2=("a blue ring",), **make(48, 64))
     assert_close(in_company(xl, each, [*texts(), *pictures()]), oracle.plain(xl.pipe, each))
+
+
+def test_zeros_for_no_negative_prompt_have_the_length_of_the_embeddings(xl: Rounds) -> None:
+    """Embeddings longer than the tokenizer's need no negative ones, as in diffusers."""
+    embeds, _, pooled, _ = xl.pipe.encode_prompt("a red star", device="cpu")
+    long = torch.cat([embeds[0], embeds[0][:9]])
+    each = wanted(
+        prompts=(),
+        prompt_embeds=safetensors_io.write(long),
+        pooled_prompt_embeds=safetensors_io.write(pooled[0]),
+    )
+    assert_close(in_company(xl, each, texts()), oracle.plain(xl.pipe, each))
+    with pytest.raises(BadRequestError, match="prompt_embeds"):
+        xl.result(replace(each, negative_prompts=("a ring",)))
 
 
 def test_each_image_of_a_task_has_its_own_noise(rounds: Rounds) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from api_contracts import GenerationRequest
 from tests.engine import oracle
 from tests.engine.jobs import Rounds, assert_close, job, latents_of
 from tests.engine.pictures import masked, picture
@@ -117,11 +118,13 @@ def test_a_blur_has_the_sigma_of_each_row() -> None:
     assert torch.equal(guidance.blur_rows(latents, [1.0] * 4), guidance.blur(latents))
 
 
-def test_defaults_change_nothing(plain: Rounds) -> None:
-    """A job that names the defaults gives the bits of one that does not."""
-    defaults = {
-        "sag_blur_sigma": 1.0, "sag_mask_threshold": 1.0, "sag_start": 0.0, "sag_stop": 1.0,
-        "guidance_rescale": 0.0,
-    }  # fmt: skip
-    one, other = (plain.result(job(**changes)) for changes in ({}, defaults))
-    assert torch.equal(latents_of(one), latents_of(other))
+def test_defaults_are_the_contracts() -> None:
+    """A job without these fields is that of a request without them."""
+    names = (
+        "sag_blur_sigma", "sag_mask_threshold", "sag_start", "sag_stop", "guidance_rescale",
+        "prompts_2", "negative_prompts_2", "original_size", "crops_coords_top_left", "target_size",
+    )  # fmt: skip
+    request = GenerationRequest(prompt="x")
+    assert {name: getattr(job(), name) for name in names} == {
+        name: getattr(request, name) for name in names
+    }

@@ -10,7 +10,7 @@ import diffusers
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.engine.small_models import save_xl
+from tests.engine.small_models import save_with_vae, save_xl
 from worker.config.models import CONVERT, SHIPPED_MODEL, ModelSpec, TextualInversion
 from worker.engine.loading import model_loader
 from worker.errors import ModelLoadError
@@ -66,6 +66,26 @@ def test_what_does_not_fit_is_named(
     with pytest.raises(ModelLoadError, match=reason) as failed:
         model_loader.load(ModelSpec(path=str(folder), safety_checker=False), "cpu", "none")
     assert not failed.value.retryable
+
+
+def test_an_input_that_no_request_has_is_refused_for_sdxl(tmp_path: Path) -> None:
+    """A UNet with a class embedding is refused when it is loaded, in both families."""
+    folder = save_xl(tmp_path / "xl", class_embed_type="timestep")
+    with pytest.raises(ModelLoadError, match="inputs beside the text"):
+        model_loader.load(ModelSpec(path=str(folder), safety_checker=False), "cpu", "none")
+
+
+def test_an_asymmetric_autoencoder_is_refused(tmp_path: Path) -> None:
+    """It decodes with the picture and the mask, which the engine does not pass to it."""
+    blocks = {"down_block_out_channels": (32,) * 3, "up_block_out_channels": (32,) * 3}
+    kinds = {
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+    }
+    vae = diffusers.AsymmetricAutoencoderKL(**blocks, **kinds)
+    folder = save_with_vae(tmp_path / "asymmetric", vae)
+    with pytest.raises(ModelLoadError, match="AsymmetricAutoencoderKL"):
+        model_loader.load(ModelSpec(path=str(folder), safety_checker=False), "cpu", "none")
 
 
 def test_an_encoder_may_know_more_words(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ class Batch:
                 self._side_executor(ending.finish_stopped, running, final_checkpoint, reason)
 
     def _admit(self) -> None:
-        """Start waiting jobs, and encode the prompts of all of them together."""
+        """Start waiting jobs: encode their prompts together, and the picture of one of them."""
         busy = {running.job.model for running in self._active + self._denoised}
         admitted = self._waiting.take(busy, self._runners.capacity, self._runners.is_loaded)
         by_model: dict[str, list[tuple[RunningJob, PreparedJob]]] = {}

@@ -8,40 +8,23 @@ names, types and shapes that the file must have. So a file can set no other attr
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import diffusers
 import torch
 
 from worker.engine import device_memory, safetensors_io
+from worker.engine.checkpoint_identity import identity
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from worker.engine.image_state import ImageState
-    from worker.engine.job import Job
-    from worker.engine.sampler_state import SamplerState
 
 logger = logging.getLogger(__name__)
 
-#: Version of the file's layout; other versions are not read.
-FORMAT = 1
-#: Fields of a job that its latents do not depend on.
-_IRRELEVANT = frozenset(
-    {
-        "id",
-        "priority",
-        "max_images",
-        "max_side_px",
-        "output_type",
-        "preview_every",
-        "checkpoint_every",
-        "checkpoint",
-    }
-)
 #: IPNDM keeps all UNet outputs, but a step reads only the current one and the three before.
 _IPNDM_OUTPUTS = 3
 #: PNDM's Runge-Kutta steps change this tensor in place; all others are replaced by new ones.
@@ -65,7 +48,7 @@ class Snapshot:
 
     def to_bytes(self) -> bytes:
         """The file's content. Waits for the device, so call it on the side thread."""
-        header = _identity(self.images) | {"evaluations": self.evaluations}
+        header = identity(self.images) | {"evaluations": self.evaluations}
         return safetensors_io.pack(header, _numbered(self.tensors))
 
 
@@ -96,7 +79,7 @@ def resume(data: bytes, images: Sequence[ImageState]) -> list[ImageState]:
 
 def _resumed(data: bytes, images: Sequence[ImageState]) -> list[ImageState]:
     header, saved = safetensors_io.unpack(data)
-    for name, here in _identity(images).items():
+    for name, here in identity(images).items():
         if (found := header.get(name)) != here:
             raise Unusable(f"its {name} is {found!r:.80}, not {here!r:.80}")
     counts = header.get("evaluations")
@@ -179,55 +162,3 @@ def _restore(image: ImageState, tensors: Mapping[str, torch.Tensor]) -> None:
 def _numbered(tensors: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """The tensors of all images, the index of the image before each name."""
     return {f"{index}.{name}": each[name] for index, each in enumerate(tensors) for name in each}
-
-
-def _identity(images: Sequence[ImageState]) -> dict[str, Any]:
-    """What must be equal in job and file, as JSON; otherwise the file is of another image."""
-    job, sampler, latents = images[0].job, images[0].sampler, images[0].latents
-    return {
-        "format": FORMAT,
-        "torch": str(torch.__version__),
-        "diffusers": str(diffusers.__version__),
-        "scheduler": sampler.name,
-        "steps": job.num_inference_steps,
-        "seeds": [image.seed for image in images],
-        "dtype": _dtypes(images[0]),
-        "shape": list(latents.shape),
-        "sampler's settings": _sampler_digest(sampler),
-        "request": _job_digest(job),
-    }
-
-
-def _dtypes(image: ImageState) -> str:
-    """Precision of latents and UNet, one name where they have the same."""
-    latents, unet = str(image.latents.dtype), f"torch.{image.unet_dtype}"
-    return latents if latents == unet else f"{latents}, UNet in {unet}"
-
-
-def _sampler_digest(sampler: SamplerState) -> str:
-    """Digest of the scheduler's configuration, which includes the model's noise schedule."""
-    # Names with an underscore are diffusers' metadata, some in the random order of a set.
-    config = sorted(
-        (name, repr(value))
-        for name, value in sampler.scheduler.config.items()
-        if not name.startswith("_")
-    )
-    return _digest(repr((sampler.predictions, config)).encode())
-
-
-def _job_digest(job: Job) -> str:
-    """Digest of all fields that the latents depend on."""
-    parts: list[bytes] = []
-    for each in dataclasses.fields(job):
-        if each.name not in _IRRELEVANT:
-            value = getattr(job, each.name)
-            encoded = value if isinstance(value, bytes) else repr(value).encode()
-            parts += [each.name.encode(), encoded]
-    return _digest(*parts)
-
-
-def _digest(*parts: bytes) -> str:
-    total = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        total.update(part)
-    return total.hexdigest()

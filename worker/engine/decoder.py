@@ -10,7 +10,7 @@ import torch
 
 from worker import metrics
 from worker.engine import device_errors, warmup
-from worker.engine.job import GeneratedImage
+from worker.engine.job import GeneratedImage, refusal
 from worker.engine.pipeline import dtype_of
 from worker.errors import NotFiniteError
 
@@ -149,8 +149,15 @@ def _finite_rows(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _check_finite(image: ImageState, decoded: torch.Tensor | None) -> None:
-    """Raise `NotFiniteError` for an image that would be black, or latents that hold NaN."""
+    """Raise `NotFiniteError` for an image that would be black, or latents that hold NaN.
+
+    Raises `BadRequestError` where they do because the picture could not be encoded: it is told now,
+    because telling it before would have the engine's thread wait for the device.
+    """
     if not bool(image.latents.isfinite().all()):
+        if not all(bool(each.isfinite().all()) for each in image.encoded):
+            what = f"can't be encoded: the model's autoencoder overflows in {image.latents.dtype}"
+            raise refusal("image", what, "a picture that it encodes in finite numbers")
         raise NotFiniteError(
             f"the latents of seed {image.seed} are no numbers: the model overflows with these"
             " values; lower guidance_scale or sag_scale, or use another scheduler or precision"

@@ -48,6 +48,8 @@ class ImageState:
     #: What the UNet gets of the prompt; `negative` is None without classifier-free guidance.
     conditioning: Conditioning
     negative: Conditioning | None
+    #: Latents of the picture that it started from, (1, c, h, w).
+    picture: torch.Tensor | None = None
     #: For inpainting by a UNet that knows no mask; inputs of one that does, (1, c, h, w).
     blend: Blend | None = None
     channels: torch.Tensor | None = None
@@ -90,6 +92,11 @@ class ImageState:
     def unconditional(self) -> Conditioning:
         """Conditioning of the first and degraded row: the negative prompt's, if there is one."""
         return self.conditioning if self.negative is None else self.negative
+
+    @property
+    def encoded(self) -> list[torch.Tensor]:
+        """What it has of the autoencoder's encodes, each (1, c, h, w)."""
+        return [each for each in (self.picture, self.channels) if each is not None]
 
     @property
     def rows(self) -> int:

@@ -116,6 +116,7 @@ def image_states(
                 generator=generator,
                 unet_dtype=str(model.unet_dtype).removeprefix("torch."),
                 latents=begun.latents,
+                picture=begun.picture,
                 blend=begun.blend,
                 channels=begun.channels,
                 conditioning=positives[prompt],

@@ -27,7 +27,8 @@ class Encoded:
     """What the autoencoder gives for a picture: a distribution, each (1, c, h, w)."""
 
     mean: torch.Tensor
-    deviation: torch.Tensor
+    #: None for a tiny autoencoder: it gives latents, and nothing is drawn for them.
+    deviation: torch.Tensor | None
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Start:
 
     #: (1, c, h, w), in the scale of the sampler.
     latents: torch.Tensor
+    #: What was drawn of the picture, in the scale of the UNet.
+    picture: torch.Tensor | None = None
     blend: Blend | None = None
     #: Inputs of a UNet made for inpainting, beside the latents: mask and masked picture.
     channels: torch.Tensor | None = None
@@ -81,11 +84,13 @@ def encode(model: LoadedModel, job: Job) -> Source | None:
     model.need("vae")
     device, size = torch.device(model.device), (job.height or 0, job.width or 0)
     pixels = _bytes(job.image).view(1, *size, 3).permute(0, 3, 1, 2).float() / 255 * 2 - 1
-    picture = _encoded(model, pixels)
     if job.mask_image is None:
-        return Source(picture, None, None)
+        return Source(_encoded(model, pixels), None, None)
     mask = (_bytes(job.mask_image).view(1, 1, *size) > _MASK_VALUE).float()
     masked = _encoded(model, pixels * (1 - mask))
+    # From noise alone a UNet made for inpainting takes no more of the picture than its shape.
+    is_unused = model.takes_mask and job.strength == 1
+    picture = masked if is_unused else _encoded(model, pixels)
     small = F.interpolate(mask, tuple(picture.mean.shape[-2:]))
     return Source(picture, masked, device_memory.to_device(small, device))
 
@@ -105,7 +110,8 @@ class Drawing:
     def start(self) -> Start:
         """By image to image, or by inpainting with or without channels for it."""
         if self.source.masked is None or self.source.mask is None:
-            return Start(self._noisy(self._draw(self.source.picture), self._noise()))
+            picture = self._draw(self.source.picture)
+            return Start(self._noisy(picture, self._noise()), picture)
         mask = self.source.mask.to(self.dtype)
         if self.model.takes_mask:
             return self._with_channels(mask, self.source.masked)
@@ -113,20 +119,19 @@ class Drawing:
         noisy = self._pure(noise) if self.is_all_noise else self._noisy(picture, noise)
         # diffusers draws it and does not use it; what a sampler draws later depends on that.
         self._draw(self.source.masked)
-        return Start(noisy, Blend(mask.bool(), picture, noise))
+        return Start(noisy, picture, Blend(mask.bool(), picture, noise))
 
     def _with_channels(self, mask: torch.Tensor, masked: Encoded) -> Start:
-        if self.is_all_noise:
-            noisy = self._pure(self._noise())
-        else:
-            picture = self._draw(self.source.picture)
-            noisy = self._noisy(picture, self._noise())
-        return Start(noisy, channels=torch.cat([mask, self._draw(masked)], dim=1))
+        picture = None if self.is_all_noise else self._draw(self.source.picture)
+        noise = self._noise()
+        noisy = self._pure(noise) if picture is None else self._noisy(picture, noise)
+        return Start(noisy, picture, channels=torch.cat([mask, self._draw(masked)], dim=1))
 
     def _draw(self, encoded: Encoded) -> torch.Tensor:
         """Latents in the scale of the UNet."""
-        noise = self._noise(encoded.mean.dtype)
-        latents = encoded.mean + encoded.deviation * noise
+        latents = encoded.mean
+        if encoded.deviation is not None:
+            latents = latents + encoded.deviation * self._noise(latents.dtype)
         return self.model.family.from_autoencoder(self.model.pipeline, latents).to(self.dtype)
 
     def _noise(self, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -149,7 +154,7 @@ def _encoded(model: LoadedModel, pixels: torch.Tensor) -> Encoded:
     vae = model.pipeline.vae
     found = vae.encode(device_memory.to_device(pixels.to(vae.dtype), torch.device(model.device)))
     if hasattr(found, "latents"):  # of a tiny autoencoder
-        return Encoded(found.latents, torch.zeros_like(found.latents))
+        return Encoded(found.latents, None)
     return Encoded(found.latent_dist.mean, found.latent_dist.std)
 
 

@@ -8,7 +8,7 @@ from api_contracts.names import PRIORITIES
 from worker.engine import batch_scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from worker.engine.running_job import RunningJob
 
@@ -37,23 +37,39 @@ class WaitingJobs:
 
         `busy` are the models of running jobs; at most `capacity` models run at once. A model is
         not loaded in a round in which a more urgent job starts: that would delay its first call.
+        One job with a picture starts in a round, because all others wait while it is encoded.
         """
         self.jobs.sort(key=_turn)
         number = batch_scheduler.admit([each.job.model for each in self.jobs], busy, capacity)
         taken: list[RunningJob] = []
+        put_off: list[RunningJob] = []
         models = set(busy)
         for running in self.jobs[:number]:
+            if _has_picture(running) and any(map(_has_picture, taken)):
+                put_off.append(running)
+                continue
             model = running.job.model
             is_less_urgent = bool(taken) and _turn(taken[0])[0] < _turn(running)[0]
             if is_less_urgent and model not in models and not is_loaded(model):
                 break
             models.add(model)
             taken.append(running)
-        self.jobs = self.jobs[len(taken) :]
-        newest = max((running.number for running in taken), default=0)
-        for running in self.jobs:
-            running.overtaken_rounds += running.number < newest
+        behind = self.jobs[len(taken) + len(put_off) :]
+        _count_overtaken(behind, taken)
+        _count_overtaken(put_off, [*filter(_has_picture, taken)])  # others do not delay them
+        self.jobs = put_off + behind
         return taken
+
+
+def _has_picture(running: RunningJob) -> bool:
+    return running.job.image is not None
+
+
+def _count_overtaken(waiting: Sequence[RunningJob], taken: Sequence[RunningJob]) -> None:
+    """Count the round for each waiting job that is older than one that was taken."""
+    newest = max((running.number for running in taken), default=0)
+    for running in waiting:
+        running.overtaken_rounds += running.number < newest
 
 
 def _turn(running: RunningJob) -> tuple[int, int]:

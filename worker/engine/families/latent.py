@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from diffusers import AsymmetricAutoencoderKL
+
 from api_contracts.errors import FieldError
 from worker.engine import safetensors_io
 from worker.engine.families.conditioning import (
@@ -47,8 +49,7 @@ class LatentFamily(Family):
     takes_sizes: ClassVar[bool] = False
 
     def faults(self, pipe: Pipeline) -> Iterator[str]:
-        """Missing weights, and parts that do not fit together."""
-        config, channels = pipe.unet.config, pipe.vae.config.latent_channels
+        """Missing weights, parts that do not fit together, inputs that no request has."""
         # What a file does not have is left on torch's device without data.
         for part in self.networks:
             for name, parameter in getattr(pipe, part).named_parameters():
@@ -61,6 +62,13 @@ class LatentFamily(Family):
                 yield f"has a {tokenizer} of {len(words)} tokens for an encoder of {vocabulary}"
             if len(words) <= len(words.all_special_tokens):
                 yield f"has a {tokenizer} without words: its folder lacks a file"
+        yield from self._unet_faults(pipe)
+        if isinstance(pipe.vae, AsymmetricAutoencoderKL):
+            yield "has an AsymmetricAutoencoderKL, which decodes with a mask and is not served"
+
+    def _unet_faults(self, pipe: Pipeline) -> Iterator[str]:
+        """Why the UNet does not fit the other parts, or is not served."""
+        config, channels = pipe.unet.config, pipe.vae.config.latent_channels
         width = self.width(pipe)
         if width != config.cross_attention_dim:
             yield (f"has text encoders of width {width} for a UNet of {config.cross_attention_dim}")
@@ -73,6 +81,8 @@ class LatentFamily(Family):
                 f"has a VAE of {channels} channels for a UNet of {config.in_channels} and"
                 f" {config.out_channels}"
             )
+        if config.class_embed_type is not None:
+            yield "has inputs beside the text, which are not served"
         if config.time_cond_proj_dim is not None:
             yield "takes the guidance scale as an input; load its LoRA on the model it came from"
 
@@ -89,7 +99,7 @@ class LatentFamily(Family):
         if len(job.negative_prompts) not in (0, 1, count):
             what = f"has {len(job.negative_prompts)} entries for {count} prompts"
             raise refusal("negative_prompt", what, "as many as prompts")
-        _check_lengths(pipe, job, given, negative, count)
+        self._check_lengths(pipe, job, given, negative)
         layers: int = pipe.text_encoder.config.num_hidden_layers
         if job.clip_skip is not None and job.clip_skip >= layers:
             raise refusal("clip_skip", f"is {job.clip_skip} of {layers} layers", f"< {layers}")
@@ -113,6 +123,31 @@ class LatentFamily(Family):
         ]
         if faults:
             raise BadRequestError(*faults)
+
+    def _check_lengths(
+        self,
+        pipe: Pipeline,
+        job: Job,
+        given: Sequence[Conditioning] | None,
+        negative: Sequence[Conditioning] | None,
+    ) -> None:
+        """Positive and negative embeddings share a UNet call: they must have the same length."""
+        count, longest = len(job.prompts) or len(given or ()), pipe.tokenizer.model_max_length
+        own = longest if given is None else given[0][TEXT].shape[0]
+        if negative is None:
+            is_encoded = job.guidance_scale > 1 and not self.has_zeros(pipe, job)
+            if is_encoded and own > longest:
+                what = f"has {own} tokens and no negative_prompt_embeds beside it"
+                raise refusal("prompt_embeds", what, f"<= {longest}")
+            return
+        rows, tokens = len(negative), negative[0][TEXT].shape[0]
+        if (rows, tokens) != (count, own):
+            limit = f"as many as the prompts: {count} of {own}"
+            raise refusal("negative_prompt_embeds", f"has {rows} rows of {tokens} tokens", limit)
+
+    def has_zeros(self, pipe: Pipeline, job: Job) -> bool:  # noqa: ARG002  # of families that use zeros
+        """Whether zeros, of any length, stand for a negative prompt that the job does not have."""
+        return False
 
     def texts(self, job: Job) -> tuple[EncoderInput, ...]:
         """The prompts, to encode."""
@@ -197,24 +232,3 @@ def cut_off(pipe: Pipeline, tokenizer: Any, text: str) -> str:  # noqa: ANN401  
     cut: str = tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1])
     # A token may be a part of a character; what is left of it is no text.
     return cut.lstrip("\N{REPLACEMENT CHARACTER}").strip()
-
-
-def _check_lengths(
-    pipe: Pipeline,
-    job: Job,
-    given: Sequence[Conditioning] | None,
-    negative: Sequence[Conditioning] | None,
-    count: int,
-) -> None:
-    """Positive and negative embeddings share a UNet call, so they must have the same length."""
-    longest: int = pipe.tokenizer.model_max_length
-    own = longest if given is None else given[0][TEXT].shape[0]
-    if negative is None:
-        if job.guidance_scale > 1 and own > longest:
-            what = f"has {own} tokens and no negative_prompt_embeds beside it"
-            raise refusal("prompt_embeds", what, f"<= {longest}")
-        return
-    rows, tokens = len(negative), negative[0][TEXT].shape[0]
-    if (rows, tokens) != (count, own):
-        limit = f"as many as the prompts: {count} of {own}"
-        raise refusal("negative_prompt_embeds", f"has {rows} rows of {tokens} tokens", limit)

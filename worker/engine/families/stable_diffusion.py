@@ -40,10 +40,9 @@ class StableDiffusion(LatentFamily):
         return StableDiffusionPipeline.from_pretrained(source, **options)
 
     def faults(self, pipe: Pipeline) -> Iterator[str]:
-        """A UNet with inputs that no request has, too."""
+        """A UNet with inputs of another family, too."""
         yield from super().faults(pipe)
-        config = pipe.unet.config
-        if config.addition_embed_type is not None or config.class_embed_type is not None:
+        if pipe.unet.config.addition_embed_type is not None:
             yield "has inputs beside the text, which are not served"
 
     def encode_group(self, model: LoadedModel, texts: Sequence[EncoderInput]) -> list[Conditioning]:

@@ -74,7 +74,7 @@ class StableDiffusionXL(LatentFamily):
         self, pipe: Pipeline, job: Job, count: int, tokens: int | None
     ) -> tuple[EncoderInput | Conditioning, ...]:
         """Those of both encoders; without any, zeros where the model was trained with them."""
-        if not job.negative_prompts and pipe.config.force_zeros_for_empty_prompt:
+        if self.has_zeros(pipe, job):
             blank = self.blank(pipe)
             zeros = {
                 TEXT: blank[TEXT].new_zeros(tokens or len(blank[TEXT]), self.width(pipe)),
@@ -87,6 +87,10 @@ class StableDiffusionXL(LatentFamily):
             EncoderInput(first, second, None, job.lora_scale, tokens)
             for first, second in zip(firsts, seconds, strict=True)
         )
+
+    def has_zeros(self, pipe: Pipeline, job: Job) -> bool:
+        """Where the model was trained with them."""
+        return not job.negative_prompts and bool(pipe.config.force_zeros_for_empty_prompt)
 
     def truncated(self, pipe: Pipeline, job: Job) -> tuple[str, ...]:
         """Those of both encoders."""
