@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from worker.engine import batch, checkpoint, image_state, runner, start, unet
+from worker.engine import batch, checkpoint, image_state, initial_latents, runner, unet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -60,8 +60,8 @@ def _preview(of: Any, *_: object) -> str:  # noqa: ANN401  # the engine's
 _COUNTED: tuple[tuple[Any, str, Callable[..., str]], ...] = (
     (runner.Runner, "__init__", _load),
     (runner.Runner, "encode", _encode),
-    (start, "encode", _source),
-    (start.Drawing, "start", lambda *_: "draw a start"),
+    (initial_latents, "encode", _source),
+    (initial_latents.StartDraw, "start", lambda *_: "draw a start"),
     (batch.Batch, "_evaluate", _round),
     (unet.BatchedUnet, "measure", _measure),
     (unet.BatchedUnet, "_call", _unet),

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
     from worker.engine.batch_scheduler import Bucket
     from worker.engine.families.conditioning import Conditioning
+    from worker.engine.initial_latents import Blend
     from worker.engine.job import Job
     from worker.engine.noise_levels import NoiseLevel
     from worker.engine.sampler_state import SamplerState
-    from worker.engine.start import Blend
 
 
 @dataclass(frozen=True)

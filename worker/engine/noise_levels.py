@@ -1,4 +1,7 @@
-"""The noise level of each evaluation, read from a configured scheduler in one of four ways."""
+"""The noise level of each evaluation, read from a configured scheduler in one of four ways.
+
+And how much noise a scheduler adds to a picture there.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import diffusers
 import numpy as np
+import torch
+
+from worker.engine.job import refusal
 
 if TYPE_CHECKING:
-    import torch
-
     from worker.engine.pipeline import DiffusersScheduler
 
 
@@ -74,3 +78,20 @@ def _levels(timesteps: torch.Tensor, sigmas: torch.Tensor) -> list[NoiseLevel]:
         alpha = (ratio**2 + 1) ** -0.5
         levels.append(NoiseLevel(float(timestep), alpha, ratio * alpha))
     return levels
+
+
+def mixing_of(scheduler: DiffusersScheduler, name: str) -> list[tuple[float, float]]:
+    """The weights of a picture and of noise that diffusers adds, at each evaluation."""
+    if not hasattr(scheduler, "add_noise"):
+        raise refusal("scheduler", f"{name} can't start from an image", "another one")
+    one, none, weights = torch.ones(1), torch.zeros(1), []
+    for number, timestep in enumerate(scheduler.timesteps):
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(number)
+        at = timestep.view(1)
+        of_picture, of_noise = (
+            scheduler.add_noise(one, none, at),
+            scheduler.add_noise(none, one, at),
+        )
+        weights.append((float(of_picture), float(of_noise)))
+    return weights

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from api_contracts.errors import FieldError
-from worker.engine import device_memory, safetensors_io, samplers, start
+from worker.engine import device_memory, initial_latents, safetensors_io, samplers
 from worker.engine.batch_scheduler import Bucket
 from worker.engine.families.conditioning import TEXT, check_range, encoded
 from worker.engine.image_state import ImageState
@@ -97,13 +97,13 @@ def image_states(
     positives, negatives = _conditioning(model, prepared, known)
     tokens = positives[0][TEXT].shape[0]
     bucket = Bucket(job.model, prepared.height, prepared.width, tokens, job.lora_scale)
-    source, images = start.encode(model, job), []
+    source, images = initial_latents.encode(model, job), []
     for index, (seed, sampler) in enumerate(zip(prepared.seeds, prepared.samplers, strict=True)):
         generator = torch.Generator("cpu").manual_seed(seed)
         if source is None:
             begun = _from_noise(model, prepared, index, generator)
         else:
-            begun = start.Drawing(
+            begun = initial_latents.StartDraw(
                 model, source, sampler, generator, dtype, is_all_noise=job.strength == 1
             ).start()
         prompt = index // job.num_images_per_prompt
@@ -148,7 +148,7 @@ def _conditioning(
 
 def _from_noise(
     model: LoadedModel, prepared: PreparedJob, index: int, generator: torch.Generator
-) -> start.Start:
+) -> initial_latents.Start:
     """The start of one image from noise: drawn, or the job's own latents."""
     device, dtype = torch.device(model.device), dtype_of(model.pipeline)
     if prepared.latents is None:
@@ -157,7 +157,7 @@ def _from_noise(
     else:
         given = prepared.latents[index : index + 1].to(dtype)
         noise = device_memory.to_device(given, device)
-    return start.Start(noise * prepared.samplers[index].scheduler.init_noise_sigma)
+    return initial_latents.Start(noise * prepared.samplers[index].scheduler.init_noise_sigma)
 
 
 def _size_px(pipe: Pipeline, job: Job) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from api_contracts.request import ETA_SCHEDULERS
-from worker.engine import device_memory, partial_start, unipc
+from worker.engine import device_memory, noise_levels, unipc
 from worker.engine.job import refusal
 from worker.engine.noise_levels import NoiseLevel, between_sigmas, by_angle, by_sigma, by_timestep
 from worker.engine.sampler_state import SamplerState
@@ -135,7 +135,7 @@ def _configured(
     # As diffusers rounds it.
     steps = num_inference_steps if strength is None else int(num_inference_steps * strength)
     begin = (num_inference_steps - steps) * scheduler.order
-    mixing = () if strength is None else tuple(partial_start.mixing(scheduler, name)[begin:])
+    mixing = () if strength is None else tuple(noise_levels.mixing_of(scheduler, name)[begin:])
     if hasattr(scheduler, "set_begin_index"):
         # Otherwise it searches for the first timestep, and of two equal ones finds the second.
         scheduler.set_begin_index(begin)

@@ -96,7 +96,7 @@ def encode(model: LoadedModel, job: Job) -> Source | None:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class StartDraw:
     """Draws the start of one image of a job that starts from a picture."""
 
     model: LoadedModel
@@ -110,24 +110,24 @@ class Drawing:
     def start(self) -> Start:
         """By image to image, or by inpainting with or without channels for it."""
         if self.source.masked is None or self.source.mask is None:
-            picture = self._draw(self.source.picture)
+            picture = self._sample(self.source.picture)
             return Start(self._noisy(picture, self._noise()), picture)
         mask = self.source.mask.to(self.dtype)
         if self.model.takes_mask:
             return self._with_channels(mask, self.source.masked)
-        picture, noise = self._draw(self.source.picture), self._noise()
+        picture, noise = self._sample(self.source.picture), self._noise()
         noisy = self._pure(noise) if self.is_all_noise else self._noisy(picture, noise)
         # diffusers draws it and does not use it; what a sampler draws later depends on that.
-        self._draw(self.source.masked)
+        self._sample(self.source.masked)
         return Start(noisy, picture, Blend(mask.bool(), picture, noise))
 
     def _with_channels(self, mask: torch.Tensor, masked: Encoded) -> Start:
-        picture = None if self.is_all_noise else self._draw(self.source.picture)
+        picture = None if self.is_all_noise else self._sample(self.source.picture)
         noise = self._noise()
         noisy = self._pure(noise) if picture is None else self._noisy(picture, noise)
-        return Start(noisy, picture, channels=torch.cat([mask, self._draw(masked)], dim=1))
+        return Start(noisy, picture, channels=torch.cat([mask, self._sample(masked)], dim=1))
 
-    def _draw(self, encoded: Encoded) -> torch.Tensor:
+    def _sample(self, encoded: Encoded) -> torch.Tensor:
         """Latents in the scale of the UNet."""
         latents = encoded.mean
         if encoded.deviation is not None:
