@@ -29,8 +29,8 @@ MIXES: dict[str, tuple[str, ...]] = {
     "unipc": ("unipc",),
     "mixed": ("ddim", "euler", "euler_a", "dpmpp_2m", "dpmpp_2m_karras", "unipc", "heun", "lms"),
 }
-#: A full round with a mix's samplers, and with SAG's own knobs or a picture and a mask beside.
-KNOBS, MASKED = "knobs", "masked"
+#: A full round with a mix's samplers, and with SAG's parameters or a picture and a mask beside.
+SAG_PARAMETERS, MASKED = "sag_parameters", "masked"
 #: Its tasks, and their steps where all begin within two rounds.
 TASKS, STEPS = 16, 5
 
@@ -131,7 +131,7 @@ def _full_rounds(rounds: scenes.Rounds, model: models.Model) -> dict[str, list[s
         return found
     mixes = MIXES.items() if len(model.samplers) == len(SAMPLERS) else [("ddim", ("ddim",))]
     plain = {name: steady(samplers) for name, samplers in mixes}
-    return plain | {KNOBS: steady(MIXES["ddim"], changes=variants.knobs)} | found
+    return plain | {SAG_PARAMETERS: steady(MIXES["ddim"], changes=variants.sag_parameters)} | found
 
 
 def _own_px(rounds: scenes.Rounds) -> tuple[int, int]:

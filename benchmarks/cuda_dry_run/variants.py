@@ -1,4 +1,4 @@
-"""What tasks may have beside prompt and scales: SAG's own knobs, pictures to start from, masks."""
+"""What tasks may have beside prompt and scales: SAG's parameters, pictures to start from, masks."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _STRENGTHS = (0.75, 1.0)
 _FROM_NOISE = ("ipndm",)
 
 
-def knobs(number: int) -> dict[str, Any]:
-    """SAG's own knobs of task number `number`; neighbours differ in all of them."""
+def sag_parameters(number: int) -> dict[str, Any]:
+    """SAG's parameters of task number `number`; neighbours differ in all of them."""
     return {
         "sag_blur_sigma": _SIGMAS[number % len(_SIGMAS)],
         "sag_mask_threshold": _THRESHOLDS[number % len(_THRESHOLDS)],
@@ -50,7 +50,7 @@ def varied(
     *,
     inpainting: bool,
 ) -> list[Arrival]:
-    """Each sampler once, with a picture where it takes one, and with SAG's knobs.
+    """Each sampler once, with a picture where it takes one, and with SAG's parameters.
 
     Two of three have a mask, and all of them for a model made for `inpainting`. Each saves
     checkpoints.
@@ -59,7 +59,7 @@ def varied(
     for number, name in enumerate(names):
         if name in _FROM_NOISE:
             continue
-        changes = knobs(number) | {
+        changes = sag_parameters(number) | {
             "num_inference_steps": steps,
             "checkpoint_every": 2,
             "preview_every": 2 if number % 5 == 0 else 0,  # every fifth

@@ -1,4 +1,4 @@
-"""Part: Stable Diffusion XL, pictures to start from, masks and SAG's own knobs, in company."""
+"""Part: Stable Diffusion XL, pictures to start from, masks and SAG's parameters, sharing calls."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROWS = 8
 #: Samplers, in turn: one by timesteps, two by sigmas, one of two evaluations a step.
 SAMPLERS = ("ddim", "euler", "dpmpp_2m", "heun")
 #: What jobs differ in, in turn, beside the sampler.
-KNOBS: tuple[dict[str, Any], ...] = (
+SAG_PARAMETERS: tuple[dict[str, Any], ...] = (
     {},
     {"sag_blur_sigma": 2.5, "sag_mask_threshold": 0.8},
     {"sag_start": 0.25, "sag_stop": 0.75, "guidance_rescale": 0.7},
@@ -101,7 +101,7 @@ def _jobs(model: str, *, many: bool) -> list[Job]:
         starts = (pictures.masked,)
     made: list[Job] = []
     for start in starts:
-        for number, knobs in enumerate(KNOBS if many else KNOBS[:3]):
+        for number, sag_parameters in enumerate(SAG_PARAMETERS if many else SAG_PARAMETERS[:3]):
             sampler = SAMPLERS[(number + len(made)) % len(SAMPLERS)]
             changes: dict[str, Any] = {
                 "num_inference_steps": STEPS,
@@ -111,7 +111,7 @@ def _jobs(model: str, *, many: bool) -> list[Job]:
             if model == XL:
                 changes |= {"prompts_2": ("a blue ring",), "original_size": (512, 256)}
             name = f"{start.__name__}-{number}-{sampler}"
-            made.append(job(**({"id": name} | changes | start() | knobs)))
+            made.append(job(**({"id": name} | changes | start() | sag_parameters)))
     return made
 
 

@@ -39,7 +39,7 @@ def test_a_model_for_inpainting() -> None:
 
 def test_parameters_of_sag_in_one_call() -> None:
     """Tasks of different blurs, thresholds and rescales share their calls without a fault."""
-    assert found_with(scenes.steady(("ddim",), 2, 1, variants.knobs)) == []
+    assert found_with(scenes.steady(("ddim",), 2, 1, variants.sag_parameters)) == []
 
 
 def test_a_checkpoint_of_a_picture() -> None:

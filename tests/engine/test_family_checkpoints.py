@@ -19,7 +19,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     "text": {},
     "picture": picture(32, 48),
     "mask": masked(32, 48),
-    "knobs": {
+    "parameters of SAG": {
         "sag_blur_sigma": 2.0, "sag_mask_threshold": 0.9, "sag_start": 0.2, "sag_stop": 0.7,
         "guidance_rescale": 0.5,
     },

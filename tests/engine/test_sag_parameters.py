@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LAYER = "up_blocks.1.attentions.0.transformer_blocks.0.attn1"
-KNOBS: list[dict[str, Any]] = [
+CHANGES: list[dict[str, Any]] = [
     {"sag_blur_sigma": 0.3},
     {"sag_blur_sigma": 2.5, "sag_mask_threshold": 0.8},
     {"sag_blur_sigma": 10.0},
@@ -61,26 +61,32 @@ def company() -> list[Any]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("knobs", KNOBS, ids=str)
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
 @pytest.mark.parametrize("start", [dict, picture, masked])
-def test_in_company(plain: Rounds, knobs: dict[str, Any], start: Callable[[], Any]) -> None:
+def test_with_others_it_is_the_loop(
+    plain: Rounds, changes: dict[str, Any], start: Callable[[], Any]
+) -> None:
     """Rows of one call have different values; each request is as if it were alone."""
-    each = wanted(**({"sag_scale": 0.75} | start() | knobs))
+    each = wanted(**({"sag_scale": 0.75} | start() | changes))
     assert_close(in_company(plain, each, company()), oracle.alone(plain.pipe, each))
 
 
 @pytest.mark.parametrize("start", [dict, picture, masked])
-@pytest.mark.parametrize("knobs", [{}, KNOBS[1], KNOBS[5], KNOBS[8]], ids=str)
-def test_in_xl(xl: Rounds, knobs: dict[str, Any], start: Callable[[], Any]) -> None:
+@pytest.mark.parametrize("changes", [{}, CHANGES[1], CHANGES[5], CHANGES[8]], ids=str)
+def test_in_xl_it_is_the_loop(
+    xl: Rounds, changes: dict[str, Any], start: Callable[[], Any]
+) -> None:
     """SAG's parameters give the plain loop's latents with SDXL, too."""
-    each = wanted(**({"sag_scale": 0.75, "prompts_2": ("a ring",)} | start() | knobs))
+    each = wanted(**({"sag_scale": 0.75, "prompts_2": ("a ring",)} | start() | changes))
     assert_close(in_company(xl, each, company()), oracle.alone(xl.pipe, each))
 
 
-@pytest.mark.parametrize("knobs", [{}, *KNOBS[1::3]], ids=str)
-def test_in_models_for_inpainting(inpainting: Rounds, knobs: dict[str, Any]) -> None:
+@pytest.mark.parametrize("changes", [{}, *CHANGES[1::3]], ids=str)
+def test_in_models_for_inpainting_it_is_the_loop(
+    inpainting: Rounds, changes: dict[str, Any]
+) -> None:
     """SAG gives the plain loop's latents with a model for inpainting."""
-    each = wanted(**({"sag_scale": 0.75} | masked() | knobs))
+    each = wanted(**({"sag_scale": 0.75} | masked() | changes))
     others = [wanted(sag_scale=0.75, **masked(seed=9))]
     assert_close(in_company(inpainting, each, others), oracle.alone(inpainting.pipe, each))
 
