@@ -84,7 +84,7 @@ def _introduction(evaluation: Evaluation) -> str:
 # tiny-shapes
 
 A Stable Diffusion of a thousandth of the size, with every part of the real one: it draws one or \
-two coloured shapes on a coloured background, {SIDE_PX} px square, and was trained from nothing \
+two coloured shapes on a coloured background, {SIDE_PX} px square, and was trained from scratch \
 by `python -m training`. It is there so that the worker, its tests and its demonstration run on \
 real prompts without a download, and so that a test can ask whether a picture shows what was \
 asked for.
@@ -93,7 +93,7 @@ asked for.
 
 The first {SAMPLES} prompts of the evaluation below, none of which was trained on, one picture \
 each, at `guidance_scale` {evaluation.guidance_scale:g} and `sag_scale` {SAMPLES_SAG_SCALE:g}. \
-A prompt in red came out wrong."""
+Prompts in red mark the pictures that are wrong."""
 
 
 def _usage(evaluation: Evaluation) -> str:
