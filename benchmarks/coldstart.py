@@ -129,7 +129,7 @@ def _daemon(folder: Path, task: Task, servers: service.Servers) -> Turn:
         "SAG_BROKER_URL": servers.redis_url,
         "SAG_S3_ENDPOINT_URL": servers.s3.endpoint_url,
         "SAG_S3_BUCKET": service.BUCKET,
-        "SAG_MODELS": json.dumps({"default": spec.model_dump(mode="json")}),
+        "SAG_MODELS": json.dumps({"default": spec.model_dump(mode="json", exclude_defaults=True)}),
         "SAG_DEVICE": "cpu",
         "SAG_DRAIN_TIMEOUT_S": "1",
     }

@@ -124,7 +124,9 @@ def daemon(
         "SAG_BROKER_URL": redis_url,
         "SAG_S3_ENDPOINT_URL": servers.s3.endpoint_url,
         "SAG_S3_BUCKET": BUCKET,
-        "SAG_MODELS": json.dumps({"default": model.spec.model_dump(mode="json")}),
+        "SAG_MODELS": json.dumps(
+            {"default": model.spec.model_dump(mode="json", exclude_defaults=True)}
+        ),
         "SAG_DEVICE": model.device,
         "SAG_OFFLOAD": "none",
         "SAG_DRAIN_TIMEOUT_S": "1",
