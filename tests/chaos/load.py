@@ -183,8 +183,11 @@ class Load:
                     self.events.add_client_error(submission.task_id, f"submit: {error!r}")
                 self._stopped.wait(RETRY_PAUSE_S)
             except Exception as error:  # noqa: BLE001  # an undocumented error is a finding
-                self.events.add_client_error(submission.task_id, f"submit: {error!r}")
-                return
+                if submission.sender is Sender.CLIENT:
+                    self.events.add_client_error(submission.task_id, f"submit: {error!r}")
+                    return
+                # Celery's producer, while its Redis starts again: kombu's own AttributeError.
+                self._stopped.wait(RETRY_PAUSE_S)
 
     def _push(self, entry: bytes) -> None:
         try:

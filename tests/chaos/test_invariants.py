@@ -345,6 +345,13 @@ def test_a_breach_is_found(
     assert law.__name__ in {each.law for each in invariants.check(change(correct()))}
 
 
+def test_a_record_may_say_more_of_an_end_than_its_event() -> None:
+    """A record that also says whose deadline a task passed agrees with the event."""
+    found = correct()
+    left = Record("cancelled", {"step": 0, "by_message": False})
+    assert invariants.check(replace(found, records={**found.records, "left": left})) == []
+
+
 def test_each_law_can_be_broken() -> None:
     """Every law has an example that breaks it, here or in `test_others.py`."""
     assert {law for law, _, _ in WRONG} == set(invariants.LAWS) - set(other_laws.LAWS)
