@@ -1,4 +1,4 @@
-"""`python -m benchmarks.cuda_dry_run`: run the engine on a CUDA device that is not there.
+"""`python -m benchmarks.cuda_dry_run`: run the engine on a simulated CUDA device.
 
 Prints what each kind of call asks of the device, as Markdown. Ends with status 1 where the engine
 mixes devices, waits where it must not, computes in float64, or fails a job.

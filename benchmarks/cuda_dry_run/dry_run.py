@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from benchmarks.cuda_dry_run.tally import Fault, Tally, Wait
     from worker.engine.loaded_model import LoadedModel
 
-#: Memory of the device that is not there.
+#: Memory of the simulated device.
 TOTAL_BYTES = 80 * 2**30
 #: Samplers of the full rounds.
 MIXES: dict[str, tuple[str, ...]] = {
