@@ -90,7 +90,7 @@ benchmark: setup
 	@for each in throughput latency daemon baseline memory flops; do $(BIN)/python -m benchmarks $$each || exit 1; done
 	@$(BIN)/python -m benchmarks report
 
-# The engine on a CUDA device that is not there: 5.5 GB to install, and no part of the tests.
+# The engine on a simulated CUDA device: 5.5 GB to install, and no part of the tests.
 cuda-dry-run: $(CUDA)/.installed
 	$(CUDA)/bin/python -m benchmarks.cuda_dry_run $(ARGS)
 

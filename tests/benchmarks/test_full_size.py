@@ -17,7 +17,7 @@ SMALL = replace(
 
 
 def test_a_call_is_what_the_dry_run_counts() -> None:
-    """A UNet call of two rows has the peak that it has in an engine on a device that is not there.
+    """A UNet call of two rows has the peak that it has in an engine on a simulated device.
 
     The engine's call has its own copies of latents and conditioning, and a result in float32.
     """
