@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery.worker import state
@@ -178,12 +179,17 @@ class WorkerProcess:
         )
 
     def drain(self) -> None:
-        """Requeue what is unfinished after `SAG_DRAIN_TIMEOUT_S`, or at once when called again."""
+        """Requeue what is unfinished after `SAG_DRAIN_TIMEOUT_S`, or at once when called again.
+
+        For a signal's handler, too, which may have interrupted a line of the log: a line from here
+        would raise, and Celery would not stop. Another thread writes it.
+        """
         self._signalled_s.append(time.monotonic())
         wait_s = drain_s(self._signalled_s, self._settings.drain_timeout_s)
-        logger.info("draining: unfinished tasks are requeued in %g s", wait_s)
         self._exit_deadline.set(wait_s, status=0)
         _call_later(wait_s, self.executor.drain)
+        say = partial(logger.info, "draining: unfinished tasks are requeued in %g s", wait_s)
+        _call_later(0, say)
 
     def close(self) -> None:
         """Stop the threads once no delivery is left; the lease after all that needs it."""

@@ -37,7 +37,8 @@ class ExitDeadline:
         """`is_busy` returns whether a task is left; `leave` exits the process with a status."""
         self._is_busy, self._timeout_s, self._close_s = is_busy, timeout_s, close_s
         self._leave = leave
-        self._lock, self._is_set = threading.Lock(), False
+        # A second signal's handler may interrupt the first one's.
+        self._lock, self._is_set = threading.RLock(), False
 
     def set(self, drain_s: float, status: int) -> None:
         """Exit with `status` if the process has not ended by then; only the first call counts."""
