@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import Locator, Page
 
+#: Where the page is scrolled to once it stands still for ten frames: focus scrolls it smoothly.
+SCROLLED = """() => new Promise(done => {
+    let last = -1, still = 0
+    const look = () => {
+        still = scrollY === last ? still + 1 : 0
+        last = scrollY
+        still < 10 ? requestAnimationFrame(look) : done(last)
+    }
+    look()
+})"""
+
 
 def mask_of(page: Page, studio: str, requests: list[dict[str, Any]]) -> np.ndarray:
     """Submit; gives where the request's mask is white, (height, width)."""
@@ -93,12 +104,12 @@ def test_a_keyboard_alone_paints_a_mask(page: Page, studio: str) -> None:
     expect(canvas).to_have_accessible_name("The picture, to paint a mask on")
     outline = canvas.evaluate("each => getComputedStyle(each).outlineStyle")
     assert outline != "none"
-    scrolled = page.evaluate("scrollY")
+    scrolled = page.evaluate(SCROLLED)
     for key in ("ArrowUp", "ArrowUp", "ArrowUp", "Space"):
         page.keyboard.press(key)
     for _ in range(40):
         page.keyboard.press("Shift+ArrowRight")
-    assert page.evaluate("scrollY") == scrolled
+    assert page.evaluate(SCROLLED) == scrolled
     white = mask_of(page, studio, requests)
     rows, columns = np.nonzero(white)
     assert rows.max() < 32
@@ -123,9 +134,9 @@ def test_a_finger_paints_on_a_phone(
     assert box is not None
     assert box["height"] <= 0.65 * PHONE["height"]  # room to scroll
     start = place(canvas, 0.3, 0.2)
-    scrolled = page.evaluate("scrollY")
+    scrolled = page.evaluate(SCROLLED)
     touch(page, [start, place(canvas, 0.5, 0.4), place(canvas, 0.7, 0.6)], place(canvas, 0.5, 0.97))
-    assert page.evaluate("scrollY") == scrolled
+    assert page.evaluate(SCROLLED) == scrolled
     expect(page.locator("#painted")).to_contain_text("% painted")
     white = mask_of(page, studio, requests)
     height, width = white.shape
