@@ -100,7 +100,7 @@ def test_claims_and_cancels_are_timed(redis: Redis, url: str) -> None:
 
 
 def test_a_message_alone_is_taken(redis: Redis, url: str) -> None:
-    """A worker takes a message that wakes nobody and has no record, as plain Celery sends it."""
+    """A worker takes a message without a record or a wake-up, as plain Celery sends it."""
     timed = f"{TIMED}{uuid.uuid4()}"
     with working(plan(url)) as log:
         redis.lpush(

@@ -1,4 +1,4 @@
-"""The bundled model, loaded once for all tests that do not change it."""
+"""The bundled model, loaded once for all tests that do not change it, and small ones of others."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.engine.jobs import SPEC, Rounds, job
+from tests.engine.small_models import save_inpainting, save_xl, spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,3 +36,15 @@ def make(rounds: Rounds) -> Callable[..., JobResult]:
         return rounds.result(job(**changes), control)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def xl(tmp_path_factory: pytest.TempPathFactory) -> Rounds:
+    """A small model of Stable Diffusion XL."""
+    return Rounds(spec(save_xl(tmp_path_factory.mktemp("xl"))))
+
+
+@pytest.fixture(scope="module")
+def inpainting(tmp_path_factory: pytest.TempPathFactory) -> Rounds:
+    """A small model whose UNet knows masks."""
+    return Rounds(spec(save_inpainting(tmp_path_factory.mktemp("inpainting"))))

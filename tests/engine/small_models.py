@@ -8,13 +8,18 @@ import diffusers
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from worker.config.models import SHIPPED_MODEL
+from worker.config.models import SHIPPED_MODEL, ModelSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 #: Width of the pooled embeddings, and of each embedded size.
 POOLED, SIZE_WIDTH = 24, 8
+
+
+def spec(path: Path) -> ModelSpec:
+    """Settings of a saved model, in float32."""
+    return ModelSpec(path=str(path), safety_checker=False, dtype="float32")
 
 
 def save_xl(folder: Path, vae: Any = None, **unet: Any) -> Path:

@@ -11,8 +11,8 @@ from tests.engine import oracle
 from tests.engine.attempts import new_batch
 from tests.engine.jobs import Rounds, assert_close
 from tests.engine.pictures import masked, picture
-from tests.engine.small_models import save_inpainting, save_with_vae, save_xl, tiny_vae, vae_of
-from tests.engine.test_families import in_company, spec, texts, wanted
+from tests.engine.small_models import save_with_vae, save_xl, spec, tiny_vae, vae_of
+from tests.engine.test_families import in_company, texts, wanted
 from worker.errors import BadRequestError
 
 if TYPE_CHECKING:
@@ -31,12 +31,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Rounds:
 def scaled(tmp_path_factory: pytest.TempPathFactory) -> Rounds:
     """Stable Diffusion XL with a mean and a deviation for each channel of its latents."""
     return Rounds(spec(save_xl(tmp_path_factory.mktemp("scaled"), vae_of(**MOMENTS))))
-
-
-@pytest.fixture(scope="module")
-def inpainting(tmp_path_factory: pytest.TempPathFactory) -> Rounds:
-    """A small model whose UNet knows masks."""
-    return Rounds(spec(save_inpainting(tmp_path_factory.mktemp("inpainting"))))
 
 
 @pytest.mark.parametrize("make", [picture, masked])

@@ -17,8 +17,7 @@ from tests.engine import oracle
 from tests.engine.cases import nightly, rotated
 from tests.engine.jobs import Rounds, assert_close, job, latents_of
 from tests.engine.pictures import masked, picture
-from tests.engine.small_models import POOLED, save_inpainting, save_xl
-from worker.config.models import ModelSpec
+from tests.engine.small_models import POOLED
 from worker.engine import safetensors_io, samplers
 from worker.errors import BadRequestError
 
@@ -46,22 +45,6 @@ def cases(strengths: list[float]) -> list[Any]:
     """One sampler of each class by day, with each strength in turn; the others by night."""
     others = [each for each in SAMPLERS if each not in BY_DAY]
     return [*rotated(BY_DAY, strengths), *nightly(*product(others, strengths))]
-
-
-def spec(path: Any) -> ModelSpec:
-    return ModelSpec(path=str(path), safety_checker=False, dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def xl(tmp_path_factory: pytest.TempPathFactory) -> Rounds:
-    """A small model of Stable Diffusion XL."""
-    return Rounds(spec(save_xl(tmp_path_factory.mktemp("xl"))))
-
-
-@pytest.fixture(scope="module")
-def inpainting(tmp_path_factory: pytest.TempPathFactory) -> Rounds:
-    """A small model whose UNet knows masks."""
-    return Rounds(spec(save_inpainting(tmp_path_factory.mktemp("inpainting"))))
 
 
 def wanted(**changes: Any) -> Job:

@@ -9,8 +9,7 @@ import pytest
 from tests.engine.attempts import assert_same, checkpoints, new_batch, resumed
 from tests.engine.jobs import Rounds, job
 from tests.engine.pictures import masked, picture
-from tests.engine.small_models import save_inpainting, save_xl
-from tests.engine.test_families import spec
+from tests.engine.small_models import save_inpainting, save_xl, spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,8 +16,8 @@ from tests.engine.cases import nightly, slow
 from tests.engine.jobs import CLOSE, SPEC, Rounds, apart, job, latents_of
 from tests.engine.pictures import masked, picture
 from tests.engine.random_requests import NEAR_THRESHOLD, ROUNDINGS, under_sd15_noise
-from tests.engine.small_models import save_inpainting, save_xl
-from tests.engine.test_families import SAMPLERS, spec
+from tests.engine.small_models import save_inpainting, save_xl, spec
+from tests.engine.test_families import SAMPLERS
 from worker.engine.batch import Batch
 from worker.engine.model_cache import ModelCache
 

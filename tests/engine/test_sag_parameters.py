@@ -12,8 +12,8 @@ from tests.engine import oracle
 from tests.engine.jobs import Rounds, assert_close, job, latents_of
 from tests.engine.pictures import masked, picture
 from tests.engine.random_requests import under_sd15_noise
-from tests.engine.small_models import save_inpainting, save_xl
-from tests.engine.test_families import in_company, spec, wanted
+from tests.engine.small_models import spec
+from tests.engine.test_families import in_company, wanted
 from worker.engine import guidance
 
 if TYPE_CHECKING:
@@ -39,18 +39,6 @@ def plain() -> Rounds:
     made = Rounds()
     under_sd15_noise(made.pipe)
     return made
-
-
-@pytest.fixture(scope="module")
-def xl(tmp_path_factory: pytest.TempPathFactory) -> Rounds:
-    """A small model of Stable Diffusion XL."""
-    return Rounds(spec(save_xl(tmp_path_factory.mktemp("xl"))))
-
-
-@pytest.fixture(scope="module")
-def inpainting(tmp_path_factory: pytest.TempPathFactory) -> Rounds:
-    """A small model whose UNet knows masks."""
-    return Rounds(spec(save_inpainting(tmp_path_factory.mktemp("inpainting"))))
 
 
 def company() -> list[Any]:

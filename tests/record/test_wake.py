@@ -275,7 +275,7 @@ def watch(redis: Redis, namespace: str) -> Iterator[QueueWatch]:
 def test_a_message_that_woke_no_worker_is_found(
     redis: Redis, namespace: str, queue: str, watch: QueueWatch
 ) -> None:
-    """A waiting worker finds a message that woke nobody, and wakes whoever has the fewest tasks."""
+    """A waiting worker finds a message that woke none, and wakes the one with the fewest tasks."""
     redis.zadd(names.ready_key(queue), {namespace: 2, "idle": 0})
     watch.look(lists_of(namespace))
     assert woken(redis, namespace, "idle") == []

@@ -40,7 +40,7 @@ class S3Settings(BaseSettings):
     )
     s3_conditional_writes: bool = Field(
         default=True,
-        description="Write an object only if nobody has written it meanwhile. `false` is for "
+        description="Write an object only if no other worker has written it. `false` is for "
         "stores without conditional writes: see S3 stores.",
     )
     s3_checksums: bool = Field(

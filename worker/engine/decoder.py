@@ -151,8 +151,8 @@ def _finite_rows(tensor: torch.Tensor) -> torch.Tensor:
 def _check_finite(image: ImageState, decoded: torch.Tensor | None) -> None:
     """Raise `NotFiniteError` for an image that would be black, or latents that hold NaN.
 
-    Raises `BadRequestError` where they do because the picture could not be encoded: it is told now,
-    because telling it before would have the engine's thread wait for the device.
+    Raises `BadRequestError` if the cause is the encoding of the picture to start from. That is only
+    checked here: an earlier check would make the engine's thread wait for the device.
     """
     if not bool(image.latents.isfinite().all()):
         if not all(bool(each.isfinite().all()) for each in image.encoded):
