@@ -24,7 +24,9 @@ _MAX_WHERE_CHARS = 200
 #: fit into a message would take 650 MiB and 6 s.
 _MAX_ENTRIES = 600
 #: Fields with a union type, and the names that pydantic adds to an error's place for its branches.
-_UNIONS = frozenset({"prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "seed"})
+_UNIONS = frozenset(
+    {"prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "seed", "class_labels"}
+)
 _BRANCHES = frozenset({"one", "many"})
 #: A field whose value may contain a token, so it is not quoted.
 _SECRET_FIELD = "webhook"  # noqa: S105  # a name

@@ -13,6 +13,7 @@ from api_contracts.request_types import (
     Corner,
     CrossAttention,
     ImageReference,
+    Labels,
     Prompts,
     Reference,
     ReplyTo,
@@ -53,7 +54,10 @@ class GenerationRequest(Strict):
     model: str = Field(
         default=DEFAULT_MODEL, pattern=MODEL_PATTERN, description="Alias from the settings."
     )
-    prompt: Prompts | None = Field(default=None, description="Or `prompt_embeds`, one of the two.")
+    prompt: Prompts | None = Field(
+        default=None,
+        description="Or `prompt_embeds`; to a model of pixels `class_labels`. One of the three.",
+    )
     negative_prompt: Prompts | None = Field(
         default=None, description="One for all prompts, or as many as prompts."
     )
@@ -160,6 +164,11 @@ class GenerationRequest(Strict):
     target_size: Size | None = Field(
         default=None, description="For SDXL: height and width; null is the size that is made."
     )
+    class_labels: Labels | None = Field(
+        default=None,
+        description="For models of pixels, without `prompt`: the class of one picture, or of each; "
+        "null is no class.",
+    )
     scheduler: str | None = Field(
         default=None, pattern=r"^[a-z0-9_]{1,32}$", description="Null is the model's own."
     )
@@ -222,6 +231,17 @@ class GenerationRequest(Strict):
     def negative_prompts_2(self) -> tuple[str, ...]:
         """The negative prompts of a second text encoder as a tuple."""
         return _as_tuple(self.negative_prompt_2 or None)
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The class labels as a tuple; empty for no class."""
+        given = self.class_labels
+        return tuple(given) if isinstance(given, list) else () if given is None else (given,)
+
+    @property
+    def rows(self) -> int:
+        """Prompts or classes; `num_images_per_prompt` pictures are made of each."""
+        return len(self.prompts) or len(self.labels) or 1
 
     def to_wire(self) -> dict[str, Any]:
         """As JSON, with only the fields that were set, so that the model's defaults apply."""

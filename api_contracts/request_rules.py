@@ -26,17 +26,22 @@ _ONLY_WITH = {
     "negative_prompt_2": "negative_prompt",
 }
 #: Pairs of fields of which a request has one at most.
-_NOT_BOTH = (("negative_prompt", "negative_prompt_embeds"), ("latents", "image"))
+_NOT_BOTH = (
+    ("negative_prompt", "negative_prompt_embeds"),
+    ("latents", "image"),
+)
 #: Texts that may be one for all prompts.
 _AS_MANY = ("negative_prompt", "prompt_2", "negative_prompt_2")
 
 
 def conflicts(request: GenerationRequest) -> Iterator[FieldError]:
     """Fields that are valid alone, but not together."""
-    if bool(request.prompts) == (request.prompt_embeds is not None):
-        yield FieldError(
-            where="prompt", what="give `prompt` or `prompt_embeds`", limit="one of the two"
-        )
+    subjects = (request.prompts, request.prompt_embeds, request.class_labels)
+    given = sum(each not in (None, ()) for each in subjects)
+    # Null is no class, for a model of pixels, and must be said: a prompt is easily forgotten.
+    if given > 1 or (given == 0 and "class_labels" not in request.model_fields_set):
+        what = "give `prompt`, `prompt_embeds` or, to a model of pixels, `class_labels`"
+        yield FieldError(where="prompt", what=what, limit="one of the three")
     for where, other in _NOT_BOTH:
         if getattr(request, where) is not None and getattr(request, other) is not None:
             yield FieldError(
@@ -74,8 +79,9 @@ def _numbers_of_texts(request: GenerationRequest) -> Iterator[FieldError]:
 
 
 def _seeds(request: GenerationRequest) -> Iterator[FieldError]:
-    images = (len(request.prompts) or 1) * request.num_images_per_prompt
-    if isinstance(request.seed, list) and request.prompts and len(request.seed) != images:
+    images = request.rows * request.num_images_per_prompt
+    is_known = request.prompt_embeds is None
+    if isinstance(request.seed, list) and is_known and len(request.seed) != images:
         yield FieldError(
             where="seed", what=f"has {len(request.seed)} entries for {images} images", limit="equal"
         )
@@ -134,7 +140,7 @@ def over_limits(request: GenerationRequest, limits: Limits) -> Iterator[FieldErr
             what=f"is {request.strength:g}: none of {request.num_inference_steps} steps is made",
             limit="num_inference_steps x strength >= 1",
         )
-    images = (len(request.prompts) or 1) * request.num_images_per_prompt
+    images = request.rows * request.num_images_per_prompt
     if images > limits.max_images:
         yield FieldError(
             where="num_images_per_prompt",

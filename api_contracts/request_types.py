@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 MAX_PROMPT_CHARS = 2_000
 MAX_METADATA_BYTES = 4_096
 MAX_SEED = 2**63 - 1
+MAX_LABEL = 999_999
 #: Largest `height` and `width` of any worker, in pixels.
 MAX_SIDE_PX = 16_384
 #: Names of queues and tasks of other applications.
@@ -67,6 +68,7 @@ def _one_or_many(value: object) -> str:
 
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Label = Annotated[int, Field(ge=0, le=MAX_LABEL)]
 Side = Annotated[int, Field(ge=64, le=MAX_SIDE_PX, multiple_of=8)]
 Text = Annotated[str, Field(max_length=MAX_METADATA_BYTES)]
 #: Height and width, or top and left, in pixels.
@@ -85,5 +87,10 @@ Prompts = Annotated[
 Seeds = Annotated[
     Annotated[Seed, Tag("one")]
     | Annotated[list[Seed], Field(min_length=1, max_length=64), Tag("many")],
+    _PICK,
+]
+Labels = Annotated[
+    Annotated[Label, Tag("one")]
+    | Annotated[list[Label], Field(min_length=1, max_length=64), Tag("many")],
     _PICK,
 ]

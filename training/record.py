@@ -83,7 +83,11 @@ def write(work: Path, run: Run, out: Path) -> None:
     """Gather the run in `work` into `training.json` in `out`."""
     drawn = captions(work)
     curves = [Curve(stage, Stage(stage, work).rows()) for stage in STAGES]
-    record = Record(run, len(drawn), len(set(drawn)), curves)
+    save(out, Record(run, len(drawn), len(set(drawn)), curves))
+
+
+def save(out: Path, record: Record) -> None:
+    """Write a run to `training.json` in `out`."""
     (out / FILE).write_bytes(FORMAT.dump_json(record) + b"\n")
 
 

@@ -71,6 +71,11 @@ def _request() -> dict[str, Any]:
         {"title": f"by {name}", "required": [name], "properties": {name: about}}
         for name, about in given.items()
     ]
+    # Null is no class, but has to be there.
+    absent = {name: {"type": "null"} for name in given}
+    found["oneOf"].append(
+        {"title": "by class_labels", "required": ["class_labels"], "properties": absent}
+    )
     return found
 
 

@@ -32,6 +32,10 @@ def wheres(data: dict[str, object], limits: Limits | None = None) -> list[str]:
     [
         ({}, "prompt"),
         ({"prompt": "x", "prompt_embeds": EMBEDS}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": "x", "class_labels": 3}, "prompt"),
+        ({"prompt_embeds": EMBEDS, "class_labels": [3]}, "prompt"),
+        ({"class_labels": [3, 4], "seed": [1]}, "seed"),
         (
             {"prompt": "x", "negative_prompt": "", "negative_prompt_embeds": EMBEDS},
             "negative_prompt",

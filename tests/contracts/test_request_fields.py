@@ -43,6 +43,7 @@ DEFAULTS: dict[str, Any] = {
     "original_size": None,
     "crops_coords_top_left": None,
     "target_size": None,
+    "class_labels": None,
     "scheduler": None,
     "clip_skip": None,
     "cross_attention_kwargs": None,
@@ -59,6 +60,7 @@ DEFAULTS: dict[str, Any] = {
 #: What a field needs beside it, in place of a prompt alone.
 NEEDS: dict[str, dict[str, Any]] = {
     "negative_prompt_2": {"prompt": "x", "negative_prompt": "y"},
+    "class_labels": {"num_inference_steps": 5},
     "strength": {"prompt": "x", "image": PICTURE},
     "mask_image": {"prompt": "x", "image": PICTURE},
     "pooled_prompt_embeds": {"prompt_embeds": EMBEDS},
@@ -99,6 +101,7 @@ GOOD: list[tuple[str, Any]] = [
     *each("original_size", [1, 16_384], [16_384, 1], None),
     *each("crops_coords_top_left", [0, 16_384], [16_384, 0], None),
     *each("target_size", [1, 16_384], [16_384, 1], None),
+    *each("class_labels", 0, 999_999, [3], [0, 0], None),
     *each("num_images_per_prompt", 1, 4),
     *each("eta", 0, 1, 1.0),
     *each("seed", 0, MAX_SEED, [0], [MAX_SEED], None),
@@ -162,6 +165,7 @@ BAD: list[tuple[str, Any]] = [
     *each("original_size", [], [1], [1, 1, 1], 5, "1x1", {"height": 1}),
     *each("crops_coords_top_left", [], [0], [0, 0, 0], 0, "0"),
     *each("target_size", [], [1], [1, 1, 1], 5, "1x1", True),
+    *each("class_labels", -1, 1_000_000, 1.0, "3", True, [], [0] * 65),
     *each("callback_steps", 0, -1, "1", True, None),
     *each("preview_every", -1, "1", True, None),
     *each("deadline_s", 0, -1, NAN, INF, "1", True),

@@ -57,6 +57,22 @@ def save_inpainting(folder: Path) -> Path:
     return folder
 
 
+def save_pixels(
+    folder: Path, kind: Any = diffusers.DDPMPipeline, scheduler: Any = None, **unet: Any
+) -> Path:
+    """A model of pixels as ADM, 16 px; `unet` changes its configuration.
+
+    Without a `scheduler` it has that of IDDPM: the cosine schedule, by DDPM.
+    """
+    torch.manual_seed(3)
+    made = kind(
+        unet=diffusers.UNet2DModel(**(_PIXEL_UNET | unet)),
+        scheduler=scheduler or diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+    )
+    made.save_pretrained(folder)
+    return folder
+
+
 def save_with_vae(folder: Path, vae: Any) -> Path:
     """The bundled model with another autoencoder."""
     parts = _components() | {"vae": vae, "scheduler": _sd15_noise()}
@@ -96,6 +112,19 @@ _XL_UNET: dict[str, Any] = {
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": SIZE_WIDTH,
     "projection_class_embeddings_input_dim": POOLED + 6 * SIZE_WIDTH,
+}
+
+
+_PIXEL_UNET: dict[str, Any] = {
+    "sample_size": 16,
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": 8,
+    "resnet_time_scale_shift": "scale_shift",
+    "attn_norm_num_groups": 8,
 }
 
 

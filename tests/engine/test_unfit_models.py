@@ -121,7 +121,7 @@ def test_a_family_that_is_not_served_is_named(tmp_path: Path, kind: str | None) 
     reason = f"is a {kind}, which is not served" if kind else "names no pipeline"
     with pytest.raises(ModelLoadError, match=reason) as failed:
         model_loader.load(ModelSpec(path=str(folder), safety_checker=False), "cpu", "none")
-    assert "stable_diffusion and stable_diffusion_xl" in failed.value.message
+    assert "stable_diffusion, stable_diffusion_xl and pixels" in failed.value.message
     assert not failed.value.retryable
 
 

@@ -67,11 +67,13 @@ def submit(  # noqa: PLR0913  # a flag for each field that people set by hand
 ) -> None:
     """Submit tasks from a PROMPT, --request, --prompts (`-` is standard input) or --from-image.
 
-    Flags and --set override the file. Prints the ids; with --wait then the images' URLs, with --out
-    their files.
+    A model of pixels takes none of them, but --set class_labels=3, or =null for no class. Flags
+    and --set override the file. Prints the ids; with --wait then the images' URLs, with --out their
+    files.
     """
     sources = [prompt, request, prompts, from_image]
-    if sum(each is not None for each in sources) != 1:
+    has_labels = any(each.startswith("class_labels=") for each in set_ or [])
+    if sum(each is not None for each in sources) != 1 and not (has_labels and not any(sources)):
         fail("give one of PROMPT, --request, --prompts and --from-image", INVALID)
     given = {
         "negative_prompt": negative_prompt,
@@ -96,7 +98,7 @@ def submit(  # noqa: PLR0913  # a flag for each field that people set by hand
         elif from_image is not None:
             found = [request_sources.from_image_file(from_image)]
         else:
-            found = [{"prompt": prompt}]
+            found = [{} if prompt is None else {"prompt": prompt}]
         return request_sources.with_flags(found, given, set_ or [])
 
     found = or_exit(requests)

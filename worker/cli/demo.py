@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import textwrap
 import time
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from api_contracts import GenerationClient, GenerationError, GenerationResult
 from worker import embedded
 from worker.cli import download, progress
 from worker.cli.console import printable
+from worker.config.models import shipped, shipped_pixels
 from worker.exit_codes import FAILED, INTERRUPTED
 from worker.supervisor.process_manager import describe_exit
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Mapping
     from pathlib import Path
     from types import FrameType
 
@@ -32,6 +35,9 @@ PROMPTS = (
     "an orange cross above a blue circle on a white background",
     "a large white square on a green background",
 )
+#: Classes of the bundled model of pixels, each drawn without SAG and with it, one below the other.
+CLASSES = {33: "green star", 5: "blue circle", 42: "yellow ring"}
+SAG_SCALES = (0.0, 1.0)
 SEED = 7
 BUCKET = "demo"
 #: Longest time without an event of a task before the demo gives up, in seconds.
@@ -41,21 +47,24 @@ LOG_TAIL_CHARS = 2000
 #: Edge of an image on the contact sheet, and the space for its caption, in pixels.
 TILE_PX, CAPTION_PX, GAP_PX = 256, 44, 12
 COLUMNS = 3
+#: Alias of the bundled model of pixels.
+PIXELS = "pixels"
 
 
 def run_demo(prompt: str | None, out: Path, console: Console) -> int:
-    """Make images of `prompt`, or of `PROMPTS`, in folder `out`; return the exit status.
+    """Make images of `prompt`, or of `PROMPTS` and `CLASSES`, in folder `out`; return the status.
 
     The last line on standard output is the path of the contact sheet.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # a background job may inherit an ignored SIGINT
         signal.signal(number, _interrupt)
     started_s = time.monotonic()
-    prompts = PROMPTS if prompt is None else (prompt,)
+    asked = _asked(prompt)
+    titles = tuple(asked)
     try:
         with ExitStack() as stack:
-            results = _make_images(stack, prompts, console)
-            files = _save(prompts, results, out, console)
+            results = _make_images(stack, asked, console)
+            files = _save(titles, results, out, console)
             console.print("stopping")
     except KeyboardInterrupt:
         console.print("[yellow]interrupted; everything is stopped")
@@ -64,16 +73,29 @@ def run_demo(prompt: str | None, out: Path, console: Console) -> int:
         console.print(str(error), style="red", markup=False, highlight=False)
         return FAILED
     duration_s = time.monotonic() - started_s
-    console.print(f"{len(files)} of {len(prompts)} images in {duration_s:.0f} s")
+    console.print(f"{len(files)} of {len(titles)} images in {duration_s:.0f} s")
     if files:
         print(_contact_sheet(files, out))
-    return 0 if len(files) == len(prompts) else FAILED
+    return 0 if len(files) == len(titles) else FAILED
+
+
+def _asked(prompt: str | None) -> dict[str, dict[str, Any]]:
+    """The requests by their titles: of one prompt, or of all prompts and then of classes."""
+    prompts = PROMPTS if prompt is None else (prompt,)
+    asked: dict[str, dict[str, Any]] = {text: {"prompt": text, "seed": SEED} for text in prompts}
+    if prompt is None:
+        for sag_scale in SAG_SCALES:
+            for label, name in CLASSES.items():
+                fields = {"class_labels": label, "sag_scale": sag_scale, "seed": SEED}
+                title = f"class {label}, {name}: sag_scale {sag_scale:g}"
+                asked[title] = {"model": PIXELS} | fields
+    return asked
 
 
 def _make_images(
-    stack: ExitStack, prompts: tuple[str, ...], console: Console
+    stack: ExitStack, asked: Mapping[str, dict[str, Any]], console: Console
 ) -> list[GenerationResult | GenerationError]:
-    """Start Redis, S3 and a worker, to be stopped by `stack`, and follow a task for each prompt."""
+    """Start Redis, S3 and a worker, to be stopped by `stack`, and follow a task of each request."""
     folder = stack.enter_context(embedded.scratch())
     url = stack.enter_context(embedded.redis_server(folder))
     s3 = stack.enter_context(embedded.s3_server(folder, BUCKET))
@@ -81,6 +103,13 @@ def _make_images(
     environment = {
         **s3.environment,
         "SAG_BROKER_URL": url,
+        "SAG_MODELS": json.dumps(
+            {
+                alias: spec.model_dump(mode="json", exclude_defaults=True)
+                for alias, spec in {"default": shipped(), PIXELS: shipped_pixels()}.items()
+            }
+        ),
+        "SAG_MAX_MODELS": "2",
         "SAG_S3_ENDPOINT_URL": s3.endpoint_url,
         "SAG_S3_BUCKET": BUCKET,
         "SAG_DRAIN_TIMEOUT_S": "1",
@@ -93,8 +122,8 @@ def _make_images(
         embedded.running(command, log, lambda: "ready." in _read(log), environment)
     )
     client = stack.enter_context(GenerationClient(url))
-    handles = [client.submit({"prompt": text, "seed": SEED}) for text in prompts]
-    results = progress.follow(handles, console, prompts, partial(_give_up, worker))
+    handles = [client.submit(request) for request in asked.values()]
+    results = progress.follow(handles, console, tuple(asked), partial(_give_up, worker))
     if worker.poll() is not None:
         tail = _read(log)[-LOG_TAIL_CHARS:]
         console.print(tail, style="dim", markup=False, highlight=False)
@@ -115,26 +144,26 @@ def _read(log: Path) -> str:
 
 
 def _save(
-    prompts: tuple[str, ...],
+    titles: tuple[str, ...],
     results: list[GenerationResult | GenerationError],
     out: Path,
     console: Console,
 ) -> list[tuple[str, Path]]:
-    """Download the images; return each file with its prompt."""
+    """Download the images; return each file with its title."""
     files = []
-    for prompt, result in zip(prompts, results, strict=True):
+    for title, result in zip(titles, results, strict=True):
         if isinstance(result, GenerationError):
-            text = printable(f"{prompt}: {result}")
+            text = printable(f"{title}: {result}")
             console.print(text, style="red", markup=False, highlight=False)
             continue
-        words = "".join(char if char.isalnum() else " " for char in prompt).split()
+        words = "".join(char if char.isalnum() else " " for char in title).split()
         name = "-".join(words)[:60] or "image"
-        files += [(prompt, download.save(image, name, out)) for image in result.images]
+        files += [(title, download.save(image, name, out)) for image in result.images]
     return files
 
 
 def _contact_sheet(files: list[tuple[str, Path]], out: Path) -> Path:
-    """Save all images with their prompts on one sheet; return its file."""
+    """Save all images with their titles on one sheet; return its file."""
     from PIL import Image, ImageDraw, ImageFont  # noqa: PLC0415  # the worker extra
 
     columns = min(COLUMNS, len(files))

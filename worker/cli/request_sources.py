@@ -27,13 +27,16 @@ _DEFAULTS = {
     for name, field in GenerationRequest.model_fields.items()
     if name not in ModelDefaults.model_fields
 }
+#: Fields that a setting may give a model another default, but did not where a request left them
+#: out and has the contract's. They are newer than the others.
+_NEWER = frozenset({"sag_blur_sigma", "sag_mask_threshold"})
 #: Fields whose file has a row for each image or prompt.
 _OF_ALL_IMAGES = (
     "latents", "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds",
     "negative_pooled_prompt_embeds",
 )  # fmt: skip
-#: Fields that may have a text for each prompt.
-_TEXTS = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2")
+#: Fields that may have a value for each prompt, or for each class.
+_OF_EACH = ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "class_labels")
 #: File name for standard input.
 STDIN = "-"
 
@@ -91,22 +94,27 @@ def with_flags(
 
 def _single_image(origin: dict[str, Any]) -> dict[str, Any]:
     """Return the request of one image, from the parameters of all that were made with it."""
+    asked = origin["request"]
+    unset = {n: GenerationRequest.model_fields[n].default for n in _NEWER - asked.keys()}
+    defaults = _DEFAULTS | unset
     used = {
         name: value
         for name, value in origin["parameters"].items()
-        if value is not None and name not in _TASK_FIELDS and value != _DEFAULTS.get(name)
+        if value is not None and name not in _TASK_FIELDS and value != defaults.get(name)
     }
-    prompts = used.get("prompt")
+    if "class_labels" in asked:  # null is no class
+        used.setdefault("class_labels", None)
+    prompts = used.get("prompt", used.get("class_labels"))
     number = origin["index"] // used.pop("num_images_per_prompt", 1)
     is_single = not isinstance(prompts, list) or len(prompts) == 1
     for name in _OF_ALL_IMAGES:
         if name in used and not (is_single and origin["index"] == 0):
             raise _invalid(name, "belongs to several images", "a task of one image")
-    for name in _TEXTS:
+    for name in _OF_EACH:
         if isinstance(used.get(name), list):
             used[name] = used[name][number]
     # As requested: the scheduler used may be the model's own, which has no name in requests.
-    scheduler = origin["request"].get("scheduler")
+    scheduler = asked.get("scheduler")
     return used | {"scheduler": scheduler, "seed": origin["seed"]}
 
 

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 #: The bundled model. It is inside the package, so that checkout, wheel and Docker image have it.
 SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "models" / "tiny-shapes"
+#: The bundled model of pixels, which draws classes instead of prompts.
+SHIPPED_PIXEL_MODEL = SHIPPED_MODEL.with_name("tiny-shapes-pixels")
 
 #: What to do about a checkpoint in one file.
 CONVERT = (
@@ -40,6 +42,8 @@ class ModelDefaults(BaseModel):
     num_inference_steps: int | None = Field(default=None, ge=1)
     guidance_scale: float | None = Field(default=None, ge=0, le=50)
     sag_scale: float | None = Field(default=None, ge=0, le=10)
+    sag_blur_sigma: float | None = Field(default=None, ge=0.1, le=10)
+    sag_mask_threshold: float | None = Field(default=None, ge=0, le=4)
     scheduler: str | None = None
     height: int | None = Field(default=None, ge=64, multiple_of=8)
     width: int | None = Field(default=None, ge=64, multiple_of=8)
@@ -80,4 +84,28 @@ class ModelSpec(BaseModel):
         pattern=r"^[a-z0-9_.]{1,200}$",
         description="The UNet's self-attention that SAG reads; the mid block's first unless set.",
     )
+    null_class: int | None = Field(
+        default=None,
+        ge=0,
+        description="Of a model of pixels: the label that it was trained with for no class.",
+    )
     defaults: ModelDefaults = ModelDefaults()
+
+
+def shipped() -> ModelSpec:
+    """Settings of the bundled model."""
+    return ModelSpec(
+        path=str(SHIPPED_MODEL),
+        safety_checker=False,
+        defaults=ModelDefaults(num_inference_steps=25, guidance_scale=3.0),
+    )
+
+
+def shipped_pixels() -> ModelSpec:
+    """Settings of the bundled model of pixels; `training.pixels.dataset` has its labels."""
+    return ModelSpec(
+        path=str(SHIPPED_PIXEL_MODEL),
+        safety_checker=False,
+        null_class=60,
+        defaults=ModelDefaults(num_inference_steps=25, guidance_scale=1.0),
+    )

@@ -11,7 +11,7 @@ from api_contracts.errors import InvalidRequest
 from api_contracts.names import MODEL_PATTERN, queue_name
 from api_contracts.parse import parse_request
 from api_contracts.request import Limits
-from worker.config.models import SHIPPED_MODEL, Dtype, ModelDefaults, ModelSpec
+from worker.config.models import Dtype, ModelSpec, shipped
 from worker.config.push_targets import (  # noqa: TC001  # pydantic reads them at run time
     ReplyTarget,
     WebhookHost,
@@ -34,16 +34,10 @@ class Settings(S3Settings, RedisSettings):
     )
 
     models: dict[Alias, ModelSpec] = Field(
-        default_factory=lambda: {
-            "default": ModelSpec(
-                path=str(SHIPPED_MODEL),
-                safety_checker=False,
-                defaults=ModelDefaults(num_inference_steps=25, guidance_scale=3.0),
-            )
-        },
+        default_factory=lambda: {"default": shipped()},
         min_length=1,
         description="JSON: alias to `path`, `dtype`, `safety_checker`, `defaults`, `lora`, "
-        "`textual_inversion`, `sag_layer`, `vae_slicing`, `vae_tiling`.",
+        "`textual_inversion`, `sag_layer`, `null_class`, `vae_slicing`, `vae_tiling`.",
     )
     device: str = Field(
         default="auto",

@@ -157,7 +157,7 @@ class Batch:
         jobs = list(dict.fromkeys(job_of.values()))
         for each in runner.evaluate(list(job_of)):
             try:
-                each.image.step(each.output, each.noisy)
+                each.image.step(each.output, each.noisy, each.variance)
             except Exception as error:  # noqa: BLE001  # an error of a sampler ends its job alone
                 job_of[each.image].error = error
         self._calls.count(jobs)

@@ -118,7 +118,7 @@ def _replayed(image: ImageState, evaluations: int) -> ImageState:
     )
     zeros = torch.zeros_like(image.latents, dtype=torch.float32)
     while replayed.evaluations < evaluations:
-        replayed.step(zeros, replayed.unet_input())
+        replayed.step(zeros, replayed.unet_input(), zeros)
     replayed.scaled_x0 = None  # it would make a preview of zeros
     return replayed
 

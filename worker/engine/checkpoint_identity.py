@@ -50,6 +50,7 @@ _ADDED = frozenset(
         "sag_start",
         "sag_stop",
         "guidance_rescale",
+        "class_labels",
     }
 )
 

@@ -87,24 +87,30 @@ def rescaled(guided: torch.Tensor, conditional: torch.Tensor, share: torch.Tenso
     return share * (guided * (of_conditional / of_guided)) + (1 - share) * guided
 
 
-def blur(latents: torch.Tensor, sigma: float = BLUR_SIGMA) -> torch.Tensor:
-    """Gaussian blur with reflected edges; `sigma` is in cells.
+def blur(
+    latents: torch.Tensor, sigma: float = BLUR_SIGMA, radius: int | None = None
+) -> torch.Tensor:
+    """Gaussian blur with reflected edges; `sigma` and `radius` of the kernel are in cells.
 
-    The kernel's radius is 4 sigma, or as large as the smaller side can pad.
+    Without a `radius` it is 4 sigma; it is at most as large as the smaller side can pad.
     """
     channels, side = latents.shape[1], min(latents.shape[-2:])
-    radius = min(math.ceil(_RADIUS * sigma), side - 1)
+    radius = min(math.ceil(_RADIUS * sigma) if radius is None else radius, side - 1)
     kernel = _kernel(radius, sigma, latents.device, latents.dtype).expand(channels, 1, -1, -1)
     return F.conv2d(F.pad(latents, [radius] * 4, mode="reflect"), kernel, groups=channels)
 
 
-def blur_rows(latents: torch.Tensor, sigmas: Sequence[float]) -> torch.Tensor:
+def blur_rows(
+    latents: torch.Tensor, sigmas: Sequence[float], radius: int | None = None
+) -> torch.Tensor:
     """`blur` with a sigma for each row; equal ones side by side share a convolution."""
     runs = [(sigma, len(list(run))) for sigma, run in itertools.groupby(sigmas)]
     if len(runs) == 1:
-        return blur(latents, sigmas[0])
+        return blur(latents, sigmas[0], radius)
     parts = latents.split([rows for _, rows in runs])
-    return torch.cat([blur(part, sigma) for part, (sigma, _) in zip(parts, runs, strict=True)])
+    return torch.cat(
+        [blur(part, sigma, radius) for part, (sigma, _) in zip(parts, runs, strict=True)]
+    )
 
 
 def scaled_x0(
@@ -129,25 +135,44 @@ def degrade(  # noqa: PLR0913, PLR0917  # the terms of an equation
     alpha: torch.Tensor,
     sigma: torch.Tensor,
     blurred: Callable[[torch.Tensor], torch.Tensor] = blur,
+    clip: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The degraded input of equation 10, and the output there with which SAG has no effect.
 
     x0 is `blurred` where `salient` is 1, and the same noise is added again. SAG adds the difference
     between the expected output and the UNet's real one. The expected output belongs to the same
     noise and the blurred x0: for epsilon it is `output` itself.
+
+    With a `clip` x0 is first clipped to -clip … clip, everywhere, as in the authors' code for
+    models of pixels.
     """
     match prediction:
         case "epsilon":
-            y = noisy - sigma * output
-            return noisy + salient * (blurred(y) - y), output
+            bound = None if clip is None else alpha * clip
+            change = _change(noisy - sigma * output, salient, blurred, bound)
+            return noisy + change, output
         case "v_prediction":
-            x0 = alpha * noisy - sigma * output
-            change = salient * (blurred(x0) - x0)
+            bound = None if clip is None else torch.full_like(alpha, clip)
+            change = _change(alpha * noisy - sigma * output, salient, blurred, bound)
             return noisy + alpha * change, output - sigma * change
         case "sample":
-            change = salient * (blurred(output) - output)
+            bound = None if clip is None else torch.full_like(alpha, clip)
+            change = _change(output, salient, blurred, bound)
             return noisy + alpha * change, output + change
     raise ValueError(f"unknown prediction type {prediction!r}")
+
+
+def _change(
+    x0: torch.Tensor,
+    salient: torch.Tensor,
+    blurred: Callable[[torch.Tensor], torch.Tensor],
+    bound: torch.Tensor | None,
+) -> torch.Tensor:
+    """What is added to x0, clipped at `bound`, to blur it where `salient` is 1."""
+    if bound is None:
+        return salient * (blurred(x0) - x0)
+    clipped = x0.clamp(-bound, bound)
+    return clipped - x0 + salient * (blurred(clipped) - clipped)
 
 
 def convert(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from worker.engine import guidance
 
 if TYPE_CHECKING:
-    import torch
-
     from worker.engine.batch_scheduler import Bucket
     from worker.engine.families.conditioning import Conditioning
     from worker.engine.initial_latents import Blend
@@ -30,6 +30,8 @@ class Degraded:
     expected: torch.Tensor
     #: Output of the main pass under classifier-free guidance.
     guided: torch.Tensor
+    #: Learned variance of the main pass, where the UNet gives one.
+    variance: torch.Tensor | None = None
 
 
 @dataclass(eq=False)
@@ -110,10 +112,12 @@ class ImageState:
         scaled: torch.Tensor = scheduler.scale_model_input(self.latents, timestep)
         return scaled
 
-    def step(self, output: torch.Tensor, noisy: torch.Tensor) -> None:
+    def step(
+        self, output: torch.Tensor, noisy: torch.Tensor, variance: torch.Tensor | None = None
+    ) -> None:
         """Complete the evaluation: give the guided UNet `output` at input `noisy` to the sampler.
 
-        Both are (1, c, h, w).
+        All are (1, c, h, w); a learned `variance` is for samplers that take one.
         """
         level, sampler = self.level, self.sampler
         if self.job.preview_every:
@@ -121,6 +125,8 @@ class ImageState:
                 sampler.predictions[0], noisy, output, level.alpha, level.sigma
             )
         output = guidance.convert(output, noisy, level.alpha, level.sigma, sampler.predictions)
+        if variance is not None and sampler.takes_variance:
+            output = torch.cat([output, variance], dim=1)
         scheduler = sampler.scheduler
         stepped = scheduler.step(
             output.to(self.latents.dtype),

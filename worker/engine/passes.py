@@ -26,6 +26,18 @@ class StepOutput:
     output: torch.Tensor
     #: UNet input of the main pass.
     noisy: torch.Tensor
+    #: Learned variance of the main pass, where the UNet gives one.
+    variance: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Blurring:
+    """How the degraded pass of a model blurs x0."""
+
+    #: Of the kernel, in cells; None is 4 sigma.
+    radius: int | None
+    #: x0 is clipped to -clip … clip before; None does not.
+    clip: float | None
 
 
 def place_in_call(image: ImageState) -> tuple[int, float]:
@@ -60,6 +72,15 @@ def guided(
     return torch.cat([first[:begin], pairs, first[end:]])
 
 
+def of_class(variances: torch.Tensor, mains: int, pairs: int, begin: int) -> torch.Tensor:
+    """The learned variance of each of `mains` images: that of the row with its class.
+
+    `variances` has the rows of the call; `pairs` images from `begin` on have a second one.
+    """
+    first, conditional = variances[:mains], variances[mains : mains + pairs]
+    return torch.cat([first[:begin], conditional, first[begin + pairs :]])
+
+
 def completed(
     second: Sequence[tuple[ImageState, Degraded]], blurred: torch.Tensor, sag_scale: torch.Tensor
 ) -> list[StepOutput]:
@@ -68,34 +89,41 @@ def completed(
     expected = torch.cat([each.expected for _, each in second])
     outputs = main + sag_scale * (expected - blurred)
     return [
-        StepOutput(image, outputs[row : row + 1], each.main)
+        StepOutput(image, outputs[row : row + 1], each.main, each.variance)
         for row, (image, each) in enumerate(second)
     ]
 
 
 def degrade(
-    images: Sequence[ImageState],
-    noisy: Sequence[torch.Tensor],
+    evaluated: Sequence[StepOutput],
     first: torch.Tensor,
-    outputs: torch.Tensor,
     terms: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    blurring: Blurring,
 ) -> None:
     """Set `degraded` of the first images of a main pass.
 
-    `noisy`, `first` and `outputs` are its input, the UNet's first rows, and the guided output;
+    `evaluated` are its outputs under classifier-free guidance, `first` the UNet's first rows;
     `terms` are mask, alpha and sigma.
     """
-    rows = len(images)
+    rows = len(evaluated)
+    images = [each.image for each in evaluated]
     salient, alpha, sigma = terms
     degraded, expected = guidance.degrade(
         images[0].sampler.predictions[0],
-        torch.cat(list(noisy[:rows])),
+        torch.cat([each.noisy for each in evaluated]),
         first[:rows],
         salient,
         alpha[:rows],
         sigma[:rows],
-        partial(guidance.blur_rows, sigmas=[image.job.sag_blur_sigma for image in images]),
+        partial(
+            guidance.blur_rows,
+            sigmas=[image.job.sag_blur_sigma for image in images],
+            radius=blurring.radius,
+        ),
+        blurring.clip,
     )
-    for row, image in enumerate(images):
+    for row, each in enumerate(evaluated):
         own = slice(row, row + 1)
-        image.degraded = Degraded(noisy[row], degraded[own], expected[own], outputs[own])
+        each.image.degraded = Degraded(
+            each.noisy, degraded[own], expected[own], each.output, each.variance
+        )

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:
     import torch
 
-#: A `StableDiffusionPipeline` or `StableDiffusionXLPipeline`. diffusers ships no types.
+#: A `StableDiffusionPipeline`, a `StableDiffusionXLPipeline` or our `PixelPipeline`. diffusers
+#: ships no types.
 Pipeline: TypeAlias = Any
-#: A `diffusers.UNet2DConditionModel`.
+#: A `diffusers.UNet2DConditionModel`, or a `UNet2DModel` of pixels.
 Unet: TypeAlias = Any
 #: A scheduler of diffusers, of any class: they have no common base.
 DiffusersScheduler: TypeAlias = Any
@@ -20,7 +21,7 @@ def dtype_of(pipe: Pipeline) -> torch.dtype:
 
     diffusers too takes that of the text encoder.
     """
-    dtype: torch.dtype = pipe.text_encoder.dtype
+    dtype: torch.dtype = getattr(pipe, "text_encoder", pipe.vae).dtype
     return dtype
 
 

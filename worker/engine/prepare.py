@@ -10,7 +10,7 @@ import torch
 from api_contracts.errors import FieldError
 from worker.engine import device_memory, initial_latents, safetensors_io, samplers
 from worker.engine.batch_scheduler import Bucket
-from worker.engine.families.conditioning import TEXT, check_range, encoded
+from worker.engine.families.conditioning import TEXT, check_range, encoded, in_precision
 from worker.engine.image_state import ImageState
 from worker.engine.job import refusal
 from worker.engine.pipeline import dtype_of, native_size
@@ -50,7 +50,7 @@ def check(model: LoadedModel, job: Job) -> PreparedJob:
         _need_pictures(job)
     prompt_inputs = model.family.check(pipe, job)
     seeds = _seeds(job, len(prompt_inputs.positive))
-    height, width = _size_px(pipe, job)
+    height, width = _size_px(pipe, job, model.family.multiple_px(pipe))
     own = tuple(
         samplers.make(
             job.scheduler,
@@ -95,7 +95,7 @@ def image_states(
     """
     job, dtype = prepared.job, dtype_of(model.pipeline)
     positives, negatives = _conditioning(model, prepared, known)
-    tokens = positives[0][TEXT].shape[0]
+    tokens = positives[0][TEXT].shape[0] if TEXT in positives[0] else 0
     bucket = Bucket(job.model, prepared.height, prepared.width, tokens, job.lora_scale)
     source, images = initial_latents.encode(model, job), []
     for index, (seed, sampler) in enumerate(zip(prepared.seeds, prepared.samplers, strict=True)):
@@ -138,7 +138,7 @@ def _conditioning(
     def placed(each: EncoderInput | Conditioning) -> Conditioning:
         found = encoded(each, known) | of_size
         return {
-            name: device_memory.to_device(tensor.to(dtype), device)
+            name: device_memory.to_device(in_precision(tensor, dtype), device)
             for name, tensor in found.items()
         }
 
@@ -160,13 +160,13 @@ def _from_noise(
     return initial_latents.Start(noise * prepared.samplers[index].scheduler.init_noise_sigma)
 
 
-def _size_px(pipe: Pipeline, job: Job) -> tuple[int, int]:
+def _size_px(pipe: Pipeline, job: Job, multiple_px: int) -> tuple[int, int]:
     """Height and width in pixels, the model's own where the job has none."""
     factor, (height, width) = pipe.vae_scale_factor, native_size(pipe)
     for where, given in (("height", job.height), ("width", job.width)):
-        if given is not None and given % factor:
-            what = f"is {given}, which this model's autoencoder can't divide"
-            raise refusal(where, what, f"multiple of {factor}")
+        if given is not None and given % multiple_px:
+            what = f"is {given}, which this model's networks can't divide"
+            raise refusal(where, what, f"multiple of {multiple_px}")
     size = job.height or height * factor, job.width or width * factor
     for where, side in zip(("height", "width"), size, strict=True):
         if side > job.max_side_px:  # the model's own: the request's was checked before

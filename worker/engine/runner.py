@@ -53,6 +53,9 @@ class Runner:
         The UNet is compiled within `compiling`.
         """
         self.model, self.pipe = model, model.pipeline
+        self._blurring = passes.Blurring(
+            model.family.blur_radius, model.family.clip_range(model.pipeline)
+        )
         #: With one row per call no call is shared, so a job's bytes depend on no other job.
         self._alone = max_batch_rows == 1
         model.need("vae")
@@ -114,21 +117,31 @@ class Runner:
             image.numbers for image in (*main, *(image for image, _ in second))
         ])  # fmt: skip
         output, attention = self._call(main, paired, second, noisy, sag_rows)
+        # A UNet that has learned the variance gives as many channels more.
+        output, *more = output.split(self.model.latent_channels, dim=1)
         first, conditional, blurred = output.split([len(main), len(paired), len(second)])
         scale, alpha, sigma, sag_scale, threshold, rescale = numbers.view(-1, 6, 1, 1, 1).unbind(1)
         begin = main.index(paired[0]) if paired else 0
         rescales = any(image.job.guidance_rescale for image in paired)
         guided = passes.guided(first, conditional, scale, begin, rescale if rescales else None)
-        outputs = [
-            passes.StepOutput(main[row], guided[row : row + 1], noisy[row])
-            for row in range(sag_rows, len(main))
+        variance = passes.of_class(more[0], len(main), len(paired), begin) if more else None
+        evaluated = [
+            passes.StepOutput(
+                image,
+                guided[row : row + 1],
+                noisy[row],
+                None if variance is None else variance[row : row + 1],
+            )
+            for row, image in enumerate(main)
         ]
+        outputs = evaluated[sag_rows:]
         if second:
             outputs += passes.completed(second, blurred, sag_scale[len(main) :])
         if attention is not None:
             size = main[0].bucket.height, main[0].bucket.width
             salient = guidance.mask(*attention, size, threshold[:sag_rows].view(-1, 1))
-            passes.degrade(main[:sag_rows], noisy, first, guided, (salient, alpha, sigma))
+            terms = salient, alpha, sigma
+            passes.degrade(evaluated[:sag_rows], first, terms, self._blurring)
         return outputs
 
     def _call(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from diffusers.models.attention_processor import Attention as DiffusersAttention
 from diffusers.models.attention_processor import AttnProcessor2_0
 
 from worker.engine import guidance
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 #: The first layer of the UNet's mid block, unless the settings name another.
 MID_BLOCK = "mid_block.attentions.0.transformer_blocks.0.attn1"
-#: A block's self-attentions; group 1 is the block, which knows height and width.
-_LAYER = re.compile(r"(.+)\.transformer_blocks\.\d+\.attn1")
+#: The same of a UNet without text.
+MID_BLOCK_OF_PIXELS = "mid_block.attentions.0"
+#: Dimensions of a layer's input that is no picture: (rows, positions, width).
+_TOKENS = 3
 #: Layers that an error names.
 _NAMED = 4
 
@@ -36,11 +38,15 @@ class Attention(NamedTuple):
 
 def fault(unet: Unet, layer: str) -> str | None:
     """Why SAG can't read a layer, as the end of a sentence about the model."""
-    layers = [name for name, _ in unet.named_modules() if _LAYER.fullmatch(name)]
+    layers = [
+        name
+        for name, module in unet.named_modules()
+        if isinstance(module, DiffusersAttention) and not module.is_cross_attention
+    ]
     if layer in layers:
         return None
     found = ", ".join(layers[-_NAMED:]) or "none"
-    if layer == MID_BLOCK:
+    if layer in (MID_BLOCK, MID_BLOCK_OF_PIXELS):
         return f"has no attention in its mid block, which SAG needs unless sag_layer names: {found}"
     return f"has no self-attention {layer!r} (sag_layer); it has, among others: {found}"
 
@@ -60,9 +66,9 @@ class SagAttnProcessor(AttnProcessor2_0):
         self.size = (0, 0)
 
     def __call__(self, attn: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # diffusers' signature
-        """Attention, (rows, positions, width) to the same shape."""
+        """Attention, (rows, positions, width) or, of pixels, (rows, width, h, w), to the same."""
         if self.rows:
-            sag_rows = hidden_states[: self.rows]
+            sag_rows = _tokens(attn, hidden_states[: self.rows])
             query, key = (
                 each(sag_rows).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
                 for each in (attn.to_q, attn.to_k)
@@ -71,9 +77,22 @@ class SagAttnProcessor(AttnProcessor2_0):
         return super().__call__(attn, hidden_states, *args, **kwargs)
 
     def record_size(self, _module: Any, inputs: tuple[torch.Tensor, ...]) -> None:  # noqa: ANN401  # torch's signature
-        """Forward pre-hook of the block: its size can't be derived from that of odd latents."""
+        """Forward pre-hook of the block, or of a layer of pixels, which is its own block.
+
+        Its size can't be derived from that of odd latents.
+        """
         height, width = inputs[0].shape[-2:]
         self.size = height, width
+
+
+def _tokens(attn: Any, hidden_states: torch.Tensor) -> torch.Tensor:  # noqa: ANN401  # diffusers' own
+    """What the layer makes queries and keys of, (rows, positions, width)."""
+    if hidden_states.dim() == _TOKENS:
+        return hidden_states
+    hidden_states = hidden_states.flatten(2)
+    if attn.group_norm is not None:
+        hidden_states = attn.group_norm(hidden_states)
+    return hidden_states.transpose(1, 2)
 
 
 @contextmanager

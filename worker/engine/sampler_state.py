@@ -32,6 +32,8 @@ class SamplerState:
     step_parameters: frozenset[str]
     #: Names of the scheduler's tensors that no step changes.
     constants: frozenset[str]
+    #: Whether `step` takes the variance that a UNet has learned, as more channels.
+    takes_variance: bool = False
 
     def copy(self) -> SamplerState:
         """The same with a scheduler of its own; what no step changes is shared."""

@@ -57,6 +57,8 @@ _SAMPLER_OPTIONS = (
     "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas",
     "lower_order_final", "euler_at_final", "final_sigmas_type", "predict_x0",
 )  # fmt: skip
+#: Values of a scheduler's `variance_type` for a UNet that has learned it (IDDPM, ADM).
+LEARNED_VARIANCE = ("learned", "learned_range")
 _DPMPP = {"algorithm_type": "dpmsolver++"}
 _SDE = {"algorithm_type": "sde-dpmsolver++"}
 _KARRAS = {"use_karras_sigmas": True}
@@ -144,9 +146,14 @@ def _configured(
     constants = frozenset(
         n for n, each in vars(scheduler).items() if isinstance(each, torch.Tensor)
     )
-    return SamplerState(
-        name, scheduler, steps, begin, levels, mixing, predictions, parameters, constants
+    # diffusers' other schedulers take no variance, whatever their configuration says.
+    takes_variance = isinstance(scheduler, diffusers.DDPMScheduler) and (
+        scheduler.config.variance_type in LEARNED_VARIANCE
     )
+    return SamplerState(
+        name, scheduler, steps, begin, levels, mixing, predictions, parameters, constants,
+        takes_variance,
+    )  # fmt: skip
 
 
 def _scheduler_of(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from worker.engine import device_errors, device_memory, warmup
-from worker.engine.families.conditioning import TEXT
+from worker.engine.families.conditioning import TEXT, in_precision
 from worker.engine.lora_scale import lora_scaled
 from worker.engine.sag_attention import Attention, SagAttnProcessor, capture_attention
 
@@ -53,7 +53,7 @@ class BatchedUnet:
         #: Rows, height, width, and whether texts have the usual length, of the compiled graphs.
         self._compiled_shapes: set[tuple[int, int, int, bool]] = set()
         #: Text length of the graphs that are compiled without other lengths.
-        self._usual_tokens = model.pipeline.tokenizer.model_max_length
+        self._usual_tokens = model.family.tokens(model.pipeline)
         #: One CUDA event for each call that `pace` has not waited for.
         self._call_ends: deque[torch.cuda.Event] = deque()
         self._model, self._decoder_bytes = model, decoder_bytes
@@ -140,7 +140,7 @@ class BatchedUnet:
         self._model.need("unet")
         rows, times = len(timesteps), self.to_device(timesteps)
         noisy = noisy.to(self._dtype, memory_format=self._format)
-        conditioning = {name: each.to(self._dtype) for name, each in conditioning.items()}
+        conditioning = {n: in_precision(each, self._dtype) for n, each in conditioning.items()}
         if self._compiled:
             extra = next((n for n in COMPILED_ROWS if n >= rows), rows) - rows
             noisy, times = _padded(noisy, extra), _padded(times, extra)
@@ -170,7 +170,7 @@ class BatchedUnet:
 
     def _is_usual(self, conditioning: Conditioning) -> bool:
         """Whether the texts have the length for which a graph is compiled alone."""
-        length = conditioning[TEXT].shape[1]
+        length = conditioning[TEXT].shape[1] if TEXT in conditioning else 0
         return bool(length == self._usual_tokens)
 
     @contextmanager

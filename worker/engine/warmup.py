@@ -10,7 +10,7 @@ import torch
 
 from worker.engine import device_errors, device_memory
 from worker.engine.capacity import MAX_ROWS, Capacity
-from worker.engine.families.conditioning import stack
+from worker.engine.families.conditioning import in_precision, stack
 from worker.engine.pipeline import native_size
 
 if TYPE_CHECKING:
@@ -104,7 +104,10 @@ def _caller(
 ) -> Callable[[int], None]:
     channels = model.pipeline.unet.config.in_channels
     like: dict[str, Any] = {"device": torch.device(model.device), "dtype": model.unet_dtype}
-    blank = {name: each.to(**like) for name, each in model.family.blank(model.pipeline).items()}
+    blank = {
+        name: in_precision(each, model.unet_dtype).to(like["device"])
+        for name, each in model.family.blank(model.pipeline).items()
+    }
 
     def call(rows: int) -> None:
         noisy = torch.zeros(rows, channels, *size, **like)

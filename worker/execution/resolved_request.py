@@ -77,8 +77,12 @@ class ResolvedRequest:
             for name, value in spec.defaults.model_dump().items()
             if value is not None and name not in given
         }
-        wire = {"seed": _seed_from_id(task_id)} | defaults
-        wire |= {name: value for name, value in request.to_wire().items() if value is not None}
+        wire = {"seed": _seed_from_id(task_id)} | _guidance_of(request, spec) | defaults
+        wire |= {
+            name: value
+            for name, value in request.to_wire().items()
+            if value is not None or name == "class_labels"  # null is no class
+        }
         _refuse_unserved(request, spec)
         if refused := [*push_targets.faults(request, settings.reply_to, settings.webhook_hosts)]:
             raise BadRequestError(*refused)
@@ -115,6 +119,7 @@ class ResolvedRequest:
             prompts=request.prompts,
             negative_prompts=request.negative_prompts,
             prompts_2=request.prompts_2,
+            class_labels=request.labels,
             negative_prompts_2=request.negative_prompts_2,
             height=size.height,
             width=size.width,
@@ -139,6 +144,11 @@ def _pair(values: list[int] | None) -> tuple[int, int] | None:
 def _seed_from_id(task_id: str) -> int:
     """The seed of a request without one: derived from the id, so every attempt draws the same."""
     return int.from_bytes(hashlib.sha256(task_id.encode()).digest()[:4])
+
+
+def _guidance_of(request: GenerationRequest, spec: ModelSpec) -> dict[str, Any]:
+    """The usual `guidance_scale` of a model of classes: it may know no picture without a class."""
+    return {"guidance_scale": 1.0} if request.labels and spec.null_class is None else {}
 
 
 def _refuse_unserved(request: GenerationRequest, spec: ModelSpec) -> None:

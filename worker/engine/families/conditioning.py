@@ -12,7 +12,7 @@ from worker.engine.job import refusal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: The name of the text embeddings, (tokens, width) for a row; every family has them.
+#: The name of the text embeddings, (tokens, width) for a row; models of pixels have none.
 TEXT = "encoder_hidden_states"
 #: The tensors of one row by name; stacked, those of all rows of a call.
 Conditioning: TypeAlias = dict[str, torch.Tensor]
@@ -58,6 +58,11 @@ def encoded(
 def stack(rows: list[Conditioning]) -> Conditioning:
     """The conditioning of all rows of a call, by name (rows, …)."""
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def in_precision(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of a row in the UNet's precision; labels of classes stay whole numbers."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def check_range(where: str, values: torch.Tensor, dtype: torch.dtype) -> None:

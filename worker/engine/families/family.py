@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from worker.config.models import ModelSpec
     from worker.engine.families.conditioning import Conditioning, EncoderInput, PromptInputs
     from worker.engine.job import Job
     from worker.engine.loaded_model import LoadedModel
@@ -28,9 +29,15 @@ class Family(ABC):
 
     #: Tokenizer and text encoder, one pair for each part of a text.
     encoders: ClassVar[tuple[tuple[str, str], ...]]
+    #: The self-attention that SAG reads unless the settings name another.
+    sag_layer: ClassVar[str]
+    #: Radius of SAG's blur kernel, in cells; None is 4 sigma.
+    blur_radius: ClassVar[int | None] = None
+    #: Settings of a model that this family does not have.
+    lacks: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
-    def pipeline(self, source: str, *, safety_checker: bool, **options: Any) -> Pipeline:  # noqa: ANN401  # diffusers' own
+    def pipeline(self, source: str, spec: ModelSpec, **options: Any) -> Pipeline:  # noqa: ANN401  # diffusers' own
         """Load diffusers' pipeline from a folder; raises what diffusers raises."""
 
     @abstractmethod
@@ -62,6 +69,18 @@ class Family(ABC):
     @abstractmethod
     def arguments(self, rows: Conditioning) -> dict[str, Any]:
         """Arguments of the UNet for the stacked conditioning of all rows."""
+
+    @abstractmethod
+    def tokens(self, pipe: Pipeline) -> int:
+        """Usual length of the text embeddings; 0 where there are none."""
+
+    @abstractmethod
+    def multiple_px(self, pipe: Pipeline) -> int:
+        """Height and width in pixels are multiples of it."""
+
+    @abstractmethod
+    def clip_range(self, pipe: Pipeline) -> float | None:
+        """SAG blurs x0 clipped to this range, -range … range; None does not clip it."""
 
     @abstractmethod
     def to_autoencoder(self, pipe: Pipeline, latents: torch.Tensor) -> torch.Tensor:

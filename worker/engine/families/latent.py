@@ -18,6 +18,7 @@ from worker.engine.families.conditioning import (
 )
 from worker.engine.families.family import Family
 from worker.engine.job import refusal
+from worker.engine.sag_attention import MID_BLOCK
 from worker.errors import BadRequestError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ _OF_TWO_ENCODERS = {
 class LatentFamily(Family):
     """A UNet over latents, texts by one or two encoders of CLIP."""
 
+    sag_layer = MID_BLOCK
     #: Whether the model is conditioned on sizes, and has a second text encoder.
     takes_sizes: ClassVar[bool] = False
 
@@ -93,6 +95,9 @@ class LatentFamily(Family):
     def check(self, pipe: Pipeline, job: Job) -> PromptInputs:
         """Validate the prompts, or the embeddings that the job contains instead."""
         self._refuse_foreign(job)
+        if not job.prompts and job.prompt_embeds is None:
+            what = f"is missing: a model of {self.name} needs it, or `prompt_embeds`"
+            raise refusal("prompt", what, "one of the two")
         given = self.given(pipe, job, "")
         negative = self.given(pipe, job, "negative_")
         count = len(job.prompts) or len(given or ())
@@ -112,13 +117,13 @@ class LatentFamily(Family):
         return PromptInputs(positive, negative or self.negative_texts(pipe, job, count, tokens))
 
     def _refuse_foreign(self, job: Job) -> None:
-        """Refuse what only models of two encoders take."""
-        if self.takes_sizes:
-            return
+        """Refuse what only models of two encoders, or of pixels, take."""
+        others = {"class_labels": "class_labels"}
+        others |= {} if self.takes_sizes else _OF_TWO_ENCODERS
         what = f"has no meaning for a model of {self.name}"
         faults = [
             FieldError(where=where, what=what, limit="null")
-            for where, name in _OF_TWO_ENCODERS.items()
+            for where, name in others.items()
             if getattr(job, name)
         ]
         if faults:
@@ -215,6 +220,18 @@ class LatentFamily(Family):
     def arguments(self, rows: Conditioning) -> dict[str, Any]:
         """The text embeddings."""
         return {TEXT: rows[TEXT]}
+
+    def tokens(self, pipe: Pipeline) -> int:
+        """The first tokenizer's."""
+        return pipe.tokenizer.model_max_length  # type: ignore[no-any-return]  # transformers has no types
+
+    def multiple_px(self, pipe: Pipeline) -> int:
+        """What the autoencoder divides by."""
+        return pipe.vae_scale_factor  # type: ignore[no-any-return]  # diffusers has no types
+
+    def clip_range(self, pipe: Pipeline) -> float | None:  # noqa: ARG002  # of families whose latents have a range
+        """None: latents have no range."""
+        return None
 
     def to_autoencoder(self, pipe: Pipeline, latents: torch.Tensor) -> torch.Tensor:
         """Divided by the autoencoder's factor."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from worker.engine.families.pixel import Pixel
 from worker.engine.families.stable_diffusion import StableDiffusion
 from worker.engine.families.stable_diffusion_xl import StableDiffusionXL
 from worker.errors import ModelLoadError
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from worker.engine.families.family import Family
 
-FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL())
+FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL(), Pixel())
 
 
 def family_of(folder: Path) -> Family:
@@ -24,6 +25,7 @@ def family_of(folder: Path) -> Family:
     for family in FAMILIES:
         if kind in family.pipelines:
             return family
-    served = " and ".join(family.name for family in FAMILIES)
+    *names, last = (family.name for family in FAMILIES)
+    served = f"{', '.join(names)} and {last}"
     what = f"is a {kind}, which is not served" if kind else "names no pipeline in model_index.json"
     raise ModelLoadError(f"{what}; served are models of {served}", retryable=False)

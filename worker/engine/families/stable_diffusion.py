@@ -15,6 +15,7 @@ from worker.engine.lora_scale import lora_scaled
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from worker.config.models import ModelSpec
     from worker.engine.families.conditioning import Conditioning, EncoderInput
     from worker.engine.loaded_model import LoadedModel
     from worker.engine.pipeline import Pipeline
@@ -33,9 +34,9 @@ class StableDiffusion(LatentFamily):
     networks = ("text_encoder", "unet", "vae")
     encoders = (("tokenizer", "text_encoder"),)
 
-    def pipeline(self, source: str, *, safety_checker: bool, **options: Any) -> Pipeline:  # noqa: ANN401  # diffusers' own
+    def pipeline(self, source: str, spec: ModelSpec, **options: Any) -> Pipeline:  # noqa: ANN401  # diffusers' own
         """A `StableDiffusionPipeline`, with its safety checker or without."""
-        if not safety_checker:
+        if not spec.safety_checker:
             options |= {"safety_checker": None, "requires_safety_checker": False}
         return StableDiffusionPipeline.from_pretrained(source, **options)
 

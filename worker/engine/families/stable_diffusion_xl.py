@@ -15,6 +15,7 @@ from worker.engine.lora_scale import lora_scaled
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from worker.config.models import ModelSpec
     from worker.engine.families.conditioning import Conditioning
     from worker.engine.job import Job
     from worker.engine.loaded_model import LoadedModel
@@ -37,8 +38,9 @@ class StableDiffusionXL(LatentFamily):
     networks = ("text_encoder", "text_encoder_2", "unet", "vae")
     encoders = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
     takes_sizes = True
+    lacks = frozenset({"textual_inversion"})
 
-    def pipeline(self, source: str, *, safety_checker: bool, **options: Any) -> Pipeline:  # noqa: ANN401, ARG002  # diffusers' own; it has no checker
+    def pipeline(self, source: str, spec: ModelSpec, **options: Any) -> Pipeline:  # noqa: ANN401, ARG002  # diffusers' own; it has no checker
         """A `StableDiffusionXLPipeline`, whose autoencoder is in float32 where it must be."""
         from diffusers import StableDiffusionXLPipeline  # noqa: PLC0415  # most workers need none
 

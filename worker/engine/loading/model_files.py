@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 #: The parts that every Stable Diffusion model has, and those that only XL has.
 _NEEDED = frozenset({"unet", "vae", "text_encoder", "tokenizer", "scheduler"})
 _NEEDED_BY_XL = frozenset({"text_encoder_2", "tokenizer_2"})
+#: Classes of diffusers' pipelines that `model_index.json` names for models of pixels; their parts.
+PIXEL_PIPELINES = frozenset({"DDPMPipeline", "DDIMPipeline"})
+_NEEDED_BY_PIXELS = frozenset({"unet", "scheduler"})
 #: The configuration file of a part; `config.json` for all others.
 _CONFIGS = {
     "scheduler": "scheduler_config.json",
@@ -75,7 +78,11 @@ def inspect(folder: Path, *, safety_checker: bool) -> ModelFiles:
         name for name, kind in index.items()
         if not name.startswith("_") and isinstance(kind, list) and any(kind)
     }  # fmt: skip
-    needed = _NEEDED | _NEEDED_BY_XL if "XL" in str(index.get("_class_name")) else _NEEDED
+    kind, needed = str(index.get("_class_name")), _NEEDED
+    if kind in PIXEL_PIPELINES:
+        needed = _NEEDED_BY_PIXELS
+    elif "XL" in kind:
+        needed = _NEEDED | _NEEDED_BY_XL
     needed |= {"safety_checker"} if safety_checker else set()
     found.faults += [f"model_index.json names no {part}" for part in sorted(needed - parts)]
     for part in sorted(parts if safety_checker else parts - {"safety_checker"}):

@@ -19,7 +19,6 @@ from worker.engine.families.served import family_of
 from worker.engine.loaded_model import LoadedModel
 from worker.engine.loading import adapters, hub, load_errors
 from worker.engine.offload import networks_of, residency_on
-from worker.engine.sag_attention import MID_BLOCK
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -50,9 +49,7 @@ def load(spec: ModelSpec, device: str, mode: str, *, compiled: bool = False) -> 
     try:
         source = hub.source(spec.path)
         family = _family(source, spec)
-        pipeline = family.pipeline(
-            source, safety_checker=spec.safety_checker, dtype=_dtypes(spec, device), **hub.SAFE
-        )
+        pipeline = family.pipeline(source, spec, dtype=_dtypes(spec, device), **hub.SAFE)
         _check_supported(family, pipeline, spec)
         adapters.add(pipeline, spec)
     except ModelLoadError:
@@ -64,7 +61,7 @@ def load(spec: ModelSpec, device: str, mode: str, *, compiled: bool = False) -> 
     except Exception as error:  # of the device or its driver; another worker may do better
         message = f"model {spec.path!r} could not be placed on {device}: {error}"
         raise ModelLoadError(message[:2000]) from error
-    model = replace(model, sag_layer=spec.sag_layer or MID_BLOCK)
+    model = replace(model, sag_layer=spec.sag_layer or family.sag_layer)
     pipeline.set_progress_bar_config(disable=True)
     if compiled:
         # One graph for each number of rows and size of latents; torch's default limit is 8.
@@ -109,10 +106,11 @@ def _check_supported(family: Family, pipeline: Pipeline, spec: ModelSpec) -> Non
     if spec.safety_checker and getattr(pipeline, "safety_checker", None) is None:
         message = f"model {spec.path!r} has no safety checker; set safety_checker to false for it"
         raise ModelLoadError(message, retryable=False)
-    if spec.textual_inversion and len(family.encoders) > 1:
-        message = f"model {spec.path!r} is of {family.name}, which takes no textual_inversion here"
+    if foreign := [name for name in sorted(family.lacks) if getattr(spec, name)]:
+        message = f"model {spec.path!r} is of {family.name}, which takes no {foreign[0]} here"
         raise ModelLoadError(message, retryable=False)
-    if (what := next(_faults(family, pipeline, spec.sag_layer or MID_BLOCK), None)) is not None:
+    layer = spec.sag_layer or family.sag_layer
+    if (what := next(_faults(family, pipeline, layer), None)) is not None:
         raise ModelLoadError(f"model {spec.path!r} {what}", retryable=False)
 
 

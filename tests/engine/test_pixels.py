@@ -1,0 +1,138 @@
+"""Models of pixels: pictures of classes or of nothing at all, by the engine and by loops."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import pytest
+import torch
+
+from tests.engine import pixel_loop
+from tests.engine.cases import chosen
+from tests.engine.jobs import Rounds, assert_close, job, latents_of
+from tests.engine.requests_of import SCHEDULERS
+from tests.engine.small_models import save_pixels, spec
+from worker.errors import BadRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from worker.engine.job import Job
+
+CLASSES, NULL = 5, 5
+#: Schedules in which no step magnifies a rounding.
+_DDPM = {"beta_schedule": "linear", "beta_end": 0.012}
+
+
+def pixels(**changes: Any) -> Job:
+    """A job of one picture, without SAG and without classes unless `changes` say more."""
+    return job(**({"prompts": (), "sag_scale": 0.0, "guidance_scale": 1.0} | changes))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Rounds]:
+    """Unconditional, of classes with and without one for none, and with a learned variance."""
+
+    def made(name: str, null_class: int | None = None, **options: Any) -> Rounds:
+        found = spec(save_pixels(tmp_path_factory.mktemp(name), **options))
+        return Rounds(found.model_copy(update={"null_class": null_class}))
+
+    learned = diffusers.DDPMScheduler(variance_type="learned_range", **_DDPM)
+    return {
+        "plain": made("plain", scheduler=diffusers.DDPMScheduler(**_DDPM)),
+        "ddim": made(
+            "ddim", kind=diffusers.DDIMPipeline, scheduler=diffusers.DDIMScheduler(**_DDPM)
+        ),
+        "classes": made("classes", num_class_embeds=CLASSES),
+        "guided": made(
+            "guided",
+            NULL,
+            scheduler=diffusers.DDPMScheduler(**_DDPM),
+            num_class_embeds=CLASSES + 1,
+        ),
+        "learned": made(
+            "learned", NULL, scheduler=learned, num_class_embeds=CLASSES + 1, out_channels=6
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["plain", "ddim"])
+def test_without_guidance_it_is_diffusers_own_pipeline(
+    models: Mapping[str, Rounds], name: str
+) -> None:
+    """A seed gives the picture of `DDPMPipeline` and `DDIMPipeline`, in the same bytes."""
+    rounds, kind = models[name], {"plain": diffusers.DDPMPipeline, "ddim": diffusers.DDIMPipeline}
+    theirs = kind[name](unet=rounds.pipe.unet, scheduler=rounds.pipe.scheduler)
+    theirs.set_progress_bar_config(disable=True)
+    generator = torch.Generator("cpu").manual_seed(5)
+    expected = theirs(generator=generator, num_inference_steps=6).images[0]
+    result = rounds.result(pixels(num_inference_steps=6, output_type="png"))
+    assert result.images[0].pixels.tobytes() == expected.tobytes()
+    assert (result.images[0].width, result.images[0].height) == expected.size
+
+
+@pytest.mark.parametrize("scheduler", chosen(sorted(SCHEDULERS), ("ddim", "ddpm", "euler")))
+def test_guidance_is_that_of_the_plain_loop(models: Mapping[str, Rounds], scheduler: str) -> None:
+    """Classifier-free guidance and SAG by the paper's equations, whatever the sampler."""
+    wanted = pixels(
+        scheduler=scheduler, sag_scale=0.75, guidance_scale=2.0, class_labels=(3, 1),
+        num_inference_steps=4, sag_blur_sigma=2.0,
+    )  # fmt: skip
+    found = latents_of(models["guided"].result(wanted))
+    assert_close(found, pixel_loop.alone(models["guided"].pipe, wanted))
+
+
+@pytest.mark.parametrize("changes", [{}, {"guidance_scale": 3.0}, {"sag_scale": 1.0}])
+def test_a_learned_variance_is_that_of_the_class(
+    models: Mapping[str, Rounds], changes: dict[str, Any]
+) -> None:
+    """DDPM takes the variance that the UNet gives in the row with the class."""
+    wanted = pixels(class_labels=(2,), num_inference_steps=5, **changes)
+    found = latents_of(models["learned"].result(wanted))
+    assert_close(found, pixel_loop.alone(models["learned"].pipe, wanted))
+
+
+def test_sag_reads_another_layer(tmp_path: Path) -> None:
+    """The authors' output blocks are named by `sag_layer`."""
+    layer = "up_blocks.0.attentions.1"
+    given = spec(save_pixels(tmp_path, scheduler=diffusers.DDIMScheduler(**_DDPM)))
+    rounds = Rounds(given.model_copy(update={"sag_layer": layer}))
+    wanted = pixels(sag_scale=1.0, sag_blur_sigma=3.0)
+    found = latents_of(rounds.result(wanted))
+    assert_close(found, pixel_loop.alone(rounds.pipe, wanted, layer))
+    other = pixel_loop.alone(rounds.pipe, wanted)
+    assert float((found - other).abs().max()) > 1e-4
+
+
+def test_a_request_without_a_class_is_one_of_none(models: Mapping[str, Rounds]) -> None:
+    """Null is the class for none; it has nothing to guide towards."""
+    wanted = pixels(guidance_scale=7.5, sag_scale=0.5)
+    found = latents_of(models["guided"].result(wanted))
+    assert_close(found, pixel_loop.alone(models["guided"].pipe, wanted))
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "where"),
+    [
+        ("plain", {"prompts": ("a star",)}, "prompt"),
+        ("plain", {"negative_prompts": ("a star",)}, "negative_prompt"),
+        ("plain", {"class_labels": (0,)}, "class_labels"),
+        ("plain", {"clip_skip": 0}, "clip_skip"),
+        ("plain", {"image": b"", "height": 64, "width": 64}, "image"),
+        ("plain", {"height": 65}, "height"),
+        ("classes", {}, "class_labels"),
+        ("classes", {"class_labels": (CLASSES,)}, "class_labels"),
+        ("classes", {"class_labels": (0,), "guidance_scale": 2.0}, "guidance_scale"),
+        ("guided", {"class_labels": (NULL,)}, "class_labels"),
+        ("guided", {"guidance_scale": 2.0, "guidance_rescale": 0.5}, "guidance_rescale"),
+    ],
+)
+def test_what_has_no_meaning_is_refused_by_name(
+    models: Mapping[str, Rounds], model: str, changes: dict[str, Any], where: str
+) -> None:
+    """A field that the model can't use is an error that names it, and no picture."""
+    with pytest.raises(BadRequestError) as caught:
+        models[model].result(pixels(**changes))
+    assert [fault["where"] for fault in caught.value.details["faults"]] == [where]

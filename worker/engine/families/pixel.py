@@ -1,0 +1,220 @@
+"""Models of pixels, ADM and IDDPM: a UNet without text, of classes or of nothing at all."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import torch
+from diffusers.image_processor import VaeImageProcessor
+
+from api_contracts.errors import FieldError
+from worker.engine.families.conditioning import Conditioning, EncoderInput, PromptInputs
+from worker.engine.families.family import Family
+from worker.engine.loading.model_files import PIXEL_PIPELINES
+from worker.engine.sag_attention import MID_BLOCK_OF_PIXELS
+from worker.engine.samplers import LEARNED_VARIANCE
+from worker.errors import BadRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from worker.config.models import ModelSpec
+    from worker.engine.job import Job
+    from worker.engine.loaded_model import LoadedModel
+    from worker.engine.pipeline import Pipeline
+
+#: diffusers' name of the classes, one number for a row.
+LABELS = "class_labels"
+#: Fields of requests, and of jobs, that need texts, an autoencoder or LoRA weights.
+_OF_OTHERS = {
+    "prompt": "prompts",
+    "negative_prompt": "negative_prompts",
+    "prompt_2": "prompts_2",
+    "negative_prompt_2": "negative_prompts_2",
+    "prompt_embeds": "prompt_embeds",
+    "negative_prompt_embeds": "negative_prompt_embeds",
+    "pooled_prompt_embeds": "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds": "negative_pooled_prompt_embeds",
+    "original_size": "original_size",
+    "crops_coords_top_left": "crops_coords_top_left",
+    "target_size": "target_size",
+    "clip_skip": "clip_skip",
+    "cross_attention_kwargs": "lora_scale",
+    "image": "image",
+    "mask_image": "mask_image",
+}
+
+
+class NoAutoencoder(torch.nn.Module):
+    """In the place of an autoencoder: the latents of a model of pixels are the pixels."""
+
+    def __init__(self, channels: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(latent_channels=channels)
+        #: Precision of everything but the UNet.
+        self.dtype = dtype
+
+    def encode(self, pixels: torch.Tensor) -> SimpleNamespace:
+        """The pixels, (n, c, h, w), as those of `AutoencoderTiny`."""
+        return SimpleNamespace(latents=pixels)
+
+    def decode(self, pixels: torch.Tensor, *, return_dict: bool = False) -> tuple[torch.Tensor]:  # noqa: ARG002  # diffusers' signature
+        """The pixels, (n, c, h, w)."""
+        return (pixels,)
+
+
+class PixelPipeline(diffusers.DiffusionPipeline):
+    """The parts of a `DDPMPipeline` or `DDIMPipeline`, and what the engine asks of a pipeline."""
+
+    vae_scale_factor = 1
+
+    def __init__(
+        self,
+        unet: Any,  # noqa: ANN401  # diffusers' own
+        scheduler: Any,  # noqa: ANN401  # as above
+        vae: NoAutoencoder,
+        null_class: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
+        #: The label that stands for no class; None where the model was not trained with one.
+        self.null_class = null_class
+
+
+class Pixel(Family):
+    """The latents are the pixels, and a row's conditioning is the label of a class or nothing."""
+
+    name = "pixels"
+    pipelines = PIXEL_PIPELINES
+    networks = ("unet", "vae")
+    encoders = ()
+    sag_layer = MID_BLOCK_OF_PIXELS
+    #: The authors' kernel is 31 x 31 whatever the sigma.
+    blur_radius = 15
+    lacks = frozenset({"lora", "textual_inversion", "vae_slicing", "vae_tiling"})
+
+    def pipeline(self, source: str, spec: ModelSpec, **options: Any) -> Pipeline:  # noqa: ANN401  # diffusers' own
+        """A `PixelPipeline` of the parts of diffusers' own."""
+        loaded = diffusers.DiffusionPipeline.from_pretrained(source, **options)
+        dtypes = options.get("dtype") or {}
+        vae = NoAutoencoder(loaded.unet.config.in_channels, dtypes.get("default", torch.float32))
+        return PixelPipeline(loaded.unet, loaded.scheduler, vae, spec.null_class)
+
+    def faults(self, pipe: Pipeline) -> Iterator[str]:
+        """Inputs that no request has, outputs that no sampler takes, a null class that is none."""
+        config, scheduler = pipe.unet.config, pipe.scheduler.config
+        if type(pipe.unet) is not diffusers.UNet2DModel:
+            yield f"has a {type(pipe.unet).__name__}, which is not served"
+            return
+        if config.class_embed_type is not None or config.time_embedding_type == "learned":
+            yield "has embeddings of classes or timesteps that are not served"
+        if config.in_channels not in {1, 3}:
+            yield f"makes pictures of {config.in_channels} channels, which are not served"
+        if config.out_channels not in {config.in_channels, 2 * config.in_channels}:
+            yield f"has a UNet of {config.in_channels} and {config.out_channels} channels"
+        learned = scheduler.get("variance_type") in LEARNED_VARIANCE
+        if learned and config.out_channels == config.in_channels:
+            yield "comes with a scheduler of learned variance for a UNet that gives none"
+        count = config.num_class_embeds or 0
+        if pipe.null_class is not None and pipe.null_class >= count:
+            yield f"has no class {pipe.null_class} (null_class): it has {count}"
+
+    def check(self, pipe: Pipeline, job: Job) -> PromptInputs:
+        """The label of each image, and that of no class for classifier-free guidance."""
+        faults = [*self._foreign(job), *self._faults_of_labels(pipe, job)]
+        if faults:
+            raise BadRequestError(*faults)
+        count, null = pipe.unet.config.num_class_embeds, pipe.null_class
+        if not count:
+            return PromptInputs(({},), None)
+        labels = job.class_labels or (null,)
+        positive = tuple({LABELS: torch.tensor(label)} for label in labels)
+        if job.guidance_scale <= 1 or not job.class_labels:
+            return PromptInputs(positive, None)
+        return PromptInputs(positive, ({LABELS: torch.tensor(null)},) * len(labels))
+
+    def _foreign(self, job: Job) -> Iterator[FieldError]:
+        what = f"has no meaning for a model of {self.name}"
+        for where, name in _OF_OTHERS.items():
+            if getattr(job, name) not in (None, ()):
+                yield FieldError(where=where, what=what, limit="null")
+
+    def _faults_of_labels(self, pipe: Pipeline, job: Job) -> Iterator[FieldError]:
+        count, null = pipe.unet.config.num_class_embeds or 0, pipe.null_class
+        if job.class_labels and not count:
+            what = "has no meaning for a model without classes"
+            yield FieldError(where=LABELS, what=what, limit="null")
+            return
+        if count and not job.class_labels and null is None:
+            what = "is missing: the model makes pictures of a class"
+            yield FieldError(where=LABELS, what=what, limit=f"0 to {count - 1}")
+        for label in job.class_labels:
+            if label >= count or label == null:
+                what = f"is {label}, " + ("which stands for none" if label == null else "too large")
+                yield FieldError(where=LABELS, what=what, limit=_limit(count, null))
+        guided = job.guidance_scale > 1 and bool(job.class_labels)
+        if guided and null is None:
+            what = f"is {job.guidance_scale:g}: the model was not trained without a class"
+            yield FieldError(where="guidance_scale", what=what, limit="<= 1")
+        if job.guidance_rescale > 0 and not guided:
+            what = "has no meaning without class_labels and a guidance_scale above 1"
+            yield FieldError(where="guidance_rescale", what=what, limit="0")
+
+    def truncated(self, pipe: Pipeline, job: Job) -> tuple[str, ...]:  # noqa: ARG002  # of families with texts
+        """Nothing: there are no texts."""
+        return ()
+
+    def encode(
+        self,
+        model: LoadedModel,  # noqa: ARG002  # of families with texts
+        texts: Sequence[EncoderInput],  # noqa: ARG002  # as above
+    ) -> dict[EncoderInput, Conditioning]:
+        """Nothing: there are no texts."""
+        return {}
+
+    def of_size(
+        self,
+        pipe: Pipeline,  # noqa: ARG002  # of families that are conditioned on it
+        job: Job,  # noqa: ARG002  # as above
+        height_px: int,  # noqa: ARG002  # as above
+        width_px: int,  # noqa: ARG002  # as above
+    ) -> Conditioning:
+        """Nothing: these models are not conditioned on a size."""
+        return {}
+
+    def blank(self, pipe: Pipeline) -> Conditioning:
+        """The first class, or nothing."""
+        return {LABELS: torch.tensor(0)} if pipe.unet.config.num_class_embeds else {}
+
+    def arguments(self, rows: Conditioning) -> dict[str, Any]:
+        """The labels, or nothing."""
+        return dict(rows)
+
+    def tokens(self, pipe: Pipeline) -> int:  # noqa: ARG002  # of families with texts
+        """None: there are no texts."""
+        return 0
+
+    def multiple_px(self, pipe: Pipeline) -> int:
+        """The UNet halves the sides between its blocks, and adds the halves up again."""
+        return 2 ** (len(pipe.unet.config.block_out_channels) - 1)  # type: ignore[no-any-return]  # diffusers has no types
+
+    def clip_range(self, pipe: Pipeline) -> float | None:
+        """That of the model's own scheduler, which clips x0."""
+        config = pipe.scheduler.config
+        return float(config.clip_sample_range) if config.get("clip_sample") else None
+
+    def to_autoencoder(self, pipe: Pipeline, latents: torch.Tensor) -> torch.Tensor:  # noqa: ARG002  # of families with one
+        """The pixels."""
+        return latents
+
+    def from_autoencoder(self, pipe: Pipeline, latents: torch.Tensor) -> torch.Tensor:  # noqa: ARG002  # of families with one
+        """The pixels."""
+        return latents
+
+
+def _limit(count: int, null: int | None) -> str:
+    """The labels that a request may have."""
+    return f"0 to {count - 1}" + (f" without {null}" if null is not None and null < count else "")
