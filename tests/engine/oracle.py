@@ -161,6 +161,7 @@ def _pipeline(kind: Any, pipe: Pipeline, **changes: Any) -> Pipeline:
     options: dict[str, Any] = {
         "requires_safety_checker": False,
         "add_watermarker": False,
+        "null_class": getattr(pipe, "null_class", None),
         "force_zeros_for_empty_prompt": pipe.config.get("force_zeros_for_empty_prompt", True),
     }
     takes = inspect.signature(kind.__init__).parameters

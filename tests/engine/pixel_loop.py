@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MID_BLOCK = "mid_block.attentions.0"
 #: Of the authors' kernel, 31 x 31.
 RADIUS = 15
+#: Of each evaluation since `threshold_margin` began.
+_margins: list[float] = []
 
 
 def alone(pipe: Any, job: Job, layer: str = MID_BLOCK) -> torch.Tensor:
@@ -34,6 +36,13 @@ def alone(pipe: Any, job: Job, layer: str = MID_BLOCK) -> torch.Tensor:
     drawn = zip(generators(job, len(of_image)), of_image, starts, strict=True)
     with torch.no_grad():
         return torch.cat([_image(pipe, job, layer, *each) for each in drawn])
+
+
+def threshold_margin(pipe: Any, job: Job) -> float:
+    """Least distance of a column sum from the mask's threshold in the loop's evaluations."""
+    _margins.clear()
+    alone(pipe, job)
+    return min(_margins, default=float("inf"))
 
 
 def _image(
@@ -94,6 +103,7 @@ def _guided(  # noqa: PLR0913  # the terms of an equation
         clip = pipe.scheduler.config.get("clip_sample")
         bound = pipe.scheduler.config.clip_sample_range if clip else float("inf")
         clipped = x0_u.clamp(-bound, bound)
+        _margins.append(float((attention - job.sag_mask_threshold).abs().min()))
         mask = (attention > job.sag_mask_threshold).double()
         mask = functional.interpolate(mask, z.shape[-2:])
         x0_blurred = mask * _blur(clipped, job.sag_blur_sigma) + (1 - mask) * clipped

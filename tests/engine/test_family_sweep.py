@@ -1,6 +1,6 @@
-"""Requests drawn at random over three models in one batch: each equal to the same request alone.
+"""Requests drawn at random over four models in one batch: each equal to the same request alone.
 
-Both families and a model for inpainting, all samplers, pictures, masks, SAG's parameters.
+All families and a model for inpainting, all samplers, pictures, masks, classes, SAG's parameters.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ import random
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import diffusers
 import pytest
 
-from tests.engine import oracle
+from tests.engine import oracle, pixel_loop
 from tests.engine.cases import nightly, slow
 from tests.engine.jobs import CLOSE, SPEC, Rounds, apart, job, latents_of
 from tests.engine.pictures import masked, picture
 from tests.engine.random_requests import NEAR_THRESHOLD, ROUNDINGS, under_sd15_noise
-from tests.engine.small_models import save_inpainting, save_xl, spec
+from tests.engine.small_models import save_inpainting, save_pixels, save_xl, spec
 from tests.engine.test_families import SAMPLERS
 from worker.engine.batch import Batch
 from worker.engine.model_cache import ModelCache
@@ -24,11 +25,14 @@ from worker.engine.model_cache import ModelCache
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from concurrent.futures import Future
+    from pathlib import Path
+
+    import torch
 
     from worker.engine.job import Job
 
-#: Requests of one batch; twelve batches by night are 300 requests.
-TOGETHER, BATCHES = 25, 12
+#: Requests of one batch; sixteen batches by night are 400 requests.
+TOGETHER, BATCHES = 25, 16
 #: Share of the requests whose rounding may be magnified above `CLOSE`, as in test_sweep.py.
 FAR = 8 / 25
 
@@ -55,12 +59,22 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Rounds]:
         "plain": plain,
         "xl": Rounds(spec(save_xl(tmp_path_factory.mktemp("xl")))),
         "inpainting": Rounds(spec(save_inpainting(tmp_path_factory.mktemp("inpainting")))),
+        "pixels": _pixels(tmp_path_factory.mktemp("pixels")),
     }
+
+
+def _pixels(folder: Path) -> Rounds:
+    """Of classes, with a learned variance."""
+    learned = diffusers.DDPMScheduler(variance_type="learned_range", beta_end=0.012)
+    path = save_pixels(folder, scheduler=learned, out_channels=6, num_class_embeds=6)
+    return Rounds(spec(path).model_copy(update={"null_class": 5}))
 
 
 def draw(dice: random.Random, *, brief: bool) -> Job:
     """One request of any model and any feature; its steps are fewer where it is `brief`."""
-    model = dice.choice(("plain", "xl", "inpainting"))
+    model = dice.choice(("plain", "xl", "inpainting", "pixels"))
+    if model == "pixels":
+        return _of_pixels(dice, brief=brief)
     sides = dice.choice((32, 40, 48, 64)), dice.choice((32, 48, 64))
     start = masked if model == "inpainting" else dice.choice((None, None, picture, masked))
     scheduler = dice.choice(SAMPLERS if start else sorted(oracle.SCHEDULERS))
@@ -90,6 +104,35 @@ def draw(dice: random.Random, *, brief: bool) -> Job:
     return job(**changes)
 
 
+def _of_pixels(dice: random.Random, *, brief: bool) -> Job:
+    """One request of the model of pixels, with a class or with none."""
+    labels = dice.choice(((), (0,), (3,), (1, 4)))
+    scheduler = dice.choice(sorted(oracle.SCHEDULERS))
+    begin = dice.choice((0.0, 0.0, 0.25))
+    return job(
+        model="pixels",
+        prompts=(),
+        class_labels=labels,
+        height=dice.choice((None, 16, 24)),
+        width=dice.choice((None, 16, 32)),
+        num_inference_steps=dice.randint(4, 5 if brief else 9),
+        guidance_scale=dice.choice((1.0, 2.0, 4.0)),
+        sag_scale=dice.choice((0.0, 0.5, 1.0)),
+        eta=dice.choice((0.0, 0.7)) if scheduler in ("ddim", "tcd") else 0.0,
+        seeds=(dice.randrange(2**32),),
+        scheduler=scheduler,
+        sag_blur_sigma=dice.choice((1.0, 3.0, 9.0)),
+        sag_mask_threshold=dice.choice((1.0, 0.7)),
+        sag_start=begin,
+        sag_stop=dice.choice((1.0, begin + 0.5)),
+    )
+
+
+def _alone(pipe: Any, wanted: Job) -> torch.Tensor:
+    """Latents or pixels by the plain loop of the model's kind."""
+    return (pixel_loop if wanted.model == "pixels" else oracle).alone(pipe, wanted)
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("number", "together"),
@@ -117,13 +160,13 @@ def test_each_is_as_if_alone(models: Mapping[str, Rounds], number: int, together
     far = 0
     for each, future in zip(wanted, futures, strict=True):
         pipe = models[each.model].pipe
-        alone = oracle.alone(pipe, each)
+        alone = _alone(pipe, each)
         difference = apart(latents_of(future.result(timeout=0)), alone)
         if difference > CLOSE:
             far += 1
-            crowds = (oracle.alone(oracle.crowded(pipe, rows), each) for rows in (2, 3))
+            crowds = (_alone(oracle.crowded(pipe, rows), each) for rows in (2, 3))
             rounding = max(apart(crowd, alone) for crowd in crowds)
-            margin = oracle.threshold_margin(pipe, each)
+            margin = (pixel_loop if each.model == "pixels" else oracle).threshold_margin(pipe, each)
             near = margin < max(NEAR_THRESHOLD, rounding)
             shown = replace(each, image=None, mask_image=None)  # megabytes of pixels
             assert difference <= ROUNDINGS * rounding or near, (difference, margin, rounding, shown)

@@ -113,6 +113,54 @@ def test_the_guidance_is_the_papers(
 
 
 @PURE
+@given(
+    seed=SEEDS,
+    size=SIDES,
+    alphas=st.lists(st.floats(0.01, 0.9999), min_size=1, max_size=3),
+    clip=st.floats(0.1, 2.0),
+)
+def test_a_clipped_x0_is_blurred(
+    seed: int, size: tuple[int, int], alphas: list[float], clip: float
+) -> None:
+    """As in the authors' code for pixels x0 is clipped before the blur; the noise stays.
+
+    The expected output belongs to that noise and the clipped, blurred x0.
+    """
+    generator, (noisy, _, salient) = tensors(seed, len(alphas), size)
+    network, (alpha, sigma) = denoiser(generator), levels(*alphas)
+    x0 = network(noisy)
+    clipped = x0.clamp(-clip, clip)
+    blurred = (1 - salient) * clipped + salient * guidance.blur(clipped)
+    x_deg = alpha * blurred + (noisy - alpha * x0)
+    for kind in PREDICTIONS:
+        output = output_for(kind, x0, noisy, alpha, sigma)
+        degraded, blind = guidance.degrade(kind, noisy, output, salient, alpha, sigma, clip=clip)
+        assert torch.allclose(degraded, x_deg, rtol=0, atol=ROUNDING64)
+        expected = output_for(kind, blurred, degraded, alpha, sigma)
+        # Epsilon divides by sigma.
+        assert float((blind - expected).abs().max()) < ROUNDING64 / float(sigma.min())
+
+
+@PURE
+@given(seed=SEEDS, size=SIDES, sigma=st.floats(0.2, 12.0), radius=st.integers(1, 20))
+def test_a_kernel_may_have_a_radius_of_its_own(
+    seed: int, size: tuple[int, int], sigma: float, radius: int
+) -> None:
+    """Its weights are the Gaussian's within the radius, and sum to 1; the authors' is 15."""
+    _, (latents, _, _) = tensors(seed, 1, size)
+    reach = min(radius, min(size) - 1)
+    x = torch.arange(-reach, reach + 1, dtype=torch.float64)
+    line = torch.exp(-(x**2) / (2 * sigma**2))
+    kernel = torch.outer(line, line) / line.sum() ** 2
+    padded = functional.pad(latents, [reach] * 4, mode="reflect")
+    expected = functional.conv2d(padded, kernel.expand(4, 1, -1, -1), groups=4)
+    found = guidance.blur(latents, sigma, radius)
+    # The kernel is computed in float32.
+    largest = float(latents.abs().max())
+    assert torch.allclose(found, expected, rtol=0, atol=sum_rounding(16, largest))
+
+
+@PURE
 @given(seed=SEEDS, size=SIDES, alpha=st.floats(0.0, 0.9999))
 def test_a_network_blind_to_the_blur_gets_no_guidance(
     seed: int, size: tuple[int, int], alpha: float
