@@ -82,7 +82,7 @@ def run(model: str) -> Found:
             found.weights_bytes = device.memory.alive_bytes
             return loaded
 
-        rounds = scenes.Rounds(load, warmup.TRIED_ROWS[-1])
+        rounds = scenes.Rounds(load, warmup.TRIED_ROWS[-1], models.MODELS[model].subject)
         every_sampler(rounds, models.MODELS[model], steps=6)
         for name, arrivals in _full_rounds(rounds, models.MODELS[model]).items():
             before = len(device.tallies)
@@ -99,12 +99,14 @@ def run(model: str) -> Found:
 def every_sampler(rounds: scenes.Rounds, model: models.Model, steps: int) -> None:
     """Rounds with a model's samplers, from noise and from pictures, then all from checkpoints.
 
-    A model for inpainting makes nothing from noise alone.
+    A model for inpainting makes nothing from noise alone, one of pixels nothing from pictures.
     """
     names = model.samplers
     arrivals = [] if model.inpainting else scenes.mixed(names, steps, model.other_px)
     sizes_px = (_own_px(rounds), model.other_px)
-    pictured = variants.varied(names, steps, sizes_px, inpainting=model.inpainting)
+    pictured = []
+    if model.subject is None:
+        pictured = variants.varied(names, steps, sizes_px, inpainting=model.inpainting)
     runner = rounds.runner
     mapped = runner.preview_map
     assert mapped is not None
@@ -126,7 +128,7 @@ def _full_rounds(rounds: scenes.Rounds, model: models.Model) -> dict[str, list[s
         return given | {"num_inference_steps": STEPS + TASKS // 2}
 
     steady = partial(scenes.steady, tasks=TASKS, steps=STEPS)
-    found = {MASKED: steady(MIXES["ddim"], changes=masked)}
+    found = {MASKED: steady(MIXES["ddim"], changes=masked)} if model.subject is None else {}
     if model.inpainting:
         return found
     mixes = MIXES.items() if len(model.samplers) == len(SAMPLERS) else [("ddim", ("ddim",))]

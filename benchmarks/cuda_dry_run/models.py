@@ -10,16 +10,17 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from benchmarks import sd15, sdxl
+from benchmarks import adm, sd15, sdxl
 from benchmarks.cuda_dry_run.device import DEVICE
 from worker.config.models import SHIPPED_MODEL
+from worker.engine.families.pixel import Pixel
 from worker.engine.families.stable_diffusion import StableDiffusion
 from worker.engine.families.stable_diffusion_xl import StableDiffusionXL
 from worker.engine.loaded_model import LoadedModel
 from worker.engine.samplers import SAMPLERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from worker.engine.families.family import Family
 
@@ -38,6 +39,8 @@ class Model:
     #: Those that run. A sampler knows no family, so a large model needs a few: one by timesteps, by
     #: sigmas, one that draws noise, one with a history, and one of two evaluations a step.
     samplers: tuple[str, ...] = tuple(SAMPLERS)
+    #: What a model of pixels takes in place of prompts, by the names of a job's fields.
+    subject: Mapping[str, Any] | None = None
 
 
 def _bundled(*, inpainting: bool = False) -> Any:  # noqa: ANN401  # diffusers has no types
@@ -59,7 +62,7 @@ def _bundled(*, inpainting: bool = False) -> Any:  # noqa: ANN401  # diffusers h
 
 
 _FEW = ("ddim", "euler", "euler_a", "dpmpp_2m", "heun")
-#: By the names of the command's option; the last three are small, for the tests.
+#: By the names of the command's option; the last four are small, for the tests.
 MODELS = {
     "sd15": Model(sd15.pipeline, StableDiffusion(), (768, 512)),
     "sd15-inpainting": Model(
@@ -71,6 +74,10 @@ MODELS = {
         (1216, 832),
         vae_dtype=torch.float32,
         samplers=_FEW,
+    ),
+    "adm": Model(
+        partial(adm.pipeline, dtype=torch.float16), Pixel(), (192, 256), samplers=_FEW,
+        subject={"prompts": (), "guidance_scale": 1.0},
     ),
     "bundled": Model(_bundled, StableDiffusion(), (768, 512)),
     "bundled-inpainting": Model(
@@ -87,7 +94,11 @@ MODELS = {
         vae_dtype=torch.float32,
         samplers=_FEW,
     ),
-}
+    "small-adm": Model(
+        partial(adm.pipeline, 8, 5, torch.float16), Pixel(), (64, 96),
+        samplers=(*_FEW, "ddpm"), subject={"prompts": (), "class_labels": (3,)},
+    ),
+}  # fmt: skip
 
 
 def load(name: str) -> LoadedModel:
@@ -100,7 +111,8 @@ def load(name: str) -> LoadedModel:
             dtype = model.vae_dtype if part is pipeline.vae else torch.float16
             _place(part, dtype, is_image=part in (pipeline.unet, pipeline.vae))
     pipeline.set_progress_bar_config(disable=True)
-    return LoadedModel(model.family, pipeline, DEVICE, "none")
+    layer = model.family.sag_layer
+    return LoadedModel(model.family, pipeline, DEVICE, "none", sag_layer=layer)
 
 
 def _place(part: torch.nn.Module, dtype: torch.dtype, *, is_image: bool) -> None:

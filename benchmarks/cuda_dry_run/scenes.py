@@ -56,7 +56,14 @@ def job(number: int, scheduler: str, **changes: Any) -> Job:  # noqa: ANN401  # 
 class Rounds:
     """The engine over one model, without threads: the side thread's work follows each round."""
 
-    def __init__(self, load: Callable[[], LoadedModel], max_batch_rows: int | None) -> None:
+    def __init__(
+        self,
+        load: Callable[[], LoadedModel],
+        max_batch_rows: int | None,
+        subject: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`subject` are fields of every job, in place of its prompts."""
+        self._subject = subject or {}
         spec = ModelSpec(path=str(SHIPPED_MODEL), safety_checker=False)
         self._runners = ModelCache({"default": spec}, lambda _: load(), 1, max_batch_rows)
         self._side: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
@@ -96,6 +103,7 @@ class Rounds:
 
     def _submit(self, wanted: Job) -> None:
         self._number += 1
+        wanted = replace(wanted, **self._subject)
         future: Future[JobResult] = Future()
         self.futures[wanted.id] = future
         control = Control(

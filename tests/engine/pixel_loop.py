@@ -129,7 +129,7 @@ def _denoised(
     x0 = {
         "epsilon": (z - s * output) / a, "v_prediction": a * z - s * output, "sample": output,
     }[pipe.scheduler.config.prediction_type]  # fmt: skip
-    (picture,) = seen
+    picture = seen[0][:1]
     flat = picture.flatten(2)
     tokens = (flat if attn.group_norm is None else attn.group_norm(flat)).transpose(1, 2)
     heads = (*tokens.shape[:2], attn.heads, -1)

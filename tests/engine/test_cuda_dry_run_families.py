@@ -1,4 +1,4 @@
-"""The engine's own rounds pass the dry run: both families, pictures, masks, SAG's parameters."""
+"""The engine's own rounds pass the dry run: all families, pictures, masks, SAG's parameters."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ def first_use() -> None:
 def test_stable_diffusion_xl() -> None:
     """A task with both guidances passes, from its two text encoders to a decode in float32."""
     assert found_in(9, "small-sdxl", height=96, width=64) == []
+
+
+def test_a_model_of_pixels() -> None:
+    """A task of a class passes, with both guidances and the variance that the UNet has learned."""
+    for scheduler in ("ddpm", "ddim"):
+        subject = {"prompts": (), "class_labels": (3,), "num_inference_steps": 2}
+        job = scenes.job(0, scheduler, **subject, checkpoint_every=1)
+        assert found_with([scenes.Arrival(0, job)], "small-adm") == []
 
 
 @pytest.mark.parametrize("mask", [False, True])
@@ -58,12 +66,12 @@ def test_a_checkpoint_of_a_picture() -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "name", [*slow("bundled", "bundled-inpainting"), *nightly("small-sdxl")], ids=str
+    "name", [*slow("bundled", "bundled-inpainting", "small-adm"), *nightly("small-sdxl")], ids=str
 )
 def test_all_samplers(name: str) -> None:
     """Every sampler passes in mixed rounds, and when its job resumes from a checkpoint."""
     with dry_run.engine_on_fake_cuda() as fake:
-        rounds = scenes.Rounds(lambda: models.load(name), 64)
+        rounds = scenes.Rounds(lambda: models.load(name), 64, models.MODELS[name].subject)
         dry_run.every_sampler(rounds, models.MODELS[name], steps=4)
     assert [*map(str, fake.faults), *rounds.errors()] == []
     kinds = {tally.kind for tally in fake.tallies}

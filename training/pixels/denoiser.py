@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from training.pixels.dataset import Dataset
 
 NAME = "pixels"
-STEPS = 6_500
+STEPS = 5_000
 BATCH = 64
 PEAK_RATE = 1e-3
 #: Share of labels replaced by `NULL_CLASS`.
