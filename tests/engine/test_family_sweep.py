@@ -116,7 +116,7 @@ def _of_pixels(dice: random.Random, *, brief: bool) -> Job:
         height=dice.choice((None, 16, 24)),
         width=dice.choice((None, 16, 32)),
         num_inference_steps=dice.randint(4, 5 if brief else 9),
-        guidance_scale=dice.choice((1.0, 2.0, 4.0)),
+        guidance_scale=dice.choice((1.0, 2.0, 4.0)) if labels else 1.0,
         sag_scale=dice.choice((0.0, 0.5, 1.0)),
         eta=dice.choice((0.0, 0.7)) if scheduler in ("ddim", "tcd") else 0.0,
         seeds=(dice.randrange(2**32),),

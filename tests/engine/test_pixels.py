@@ -107,8 +107,8 @@ def test_sag_reads_another_layer(tmp_path: Path) -> None:
 
 
 def test_a_request_without_a_class_is_one_of_none(models: Mapping[str, Rounds]) -> None:
-    """Null is the class for none; it has nothing to guide towards."""
-    wanted = pixels(guidance_scale=7.5, sag_scale=0.5)
+    """Null is the class for none."""
+    wanted = pixels(sag_scale=0.5)
     found = latents_of(models["guided"].result(wanted))
     assert_close(found, pixel_loop.alone(models["guided"].pipe, wanted))
 
@@ -126,7 +126,8 @@ def test_a_request_without_a_class_is_one_of_none(models: Mapping[str, Rounds]) 
         ("classes", {"class_labels": (CLASSES,)}, "class_labels"),
         ("classes", {"class_labels": (0,), "guidance_scale": 2.0}, "guidance_scale"),
         ("guided", {"class_labels": (NULL,)}, "class_labels"),
-        ("guided", {"guidance_scale": 2.0, "guidance_rescale": 0.5}, "guidance_rescale"),
+        ("guided", {"guidance_scale": 2.0}, "guidance_scale"),
+        ("plain", {"guidance_scale": 2.0}, "guidance_scale"),
     ],
 )
 def test_what_has_no_meaning_is_refused_by_name(

@@ -10,7 +10,7 @@ import diffusers
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.engine.small_models import save_with_vae, save_xl
+from tests.engine.small_models import save_pixels, save_with_vae, save_xl
 from worker.config.models import CONVERT, SHIPPED_MODEL, ModelSpec, TextualInversion
 from worker.engine.loading import model_loader
 from worker.errors import ModelLoadError
@@ -143,3 +143,34 @@ def test_xl_takes_no_textual_inversion(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="takes no textual_inversion") as failed:
         model_loader.load(spec, "cpu", "none")
     assert not failed.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("unet", "scheduler", "changes", "what"),
+    [
+        ({"class_embed_type": "timestep"}, {}, {}, "embeddings of classes or timesteps"),
+        ({"time_embedding_type": "learned", "num_train_timesteps": 9}, {}, {}, "embeddings of"),
+        ({"in_channels": 4, "out_channels": 4}, {}, {}, "pictures of 4 channels"),
+        ({"out_channels": 5}, {}, {}, "UNet of 3 and 5 channels"),
+        ({}, {"variance_type": "learned_range"}, {}, "learned variance for a UNet that gives none"),
+        ({"num_class_embeds": 3}, {}, {"null_class": 3}, "no class 3"),
+        ({}, {}, {"null_class": 0}, "no class 0"),
+        ({}, {}, {"safety_checker": True}, "no safety checker"),
+        ({}, {}, {"lora": ({"path": "a"},)}, "takes no lora"),
+        ({}, {}, {"vae_slicing": True}, "takes no vae_slicing"),
+        ({"mid_block_type": None}, {}, {}, "no attention in its mid block"),
+        ({}, {}, {"sag_layer": "up_blocks.9"}, "no self-attention 'up_blocks.9'"),
+    ],
+)
+def test_a_model_of_pixels_that_does_not_fit(
+    tmp_path: Path,
+    unet: dict[str, Any],
+    scheduler: dict[str, Any],
+    changes: dict[str, Any],
+    what: str,
+) -> None:
+    """What would fail tasks or draw wrong pictures is refused at load, with the reason."""
+    folder = save_pixels(tmp_path, scheduler=diffusers.DDPMScheduler(**scheduler), **unet)
+    given = {"path": str(folder), "safety_checker": False} | changes
+    with pytest.raises(ModelLoadError, match=what):
+        model_loader.load(ModelSpec.model_validate(given), "cpu", "none")

@@ -53,14 +53,14 @@ class LoadedModel:
         return channels > self.latent_channels
 
     def need(self, name: str) -> None:
-        """Have one of the family's networks on the device, on the engine's thread."""
-        if self.residency is not None:
+        """Have a network on the device, on the engine's thread. One without weights is there."""
+        if self.residency is not None and name in self.networks:
             self.residency.need(self.networks[name])
 
     def must_move(self, name: str) -> bool:
         """Whether `need` would move networks off the device, or its calls move layers."""
         if self.residency is not None:
-            return not self.residency.has_room(self.networks[name])
+            return name in self.networks and not self.residency.has_room(self.networks[name])
         return self.offload == "sequential"
 
     def release(self) -> None:
@@ -73,5 +73,5 @@ class LoadedModel:
 
     def set_work_bytes(self, name: str, work_bytes: int) -> None:
         """Say how much memory a network's calls need beside its weights."""
-        if self.residency is not None:
+        if self.residency is not None and name in self.networks:
             self.networks[name].work_bytes = work_bytes

@@ -77,7 +77,7 @@ class ResolvedRequest:
             for name, value in spec.defaults.model_dump().items()
             if value is not None and name not in given
         }
-        wire = {"seed": _seed_from_id(task_id)} | _guidance_of(request, spec) | defaults
+        wire = {"seed": _seed_from_id(task_id)} | _with_guidance(request, spec, defaults)
         wire |= {
             name: value
             for name, value in request.to_wire().items()
@@ -146,9 +146,16 @@ def _seed_from_id(task_id: str) -> int:
     return int.from_bytes(hashlib.sha256(task_id.encode()).digest()[:4])
 
 
-def _guidance_of(request: GenerationRequest, spec: ModelSpec) -> dict[str, Any]:
-    """The usual `guidance_scale` of a model of classes: it may know no picture without a class."""
-    return {"guidance_scale": 1.0} if request.labels and spec.null_class is None else {}
+def _with_guidance(
+    request: GenerationRequest, spec: ModelSpec, defaults: dict[str, Any]
+) -> dict[str, Any]:
+    """The defaults, with a `guidance_scale` of 1 where there is nothing to guide away from.
+
+    So it is without a class, and with one for a model that knows no picture without a class.
+    """
+    if request.labels:
+        return {"guidance_scale": 1.0} | defaults if spec.null_class is None else defaults
+    return defaults | ({} if request.prompts or request.prompt_embeds else {"guidance_scale": 1.0})
 
 
 def _refuse_unserved(request: GenerationRequest, spec: ModelSpec) -> None:

@@ -89,7 +89,7 @@ class Pixel(Family):
 
     name = "pixels"
     pipelines = PIXEL_PIPELINES
-    networks = ("unet", "vae")
+    networks = ("unet",)
     encoders = ()
     sag_layer = MID_BLOCK_OF_PIXELS
     #: The authors' kernel is 31 x 31 whatever the sigma.
@@ -132,7 +132,7 @@ class Pixel(Family):
             return PromptInputs(({},), None)
         labels = job.class_labels or (null,)
         positive = tuple({LABELS: torch.tensor(label)} for label in labels)
-        if job.guidance_scale <= 1 or not job.class_labels:
+        if job.guidance_scale <= 1:
             return PromptInputs(positive, None)
         return PromptInputs(positive, ({LABELS: torch.tensor(null)},) * len(labels))
 
@@ -147,21 +147,19 @@ class Pixel(Family):
         if job.class_labels and not count:
             what = "has no meaning for a model without classes"
             yield FieldError(where=LABELS, what=what, limit="null")
-            return
         if count and not job.class_labels and null is None:
             what = "is missing: the model makes pictures of a class"
             yield FieldError(where=LABELS, what=what, limit=f"0 to {count - 1}")
-        for label in job.class_labels:
+        for label in job.class_labels if count else ():
             if label >= count or label == null:
                 what = f"is {label}, " + ("which stands for none" if label == null else "too large")
                 yield FieldError(where=LABELS, what=what, limit=_limit(count, null))
-        guided = job.guidance_scale > 1 and bool(job.class_labels)
-        if guided and null is None:
-            what = f"is {job.guidance_scale:g}: the model was not trained without a class"
+        if job.guidance_scale > 1 and (null is None or not job.class_labels):
+            why = (
+                "without class_labels" if not job.class_labels else "for a model without null_class"
+            )
+            what = f"is {job.guidance_scale:g}, which has no meaning {why}"
             yield FieldError(where="guidance_scale", what=what, limit="<= 1")
-        if job.guidance_rescale > 0 and not guided:
-            what = "has no meaning without class_labels and a guidance_scale above 1"
-            yield FieldError(where="guidance_rescale", what=what, limit="0")
 
     def truncated(self, pipe: Pipeline, job: Job) -> tuple[str, ...]:  # noqa: ARG002  # of families with texts
         """Nothing: there are no texts."""
