@@ -1,10 +1,11 @@
-"""Part: Stable Diffusion XL, pictures to start from, masks and SAG's parameters, sharing calls."""
+"""Part: all families, pictures to start from, masks and SAG's parameters, sharing calls."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import diffusers
 import torch
 
 from benchmarks.gpu_check.rounds import Rounds
@@ -38,7 +39,7 @@ SAG_PARAMETERS: tuple[dict[str, Any], ...] = (
     {"sag_blur_sigma": 0.5, "guidance_scale": 1.0},
     {"sag_scale": 0.0},
 )
-XL = "Stable Diffusion XL"
+XL, PIXELS = "Stable Diffusion XL", "pixels"
 
 
 def run(setting: Setting, found: Finding) -> None:
@@ -50,7 +51,8 @@ def run(setting: Setting, found: Finding) -> None:
         jobs = _jobs(name, many=setting.on_gpu)
         spec = ModelSpec(path=str(path), safety_checker=False, dtype="float32")
         pipe = model_loader.load(spec, "cpu", "none").pipeline
-        random_requests.under_sd15_noise(pipe)
+        if name != PIXELS:
+            random_requests.under_sd15_noise(pipe)
         alone = [oracle.alone(pipe, each) for each in jobs]
         together = _together(path, setting.device, "float32", jobs)
         apart = [_apart(*each) for each in zip(together, alone, strict=True)]
@@ -89,7 +91,13 @@ def _models(folder: Path) -> dict[str, Path]:
         "Stable Diffusion": SHIPPED_MODEL,
         "Stable Diffusion for inpainting": small_models.save_inpainting(folder / "inpainting"),
         XL: small_models.save_xl(folder / "xl"),
+        PIXELS: small_models.save_pixels(folder / "pixels", scheduler=_learned(), out_channels=6),
     }
+
+
+def _learned() -> Any:  # noqa: ANN401  # diffusers has no types
+    """The scheduler of a model that has learned the variance."""
+    return diffusers.DDPMScheduler(variance_type="learned_range", beta_end=0.012)
 
 
 def _jobs(model: str, *, many: bool) -> list[Job]:
@@ -99,6 +107,8 @@ def _jobs(model: str, *, many: bool) -> list[Job]:
     )  # fmt: skip
     if model.endswith("for inpainting"):
         starts = (pictures.masked,)
+    if model == PIXELS:
+        starts = (dict,)
     made: list[Job] = []
     for start in starts:
         for number, sag_parameters in enumerate(SAG_PARAMETERS if many else SAG_PARAMETERS[:3]):
@@ -110,13 +120,17 @@ def _jobs(model: str, *, many: bool) -> list[Job]:
             }
             if model == XL:
                 changes |= {"prompts_2": ("a blue ring",), "original_size": (512, 256)}
+            changes |= sag_parameters
+            if model == PIXELS:
+                changes |= {"prompts": (), "guidance_scale": 1.0, "guidance_rescale": 0.0}
             name = f"{start.__name__}-{number}-{sampler}"
-            made.append(job(**({"id": name} | changes | start() | sag_parameters)))
+            made.append(job(**({"id": name} | changes | start())))
     return made
 
 
 def _under_sd15_noise(model: LoadedModel) -> None:
-    random_requests.under_sd15_noise(model.pipeline)
+    if model.family.encoders:
+        random_requests.under_sd15_noise(model.pipeline)
 
 
 def _together(path: Path, device: str, dtype: Dtype, jobs: list[Job]) -> list[torch.Tensor]:

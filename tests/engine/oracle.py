@@ -1,4 +1,4 @@
-"""The latents of one request alone, by diffusers' pipelines; `plain_loop` has them by a loop.
+"""The latents of one request alone, by diffusers' pipelines, or by a loop of its model's kind.
 
 It knows nothing of the engine but the fields of a job. Latents are (images, channels, h, w) in
 float32.
@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
+from tests.engine import pixel_loop, plain_loop
 from tests.engine.noise import level_of, training_levels
-from tests.engine.plain_loop import Pipeline, alone, threshold_margin
+from tests.engine.plain_loop import Pipeline
 from tests.engine.requests_of import (
     SCHEDULERS,
     generators,
@@ -32,14 +33,28 @@ if TYPE_CHECKING:
     from worker.engine.job import Job
 
 __all__ = [
-    "SCHEDULERS", "UPSTREAM", "Pipeline", "alone", "crowded", "plain", "scheduler_of",
-    "threshold_margin", "upstream", "wrapped",
+    "SCHEDULERS", "UPSTREAM", "Pipeline", "alone", "crowded", "plain", "scheduler_of", "threshold_margin",
+    "upstream", "wrapped",
 ]  # fmt: skip
 
 #: Where upstream is right: whole timesteps, and the noise level of each is that of its sigma.
 UPSTREAM = frozenset(
     {"ddim", "ddpm", "pndm", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "unipc", "deis", "lcm", "tcd"}
 )
+
+
+def alone(pipe: Pipeline, job: Job) -> torch.Tensor:
+    """Latents, or pixels, by the plain loop of the model's kind."""
+    return _loop(pipe).alone(pipe, job)
+
+
+def threshold_margin(pipe: Pipeline, job: Job) -> float:
+    """Least distance of a column sum from the mask's threshold in that loop's evaluations."""
+    return _loop(pipe).threshold_margin(pipe, job)
+
+
+def _loop(pipe: Pipeline) -> Any:
+    return pixel_loop if hasattr(pipe, "null_class") else plain_loop
 
 
 def upstream(pipe: Pipeline, job: Job) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 import pytest
 
-from tests.engine import oracle, pixel_loop
+from tests.engine import oracle
 from tests.engine.cases import nightly, slow
 from tests.engine.jobs import CLOSE, SPEC, Rounds, apart, job, latents_of
 from tests.engine.pictures import masked, picture
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from concurrent.futures import Future
     from pathlib import Path
-
-    import torch
 
     from worker.engine.job import Job
 
@@ -128,11 +126,6 @@ def _of_pixels(dice: random.Random, *, brief: bool) -> Job:
     )
 
 
-def _alone(pipe: Any, wanted: Job) -> torch.Tensor:
-    """Latents or pixels by the plain loop of the model's kind."""
-    return (pixel_loop if wanted.model == "pixels" else oracle).alone(pipe, wanted)
-
-
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("number", "together"),
@@ -160,13 +153,13 @@ def test_each_is_as_if_alone(models: Mapping[str, Rounds], number: int, together
     far = 0
     for each, future in zip(wanted, futures, strict=True):
         pipe = models[each.model].pipe
-        alone = _alone(pipe, each)
+        alone = oracle.alone(pipe, each)
         difference = apart(latents_of(future.result(timeout=0)), alone)
         if difference > CLOSE:
             far += 1
-            crowds = (_alone(oracle.crowded(pipe, rows), each) for rows in (2, 3))
+            crowds = (oracle.alone(oracle.crowded(pipe, rows), each) for rows in (2, 3))
             rounding = max(apart(crowd, alone) for crowd in crowds)
-            margin = (pixel_loop if each.model == "pixels" else oracle).threshold_margin(pipe, each)
+            margin = oracle.threshold_margin(pipe, each)
             near = margin < max(NEAR_THRESHOLD, rounding)
             shown = replace(each, image=None, mask_image=None)  # megabytes of pixels
             assert difference <= ROUNDINGS * rounding or near, (difference, margin, rounding, shown)

@@ -48,8 +48,8 @@ inference: false
 def write(out: Path) -> None:
     """Write the card, its sample pictures and its curve into `out`."""
     _samples(out).save(out / SAMPLES_FILE, optimize=True)
-    title = "UNet: squared error of the noise"
-    panels = [(curve, "noise", title) for curve in record.read(out).curves]
+    title = "UNet: squared error of the velocity"
+    panels = [(curve, "velocity", title) for curve in record.read(out).curves]
     chart.draw(panels).save(out / CURVES_FILE, optimize=True)
     (out / FILE).write_text(text(out))
 
@@ -188,7 +188,6 @@ def _training(run: Record) -> str:
 
 {curve.steps:,} steps of {denoiser.BATCH} of {run.pictures:,} drawn pictures, \
 {curve.minutes:.0f} minutes on {run.run.cores} cores ({run.run.cpu}), no accelerator, seed \
-{run.run.seed}, {libraries}. AdamW with a cosine rate from {denoiser.PEAK_RATE:g}; the error in \
-the noise is weighted by min-SNR ({denoiser.MIN_SNR_GAMMA:g}); {100 * denoiser.DROPPED:.0f} % of \
-the labels replaced by {NULL_CLASS}, no class; the weights shipped are an exponential average \
-(decay {denoiser.EMA_DECAY})."""
+{run.run.seed}, {libraries}. AdamW with a cosine rate from {denoiser.PEAK_RATE:g}; it predicts \
+the velocity; {100 * denoiser.DROPPED:.0f} % of the labels replaced by {NULL_CLASS}, no class; the \
+weights shipped are an exponential average (decay {denoiser.EMA_DECAY})."""
