@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from worker.engine.job import Job
 
 __all__ = [
-    "SCHEDULERS", "UPSTREAM", "Pipeline", "alone", "crowded", "plain", "scheduler_of", "threshold_margin",
-    "upstream", "wrapped",
+    "SCHEDULERS", "UPSTREAM", "Pipeline", "alone", "crowded", "plain", "scheduler_of",
+    "threshold_margin", "upstream", "wrapped",
 ]  # fmt: skip
 
 #: Where upstream is right: whole timesteps, and the noise level of each is that of its sigma.
@@ -43,18 +43,21 @@ UPSTREAM = frozenset(
 )
 
 
-def alone(pipe: Pipeline, job: Job) -> torch.Tensor:
-    """Latents, or pixels, by the plain loop of the model's kind."""
-    return _loop(pipe).alone(pipe, job)
+def alone(pipe: Pipeline, job: Job, layer: str | None = None) -> torch.Tensor:
+    """Latents, or pixels, by the plain loop of the model's kind; SAG reads `layer`."""
+    loop = pixel_loop.alone if _is_of_pixels(pipe) else plain_loop.alone
+    return loop(pipe, job) if layer is None else loop(pipe, job, layer)
 
 
 def threshold_margin(pipe: Pipeline, job: Job) -> float:
     """Least distance of a column sum from the mask's threshold in that loop's evaluations."""
-    return _loop(pipe).threshold_margin(pipe, job)
+    if _is_of_pixels(pipe):
+        return pixel_loop.threshold_margin(pipe, job)
+    return plain_loop.threshold_margin(pipe, job)
 
 
-def _loop(pipe: Pipeline) -> Any:
-    return pixel_loop if hasattr(pipe, "null_class") else plain_loop
+def _is_of_pixels(pipe: Pipeline) -> bool:
+    return hasattr(pipe, "null_class")
 
 
 def upstream(pipe: Pipeline, job: Job) -> torch.Tensor:
