@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 import pytest
 import torch
+from diffusers.hooks.smoothed_energy_guidance_utils import _gaussian_blur_2d
 from diffusers.models.attention_processor import (
     AttnProcessor2_0,
     PAGCFGIdentitySelfAttnProcessor2_0,
@@ -142,6 +143,20 @@ def test_seg_blurs_the_attention_map(sigma: float) -> None:
     torch.testing.assert_close(
         output[1:], unet(**_of(given, range(1, 2))).sample, atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 10.0])
+def test_segs_blur_is_the_authors(sigma: float) -> None:
+    """The blur is that of SEG's authors, which diffusers has in the branch for an infinite sigma.
+
+    Its branches are exchanged: each finite sigma gives the mean, as an infinite one should.
+    """
+    queries = torch.randn(2, 64, 12, generator=torch.Generator().manual_seed(0))
+    kernel = 2 * (math.ceil(6 * sigma) // 2) + 1
+    theirs = _gaussian_blur_2d(queries.clone(), kernel, sigma, sigma_threshold_inf=0.0)
+    torch.testing.assert_close(blurred(queries, (8, 8), sigma), theirs)
+    theirs = _gaussian_blur_2d(queries.clone(), kernel, sigma, sigma_threshold_inf=9999.0)
+    torch.testing.assert_close(blurred(queries, (8, 8), math.inf), theirs)
 
 
 def test_the_scheduler_hides_sags_second_call() -> None:
