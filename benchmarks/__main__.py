@@ -28,6 +28,8 @@ COMMANDS = {
     "coldstart": ("benchmarks.coldstart", "from the start of a process to its first picture"),
     "memory": ("benchmarks.memory", "peak memory against rows in one UNet call"),
     "flops": ("benchmarks.flops", "share of the device's matrix peak that the UNet reaches"),
+    "guidance-rows": ("benchmarks.second_guidance.rows", "a row of PAG or SEG beside SAG's"),
+    "guidance-pictures": ("benchmarks.second_guidance.pictures", "what each does to pictures"),
     "monitoring": ("benchmarks.monitoring", "what the dashboard shows of a run"),
     "pool": ("benchmarks.pool.command", "how many workers one Redis serves"),
     "report": ("benchmarks.report", "all results as Markdown"),
@@ -38,7 +40,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def main() -> None:
     """Find the command, let its module read the options, and run it."""
     signal.signal(signal.SIGTERM, _interrupt)  # so that servers and workers are ended, too
-    lines = [f"  {name:<12}{line}" for name, (_, line) in COMMANDS.items()]
+    lines = [f"  {name:<19}{line}" for name, (_, line) in COMMANDS.items()]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,

@@ -22,7 +22,7 @@ from worker.engine.batch import Batch
 ROOT = Path(__file__).resolve().parents[2]
 SAVED = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 #: Commands that compare sides.
-COMPARING = ("throughput", "latency", "daemon", "baseline.compare")
+COMPARING = ("throughput", "latency", "daemon", "baseline.compare", "second_guidance.rows")
 
 
 def test_a_side_lives_in_a_process_of_its_own() -> None:
