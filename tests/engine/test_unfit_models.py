@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.engine.small_models import save_with_vae, save_xl
-from worker.config.models import CONVERT, SHIPPED_MODEL, ModelSpec, TextualInversion
+from worker.config.models import SHIPPED_MODEL, ModelSpec, TextualInversion
 from worker.engine.loading import model_loader
 from worker.errors import ModelLoadError
 
@@ -98,16 +98,6 @@ def test_an_encoder_may_know_more_words(tmp_path: Path) -> None:
     encoder.resize_token_embeddings(encoder.config.vocab_size + 8)
     encoder.save_pretrained(folder / "text_encoder")
     model_loader.load(ModelSpec(path=str(folder), safety_checker=False), "cpu", "none")
-
-
-def test_a_single_file_is_named_so(tmp_path: Path) -> None:
-    """The error of a single file says what it is and how to convert it, and is final."""
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(b"")
-    with pytest.raises(ModelLoadError, match="single file") as failed:
-        model_loader.load(ModelSpec(path=str(file), safety_checker=False), "cpu", "none")
-    assert CONVERT in failed.value.message
-    assert not failed.value.retryable
 
 
 @pytest.mark.parametrize("kind", ["FluxPipeline", "StableDiffusion3Pipeline", None])
