@@ -115,6 +115,21 @@ def test_a_family_that_is_not_served_is_named(tmp_path: Path, kind: str | None) 
     assert not failed.value.retryable
 
 
+@pytest.mark.parametrize("kind", ["DPMSolverSDEScheduler", "EDMEulerScheduler"])
+def test_a_scheduler_that_is_not_served_is_named(tmp_path: Path, kind: str) -> None:
+    """A model that comes with such a scheduler is refused with the reason, before it is loaded."""
+    folder = tmp_path / "model"
+    shutil.copytree(SHIPPED_MODEL, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", kind]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    shutil.rmtree(folder / "unet")
+    reason = f"comes with {kind}, which is not served: it"
+    with pytest.raises(ModelLoadError, match=reason) as failed:
+        model_loader.load(ModelSpec(path=str(folder), safety_checker=False), "cpu", "none")
+    assert not failed.value.retryable
+
+
 def test_a_layer_that_is_not_there_is_named() -> None:
     """A `sag_layer` that the UNet lacks is refused, with names of some that it has."""
     for layer in ("mid_block.attentions.0.transformer_blocks.0.attn2", "up_blocks.9", "conv_in"):

@@ -13,11 +13,10 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from api_contracts.request import ETA_SCHEDULERS
-from worker.engine import device_memory, noise_levels, unipc
+from worker.engine import device_memory, noise_levels, unipc, unserved_samplers
 from worker.engine.job import refusal
 from worker.engine.noise_levels import NoiseLevel, between_sigmas, by_angle, by_sigma, by_timestep
 from worker.engine.sampler_state import SamplerState
-from worker.errors import UnsupportedSchedulerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -120,8 +119,7 @@ def _configured(
     on_gpu: bool,
 ) -> SamplerState:
     if name is not None and name not in SAMPLERS:
-        message = f"unknown scheduler {name!r}; supported are {', '.join(SAMPLERS)}"
-        raise UnsupportedSchedulerError(message, where="scheduler", served=list(SAMPLERS))
+        raise unserved_samplers.refusal(name, list(SAMPLERS))
     if name is None:
         name, sampler, options = _name_of(own), _of_class(own)[0][1], {}
     else:

@@ -59,7 +59,7 @@ KINDS = {
 #: What stands for other files: the beginning of a tensor's name, or its end.
 _BEGIN = {
     "conditioner.embedders.0.model.": "the refiner of Stable Diffusion XL",
-    "edm_": "a checkpoint of Playground 2.5, trained with EDM's preconditioning",
+    "edm_": "a checkpoint with EDM's preconditioning, as Playground 2.5 and CosXL",
     "control_model.": "a ControlNet",
     "lora_": "a file of LoRA weights",
     "down_blocks.": "the UNet of a model alone",
