@@ -115,7 +115,21 @@ def _config(folder: Path, part: str) -> None:
 def _weights(
     folder: Path, part: str, names: list[str], variant: str | None, found: ModelFiles
 ) -> None:
-    """Count the weights of a part: of one file, or of the shards that an index names."""
+    """Count the weights of a part; raises `ModelLoadError` with the file that is at fault."""
+    layers: Counter[str] = Counter()
+    for file in _weight_files(folder, part, names, variant):
+        try:
+            tensors = read_shapes(folder / file)
+        except ModelLoadError as error:
+            raise ModelLoadError(f"{file} {error.message}") from error
+        for tensor, shape in tensors.items():
+            layers[tensor.rpartition(".")[0]] += math.prod(shape)
+    found.parameters[part] = layers.total()
+    found.largest_layers[part] = max(layers.values(), default=0)
+
+
+def _weight_files(folder: Path, part: str, names: list[str], variant: str | None) -> list[str]:
+    """Return the weight files of a part: one, or the shards that an index names."""
     variant = variant_of(names, variant)
     files = chosen(part, names, variant)
     if not files:
@@ -127,20 +141,10 @@ def _weights(
         if not isinstance(placed, dict):
             raise ModelLoadError(f"{part}/{index} has no weight_map")
         files = sorted(set(map(str, placed.values())))
-    layers: Counter[str] = Counter()
-    for name in files:
-        file = _there(folder, f"{part}/{name}", f"but {part}/{index} names it")
-        try:
-            tensors = shapes(folder / file)
-        except ModelLoadError as error:
-            raise ModelLoadError(f"{file} {error.message}") from error
-        for tensor, shape in tensors.items():
-            layers[tensor.rpartition(".")[0]] += math.prod(shape)
-    found.parameters[part] = layers.total()
-    found.largest_layers[part] = max(layers.values(), default=0)
+    return [_there(folder, f"{part}/{name}", f"but {part}/{index} names it") for name in files]
 
 
-def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor in a file, by its header, which shows whether it is complete.
 
     Raises `ModelLoadError`, the end of a sentence about the file.

@@ -85,7 +85,7 @@ class SingleFile:
 
     def __init__(self, path: str) -> None:
         """Raise `ModelLoadError`, the end of a sentence about the file, for any other file."""
-        self._shapes = model_files.shapes(Path(path))
+        self._shapes = model_files.read_shapes(Path(path))
         self.kind = _kind_of(self._shapes)
 
     def config(self, spec: ModelSpec) -> str:
