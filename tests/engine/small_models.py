@@ -57,6 +57,26 @@ def save_inpainting(folder: Path) -> Path:
     return folder
 
 
+def save_v2(folder: Path, prediction_type: str = "v_prediction") -> Path:
+    """A model as of Stable Diffusion 2: linear projections, and heads of one width."""
+    torch.manual_seed(4)
+    own = _components()
+    linear = {"use_linear_projection": True, "attention_head_dim": (2, 4)}
+    made = diffusers.StableDiffusionPipeline(
+        **own
+        | {
+            "text_encoder": _encoder(CLIPTextModel, 64),
+            "unet": diffusers.UNet2DConditionModel.from_config(
+                own["unet"].config, cross_attention_dim=64, **linear
+            ),
+            "scheduler": _sd15_noise(prediction_type=prediction_type),
+        },
+        requires_safety_checker=False,
+    )
+    made.save_pretrained(folder)
+    return folder
+
+
 def save_pixels(
     folder: Path, kind: Any = diffusers.DDPMPipeline, scheduler: Any = None, **unet: Any
 ) -> Path:
@@ -136,11 +156,11 @@ def _components() -> dict[str, Any]:
     return dict(made.components)
 
 
-def _sd15_noise() -> Any:
+def _sd15_noise(**config: Any) -> Any:
     """The noise schedule of Stable Diffusion: the bundled one magnifies the first rounding."""
     return diffusers.DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        set_alpha_to_one=False, steps_offset=1,
+        set_alpha_to_one=False, steps_offset=1, **config,
     )  # fmt: skip
 
 

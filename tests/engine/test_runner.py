@@ -13,7 +13,8 @@ import torch
 from tests.engine import oracle
 from tests.engine.cases import chosen, slow
 from tests.engine.jobs import Rounds, assert_close, job, latents_of, upstream
-from worker.engine import samplers
+from worker.engine import samplers, unserved_samplers
+from worker.engine.samplers import SAMPLERS
 from worker.errors import BadRequestError, UnsupportedSchedulerError
 from worker.exit_codes import DEVICE_FAILED
 from worker.job_control import Control, JobStopped, Step, Stop
@@ -194,6 +195,28 @@ def test_an_unknown_scheduler_is_refused_by_name(make: Make) -> None:
         make(scheduler="nonsense")
     assert "nonsense" in refused.value.message
     assert {"ddim", "euler", "lms"} <= set(refused.value.details["served"])
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("dpmpp_sde", "no seed of a task determines"),
+        ("dpmpp_sde_karras", "dpmpp_2m_sde solves the same"),
+        ("edm_euler", "EDM's preconditioning"),
+    ],
+)
+def test_a_sampler_that_is_not_served_has_a_reason(make: Make, name: str, reason: str) -> None:
+    """A sampler of diffusers' enumeration that is not served is refused with the reason."""
+    with pytest.raises(UnsupportedSchedulerError, match=f"{name}.* is not served.*{reason}") as no:
+        make(scheduler=name)
+    assert name not in no.value.details["served"]
+
+
+def test_every_sampler_of_the_enumeration_is_known() -> None:
+    """Each class of `KarrasDiffusionSchedulers` is served, or has the reason why not."""
+    for kind in diffusers.schedulers.KarrasDiffusionSchedulers:
+        served = [name for name, each in SAMPLERS.items() if each.class_name == kind.name]
+        assert bool(served) is not bool(unserved_samplers.why(kind.name))
 
 
 def test_eta_is_refused_where_it_has_no_meaning(make: Make) -> None:

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.engine.small_models import save_pixels, save_with_vae, save_xl
-from worker.config.models import CONVERT, SHIPPED_MODEL, ModelSpec, TextualInversion
+from worker.config.models import SHIPPED_MODEL, ModelSpec, TextualInversion
 from worker.engine.loading import model_loader
 from worker.errors import ModelLoadError
 
@@ -100,16 +100,6 @@ def test_an_encoder_may_know_more_words(tmp_path: Path) -> None:
     model_loader.load(ModelSpec(path=str(folder), safety_checker=False), "cpu", "none")
 
 
-def test_a_single_file_is_named_so(tmp_path: Path) -> None:
-    """The error of a single file says what it is and how to convert it, and is final."""
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(b"")
-    with pytest.raises(ModelLoadError, match="single file") as failed:
-        model_loader.load(ModelSpec(path=str(file), safety_checker=False), "cpu", "none")
-    assert CONVERT in failed.value.message
-    assert not failed.value.retryable
-
-
 @pytest.mark.parametrize("kind", ["FluxPipeline", "StableDiffusion3Pipeline", None])
 def test_a_family_that_is_not_served_is_named(tmp_path: Path, kind: str | None) -> None:
     """A model of another family is refused by the name of its pipeline, before weights are read."""
@@ -122,6 +112,21 @@ def test_a_family_that_is_not_served_is_named(tmp_path: Path, kind: str | None) 
     with pytest.raises(ModelLoadError, match=reason) as failed:
         model_loader.load(ModelSpec(path=str(folder), safety_checker=False), "cpu", "none")
     assert "stable_diffusion, stable_diffusion_xl and pixels" in failed.value.message
+    assert not failed.value.retryable
+
+
+@pytest.mark.parametrize("kind", ["DPMSolverSDEScheduler", "EDMEulerScheduler"])
+def test_a_scheduler_that_is_not_served_is_named(tmp_path: Path, kind: str) -> None:
+    """A model that comes with such a scheduler is refused with the reason, before it is loaded."""
+    folder = tmp_path / "model"
+    shutil.copytree(SHIPPED_MODEL, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", kind]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    shutil.rmtree(folder / "unet")
+    reason = f"comes with {kind}, which is not served: it"
+    with pytest.raises(ModelLoadError, match=reason) as failed:
+        model_loader.load(ModelSpec(path=str(folder), safety_checker=False), "cpu", "none")
     assert not failed.value.retryable
 
 

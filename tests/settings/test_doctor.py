@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from redis import Redis
 
 from worker import embedded, s3_client
 from worker.config.models import SHIPPED_MODEL, Lora, ModelSpec, TextualInversion
+from worker.devices import Gpu
 from worker.doctor import hub, servers
 from worker.doctor.checks import check_models, run_checks
 
@@ -180,6 +182,88 @@ def test_a_missing_model_file_is_reported(settings: Settings) -> None:
     assert all("SAG_MODELS" in each.fix for each in findings)
 
 
+def models(settings: Settings, **specs: ModelSpec) -> list[Finding]:
+    """The findings about these models, each without a safety checker."""
+    given = {k: each.model_copy(update={"safety_checker": False}) for k, each in specs.items()}
+    return list(check_models(settings.model_copy(update={"models": given})))
+
+
+def single_file(folder: Path) -> str:
+    """The bundled model as one file."""
+    from tests.engine import original_layout
+
+    whole = original_layout.tensors_of(SHIPPED_MODEL)
+    return str(original_layout.save(whole, folder / "model.safetensors"))
+
+
+def test_a_variant_of_a_folder_is_reported(settings: Settings, tmp_path: Path) -> None:
+    """A folder of one variant is whole with the setting, and without it the setting is named."""
+    folder = tmp_path / "model"
+    shutil.copytree(SHIPPED_MODEL, folder)
+    for file in list(folder.glob("*/*.safetensors")):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    ok, bad = models(
+        settings,
+        a=ModelSpec(path=str(folder), variant="fp16"),
+        b=ModelSpec(path=str(folder)),
+    )
+    assert (ok.ok, bad.ok) == (True, False)
+    assert "that of variant fp16 is: set the model's variant" in bad.found
+
+
+def test_a_single_file_is_inspected(settings: Settings, tmp_path: Path) -> None:
+    """A checkpoint in one file is whole with its config, and what is wrong is named otherwise."""
+    file = single_file(tmp_path)
+    cut, pickle = tmp_path / "cut.safetensors", tmp_path / "model.ckpt"
+    cut.write_bytes(b"cut")
+    pickle.write_bytes(b"")
+    found = models(
+        settings,
+        a=ModelSpec(path=file, config=str(SHIPPED_MODEL)),
+        b=ModelSpec(path=file, config="/nowhere"),
+        c=ModelSpec(path=str(cut), config=str(SHIPPED_MODEL)),
+        d=ModelSpec(path=str(pickle)),
+        e=ModelSpec(path="models/absent.safetensors"),
+    )
+    assert [each.ok for each in found] == [True, False, False, False, False]
+    assert "it is whole" in found[0].found
+    assert "config /nowhere is not there" in found[1].found
+    assert "is not complete" in found[2].found
+    assert "is a pickle" in found[3].found
+    assert "is not there" in found[4].found
+    assert all("SAG_MODELS" in each.fix for each in found)
+
+
+def test_a_single_files_memory_is_compared(settings: Settings, tmp_path: Path) -> None:
+    """The weights of a file need the memory of the folder's."""
+    file = single_file(tmp_path)
+    gpu = Gpu(index=0, gpu_uuid="a", name="small", memory_mib=1, free_mib=1)
+    cuda = settings.model_copy(update={"device": "cuda:0"})
+    specs = [
+        ModelSpec(path=file, config=str(SHIPPED_MODEL), safety_checker=False),
+        ModelSpec(path=str(SHIPPED_MODEL), safety_checker=False),
+    ]
+    ours, theirs = (
+        list(check_models(cuda.model_copy(update={"models": {"a": each}}), [gpu]))[-1]
+        for each in specs
+    )
+    assert ours == theirs
+    assert not ours.ok
+
+
+def test_a_single_file_may_need_a_hub(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without `config` the hub is asked for the configuration that belongs to the file's kind."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    file = single_file(tmp_path)
+    weights, place, asked = models(settings, a=ModelSpec(path=file))
+    assert (weights.ok, place.ok, asked.ok) == (True, True, False)
+    assert "stable-diffusion-v1-5/stable-diffusion-v1-5" in asked.found
+    assert "or its config, to a folder" in asked.fix
+
+
 REMOTE = ModelSpec(path="owner/name")
 
 
@@ -195,12 +279,12 @@ def test_a_hub_is_asked_for_what_is_not_in_its_cache(
         monkeypatch.setattr(
             constants, "ENDPOINT", f"http://{embedded.LOOPBACK}:{silent.getsockname()[1]}"
         )
-        found = hub.check_hub("model a hub", REMOTE)
+        found = hub.check_hub("model a hub", REMOTE, "owner/name")
     assert (found.ok, "HF_ENDPOINT" in found.fix) == (False, True)
     assert constants.ENDPOINT in found.found
     assert "imeout" in found.found
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in hub.check_hub("model a hub", REMOTE).found
+    assert "HF_HUB_OFFLINE" in hub.check_hub("model a hub", REMOTE, "owner/name").found
 
 
 @pytest.fixture

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 #: The bundled model. It is inside the package, so that checkout, wheel and Docker image have it.
 SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "models" / "tiny-shapes"
 #: The bundled model of pixels, which draws classes instead of prompts.
 SHIPPED_PIXEL_MODEL = SHIPPED_MODEL.with_name("tiny-shapes-pixels")
 
-#: What to do about a checkpoint in one file.
+#: The end of every file of weights that is read.
+SAFETENSORS = ".safetensors"
+#: Those of files that are pickled; to read one may run code.
+PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
+#: What to do about a pickled checkpoint, or pickled weights of a folder.
 CONVERT = (
-    "load it with from_single_file of StableDiffusionPipeline or StableDiffusionXLPipeline, and"
-    " save_pretrained to a folder"
+    "if you trust it, convert it where no secrets are: load it with diffusers"
+    " (StableDiffusionPipeline or StableDiffusionXLPipeline: from_single_file for one file,"
+    " from_pretrained with use_safetensors=False for a folder), save_pretrained to a folder, and"
+    " set the model's path to that"
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 
 
 def is_hub_id(path: str) -> bool:
     """Whether a path that is no folder may be a hub id, `owner/name`."""
-    return _HUB_ID.match(path) is not None
+    return _HUB_ID.match(path) is not None and not path.endswith((SAFETENSORS, *PICKLES))
 
 
 def is_local(path: str) -> bool:
@@ -72,7 +78,20 @@ class ModelSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str = Field(min_length=1, description="A local folder in diffusers' layout or a hub id.")
+    path: str = Field(
+        min_length=1,
+        description="A local folder in diffusers' layout, a hub id, or a .safetensors checkpoint.",
+    )
+    config: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Of a checkpoint in one file: a folder or hub id with its configuration.",
+    )
+    variant: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9_-]{1,50}$",
+        description="Of a folder or hub id: the weights whose files have it in their name: `fp16`.",
+    )
     dtype: Dtype = "auto"
     safety_checker: bool = True
     vae_slicing: bool = False
@@ -90,6 +109,20 @@ class ModelSpec(BaseModel):
         description="Of a model of pixels: the label that it was trained with for no class.",
     )
     defaults: ModelDefaults = ModelDefaults()
+
+    @property
+    def is_single_file(self) -> bool:
+        """Whether `path` is a checkpoint of the whole model in one file."""
+        return self.path.endswith(SAFETENSORS)
+
+    @model_validator(mode="after")
+    def _check_layout(self) -> Self:
+        if self.config is not None and not self.is_single_file:
+            message = f"config is for a {SAFETENSORS} checkpoint; a folder or hub id has its own"
+            raise ValueError(message)
+        if self.variant is not None and self.is_single_file:
+            raise ValueError("variant is for a folder or hub id; a checkpoint in one file has none")
+        return self
 
 
 def shipped() -> ModelSpec:

@@ -36,8 +36,9 @@ class Settings(S3Settings, RedisSettings):
     models: dict[Alias, ModelSpec] = Field(
         default_factory=lambda: {"default": shipped()},
         min_length=1,
-        description="JSON: alias to `path`, `dtype`, `safety_checker`, `defaults`, `lora`, "
-        "`textual_inversion`, `sag_layer`, `null_class`, `vae_slicing`, `vae_tiling`.",
+        description="JSON: alias to `path`, `config`, `variant`, `dtype`, `safety_checker`, "
+        "`defaults`, `lora`, `textual_inversion`, `sag_layer`, `null_class`, `vae_slicing`, "
+        "`vae_tiling`.",
     )
     device: str = Field(
         default="auto",

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from worker import devices
-from worker.config.models import CONVERT, is_hub_id
+from worker.config.models import is_hub_id
 from worker.doctor import servers
 from worker.doctor.finding import Finding, missing_extra
-from worker.doctor.hub import check_hub
-from worker.engine.loading import model_files
+from worker.doctor.model_path import MISSING_PATH_FIX, check_path
 from worker.engine.loading.compiler import FIX, missing_compiler
 
 if TYPE_CHECKING:
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
 
     from worker.config.models import ModelSpec
     from worker.config.settings import Settings
+    from worker.engine.loading.model_files import ModelFiles
 
 _MEMORY_FIX = {
     "none": "set SAG_OFFLOAD=model, or use a GPU with more memory",
@@ -28,7 +27,6 @@ _MEMORY_FIX = {
     "auto": "set SAG_OFFLOAD=sequential, or use a GPU with more memory",
     "sequential": "use a GPU with more memory",
 }
-_MISSING_PATH_FIX = "set its path in SAG_MODELS to one on this machine, or to a hub id (owner/name)"
 
 
 def run_checks(settings: Settings) -> Iterator[Finding]:
@@ -90,33 +88,10 @@ def check_models(settings: Settings, gpus: Sequence[devices.Gpu] = ()) -> Iterat
 def _check_model(
     what: str, spec: ModelSpec, offload: str, smallest: devices.Gpu | None
 ) -> Iterator[Finding]:
-    folder = Path(spec.path)
-    if folder.is_dir():
-        files = model_files.inspect(folder, safety_checker=spec.safety_checker)
-        found = f"{folder}: {'; '.join(files.faults) or 'every file is there'}"
-        fix = "add the files, or set SAG_MODELS to a folder in diffusers' layout"
-        yield Finding(what, ok=not files.faults, found=found, fix=fix)
-        if smallest is not None and not files.faults:
-            yield check_memory(what, files, spec.dtype, offload, smallest)
-    elif is_hub_id(spec.path):
-        place = _hub_cache()
-        free_gib = shutil.disk_usage(place).free / 2**30
-        found = f"{spec.path} from the hub or its cache; {free_gib:.0f} GiB free at {place}"
-        yield Finding(what, ok=True, found=found)
-        yield check_hub(f"{what} hub", spec)
-    elif folder.exists():
-        found = f"{spec.path} is a single file, which is not supported"
-        yield Finding(what, ok=False, found=found, fix=CONVERT)
-    else:
-        yield Finding(what, ok=False, found=f"{spec.path} is not there", fix=_MISSING_PATH_FIX)
-
-
-def _hub_cache() -> Path:
-    """Return the folder of the hub's cache, or its nearest parent that exists."""
-    from huggingface_hub import constants  # noqa: PLC0415  # the worker extra
-
-    cache = Path(constants.HF_HUB_CACHE).absolute()
-    return next(each for each in (cache, *cache.parents) if each.exists())
+    findings, files = check_path(what, spec)
+    yield from findings
+    if smallest is not None and files is not None and not files.faults:
+        yield check_memory(what, files, spec.dtype, offload, smallest)
 
 
 def _check_additions(what: str, spec: ModelSpec) -> Iterator[Finding]:
@@ -124,7 +99,7 @@ def _check_additions(what: str, spec: ModelSpec) -> Iterator[Finding]:
     for path in [each.path for each in spec.lora] + [each.path for each in spec.textual_inversion]:
         if not Path(path).exists() and not is_hub_id(path):
             found = f"{path} is not there"
-            yield Finding(what, ok=False, found=found, fix=_MISSING_PATH_FIX)
+            yield Finding(what, ok=False, found=found, fix=MISSING_PATH_FIX)
 
 
 def _smallest(device: str, gpus: Sequence[devices.Gpu]) -> devices.Gpu | None:
@@ -139,7 +114,7 @@ def _smallest(device: str, gpus: Sequence[devices.Gpu]) -> devices.Gpu | None:
 
 
 def check_memory(
-    what: str, files: model_files.ModelFiles, dtype: str, offload: str, gpu: devices.Gpu
+    what: str, files: ModelFiles, dtype: str, offload: str, gpu: devices.Gpu
 ) -> Finding:
     """Compare a model's weights with a GPU's memory; too little free memory is only mentioned."""
     dtype = "float16" if dtype == "auto" else dtype

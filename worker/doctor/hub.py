@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 HUB_TIMEOUT_S = 5.0
 _FIX = (
     "check HF_ENDPOINT, HTTPS_PROXY, SSL_CERT_FILE and HF_TOKEN; or set the model's path in"
-    " SAG_MODELS to a folder on this machine"
+    " SAG_MODELS, or its config, to a folder on this machine"
 )
 
 
-def check_hub(what: str, spec: ModelSpec) -> Finding:
-    """Look into the hub's cache, then ask the hub. The model's path is a hub id, `owner/name`."""
+def check_hub(what: str, spec: ModelSpec, repository: str) -> Finding:
+    """Look into the hub's cache, then ask the hub for `repository`, the model's or its config's."""
     from huggingface_hub import HfApi, constants  # noqa: PLC0415  # the worker extra
 
     from worker.engine.loading import hub  # noqa: PLC0415  # as above
 
     if hub.is_complete(spec):
-        return Finding(what, ok=True, found=f"{spec.path} is in the cache")
+        return Finding(what, ok=True, found=f"{repository} is in the cache")
     if constants.HF_HUB_OFFLINE:
-        found = f"{spec.path} is not whole in the cache, and HF_HUB_OFFLINE is set"
+        found = f"{repository} is not whole in the cache, and HF_HUB_OFFLINE is set"
         return Finding(what, ok=False, found=found, fix=_FIX)
     try:
-        HfApi().model_info(spec.path, timeout=HUB_TIMEOUT_S)
+        HfApi().model_info(repository, timeout=HUB_TIMEOUT_S)
     except Exception as error:  # noqa: BLE001  # the hub's client raises anything
-        found = f"{constants.ENDPOINT} does not give {spec.path}: {error!r}"[:500]
+        found = f"{constants.ENDPOINT} does not give {repository}: {error!r}"[:500]
         return Finding(what, ok=False, found=found, fix=_FIX)
-    return Finding(what, ok=True, found=f"{constants.ENDPOINT} has {spec.path}")
+    return Finding(what, ok=True, found=f"{constants.ENDPOINT} has {repository}")

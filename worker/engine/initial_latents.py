@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 
-from worker.engine import device_memory, samplers
+from worker.engine import device_memory, host_noise
 
 if TYPE_CHECKING:
     from worker.engine.job import Job
@@ -136,7 +136,9 @@ class StartDraw:
 
     def _noise(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         mean = self.source.picture.mean
-        return samplers.noise(tuple(mean.shape), self.generator, mean.device, dtype or self.dtype)
+        return host_noise.randn_tensor(
+            tuple(mean.shape), self.generator, mean.device, dtype or self.dtype
+        )
 
     def _noisy(self, picture: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """The picture at the noise level of the first step that is made."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from api_contracts.errors import FieldError
-from worker.engine import device_memory, initial_latents, safetensors_io, samplers
+from worker.engine import device_memory, host_noise, initial_latents, safetensors_io, samplers
 from worker.engine.batch_scheduler import Bucket
 from worker.engine.families.conditioning import TEXT, check_range, encoded, in_precision
 from worker.engine.image_state import ImageState
@@ -153,7 +153,7 @@ def _from_noise(
     device, dtype = torch.device(model.device), dtype_of(model.pipeline)
     if prepared.latents is None:
         shape = (1, model.latent_channels, prepared.height, prepared.width)
-        noise = samplers.noise(shape, generator, device, dtype)
+        noise = host_noise.randn_tensor(shape, generator, device, dtype)
     else:
         given = prepared.latents[index : index + 1].to(dtype)
         noise = device_memory.to_device(given, device)

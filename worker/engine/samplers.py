@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
 from api_contracts.request import ETA_SCHEDULERS
-from worker.engine import device_memory, noise_levels, unipc
+from worker.engine import host_noise, noise_levels, unipc, unserved_samplers
 from worker.engine.job import refusal
 from worker.engine.noise_levels import NoiseLevel, between_sigmas, by_angle, by_sigma, by_timestep
 from worker.engine.sampler_state import SamplerState
-from worker.errors import UnsupportedSchedulerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -120,8 +118,7 @@ def _configured(
     on_gpu: bool,
 ) -> SamplerState:
     if name is not None and name not in SAMPLERS:
-        message = f"unknown scheduler {name!r}; supported are {', '.join(SAMPLERS)}"
-        raise UnsupportedSchedulerError(message, where="scheduler", served=list(SAMPLERS))
+        raise unserved_samplers.refusal(name, list(SAMPLERS))
     if name is None:
         name, sampler, options = _name_of(own), _of_class(own)[0][1], {}
     else:
@@ -173,24 +170,6 @@ def _scheduler_of(
     return made, (prediction, used)
 
 
-def noise(
-    shape: tuple[int, ...],
-    generator: torch.Generator | None = None,
-    device: torch.device | None = None,
-    dtype: torch.dtype | None = None,
-    layout: torch.layout | None = None,
-) -> torch.Tensor:
-    """Diffusers' `randn_tensor`, which does not wait for a GPU if the generator is on the CPU.
-
-    There it is in the worker, so that a seed gives the same picture on every device.
-    """
-    if not (isinstance(generator, torch.Generator) and generator.device.type == "cpu" and device):
-        drawn: torch.Tensor = randn_tensor(shape, generator, device, dtype, layout)
-        return drawn
-    numbers = torch.randn(shape, generator=generator, dtype=dtype, layout=layout or torch.strided)
-    return device_memory.to_device(numbers, device)
-
-
 def is_supported(own: DiffusersScheduler) -> bool:
     """Whether a model's own scheduler is of a class whose noise levels are known here."""
     return bool(_of_class(own))
@@ -239,7 +218,7 @@ def _avoid_waits(scheduler: DiffusersScheduler) -> None:
         unipc.compute_on_host(scheduler)
     module = sys.modules[type(scheduler).__module__]
     if hasattr(module, "randn_tensor"):
-        module.randn_tensor = noise  # type: ignore[attr-defined]  # for all schedulers of its class
+        module.randn_tensor = host_noise.randn_tensor  # type: ignore[attr-defined]  # for all schedulers of its class
 
 
 def _of_class(own: DiffusersScheduler) -> list[tuple[str, _Sampler]]:

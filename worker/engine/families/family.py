@@ -38,7 +38,7 @@ class Family(ABC):
 
     @abstractmethod
     def pipeline(self, source: str, spec: ModelSpec, **options: Any) -> Pipeline:  # noqa: ANN401  # diffusers' own
-        """Load diffusers' pipeline from a folder; raises what diffusers raises."""
+        """Have diffusers build the pipeline, see `loading.pipelines`; raises what it raises."""
 
     @abstractmethod
     def faults(self, pipe: Pipeline) -> Iterator[str]:

@@ -13,6 +13,7 @@ from api_contracts.errors import FieldError
 from worker.engine.families.conditioning import Conditioning, EncoderInput, PromptInputs
 from worker.engine.families.family import Family
 from worker.engine.loading.model_files import PIXEL_PIPELINES
+from worker.engine.loading.pipelines import build
 from worker.engine.sag_attention import MID_BLOCK_OF_PIXELS
 from worker.engine.samplers import LEARNED_VARIANCE
 from worker.errors import BadRequestError
@@ -98,9 +99,8 @@ class Pixel(Family):
 
     def pipeline(self, source: str, spec: ModelSpec, **options: Any) -> Pipeline:  # noqa: ANN401  # diffusers' own
         """A `PixelPipeline` of the parts of diffusers' own."""
-        loaded = diffusers.DiffusionPipeline.from_pretrained(source, **options)
-        dtypes = options.get("dtype") or {}
-        vae = NoAutoencoder(loaded.unet.config.in_channels, dtypes.get("default", torch.float32))
+        loaded = build(diffusers.DiffusionPipeline, source, spec, **options)
+        vae = NoAutoencoder(loaded.unet.config.in_channels, options["dtype"]["default"])
         return PixelPipeline(loaded.unet, loaded.scheduler, vae, spec.null_class)
 
     def faults(self, pipe: Pipeline) -> Iterator[str]:

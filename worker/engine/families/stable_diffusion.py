@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 from worker.engine import device_memory
 from worker.engine.families.conditioning import TEXT
 from worker.engine.families.latent import LatentFamily
+from worker.engine.loading.pipelines import build
 from worker.engine.lora_scale import lora_scaled
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class StableDiffusion(LatentFamily):
         """A `StableDiffusionPipeline`, with its safety checker or without."""
         if not spec.safety_checker:
             options |= {"safety_checker": None, "requires_safety_checker": False}
-        return StableDiffusionPipeline.from_pretrained(source, **options)
+        return build(StableDiffusionPipeline, source, spec, **options)
 
     def faults(self, pipe: Pipeline) -> Iterator[str]:
         """A UNet with inputs of another family, too."""

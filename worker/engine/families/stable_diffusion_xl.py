@@ -10,6 +10,7 @@ from worker.engine import device_memory, safetensors_io
 from worker.engine.families.conditioning import TEXT, EncoderInput, check_range
 from worker.engine.families.latent import LatentFamily, cut_off
 from worker.engine.job import refusal
+from worker.engine.loading.pipelines import build
 from worker.engine.lora_scale import lora_scaled
 
 if TYPE_CHECKING:
@@ -40,11 +41,11 @@ class StableDiffusionXL(LatentFamily):
     takes_sizes = True
     lacks = frozenset({"textual_inversion"})
 
-    def pipeline(self, source: str, spec: ModelSpec, **options: Any) -> Pipeline:  # noqa: ANN401, ARG002  # diffusers' own; it has no checker
+    def pipeline(self, source: str, spec: ModelSpec, **options: Any) -> Pipeline:  # noqa: ANN401  # diffusers' own
         """A `StableDiffusionXLPipeline`, whose autoencoder is in float32 where it must be."""
         from diffusers import StableDiffusionXLPipeline  # noqa: PLC0415  # most workers need none
 
-        pipe = StableDiffusionXLPipeline.from_pretrained(source, add_watermarker=False, **options)
+        pipe = build(StableDiffusionXLPipeline, source, spec, add_watermarker=False, **options)
         if pipe.vae.config.force_upcast and pipe.vae.dtype == torch.float16:
             pipe.vae.to(torch.float32)
         return pipe

@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from worker.engine.loading.hub import SAFE, source
+from worker.engine.loading.hub import source
+from worker.engine.loading.pipelines import SAFE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,35 +1,39 @@
-"""Models, LoRA weights and textual inversions of a hub: downloaded once, then read from its cache.
+"""Models, their configuration, LoRA weights and textual inversions of a hub, and its cache.
 
-What is in the cache is used as it is, also when the hub has a newer version. Imports no torch and
-no diffusers: the engine's thread may be importing them.
+They are downloaded once. What is in the cache is used as it is, also when the hub has a newer
+version. Imports no torch and no diffusers: the engine's thread may be importing them.
 """
 
 from __future__ import annotations
 
+import glob
 import logging
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from worker.config.models import is_hub_id, is_local
-from worker.engine.loading import model_files
+from worker.engine.loading import model_files, weight_files
 from worker.engine.loading.load_errors import load_error
+from worker.engine.loading.single_file import SingleFile
+from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from worker.config.models import ModelSpec
+    from worker.engine.loading.model_files import ModelFiles
 
 logger = logging.getLogger(__name__)
 
-#: Never load pickles, which run code; never ask a hub, which may not answer.
-SAFE = {"use_safetensors": True, "local_files_only": True}
 _WEIGHTS = "*.safetensors"
-#: The files of a model in diffusers' layout, without checkpoints of the whole in one file.
-_PARTS = ["*.json", "*.txt", f"*/{_WEIGHTS}"]
-#: The same weights in other precisions, which are not loaded.
-_VARIANTS = ["*.fp16.*", "*.bf16.*", "*.non_ema.*", "*.ema_only.*"]
+#: The files of a model's configuration and of its tokenizers, and the tables of shards, which are
+#: none.
+_CONFIG, _TABLES = (".json", ".txt"), "*.safetensors.index*.json"
 
 
 def local(path: str) -> Path | None:
@@ -56,31 +60,89 @@ def source(path: str) -> str:
     return str(found)
 
 
+def config_of(spec: ModelSpec) -> str:
+    """The path or hub id of a model's configuration; raises `ModelLoadError` where it needs one."""
+    if not spec.is_single_file or spec.config:
+        return spec.config or spec.path
+    return SingleFile(spec.path).config(spec)
+
+
 def is_complete(spec: ModelSpec) -> bool:
     """Whether everything that the model needs is on this machine, or can't come from a hub."""
-    if not is_local(spec.path):
-        model = local(spec.path)
-        if model is None or model_files.inspect(model, safety_checker=spec.safety_checker).faults:
-            return False
-    return not [each for each in _additions(spec) if not (is_local(each) or _has_weights(each))]
+    return not list(_missing(spec))
+
+
+def _missing(spec: ModelSpec) -> Iterator[str]:
+    """The hub ids of what is not on this machine, the model's or its configuration's first."""
+    try:
+        model = config_of(spec)
+    except ModelLoadError:  # raised when it is loaded
+        model = spec.path
+    if not is_local(model):
+        folder = local(model)
+        if folder is None or inspect(spec, folder).faults:
+            yield model
+    yield from (each for each in _additions(spec) if not (is_local(each) or _has_weights(each)))
+
+
+def inspect(spec: ModelSpec, folder: Path) -> ModelFiles:
+    """Check the folder of a model, or of a single file's configuration."""
+    return model_files.inspect(
+        folder,
+        safety_checker=spec.safety_checker and not spec.is_single_file,
+        variant=spec.variant,
+        weights=not spec.is_single_file,
+    )
 
 
 def download(spec: ModelSpec) -> None:
     """Download what is not here yet; raises `ModelLoadError`. A hub that is silent may block it."""
-    if is_complete(spec):
+    missing = list(_missing(spec))
+    if not missing:
         return
     began_s = time.perf_counter()
-    logger.info("downloading model %s from the hub", spec.path)
+    logger.info("downloading %s from the hub for model %s", ", ".join(missing), spec.path)
     try:
-        if not is_local(spec.path):
-            unused = _VARIANTS if spec.safety_checker else [*_VARIANTS, "safety_checker/*"]
-            snapshot_download(spec.path, allow_patterns=_PARTS, ignore_patterns=unused)
-        for path in _additions(spec):
-            if not (is_local(path) or _has_weights(path)):
-                snapshot_download(path, allow_patterns=_WEIGHTS)
+        for repository in missing:
+            _fetch(spec, repository)
+    except ModelLoadError:
+        raise
     except Exception as error:  # the hub's client raises anything
         raise load_error(spec, error) from error
     logger.info("downloaded model %s in %.1f s", spec.path, time.perf_counter() - began_s)
+
+
+def _fetch(spec: ModelSpec, repository: str) -> None:
+    if repository in _additions(spec):
+        snapshot_download(repository, allow_patterns=_WEIGHTS)
+    elif not spec.is_single_file:
+        _download_model(spec)
+    else:
+        patterns = [f"*{end}" for end in _CONFIG]
+        try:
+            snapshot_download(repository, allow_patterns=patterns, ignore_patterns=_TABLES)
+        except Exception as error:
+            what = f"its configuration, {repository}, could not be downloaded"
+            raise OSError(f"{what} (set its config to a folder to need no hub): {error}") from error
+
+
+def _download_model(spec: ModelSpec) -> None:
+    """Download the files that are loaded, of the variant if there is one, and no others."""
+    files = [each.rfilename for each in HfApi().model_info(spec.path).siblings or ()]
+    if not spec.safety_checker:
+        files = [file for file in files if not file.startswith("safety_checker/")]
+    by_part = {
+        part: [file.removeprefix(f"{part}/") for file in files if file.startswith(f"{part}/")]
+        for part in weight_files.STEMS
+    }
+    variants = {part: weight_files.variant_of(by_part[part], spec.variant) for part in by_part}
+    if spec.variant and not any(variants.values()):
+        message = f"model {spec.path!r} has no weights of variant {spec.variant!r} on the hub"
+        raise ModelLoadError(message, retryable=False)
+    wanted = [file for file in files if file.endswith(_CONFIG) and not fnmatch(file, _TABLES)]
+    for part, names in by_part.items():
+        wanted += [f"{part}/{each}" for each in weight_files.chosen(part, names, variants[part])]
+    snapshot_download(spec.path, allow_patterns=list(map(glob.escape, wanted)))
 
 
 def _additions(spec: ModelSpec) -> list[str]:

@@ -45,6 +45,12 @@ def load_error(spec: ModelSpec, error: Exception) -> ModelLoadError:
     return ModelLoadError(message + REMEDY, retryable=False)
 
 
+def refused(spec: ModelSpec, what: str, cause: Exception | None = None) -> ModelLoadError:
+    """The error of a model that `what`, the end of a sentence; final unless its cause may pass."""
+    message = f"model {spec.path!r} {what}"[:2000] + REMEDY
+    return ModelLoadError(message, retryable=cause is not None and may_pass(cause))
+
+
 def may_pass(error: BaseException) -> bool:
     """Whether the disk, the network or the memory is at fault rather than the model's files.
 

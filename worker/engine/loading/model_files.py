@@ -1,4 +1,4 @@
-"""Checks a model's folder in diffusers' layout: missing files, and the size of its weights.
+"""Checks a model's folder in diffusers' layout: missing files, the size of its weights.
 
 Reads the headers of weight files only; knows no torch.
 """
@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from worker.engine.loading.weight_files import STEMS, chosen, variant_of, whole, why_missing
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -27,15 +28,6 @@ _CONFIGS = {
     "scheduler": "scheduler_config.json",
     "feature_extractor": "preprocessor_config.json",
 }
-#: The weight file of a part, as diffusers and transformers name it; the other parts have none.
-_WEIGHTS = {
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-    "text_encoder": "model.safetensors",
-    "text_encoder_2": "model.safetensors",
-    "image_encoder": "model.safetensors",
-    "safety_checker": "model.safetensors",
-}
 #: A tokenizer is stored in one file, or in these two.
 _TOKENIZER, _TOKENIZER_PARTS = "tokenizer.json", ("vocab.json", "merges.txt")
 #: The part that stays on the GPU in any mode of offload.
@@ -49,6 +41,8 @@ class ModelFiles:
 
     #: Files that are missing or cannot be read, each in words.
     faults: list[str] = field(default_factory=list)
+    #: Class of diffusers' pipeline; empty where the index can't be read.
+    pipeline: str = ""
     #: Number of parameters of each part that has weights, and of its largest layer.
     parameters: dict[str, int] = field(default_factory=dict)
     largest_layers: dict[str, int] = field(default_factory=dict)
@@ -66,11 +60,16 @@ class ModelFiles:
         return (max(moved, default=0) + self.parameters.get(_STAYS, 0)) * _BYTES[dtype]
 
 
-def inspect(folder: Path, *, safety_checker: bool) -> ModelFiles:
-    """Check every file that loading the model reads, those of its safety checker if wanted."""
+def inspect(
+    folder: Path, *, safety_checker: bool, variant: str | None = None, weights: bool = True
+) -> ModelFiles:
+    """Check every file that loading the model reads, those of its safety checker if wanted.
+
+    Without `weights` only the configuration is checked, and the tokenizers.
+    """
     found = ModelFiles()
     try:
-        index = _json(folder, "model_index.json")
+        index = read_json(folder, "model_index.json")
     except ModelLoadError as error:
         found.faults.append(error.message)
         return found
@@ -78,65 +77,92 @@ def inspect(folder: Path, *, safety_checker: bool) -> ModelFiles:
         name for name, kind in index.items()
         if not name.startswith("_") and isinstance(kind, list) and any(kind)
     }  # fmt: skip
-    kind, needed = str(index.get("_class_name")), _NEEDED
-    if kind in PIXEL_PIPELINES:
+    found.pipeline, needed = str(index.get("_class_name")), _NEEDED
+    if found.pipeline in PIXEL_PIPELINES:
         needed = _NEEDED_BY_PIXELS
-    elif "XL" in kind:
+    elif "XL" in found.pipeline:
         needed = _NEEDED | _NEEDED_BY_XL
     needed |= {"safety_checker"} if safety_checker else set()
     found.faults += [f"model_index.json names no {part}" for part in sorted(needed - parts)]
-    for part in sorted(parts if safety_checker else parts - {"safety_checker"}):
+    wanted = sorted(parts if safety_checker else parts - {"safety_checker"})
+    names = {part: _names(folder / part) for part in wanted if weights and part in STEMS}
+    if variant and not any(variant_of(each, variant) for each in names.values()):
+        found.faults.append(f"no part has weights of variant {variant!r}")
+        return found
+    for part in wanted:
         try:
-            _part(folder, part, found)
+            _config(folder, part)
+            if part in names:
+                _weights(folder, part, names[part], variant, found)
         except ModelLoadError as error:
             found.faults.append(error.message)
     return found
 
 
-def _part(folder: Path, part: str, found: ModelFiles) -> None:
-    if part.startswith("tokenizer"):
-        if not (folder / part / _TOKENIZER).is_file():
-            for name in _TOKENIZER_PARTS:
-                _there(folder, f"{part}/{name}", f"and {part}/{_TOKENIZER} neither")
-        return
-    _json(folder, f"{part}/{_CONFIGS.get(part, 'config.json')}")
-    if part in _WEIGHTS:
-        files = _weights(folder, f"{part}/{_WEIGHTS[part]}")
-        layers: Counter[str] = Counter()
-        for file in files:
-            layers.update(_layers(folder, file))
-        found.parameters[part] = layers.total()
-        found.largest_layers[part] = max(layers.values(), default=0)
+def _names(folder: Path) -> list[str]:
+    return sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
 
 
-def _weights(folder: Path, file: str) -> list[str]:
-    """Return the weight files of a part: one, or those that an index names."""
-    index = f"{file}.index.json"
-    if not (folder / index).is_file():
-        return [_there(folder, file, "and only safetensors are loaded")]
-    placed = _json(folder, index).get("weight_map")
-    if not isinstance(placed, dict):
-        raise ModelLoadError(f"{index} has no weight_map")
-    part, names = file.partition("/")[0], set(map(str, placed.values()))
-    return [_there(folder, f"{part}/{name}", f"but {index} names it") for name in sorted(names)]
+def _config(folder: Path, part: str) -> None:
+    """Check a part's configuration, or the files of a tokenizer."""
+    if not part.startswith("tokenizer"):
+        read_json(folder, f"{part}/{_CONFIGS.get(part, 'config.json')}")
+    elif not (folder / part / _TOKENIZER).is_file():
+        for name in _TOKENIZER_PARTS:
+            _there(folder, f"{part}/{name}", f"and {part}/{_TOKENIZER} neither")
 
 
-def _layers(folder: Path, file: str) -> Counter[str]:
-    """Return the parameters of each layer in a file; its header shows whether it is complete."""
+def _weights(
+    folder: Path, part: str, names: list[str], variant: str | None, found: ModelFiles
+) -> None:
+    """Count the weights of a part; raises `ModelLoadError` with the file that is at fault."""
+    layers: Counter[str] = Counter()
+    for file in _weight_files(folder, part, names, variant):
+        try:
+            tensors = read_shapes(folder / file)
+        except ModelLoadError as error:
+            raise ModelLoadError(f"{file} {error.message}") from error
+        for tensor, shape in tensors.items():
+            layers[tensor.rpartition(".")[0]] += math.prod(shape)
+    found.parameters[part] = layers.total()
+    found.largest_layers[part] = max(layers.values(), default=0)
+
+
+def _weight_files(folder: Path, part: str, names: list[str], variant: str | None) -> list[str]:
+    """Return the weight files of a part: one, or the shards that an index names."""
+    variant = variant_of(names, variant)
+    files = chosen(part, names, variant)
+    if not files:
+        file = f"{part}/{whole(part, variant)}"
+        raise ModelLoadError(f"{file} is not there, {why_missing(part, names)}")
+    index = next((name for name in files if name.endswith(".json")), None)
+    if index is not None:
+        placed = read_json(folder, f"{part}/{index}").get("weight_map")
+        if not isinstance(placed, dict):
+            raise ModelLoadError(f"{part}/{index} has no weight_map")
+        files = sorted(set(map(str, placed.values())))
+    return [_there(folder, f"{part}/{name}", f"but {part}/{index} names it") for name in files]
+
+
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor in a file, by its header, which shows whether it is complete.
+
+    Raises `ModelLoadError`, the end of a sentence about the file.
+    """
     from safetensors import SafetensorError, safe_open  # noqa: PLC0415  # the worker extra
 
-    layers: Counter[str] = Counter()
     try:
-        with safe_open(folder / file, "np") as weights:
-            for name in weights.keys():  # noqa: SIM118  # no mapping
-                layer = name.rpartition(".")[0]
-                layers[layer] += math.prod(weights.get_slice(name).get_shape())
+        with safe_open(path, "np") as weights:
+            return {
+                name: tuple(weights.get_slice(name).get_shape())
+                for name in weights.keys()  # noqa: SIM118  # no mapping
+            }
     except (SafetensorError, OSError) as error:
-        raise ModelLoadError(f"{file} is not complete: {error}") from error
-    return layers
+        raise ModelLoadError(f"is not complete: {error}") from error
 
 
-def _json(folder: Path, file: str) -> dict[str, Any]:
+def read_json(folder: Path, file: str) -> dict[str, Any]:
+    """The content of a file; raises `ModelLoadError` with its name."""
     try:
         read = json.loads((folder / _there(folder, file)).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -13,11 +13,11 @@ import torch
 import transformers
 
 from worker import devices
-from worker.config.models import CONVERT
 from worker.engine import device_memory, guidance, sag_attention, samplers
 from worker.engine.families.served import family_of
 from worker.engine.loaded_model import LoadedModel
-from worker.engine.loading import adapters, hub, load_errors
+from worker.engine.loading import adapters, hub, load_errors, single_file
+from worker.engine.loading.single_file import SingleFile
 from worker.engine.offload import networks_of, residency_on
 from worker.errors import ModelLoadError
 
@@ -43,13 +43,10 @@ def load(spec: ModelSpec, device: str, mode: str, *, compiled: bool = False) -> 
     """
     began_s = time.perf_counter()
     _silence_libraries()
-    if Path(spec.path).is_file():
-        message = f"model {spec.path!r} is a single file, which is not supported; {CONVERT}"
-        raise ModelLoadError(message, retryable=False)
     try:
-        source = hub.source(spec.path)
+        source = _source(spec)
         family = _family(source, spec)
-        pipeline = family.pipeline(source, spec, dtype=_dtypes(spec, device), **hub.SAFE)
+        pipeline = _pipeline(family, source, spec, device)
         _check_supported(family, pipeline, spec)
         adapters.add(pipeline, spec)
     except ModelLoadError:
@@ -71,13 +68,42 @@ def load(spec: ModelSpec, device: str, mode: str, *, compiled: bool = False) -> 
     return model
 
 
-def _family(source: str, spec: ModelSpec) -> Family:
+def _source(spec: ModelSpec) -> Path:
+    """The model's folder, or that of a single file's configuration; raises OSError.
+
+    Raises `ModelLoadError` for a file that is no checkpoint, or of another kind than its config.
+    """
+    path = Path(hub.source(spec.path))
+    if not spec.is_single_file:
+        if path.is_file():
+            raise load_errors.refused(spec, single_file.why_unread(path.name))
+        return path
+    try:
+        file = SingleFile(spec.path)
+        config = Path(hub.source(file.config(spec)))
+    except ModelLoadError as error:
+        raise load_errors.refused(spec, error.message, error) from error
+    if faults := file.inspect(config, safety_checker=spec.safety_checker).faults:
+        raise load_errors.refused(spec, "; it ".join(faults))
+    return config
+
+
+def _pipeline(family: Family, source: Path, spec: ModelSpec, device: str) -> Pipeline:
+    """Build the pipeline; raises OSError with what is wrong with the files, if anything is."""
+    try:
+        return family.pipeline(str(source), spec, dtype=_dtypes(spec, device))
+    except Exception as error:  # malformed files raise anything
+        if not (faults := hub.inspect(spec, source).faults):
+            raise
+        raise OSError("; ".join(faults)) from error
+
+
+def _family(source: Path, spec: ModelSpec) -> Family:
     """The model's family; raises `ModelLoadError` with the model's path."""
     try:
-        return family_of(Path(source))
+        return family_of(source)
     except ModelLoadError as error:
-        message = f"model {spec.path!r} {error.message}{load_errors.REMEDY}"
-        raise ModelLoadError(message, retryable=False) from error
+        raise load_errors.refused(spec, error.message, error) from error
 
 
 def _silence_libraries() -> None:
