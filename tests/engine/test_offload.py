@@ -263,3 +263,24 @@ def _watch(module: Any, method: str, network: Network) -> None:
         return call(*args, **kwargs)
 
     setattr(module, method, watched)
+
+
+def test_weights_that_come_and_go_on_the_device_are_kept_right() -> None:
+    """Weights that come, go or change their names while a network is there move as they are."""
+    device = Device(2 * WEIGHTS)
+    module = nn.Sequential(layer())
+    network, other = device.network(module), device.network()
+    device.residency.need(network)
+    (base,) = module
+    before = base.weight.clone()
+    module[0] = nn.ModuleDict({"base_layer": base, "lora": nn.Linear(3, 3)})
+    added = module[0]["lora"].weight.clone()
+    device.residency.clear()
+    assert torch.equal(base.weight, before)
+    assert torch.equal(module[0]["lora"].weight, added)
+    device.residency.need(network)
+    del module[0]["lora"]
+    device.residency.need(other)
+    device.residency.clear()
+    device.residency.need(network)
+    assert torch.equal(base.weight, before)

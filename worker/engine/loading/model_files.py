@@ -93,6 +93,17 @@ def inspect(folder: Path, *, safety_checker: bool) -> ModelFiles:
     return found
 
 
+def shapes(folder: Path) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The shapes of the tensors of UNet and text encoders by name; raises `ModelLoadError`."""
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        if (folder / part).is_dir():
+            found[part] = {}
+            for file in _weights(folder, f"{part}/{_WEIGHTS[part]}"):
+                found[part] |= _shapes(folder, file)
+    return found
+
+
 def _part(folder: Path, part: str, found: ModelFiles) -> None:
     if part.startswith("tokenizer"):
         if not (folder / part / _TOKENIZER).is_file():
@@ -122,18 +133,23 @@ def _weights(folder: Path, file: str) -> list[str]:
 
 
 def _layers(folder: Path, file: str) -> Counter[str]:
-    """Return the parameters of each layer in a file; its header shows whether it is complete."""
+    """Return the parameters of each layer in a file."""
+    layers: Counter[str] = Counter()
+    for name, shape in _shapes(folder, file).items():
+        layers[name.rpartition(".")[0]] += math.prod(shape)
+    return layers
+
+
+def _shapes(folder: Path, file: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors in a file; its header shows whether it is complete."""
     from safetensors import SafetensorError, safe_open  # noqa: PLC0415  # the worker extra
 
-    layers: Counter[str] = Counter()
     try:
         with safe_open(folder / file, "np") as weights:
-            for name in weights.keys():  # noqa: SIM118  # no mapping
-                layer = name.rpartition(".")[0]
-                layers[layer] += math.prod(weights.get_slice(name).get_shape())
+            names = [*weights.keys()]
+            return {name: tuple(weights.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
         raise ModelLoadError(f"{file} is not complete: {error}") from error
-    return layers
 
 
 def _json(folder: Path, file: str) -> dict[str, Any]:
