@@ -28,6 +28,7 @@ COMMANDS = {
     "coldstart": ("benchmarks.coldstart", "from the start of a process to its first picture"),
     "memory": ("benchmarks.memory", "peak memory against rows in one UNet call"),
     "flops": ("benchmarks.flops", "share of the device's matrix peak that the UNet reaches"),
+    "adapters": ("benchmarks.adapters", "rows of different LoRA adapters in one UNet call"),
     "monitoring": ("benchmarks.monitoring", "what the dashboard shows of a run"),
     "pool": ("benchmarks.pool.command", "how many workers one Redis serves"),
     "report": ("benchmarks.report", "all results as Markdown"),

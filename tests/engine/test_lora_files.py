@@ -42,7 +42,7 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor], str]] = {
     "half": ({f"{PEFT}.lora_A.weight": DOWN}, "one half alone"),
     "half-of-kohya": ({f"{KOHYA}.lora_down.weight": DOWN}, "diffusers can't read"),
     "no-such-layer": (
-        PAIR | {each.replace("mid_block", "mid_block.x"): t for each, t in PAIR.items()},
+        PAIR | {each.replace("mid_block", "mid_block.x"): t + 1 for each, t in PAIR.items()},
         "1 of its 2 layers are not there, or of another shape, such as unet.mid_block.x.",
     ),
     "too-wide": (

@@ -150,7 +150,8 @@ def test_adapters_are_refused_where_they_do_not_work(changes: dict[str, Any]) ->
     assert Settings(models=models).models["a"].adapters["ink"].scale == 1.0
     with pytest.raises(ValidationError, match="adapters of model 'a'"):
         Settings(models=models, **changes)
-    for bad in ({"ink.2": {"path": "i"}}, {"ink": {"path": "i", "scale": 11}}, {"ink": {}}):
+    wrong: list[Any] = [{"a.b": {"path": "i"}}, {"ink": {"path": "i", "scale": 11}}, {"ink": {}}]
+    for bad in wrong:
         with pytest.raises(ValidationError, match="adapters"):
             Settings(models={"a": {"path": "p", "adapters": bad}})
 

@@ -57,6 +57,7 @@ class RowAdapters:
         missing = [name for name in names if name not in self.loaded]
         idle = [name for name in self.loaded if name not in {*names, *busy}]
         while idle and len(self.loaded) + len(missing) > capacity:
+            logger.info("unloaded adapter %s to load another", idle[0])
             del self.loaded[idle[0]]
             adapters.unload(pipeline, idle.pop(0))
         for name in missing:

@@ -64,15 +64,16 @@ def load(pipeline: Pipeline, spec: ModelSpec, name: str) -> None:
     """Load one of the model's `adapters`; raises `ModelLoadError`, and nothing is left of it."""
     path = spec.adapters[name].path
     try:
-        _load(pipeline, path, in_peft(name))
+        try:
+            _load(pipeline, path, in_peft(name))
+        finally:
+            for layer in _all_layers(pipeline):  # peft has made the new one active
+                layer.set_adapter(_own(spec))
         _check_finite(pipeline, in_peft(name))
     except Exception as error:
         unload(pipeline, name)
         message = f"adapter {name!r}, {path}, could not be loaded: {error}"
         raise ModelLoadError(message[:2000], retryable=may_pass(error)) from error
-    finally:
-        for layer in _all_layers(pipeline):  # peft has made the new one active
-            layer.set_adapter(_own(spec))
 
 
 def unload(pipeline: Pipeline, name: str) -> None:

@@ -145,7 +145,7 @@ def _halves(tensors: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], dict[
         by_network.setdefault(network, {})[rest] = name
     for network, own in by_network.items():
         converted: dict[str, str] = own
-        if network != "unet":
+        if network.startswith("text_encoder"):
             linear = names.convert_state_dict_to_diffusers(own)
             converted = names.convert_state_dict_to_peft(linear)
         elif "lora_A" not in next(iter(own)):
