@@ -77,14 +77,15 @@ def _row(
     for name in ("adapter_names", "turns"):
         cells |= ratio(seconds[name], seconds["by_row"]).cells(f"{name}_over_by_row")
     cells |= ratio(seconds["by_row"], seconds["plain"]).cells("by_row_over_plain")
-    for name, shares in {"by_row": True, "turns": False}.items():
-        calls = _calls(count, arguments, shares=shares)
-        cells[f"calls_{name}"] = len(calls)
-        cells[f"shared_{name}"] = record.rounded(sum(each > 1 for each in calls) / len(calls))
+    by_row = _calls(count, arguments, shares=True)
+    mixed = [jobs for jobs in by_row if len({number % count for number in jobs}) > 1]
+    cells["calls_by_row"] = len(by_row)
+    cells["calls_turns"] = len(_calls(count, arguments, shares=False))
+    cells["mixed_share"] = record.rounded(len(mixed) / len(by_row))
     return cells
 
 
-def _calls(count: int, arguments: argparse.Namespace, *, shares: bool) -> list[int]:
+def _calls(count: int, arguments: argparse.Namespace, *, shares: bool) -> list[list[int]]:
     """The tasks in each UNet call of tasks that arrive together, with so many adapters in turn.
 
     Unless rows of different adapters share calls, each adapter has a bucket of its own. A step is a
@@ -94,10 +95,10 @@ def _calls(count: int, arguments: argparse.Namespace, *, shares: bool) -> list[i
         Candidate(number, 0, _BUCKET if shares else replace(_BUCKET, model=str(number % count)), 2)
         for number in range(arguments.tasks)
     }
-    scheduler, passes, calls = Scheduler(), Counter[int](), list[int]()
+    scheduler, passes, calls = Scheduler(), Counter[int](), list[list[int]]()
     while waiting:
         plan = scheduler.plan([*waiting], lambda _: arguments.rows)
-        calls.append(len(plan))
+        calls.append([each.job for each in plan])
         for each in plan:
             waiting.remove(each)
             passes[each.job] += 1

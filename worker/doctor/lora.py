@@ -29,7 +29,7 @@ def check_loras(what: str, spec: ModelSpec) -> Iterator[Finding]:
         except (OSError, ValueError) as error:
             fault = str(error)
         if fault is not None:
-            yield Finding(what, ok=False, found=fault, fix=_FIX)
+            yield Finding(what, ok=False, found=f"{each.path} {fault}", fix=_FIX)
 
 
 def _fault(model: Path, file: lora_files.LoraFile) -> str | None:
@@ -46,4 +46,4 @@ def _fault(model: Path, file: lora_files.LoraFile) -> str | None:
 
     xl = "XL" if "XL" in kind else ""
     pipeline = getattr(diffusers, f"StableDiffusion{xl}Pipeline")
-    return lora_files.fault(file, lora_files.parts_of(file, pipeline, config), shapes)
+    return lora_files.fault(lora_files.parts_of(file, pipeline, config), shapes)

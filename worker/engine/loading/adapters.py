@@ -34,7 +34,7 @@ def add(pipeline: Pipeline, spec: ModelSpec) -> None:
     for each in (*spec.lora, *spec.adapters.values()):
         with _errors_name(each.path):
             file = lora_files.read(source(each.path))
-            if (what := lora_files.fault(file, _parts(pipeline, file), shapes)) is not None:
+            if (what := lora_files.fault(_parts(pipeline, file), shapes)) is not None:
                 raise ValueError(what)
     own = _own(spec)
     for name, lora in zip(own, spec.lora, strict=True):
@@ -86,9 +86,8 @@ def _load(pipeline: Pipeline, path: str, key: str) -> None:
     file = lora_files.read(source(path))
     parts = _parts(pipeline, file)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # that there are others; that alphas match nothing, see below
+        # That there are other adapters, and that alphas match nothing, see below.
+        warnings.simplefilter("ignore")
         pipeline.load_lora_weights(str(file.path), adapter_name=key, **SAFE)
     for each in parts:
         if each.alpha is not None:  # diffusers has given attention the most frequent of all alphas

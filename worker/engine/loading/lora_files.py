@@ -61,7 +61,10 @@ class LoraPart:
 
 
 def read(path: str) -> LoraFile:
-    """The header of a file, or of the one in a folder; raises OSError with what is wrong."""
+    """The header of a file, or of the one in a folder.
+
+    Raises OSError with what is wrong, as the end of a sentence about the path.
+    """
     from safetensors import SafetensorError, safe_open  # noqa: PLC0415  # the worker extra
 
     file = _file(Path(path))
@@ -73,11 +76,10 @@ def read(path: str) -> LoraFile:
                 name: float(weights.get_tensor(name)) for name in names if name.endswith(".alpha")
             }
     except (SafetensorError, OSError, TypeError, ValueError) as error:
-        message = f"{file} cannot be read as LoRA weights in safetensors: {error}"
+        message = f"can't be read as LoRA weights in safetensors: {error}"
         raise OSError(message) from error
     if (what := _foreign(shapes)) is not None:
-        message = f"{file} {what}: {_REMEDY}"
-        raise OSError(message)
+        raise OSError(what)
     return LoraFile(file, shapes, alphas)
 
 
@@ -87,7 +89,7 @@ def _file(path: Path) -> Path:
     found = sorted(path.glob("*.safetensors"))
     usual = [each for each in found if each.name == _USUAL]
     if len(chosen := usual or found) != 1:
-        message = f"{path} has {len(found)} safetensors files: name the one with the LoRA weights"
+        message = f"has {len(found)} safetensors files: name the one with the LoRA weights"
         raise OSError(message)
     return chosen[0]
 
@@ -97,7 +99,7 @@ def _foreign(shapes: Mapping[str, Shape]) -> str | None:
     for kind, marks in _OTHERS.items():
         for name in shapes:
             if any(mark in name for mark in marks):
-                return f"has {kind} ({name!r}), which is not served"
+                return f"has {kind} ({name!r}), which is not served: {_REMEDY}"
     odd = [name for name in shapes if not _IS_LORA.search(name)]
     if odd:
         return f"has {len(odd)} tensors that are no LoRA weights, such as {odd[0]!r}"
@@ -107,7 +109,7 @@ def _foreign(shapes: Mapping[str, Shape]) -> str | None:
 def parts_of(file: LoraFile, kind: Any, unet_config: Any) -> list[LoraPart]:  # noqa: ANN401  # diffusers' own
     """The layers that diffusers makes of the names in a file, for a class of its pipelines.
 
-    Raises `ValueError` with what can't be understood.
+    Raises `ValueError` with what can't be understood, as the end of a sentence about the file.
     """
     import torch  # noqa: PLC0415  # takes seconds to import
 
@@ -122,12 +124,12 @@ def parts_of(file: LoraFile, kind: Any, unet_config: Any) -> list[LoraPart]:  # 
         tensors, alphas = kind.lora_state_dict(tensors, **options)
         halves = dict(_halves(tensors))
     except Exception as error:  # diffusers raises anything
-        message = f"{file.path} has names that diffusers can't read: {error!r}"[:500]
+        message = f"has names that diffusers can't read: {error!r}"[:500]
         raise ValueError(message) from error
     found = []
     for (network, layer), half in halves.items():
         if len(half) != 2:  # noqa: PLR2004  # a pair
-            message = f"{file.path} has one half alone of the weights for {network}.{layer}"
+            message = f"has one half alone of the weights for {network}.{layer}"
             raise ValueError(message)
         alpha = (alphas or {}).get(half["A"].split(".lora.")[0] + ".alpha")
         down, up = (tuple(tensors[half[letter]].shape) for letter in "AB")
@@ -157,8 +159,8 @@ def _halves(tensors: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], dict[
         yield from (((network, layer), pair) for layer, pair in pairs.items())
 
 
-def fault(file: LoraFile, parts: list[LoraPart], shapes: Shapes) -> str | None:
-    """Why a file does not fit a model, in words; None where every layer does."""
+def fault(parts: list[LoraPart], shapes: Shapes) -> str | None:
+    """Why a file does not fit a model, as the end of a sentence; None where every layer does."""
     weights = {
         (network, name.removeprefix("text_model.")): shape
         for network, tensors in shapes.items()
@@ -175,6 +177,6 @@ def fault(file: LoraFile, parts: list[LoraPart], shapes: Shapes) -> str | None:
         return None
     first = strange[0]
     return (
-        f"{file.path} is of another model: {len(strange)} of its {len(parts)} layers are not there,"
-        f" or of another shape, such as {first.network}.{first.layer}"
+        f"is of another model: {len(strange)} of its {len(parts)} layers are not there, or of"
+        f" another shape, such as {first.network}.{first.layer}"
     )
