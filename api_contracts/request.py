@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, TypeGuard
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import Field
 
 from api_contracts.names import DEFAULT_MODEL, DEFAULT_PRIORITY, MODEL_PATTERN
 from api_contracts.request_types import (
+    MAX_LORAS,
     Corner,
     CrossAttention,
     ImageReference,
     Labels,
+    LoraUse,
     Prompts,
     Reference,
     ReplyTo,
@@ -176,7 +178,10 @@ class GenerationRequest(Strict):
         default=None, ge=0, le=32, description="Last layers of the text encoder that are left out."
     )
     cross_attention_kwargs: CrossAttention | None = Field(
-        default=None, description="Only `scale`, of the model's LoRA."
+        default=None, description="Only `scale`, of the model's LoRA and of `loras`."
+    )
+    loras: Annotated[list[LoraUse], Field(max_length=MAX_LORAS)] | None = Field(
+        default=None, description="Adapters of the model for these images, each with its scale."
     )
     output_type: Literal["png", "jpeg", "webp", "npy", "latent"] = Field(
         default="png", description="The files' format; `npy` is float32 pixels, `latent` latents."

@@ -56,6 +56,7 @@ def conflicts(request: GenerationRequest) -> Iterator[FieldError]:
     yield from _numbers_of_texts(request)
     yield from _seeds(request)
     yield from _guidance(request)
+    yield from _doubled_loras(request)
     size_bytes = len(json.dumps(request.metadata, ensure_ascii=False).encode())
     if size_bytes > MAX_METADATA_BYTES:
         yield FieldError(
@@ -110,6 +111,14 @@ def _guidance(request: GenerationRequest) -> Iterator[FieldError]:
             what=f"has no meaning for a guidance_scale of {request.guidance_scale:g}",
             limit="with guidance_scale > 1",
         )
+
+
+def _doubled_loras(request: GenerationRequest) -> Iterator[FieldError]:
+    names = [each.name for each in request.loras or ()]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            where, what = f"loras[{index}].name", f"{name!r} is there twice"
+            yield FieldError(where=where, what=what, limit="each adapter once")
 
 
 def _bad_webhook(url: str | None) -> Iterator[FieldError]:

@@ -10,6 +10,10 @@ MAX_PROMPT_CHARS = 2_000
 MAX_METADATA_BYTES = 4_096
 MAX_SEED = 2**63 - 1
 MAX_LABEL = 999_999
+#: Most entries of `loras`, and largest scale of one, to either side of 0.
+MAX_LORAS, MAX_LORA_SCALE = 8, 10.0
+#: Names that the settings give to LoRA files.
+ADAPTER_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 #: Largest `height` and `width` of any worker, in pixels.
 MAX_SIDE_PX = 16_384
 #: Smallest `height` and `width` of a request, in pixels; a model's own may be smaller.
@@ -53,6 +57,17 @@ class CrossAttention(Strict):
     """`cross_attention_kwargs`."""
 
     scale: Annotated[float, Field(ge=0, le=10, description="How much the LoRA weighs.")] = 1.0
+
+
+class LoraUse(Strict):
+    """One entry of `loras`."""
+
+    name: str = Field(
+        pattern=ADAPTER_PATTERN, description="One of the model's adapters in the settings."
+    )
+    scale: Annotated[float, Field(ge=-MAX_LORA_SCALE, le=MAX_LORA_SCALE)] | None = Field(
+        default=None, description="How much it weighs; null is the adapter's own default."
+    )
 
 
 class ReplyTo(Strict):

@@ -30,6 +30,7 @@ COMMANDS = {
     "flops": ("benchmarks.flops", "share of the device's matrix peak that the UNet reaches"),
     "guidance-rows": ("benchmarks.second_guidance.rows", "a row of PAG or SEG beside SAG's"),
     "guidance-pictures": ("benchmarks.second_guidance.pictures", "what each does to pictures"),
+    "adapters": ("benchmarks.adapters", "rows of different LoRA adapters in one UNet call"),
     "monitoring": ("benchmarks.monitoring", "what the dashboard shows of a run"),
     "pool": ("benchmarks.pool.command", "how many workers one Redis serves"),
     "report": ("benchmarks.report", "all results as Markdown"),

@@ -121,6 +121,7 @@ class WorkerProcess:
             settings.offload,
             max_models=settings.max_models,
             max_batch_rows=settings.max_batch_rows,
+            max_adapters=settings.max_adapters,
             compiled=settings.compile,
             load_timeout_s=settings.load_timeout_s,
         )

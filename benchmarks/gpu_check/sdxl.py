@@ -16,6 +16,7 @@ from worker.config.models import SHIPPED_MODEL, ModelSpec
 from worker.engine.families.conditioning import stack
 from worker.engine.families.stable_diffusion_xl import StableDiffusionXL
 from worker.engine.loaded_model import LoadedModel
+from worker.engine.unet import NO_LORAS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,7 +100,7 @@ def _call_bytes(setting: Setting, rounds: Rounds, rows: int, sag_rows: int) -> i
     for _ in range(2):
         torch.cuda.reset_peak_memory_stats(setting.device)
         with torch.inference_mode():
-            rounds.runner.unet(noisy, [1.0] * rows, conditioning, None, sag_rows)
+            rounds.runner.unet(noisy, [1.0] * rows, conditioning, NO_LORAS, sag_rows)
     return torch.cuda.max_memory_allocated(setting.device) - before_bytes
 
 

@@ -18,7 +18,7 @@ from benchmarks.second_guidance.perturbed_attention import PerturbedRows, layers
 from worker.engine import guidance
 from worker.engine.engine import load_model
 from worker.engine.families.conditioning import TEXT
-from worker.engine.unet import BatchedUnet
+from worker.engine.unet import NO_LORAS, BatchedUnet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -137,4 +137,4 @@ class Steps:
         width = self._pipe.unet.config.cross_attention_dim
         texts = torch.ones(len(noisy), self._model.tokens, width, device=noisy.device)
         with perturb(self._pipe.unet, self._layers, rows or PerturbedRows()):
-            return self._unet(noisy, [500.0] * len(noisy), {TEXT: texts}, None, sag_rows)
+            return self._unet(noisy, [500.0] * len(noisy), {TEXT: texts}, NO_LORAS, sag_rows)

@@ -41,6 +41,7 @@ ADDED: tuple[dict[str, Any], ...] = (
     {"crops_coords_top_left": [0, 0], "prompt": "x"},
     {"target_size": [64, 64], "prompt": "x"},
     {"class_labels": None, "prompt": "x"},
+    {"loras": [{"name": "ink", "scale": 0.5}], "prompt": "x"},
 )
 #: The previous version's parser: the faults of each request on standard input, None without any.
 PARSER = """

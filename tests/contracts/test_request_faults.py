@@ -36,6 +36,7 @@ def wheres(data: dict[str, object], limits: Limits | None = None) -> list[str]:
         ({"prompt": "x", "class_labels": 3}, "prompt"),
         ({"prompt_embeds": EMBEDS, "class_labels": [3]}, "prompt"),
         ({"class_labels": [3, 4], "seed": [1]}, "seed"),
+        ({"prompt": "x", "loras": [{"name": "a"}, {"name": "a"}]}, "loras[1].name"),
         (
             {"prompt": "x", "negative_prompt": "", "negative_prompt_embeds": EMBEDS},
             "negative_prompt",

@@ -33,6 +33,10 @@ REFERENCE = st.fixed_dictionaries(
 PICTURE = st.fixed_dictionaries(
     {"s3": st.from_regex(r"\A[a-z0-9]{1,8}(/[a-z0-9]{1,8}){0,2}\.(png|jpg|jpeg|webp)\Z")}
 )
+LORA = st.fixed_dictionaries(
+    {"name": st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,9}\Z")},
+    optional={"scale": st.floats(-10, 10) | st.none()},
+)
 SIZE = st.lists(st.integers(1, 16_384), min_size=2, max_size=2)
 SIDE = st.integers(8, 400).map(lambda eighth: eighth * 8)
 ALONE = st.fixed_dictionaries(
@@ -59,6 +63,7 @@ ALONE = st.fixed_dictionaries(
         "scheduler": st.sampled_from(["ddim", "euler_a", None]),
         "clip_skip": st.integers(0, 32),
         "cross_attention_kwargs": st.fixed_dictionaries({"scale": st.floats(0, 10)}),
+        "loras": st.lists(LORA, max_size=8, unique_by=lambda each: each["name"]) | st.none(),
         "output_type": st.sampled_from(["png", "jpeg", "webp", "npy", "latent"]),
         "callback_steps": st.integers(1, 1000),
         "preview_every": st.integers(0, 1000),

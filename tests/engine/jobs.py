@@ -50,6 +50,7 @@ class Rounds:
         model: LoadedModel | None = None,
         aliases: tuple[str, ...] = ("default",),
         max_models: int = 1,
+        max_adapters: int = 8,
     ) -> None:
         from worker.engine.loading import model_loader
 
@@ -60,7 +61,9 @@ class Rounds:
             self.builds += 1
             return model or model_loader.load(spec, "cpu", "none")
 
-        self.runners = ModelCache(dict.fromkeys(aliases, spec), load, max_models, max_batch_rows)
+        self.runners = ModelCache(
+            dict.fromkeys(aliases, spec), load, max_models, max_batch_rows, max_adapters
+        )
         self.batch = Batch(self.runners, lambda call, *args: call(*args))
         self._number = 0
 

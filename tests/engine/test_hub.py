@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from tests.engine import original_layout
 from tests.engine.jobs import SPEC
 from worker import embedded
-from worker.config.models import Lora, ModelSpec
+from worker.config.models import Adapter, Lora, ModelSpec
 from worker.engine.loading import hub, model_loader
 from worker.errors import ModelLoadError
 
@@ -229,7 +229,9 @@ def test_a_part_of_a_model_is_no_model(cache: Path) -> None:
 
 
 def test_additions_are_downloaded_too(cache: Path) -> None:
-    """LoRA weights and textual inversions of a hub belong to what a model needs."""
+    """LoRA weights, those by request too, of a hub belong to what a model needs."""
+    spec = SPEC.model_copy(update={"adapters": {"ink": Adapter(path="owner/lora")}})
+    assert not hub.is_complete(spec)
     spec = SPEC.model_copy(update={"lora": (Lora(path="owner/lora"),)})
     assert not hub.is_complete(spec)
     weights = cached(cache, "owner/lora") / "pytorch_lora_weights.safetensors"

@@ -263,3 +263,23 @@ def _watch(module: Any, method: str, network: Network) -> None:
         return call(*args, **kwargs)
 
     setattr(module, method, watched)
+
+
+def test_weights_that_come_and_go_on_the_device_are_kept_right() -> None:
+    """Weights that come, go or change their names while a network is there move as they are."""
+    device = Device(2 * WEIGHTS)
+    base, lora = nn.Linear(10, 10), nn.Linear(3, 3)
+    module = nn.ModuleDict({"layer": base})
+    network, other = device.network(module), device.network()
+    device.residency.need(network)
+    before, added = base.weight.clone(), lora.weight.clone()
+    module["layer"] = nn.ModuleDict({"base_layer": base, "lora": lora})
+    device.residency.clear()
+    assert torch.equal(base.weight, before)
+    assert torch.equal(lora.weight, added)
+    device.residency.need(network)
+    module["layer"] = nn.ModuleDict({"base_layer": base})
+    device.residency.need(other)
+    device.residency.clear()
+    device.residency.need(network)
+    assert torch.equal(base.weight, before)

@@ -82,7 +82,9 @@ def largest(model: str) -> dict[str, Any]:
         "num_images_per_prompt": 1, "eta": 0.0, "seed": [2**63 - 1] * 64,
         "image": {"s3": "a" * 507 + ".webp"}, "mask_image": {"s3": "a" * 507 + ".jpeg"},
         "strength": 1 / 3, "scheduler": "a" * 32, "clip_skip": 32,
-        "cross_attention_kwargs": {"scale": 1 / 3}, "output_type": "latent", "priority": 9,
+        "cross_attention_kwargs": {"scale": 1 / 3},
+        "loras": [{"name": f"{number}{'a' * 63}", "scale": -4 / 3} for number in range(8)],
+        "output_type": "latent", "priority": 9,
         "callback_steps": 10_000, "preview_every": 10_000, "deadline_s": 1e308 / 3,
         "metadata": {"": WIDE * (room // 4)}, "traceparent": f"00-{'a' * 32}-{'b' * 16}-01",
     }  # fmt: skip

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from redis import Redis
 
 from worker import embedded, s3_client
-from worker.config.models import SHIPPED_MODEL, Lora, ModelSpec, TextualInversion
+from worker.config.models import SHIPPED_MODEL, Adapter, Lora, ModelSpec, TextualInversion
 from worker.devices import Gpu
 from worker.doctor import hub, servers
 from worker.doctor.checks import check_models, run_checks
@@ -169,6 +169,7 @@ def test_a_missing_model_file_is_reported(settings: Settings) -> None:
     spec = ModelSpec(
         path=str(SHIPPED_MODEL),
         lora=(Lora(path="/no/lora.safetensors"), Lora(path="some/hub-id")),
+        adapters={"ink": Adapter(path="/no/ink.safetensors")},
         textual_inversion=(TextualInversion(path="/no/word", token="<w>"),),
     )
     broken = settings.model_copy(update={"models": {"a": spec, "b": ModelSpec(path="/nowhere")}})
@@ -176,6 +177,7 @@ def test_a_missing_model_file_is_reported(settings: Settings) -> None:
     assert [(each.what, each.found.rpartition(": ")[2]) for each in findings] == [
         ("model a", "model_index.json names no safety_checker"),
         ("model a", "/no/lora.safetensors is not there"),
+        ("model a", "/no/ink.safetensors is not there"),
         ("model a", "/no/word is not there"),
         ("model b", "/nowhere is not there"),
     ]

@@ -128,6 +128,7 @@ def test_an_image_made_from_a_picture_is_requested_again(tmp_path: Path) -> None
     given = {
         "image": {"s3": "a.png"}, "mask_image": {"s3": "b.png"}, "strength": 0.5, "width": 72,
         "sag_blur_sigma": 2.0, "sag_start": 0.0, "sag_stop": 0.5, "guidance_rescale": 0.0,
+        "loras": [{"name": "ink", "scale": -0.5}],
     }  # fmt: skip
     request = request_sources.from_image_file(png(tmp_path, 3, seed=4, **given))
     kept = {name: value for name, value in given.items() if value != 0.0}

@@ -38,6 +38,7 @@ GOOD: dict[str, tuple[str, Any]] = {
     "reserved_slots": ("0", 0),
     "max_batch_rows": ("1", 1),
     "max_models": ("3", 3),
+    "max_adapters": ("3", 3),
     "s3_endpoint_url": ("http://h:9000", "http://h:9000"),
     "s3_public_endpoint_url": ("https://s3.example", "https://s3.example"),
     "s3_bucket": ("pictures", "pictures"),
@@ -140,6 +141,19 @@ def test_invalid_defaults_of_a_model_are_refused(
     monkeypatch.setenv(variable, text)
     with pytest.raises(ValidationError, match=says):
         Settings()
+
+
+@pytest.mark.parametrize("changes", [{"compile": True}, {"offload": "sequential"}])
+def test_adapters_are_refused_where_they_do_not_work(changes: dict[str, Any]) -> None:
+    """Settings with which a loaded model can't get other layers name the model and what to do."""
+    models = {"a": {"path": "p", "adapters": {"ink": {"path": "i"}}}}
+    assert Settings(models=models).models["a"].adapters["ink"].scale == 1.0
+    with pytest.raises(ValidationError, match="adapters of model 'a'"):
+        Settings(models=models, **changes)
+    wrong: list[Any] = [{"a.b": {"path": "i"}}, {"ink": {"path": "i", "scale": 11}}, {"ink": {}}]
+    for bad in wrong:
+        with pytest.raises(ValidationError, match="adapters"):
+            Settings(models={"a": {"path": "p", "adapters": bad}})
 
 
 def test_a_password_that_breaks_its_url_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

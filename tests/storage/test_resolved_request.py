@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from api_contracts import InvalidRequest
 from tests.storage.test_fetch import PICTURES, resolved
-from worker.config.models import ModelDefaults, ModelSpec
+from worker.config.models import Adapter, Lora, ModelDefaults, ModelSpec
 from worker.engine.job import Job
+from worker.errors import BadRequestError
 
 if TYPE_CHECKING:
     from worker.config.settings import Settings
@@ -100,3 +103,50 @@ def test_an_image_has_a_size_of_its_own(settings: Settings) -> None:
     plain, pictured = resolved(own).complete, resolved(own, **PICTURES).complete
     assert (plain.height, plain.width, plain.num_inference_steps) == (512, 512, 9)
     assert (pictured.height, pictured.width, pictured.num_inference_steps) == (None, None, 9)
+
+
+def adapted(settings: Settings, **changes: Any) -> Settings:
+    """Settings of a model with two adapters."""
+    adapters = {"ink": Adapter(path="i", scale=0.6), "oil": Adapter(path="o")}
+    models = {"default": ModelSpec(path="p", safety_checker=False, adapters=adapters)}
+    return settings.model_copy(update={"models": models} | changes)
+
+
+def test_adapters_have_their_own_scales_unless_given(settings: Settings) -> None:
+    """A scale that is left out is that of the settings; the result's parameters say it."""
+    loras = [{"name": "ink"}, {"name": "oil", "scale": -0.5}]
+    made = resolved(adapted(settings), loras=loras)
+    assert made.parameters["loras"] == [{"name": "ink", "scale": 0.6}, loras[1]]
+    assert made.origin["loras"] == loras
+    assert made.job({}).loras == (("ink", 0.6), ("oil", -0.5))
+    assert resolved(adapted(settings), loras=[{"name": "ink", "scale": 0}]).job({}).loras == (
+        ("ink", 0.0),
+    )
+    assert resolved(adapted(settings), loras=[]).parameters["loras"] is None
+    assert resolved(adapted(settings), loras=None).parameters["loras"] is None
+
+
+def test_a_scale_for_all_multiplies_the_adapters(settings: Settings) -> None:
+    """`cross_attention_kwargs` needs a LoRA of the model, or `loras`."""
+    given = {"cross_attention_kwargs": {"scale": 0.5}}
+    job = resolved(adapted(settings), loras=[{"name": "ink"}], **given).job({})
+    assert job.lora_scale == 0.5
+    assert job.adapters == (("ink", 0.3),)
+    with pytest.raises(BadRequestError, match="cross_attention_kwargs"):
+        resolved(adapted(settings), **given)
+
+
+def test_adapters_that_are_not_served_are_refused(settings: Settings) -> None:
+    """An unknown name is refused by its place, more than are kept loaded by their number."""
+
+    def faults(own: Settings, *names: str) -> list[tuple[str, str]]:
+        with pytest.raises(BadRequestError) as refused:
+            resolved(own, loras=[{"name": name} for name in names])
+        return [(each["where"], each["limit"]) for each in refused.value.details["faults"]]
+
+    assert faults(adapted(settings), "ink", "tar") == [("loras[1].name", "ink, oil")]
+    few = adapted(settings, max_adapters=1)
+    assert faults(few, "ink", "oil") == [("loras", "<= 1 (SAG_MAX_ADAPTERS)")]
+    bare = ModelSpec(path="p", safety_checker=False, lora=(Lora(path="l"),))
+    own = settings.model_copy(update={"models": {"default": bare}})
+    assert faults(own, "ink") == [("loras[0].name", "none: it has no adapters")]

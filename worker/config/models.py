@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from api_contracts.request_types import ADAPTER_PATTERN, MAX_LORA_SCALE
 
 #: The bundled model. It is inside the package, so that checkout, wheel and Docker image have it.
 SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "models" / "tiny-shapes"
@@ -37,6 +39,7 @@ def is_local(path: str) -> bool:
     return Path(path).exists() or not is_hub_id(path)
 
 
+AdapterName = Annotated[str, Field(pattern=ADAPTER_PATTERN)]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 
@@ -62,6 +65,17 @@ class Lora(BaseModel):
 
     path: str = Field(min_length=1, description="A safetensors file, or a folder or hub id.")
     scale: float = Field(default=1.0, ge=0, le=10)
+
+
+class Adapter(Lora):
+    """LoRA weights that a request may name in `loras`."""
+
+    scale: float = Field(
+        default=1.0,
+        ge=-MAX_LORA_SCALE,
+        le=MAX_LORA_SCALE,
+        description="Of requests that give none.",
+    )
 
 
 class TextualInversion(BaseModel):
@@ -97,6 +111,7 @@ class ModelSpec(BaseModel):
     vae_slicing: bool = False
     vae_tiling: bool = False
     lora: tuple[Lora, ...] = ()
+    adapters: dict[AdapterName, Adapter] = {}
     textual_inversion: tuple[TextualInversion, ...] = ()
     sag_layer: str | None = Field(
         default=None,

@@ -11,6 +11,7 @@ from api_contracts.errors import InvalidRequest
 from api_contracts.names import MODEL_PATTERN, queue_name
 from api_contracts.parse import parse_request
 from api_contracts.request import Limits
+from api_contracts.request_types import MAX_LORAS
 from worker.config.models import Dtype, ModelSpec, shipped
 from worker.config.push_targets import (  # noqa: TC001  # pydantic reads them at run time
     ReplyTarget,
@@ -37,8 +38,8 @@ class Settings(S3Settings, RedisSettings):
         default_factory=lambda: {"default": shipped()},
         min_length=1,
         description="JSON: alias to `path`, `config`, `variant`, `dtype`, `safety_checker`, "
-        "`defaults`, `lora`, `textual_inversion`, `sag_layer`, `null_class`, `vae_slicing`, "
-        "`vae_tiling`.",
+        "`defaults`, `lora`, `adapters`, `textual_inversion`, `sag_layer`, `null_class`, "
+        "`vae_slicing`, `vae_tiling`.",
     )
     device: str = Field(
         default="auto",
@@ -80,6 +81,12 @@ class Settings(S3Settings, RedisSettings):
     )
     max_models: int = Field(
         default=1, ge=1, description="Models kept loaded; the least recently used one is unloaded."
+    )
+    max_adapters: int = Field(
+        default=MAX_LORAS,
+        ge=1,
+        description="Of a model's `adapters`, those that are kept loaded, and most that one task "
+        "may name; the least recently used one is unloaded.",
     )
     max_attempts: int = Field(default=3, ge=1, description="Attempts at a task before it fails.")
     lease_s: float = Field(
@@ -177,6 +184,22 @@ class Settings(S3Settings, RedisSettings):
             except InvalidRequest as error:
                 message = f"the defaults of model {alias!r} are refused: {error}"
                 raise ValueError(message) from None
+        return self
+
+    @model_validator(mode="after")
+    def _check_adapters(self) -> Self:
+        """Refuse what adapters can't be combined with: they change the layers of a loaded model."""
+        with_some = [alias for alias, spec in self.specs.items() if spec.adapters]
+        for variable, is_set in {
+            "SAG_COMPILE": self.compile,
+            "SAG_OFFLOAD=sequential": self.offload == "sequential",
+        }.items():
+            if with_some and is_set:
+                message = (
+                    f"{variable} is not supported with the adapters of model {with_some[0]!r}:"
+                    " load them with the model, as its lora"
+                )
+                raise ValueError(message)
         return self
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from worker import devices
 from worker.config.models import is_hub_id
 from worker.doctor import servers
 from worker.doctor.finding import Finding, missing_extra
+from worker.doctor.lora import check_loras
 from worker.doctor.model_path import MISSING_PATH_FIX, check_path
 from worker.engine.loading.compiler import FIX, missing_compiler
 
@@ -95,8 +96,10 @@ def _check_model(
 
 
 def _check_additions(what: str, spec: ModelSpec) -> Iterator[Finding]:
-    """Report LoRA and textual inversion files that are missing."""
-    for path in [each.path for each in spec.lora] + [each.path for each in spec.textual_inversion]:
+    """Report LoRA and textual inversion files that are missing, and LoRA that is not served."""
+    yield from check_loras(what, spec)
+    loras = (*spec.lora, *spec.adapters.values())
+    for path in [each.path for each in loras] + [each.path for each in spec.textual_inversion]:
         if not Path(path).exists() and not is_hub_id(path):
             found = f"{path} is not there"
             yield Finding(what, ok=False, found=found, fix=MISSING_PATH_FIX)

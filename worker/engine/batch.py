@@ -87,14 +87,19 @@ class Batch:
     def _admit(self) -> None:
         """Start waiting jobs: encode their prompts together, and the picture of one of them."""
         busy = {running.job.model for running in self._active + self._denoised}
-        admitted = self._waiting.take(busy, self._runners.capacity, self._runners.is_loaded)
+        budget = batch_scheduler.AdapterBudget(self._runners.max_adapters)
+        for running in self._active:
+            budget.use(running.job.model, running.job.adapter_names)
+        admitted = self._waiting.take(
+            busy, self._runners.capacity, self._runners.is_loaded_for, budget
+        )
         by_model: dict[str, list[tuple[RunningJob, PreparedJob]]] = {}
         for running in admitted:
             if not running.future.set_running_or_notify_cancel():
                 continue
             self._unfinished.add(running)
             try:
-                prepared = self._prepare(running, busy)
+                prepared = self._prepare(running, busy, budget)
             except BaseException as error:  # noqa: BLE001  # without this thread no job ends
                 self._fail(running, error)
             else:
@@ -102,15 +107,18 @@ class Batch:
         for parts in by_model.values():
             self._call_or_halve(parts, self._encode)
 
-    def _prepare(self, running: RunningJob, busy: set[str]) -> PreparedJob:
-        """Load the job's model if needed, and validate the job against it."""
-        model = running.job.model
+    def _prepare(
+        self, running: RunningJob, busy: set[str], budget: batch_scheduler.AdapterBudget
+    ) -> PreparedJob:
+        """Load the job's model if needed, validate the job against it, load its adapters."""
+        model, names = running.job.model, running.job.adapter_names
         runner = self._runners.get(model, busy)
         busy.add(model)
         running.log.load_s = self._runners.load_wait_s(model, running.log.submitted_s)
-        running.log.admitted_s = time.perf_counter()
         prepared = runner.check(running.job)
         running.truncated = prepared.truncated
+        running.log.load_s += self._runners.load_adapters(model, names, budget.used(model))
+        running.log.admitted_s = time.perf_counter()
         return prepared
 
     def _encode(self, parts: Sequence[tuple[RunningJob, PreparedJob]]) -> None:

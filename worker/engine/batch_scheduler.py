@@ -149,6 +149,26 @@ def admit(waiting: Sequence[str], busy: Collection[str], capacity: int) -> int:
     return len(waiting)
 
 
+class AdapterBudget:
+    """The adapters of running jobs, by model, of which one model has at most `capacity` at once."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._used: dict[str, set[str]] = {}
+
+    def used(self, model: str) -> set[str]:
+        """Those that running jobs of a model use."""
+        return self._used.setdefault(model, set())
+
+    def has_room(self, model: str, names: Collection[str]) -> bool:
+        """Whether a job with these adapters may start."""
+        return not names or len(self.used(model) | {*names}) <= self._capacity
+
+    def use(self, model: str, names: Collection[str]) -> None:
+        """A job with these adapters runs."""
+        self.used(model).update(names)
+
+
 def decode_due(
     images: int, waited_rounds: int, *, running: bool, moves_unet: bool, urgent: bool = False
 ) -> bool:

@@ -51,6 +51,7 @@ _ADDED = frozenset(
         "sag_stop",
         "guidance_rescale",
         "class_labels",
+        "loras",
     }
 )
 

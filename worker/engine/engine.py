@@ -12,6 +12,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from api_contracts.request_types import MAX_LORAS
 from worker.engine.batch import Batch
 from worker.engine.loading.downloads import Downloads
 from worker.engine.model_cache import ModelCache
@@ -54,6 +55,7 @@ class Engine:
         *,
         max_models: int = 1,
         max_batch_rows: int | None = None,
+        max_adapters: int = MAX_LORAS,
         compiled: bool = False,
         load_timeout_s: float = 1800.0,
         loader: Callable[..., LoadedModel] = load_model,
@@ -72,6 +74,7 @@ class Engine:
             lambda spec: loader(spec, device, offload, compiled=compiled),
             max_models,
             max_batch_rows,
+            max_adapters,
         )
         #: None ends the thread.
         self._inbox: queue.SimpleQueue[RunningJob | None] = queue.SimpleQueue()

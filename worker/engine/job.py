@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from api_contracts.errors import FieldError
 from api_contracts.names import DEFAULT_PRIORITY
 from worker.errors import BadRequestError
+
+#: Names and scales of the adapters of one row, or of one text.
+Adapters: TypeAlias = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,10 @@ class Job:
     preview_every: int = 0
     #: Last layers of the text encoder that are left out.
     clip_skip: int | None = None
-    #: Factor on the scales of the model's LoRA weights; None is 1.
+    #: Factor on the scales of the model's LoRA weights and of `loras`; None is 1.
     lora_scale: float | None = None
+    #: Those of the model's adapters that it uses.
+    loras: Adapters = ()
     #: 0 goes first, 9 last.
     priority: int = DEFAULT_PRIORITY
     #: Contents of safetensors files, one tensor each.
@@ -74,6 +79,17 @@ class Job:
     checkpoint_every: int = 0
     #: Checkpoint of an earlier attempt. An unusable one is logged and ignored.
     checkpoint: bytes | None = None
+
+    @property
+    def adapter_names(self) -> frozenset[str]:
+        """The names in `loras`."""
+        return frozenset(name for name, _ in self.loras)
+
+    @property
+    def adapters(self) -> Adapters:
+        """`loras` at the scales that its rows and texts have: times `lora_scale`."""
+        factor = 1.0 if self.lora_scale is None else self.lora_scale
+        return tuple((name, scale * factor) for name, scale in self.loras)
 
 
 @dataclass(frozen=True)

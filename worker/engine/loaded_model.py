@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from worker.engine.row_adapters import RowAdapters
 from worker.engine.sag_attention import MID_BLOCK
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ class LoadedModel:
     #: With `model` and `swap`: which networks are on the device, and those of this model.
     residency: Residency | None = None
     networks: Mapping[str, Network] = field(default_factory=dict)
+    #: LoRA weights that are loaded for the requests that name them.
+    adapters: RowAdapters = field(default_factory=RowAdapters)
+    #: Whether it has LoRA weights of its own, which one call has at one scale.
+    has_lora: bool = False
 
     @cached_property
     def unet_dtype(self) -> torch.dtype:

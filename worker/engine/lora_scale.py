@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def lora_scaled(module: nn.Module, scale: float | torch.Tensor | None) -> Iterator[None]:
-    """Multiply the scales of all LoRA layers in `module` by `scale`, for one call; None is 1.
+    """Multiply the scales of active LoRA weights in `module` by `scale`, for one call; None is 1.
 
     A compiled module takes a tensor, (), as an input, and is compiled again for each new number.
     diffusers itself divides by the scale afterwards, which loses the former scales if it is 0.
@@ -27,7 +27,8 @@ def lora_scaled(module: nn.Module, scale: float | torch.Tensor | None) -> Iterat
     layers = [each for each in module.modules() if isinstance(each, LoraLayer)]
     before = [dict(layer.scaling) for layer in layers]
     for layer in layers:
-        layer.scaling.update({name: each * scale for name, each in layer.scaling.items()})
+        active = [name for name in layer.active_adapters if name in layer.scaling]
+        layer.scaling.update({name: layer.scaling[name] * scale for name in active})
     try:
         yield
     finally:

@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from api_contracts.request_types import MAX_LORAS
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
     from worker.config.models import ModelSpec
+    from worker.engine.job import Job
     from worker.engine.loaded_model import LoadedModel
     from worker.engine.runner import Runner
 
@@ -34,9 +36,10 @@ class ModelCache:
         load: Callable[[ModelSpec], LoadedModel],
         max_models: int,
         max_batch_rows: int | None,
+        max_adapters: int = MAX_LORAS,
     ) -> None:
         """`load` returns a model on its device."""
-        self.capacity = max_models
+        self.capacity, self.max_adapters = max_models, max_adapters
         self._specs, self._load, self._max_batch_rows = specs, load, max_batch_rows
         #: Least recently used first.
         self._runners: dict[str, Runner] = {}
@@ -58,6 +61,11 @@ class ModelCache:
         """Whether a model is loaded now. Any thread."""
         return alias in self._runners
 
+    def is_loaded_for(self, job: Job) -> bool:
+        """Whether a job's model and adapters are loaded now."""
+        runner = self._runners.get(job.model)
+        return runner is not None and runner.model.adapters.are_loaded(job.adapter_names)
+
     def get(self, alias: str, busy: Collection[str] = ()) -> Runner:
         """A model's runner, loaded if needed; evicts no `busy` model. Raises `ModelLoadError`."""
         if alias not in self._runners:
@@ -78,6 +86,21 @@ class ModelCache:
         """Measure the rows of a loaded model's UNet call, which counts as loading."""
         with self._as_loading(alias):
             self._runners[alias].unet.measure()
+
+    def load_adapters(self, alias: str, names: Collection[str], busy: Collection[str]) -> float:
+        """Load adapters of a loaded model, which counts as loading, beside those that are `busy`.
+
+        Returns the seconds that it took; raises `ModelLoadError`.
+        """
+        model, began_s, took_s = self._runners[alias].model, time.perf_counter(), 0.0
+        if not model.adapters.are_loaded(names):
+            with self._as_loading(alias):
+                model.adapters.load(
+                    model.pipeline, self._specs[alias], names, busy, self.max_adapters
+                )
+            took_s = self.load_ended_s - began_s
+        model.adapters.use(names)
+        return took_s
 
     @property
     def offloads(self) -> bool:

@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from worker.engine import device_memory
 
@@ -43,31 +44,36 @@ class Network:
         #: Memory that a call needs beside the weights, once measured.
         self.work_bytes = 0
         self._module, self._format, self._pin = module, memory_format, pin
-        self._host: dict[str, torch.Tensor] = {}
+        #: What the device's copies were made of. By the tensor, not by its name: LoRA weights that
+        #: are loaded meanwhile rename others, and those that leave must be forgotten.
+        self._host = WeakTensorKeyDictionary()
         self._is_pinned = False
 
     @property
     def weights_bytes(self) -> int:
         """Size of its weights in their present precision."""
-        return sum(tensor.nbytes for _, tensor in self._tensors())
+        return sum(tensor.nbytes for tensor in self._tensors())
 
     def to_device(self, device: torch.device) -> None:
         """Copy the weights to the device. From pinned memory the host does not wait for it.
 
         Raises what the device raises, out of memory; then nothing has changed.
         """
-        copies = {name: self._copied(tensor.data, device) for name, tensor in self._tensors()}
-        for name, tensor in self._tensors():
-            self._host[name], tensor.data = tensor.data, copies[name]
+        copies = [self._copied(tensor.data, device) for tensor in self._tensors()]
+        for tensor, copy in zip(self._tensors(), copies, strict=True):
+            self._host[tensor], tensor.data = tensor.data, copy
         self.is_on_device = True
 
     def to_host(self) -> None:
         """Drop the device's copy. The host's is pinned from now on: what left once moves again."""
-        for name, tensor in self._tensors():
-            # A VAE that decodes in float32 from now on has another type than what the host kept.
-            changed = self._host[name].dtype != tensor.dtype
-            tensor.data = tensor.data.to("cpu") if changed else self._host[name]
-        self._host, self.is_on_device = {}, False
+        for tensor in self._tensors():
+            # A VAE that decodes in float32 from now on has another type than what the host kept;
+            # of LoRA weights that were loaded meanwhile it has none.
+            kept = self._host.get(tensor)
+            changed = kept is None or kept.dtype != tensor.dtype
+            tensor.data = tensor.data.to("cpu") if changed else kept
+        self._host.clear()
+        self.is_on_device = False
         self._pin_once()
 
     def _copied(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -79,13 +85,13 @@ class Network:
             return
         self._is_pinned = True
         try:
-            for _, tensor in self._tensors():
+            for tensor in self._tensors():
                 tensor.data = self._pin(tensor.data)
         except RuntimeError as error:  # the host has too little memory to lock
             logger.warning("weights are not pinned, moving them takes longer: %s", error)
 
-    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        return itertools.chain(self._module.named_parameters(), self._module.named_buffers())
+    def _tensors(self) -> Iterator[torch.Tensor]:
+        return itertools.chain(self._module.parameters(), self._module.buffers())
 
 
 class Residency:

@@ -96,7 +96,8 @@ def image_states(
     job, dtype = prepared.job, dtype_of(model.pipeline)
     positives, negatives = _conditioning(model, prepared, known)
     tokens = positives[0][TEXT].shape[0] if TEXT in positives[0] else 0
-    bucket = Bucket(job.model, prepared.height, prepared.width, tokens, job.lora_scale)
+    scale = job.lora_scale if model.has_lora else None
+    bucket = Bucket(job.model, prepared.height, prepared.width, tokens, scale)
     source, images = initial_latents.encode(model, job), []
     for index, (seed, sampler) in enumerate(zip(prepared.seeds, prepared.samplers, strict=True)):
         generator = torch.Generator("cpu").manual_seed(seed)

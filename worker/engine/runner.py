@@ -19,7 +19,7 @@ from worker.engine import checkpoint, guidance, passes, prepare, previews
 from worker.engine.batch_scheduler import DECODE_BATCH
 from worker.engine.decoder import Decoder
 from worker.engine.families.conditioning import stack
-from worker.engine.unet import BatchedUnet
+from worker.engine.unet import BatchedUnet, CallLoras
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -171,7 +171,7 @@ class Runner:
             inputs,
             [image.level.timestep for image, _, _ in rows],
             stack([conditioning for _, _, conditioning in rows]),
-            rows[0][0].bucket.lora_scale,
+            CallLoras(rows[0][0].bucket.lora_scale, [image.job.adapters for image, _, _ in rows]),
             sag_rows,
         )
 

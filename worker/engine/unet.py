@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,10 +20,23 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from worker.engine.families.conditioning import Conditioning
+    from worker.engine.job import Adapters
     from worker.engine.loaded_model import LoadedModel
 
 logger = logging.getLogger(__name__)
 
+
+@dataclass(frozen=True)
+class CallLoras:
+    """The LoRA weights of one call."""
+
+    #: Factor on the scales of those of the model; None is 1.
+    scale: float | None = None
+    #: The adapters of each row.
+    rows: Sequence[Adapters] = ()
+
+
+NO_LORAS = CallLoras()
 #: With `SAG_COMPILE`, calls are padded to one of these numbers of rows: each is compiled once.
 COMPILED_ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 
@@ -87,7 +100,7 @@ class BatchedUnet:
         noisy: torch.Tensor,
         timesteps: Sequence[float],
         conditioning: Conditioning,
-        lora_scale: float | None,
+        loras: CallLoras,
         sag_rows: int,
     ) -> tuple[torch.Tensor, Attention | None]:
         """The UNet's output, and the attention in the first `sag_rows` rows; None without them.
@@ -98,7 +111,7 @@ class BatchedUnet:
         """
         rows, _, height, width = noisy.shape
         try:
-            answer = self._call(noisy, timesteps, conditioning, lora_scale, sag_rows)
+            answer = self._call(noisy, timesteps, conditioning, loras, sag_rows)
         except RuntimeError as error:
             if not device_errors.is_out_of_memory(error):
                 raise
@@ -134,7 +147,7 @@ class BatchedUnet:
         noisy: torch.Tensor,
         timesteps: Sequence[float],
         conditioning: Conditioning,
-        lora_scale: float | None = None,
+        loras: CallLoras = NO_LORAS,
         sag_rows: int = 0,
     ) -> tuple[torch.Tensor, Attention | None]:
         self._model.need("unet")
@@ -147,14 +160,15 @@ class BatchedUnet:
             conditioning = {name: _padded(each, extra) for name, each in conditioning.items()}
             if not self._is_usual(conditioning):  # one graph for all other lengths above 1
                 torch._dynamo.maybe_mark_dynamic(conditioning[TEXT], 1)  # noqa: SLF001  # torch's documented place
-        scale: float | torch.Tensor | None = lora_scale
+        scale: float | torch.Tensor | None = loras.scale
         if self._scale_as_tensor:
-            scale = self.to_device([1.0 if lora_scale is None else lora_scale])[0]
+            scale = self.to_device([1.0 if loras.scale is None else loras.scale])[0]
         # A compiled call captures all rows; otherwise each number of SAG rows would be compiled.
         captured_rows = len(times) if self._compiled else sag_rows
         with (
             self._while_compiling(noisy, conditioning),
             lora_scaled(self._unet, scale),
+            self._model.adapters.added(self._unet, loras.rows),
             capture_attention(self._unet, self._processor, captured_rows, self._model.sag_layer),
         ):
             output: torch.Tensor = self._unet(

@@ -10,6 +10,8 @@ from worker.engine import batch_scheduler
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
+    from worker.engine.batch_scheduler import AdapterBudget
+    from worker.engine.job import Job
     from worker.engine.running_job import RunningJob
 
 #: Rounds in which younger jobs may start before a waiting one. Then it goes before all others.
@@ -31,11 +33,16 @@ class WaitingJobs:
         self.jobs = [each for each in self.jobs if not each.future.cancelled()]
 
     def take(
-        self, busy: Collection[str], capacity: int, is_loaded: Callable[[str], bool]
+        self,
+        busy: Collection[str],
+        capacity: int,
+        is_loaded: Callable[[Job], bool],
+        budget: AdapterBudget,
     ) -> list[RunningJob]:
         """Remove and return the jobs that start in this round, in order.
 
-        `busy` are the models of running jobs; at most `capacity` models run at once. A model is
+        `busy` are the models of running jobs; at most `capacity` models run at once. `budget` has
+        the adapters of running jobs, and then also of those that start. A model, or an adapter, is
         not loaded in a round in which a more urgent job starts: that would delay its first call.
         One job with a picture starts in a round, because all others wait while it is encoded.
         """
@@ -43,26 +50,43 @@ class WaitingJobs:
         number = batch_scheduler.admit([each.job.model for each in self.jobs], busy, capacity)
         taken: list[RunningJob] = []
         put_off: list[RunningJob] = []
+        #: Models of jobs that wait for room for their adapters: later ones with some wait behind.
+        blocked: set[str] = set()
         models = set(busy)
         for running in self.jobs[:number]:
+            model, names = running.job.model, running.job.adapter_names
+            if names and (model in blocked or not budget.has_room(model, names)):
+                blocked.add(model)
+                put_off.append(running)
+                continue
             if _has_picture(running) and any(map(_has_picture, taken)):
                 put_off.append(running)
                 continue
-            model = running.job.model
             is_less_urgent = bool(taken) and _turn(taken[0])[0] < _turn(running)[0]
-            if is_less_urgent and model not in models and not is_loaded(model):
+            is_there = model in models and names <= budget.used(model)
+            if is_less_urgent and not is_there and not is_loaded(running.job):
                 break
             models.add(model)
+            budget.use(model, names)
             taken.append(running)
         behind = self.jobs[len(taken) + len(put_off) :]
         _count_overtaken(behind, taken)
-        _count_overtaken(put_off, [*filter(_has_picture, taken)])  # others do not delay them
+        for running in put_off:
+            _count_overtaken([running], [each for each in taken if _compete(running, each)])
         self.jobs = put_off + behind
         return taken
 
 
 def _has_picture(running: RunningJob) -> bool:
     return running.job.image is not None
+
+
+def _compete(one: RunningJob, other: RunningJob) -> bool:
+    """Whether one may wait for the other: both have a picture, or adapters of the same model."""
+    if _has_picture(one) and _has_picture(other):
+        return True
+    same_model = one.job.model == other.job.model
+    return same_model and bool(one.job.adapter_names) and bool(other.job.adapter_names)
 
 
 def _count_overtaken(waiting: Sequence[RunningJob], taken: Sequence[RunningJob]) -> None:

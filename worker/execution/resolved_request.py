@@ -15,7 +15,7 @@ from worker.engine.job import Job
 from worker.errors import BadRequestError, UnknownModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from api_contracts.request import GenerationRequest, Limits
     from worker.config.models import ModelSpec
@@ -83,7 +83,8 @@ class ResolvedRequest:
             for name, value in request.to_wire().items()
             if value is not None or name == "class_labels"  # null is no class
         }
-        _refuse_unserved(request, spec)
+        _refuse_unserved(request, spec, settings.max_adapters)
+        wire["loras"] = _with_scales(request, spec)
         if refused := [*push_targets.faults(request, settings.reply_to, settings.webhook_hosts)]:
             raise BadRequestError(*refused)
         complete = parse_request(wire, settings.limits)
@@ -109,8 +110,8 @@ class ResolvedRequest:
 
     def job(self, inputs: Mapping[str, bytes], picture: InputImage | None = None) -> Job:
         """The engine's job; `inputs` are the files of `references`, `picture` is made of them."""
-        request = self.complete
-        seed, attention = request.seed, request.cross_attention_kwargs
+        request, attention = self.complete, self.complete.cross_attention_kwargs
+        seed, scale = request.seed, 1.0 if attention is None else attention.scale
         size = request if picture is None else picture
         same: dict[str, Any] = {name: getattr(request, name) for name in _OF_JOB}
         return Job(
@@ -133,7 +134,8 @@ class ResolvedRequest:
             max_images=self.limits.max_images,
             max_side_px=self.limits.max_side_px,
             priority=self.priority,
-            lora_scale=None if attention is None or attention.scale == 1 else attention.scale,
+            lora_scale=None if scale == 1 else scale,
+            loras=tuple((each.name, each.scale or 0.0) for each in request.loras or ()),
         )
 
 
@@ -158,10 +160,36 @@ def _with_guidance(
     return defaults | ({} if request.prompts or request.prompt_embeds else {"guidance_scale": 1.0})
 
 
-def _refuse_unserved(request: GenerationRequest, spec: ModelSpec) -> None:
+def _with_scales(request: GenerationRequest, spec: ModelSpec) -> list[dict[str, Any]] | None:
+    """`loras` with the adapters' own scales where the request gives none; None without any."""
+    return [
+        {
+            "name": each.name,
+            "scale": spec.adapters[each.name].scale if each.scale is None else each.scale,
+        }
+        for each in request.loras or ()
+    ] or None
+
+
+def _faults_of_loras(
+    request: GenerationRequest, spec: ModelSpec, max_adapters: int
+) -> Iterator[FieldError]:
+    """Adapters that the settings do not name for the model, or more than it keeps loaded."""
+    loras = request.loras or []
+    for index, each in enumerate(loras):
+        if each.name not in spec.adapters:
+            what = f"{each.name!r} is no adapter of model {request.model!r} on this worker"
+            known = ", ".join(sorted(spec.adapters)) or "none: it has no adapters"
+            yield FieldError(where=f"loras[{index}].name", what=what, limit=known[:300])
+    if len(loras) > max_adapters:
+        what = f"has {len(loras)} entries"
+        yield FieldError(where="loras", what=what, limit=f"<= {max_adapters} (SAG_MAX_ADAPTERS)")
+
+
+def _refuse_unserved(request: GenerationRequest, spec: ModelSpec, max_adapters: int) -> None:
     """Refuse what the contract allows and this model can't do."""
-    faults = []
-    if request.cross_attention_kwargs is not None and not spec.lora:
+    faults = [*_faults_of_loras(request, spec, max_adapters)]
+    if request.cross_attention_kwargs is not None and not (spec.lora or request.loras):
         what = "has no effect: no LoRA is loaded with this model; leave it out"
         faults.append(FieldError(where="cross_attention_kwargs", what=what, limit="null"))
     if request.preview_every and spec.safety_checker:

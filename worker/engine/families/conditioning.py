@@ -12,6 +12,8 @@ from worker.engine.job import refusal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from worker.engine.job import Adapters
+
 #: The name of the text embeddings, (tokens, width) for a row; models of pixels have none.
 TEXT = "encoder_hidden_states"
 #: The tensors of one row by name; stacked, those of all rows of a call.
@@ -29,6 +31,8 @@ class EncoderInput:
     clip_skip: int | None = None
     #: Factor on the LoRA weights in the text encoders; None is 1.
     lora_scale: float | None = None
+    #: Of the job, for the text encoders that they have weights for.
+    adapters: Adapters = ()
     #: Length that it is padded to, in tokens; None is the tokenizer's own.
     tokens: int | None = None
 

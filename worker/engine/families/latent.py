@@ -157,7 +157,8 @@ class LatentFamily(Family):
     def texts(self, job: Job) -> tuple[EncoderInput, ...]:
         """The prompts, to encode."""
         return tuple(
-            EncoderInput(text, None, job.clip_skip, job.lora_scale) for text in job.prompts
+            EncoderInput(text, None, job.clip_skip, job.lora_scale, job.adapters)
+            for text in job.prompts
         )
 
     def negative_texts(
@@ -171,7 +172,9 @@ class LatentFamily(Family):
         texts = job.negative_prompts or ("",)
         texts = texts * count if len(texts) == 1 else texts
         # diffusers ignores `clip_skip` for the negative prompt.
-        return tuple(EncoderInput(text, None, None, job.lora_scale, tokens) for text in texts)
+        return tuple(
+            EncoderInput(text, None, None, job.lora_scale, job.adapters, tokens) for text in texts
+        )
 
     def given(self, pipe: Pipeline, job: Job, prefix: str) -> tuple[Conditioning, ...] | None:
         """The embeddings of each prompt that the job contains; None if it contains texts.

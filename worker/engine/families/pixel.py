@@ -43,6 +43,7 @@ _OF_OTHERS = {
     "target_size": "target_size",
     "clip_skip": "clip_skip",
     "cross_attention_kwargs": "lora_scale",
+    "loras": "loras",
     "image": "image",
     "mask_image": "mask_image",
 }
@@ -95,7 +96,7 @@ class Pixel(Family):
     sag_layer = MID_BLOCK_OF_PIXELS
     #: The authors' kernel is 31 x 31 whatever the sigma.
     blur_radius = 15
-    lacks = frozenset({"lora", "textual_inversion", "vae_slicing", "vae_tiling"})
+    lacks = frozenset({"lora", "adapters", "textual_inversion", "vae_slicing", "vae_tiling"})
 
     def pipeline(self, source: str, spec: ModelSpec, **options: Any) -> Pipeline:  # noqa: ANN401  # diffusers' own
         """A `PixelPipeline` of the parts of diffusers' own."""

@@ -61,7 +61,8 @@ class StableDiffusion(LatentFamily):
         )
         masked = getattr(encoder.config, "use_attention_mask", False)
         mask = device_memory.to_device(tokens.attention_mask, device) if masked else None
-        with lora_scaled(encoder, texts[0].lora_scale):
+        rows = [text.adapters for text in texts]
+        with lora_scaled(encoder, texts[0].lora_scale), model.adapters.added(encoder, rows):
             output = encoder(
                 device_memory.to_device(tokens.input_ids, device),
                 attention_mask=mask,

@@ -69,7 +69,7 @@ class StableDiffusionXL(LatentFamily):
         """The prompts of both encoders."""
         seconds = _as_many(job.prompts_2, len(job.prompts), "prompt_2") or job.prompts
         return tuple(
-            EncoderInput(first, second, job.clip_skip, job.lora_scale)
+            EncoderInput(first, second, job.clip_skip, job.lora_scale, job.adapters)
             for first, second in zip(job.prompts, seconds, strict=True)
         )
 
@@ -87,7 +87,7 @@ class StableDiffusionXL(LatentFamily):
         firsts = _as_many(job.negative_prompts or ("",), count, "negative_prompt")
         seconds = _as_many(job.negative_prompts_2, count, "negative_prompt_2") or firsts
         return tuple(
-            EncoderInput(first, second, None, job.lora_scale, tokens)
+            EncoderInput(first, second, None, job.lora_scale, job.adapters, tokens)
             for first, second in zip(firsts, seconds, strict=True)
         )
 
@@ -142,12 +142,13 @@ class StableDiffusionXL(LatentFamily):
             truncation=True,
             return_tensors="pt",
         )
-        with lora_scaled(encoder, texts[0].lora_scale):
+        rows = [text.adapters for text in texts]
+        with lora_scaled(encoder, texts[0].lora_scale), model.adapters.added(encoder, rows):
             ids = device_memory.to_device(tokens.input_ids, device)
             output = encoder(ids, output_hidden_states=True)
         layers = [-(2 + (text.clip_skip or 0)) for text in texts]
-        rows = [output.hidden_states[layer][row] for row, layer in enumerate(layers)]
-        return rows, output[0]
+        embeddings = [output.hidden_states[layer][row] for row, layer in enumerate(layers)]
+        return embeddings, output[0]
 
     def of_size(self, pipe: Pipeline, job: Job, height_px: int, width_px: int) -> Conditioning:  # noqa: ARG002  # of families that need it
         """The image's original size, where it was cropped, and the size asked for, in pixels."""

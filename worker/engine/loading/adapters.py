@@ -1,12 +1,23 @@
-"""Adds LoRA weights and textual inversions to a pipeline, and sets VAE slicing and tiling."""
+"""Adds LoRA weights and textual inversions to a pipeline, and sets VAE slicing and tiling.
+
+The LoRA weights of the model's `lora` are active in all calls, those of its `adapters` in none.
+"""
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from worker.engine.loading import lora_files
 from worker.engine.loading.hub import source
+from worker.engine.loading.load_errors import may_pass
 from worker.engine.loading.pipelines import SAFE
+from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,13 +27,22 @@ if TYPE_CHECKING:
 
 
 def add(pipeline: Pipeline, spec: ModelSpec) -> None:
-    """Load LoRA weights and textual inversions, and set VAE slicing and tiling."""
-    for number, each in enumerate(spec.lora):
+    """Load LoRA weights and textual inversions, and set VAE slicing and tiling.
+
+    The files of `adapters` are only checked.
+    """
+    shapes = _shapes(pipeline)
+    for each in (*spec.lora, *spec.adapters.values()):
         with _errors_name(each.path):
-            pipeline.load_lora_weights(source(each.path), adapter_name=f"lora{number}", **SAFE)
-    if spec.lora:
-        names = [f"lora{number}" for number in range(len(spec.lora))]
-        pipeline.set_adapters(names, [each.scale for each in spec.lora])
+            file = lora_files.read(source(each.path))
+            if (what := lora_files.fault(_parts(pipeline, file), shapes)) is not None:
+                raise ValueError(what)
+    own = _own(spec)
+    for name, lora in zip(own, spec.lora, strict=True):
+        with _errors_name(lora.path):
+            _load(pipeline, lora.path, name)
+    if own:
+        pipeline.set_adapters(own, [each.scale for each in spec.lora])
     for inversion in spec.textual_inversion:
         with _errors_name(inversion.path):
             pipeline.load_textual_inversion(
@@ -34,6 +54,88 @@ def add(pipeline: Pipeline, spec: ModelSpec) -> None:
         pipeline.vae.enable_slicing()
     if spec.vae_tiling:
         pipeline.vae.enable_tiling()
+
+
+def in_peft(name: str) -> str:
+    """What peft calls an adapter: it takes neither names of the model's `lora` nor of its own."""
+    return f"request-{name}"
+
+
+def load(pipeline: Pipeline, spec: ModelSpec, name: str) -> None:
+    """Load one of the model's `adapters`; raises `ModelLoadError`, and nothing is left of it."""
+    path = spec.adapters[name].path
+    try:
+        try:
+            _load(pipeline, path, in_peft(name))
+        finally:
+            for layer in _all_layers(pipeline):  # peft has made the new one active
+                layer.set_adapter(_own(spec))
+        _check_finite(pipeline, in_peft(name))
+    except Exception as error:
+        unload(pipeline, name)
+        message = f"adapter {name!r}, {path}, could not be loaded: {error}"
+        raise ModelLoadError(message[:2000], retryable=may_pass(error)) from error
+
+
+def unload(pipeline: Pipeline, name: str) -> None:
+    """Remove an adapter, as far as it is loaded."""
+    pipeline.delete_adapters(in_peft(name))
+
+
+def _load(pipeline: Pipeline, path: str, key: str) -> None:
+    """Load a LoRA file under a name of peft's, active."""
+    file = lora_files.read(source(path))
+    parts = _parts(pipeline, file)
+    with warnings.catch_warnings():
+        # That there are other adapters, and that alphas match nothing, see below.
+        warnings.simplefilter("ignore")
+        pipeline.load_lora_weights(str(file.path), adapter_name=key, **SAFE)
+    for each in parts:
+        if each.alpha is not None:  # diffusers has given attention the most frequent of all alphas
+            network = getattr(pipeline, each.network)
+            layer = getattr(network, "text_model", network).get_submodule(each.layer)
+            layer.lora_alpha[key] = each.alpha
+            layer.set_scale(key, 1.0)
+
+
+def _parts(pipeline: Pipeline, file: lora_files.LoraFile) -> list[lora_files.LoraPart]:
+    return lora_files.parts_of(file, type(pipeline), pipeline.unet.config)
+
+
+def _shapes(pipeline: Pipeline) -> lora_files.Shapes:
+    """The shapes of a pipeline's tensors, before any layer has LoRA weights."""
+    return {
+        network: {name: tuple(each.shape) for name, each in module.named_parameters()}
+        for network, module in pipeline.components.items()
+        if isinstance(module, nn.Module)
+    }
+
+
+def layers(pipeline: Pipeline) -> dict[nn.Module, list[Any]]:
+    """The `LoraLayer`s of each network, which have, or had, LoRA weights."""
+    return {
+        network: [each for each in network.modules() if isinstance(each, LoraLayer)]
+        for network in pipeline.components.values()
+        if isinstance(network, nn.Module)
+    }
+
+
+def _all_layers(pipeline: Pipeline) -> Iterator[Any]:
+    return itertools.chain.from_iterable(layers(pipeline).values())
+
+
+def _own(spec: ModelSpec) -> list[str]:
+    """What peft calls the LoRA weights of the model's `lora`."""
+    return [f"lora{number}" for number in range(len(spec.lora))]
+
+
+def _check_finite(pipeline: Pipeline, key: str) -> None:
+    """Refuse weights that would spoil rows which do not ask for them: 0 times infinity is none."""
+    for layer in _all_layers(pipeline):
+        for part in (layer.lora_A, layer.lora_B):
+            if key in part and not bool(part[key].weight.isfinite().all()):
+                message = f"has weights that are not finite in {part[key].weight.dtype}"
+                raise ValueError(message)
 
 
 @contextmanager

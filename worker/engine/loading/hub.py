@@ -146,7 +146,8 @@ def _download_model(spec: ModelSpec) -> None:
 
 
 def _additions(spec: ModelSpec) -> list[str]:
-    return [each.path for each in spec.lora] + [each.path for each in spec.textual_inversion]
+    loras = (*spec.lora, *spec.adapters.values())
+    return [each.path for each in loras] + [each.path for each in spec.textual_inversion]
 
 
 def _has_weights(path: str) -> bool:

@@ -103,6 +103,17 @@ def _names(folder: Path) -> list[str]:
     return sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
 
 
+def shapes(folder: Path, variant: str | None) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The shapes of the tensors of UNet and text encoders by name; raises `ModelLoadError`."""
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        if names := _names(folder / part):
+            found[part] = {}
+            for file in _weight_files(folder, part, names, variant):
+                found[part] |= read_shapes(folder / file)
+    return found
+
+
 def _config(folder: Path, part: str) -> None:
     """Check a part's configuration, or the files of a tokenizer."""
     if not part.startswith("tokenizer"):

@@ -58,7 +58,7 @@ def load(spec: ModelSpec, device: str, mode: str, *, compiled: bool = False) -> 
     except Exception as error:  # of the device or its driver; another worker may do better
         message = f"model {spec.path!r} could not be placed on {device}: {error}"
         raise ModelLoadError(message[:2000]) from error
-    model = replace(model, sag_layer=spec.sag_layer or family.sag_layer)
+    model = replace(model, sag_layer=spec.sag_layer or family.sag_layer, has_lora=bool(spec.lora))
     pipeline.set_progress_bar_config(disable=True)
     if compiled:
         # One graph for each number of rows and size of latents; torch's default limit is 8.

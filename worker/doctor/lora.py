@@ -1,0 +1,49 @@
+"""Whether the LoRA files of a model are served, and are of that model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+from worker.doctor.finding import Finding
+from worker.engine.loading import lora_files, model_files
+from worker.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from worker.config.models import ModelSpec
+
+_FIX = "set its path in SAG_MODELS to another file"
+
+
+def check_loras(what: str, spec: ModelSpec) -> Iterator[Finding]:
+    """Read the header of each file of `lora` and `adapters` that is on this machine."""
+    for each in (*spec.lora, *spec.adapters.values()):
+        if not Path(each.path).exists():
+            continue
+        try:
+            fault = _fault(Path(spec.path), spec.variant, lora_files.read(each.path))
+        except (OSError, ValueError) as error:
+            fault = str(error)
+        if fault is not None:
+            yield Finding(what, ok=False, found=f"{each.path} {fault}", fix=_FIX)
+
+
+def _fault(model: Path, variant: str | None, file: lora_files.LoraFile) -> str | None:
+    """Why a file does not fit a model's folder; None too where that is not whole."""
+    if not model.is_dir():
+        return None
+    try:
+        kind = json.loads((model / "model_index.json").read_bytes())["_class_name"]
+        config = SimpleNamespace(**json.loads((model / "unet" / "config.json").read_bytes()))
+        shapes = model_files.shapes(model, variant)
+    except (OSError, ValueError, LookupError, ModelLoadError):
+        return None  # which the check of the folder reports
+    import diffusers  # noqa: PLC0415  # takes seconds to import
+
+    xl = "XL" if "XL" in kind else ""
+    pipeline = getattr(diffusers, f"StableDiffusion{xl}Pipeline")
+    return lora_files.fault(lora_files.parts_of(file, pipeline, config), shapes)
