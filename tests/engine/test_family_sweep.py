@@ -1,6 +1,7 @@
 """Requests drawn at random over four models in one batch: each equal to the same request alone.
 
-All families and a model for inpainting, all samplers, pictures, masks, classes, SAG's parameters.
+All families, a checkpoint in one file, a model for inpainting, adapters by request, all samplers,
+pictures, masks, classes, SAG's parameters.
 """
 
 from __future__ import annotations
@@ -9,24 +10,21 @@ import random
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import diffusers
 import pytest
 
 from tests.engine import oracle
 from tests.engine.cases import nightly, slow
-from tests.engine.jobs import CLOSE, SPEC, Rounds, apart, job, latents_of
+from tests.engine.jobs import CLOSE, apart, job, latents_of
 from tests.engine.pictures import masked, picture
-from tests.engine.random_requests import NEAR_THRESHOLD, ROUNDINGS, under_sd15_noise
-from tests.engine.small_models import save_inpainting, save_pixels, save_xl, spec
+from tests.engine.random_requests import NEAR_THRESHOLD, ROUNDINGS
+from tests.engine.swept_models import LORAS, Company, models_in
 from tests.engine.test_families import SAMPLERS
-from worker.engine.batch import Batch
-from worker.engine.model_cache import ModelCache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from concurrent.futures import Future
-    from pathlib import Path
 
+    from tests.engine.swept_models import Swept
     from worker.engine.job import Job
 
 #: Requests of one batch; sixteen batches by night are 400 requests.
@@ -35,37 +33,10 @@ TOGETHER, BATCHES = 25, 16
 FAR = 8 / 25
 
 
-class Company(Rounds):
-    """A batch over several loaded models."""
-
-    def __init__(self, models: Mapping[str, Rounds], max_batch_rows: int) -> None:
-        super().__init__()
-        loaded = {name: each.runner.model for name, each in models.items()}
-        specs = {name: SPEC.model_copy(update={"path": name}) for name in models}
-        self.runners = ModelCache(
-            specs, lambda wanted: loaded[wanted.path], len(models), max_batch_rows
-        )
-        self.batch = Batch(self.runners, lambda call, *args: call(*args))
-
-
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Rounds]:
-    """One model of each kind, with noise schedules that magnify no rounding."""
-    plain = Rounds(max_batch_rows=64)
-    under_sd15_noise(plain.pipe)
-    return {
-        "plain": plain,
-        "xl": Rounds(spec(save_xl(tmp_path_factory.mktemp("xl")))),
-        "inpainting": Rounds(spec(save_inpainting(tmp_path_factory.mktemp("inpainting")))),
-        "pixels": _pixels(tmp_path_factory.mktemp("pixels")),
-    }
-
-
-def _pixels(folder: Path) -> Rounds:
-    """Of classes, with a learned variance."""
-    learned = diffusers.DDPMScheduler(variance_type="learned_range", beta_end=0.012)
-    path = save_pixels(folder, scheduler=learned, out_channels=6, num_class_embeds=6)
-    return Rounds(spec(path).model_copy(update={"null_class": 5}))
+def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Swept]:
+    """One model of each kind."""
+    return models_in(tmp_path_factory.mktemp("swept"))
 
 
 def draw(dice: random.Random, *, brief: bool) -> Job:
@@ -97,6 +68,8 @@ def draw(dice: random.Random, *, brief: bool) -> Job:
     if start is not None:
         changes |= start(*sides, seed=dice.randrange(100))
         changes["strength"] = dice.choice((0.4, 0.8, 1.0))
+    if model in {"plain", "xl"}:
+        changes["loras"] = dice.choice(LORAS)
     if model == "xl":
         changes |= dice.choice(({}, {"prompts_2": ("a ring",)}, {"original_size": (300, 200)}))
     return job(**changes)
@@ -135,7 +108,7 @@ def _of_pixels(dice: random.Random, *, brief: bool) -> Job:
         *nightly(*((n, TOGETHER) for n in range(2, BATCHES))),
     ],
 )
-def test_each_is_as_if_alone(models: Mapping[str, Rounds], number: int, together: int) -> None:
+def test_each_is_as_if_alone(models: Mapping[str, Swept], number: int, together: int) -> None:
     """Each job of a batch of several models is within 1e-4 of the plain loop of that job alone.
 
     Or about as far as the loop itself moves when its UNet rounds otherwise, or where a column sum
@@ -152,8 +125,7 @@ def test_each_is_as_if_alone(models: Mapping[str, Rounds], number: int, together
     company.run()
     far = 0
     for each, future in zip(wanted, futures, strict=True):
-        pipe = models[each.model].pipe
-        alone = oracle.alone(pipe, each)
+        pipe, alone = models[each.model].pipe(each), models[each.model].alone(each)
         difference = apart(latents_of(future.result(timeout=0)), alone)
         if difference > CLOSE:
             far += 1
