@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeGuard
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
 from api_contracts.names import DEFAULT_MODEL, DEFAULT_PRIORITY, MODEL_PATTERN
 from api_contracts.request_types import (
-    MAX_LORAS,
+    MAX_URL_CHARS,
+    TRACEPARENT_PATTERN,
+    URL_PATTERN,
     Corner,
     CrossAttention,
     ImageReference,
     Labels,
-    LoraUse,
+    Loras,
     Prompts,
     Reference,
     ReplyTo,
@@ -26,18 +27,9 @@ from api_contracts.request_types import (
     Text,
 )
 
-#: A URL without user, password and fragment.
-URL_PATTERN = r"^https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?([/?][!$-~]*)?$"
-MAX_URL_CHARS = 2_000
-#: W3C trace context.
-TRACEPARENT_PATTERN = r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
+_T = TypeVar("_T")
 #: Schedulers that use `eta`.
 ETA_SCHEDULERS = ("ddim", "tcd")
-
-
-def is_traceparent(value: object) -> TypeGuard[str]:
-    """Whether `value` is a W3C trace context."""
-    return isinstance(value, str) and re.fullmatch(TRACEPARENT_PATTERN, value) is not None
 
 
 @dataclass(frozen=True)
@@ -180,7 +172,7 @@ class GenerationRequest(Strict):
     cross_attention_kwargs: CrossAttention | None = Field(
         default=None, description="Only `scale`, of the model's LoRA and of `loras`."
     )
-    loras: Annotated[list[LoraUse], Field(max_length=MAX_LORAS)] | None = Field(
+    loras: Loras | None = Field(
         default=None, description="Adapters of the model for these images, each with its scale."
     )
     output_type: Literal["png", "jpeg", "webp", "npy", "latent"] = Field(
@@ -240,8 +232,7 @@ class GenerationRequest(Strict):
     @property
     def labels(self) -> tuple[int, ...]:
         """The class labels as a tuple; empty for no class."""
-        given = self.class_labels
-        return tuple(given) if isinstance(given, list) else () if given is None else (given,)
+        return _as_tuple(self.class_labels)
 
     @property
     def rows(self) -> int:
@@ -253,7 +244,7 @@ class GenerationRequest(Strict):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
-def _as_tuple(value: str | list[str] | None) -> tuple[str, ...]:
+def _as_tuple(value: _T | list[_T] | None) -> tuple[_T, ...]:
     if value is None:
         return ()
-    return (value,) if isinstance(value, str) else tuple(value)
+    return tuple(value) if isinstance(value, list) else (value,)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
@@ -20,11 +21,21 @@ MAX_SIDE_PX = 16_384
 MIN_SIDE_PX = 64
 #: Names of queues and tasks of other applications.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"
+#: A URL without user, password and fragment.
+URL_PATTERN = r"^https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?([/?][!$-~]*)?$"
+MAX_URL_CHARS = 2_000
+#: W3C trace context.
+TRACEPARENT_PATTERN = r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
 #: A key of plain segments, without its ending.
 _KEY = r"^([A-Za-z0-9][A-Za-z0-9._-]*/)*[A-Za-z0-9][A-Za-z0-9._-]*"
 _MAX_KEY_CHARS = 512
 #: In any case, as cameras write `IMG_1.JPG`; patterns of JSON Schema have no flag for it.
 _PICTURE_ENDING = r"\.([Pp][Nn][Gg]|[Jj][Pp][Ee]?[Gg]|[Ww][Ee][Bb][Pp])$"
+
+
+def is_traceparent(value: object) -> TypeGuard[str]:
+    """Whether `value` is a W3C trace context."""
+    return isinstance(value, str) and re.fullmatch(TRACEPARENT_PATTERN, value) is not None
 
 
 class Strict(BaseModel):
@@ -111,3 +122,4 @@ Labels = Annotated[
     | Annotated[list[Label], Field(min_length=1, max_length=64), Tag("many")],
     _PICK,
 ]
+Loras = Annotated[list[LoraUse], Field(max_length=MAX_LORAS)]

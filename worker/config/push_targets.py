@@ -13,8 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 from api_contracts.errors import FieldError
 from api_contracts.names import queue_name
 from api_contracts.redis_io.address import RedisAddress
-from api_contracts.request import URL_PATTERN
-from api_contracts.request_types import NAME_PATTERN, ReplyTo
+from api_contracts.request_types import NAME_PATTERN, URL_PATTERN, ReplyTo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

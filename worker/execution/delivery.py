@@ -11,7 +11,7 @@ from api_contracts.errors import InvalidRequest
 from api_contracts.names import DEFAULT_PRIORITY
 from api_contracts.parse import parse_request
 from api_contracts.pushes import PushKind
-from api_contracts.request import is_traceparent
+from api_contracts.request_types import is_traceparent
 from worker.errors import BadRequestError, TaskFailedError
 from worker.execution.resolved_request import ResolvedRequest
 

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError
 
-from api_contracts.request import MAX_URL_CHARS, URL_PATTERN
+from api_contracts.request_types import MAX_URL_CHARS, URL_PATTERN
 from worker.config.push_targets import is_allowed, key_of
 from worker.errors import PushError
 

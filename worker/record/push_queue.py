@@ -19,7 +19,7 @@ from api_contracts.events import End
 from api_contracts.pushes import Push, PushKind, PushState
 from api_contracts.redis_io.connection import WRONG_TYPE
 from api_contracts.redis_io.scripts import load
-from api_contracts.request import is_traceparent
+from api_contracts.request_types import is_traceparent
 from worker import metrics
 
 if TYPE_CHECKING:

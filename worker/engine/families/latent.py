@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from diffusers import AsymmetricAutoencoderKL
 
-from api_contracts.errors import FieldError
 from worker.engine import safetensors_io
+from worker.engine.families import foreign
 from worker.engine.families.conditioning import (
     TEXT,
     Conditioning,
@@ -29,18 +29,6 @@ if TYPE_CHECKING:
     from worker.engine.job import Job
     from worker.engine.loaded_model import LoadedModel
     from worker.engine.pipeline import Pipeline
-
-
-#: Fields of requests, and of jobs, for models of Stable Diffusion XL alone.
-_OF_TWO_ENCODERS = {
-    "prompt_2": "prompts_2",
-    "negative_prompt_2": "negative_prompts_2",
-    "pooled_prompt_embeds": "pooled_prompt_embeds",
-    "negative_pooled_prompt_embeds": "negative_pooled_prompt_embeds",
-    "original_size": "original_size",
-    "crops_coords_top_left": "crops_coords_top_left",
-    "target_size": "target_size",
-}
 
 
 class LatentFamily(Family):
@@ -118,15 +106,8 @@ class LatentFamily(Family):
 
     def _refuse_foreign(self, job: Job) -> None:
         """Refuse what only models of two encoders, or of pixels, take."""
-        others = {"class_labels": "class_labels"}
-        others |= {} if self.takes_sizes else _OF_TWO_ENCODERS
-        what = f"has no meaning for a model of {self.name}"
-        faults = [
-            FieldError(where=where, what=what, limit="null")
-            for where, name in others.items()
-            if getattr(job, name)
-        ]
-        if faults:
+        fields = foreign.OF_PIXELS | ({} if self.takes_sizes else foreign.OF_TWO_ENCODERS)
+        if faults := [*foreign.faults(job, fields, self.name)]:
             raise BadRequestError(*faults)
 
     def _check_lengths(

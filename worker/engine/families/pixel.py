@@ -10,6 +10,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 
 from api_contracts.errors import FieldError
+from worker.engine.families import foreign
 from worker.engine.families.conditioning import Conditioning, EncoderInput, PromptInputs
 from worker.engine.families.family import Family
 from worker.engine.loading.model_files import PIXEL_PIPELINES
@@ -28,25 +29,6 @@ if TYPE_CHECKING:
 
 #: diffusers' name of the classes, one number for a row.
 LABELS = "class_labels"
-#: Fields of requests, and of jobs, that need texts, an autoencoder or LoRA weights.
-_OF_OTHERS = {
-    "prompt": "prompts",
-    "negative_prompt": "negative_prompts",
-    "prompt_2": "prompts_2",
-    "negative_prompt_2": "negative_prompts_2",
-    "prompt_embeds": "prompt_embeds",
-    "negative_prompt_embeds": "negative_prompt_embeds",
-    "pooled_prompt_embeds": "pooled_prompt_embeds",
-    "negative_pooled_prompt_embeds": "negative_pooled_prompt_embeds",
-    "original_size": "original_size",
-    "crops_coords_top_left": "crops_coords_top_left",
-    "target_size": "target_size",
-    "clip_skip": "clip_skip",
-    "cross_attention_kwargs": "lora_scale",
-    "loras": "loras",
-    "image": "image",
-    "mask_image": "mask_image",
-}
 
 
 class NoAutoencoder(torch.nn.Module):
@@ -112,7 +94,7 @@ class Pixel(Family):
             return
         if config.class_embed_type is not None or config.time_embedding_type == "learned":
             yield "has embeddings of classes or timesteps that are not served"
-        if config.in_channels not in {1, 3}:
+        if config.in_channels != 3:  # noqa: PLR2004  # red, green and blue
             yield f"makes pictures of {config.in_channels} channels, which are not served"
         if config.out_channels not in {config.in_channels, 2 * config.in_channels}:
             yield f"has a UNet of {config.in_channels} and {config.out_channels} channels"
@@ -125,7 +107,10 @@ class Pixel(Family):
 
     def check(self, pipe: Pipeline, job: Job) -> PromptInputs:
         """The label of each image, and that of no class for classifier-free guidance."""
-        faults = [*self._foreign(job), *self._faults_of_labels(pipe, job)]
+        faults = [
+            *foreign.faults(job, foreign.OF_LATENTS, self.name),
+            *self._faults_of_labels(pipe, job),
+        ]
         if faults:
             raise BadRequestError(*faults)
         count, null = pipe.unet.config.num_class_embeds, pipe.null_class
@@ -136,12 +121,6 @@ class Pixel(Family):
         if job.guidance_scale <= 1:
             return PromptInputs(positive, None)
         return PromptInputs(positive, ({LABELS: torch.tensor(null)},) * len(labels))
-
-    def _foreign(self, job: Job) -> Iterator[FieldError]:
-        what = f"has no meaning for a model of {self.name}"
-        for where, name in _OF_OTHERS.items():
-            if getattr(job, name) not in (None, ()):
-                yield FieldError(where=where, what=what, limit="null")
 
     def _faults_of_labels(self, pipe: Pipeline, job: Job) -> Iterator[FieldError]:
         count, null = pipe.unet.config.num_class_embeds or 0, pipe.null_class
