@@ -236,6 +236,14 @@ def test_a_single_file_is_inspected(settings: Settings, tmp_path: Path) -> None:
     assert all("SAG_MODELS" in each.fix for each in found)
 
 
+def test_a_single_file_has_no_safety_checker(settings: Settings, tmp_path: Path) -> None:
+    """A checkpoint in one file with a safety checker in the settings is reported."""
+    spec = ModelSpec(path=single_file(tmp_path), config=str(SHIPPED_MODEL))
+    (found,) = check_models(settings.model_copy(update={"models": {"a": spec}}))
+    assert not found.ok
+    assert "has no safety checker; set safety_checker to false" in found.found
+
+
 def test_a_single_files_memory_is_compared(settings: Settings, tmp_path: Path) -> None:
     """The weights of a file need the memory of the folder's."""
     file = single_file(tmp_path)
