@@ -17,6 +17,7 @@ from huggingface_hub import constants
 
 from tests.engine import original_layout
 from tests.engine.jobs import SPEC
+from tests.engine.small_models import save_pixels
 from worker import embedded
 from worker.config.models import Adapter, Lora, ModelSpec
 from worker.engine.loading import hub, model_loader
@@ -254,3 +255,19 @@ def test_paths_are_complete() -> None:
     assert hub.is_complete(SPEC)
     assert hub.is_complete(ModelSpec(path="/nowhere"))
     assert hub.is_complete(ModelSpec(path="models/nowhere.safetensors"))
+
+
+def test_a_flat_model_of_pixels_is_downloaded(
+    serve: Callable[[Path], list[str]], tmp_path: Path
+) -> None:
+    """One with its UNet beside the index is downloaded and loaded, without its pickled weights."""
+    folder = save_pixels(tmp_path / "flat")
+    for file in [*folder.rglob("*.*")]:
+        file.rename(folder / file.name)
+    (folder / "diffusion_pytorch_model.bin").write_bytes(b"pickled")
+    asked = serve(folder)
+    spec = ModelSpec(path="owner/flat", safety_checker=False)
+    hub.download(spec)
+    assert hub.is_complete(spec)
+    assert not [each for each in asked if each.endswith(".bin")]
+    model_loader.load(spec, "cpu", "none")

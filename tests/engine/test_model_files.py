@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.engine.jobs import SPEC
-from tests.engine.small_models import save_xl
+from tests.engine.small_models import save_pixels, save_xl
 from worker.config.models import CONVERT, SHIPPED_MODEL, ModelSpec
 from worker.engine.loading import model_loader
 from worker.engine.loading.model_files import inspect
@@ -283,3 +283,26 @@ def test_pickled_weights_are_named(tmp_path: Path) -> None:
     message = refused(ModelSpec(path=str(folder), safety_checker=False))
     assert "only vae/diffusion_pytorch_model.bin, which is pickled and not read" in message
     assert CONVERT in message
+
+
+def flat(folder: Path, there: Path) -> Path:
+    """A model of pixels with its UNet and scheduler beside the index."""
+    there.mkdir()
+    for file in folder.rglob("*.*"):
+        shutil.copy(file, there / file.name)
+    return there
+
+
+def test_a_model_of_pixels_is_whole(tmp_path: Path) -> None:
+    """It needs a UNet and a scheduler, in folders of their own or beside the index."""
+    whole = save_pixels(tmp_path / "whole")
+    for folder in (whole, flat(whole, tmp_path / "flat")):
+        found = inspect(folder, safety_checker=False)
+        assert (found.faults, found.parameters.keys()) == ([], {"unet"})
+        assert loads(folder, safety_checker=False)
+        for file in sorted(folder.rglob("*.*")):
+            content = file.read_bytes()
+            file.unlink()
+            assert file.name in inspect(folder, safety_checker=False).faults[0]
+            assert not loads(folder, safety_checker=False)
+            file.write_bytes(content)

@@ -135,13 +135,17 @@ def _download_model(spec: ModelSpec) -> None:
         part: [file.removeprefix(f"{part}/") for file in files if file.startswith(f"{part}/")]
         for part in weight_files.STEMS
     }
+    is_flat = not by_part["unet"]  # early models of pixels have the UNet beside their index
+    if is_flat:
+        by_part = {"unet": [file for file in files if "/" not in file]}
     variants = {part: weight_files.variant_of(by_part[part], spec.variant) for part in by_part}
     if spec.variant and not any(variants.values()):
         message = f"model {spec.path!r} has no weights of variant {spec.variant!r} on the hub"
         raise ModelLoadError(message, retryable=False)
     wanted = [file for file in files if file.endswith(_CONFIG) and not fnmatch(file, _TABLES)]
     for part, names in by_part.items():
-        wanted += [f"{part}/{each}" for each in weight_files.chosen(part, names, variants[part])]
+        place = "" if is_flat else f"{part}/"
+        wanted += [f"{place}{each}" for each in weight_files.chosen(part, names, variants[part])]
     snapshot_download(spec.path, allow_patterns=list(map(glob.escape, wanted)))
 
 

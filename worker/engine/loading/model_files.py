@@ -85,15 +85,22 @@ def inspect(
     needed |= {"safety_checker"} if safety_checker else set()
     found.faults += [f"model_index.json names no {part}" for part in sorted(needed - parts)]
     wanted = sorted(parts if safety_checker else parts - {"safety_checker"})
-    names = {part: _names(folder / part) for part in wanted if weights and part in STEMS}
+    #: Where each part is: in a folder of its own, or, as early models of pixels, beside the index.
+    places = {
+        part: ""
+        if found.pipeline in PIXEL_PIPELINES and not (folder / part).is_dir()
+        else f"{part}/"
+        for part in wanted
+    }
+    names = {part: _names(folder / places[part]) for part in wanted if weights and part in STEMS}
     if variant and not any(variant_of(each, variant) for each in names.values()):
         found.faults.append(f"no part has weights of variant {variant!r}")
         return found
     for part in wanted:
         try:
-            _config(folder, part)
+            _config(folder, part, places[part])
             if part in names:
-                _weights(folder, part, names[part], variant, found)
+                _weights(folder, part, _weight_files(folder, part, places[part], variant), found)
         except ModelLoadError as error:
             found.faults.append(error.message)
     return found
@@ -107,28 +114,26 @@ def shapes(folder: Path, variant: str | None) -> dict[str, dict[str, tuple[int, 
     """The shapes of the tensors of UNet and text encoders by name; raises `ModelLoadError`."""
     found: dict[str, dict[str, tuple[int, ...]]] = {}
     for part in ("unet", "text_encoder", "text_encoder_2"):
-        if names := _names(folder / part):
+        if _names(folder / part):
             found[part] = {}
-            for file in _weight_files(folder, part, names, variant):
+            for file in _weight_files(folder, part, f"{part}/", variant):
                 found[part] |= read_shapes(folder / file)
     return found
 
 
-def _config(folder: Path, part: str) -> None:
+def _config(folder: Path, part: str, place: str) -> None:
     """Check a part's configuration, or the files of a tokenizer."""
     if not part.startswith("tokenizer"):
-        read_json(folder, f"{part}/{_CONFIGS.get(part, 'config.json')}")
+        read_json(folder, f"{place}{_CONFIGS.get(part, 'config.json')}")
     elif not (folder / part / _TOKENIZER).is_file():
         for name in _TOKENIZER_PARTS:
             _there(folder, f"{part}/{name}", f"and {part}/{_TOKENIZER} neither")
 
 
-def _weights(
-    folder: Path, part: str, names: list[str], variant: str | None, found: ModelFiles
-) -> None:
+def _weights(folder: Path, part: str, files: list[str], found: ModelFiles) -> None:
     """Count the weights of a part; raises `ModelLoadError` with the file that is at fault."""
     layers: Counter[str] = Counter()
-    for file in _weight_files(folder, part, names, variant):
+    for file in files:
         try:
             tensors = read_shapes(folder / file)
         except ModelLoadError as error:
@@ -139,20 +144,21 @@ def _weights(
     found.largest_layers[part] = max(layers.values(), default=0)
 
 
-def _weight_files(folder: Path, part: str, names: list[str], variant: str | None) -> list[str]:
+def _weight_files(folder: Path, part: str, place: str, variant: str | None) -> list[str]:
     """Return the weight files of a part: one, or the shards that an index names."""
+    names = _names(folder / place)
     variant = variant_of(names, variant)
     files = chosen(part, names, variant)
     if not files:
-        file = f"{part}/{whole(part, variant)}"
+        file = f"{place}{whole(part, variant)}"
         raise ModelLoadError(f"{file} is not there, {why_missing(part, names)}")
     index = next((name for name in files if name.endswith(".json")), None)
     if index is not None:
-        placed = read_json(folder, f"{part}/{index}").get("weight_map")
+        placed = read_json(folder, f"{place}{index}").get("weight_map")
         if not isinstance(placed, dict):
-            raise ModelLoadError(f"{part}/{index} has no weight_map")
+            raise ModelLoadError(f"{place}{index} has no weight_map")
         files = sorted(set(map(str, placed.values())))
-    return [_there(folder, f"{part}/{name}", f"but {part}/{index} names it") for name in files]
+    return [_there(folder, f"{place}{name}", f"but {place}{index} names it") for name in files]
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
