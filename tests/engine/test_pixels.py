@@ -106,6 +106,16 @@ def test_sag_reads_another_layer(tmp_path: Path) -> None:
     assert float((found - other).abs().max()) > 1e-4
 
 
+def test_the_kernel_is_the_authors(models: Mapping[str, Rounds]) -> None:
+    """The blur's kernel is 31 x 31 at sigma 9 too, where 4 sigma are 36 cells."""
+    wanted = pixels(
+        class_labels=(0,), sag_scale=1.0, sag_blur_sigma=9.0, height=48, width=64,
+        num_inference_steps=2,
+    )  # fmt: skip
+    found = latents_of(models["guided"].result(wanted))
+    assert_close(found, pixel_loop.alone(models["guided"].pipe, wanted))
+
+
 def test_a_request_without_a_class_is_one_of_none(models: Mapping[str, Rounds]) -> None:
     """Null is the class for none."""
     wanted = pixels(sag_scale=0.5)
