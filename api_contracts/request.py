@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 from pydantic import Field
 
 from api_contracts.names import DEFAULT_MODEL, DEFAULT_PRIORITY, MODEL_PATTERN
 from api_contracts.request_types import (
-    MAX_LORAS,
     Corner,
     CrossAttention,
     ImageReference,
     Labels,
-    LoraUse,
+    Loras,
     Prompts,
     Reference,
     ReplyTo,
@@ -180,7 +179,7 @@ class GenerationRequest(Strict):
     cross_attention_kwargs: CrossAttention | None = Field(
         default=None, description="Only `scale`, of the model's LoRA and of `loras`."
     )
-    loras: Annotated[list[LoraUse], Field(max_length=MAX_LORAS)] | None = Field(
+    loras: Loras | None = Field(
         default=None, description="Adapters of the model for these images, each with its scale."
     )
     output_type: Literal["png", "jpeg", "webp", "npy", "latent"] = Field(

@@ -109,3 +109,4 @@ Labels = Annotated[
     | Annotated[list[Label], Field(min_length=1, max_length=64), Tag("many")],
     _PICK,
 ]
+Loras = Annotated[list[LoraUse], Field(max_length=MAX_LORAS)]
