@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -45,10 +46,15 @@ def save(model: Model, folder: Path, count: int) -> None:
 
 
 class AdapterSide:
-    """One UNet on its device with adapters loaded; each way gives the seconds of one call."""
+    """One UNet on its device with adapters loaded; each way gives the seconds of one call.
+
+    On the CPU they are the processor's, of one thread, which other programs disturb less.
+    """
 
     def __init__(self, model: Model, folder: Path) -> None:
         models.silence_libraries()
+        if model.device == "cpu":
+            torch.set_num_threads(1)
         self._names = [each.stem for each in sorted(folder.glob("*.safetensors"))]
         files = {name: Adapter(path=str(folder / f"{name}.safetensors")) for name in self._names}
         spec = model.spec.model_copy(update={"adapters": files, "dtype": model.usual_dtype})
@@ -90,7 +96,9 @@ class AdapterSide:
                 with torch.inference_mode(), entered(number):
                     self._unet(*each, return_dict=False)
 
-        return unet.seconds(call, self._model.device, CALLS)
+        on_cpu = self._model.device == "cpu"
+        clock = time.process_time if on_cpu else time.perf_counter
+        return unet.seconds(call, self._model.device, CALLS, clock)
 
     @contextmanager
     def _named(self, of_row: list[str]) -> Iterator[None]:

@@ -149,5 +149,6 @@ def _plot(result: Result, found: Mapping[int, Mapping[str, Sequence[float]]]) ->
     ]
     chart.lines(axes, list(found), lines, labels)
     axes.set_xlabel("adapters in the rows")
-    axes.set_ylabel(f"ms for {result.options['rows']} rows")
+    what = "ms of a processor" if result.machine.device == "cpu" else "ms"
+    axes.set_ylabel(f"{what} for {result.options['rows']} rows")
     return drawn

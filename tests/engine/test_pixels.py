@@ -52,6 +52,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Rounds]:
             scheduler=diffusers.DDPMScheduler(**_DDPM),
             num_class_embeds=CLASSES + 1,
         ),
+        "velocity": made(
+            "velocity",
+            NULL,
+            scheduler=diffusers.DDIMScheduler(prediction_type="v_prediction", **_DDPM),
+            num_class_embeds=CLASSES + 1,
+        ),
         "learned": made(
             "learned", NULL, scheduler=learned, num_class_embeds=CLASSES + 1, out_channels=6
         ),
@@ -92,6 +98,13 @@ def test_a_learned_variance_is_that_of_the_class(
     wanted = pixels(class_labels=(2,), num_inference_steps=5, **changes)
     found = latents_of(models["learned"].result(wanted))
     assert_close(found, pixel_loop.alone(models["learned"].pipe, wanted))
+
+
+def test_a_velocity_is_guided_as_well(models: Mapping[str, Rounds]) -> None:
+    """A model that predicts the velocity, as the bundled one, gets the same guidance."""
+    wanted = pixels(class_labels=(2, 4), guidance_scale=2.0, sag_scale=1.0, num_inference_steps=4)
+    found = latents_of(models["velocity"].result(wanted))
+    assert_close(found, pixel_loop.alone(models["velocity"].pipe, wanted))
 
 
 def test_sag_reads_another_layer(tmp_path: Path) -> None:

@@ -250,3 +250,17 @@ def test_no_job_with_adapters_starves(
             )
             assert overtaken[left.number] <= MAX_OVERTAKEN_ROUNDS
     assert jobs.jobs == []
+
+
+def test_urgent_adapters_overtake_a_job_so_many_rounds() -> None:
+    """Then it goes before them, and they wait until there is room for its adapters."""
+    jobs, running, taken = WaitingJobs(), "", []
+    jobs.add(waiting(0, priority=9, adapters="xy"))
+    for number in range(1, MAX_OVERTAKEN_ROUNDS + 3):
+        jobs.add(waiting(number, priority=0, adapters="z"))
+        budget = AdapterBudget(2)
+        budget.use("a", running)
+        started = jobs.take("a", 1, lambda _: True, budget)
+        running = "".join(name for each in started for name in each.job.adapter_names)
+        taken += numbers(started)
+    assert taken == [*range(1, MAX_OVERTAKEN_ROUNDS + 1), 0]

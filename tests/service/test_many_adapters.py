@@ -129,6 +129,6 @@ def test_mixed_tasks_of_eight_adapters(
             print(f"{number - OPEN + 1} tasks: {marks[-1]:.0f} MiB resident")
     unloaded = re.findall(r"unloaded adapter (\w+)", worker.log.read_text())
     print(f"adapters were unloaded {len(unloaded)} times; {np.mean(batches):.1f} tasks a call")
-    assert {*unloaded} == {*NAMES}
+    assert len({*unloaded}) > BUDGET
     assert np.mean(batches) > 1.5
     assert max(marks[-2:]) - max(marks[1:3]) < SLACK_MIB

@@ -13,14 +13,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
-from torch.nn import functional
 
 from worker.engine import device_memory
 from worker.engine.loading import adapters
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
+
+    from torch import nn
 
     from worker.config.models import ModelSpec
     from worker.engine.job import Adapters
@@ -76,9 +76,9 @@ class RowAdapters:
         if not names:
             yield
             return
-        scales = _Scales(rows)
+        of_rows = _Rows(rows)
         hooks = [
-            layer.register_forward_hook(partial(_add, names=present, scales=scales))
+            layer.register_forward_hook(partial(_add, names=present, rows=of_rows))
             for layer in self._layers.get(network, ())
             if (present := [name for name in names if adapters.in_peft(name) in layer.lora_A])
         ]
@@ -89,25 +89,30 @@ class RowAdapters:
                 hook.remove()
 
 
-class _Scales:
-    """The scale of each row for the ranks of a layer's adapters, copied to the device once."""
+class _Rows:
+    """Which rows of a call ask for an adapter, and at which scales; copied to the device once."""
 
     def __init__(self, rows: Sequence[Adapters]) -> None:
         self._rows = [dict(row) for row in rows]
-        self._made: dict[tuple[tuple[str, int, float], ...], torch.Tensor] = {}
+        self._made: dict[tuple[str, float, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def of(self, parts: tuple[tuple[str, int, float], ...], device: torch.device) -> torch.Tensor:
-        """(rows, sum of ranks), float32; `parts` are name, rank, alpha / rank of each adapter."""
-        if parts not in self._made:
-            scales = torch.tensor(
-                [
-                    [row.get(name, 0.0) * unit for name, rank, unit in parts for _ in range(rank)]
-                    for row in self._rows
-                ],
-                dtype=torch.float32,
+    def of(
+        self, name: str, unit: float, count: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Indices and, in float32, scales times `unit` of those among the first `count` rows."""
+        made = self._made.get((name, unit, count))
+        if made is None:
+            scales = {
+                n: row[name] * unit for n, row in enumerate(self._rows[:count]) if name in row
+            }
+            made = (
+                device_memory.to_device(torch.tensor([*scales], dtype=torch.long), device),
+                device_memory.to_device(
+                    torch.tensor([*scales.values()], dtype=torch.float32), device
+                ),
             )
-            self._made[parts] = device_memory.to_device(scales, device)
-        return self._made[parts]
+            self._made[name, unit, count] = made
+        return made
 
 
 def _add(
@@ -116,30 +121,16 @@ def _add(
     output: torch.Tensor,
     *,
     names: Sequence[str],
-    scales: _Scales,
-) -> torch.Tensor:
-    """Forward hook of a layer: its output with the adapters that each row asks for.
+    rows: _Rows,
+) -> None:
+    """Forward hook of a layer: adds to its output the adapters that each row asks for.
 
-    All adapters are one product, as one of the sum of their ranks, so that the number of kernels
-    does not depend on theirs. What a row does not ask for is replaced by 0 rather than multiplied
-    by it: an adapter that overflows must not reach other rows.
+    An adapter sees its own rows alone: what it does, should it overflow, reaches no other.
     """
-    keys = [adapters.in_peft(name) for name in names]
-    downs = [layer.lora_A[key] for key in keys]
-    down = torch.cat([each.weight for each in downs])
-    up = torch.cat([layer.lora_B[key].weight for key in keys], dim=1)
-    parts = tuple(
-        (name, layer.r[key], layer.scaling[key]) for name, key in zip(names, keys, strict=True)
-    )
-    # SAG calls its layer's query and key with the first rows alone.
-    scale = scales.of(parts, output.device)[: len(output)]
-    if isinstance(downs[0], nn.Conv2d):
-        low = functional.conv2d(inputs[0], down, None, downs[0].stride, downs[0].padding)
-        return output + functional.conv2d(_scaled(low, scale[:, :, None, None]), up)
-    low = functional.linear(inputs[0], down)
-    scale = scale.view(len(scale), *(1,) * (low.dim() - 2), -1)
-    return output + functional.linear(_scaled(low, scale), up)
-
-
-def _scaled(low: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return (low * scale).masked_fill(scale == 0, 0).to(low.dtype)
+    for name in names:
+        key = adapters.in_peft(name)
+        # SAG calls its layer's query and key with the first rows alone.
+        index, scale = rows.of(name, layer.scaling[key], len(output), output.device)
+        low = layer.lora_A[key](inputs[0].index_select(0, index))
+        low = (low * scale.view(-1, *(1,) * (low.dim() - 1))).to(low.dtype)
+        output.index_add_(0, index, layer.lora_B[key](low))

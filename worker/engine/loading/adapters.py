@@ -130,7 +130,7 @@ def _own(spec: ModelSpec) -> list[str]:
 
 
 def _check_finite(pipeline: Pipeline, key: str) -> None:
-    """Refuse weights that would spoil rows which do not ask for them: 0 times infinity is none."""
+    """Refuse weights with which every task would fail, after all of its steps."""
     for layer in _all_layers(pipeline):
         for part in (layer.lora_A, layer.lora_B):
             if key in part and not bool(part[key].weight.isfinite().all()):
