@@ -60,7 +60,7 @@ def test_lora_scales_and_text_lengths_share_a_graph(tmp_path: Path) -> None:
     spec = SPEC.model_copy(update={"lora": (Lora(path=save_lora(tmp_path, 1), scale=0.8),)})
     usual, model = Rounds(spec), model_loader.load(spec, "cpu", "none")
     model.pipeline.unet.compile(dynamic=False, backend="eager")
-    compiled = Rounds(model=LoadedModel(model.family, model.pipeline, "cpu", "none", compiled=True))
+    compiled = Rounds(model=replace(model, compiled=True))
 
     def graphs(*wanted: Job) -> int:
         counters.clear()
