@@ -1,5 +1,6 @@
 # make setup | demo | studio | test | test-all | nightly | newest | fuzz | chaos | lint | format
-#      docs | benchmark | cuda-dry-run | gpu-check-wheels | gpu-check | train | lock | clean
+#      docs | benchmark | cuda-dry-run | gpu-check-wheels | gpu-check | train | train-pixels
+#      lock | clean
 # Everything runs in .venv, which `setup` makes and renews only when its inputs change; but
 # `cuda-dry-run` has an environment of its own, and `gpu-check` also runs without one and without a
 # network: benchmarks/README.md.
@@ -21,7 +22,7 @@ NEWEST := .venv-newest
 CUDA := .venv-cuda
 
 .PHONY: setup demo studio test test-all nightly newest fuzz chaos lint format docs benchmark
-.PHONY: cuda-dry-run gpu-check gpu-check-wheels train lock clean
+.PHONY: cuda-dry-run gpu-check gpu-check-wheels train train-pixels lock clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -112,6 +113,9 @@ gpu-check:
 
 train: setup
 	$(BIN)/python -m training
+
+train-pixels: setup
+	$(BIN)/python -m training.pixels
 
 lock: setup
 	$(BIN)/pip freeze --all --exclude setuptools --exclude-editable | sed 's/+cpu$$//; s/+cu[0-9]*$$//' > constraints.txt

@@ -82,7 +82,7 @@ class GenerationRequest(Strict):
         default=0.75, ge=0, le=10, description="On when above 0. Left out, the model's own."
     )
     sag_blur_sigma: float = Field(
-        default=1.0, ge=0.1, le=10, description="Sigma of SAG's blur, in cells of the latents."
+        default=1.0, ge=0.1, le=10, description="Of the blur, in cells. Left out, the model's own."
     )
     sag_mask_threshold: float = Field(
         default=1.0,
@@ -134,7 +134,7 @@ class GenerationRequest(Strict):
     )
     latents: Reference | None = Field(
         default=None,
-        description="First latents, (images, channels, height / 8, width / 8), not with `image`.",
+        description="First latents, (images, channels, height / f, width / f), not with `image`.",
     )
     prompt_embeds: Reference | None = Field(
         default=None, description="(prompts, tokens, width of the text encoder), not with `prompt`."

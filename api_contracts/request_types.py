@@ -19,6 +19,7 @@ ADAPTER_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 MAX_SIDE_PX = 16_384
 #: Smallest `height` and `width` of a request, in pixels; a model's own may be smaller.
 MIN_SIDE_PX = 64
+SIDE_MULTIPLE_PX = 8
 #: Names of queues and tasks of other applications.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"
 #: A URL without user, password and fragment.
@@ -97,7 +98,7 @@ def _one_or_many(value: object) -> str:
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARS)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Label = Annotated[int, Field(ge=0, le=MAX_LABEL)]
-Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX, multiple_of=8)]
+Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX, multiple_of=SIDE_MULTIPLE_PX)]
 Text = Annotated[str, Field(max_length=MAX_METADATA_BYTES)]
 #: Height and width, or top and left, in pixels.
 Size = Annotated[

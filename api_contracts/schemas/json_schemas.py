@@ -76,6 +76,13 @@ def _request() -> dict[str, Any]:
     found["oneOf"].append(
         {"title": "by class_labels", "required": ["class_labels"], "properties": absent}
     )
+    labels = {"class_labels": {"type": ["integer", "array"]}}
+    found["not"] = {
+        "anyOf": [
+            {"required": [name, "class_labels"], "properties": {name: about, **labels}}
+            for name, about in given.items()
+        ]
+    }
     return found
 
 

@@ -87,7 +87,7 @@ def run(model: str) -> Found:
         for name, arrivals in _full_rounds(rounds, models.MODELS[model]).items():
             before = len(device.tallies)
             rounds.run(arrivals)
-            found.full_rounds[name] = _full(device.tallies[before:])
+            found.full_rounds[name] = _full(device.tallies[before:], models.MODELS[model])
         found.errors = rounds.errors()
         rounds.close()
         measured = scenes.Rounds(lambda: models.load(model), None)
@@ -143,8 +143,8 @@ def _own_px(rounds: scenes.Rounds) -> tuple[int, int]:
     return height * pipe.vae_scale_factor, width * pipe.vae_scale_factor
 
 
-def _full(tallies: list[Tally]) -> Tally:
+def _full(tallies: list[Tally], model: models.Model) -> Tally:
     """The middle one of the rounds in which every task takes part: samplers have their order."""
-    kind = f"round, {TASKS // 2 * 3} rows"
+    kind = f"round, {TASKS // 2 * (model.main_rows + 1)} rows"
     full = [tally for tally in tallies if tally.kind == kind]
     return full[len(full) // 2]

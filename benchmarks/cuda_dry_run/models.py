@@ -41,6 +41,13 @@ class Model:
     samplers: tuple[str, ...] = tuple(SAMPLERS)
     #: What a model of pixels takes in place of prompts, by the names of a job's fields.
     subject: Mapping[str, Any] | None = None
+    #: The self-attention that SAG reads, where it is not the family's.
+    sag_layer: str | None = None
+
+    @property
+    def main_rows(self) -> int:
+        """Rows of a task's main pass."""
+        return 1 if self.subject is not None and "class_labels" not in self.subject else 2
 
 
 def _bundled(*, inpainting: bool = False) -> Any:  # noqa: ANN401  # diffusers has no types
@@ -77,7 +84,8 @@ MODELS = {
     ),
     "adm": Model(
         partial(adm.pipeline, dtype=torch.float16), Pixel(), (192, 256), samplers=_FEW,
-        subject={"prompts": (), "guidance_scale": 1.0},
+        subject={"prompts": (), "guidance_scale": 1.0, "sag_blur_sigma": adm.BLUR_SIGMA},
+        sag_layer=adm.SAG_LAYER,
     ),
     "bundled": Model(_bundled, StableDiffusion(), (768, 512)),
     "bundled-inpainting": Model(
@@ -111,7 +119,7 @@ def load(name: str) -> LoadedModel:
             dtype = model.vae_dtype if part is pipeline.vae else torch.float16
             _place(part, dtype, is_image=part in (pipeline.unet, pipeline.vae))
     pipeline.set_progress_bar_config(disable=True)
-    layer = model.family.sag_layer
+    layer = model.sag_layer or model.family.sag_layer
     return LoadedModel(model.family, pipeline, DEVICE, "none", sag_layer=layer)
 
 

@@ -104,6 +104,8 @@ def test_what_is_accepted_is_valid(data: dict[str, Any]) -> None:
         {"prompt": "x", "target_size": [64]}, {"prompt": "x", "original_size": [0, 64]},
         {"prompt": "x", "crops_coords_top_left": [0, -1]}, {"prompt": "x", "prompt_2": []},
         {"class_labels": []}, {"class_labels": -1}, {"prompt": "x", "class_labels": "3"},
+        {"prompt": "x", "class_labels": 3}, {"prompt": ["x"], "class_labels": [3]},
+        {"prompt_embeds": {"s3": "a.safetensors"}, "class_labels": 3},
         {"prompt": "x", "loras": [{"name": "a", "scale": 11}]},
         {"prompt": "x", "loras": [{"name": "a"}] * 9}, {"prompt": "x", "loras": [{}]},
     ],

@@ -99,6 +99,8 @@ def _guided(  # noqa: PLR0913  # the terms of an equation
     if is_guided:
         x0_c, _, variance = _denoised(pipe, layer, z, level, label)
         x0 = x0_u + job.guidance_scale * (x0_c - x0_u)
+        if job.guidance_rescale:
+            x0 = _rescaled(pipe, z, level, (x0, x0_c), job.guidance_rescale)
     if acts:
         clip = pipe.scheduler.config.get("clip_sample")
         bound = pipe.scheduler.config.clip_sample_range if clip else float("inf")
@@ -112,6 +114,21 @@ def _guided(  # noqa: PLR0913  # the terms of an equation
         found, _, _ = _denoised(pipe, layer, degraded, level, other)
         x0 = x0 + job.sag_scale * (x0_blurred - found)
     return x0, variance
+
+
+def _rescaled(
+    pipe: Any, z: torch.Tensor, level: Level, x0s: tuple[torch.Tensor, torch.Tensor], share: float
+) -> torch.Tensor:
+    """A share of the network's output gets the deviation of that for the class (2305.08891)."""
+    kind, a, s = pipe.scheduler.config.prediction_type, level.a, level.s
+    guided, wanted = (
+        {"epsilon": (z - a * x0) / s, "v_prediction": (a * z - x0) / s, "sample": x0}[kind]
+        for x0 in x0s
+    )
+    output = (share * float(wanted.std() / guided.std()) + 1 - share) * guided
+    return {"epsilon": (z - s * output) / a, "v_prediction": a * z - s * output, "sample": output}[
+        kind
+    ]
 
 
 def _denoised(

@@ -96,6 +96,7 @@ def _of_pixels(dice: random.Random, *, brief: bool) -> Job:
         sag_mask_threshold=dice.choice((1.0, 0.7)),
         sag_start=begin,
         sag_stop=dice.choice((1.0, begin + 0.5)),
+        guidance_rescale=dice.choice((0.0, 0.7)) if labels else 0.0,
     )
 
 

@@ -20,6 +20,7 @@ from api_contracts import GenerationError
 from tests import fork_server
 from tests.conftest import BUCKET, FEW_STEPS
 from tests.service.conftest import wait_until
+from training.pixels import dataset
 from worker import embedded
 from worker.cli import demo as demo_command
 
@@ -34,7 +35,7 @@ PROMPT = "a large red star on a blue background"
 NO_MODEL = """
 from pathlib import Path
 from worker.config import models
-models.SHIPPED_MODEL = Path("/nowhere")
+models.SHIPPED_MODEL = models.SHIPPED_PIXEL_MODEL = Path("/nowhere")
 """
 
 
@@ -100,15 +101,20 @@ def test_a_demo_in_this_process(
 
 
 @pytest.mark.usefixtures("restored_signals")
-@pytest.mark.parametrize(("prompt", "made"), [(None, demo_command.PROMPTS), ("", ("",))])
+@pytest.mark.parametrize(
+    ("prompt", "made"), [(None, (*demo_command.PROMPTS, *6 * [None])), ("", ("",))]
+)
 def test_an_empty_prompt_is_a_prompt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompt: str | None, made: tuple[str, ...]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    prompt: str | None,
+    made: tuple[str | None, ...],
 ) -> None:
-    """An empty prompt makes one picture of it; without a prompt the default ones are made."""
-    asked: list[tuple[str, ...]] = []
+    """An empty prompt makes one picture of it; without one prompts and classes are made."""
+    asked: list[tuple[str | None, ...]] = []
 
-    def make(_stack: Any, prompts: tuple[str, ...], _console: Any) -> list[Any]:
-        asked.append(prompts)
+    def make(_stack: Any, requests: dict[str, dict[str, Any]], _console: Any) -> list[Any]:
+        asked.append(tuple(each.get("prompt") for each in requests.values()))
         raise GenerationError
 
     monkeypatch.setattr(demo_command, "_make_images", make)
@@ -116,6 +122,17 @@ def test_an_empty_prompt_is_a_prompt(
     assert asked == [made]
     Image.new("RGB", (8, 8)).save(image := tmp_path / "image.png")
     assert demo_command._contact_sheet([("", image)], tmp_path).exists()
+
+
+def test_each_class_is_drawn_without_sag_and_with_it() -> None:
+    """The names are those of the labels; a class has SAG below its picture without it."""
+    asked = [each for each in demo_command._asked(None).values() if "class_labels" in each]
+    columns = demo_command.COLUMNS
+    assert len(asked) == 2 * columns
+    for above, below in zip(asked[:columns], asked[columns:], strict=True):
+        assert (above["sag_scale"], below["sag_scale"]) == (0.0, 1.0)
+        assert above | {"sag_scale": 1.0} == below
+    assert all(dataset.name_of(label) == name for label, name in demo_command.CLASSES.items())
 
 
 def left_behind(tmp_path: Path) -> list[str]:
@@ -186,7 +203,7 @@ def test_a_demo_without_a_model_fails(tmp_path: Path) -> None:
     _, errors = process.communicate(timeout=END_S)
     assert process.returncode == 1
     assert "model_load_failed" in errors
-    assert "0 of 6 images" in errors
+    assert "0 of 12 images" in errors
 
 
 @pytest.mark.slow

@@ -109,16 +109,15 @@ def _usage() -> str:
     return f"""\
 ## Use
 
-```python
-import torch
-from diffusers import DDIMPipeline
-
-pipeline = DDIMPipeline.from_pretrained("worker/models/tiny-shapes-pixels")
+```bash
+export SAG_MODELS='{{"default": {{"path": "worker/models/tiny-shapes-pixels",
+                    "safety_checker": false, "null_class": {NULL_CLASS}}}}}'
+sag-worker run --device cpu
+sag-worker submit --set class_labels={label_of("green", "star")} --wait --out .    # a green star
 ```
 
-diffusers' pipeline passes no class; the worker does: `SAG_MODELS` has the path and \
-`"null_class": {NULL_CLASS}`, a request `class_labels`, and no prompt. Label = 10 x shape + \
-colour:
+A request has `class_labels` in place of a prompt; null is no class, {NULL_CLASS}. Label = 10 x \
+shape + colour:
 
 - shapes: {", ".join(f"{number} {shape}" for number, shape in enumerate(SHAPES))}
 - colours: {", ".join(f"{number} {colour}" for number, colour in enumerate(COLOURS))}"""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from api_contracts.errors import FieldError, InvalidRequest
 from api_contracts.request import GenerationRequest
-from api_contracts.request_types import MIN_SIDE_PX
+from api_contracts.request_types import MIN_SIDE_PX, SIDE_MULTIPLE_PX
 from worker.config.models import ModelDefaults
 
 if TYPE_CHECKING:
@@ -106,7 +106,8 @@ def _single_image(origin: dict[str, Any]) -> dict[str, Any]:
     if "class_labels" in asked:  # null is no class
         used.setdefault("class_labels", None)
     for side in ("height", "width"):
-        if used.get(side, MIN_SIDE_PX) < MIN_SIDE_PX:  # the model's own, which no request may ask
+        size = used.get(side, MIN_SIDE_PX)
+        if size < MIN_SIDE_PX or size % SIDE_MULTIPLE_PX:  # the model's own, no request's
             del used[side]
     prompts = used.get("prompt", used.get("class_labels"))
     number = origin["index"] // used.pop("num_images_per_prompt", 1)

@@ -65,7 +65,14 @@ class SagAttnProcessor(AttnProcessor2_0):
         #: Height and width of the layer.
         self.size = (0, 0)
 
-    def __call__(self, attn: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  # diffusers' signature
+    def __call__(
+        self,
+        attn: Any,  # noqa: ANN401  # diffusers' signature
+        hidden_states: torch.Tensor,
+        *args: Any,  # noqa: ANN401  # as above
+        temb: torch.Tensor | None = None,
+        **kwargs: Any,  # noqa: ANN401  # as above
+    ) -> Any:  # noqa: ANN401  # as above
         """Attention, (rows, positions, width) or, of pixels, (rows, width, h, w), to the same."""
         if self.rows:
             sag_rows = _tokens(attn, hidden_states[: self.rows])
@@ -74,6 +81,8 @@ class SagAttnProcessor(AttnProcessor2_0):
                 for each in (attn.to_q, attn.to_k)
             )
             self.sums = guidance.column_sums(query, key, attn.scale)
+        if temb is not None:  # diffusers passes on what the processor has a parameter for
+            kwargs["temb"] = temb
         return super().__call__(attn, hidden_states, *args, **kwargs)
 
     def record_size(self, _module: Any, inputs: tuple[torch.Tensor, ...]) -> None:  # noqa: ANN401  # torch's signature

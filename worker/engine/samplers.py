@@ -55,8 +55,8 @@ _SAMPLER_OPTIONS = (
     "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas",
     "lower_order_final", "euler_at_final", "final_sigmas_type", "predict_x0",
 )  # fmt: skip
-#: Values of a scheduler's `variance_type` for a UNet that has learned it (IDDPM, ADM).
-LEARNED_VARIANCE = ("learned", "learned_range")
+#: A scheduler's `variance_type` for a UNet that has learned it (IDDPM, ADM).
+LEARNED_VARIANCE = "learned_range"
 _DPMPP = {"algorithm_type": "dpmsolver++"}
 _SDE = {"algorithm_type": "sde-dpmsolver++"}
 _KARRAS = {"use_karras_sigmas": True}
@@ -145,7 +145,7 @@ def _configured(
     )
     # diffusers' other schedulers take no variance, whatever their configuration says.
     takes_variance = isinstance(scheduler, diffusers.DDPMScheduler) and (
-        scheduler.config.variance_type in LEARNED_VARIANCE
+        scheduler.config.variance_type == LEARNED_VARIANCE
     )
     return SamplerState(
         name, scheduler, steps, begin, levels, mixing, predictions, parameters, constants,

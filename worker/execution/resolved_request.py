@@ -155,9 +155,9 @@ def _with_guidance(
 
     So it is without a class, and with one for a model that knows no picture without a class.
     """
-    if request.labels:
-        return {"guidance_scale": 1.0} | defaults if spec.null_class is None else defaults
-    return defaults | ({} if request.prompts or request.prompt_embeds else {"guidance_scale": 1.0})
+    is_guided = request.prompts or request.prompt_embeds is not None
+    is_guided = is_guided or (bool(request.labels) and spec.null_class is not None)
+    return defaults | ({} if is_guided else {"guidance_scale": 1.0})
 
 
 def _with_scales(request: GenerationRequest, spec: ModelSpec) -> list[dict[str, Any]] | None:

@@ -15,6 +15,7 @@ from worker.engine.families.conditioning import Conditioning, EncoderInput, Prom
 from worker.engine.families.family import Family
 from worker.engine.loading.model_files import PIXEL_PIPELINES
 from worker.engine.loading.pipelines import build
+from worker.engine.pipeline import native_size
 from worker.engine.sag_attention import MID_BLOCK_OF_PIXELS
 from worker.engine.samplers import LEARNED_VARIANCE
 from worker.errors import BadRequestError
@@ -92,14 +93,20 @@ class Pixel(Family):
         if type(pipe.unet) is not diffusers.UNet2DModel:
             yield f"has a {type(pipe.unet).__name__}, which is not served"
             return
-        if config.class_embed_type is not None or config.time_embedding_type == "learned":
+        if config.class_embed_type is not None or config.time_embedding_type != "positional":
             yield "has embeddings of classes or timesteps that are not served"
+        if config.sample_size is None or any(
+            side % self.multiple_px(pipe) for side in native_size(pipe)
+        ):
+            yield f"has a size of {config.sample_size}, which its UNet can't halve"
         if config.in_channels != 3:  # noqa: PLR2004  # red, green and blue
             yield f"makes pictures of {config.in_channels} channels, which are not served"
         if config.out_channels not in {config.in_channels, 2 * config.in_channels}:
             yield f"has a UNet of {config.in_channels} and {config.out_channels} channels"
-        learned = scheduler.get("variance_type") in LEARNED_VARIANCE
-        if learned and config.out_channels == config.in_channels:
+        variance = scheduler.get("variance_type")
+        if variance == "learned":  # diffusers takes the root of what is a logarithm
+            yield "comes with a scheduler of variance_type 'learned', which is not served"
+        if variance == LEARNED_VARIANCE and config.out_channels == config.in_channels:
             yield "comes with a scheduler of learned variance for a UNet that gives none"
         count = config.num_class_embeds or 0
         if pipe.null_class is not None and pipe.null_class >= count:
@@ -107,11 +114,9 @@ class Pixel(Family):
 
     def check(self, pipe: Pipeline, job: Job) -> PromptInputs:
         """The label of each image, and that of no class for classifier-free guidance."""
-        faults = [
-            *foreign.faults(job, foreign.OF_LATENTS, self.name),
-            *self._faults_of_labels(pipe, job),
-        ]
-        if faults:
+        # With a prompt the guidance scale is a default that is meant for one.
+        faults = [*foreign.faults(job, foreign.OF_LATENTS, self.name)]
+        if faults := faults or [*self._faults_of_labels(pipe, job)]:
             raise BadRequestError(*faults)
         count, null = pipe.unet.config.num_class_embeds, pipe.null_class
         if not count:
@@ -195,4 +200,6 @@ class Pixel(Family):
 
 def _limit(count: int, null: int | None) -> str:
     """The labels that a request may have."""
-    return f"0 to {count - 1}" + (f" without {null}" if null is not None and null < count else "")
+    if null == count - 1:
+        return f"0 to {count - 2}"
+    return f"0 to {count - 1}" + ("" if null is None else f" without {null}")
