@@ -71,18 +71,12 @@ def _request() -> dict[str, Any]:
         {"title": f"by {name}", "required": [name], "properties": {name: about}}
         for name, about in given.items()
     ]
-    # Null is no class, but has to be there.
-    absent = {name: {"type": "null"} for name in given}
+    # Null is no class, but has to be there; labels beside a prompt match two of the branches.
+    absent = {"properties": {name: {"type": "null"} for name in given}}
+    labels = {"properties": {"class_labels": {"type": ["integer", "array"]}}}
     found["oneOf"].append(
-        {"title": "by class_labels", "required": ["class_labels"], "properties": absent}
+        {"title": "by class_labels", "required": ["class_labels"], "anyOf": [absent, labels]}
     )
-    labels = {"class_labels": {"type": ["integer", "array"]}}
-    found["not"] = {
-        "anyOf": [
-            {"required": [name, "class_labels"], "properties": {name: about, **labels}}
-            for name, about in given.items()
-        ]
-    }
     return found
 
 
