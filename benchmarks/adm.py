@@ -1,7 +1,7 @@
 """ADM at the size of ImageNet 256 x 256 without classes, with random weights.
 
 Dhariwal & Nichol 2021, arXiv 2105.05233; the configuration is that of the authors of
-Self-Attention Guidance, in diffusers' words. 554 million parameters.
+Self-Attention Guidance, in diffusers' words. 553 million parameters.
 """
 
 from __future__ import annotations
