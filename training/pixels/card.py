@@ -160,7 +160,7 @@ def _sentence(evaluation: Evaluation) -> str:
     if best.right.low > without.right.high:
         said.append("makes more of its pictures right at its best setting")
     if worst.right.high < without.right.low:
-        said.append("makes fewer of them right at its worst")
+        said.append("makes fewer of its pictures right at its worst")
     if not said:
         said.append("makes neither more nor fewer of its pictures right, within the intervals")
     nearest = min(with_it, key=lambda result: result.frechet)
