@@ -71,16 +71,27 @@ def layers(pipe: Any, seed: int, unet: str = ATTENTION, texts: str | None = None
     return made
 
 
-def save(path: Path, made: list[Layer], form: Format = "peft") -> list[Layer]:
-    """Write a file in one of the forms that people have; returns what it means."""
+def save(
+    path: Path,
+    made: list[Layer],
+    form: Format = "peft",
+    dtype: torch.dtype = torch.float32,
+) -> list[Layer]:
+    """Write a file in one of the forms that people have; returns what it means in float32."""
     two = any(each.part == "text_encoder_2" for each in made)
     tensors: dict[str, torch.Tensor] = {}
     for each in made:
-        tensors |= _named(form, each, "te1" if two else "te")
+        tensors |= named(form, each, "te1" if two else "te")
+    tensors = {name: each.to(dtype) for name, each in tensors.items()}
     safetensors.torch.save_file(tensors, path)
     if form == "kohya":
         return made
-    return [replace(each, alpha=float(len(each.down))) for each in made]
+    return [without_alpha(each) for each in made]
+
+
+def without_alpha(layer: Layer) -> Layer:
+    """What the weights of a layer mean in a file that has no alpha for it."""
+    return replace(layer, alpha=float(len(layer.down)))
 
 
 def merge(pipe: Any, made: list[Layer], scale: float) -> None:
@@ -110,7 +121,8 @@ def _pair(layer: Any, rank: int, dice: torch.Generator) -> tuple[torch.Tensor, t
     return drawn(rank, layer.in_features), drawn(layer.out_features, rank)
 
 
-def _named(form: Format, each: Layer, encoder: str) -> dict[str, torch.Tensor]:
+def named(form: Format, each: Layer, encoder: str = "te") -> dict[str, torch.Tensor]:
+    """The tensors of a layer as a file has them."""
     part, name, down, up = each.part, each.name, each.down, each.up
     if form == "peft":
         return {f"{part}.{name}.lora_A.weight": down, f"{part}.{name}.lora_B.weight": up}

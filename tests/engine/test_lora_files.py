@@ -100,13 +100,14 @@ def test_what_is_no_safetensors_file_is_named(tmp_path: Path) -> None:
             model_loader.load(naming(path, by_request=True), "cpu", "none")
 
 
-def test_files_that_are_served_have_no_fault(tmp_path: Path) -> None:
-    """Each form of file, in a folder too, is found to be of the model."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_files_that_are_served_have_no_fault(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Each form of file, in a folder too, in any precision, is found to be of the model."""
     pipe: Any = bare(SPEC.path)
     made = lora_files.layers(pipe, 0, unet=r"to_|conv|ff", texts=r"(q|k|v|out)_proj|fc")
     for form in ("kohya", "peft", "diffusers"):
         path = tmp_path / form / "pytorch_lora_weights.safetensors"
         path.parent.mkdir()
-        lora_files.save(path, made, form)
+        lora_files.save(path, made, form, dtype)
         for each in (path, path.parent):
             assert [*check_loras("model a", naming(each, by_request=True))] == []

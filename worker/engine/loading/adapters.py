@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from worker.engine import device_errors
 from worker.engine.loading import lora_files
 from worker.engine.loading.hub import source
 from worker.engine.loading.load_errors import may_pass
@@ -21,6 +22,7 @@ from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from worker.config.models import ModelSpec
     from worker.engine.pipeline import Pipeline
@@ -31,12 +33,9 @@ def add(pipeline: Pipeline, spec: ModelSpec) -> None:
 
     The files of `adapters` are only checked.
     """
-    shapes = _shapes(pipeline)
-    for each in (*spec.lora, *spec.adapters.values()):
-        with _errors_name(each.path):
-            file = lora_files.read(source(each.path))
-            if (what := lora_files.fault(_parts(pipeline, file), shapes)) is not None:
-                raise ValueError(what)
+    for adapter in spec.adapters.values():
+        with _errors_name(adapter.path):
+            _checked(pipeline, adapter.path)
     own = _own(spec)
     for name, lora in zip(own, spec.lora, strict=True):
         with _errors_name(lora.path):
@@ -72,9 +71,11 @@ def load(pipeline: Pipeline, spec: ModelSpec, name: str) -> None:
                 layer.set_adapter(_own(spec))
         _check_finite(pipeline, in_peft(name))
     except Exception as error:
+        device_errors.exit_if_device_failed(error)
         unload(pipeline, name)
         message = f"adapter {name!r}, {path}, could not be loaded: {error}"
-        raise ModelLoadError(message[:2000], retryable=may_pass(error)) from error
+        passes = may_pass(error) or device_errors.is_out_of_memory(error)
+        raise ModelLoadError(message[:2000], retryable=passes) from error
 
 
 def unload(pipeline: Pipeline, name: str) -> None:
@@ -83,32 +84,41 @@ def unload(pipeline: Pipeline, name: str) -> None:
 
 
 def _load(pipeline: Pipeline, path: str, key: str) -> None:
-    """Load a LoRA file under a name of peft's, active."""
-    file = lora_files.read(source(path))
-    parts = _parts(pipeline, file)
+    """Load a LoRA file under a name of peft's, active; raises ValueError for another model's."""
+    file, parts = _checked(pipeline, path)
     with warnings.catch_warnings():
         # That there are other adapters, and that alphas match nothing, see below.
         warnings.simplefilter("ignore")
-        pipeline.load_lora_weights(str(file.path), adapter_name=key, **SAFE)
+        pipeline.load_lora_weights(str(file), adapter_name=key, **SAFE)
+    for network in layers(pipeline):
+        network.eval()  # peft adds dropout, if a file says so, that is in use
     for each in parts:
-        if each.alpha is not None:  # diffusers has given attention the most frequent of all alphas
+        if each.alpha is not None:  # diffusers has given others the most frequent of all alphas
             network = getattr(pipeline, each.network)
             layer = getattr(network, "text_model", network).get_submodule(each.layer)
             layer.lora_alpha[key] = each.alpha
             layer.set_scale(key, 1.0)
 
 
-def _parts(pipeline: Pipeline, file: lora_files.LoraFile) -> list[lora_files.LoraPart]:
-    return lora_files.parts_of(file, type(pipeline), pipeline.unet.config)
+def _checked(pipeline: Pipeline, path: str) -> tuple[Path, list[lora_files.LoraPart]]:
+    """A LoRA file, and what it has for each layer; raises `ValueError` for another model's.
 
-
-def _shapes(pipeline: Pipeline) -> lora_files.Shapes:
-    """The shapes of a pipeline's tensors, before any layer has LoRA weights."""
-    return {
-        network: {name: tuple(each.shape) for name, each in module.named_parameters()}
+    Checked at each load, since a file may have been replaced after its model was loaded.
+    """
+    file = lora_files.read(source(path))
+    parts = lora_files.parts_of(file, type(pipeline), pipeline.unet.config)
+    shapes = {
+        # peft puts the layer itself into one of its own.
+        network: {
+            name.replace(".base_layer.", "."): tuple(each.shape)
+            for name, each in module.named_parameters()
+        }
         for network, module in pipeline.components.items()
         if isinstance(module, nn.Module)
     }
+    if (what := lora_files.fault(parts, shapes)) is not None:
+        raise ValueError(what)
+    return file.path, parts
 
 
 def layers(pipeline: Pipeline) -> dict[nn.Module, list[Any]]:

@@ -1,7 +1,7 @@
 """What a LoRA file has, by its header, and whether it is served for a model.
 
-Reads no weights, only the alphas of kohya's format. Imports no torch and no diffusers before
-`parts_of` is called.
+Reads no weights, only the alphas of kohya's format. Imports torch for a file that has some, and
+diffusers when `parts_of` is called.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class LoraPart:
     layer: str
     down: Shape
     up: Shape
-    #: None is the rank.
+    #: None in a file without alphas.
     alpha: float | None
 
 
@@ -72,15 +72,23 @@ def read(path: str) -> LoraFile:
         with safe_open(file, "np") as weights:
             names = [*weights.keys()]
             shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in names}
-            alphas = {
-                name: float(weights.get_tensor(name)) for name in names if name.endswith(".alpha")
-            }
+        alphas = _alphas(file, [name for name in names if name.endswith(".alpha")])
     except (SafetensorError, OSError, TypeError, ValueError) as error:
         message = f"can't be read as LoRA weights in safetensors: {error}"
         raise OSError(message) from error
     if (what := _foreign(shapes)) is not None:
         raise OSError(what)
     return LoraFile(file, shapes, alphas)
+
+
+def _alphas(file: Path, names: list[str]) -> dict[str, float]:
+    """By torch, since numpy has no bfloat16."""
+    from safetensors import safe_open  # noqa: PLC0415  # the worker extra
+
+    if not names:
+        return {}
+    with safe_open(file, "pt") as weights:
+        return {name: float(weights.get_tensor(name)) for name in names}
 
 
 def _file(path: Path) -> Path:
@@ -131,8 +139,9 @@ def parts_of(file: LoraFile, kind: Any, unet_config: Any) -> list[LoraPart]:  # 
         if len(half) != 2:  # noqa: PLR2004  # a pair
             message = f"has one half alone of the weights for {network}.{layer}"
             raise ValueError(message)
-        alpha = (alphas or {}).get(half["A"].split(".lora.")[0] + ".alpha")
         down, up = (tuple(tensors[half[letter]].shape) for letter in "AB")
+        rank = down[0] if file.alphas else None
+        alpha = (alphas or {}).get(half["A"].split(".lora.")[0] + ".alpha", rank)
         found.append(LoraPart(network, layer, down, up, alpha))
     return found
 

@@ -1,0 +1,141 @@
+"""How LoRA files are loaded: whose alphas, without dropout, and which failures may pass."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import safetensors.torch
+import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+
+from tests.engine import lora_files, oracle
+from tests.engine.jobs import SPEC, Rounds, assert_close, job, latents_of
+from tests.engine.test_row_adapters import bare
+from worker.config.models import Lora
+from worker.engine import device_errors
+from worker.engine.loading import adapters
+from worker.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+INK = job(loras=(("ink", 1.0),))
+
+
+def by_request(path: Path) -> Rounds:
+    """The bundled model with a file as the adapter `ink`."""
+    return Rounds(lora_files.with_adapters(SPEC, {"ink": path}))
+
+
+def own(path: Path) -> Rounds:
+    """The bundled model with a file as its own LoRA."""
+    return Rounds(SPEC.model_copy(update={"lora": (Lora(path=str(path)),)}))
+
+
+def failure(rounds: Rounds) -> ModelLoadError:
+    """The error of a job with the adapter `ink`."""
+    future = rounds.submit(INK)
+    rounds.run()
+    error = future.exception(timeout=0)
+    assert isinstance(error, ModelLoadError)
+    return error
+
+
+@pytest.fixture
+def ink(tmp_path: Path) -> Path:
+    """A LoRA file of the bundled model."""
+    path = tmp_path / "ink.safetensors"
+    lora_files.save(path, lora_files.layers(bare(SPEC.path), 0))
+    return path
+
+
+def test_a_layer_without_alpha_has_that_of_its_rank(tmp_path: Path) -> None:
+    """In a file of kohya's with alphas of some layers, the others' weights count as they are."""
+    pipe = bare(SPEC.path)
+    kinds = {"unet": f"{lora_files.ATTENTION}|{lora_files.CONVOLUTIONS}", "texts": lora_files.TEXTS}
+    made = lora_files.layers(pipe, 0, **kinds)
+    path = tmp_path / "ink.safetensors"
+    lora_files.save(path, made, "kohya")
+    tensors = safetensors.torch.load_file(path)
+    meant = []
+    for number, layer in enumerate(made):
+        names = lora_files.named("kohya", layer)
+        if number % 5 == 0:
+            (alpha,) = (name for name in names if name.endswith(".alpha"))
+            del tensors[alpha]
+        meant.append(lora_files.without_alpha(layer) if number % 5 == 0 else layer)
+    safetensors.torch.save_file(tensors, path)
+    lora_files.merge(pipe, meant, 1.0)
+    assert_close(latents_of(by_request(path).result(INK)), oracle.alone(pipe, INK))
+    assert_close(latents_of(own(path).result(job())), oracle.alone(pipe, job()))
+
+
+def test_dropout_of_a_file_has_no_effect(ink: Path) -> None:
+    """A file that was trained with dropout, and says so, gives the same bits each time."""
+    pipe = bare(SPEC.path)
+    pipe.load_lora_weights(str(ink))
+    config = pipe.unet.peft_config["default_0"].to_dict() | {"lora_dropout": 0.5}
+    noted = {
+        f"unet.{name}": [*value] if isinstance(value, set) else value
+        for name, value in config.items()
+        if isinstance(value, int | float | str | dict | set | bool)
+    }
+    without = latents_of(own(ink).result(job()))
+    tensors = safetensors.torch.load_file(ink)
+    safetensors.torch.save_file(tensors, ink, {LORA_ADAPTER_METADATA_KEY: json.dumps(noted)})
+    rounds = own(ink)
+    layers = [each for each in rounds.pipe.unet.modules() if hasattr(each, "lora_dropout")]
+    assert {each.lora_dropout["lora0"].p for each in layers} == {0.5}
+    for _ in range(2):
+        assert torch.equal(latents_of(rounds.result(job())), without)
+
+
+def test_a_file_that_was_replaced_is_checked_again(ink: Path) -> None:
+    """An adapter is of the model when it is loaded, not only when the model is."""
+    rounds = by_request(ink)
+    tensors = safetensors.torch.load_file(ink)
+    renamed = {name.replace("mid_block", "mid_block.x"): t for name, t in tensors.items()}
+    safetensors.torch.save_file(renamed, ink)
+    error = failure(rounds)
+    assert "is of another model" in error.message
+    assert not error.retryable
+    safetensors.torch.save_file(tensors, ink)
+    assert rounds.result(INK).images
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("CUDNN_STATUS_ALLOC_FAILED"), True),
+        (ValueError("of another shape"), False),
+    ],
+)
+def test_a_device_without_memory_is_not_the_files_fault(
+    ink: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, passes: bool
+) -> None:
+    """An adapter that found no memory on the device may be loaded later."""
+    rounds = by_request(ink)
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(adapters, "_load", fail)
+    assert failure(rounds).retryable is passes
+
+
+def test_a_device_that_failed_ends_the_process(ink: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its error is not blamed on the adapter: the process exits, and another one has the task."""
+    rounds = by_request(ink)
+    raised = torch.AcceleratorError("an illegal memory access was encountered")
+
+    def fail(*_: Any) -> None:
+        raise raised
+
+    asked: list[BaseException] = []
+    monkeypatch.setattr(adapters, "_load", fail)
+    monkeypatch.setattr(device_errors, "exit_if_device_failed", asked.append)
+    failure(rounds)
+    assert asked[0] is raised
