@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -135,7 +136,7 @@ def test_a_model_is_downloaded_once(serve: Callable[[Path], list[str]], reposito
     """A download gets a model's own files once, without other precisions, pickles or the unused."""
     asked = serve(repository)
     hub.download(REMOTE)
-    assert hub.is_complete(REMOTE)
+    assert not hub.missing(REMOTE)
     hub.download(REMOTE)
     assert len(asked) == len(set(asked)) > 8
     assert not set(asked) & set(UNUSED)
@@ -159,7 +160,7 @@ def test_a_variant_is_downloaded_alone(
     spec = REMOTE.model_copy(update={"variant": "fp16"})
     asked = serve(repository)
     hub.download(spec)
-    assert hub.is_complete(spec)
+    assert not hub.missing(spec)
     weights = {name for name in asked if "diffusion_pytorch_model" in name or "model.s" in name}
     wanted = {f"unet/{each.name}" for each in unet.glob("*fp16*")}
     assert (len(wanted) > 2) is shards
@@ -193,9 +194,9 @@ def test_a_configuration_is_downloaded_without_weights(
 ) -> None:
     """A checkpoint in one file needs nothing of the hub but texts, once."""
     asked = serve(repository)
-    assert not hub.is_complete(single_file)
+    assert hub.missing(single_file)
     hub.download(single_file)
-    assert hub.is_complete(single_file)
+    assert not hub.missing(single_file)
     hub.download(single_file)
     assert len(asked) == len(set(asked)) > 5
     assert {name.rpartition(".")[2] for name in asked} <= {"json", "txt"}
@@ -212,33 +213,53 @@ def test_a_configuration_that_can_not_be_downloaded_is_named(
         hub.download(single_file)
 
 
+def test_an_addition_that_can_not_be_downloaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the repository of the LoRA, not that of the model alone."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    spec = SPEC.model_copy(update={"adapters": {"ink": Adapter(path="owner/lora")}})
+    with pytest.raises(ModelLoadError, match="LoRA or textual inversion, owner/lora, could not"):
+        hub.download(spec)
+
+
+def test_a_cache_that_can_not_be_read_fails_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails while the cache is looked into gives the error of a model, to retry."""
+
+    def fail(_: str) -> Path:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(hub, "local", fail)
+    with pytest.raises(ModelLoadError, match="owner/name") as failed:
+        hub.download(REMOTE)
+    assert failed.value.retryable
+
+
 def test_a_cached_model_needs_no_hub(cache: Path) -> None:
     """A model in the cache is complete and is loaded without the hub."""
     shutil.copytree(SPEC.path, cached(cache, "owner/name"), dirs_exist_ok=True)
-    assert hub.is_complete(REMOTE)
+    assert not hub.missing(REMOTE)
     hub.download(REMOTE)
     assert model_loader.load(REMOTE, "cpu", "none").pipeline.unet is not None
 
 
 def test_a_part_of_a_model_is_no_model(cache: Path) -> None:
     """A model that lacks a file, as after an interrupted download, is not complete."""
-    assert not hub.is_complete(REMOTE)
+    assert hub.missing(REMOTE)
     model = cached(cache, "owner/name")
     shutil.copytree(SPEC.path, model, dirs_exist_ok=True)
     (model / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    assert not hub.is_complete(REMOTE)
+    assert hub.missing(REMOTE)
 
 
 def test_additions_are_downloaded_too(cache: Path) -> None:
     """LoRA weights, those by request too, of a hub belong to what a model needs."""
     spec = SPEC.model_copy(update={"adapters": {"ink": Adapter(path="owner/lora")}})
-    assert not hub.is_complete(spec)
+    assert hub.missing(spec)
     spec = SPEC.model_copy(update={"lora": (Lora(path="owner/lora"),)})
-    assert not hub.is_complete(spec)
+    assert hub.missing(spec)
     weights = cached(cache, "owner/lora") / "pytorch_lora_weights.safetensors"
-    assert not hub.is_complete(spec)
+    assert hub.missing(spec)
     weights.write_bytes(b"")
-    assert hub.is_complete(spec)
+    assert not hub.missing(spec)
     assert hub.local("owner/lora") == weights.parent
 
 
@@ -252,9 +273,9 @@ def test_loading_asks_no_hub(single_file: ModelSpec) -> None:
 
 def test_paths_are_complete() -> None:
     """A model given by a path counts as complete, also a missing one, which only loading finds."""
-    assert hub.is_complete(SPEC)
-    assert hub.is_complete(ModelSpec(path="/nowhere"))
-    assert hub.is_complete(ModelSpec(path="models/nowhere.safetensors"))
+    assert not hub.missing(SPEC)
+    assert not hub.missing(ModelSpec(path="/nowhere"))
+    assert not hub.missing(ModelSpec(path="models/nowhere.safetensors"))
 
 
 def test_a_flat_model_of_pixels_is_downloaded(
@@ -268,6 +289,6 @@ def test_a_flat_model_of_pixels_is_downloaded(
     asked = serve(folder)
     spec = ModelSpec(path="owner/flat", safety_checker=False)
     hub.download(spec)
-    assert hub.is_complete(spec)
+    assert not hub.missing(spec)
     assert not [each for each in asked if each.endswith(".bin")]
     model_loader.load(spec, "cpu", "none")

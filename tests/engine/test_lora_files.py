@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub import constants
 
 from tests.engine import lora_files
 from tests.engine.jobs import SPEC
+from tests.engine.test_hub import cached
 from tests.engine.test_row_adapters import bare
 from worker.config.models import Adapter, Lora
 from worker.doctor.lora import check_loras
@@ -17,8 +21,6 @@ from worker.engine.loading import model_loader
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from worker.config.models import ModelSpec
 
 #: Layers of the bundled model, in kohya's names and in peft's.
@@ -52,6 +54,10 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor], str]] = {
     "of-no-part": (
         {each.removeprefix("unet."): t for each, t in PAIR.items()},
         "such as mid_block.attentions",
+    ),
+    "of-peft-alone": (
+        {each.replace("unet", "base_model.model"): t for each, t in PAIR.items()},
+        "names of peft's save_pretrained ('base_model.model.",
     ),
     "of-another-kind": (
         {each.replace("unet", "transformer"): t for each, t in PAIR.items()},
@@ -98,6 +104,22 @@ def test_what_is_no_safetensors_file_is_named(tmp_path: Path) -> None:
         path = tmp_path / name
         with pytest.raises(ModelLoadError, match=str(path)):
             model_loader.load(naming(path, by_request=True), "cpu", "none")
+
+
+def test_files_of_the_hubs_cache_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`doctor` compares a LoRA file of the cache with a model of the cache."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    tensors, what = REFUSED["no-such-layer"]
+    shutil.copytree(SPEC.path, cached(tmp_path, "owner/name"), dirs_exist_ok=True)
+    lora = cached(tmp_path, "owner/ink")
+    spec = naming(Path("owner/ink"), by_request=True).model_copy(update={"path": "owner/name"})
+    assert [*check_loras("model a", spec)] == []
+    safetensors.torch.save_file(tensors, lora / "ink.safetensors")
+    (finding,) = check_loras("model a", spec)
+    assert (finding.ok, what in finding.found) == (False, True)
+    safetensors.torch.save_file(PAIR, lora / "more.safetensors")
+    (finding,) = check_loras("model a", spec)
+    assert "a hub id can't name a file" in finding.found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +15,7 @@ from tests.engine import lora_files, oracle
 from tests.engine.jobs import SPEC, Rounds, assert_close, job, latents_of
 from tests.engine.test_row_adapters import bare
 from worker.config.models import Lora
-from worker.engine import device_errors
+from worker.engine import device_errors, row_adapters
 from worker.engine.loading import adapters
 from worker.errors import ModelLoadError
 
@@ -139,3 +140,25 @@ def test_a_device_that_failed_ends_the_process(ink: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(device_errors, "exit_if_device_failed", asked.append)
     failure(rounds)
     assert asked[0] is raised
+
+
+def test_indices_are_copied_once_for_all_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which rows have an adapter goes to the device as often for many alphas as for one."""
+    copied: list[torch.dtype] = []
+
+    def copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        copied.append(tensor.dtype)
+        return tensor.to(device)
+
+    monkeypatch.setattr(row_adapters, "device_memory", SimpleNamespace(to_device=copy))
+    made = lora_files.layers(bare(SPEC.path), 0)
+    path = tmp_path / "ink.safetensors"
+    counts: dict[lora_files.Format, int] = {}
+    for form in ("peft", "kohya"):
+        lora_files.save(path, made, form)
+        copied.clear()
+        by_request(path).result(INK)
+        counts[form] = copied.count(torch.long)
+    assert counts["peft"] == counts["kohya"] > 0

@@ -119,6 +119,24 @@ def test_a_file_that_says_v_needs_a_config_that_does(tmp_path: Path) -> None:
     assert "predicts v, and its config does not" in refusal(spec(file, SHIPPED_MODEL))
 
 
+def test_a_file_of_zero_terminal_snr_needs_a_config_that_has_it(tmp_path: Path) -> None:
+    """A file with that mark is refused with a scheduler whose last step has some signal."""
+    tensors = original_layout.tensors_of(SHIPPED_MODEL) | {"ztsnr": torch.zeros(())}
+    file = original_layout.save(tensors, tmp_path / "model.safetensors")
+    assert "zero terminal SNR (ztsnr)" in refusal(spec(file, SHIPPED_MODEL))
+    config = configuration(SHIPPED_MODEL, tmp_path / "config")
+    scheduler = config / "scheduler" / "scheduler_config.json"
+    changed = json.loads(scheduler.read_text()) | {"rescale_betas_zero_snr": True}
+    scheduler.write_text(json.dumps(changed))
+    model_loader.load(spec(file, config), "cpu", "none")
+
+
+def test_a_folder_may_have_the_name_of_a_file(tmp_path: Path) -> None:
+    """A folder that ends in .safetensors is loaded as a folder."""
+    folder = Path(shutil.copytree(SHIPPED_MODEL, tmp_path / "model.safetensors"))
+    model_loader.load(spec(folder), "cpu", "none")
+
+
 @pytest.mark.parametrize("stored", [torch.float16, torch.float32])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_precision_is_that_of_the_settings(
@@ -186,6 +204,7 @@ def test_additions_work_as_with_a_folder(tmp_path: Path) -> None:
         ({"down_blocks.0.resnets.0.norm1.bias": torch.zeros(1)}, "the UNet of a model alone"),
         ({"encoder.conv_in.weight": torch.zeros(1)}, "the autoencoder of a model alone"),
         ({"layers.0.weight": torch.zeros(1)}, "no checkpoint of Stable Diffusion"),
+        ({single_file.FIRST: torch.zeros(4)} | TEXT, "input_blocks.0.0.weight of 4 dimensions"),
         (FIRST, "has no text encoder"),
         (TEXT | {single_file.FIRST: torch.zeros(1, 8, 1, 1)}, "an input of 8 channels"),
         (FIRST | TEXT, "has no vae: no tensor first_stage_model"),

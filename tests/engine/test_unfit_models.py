@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.engine.small_models import save_pixels, save_with_vae, save_xl
 from worker.config.models import SHIPPED_MODEL, ModelSpec, TextualInversion
+from worker.doctor.family import check_family
 from worker.engine.loading import model_loader
 from worker.errors import ModelLoadError
 
@@ -150,6 +151,16 @@ def test_xl_takes_no_textual_inversion(tmp_path: Path) -> None:
     assert not failed.value.retryable
 
 
+@pytest.mark.parametrize("null_class", [0, 7])
+def test_stable_diffusion_has_no_classes(null_class: int) -> None:
+    """A `null_class` of a model that has no classes is refused, the class 0 too."""
+    spec = ModelSpec(path=str(SHIPPED_MODEL), safety_checker=False, null_class=null_class)
+    with pytest.raises(ModelLoadError, match="stable_diffusion, which takes no null_class"):
+        model_loader.load(spec, "cpu", "none")
+    (finding,) = check_family("model a", spec)
+    assert (finding.ok, "takes no null_class" in finding.found) == (False, True)
+
+
 @pytest.mark.parametrize(
     ("unet", "scheduler", "changes", "what"),
     [
@@ -181,5 +192,9 @@ def test_a_model_of_pixels_that_does_not_fit(
     """What would fail tasks or draw wrong pictures is refused at load, with the reason."""
     folder = save_pixels(tmp_path, scheduler=diffusers.DDPMScheduler(**scheduler), **unet)
     given = {"path": str(folder), "safety_checker": False} | changes
+    spec = ModelSpec.model_validate(given)
     with pytest.raises(ModelLoadError, match=what):
-        model_loader.load(ModelSpec.model_validate(given), "cpu", "none")
+        model_loader.load(spec, "cpu", "none")
+    assert [what in each.found for each in check_family("model a", spec)] == [True] * (
+        "takes no" in what
+    )

@@ -164,24 +164,46 @@ def test_silent_servers_cost_seconds(settings: Settings, monkeypatch: pytest.Mon
     assert {"device", "model default"} <= {each.what for each in findings}
 
 
-def test_a_missing_model_file_is_reported(settings: Settings) -> None:
+def test_a_missing_model_file_is_reported(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A missing folder, part, LoRA or textual inversion is named with its model."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     spec = ModelSpec(
         path=str(SHIPPED_MODEL),
         lora=(Lora(path="/no/lora.safetensors"), Lora(path="some/hub-id")),
         adapters={"ink": Adapter(path="/no/ink.safetensors")},
         textual_inversion=(TextualInversion(path="/no/word", token="<w>"),),
     )
-    broken = settings.model_copy(update={"models": {"a": spec, "b": ModelSpec(path="/nowhere")}})
+    paths = {"b": ModelSpec(path="/nowhere"), "c": ModelSpec(path="hub/models--a--b")}
+    broken = settings.model_copy(update={"models": {"a": spec, **paths}})
     findings = [each for each in check_models(broken) if not each.ok]
     assert [(each.what, each.found.rpartition(": ")[2]) for each in findings] == [
         ("model a", "model_index.json names no safety_checker"),
         ("model a", "/no/lora.safetensors is not there"),
+        ("model a hub", "some/hub-id is not whole in the cache, and HF_HUB_OFFLINE is set"),
         ("model a", "/no/ink.safetensors is not there"),
         ("model a", "/no/word is not there"),
         ("model b", "/nowhere is not there"),
+        ("model c", "hub/models--a--b is not there"),
     ]
     assert all("SAG_MODELS" in each.fix for each in findings)
+
+
+def test_what_a_family_lacks_is_reported(settings: Settings, tmp_path: Path) -> None:
+    """Settings that the model's family does not have are named, as when it is loaded."""
+    from tests.engine.small_models import save_pixels
+
+    folder = str(save_pixels(tmp_path / "pixels"))
+    spec = ModelSpec(path=folder, vae_tiling=True, lora=(Lora(path="/no/a"),))
+    whole, *findings = models(settings, a=spec)
+    assert whole.ok
+    assert [each.found for each in findings] == [
+        "is of pixels, which takes no lora",
+        "is of pixels, which takes no vae_tiling",
+        "/no/a is not there",
+    ]
 
 
 def models(settings: Settings, **specs: ModelSpec) -> list[Finding]:

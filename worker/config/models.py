@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -26,7 +27,9 @@ CONVERT = (
     " from_pretrained with use_safetensors=False for a folder), save_pretrained to a folder, and"
     " set the model's path to that"
 )
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
+#: Of owner and name, as the hub's client takes them: at most 96 characters.
+_PART = r"[A-Za-z0-9](?:[\w.-]{0,94}\w)?"
+_HUB_ID = re.compile(rf"(?!.*(?:--|\.\.)){_PART}/{_PART}(?<!\.git)\Z", re.ASCII)
 
 
 def is_hub_id(path: str) -> bool:
@@ -128,7 +131,8 @@ class ModelSpec(BaseModel):
     @property
     def is_single_file(self) -> bool:
         """Whether `path` is a checkpoint of the whole model in one file."""
-        return self.path.endswith(SAFETENSORS)
+        is_folder = os.path.isdir(self.path)  # noqa: PTH112  # pathlib's raises without permission
+        return self.path.endswith(SAFETENSORS) and not is_folder
 
     @model_validator(mode="after")
     def _check_layout(self) -> Self:

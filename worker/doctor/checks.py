@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from worker import devices
 from worker.config.models import is_hub_id
 from worker.doctor import servers
+from worker.doctor.family import check_family
 from worker.doctor.finding import Finding, missing_extra
+from worker.doctor.hub import check_hub
 from worker.doctor.lora import check_loras
 from worker.doctor.model_path import MISSING_PATH_FIX, check_path
 from worker.engine.loading.compiler import FIX, missing_compiler
@@ -78,6 +80,7 @@ def check_models(settings: Settings, gpus: Sequence[devices.Gpu] = ()) -> Iterat
         what = f"model {alias}"
         try:
             yield from _check_model(what, spec, settings.offload, smallest)
+            yield from check_family(what, spec)
             yield from _check_additions(what, spec)
         except OSError as error:
             fix = (
@@ -96,11 +99,15 @@ def _check_model(
 
 
 def _check_additions(what: str, spec: ModelSpec) -> Iterator[Finding]:
-    """Report LoRA and textual inversion files that are missing, and LoRA that is not served."""
+    """Report LoRA and textual inversions that are missing, and LoRA that is not served."""
     yield from check_loras(what, spec)
     loras = (*spec.lora, *spec.adapters.values())
     for path in [each.path for each in loras] + [each.path for each in spec.textual_inversion]:
-        if not Path(path).exists() and not is_hub_id(path):
+        if Path(path).exists():
+            continue
+        if is_hub_id(path):
+            yield check_hub(f"{what} hub", spec, path)
+        else:
             found = f"{path} is not there"
             yield Finding(what, ok=False, found=found, fix=MISSING_PATH_FIX)
 

@@ -1,4 +1,4 @@
-"""Whether the hub has a model that is not whole on this machine yet."""
+"""Whether the hub has what is not whole on this machine yet: a model, LoRA, configuration."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 #: Longest wait for an answer of the hub, in seconds.
 HUB_TIMEOUT_S = 5.0
 _FIX = (
-    "check HF_ENDPOINT, HTTPS_PROXY, SSL_CERT_FILE and HF_TOKEN; or set the model's path in"
-    " SAG_MODELS, or its config, to a folder on this machine"
+    "check HF_ENDPOINT, HTTPS_PROXY, SSL_CERT_FILE and HF_TOKEN; or set its path in SAG_MODELS,"
+    " or its config, to a folder on this machine"
 )
 
 
 def check_hub(what: str, spec: ModelSpec, repository: str) -> Finding:
-    """Look into the hub's cache, then ask the hub for `repository`, the model's or its config's."""
+    """Look into the hub's cache, then ask the hub for `repository`, one of those of `spec`."""
     from huggingface_hub import HfApi, constants  # noqa: PLC0415  # the worker extra
 
     from worker.engine.loading import hub  # noqa: PLC0415  # as above
 
-    if hub.is_complete(spec):
+    if repository not in hub.missing(spec):
         return Finding(what, ok=True, found=f"{repository} is in the cache")
     if constants.HF_HUB_OFFLINE:
         found = f"{repository} is not whole in the cache, and HF_HUB_OFFLINE is set"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from worker.config.models import ModelSpec
 
@@ -21,20 +21,29 @@ _FIX = "set its path in SAG_MODELS to another file"
 
 def check_loras(what: str, spec: ModelSpec) -> Iterator[Finding]:
     """Read the header of each file of `lora` and `adapters` that is on this machine."""
-    for each in (*spec.lora, *spec.adapters.values()):
-        if not Path(each.path).exists():
+    if not (loras := (*spec.lora, *spec.adapters.values())):
+        return
+    from worker.engine.loading import hub  # noqa: PLC0415  # imports the hub's client
+
+    model, missing = hub.local(spec.path), hub.missing(spec)
+    for each in loras:
+        path = hub.local(each.path)
+        if path is None or each.path in missing:
             continue
         try:
-            fault = _fault(Path(spec.path), spec.variant, lora_files.read(each.path))
+            fault = _fault(model, spec.variant, lora_files.read(str(path)))
         except (OSError, ValueError) as error:
             fault = str(error)
         if fault is not None:
             yield Finding(what, ok=False, found=f"{each.path} {fault}", fix=_FIX)
 
 
-def _fault(model: Path, variant: str | None, file: lora_files.LoraFile) -> str | None:
-    """Why a file does not fit a model's folder; None too where that is not whole."""
-    if not model.is_dir():
+def _fault(model: Path | None, variant: str | None, file: lora_files.LoraFile) -> str | None:
+    """Why a file does not fit a model's folder; None too where that is not whole, or none.
+
+    A checkpoint in one file has other names for its layers, so that loading it tells.
+    """
+    if model is None or not model.is_dir():
         return None
     try:
         kind = json.loads((model / "model_index.json").read_bytes())["_class_name"]

@@ -90,29 +90,30 @@ class RowAdapters:
 
 
 class _Rows:
-    """Which rows of a call ask for an adapter, and at which scales; copied to the device once."""
+    """Which rows of a call ask for an adapter, and at which scales."""
 
     def __init__(self, rows: Sequence[Adapters]) -> None:
         self._rows = [dict(row) for row in rows]
-        self._made: dict[tuple[str, float, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._indices: dict[tuple[str, int], torch.Tensor] = {}
+        self._scales: dict[tuple[str, int, float], torch.Tensor] = {}
 
     def of(
         self, name: str, unit: float, count: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Indices and, in float32, scales times `unit` of those among the first `count` rows."""
-        made = self._made.get((name, unit, count))
-        if made is None:
-            scales = {
-                n: row[name] * unit for n, row in enumerate(self._rows[:count]) if name in row
-            }
-            made = (
-                device_memory.to_device(torch.tensor([*scales], dtype=torch.long), device),
-                device_memory.to_device(
-                    torch.tensor([*scales.values()], dtype=torch.float32), device
-                ),
-            )
-            self._made[name, unit, count] = made
-        return made
+        """Indices and, in float32, scales times `unit` of those among the first `count` rows.
+
+        The indices are copied to the device once for all layers, scales once for each `unit`.
+        """
+        rows = self._rows[:count]
+        if (index := self._indices.get((name, count))) is None:
+            found = [n for n, row in enumerate(rows) if name in row]
+            index = device_memory.to_device(torch.tensor(found, dtype=torch.long), device)
+            self._indices[name, count] = index
+        if (scale := self._scales.get((name, count, unit))) is None:
+            scales = [row[name] * unit for row in rows if name in row]
+            scale = device_memory.to_device(torch.tensor(scales, dtype=torch.float32), device)
+            self._scales[name, count, unit] = scale
+        return index, scale
 
 
 def _add(

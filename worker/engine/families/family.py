@@ -36,6 +36,11 @@ class Family(ABC):
     #: Settings of a model that this family does not have.
     lacks: ClassVar[frozenset[str]] = frozenset()
 
+    def foreign(self, spec: ModelSpec) -> list[str]:
+        """Settings that a model has and the family does not."""
+        fields = type(spec).model_fields
+        return [each for each in sorted(self.lacks) if getattr(spec, each) != fields[each].default]
+
     @abstractmethod
     def pipeline(self, source: str, spec: ModelSpec, **options: Any) -> Pipeline:  # noqa: ANN401  # diffusers' own
         """Have diffusers build the pipeline, see `loading.pipelines`; raises what it raises."""

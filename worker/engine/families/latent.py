@@ -35,6 +35,7 @@ class LatentFamily(Family):
     """A UNet over latents, texts by one or two encoders of CLIP."""
 
     sag_layer = MID_BLOCK
+    lacks = frozenset({"null_class"})
     #: Whether the model is conditioned on sizes, and has a second text encoder.
     takes_sizes: ClassVar[bool] = False
 

@@ -39,7 +39,7 @@ class StableDiffusionXL(LatentFamily):
     networks = ("text_encoder", "text_encoder_2", "unet", "vae")
     encoders = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
     takes_sizes = True
-    lacks = frozenset({"textual_inversion"})
+    lacks = LatentFamily.lacks | {"textual_inversion"}
 
     def pipeline(self, source: str, spec: ModelSpec, **options: Any) -> Pipeline:  # noqa: ANN401  # diffusers' own
         """A `StableDiffusionXLPipeline`, whose autoencoder is in float32 where it must be."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import logging
 import time
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,13 +68,9 @@ def config_of(spec: ModelSpec) -> str:
     return SingleFile(spec.path).config(spec)
 
 
-def is_complete(spec: ModelSpec) -> bool:
-    """Whether everything that the model needs is on this machine, or can't come from a hub."""
-    return not list(_missing(spec))
-
-
-def _missing(spec: ModelSpec) -> Iterator[str]:
+def missing(spec: ModelSpec) -> list[str]:
     """The hub ids of what is not on this machine, the model's or its configuration's first."""
+    found = [each for each in _additions(spec) if not (is_local(each) or _has_weights(each))]
     try:
         model = config_of(spec)
     except ModelLoadError:  # raised when it is loaded
@@ -81,8 +78,8 @@ def _missing(spec: ModelSpec) -> Iterator[str]:
     if not is_local(model):
         folder = local(model)
         if folder is None or inspect(spec, folder).faults:
-            yield model
-    yield from (each for each in _additions(spec) if not (is_local(each) or _has_weights(each)))
+            found.insert(0, model)
+    return found
 
 
 def inspect(spec: ModelSpec, folder: Path) -> ModelFiles:
@@ -97,13 +94,12 @@ def inspect(spec: ModelSpec, folder: Path) -> ModelFiles:
 
 def download(spec: ModelSpec) -> None:
     """Download what is not here yet; raises `ModelLoadError`. A hub that is silent may block it."""
-    missing = list(_missing(spec))
-    if not missing:
-        return
     began_s = time.perf_counter()
-    logger.info("downloading %s from the hub for model %s", ", ".join(missing), spec.path)
     try:
-        for repository in missing:
+        if not (repositories := missing(spec)):
+            return
+        logger.info("downloading %s from the hub for model %s", ", ".join(repositories), spec.path)
+        for repository in repositories:
             _fetch(spec, repository)
     except ModelLoadError:
         raise
@@ -114,16 +110,23 @@ def download(spec: ModelSpec) -> None:
 
 def _fetch(spec: ModelSpec, repository: str) -> None:
     if repository in _additions(spec):
-        snapshot_download(repository, allow_patterns=_WEIGHTS)
+        with _errors_say(f"its LoRA or textual inversion, {repository}, could not be downloaded"):
+            snapshot_download(repository, allow_patterns=_WEIGHTS)
     elif not spec.is_single_file:
         _download_model(spec)
     else:
         patterns = [f"*{end}" for end in _CONFIG]
-        try:
+        what = f"its configuration, {repository}, could not be downloaded"
+        with _errors_say(f"{what} (set its config to a folder to need no hub)"):
             snapshot_download(repository, allow_patterns=patterns, ignore_patterns=_TABLES)
-        except Exception as error:
-            what = f"its configuration, {repository}, could not be downloaded"
-            raise OSError(f"{what} (set its config to a folder to need no hub): {error}") from error
+
+
+@contextmanager
+def _errors_say(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise OSError(f"{what}: {error}") from error
 
 
 def _download_model(spec: ModelSpec) -> None:

@@ -34,8 +34,12 @@ _OTHERS = {
     "OFT": ("oft_",),
     "the words of a textual inversion": ("bundle_emb",),
     "LoRA with biases": ("lora_B.bias",),
+    "the names of peft's save_pretrained": ("base_model.model.",),
 }
-_REMEDY = "convert it to plain LoRA, or merge it into a copy of the model"
+_REMEDY = (
+    "convert it to plain LoRA with the names of diffusers' save_lora_weights, or merge it into a"
+    " copy of the model"
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,10 @@ def _file(path: Path) -> Path:
     found = sorted(path.glob("*.safetensors"))
     usual = [each for each in found if each.name == _USUAL]
     if len(chosen := usual or found) != 1:
-        message = f"has {len(found)} safetensors files: name the one with the LoRA weights"
+        message = (
+            f"has {len(found)} safetensors files: set path to the one with the LoRA weights; a hub"
+            " id can't name a file, so download that one and set path to it"
+        )
         raise OSError(message)
     return chosen[0]
 

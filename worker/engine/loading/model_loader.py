@@ -132,7 +132,7 @@ def _check_supported(family: Family, pipeline: Pipeline, spec: ModelSpec) -> Non
     if spec.safety_checker and getattr(pipeline, "safety_checker", None) is None:
         message = f"model {spec.path!r} has no safety checker; set safety_checker to false for it"
         raise ModelLoadError(message, retryable=False)
-    if foreign := [name for name in sorted(family.lacks) if getattr(spec, name)]:
+    if foreign := family.foreign(spec):
         message = f"model {spec.path!r} is of {family.name}, which takes no {foreign[0]} here"
         raise ModelLoadError(message, retryable=False)
     layer = spec.sag_layer or family.sag_layer

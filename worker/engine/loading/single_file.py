@@ -70,8 +70,8 @@ _END = {
     "double_blocks.0.img_attn.norm.key_norm.scale": "a checkpoint of Flux",
     ".lora_A.weight": "a file of LoRA weights",
 }
-#: The tensor that trainers add to XL models that predict v.
-_PREDICTS_V = "v_pred"
+#: The tensors that trainers add to XL models that predict v, and to those of zero terminal SNR.
+_PREDICTS_V, _ZERO_SNR = "v_pred", "ztsnr"
 _TWO_CONFIGS = (
     "is of Stable Diffusion 2, whose models have one layout and predict v or epsilon: set its"
     " config to the configuration of the model that it was made from, such as"
@@ -113,6 +113,11 @@ class SingleFile:
         scheduler = model_files.read_json(config, "scheduler/scheduler_config.json")
         if _PREDICTS_V in self._shapes and scheduler.get("prediction_type") != "v_prediction":
             yield "predicts v, and its config does not: set config to one whose scheduler does"
+        if _ZERO_SNR in self._shapes and not scheduler.get("rescale_betas_zero_snr"):
+            yield (
+                "was trained with zero terminal SNR (ztsnr): set config to one whose scheduler has"
+                " rescale_betas_zero_snr"
+            )
 
     def parameters(self, part: str) -> int:
         """Number of the part's parameters in the file."""
@@ -149,10 +154,10 @@ def _kind_of(shapes: Mapping[str, tuple[int, ...]]) -> Kind:
     others += [what for mark, what in _END.items() if any(n.endswith(mark) for n in shapes)]
     if others:
         raise ModelLoadError(f"is {others[0]}, which is not served as a model", retryable=False)
-    if FIRST not in shapes:
-        message = f"is no checkpoint of Stable Diffusion: it has no tensor {FIRST}"
+    if len(first := shapes.get(FIRST, ())) != 4:  # noqa: PLR2004  # of a convolution
+        message = f"is no checkpoint of Stable Diffusion: it has no tensor {FIRST} of 4 dimensions"
         raise ModelLoadError(message, retryable=False)
-    channels = shapes[FIRST][1]
+    channels = first[1]
     texts = [text for text, _ in KINDS if any(name.startswith(text) for name in shapes)]
     if not texts:
         raise ModelLoadError("has no text encoder of Stable Diffusion", retryable=False)
