@@ -55,7 +55,7 @@ PRELOADED = (
     "worker.broker.validate_message",
     "worker.engine.loading.model_loader",
     "worker.engine.runner",
-    "worker.engine.warmup",
+    "worker.engine.device.warmup",
     "worker.execution.image_files",
     "uvicorn.main",
     "fastapi",

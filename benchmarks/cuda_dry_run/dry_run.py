@@ -10,9 +10,10 @@ from unittest import mock
 
 from benchmarks.cuda_dry_run import calls, models, scenes, stand_ins, variants
 from benchmarks.cuda_dry_run.device import FakeCuda, fake_cuda
-from worker.engine import guidance, warmup
+from worker.engine import guidance
+from worker.engine.device import warmup
 from worker.engine.pipeline import native_size
-from worker.engine.samplers import SAMPLERS
+from worker.engine.sampling.samplers import SAMPLERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

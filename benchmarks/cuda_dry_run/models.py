@@ -17,7 +17,7 @@ from worker.engine.families.pixel import Pixel
 from worker.engine.families.stable_diffusion import StableDiffusion
 from worker.engine.families.stable_diffusion_xl import StableDiffusionXL
 from worker.engine.loaded_model import LoadedModel
-from worker.engine.samplers import SAMPLERS
+from worker.engine.sampling.samplers import SAMPLERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.cuda_dry_run.dry_run import TASKS
-from worker.engine.samplers import SAMPLERS
-from worker.engine.warmup import TRIED_ROWS
+from worker.engine.device.warmup import TRIED_ROWS
+from worker.engine.sampling.samplers import SAMPLERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import unet as unets
 from benchmarks.gpu_check.rounds import Rounds
-from worker.engine import device_errors
+from worker.engine.device import device_errors
 
 if TYPE_CHECKING:
     from typing import Any

@@ -12,7 +12,8 @@ import torch
 
 from tests.engine.attempts import checkpoints, resumed, small
 from tests.engine.jobs import CLOSE, Rounds, job, latents_of
-from worker.engine import checkpoint_identity, samplers
+from worker.engine import checkpoint_identity
+from worker.engine.sampling import samplers
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,7 +17,8 @@ import torch
 from tests.engine.attempts import assert_same, checkpoints, drained, new_batch, resumed, small
 from tests.engine.cases import nightly, slow
 from tests.engine.jobs import Rounds, assert_close, latents_of
-from worker.engine import checkpoint, checkpoint_identity, safetensors_io, samplers
+from worker.engine import checkpoint, checkpoint_identity, safetensors_io
+from worker.engine.sampling import samplers
 
 STEPS = 6
 PROMPTS = ("a large red star on a blue background", "a small green circle")

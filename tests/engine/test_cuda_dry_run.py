@@ -12,7 +12,8 @@ from benchmarks.cuda_dry_run.device import DEVICE
 from benchmarks.cuda_dry_run.place import Place
 from benchmarks.cuda_dry_run.tally import Fault
 from tests.engine.dry_runs import found_in
-from worker.engine import device_memory, guidance
+from worker.engine import guidance
+from worker.engine.device import device_memory
 from worker.engine.runner import Runner
 from worker.engine.unet import BatchedUnet
 

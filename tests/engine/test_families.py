@@ -18,7 +18,8 @@ from tests.engine.cases import nightly, rotated
 from tests.engine.jobs import Rounds, assert_close, job, latents_of
 from tests.engine.pictures import masked, picture
 from tests.engine.small_models import POOLED
-from worker.engine import safetensors_io, samplers
+from worker.engine import safetensors_io
+from worker.engine.sampling import samplers
 from worker.errors import BadRequestError
 
 if TYPE_CHECKING:

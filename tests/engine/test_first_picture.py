@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.engine.jobs import Rounds, job
-from worker.engine import previews, warmup
-from worker.engine.capacity import Capacity
+from worker.engine import previews
+from worker.engine.device import warmup
+from worker.engine.device.capacity import Capacity
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,8 @@ from tests.engine import lora_files, oracle
 from tests.engine.jobs import SPEC, Rounds, assert_close, job, latents_of
 from tests.engine.test_row_adapters import bare
 from worker.config.models import Lora
-from worker.engine import device_errors, row_adapters
+from worker.engine import row_adapters
+from worker.engine.device import device_errors
 from worker.engine.loading import adapters
 from worker.errors import ModelLoadError
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from tests.engine.jobs import SPEC, Rounds, job, latents_of
+from worker.engine.device.offload import Network, Residency
 from worker.engine.families.stable_diffusion import StableDiffusion
 from worker.engine.loading import model_loader
-from worker.engine.offload import Network, Residency
 from worker.errors import TaskFailedError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from pathlib import Path
 import diffusers
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
-from worker.engine.samplers import SAMPLERS
+from worker.engine.sampling.samplers import SAMPLERS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "parameters.md"
 

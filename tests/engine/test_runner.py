@@ -13,8 +13,8 @@ import torch
 from tests.engine import oracle
 from tests.engine.cases import chosen, slow
 from tests.engine.jobs import Rounds, assert_close, job, latents_of, upstream
-from worker.engine import samplers, unserved_samplers
-from worker.engine.samplers import SAMPLERS
+from worker.engine.sampling import samplers, unserved_samplers
+from worker.engine.sampling.samplers import SAMPLERS
 from worker.errors import BadRequestError, UnsupportedSchedulerError
 from worker.exit_codes import DEVICE_FAILED
 from worker.job_control import Control, JobStopped, Step, Stop

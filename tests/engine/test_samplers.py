@@ -15,15 +15,15 @@ from tests.engine.jobs import EPS32
 from worker.config.models import SHIPPED_MODEL, ModelSpec
 from worker.engine import guidance
 from worker.engine.loading import model_loader
-from worker.engine.samplers import SAMPLERS, make
+from worker.engine.sampling.samplers import SAMPLERS, make
 from worker.errors import BadRequestError, ModelLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from worker.engine.noise_levels import NoiseLevel
-    from worker.engine.sampler_state import SamplerState
+    from worker.engine.sampling.noise_levels import NoiseLevel
+    from worker.engine.sampling.sampler_state import SamplerState
 
 pytestmark = [
     # diffusers hands numpy's functions a tensor.

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.engine.jobs import SPEC, job
-from worker.engine import torch_threads
+from worker.engine.device import torch_threads
 from worker.engine.engine import Engine, load_model
 from worker.job_control import Control
 

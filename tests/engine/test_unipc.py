@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.engine.jobs import EPS32
-from worker.engine import samplers, unipc
+from worker.engine.sampling import samplers, unipc
 
 OWN = diffusers.DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 #: Operations of one step that round: up to 4 terms of each update, and the output's conversion.

@@ -12,12 +12,12 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from worker.engine import device_errors, warmup
-from worker.engine.capacity import Capacity
+from worker.engine.device import device_errors, warmup
+from worker.engine.device.capacity import Capacity
+from worker.engine.device.warmup import MAX_CALL_S, MIN_GAIN, TRIED_ROWS, capacity
 from worker.engine.families.conditioning import TEXT
 from worker.engine.families.stable_diffusion import StableDiffusion
 from worker.engine.loaded_model import LoadedModel
-from worker.engine.warmup import MAX_CALL_S, MIN_GAIN, TRIED_ROWS, capacity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

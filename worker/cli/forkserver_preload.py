@@ -22,7 +22,7 @@ for _name in (
     "worker.execution.input_images",
     "worker.engine.loading.model_loader",
     "worker.engine.runner",
-    "worker.engine.warmup",
+    "worker.engine.device.warmup",
 ):
     importlib.import_module(_name)
 # A child's first collection would write to every object here, and so copy its memory page. Frozen,

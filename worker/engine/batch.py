@@ -12,7 +12,8 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
 from worker import metrics
-from worker.engine import batch_scheduler, device_errors, ending
+from worker.engine import batch_scheduler, ending
+from worker.engine.device import device_errors
 from worker.engine.running_job import call_all
 from worker.engine.shared_calls import CallCounter
 from worker.engine.waiting_jobs import WaitingJobs

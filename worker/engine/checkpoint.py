@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import diffusers
 import torch
 
-from worker.engine import device_memory, safetensors_io
+from worker.engine import safetensors_io
 from worker.engine.checkpoint_identity import identity
+from worker.engine.device import device_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

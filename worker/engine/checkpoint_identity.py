@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from worker.engine.image_state import ImageState
     from worker.engine.job import Job
-    from worker.engine.sampler_state import SamplerState
+    from worker.engine.sampling.sampler_state import SamplerState
 
 #: Version of the file's layout; other versions are not read.
 FORMAT = 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from worker import metrics
-from worker.engine import device_errors, warmup
+from worker.engine.device import device_errors, warmup
 from worker.engine.job import GeneratedImage, refusal
 from worker.engine.pipeline import dtype_of
 from worker.errors import NotFiniteError

@@ -6,7 +6,7 @@ from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from worker.engine import device_errors
+from worker.engine.device import device_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -156,7 +156,7 @@ class Engine:
         self._runners.clear()
 
     def _serve(self) -> None:
-        from worker.engine import torch_threads  # noqa: PLC0415  # torch takes seconds to import
+        from worker.engine.device import torch_threads  # noqa: PLC0415  # torch takes seconds to import
 
         closing = False
         torch_threads.use_all()
@@ -173,7 +173,7 @@ class Engine:
                     batch.abandon(error)
 
     def _begin_side(self) -> None:
-        from worker.engine import torch_threads  # noqa: PLC0415  # torch takes seconds to import
+        from worker.engine.device import torch_threads  # noqa: PLC0415  # torch takes seconds to import
 
         torch_threads.use_one()
         self._use_device()

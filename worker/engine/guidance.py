@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 
-from worker.engine import device_memory
+from worker.engine.device import device_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from worker.engine.families.conditioning import Conditioning
     from worker.engine.initial_latents import Blend
     from worker.engine.job import Job
-    from worker.engine.noise_levels import NoiseLevel
-    from worker.engine.sampler_state import SamplerState
+    from worker.engine.sampling.noise_levels import NoiseLevel
+    from worker.engine.sampling.sampler_state import SamplerState
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 
-from worker.engine import device_memory, host_noise
+from worker.engine.device import device_memory
+from worker.engine.sampling import host_noise
 
 if TYPE_CHECKING:
     from worker.engine.job import Job
     from worker.engine.loaded_model import LoadedModel
-    from worker.engine.sampler_state import SamplerState
+    from worker.engine.sampling.sampler_state import SamplerState
 
 #: Pixels of a mask above this value are repainted.
 _MASK_VALUE = 127

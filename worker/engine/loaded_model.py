@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from worker.engine.device.offload import Network, Residency
     from worker.engine.families.family import Family
-    from worker.engine.offload import Network, Residency
     from worker.engine.pipeline import Pipeline
 
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from api_contracts.errors import FieldError
-from worker.engine import device_memory, host_noise, initial_latents, safetensors_io, samplers
+from worker.engine import initial_latents, safetensors_io
 from worker.engine.batch_scheduler import Bucket
+from worker.engine.device import device_memory
 from worker.engine.families.conditioning import TEXT, check_range, encoded, in_precision
 from worker.engine.image_state import ImageState
 from worker.engine.job import refusal
 from worker.engine.pipeline import dtype_of, native_size
+from worker.engine.sampling import host_noise, samplers
 from worker.errors import BadRequestError
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from worker.engine.job import Job
     from worker.engine.loaded_model import LoadedModel
     from worker.engine.pipeline import Pipeline
-    from worker.engine.sampler_state import SamplerState
+    from worker.engine.sampling.sampler_state import SamplerState
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # torch's own name for it
 from PIL import Image
 
-from worker.engine import device_errors
+from worker.engine.device import device_errors
 
 if TYPE_CHECKING:
     from worker.engine.loaded_model import LoadedModel

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from worker.engine import device_memory
+from worker.engine.device import device_memory
 from worker.engine.loading import adapters
 
 if TYPE_CHECKING:

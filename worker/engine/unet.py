@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from worker.engine import device_errors, device_memory, warmup
+from worker.engine.device import device_errors, device_memory, warmup
 from worker.engine.families.conditioning import TEXT, in_precision
 from worker.engine.lora_scale import lora_scaled
 from worker.engine.sag_attention import Attention, SagAttnProcessor, capture_attention

@@ -17,7 +17,7 @@ from worker.engine.loading.model_files import PIXEL_PIPELINES
 from worker.engine.loading.pipelines import build
 from worker.engine.pipeline import native_size
 from worker.engine.sag_attention import MID_BLOCK_OF_PIXELS
-from worker.engine.samplers import LEARNED_VARIANCE
+from worker.engine.sampling.samplers import LEARNED_VARIANCE
 from worker.errors import BadRequestError
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from worker.engine import unserved_samplers
 from worker.engine.families.pixel import Pixel
 from worker.engine.families.stable_diffusion import StableDiffusion
 from worker.engine.families.stable_diffusion_xl import StableDiffusionXL
+from worker.engine.sampling import unserved_samplers
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:

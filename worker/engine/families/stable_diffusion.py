@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import StableDiffusionPipeline
 
-from worker.engine import device_memory
+from worker.engine.device import device_memory
 from worker.engine.families.conditioning import TEXT
 from worker.engine.families.latent import LatentFamily
 from worker.engine.loading.pipelines import build

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from worker.engine import device_memory, safetensors_io
+from worker.engine import safetensors_io
+from worker.engine.device import device_memory
 from worker.engine.families.conditioning import TEXT, EncoderInput, check_range
 from worker.engine.families.latent import LatentFamily, cut_off
 from worker.engine.job import refusal

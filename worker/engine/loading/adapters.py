@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from worker.engine import device_errors
+from worker.engine.device import device_errors
 from worker.engine.loading import lora_files
 from worker.engine.loading.hub import source
 from worker.engine.loading.load_errors import may_pass

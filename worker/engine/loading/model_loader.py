@@ -13,12 +13,14 @@ import torch
 import transformers
 
 from worker import devices
-from worker.engine import device_memory, guidance, sag_attention, samplers
+from worker.engine import guidance, sag_attention
+from worker.engine.device import device_memory
+from worker.engine.device.offload import networks_of, residency_on
 from worker.engine.families.served import family_of
 from worker.engine.loaded_model import LoadedModel
 from worker.engine.loading import adapters, hub, load_errors, single_file
 from worker.engine.loading.single_file import SingleFile
-from worker.engine.offload import networks_of, residency_on
+from worker.engine.sampling import samplers
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from diffusers.utils import torch_utils
 
-from worker.engine import device_memory
+from worker.engine.device import device_memory
 
 
 def randn_tensor(

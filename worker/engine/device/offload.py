@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from worker.engine import device_memory
+from worker.engine.device import device_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

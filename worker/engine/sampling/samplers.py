@@ -12,10 +12,16 @@ import diffusers
 import torch
 
 from api_contracts.request import ETA_SCHEDULERS
-from worker.engine import host_noise, noise_levels, unipc, unserved_samplers
 from worker.engine.job import refusal
-from worker.engine.noise_levels import NoiseLevel, between_sigmas, by_angle, by_sigma, by_timestep
-from worker.engine.sampler_state import SamplerState
+from worker.engine.sampling import host_noise, noise_levels, unipc, unserved_samplers
+from worker.engine.sampling.noise_levels import (
+    NoiseLevel,
+    between_sigmas,
+    by_angle,
+    by_sigma,
+    by_timestep,
+)
+from worker.engine.sampling.sampler_state import SamplerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from worker.engine import device_errors, device_memory
-from worker.engine.capacity import MAX_ROWS, Capacity
+from worker.engine.device import device_errors, device_memory
+from worker.engine.device.capacity import MAX_ROWS, Capacity
 from worker.engine.families.conditioning import in_precision, stack
 from worker.engine.pipeline import native_size
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from worker.engine.noise_levels import NoiseLevel
     from worker.engine.pipeline import DiffusersScheduler
+    from worker.engine.sampling.noise_levels import NoiseLevel
 
 
 @dataclass(frozen=True)
