@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from transformers import CLIPTokenizer
 
-#: What torch's AveragedModel puts before the names of the weights that it averages.
-AVERAGED = "module."
 #: Readable by the user that a container runs as; safetensors writes files for their owner only.
 MODE = 0o644
 
@@ -50,14 +48,7 @@ def from_work(work: Path) -> Parts:
     vae.load_state_dict(trained.state_dict())
     vae.register_to_config(scaling_factor=trained.config.scaling_factor)
     denoiser = Denoiser(tokenizer)
-    averaged = Stage("denoiser", work).state()["average"]
-    denoiser.load_state_dict(
-        {
-            name.removeprefix(AVERAGED): weight
-            for name, weight in averaged.items()
-            if name.startswith(AVERAGED)
-        }
-    )
+    denoiser.load_state_dict(Stage("denoiser", work).averaged())
     return Parts(tokenizer, vae.eval(), denoiser.eval())
 
 

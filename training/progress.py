@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 LOG_EVERY = 50
 SAVE_EVERY = 500
+#: What torch's AveragedModel puts before the names of the weights that it averages.
+AVERAGED = "module."
 
 
 def cosine_rate(step: int, steps: int, peak: float, warmup: int = 200) -> float:
@@ -58,6 +60,15 @@ class Stage:
         """The last checkpoint; raises FileNotFoundError before the first."""
         state: dict[str, Any] = torch.load(self.checkpoint, weights_only=True)
         return state
+
+    def averaged(self) -> dict[str, torch.Tensor]:
+        """The averaged weights of the last checkpoint, by their names in the model."""
+        saved: dict[str, torch.Tensor] = self.state()["average"]
+        return {
+            name.removeprefix(AVERAGED): weight
+            for name, weight in saved.items()
+            if name.startswith(AVERAGED)
+        }
 
     def rows(self) -> list[dict[str, float]]:
         """The curve so far: `step`, `seconds_per_step` and the stage's mean losses."""

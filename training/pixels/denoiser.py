@@ -114,9 +114,6 @@ def train(batches: Batches, work: Path) -> None:
 
 def averaged(work: Path) -> UNet2DModel:
     """The UNet with the averaged weights of the last checkpoint in `work`."""
-    prefix, unet = "module.", build()
-    saved = Stage(NAME, work).state()["average"]
-    unet.load_state_dict(
-        {name.removeprefix(prefix): each for name, each in saved.items() if name.startswith(prefix)}
-    )
+    unet = build()
+    unet.load_state_dict(Stage(NAME, work).averaged())
     return unet.eval()

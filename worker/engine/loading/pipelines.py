@@ -47,7 +47,7 @@ def _of_single_file(
 
     What the text encoder lacks diffusers leaves without data, and the families report it.
     """
-    try:  # with a folder as `config` the loader asks no hub; with an id it may, whatever is told
+    try:  # `config` is a folder: with a hub id diffusers asks the hub, even if local_files_only
         made = kind.from_single_file(
             spec.path,
             config=config,
