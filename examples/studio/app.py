@@ -32,6 +32,8 @@ from examples.studio.stream import lines
 
 #: Tasks of one call.
 MOST_TASKS = 8
+#: Seconds for Redis to take them: less than the page waits for an answer.
+SUBMIT_S = 4.0
 
 #: Statuses by task id.
 Statuses = dict[str, TaskStatus | None]
@@ -98,9 +100,16 @@ async def submit(
     requests: Annotated[dict[str, dict[str, Any]], Body(min_length=1, max_length=MOST_TASKS)],
     client: Client,
 ) -> Statuses:
-    """Submit requests by the ids that their tasks are to have; the same again changes nothing."""
-    await client.submit_many(list(requests.values()), list(requests))
-    return await client.status_many(requests)
+    """Submit requests by the ids that their tasks are to have; the same again changes nothing.
+
+    What the page has given up, after 5 s, is not submitted later.
+    """
+    try:
+        async with asyncio.timeout(SUBMIT_S):
+            await client.submit_many(list(requests.values()), list(requests))
+            return await client.status_many(requests)
+    except TimeoutError as error:
+        raise ServiceUnavailable("Redis does not answer") from error
 
 
 @app.get("/tasks/{task_ids}")

@@ -104,7 +104,7 @@ def test_the_engine_imports_what_it_uses() -> None:
 
 ENGINE = """
 import importlib, json, os, sys
-for name in ("loading.model_loader", "runner", "warmup"):
+for name in ("loading.model_loader", "runner", "device.warmup"):
     importlib.import_module(f"worker.engine.{name}")
 print(json.dumps([len(os.listdir("/proc/self/task")), sorted(sys.modules)]))
 """

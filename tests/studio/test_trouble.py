@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import expect
 
-from api_contracts import GenerationClient
+from api_contracts import GenerationClient, TaskStatus
 from tests.service.conftest import END_S
 from tests.service.test_outages import Server
 from tests.studio.conftest import MANY, ask, studio_at, task_ids
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, Route
 
     from tests.conftest import Service
 
@@ -141,6 +141,29 @@ def test_an_unsent_task_can_be_cancelled(new_page: Callable[..., Page], tmp_path
         assert "POST" not in sent
         with GenerationClient(url) as client:
             assert client.queue_depths() == {"default": 0}
+        server.stop()
+
+
+@pytest.mark.slow
+def test_a_submission_under_way_is_withdrawn(new_page: Callable[..., Page], tmp_path: Path) -> None:
+    """A task that reaches Redis after Escape is cancelled, also when Redis is away meanwhile."""
+    server = Server(tmp_path)
+    url = server.start()
+    with studio_at(url, "sag", tmp_path) as studio:
+        page = new_page()
+        page.goto(studio)
+        held: list[Route] = []
+        page.route("**/tasks", lambda route: held.append(route))  # noqa: PLW0108  # Playwright marks it
+        with page.expect_request("**/tasks"):
+            page.get_by_role("button", name="Make a picture").click()
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("status")).to_have_text("Not submitted.")
+        (task_id,) = held[0].request.post_data_json
+        page.route("**/tasks/*", lambda route: route.fulfill(status=503), times=1)
+        with page.expect_response(lambda answer: answer.request.method == "DELETE" and answer.ok):
+            held[0].continue_()
+        with GenerationClient(url) as client:
+            assert client.handle(task_id).status() is TaskStatus.CANCELLED
         server.stop()
 
 

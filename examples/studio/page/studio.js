@@ -142,11 +142,13 @@ async function send(tasks, blobs) {
   tell("Submitting.");
   draw();
   const keys = {};
+  let mayBeSent = false;
   try {
     while (sending === tasks) {
       try {
         await store(blobs, keys);
         if (sending !== tasks) return false;
+        mayBeSent = true;
         await call("POST", "tasks", withPictures(tasks, keys));
         return sending === tasks;
       } catch (error) {
@@ -159,8 +161,24 @@ async function send(tasks, blobs) {
     return false;
   } finally {
     if (sending === tasks) sending = null;
+    else if (mayBeSent) await withdraw(Object.keys(tasks));
     unsent = "";
     draw();
+  }
+}
+
+/** Cancel what was submitted although the submission was cancelled: it was under way. */
+async function withdraw(ids) {
+  for (let left = ids; left.length > 0; ) {
+    try {
+      await call("DELETE", pathOf(left.slice(0, 1)));
+    } catch (error) {
+      if (error instanceof Trouble) {
+        await pause(LOOK_MS);
+        continue;
+      }
+    }
+    left = left.slice(1); // cancelled, or there is no such task
   }
 }
 
