@@ -30,6 +30,12 @@ REQUESTS: list[dict[str, Any]] = [
         "strength": 0.6,
         "sag_stop": 0.8,
     },
+    {
+        "prompt": "a large red star on a blue background",
+        "model": "sd15",
+        "loras": [{"name": "ink", "scale": 0.8}, {"name": "chalk"}],
+    },
+    {"class_labels": [31, 0], "model": "shapes", "seed": [5, 7], "sag_scale": 1.0},
 ]
 
 RESULT: dict[str, Any] = {

@@ -21,14 +21,16 @@ from tests.record.mail import celery_takes, fault_in
 from worker.broker.validate_message import envelope, normalize
 
 GOLDEN = Path(__file__).parent / "golden"
-SENDERS = ["client", "celery-python", "celery-node", "raw", "client-image"]
 PROMPTS = {
     "client": "a green ring on a black background",
     "celery-python": "a large red star on a blue background",
     "celery-node": "a large red star on a blue background",
     "client-image": "a large red star on a blue background",
     "raw": "a large red circle on a white background",
+    "client-loras": "a large red star on a blue background",
+    "client-classes": None,
 }
+SENDERS = [*PROMPTS]
 
 
 def frame(name: str) -> Any:
@@ -59,7 +61,9 @@ def test_a_message_of_each_sender_is_taken(sender: str) -> None:
     assert fault_in(message) is None
     request = celery_takes(message)
     assert request.id == entry["headers"]["id"]
-    assert parse_request(request.kwargs["request"]).prompt == PROMPTS[sender]
+    asked = parse_request(request.kwargs["request"])
+    assert asked.prompt == PROMPTS[sender]
+    assert asked.to_wire() == request.kwargs["request"]
 
 
 @pytest.mark.parametrize("sender", SENDERS)
