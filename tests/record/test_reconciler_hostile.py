@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from api_contracts.names import Keys
     from worker.record.task_record import TaskRecord
 
-
 pytestmark = pytest.mark.usefixtures("no_held_messages")
 
 
