@@ -13,8 +13,8 @@ from huggingface_hub import constants
 
 from tests.engine import lora_files
 from tests.engine.diffusers_alone import bare
+from tests.engine.hub_server import cached
 from tests.engine.jobs import SPEC
-from tests.engine.test_hub import cached
 from worker.config.models import Adapter, Lora
 from worker.doctor.lora import check_loras
 from worker.engine.loading import model_loader
