@@ -12,9 +12,9 @@ import torch
 from huggingface_hub import constants
 
 from tests.engine import lora_files
+from tests.engine.diffusers_alone import bare
+from tests.engine.hub_server import cached
 from tests.engine.jobs import SPEC
-from tests.engine.test_hub import cached
-from tests.engine.test_row_adapters import bare
 from worker.config.models import Adapter, Lora
 from worker.doctor.lora import check_loras
 from worker.engine.loading import model_loader

@@ -12,8 +12,8 @@ import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 
 from tests.engine import lora_files, oracle
+from tests.engine.diffusers_alone import bare
 from tests.engine.jobs import SPEC, Rounds, assert_close, job, latents_of
-from tests.engine.test_row_adapters import bare
 from worker.config.models import Lora
 from worker.engine import row_adapters
 from worker.engine.device import device_errors
