@@ -57,7 +57,7 @@ class AdapterSide:
             torch.set_num_threads(1)
         self._names = [each.stem for each in sorted(folder.glob("*.safetensors"))]
         files = {name: Adapter(path=str(folder / f"{name}.safetensors")) for name in self._names}
-        spec = model.spec.model_copy(update={"adapters": files, "dtype": model.usual_dtype})
+        spec = model.spec.model_copy(update={"adapters": files, "dtype": model.alone_dtype})
         self._model = model
         self._loaded = model_loader.load(spec, model.device, "none")
         self._unet = self._loaded.pipeline.unet

@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import (
 )
 from peft import LoraConfig
 
-from benchmarks.second_guidance import calls
+from benchmarks.engine_calls import planned
 from benchmarks.second_guidance.perturbed_attention import (
     PerturbedRows,
     blurred,
@@ -189,7 +189,7 @@ def test_segs_blur_is_the_authors(sigma: float) -> None:
 
 def test_the_scheduler_hides_sags_second_call() -> None:
     """Alone SAG takes twice the calls of PAG; where a call can't take all rows, about as many."""
-    alone = [calls.count([name], 25, 16).calls for name in ("none", "sag", "pag")]
+    alone = [len(planned([name], 25, 16)) for name in ("none", "sag", "pag")]
     assert alone == [25, 50, 25]
-    many = [calls.count([name] * 16, 25, 16).calls for name in ("none", "sag", "pag")]
+    many = [len(planned([name] * 16, 25, 16)) for name in ("none", "sag", "pag")]
     assert many == [51, 99, 97]
