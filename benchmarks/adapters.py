@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import chart, model, process, record, report
-from benchmarks.adapter_side import RANK, AdapterSide, save
+from benchmarks.adapter_side import AdapterSide, save
+from benchmarks.lora import RANK
 from benchmarks.sides import Spread, alternate, ratio
 from worker.engine.batch_scheduler import Bucket, Candidate, Scheduler
 
