@@ -2,58 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import nn
 
-from tests.engine.jobs import SPEC, Rounds, job, latents_of
-from worker.engine.device.offload import Network, Residency
-from worker.engine.families.stable_diffusion import StableDiffusion
-from worker.engine.loading import model_loader
+from tests.engine.jobs import Rounds, job, latents_of
+from tests.engine.offloading import (
+    WEIGHTS,
+    WORK,
+    Device,
+    assert_on_device_when_called,
+    layer,
+    offloaded_model,
+)
+from worker.engine.device.offload import Network
 from worker.errors import TaskFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-#: Bytes of the stand-in's weights: 10 x 10 floats, a bias and a buffer of 10 each.
-WEIGHTS = 4 * 120
-#: Bytes that each network's calls need.
-WORK = 100
-
-
-class Device:
-    """Memory of a device: what is on it is counted, the tensors stay where they are."""
-
-    def __init__(self, total_bytes: int, *, keeps: bool = True) -> None:
-        self.total_bytes, self.uploads, self.pinned = total_bytes, 0, 0
-        self.present: list[Network] = []
-        self.residency = Residency(torch.device("cpu"), self.free_bytes, WORK, keeps=keeps)
-
-    def free_bytes(self) -> int:
-        """What the networks that are there leave."""
-        return self.total_bytes - sum(
-            each.weights_bytes for each in self.present if each.is_on_device
-        )
-
-    def network(self, module: nn.Module | None = None) -> Network:
-        """One more network, on the host."""
-        made = Network(module or layer(), pin=self.pin)
-        self.present.append(made)
-        return made
-
-    def pin(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy of the tensor, as pinned memory would be."""
-        self.pinned += 1
-        return tensor.clone()
-
-
-def layer() -> nn.Module:
-    module = nn.Linear(10, 10)
-    module.register_buffer("running", torch.zeros(10))
-    return module
 
 
 def on_device(*networks: Network) -> list[bool]:
@@ -195,12 +163,7 @@ def test_an_evicted_model_is_forgotten() -> None:
 @pytest.fixture(params=["model", "swap"])
 def offloaded(request: pytest.FixtureRequest) -> Rounds:
     """The bundled model, whose networks share a device that holds one of them at a time."""
-    device = Device(0, keeps=request.param == "model")
-    loaded = model_loader.load(SPEC, "cpu", "none")
-    names = StableDiffusion.networks
-    networks = {name: device.network(getattr(loaded.pipeline, name)) for name in names}
-    model = replace(loaded, offload=request.param, residency=device.residency, networks=networks)
-    return Rounds(model=model)
+    return Rounds(model=offloaded_model(request.param))
 
 
 @pytest.mark.parametrize("output_type", ["png", "latent"])
@@ -244,25 +207,6 @@ def test_a_job_alone_that_is_out_of_memory_is_tried_again(offloaded: Rounds) -> 
 
 def always_full(*_: Any, **__: Any) -> Any:
     raise torch.OutOfMemoryError
-
-
-def assert_on_device_when_called(rounds: Rounds) -> None:
-    networks = rounds.runner.model.networks
-    for name in StableDiffusion.networks:
-        module = getattr(rounds.pipe, name)
-        for method in ("forward", "decode", "encode"):
-            if hasattr(module, method):
-                _watch(module, method, networks[name])
-
-
-def _watch(module: Any, method: str, network: Network) -> None:
-    call = getattr(module, method)
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        assert network.is_on_device, f"{type(module).__name__}.{method} on the host"
-        return call(*args, **kwargs)
-
-    setattr(module, method, watched)
 
 
 def test_weights_that_come_and_go_on_the_device_are_kept_right() -> None:
