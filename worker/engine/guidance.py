@@ -105,7 +105,7 @@ def blur(
 def blur_rows(
     latents: torch.Tensor, sigmas: Sequence[float], radius: int | None = None
 ) -> torch.Tensor:
-    """`blur` with a sigma for each row; equal ones side by side share a convolution."""
+    """`blur` with a sigma for each row; equal ones side by side are blurred together."""
     runs = [(sigma, len(list(run))) for sigma, run in itertools.groupby(sigmas)]
     if len(runs) == 1:
         return blur(latents, sigmas[0], radius)
