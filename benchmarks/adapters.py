@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import chart, model, process, record, report
-from benchmarks.adapter_side import RANK, AdapterSide, save
+from benchmarks.adapter_side import AdapterSide, save
 from benchmarks.engine_calls import planned
+from benchmarks.lora import RANK
 from benchmarks.sides import Spread, alternate, ratio
 
 if TYPE_CHECKING:

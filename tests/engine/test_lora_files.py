@@ -59,6 +59,14 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor], str]] = {
         {each.replace("unet", "base_model.model"): t for each, t in PAIR.items()},
         "names of peft's save_pretrained ('base_model.model.",
     ),
+    "of-the-autoencoder": (
+        PAIR
+        | {
+            "vae.decoder.mid_block.attentions.0.to_q.lora_A.weight": torch.ones(2, 64),
+            "vae.decoder.mid_block.attentions.0.to_q.lora_B.weight": torch.ones(64, 2),
+        },
+        "1 of its 2 layers are not there, or of another shape, such as vae.decoder.mid_block",
+    ),
     "of-another-kind": (
         {each.replace("unet", "transformer"): t for each, t in PAIR.items()},
         "such as transformer.mid_block",

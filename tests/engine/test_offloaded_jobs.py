@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from tests.engine.jobs import SPEC, Rounds, job, latents_of
-from tests.engine.stand_in_device import Device, on_device
-from worker.engine.families.stable_diffusion import StableDiffusion
-from worker.engine.loading import model_loader
+from tests.engine.jobs import Rounds, job, latents_of
+from tests.engine.offloading import assert_on_device_when_called, offloaded_model
+from tests.engine.stand_in_device import on_device
 from worker.errors import TaskFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from worker.engine.device.offload import Network
-
 
 @pytest.fixture(params=["model", "swap"])
 def offloaded(request: pytest.FixtureRequest) -> Rounds:
     """The bundled model, whose networks share a device that holds one of them at a time."""
-    device = Device(0, keeps=request.param == "model")
-    loaded = model_loader.load(SPEC, "cpu", "none")
-    names = StableDiffusion.networks
-    networks = {name: device.network(getattr(loaded.pipeline, name)) for name in names}
-    model = replace(loaded, offload=request.param, residency=device.residency, networks=networks)
-    return Rounds(model=model)
+    return Rounds(model=offloaded_model(request.param))
 
 
 @pytest.mark.parametrize("output_type", ["png", "latent"])
@@ -72,22 +63,3 @@ def test_a_job_alone_that_is_out_of_memory_is_tried_again(offloaded: Rounds) -> 
 
 def always_full(*_: Any, **__: Any) -> Any:
     raise torch.OutOfMemoryError
-
-
-def assert_on_device_when_called(rounds: Rounds) -> None:
-    networks = rounds.runner.model.networks
-    for name in StableDiffusion.networks:
-        module = getattr(rounds.pipe, name)
-        for method in ("forward", "decode", "encode"):
-            if hasattr(module, method):
-                _watch(module, method, networks[name])
-
-
-def _watch(module: Any, method: str, network: Network) -> None:
-    call = getattr(module, method)
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        assert network.is_on_device, f"{type(module).__name__}.{method} on the host"
-        return call(*args, **kwargs)
-
-    setattr(module, method, watched)

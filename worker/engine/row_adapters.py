@@ -133,5 +133,5 @@ def _add(
         # SAG calls its layer's query and key with the first rows alone.
         index, scale = rows.of(name, layer.scaling[key], len(output), output.device)
         low = layer.lora_A[key](inputs[0].index_select(0, index))
-        low = (low * scale.view(-1, *(1,) * (low.dim() - 1))).to(low.dtype)
+        low.mul_(scale.view(-1, *(1,) * (low.dim() - 1)))  # in float32, rounded once
         output.index_add_(0, index, layer.lora_B[key](low))

@@ -36,6 +36,8 @@ _OTHERS = {
     "LoRA with biases": ("lora_B.bias",),
     "the names of peft's save_pretrained": ("base_model.model.",),
 }
+#: Names of the networks to which diffusers adds LoRA; it reads no weights of others.
+_NETWORKS = ("unet", "text_encoder")
 _REMEDY = (
     "convert it to plain LoRA with the names of diffusers' save_lora_weights, or merge it into a"
     " copy of the model"
@@ -180,6 +182,7 @@ def fault(parts: list[LoraPart], shapes: Shapes) -> str | None:
     weights = {
         (network, name.removeprefix("text_model.")): shape
         for network, tensors in shapes.items()
+        if network.startswith(_NETWORKS)
         for name, shape in tensors.items()
     }
     strange = [
