@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,10 @@ import pytest
 from tests.engine.hub_server import REMOTE, cached
 from tests.engine.jobs import SPEC
 from worker.config.models import Adapter, Lora, ModelSpec
+from worker.config.settings import Settings
+from worker.doctor.checks import check_models
 from worker.engine.loading import hub, model_loader
+from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +37,22 @@ def test_a_part_of_a_model_is_no_model(cache: Path) -> None:
     shutil.copytree(SPEC.path, model, dirs_exist_ok=True)
     (model / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     assert hub.missing(REMOTE)
+
+
+def test_a_model_that_is_not_served_is_complete(cache: Path) -> None:
+    """No download is tried for a model whose index is refused: it would bring nothing else."""
+    model = cached(cache, "owner/name")
+    shutil.copytree(SPEC.path, model, dirs_exist_ok=True)
+    index = json.loads((model / "model_index.json").read_text())
+    changed = json.dumps(index | {"_class_name": ["my_pipeline", "MyPipeline"]})
+    (model / "model_index.json").write_text(changed)
+    hub.download(REMOTE)
+    with pytest.raises(ModelLoadError, match="a custom pipeline") as failed:
+        model_loader.load(REMOTE, "cpu", "none")
+    assert not failed.value.retryable
+    found = [*check_models(Settings(models={"a": REMOTE}))]
+    assert [each.ok for each in found] == [True, True, False]
+    assert "owner/name: model_index.json names a custom pipeline" in found[-1].found
 
 
 def test_additions_are_downloaded_too(cache: Path) -> None:

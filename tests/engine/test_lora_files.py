@@ -41,6 +41,16 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor], str]] = {
     "words": (PLAIN | {"bundle_emb.x.string_to_param.*": torch.ones(1, 8)}, "textual inversion"),
     "full": ({f"{KOHYA}.diff": torch.ones(128, 128)}, "no LoRA weights, such as"),
     "empty": ({}, "has no weights"),
+    "scalars": ({each: torch.ones(()) for each in PAIR}, "a tensor of shape ()"),
+    "vectors": ({each: torch.ones(2) for each in PAIR}, "a tensor of shape (2,)"),
+    "scalars-of-kohya": (
+        {each: torch.ones(()) for each in PLAIN},
+        f"a tensor of shape () ('{KOHYA}.lora_",
+    ),
+    "of-rank-0": (
+        {f"{PEFT}.lora_A.weight": DOWN[:0], f"{PEFT}.lora_B.weight": UP[:, :0]},
+        f"a tensor of shape (0, 128) ('{PEFT}.lora_A.weight'), which is no LoRA weight",
+    ),
     "half": ({f"{PEFT}.lora_A.weight": DOWN}, "one half alone"),
     "half-of-kohya": ({f"{KOHYA}.lora_down.weight": DOWN}, "diffusers can't read"),
     "no-such-layer": (

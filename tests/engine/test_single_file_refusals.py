@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.engine import original_layout
 from tests.engine.single_files import configuration, refusal, spec
 from tests.engine.small_models import save_v2, save_xl
-from worker.config.models import CONVERT, SHIPPED_MODEL, ModelSpec
+from worker.config.models import CONVERT, SHIPPED_MODEL, SHIPPED_PIXEL_MODEL, ModelSpec
 from worker.engine.loading import model_loader, single_file
 
 if TYPE_CHECKING:
@@ -136,6 +136,8 @@ def test_a_config_of_another_model_is_refused(tmp_path: Path) -> None:
     whole = original_layout.tensors_of(SHIPPED_MODEL)
     one = original_layout.save(whole, tmp_path / "one.safetensors")
     assert "is of Stable Diffusion 1, its config of StableDiffusionXL" in refusal(spec(one, xl))
+    pixels = refusal(spec(one, SHIPPED_PIXEL_MODEL))
+    assert "is of Stable Diffusion 1, its config of DDIMPipeline" in pixels
     narrow = configuration(save_v2(tmp_path / "v2"), tmp_path / "narrow")
     assert "or is not of the kind of its config" in refusal(spec(one, narrow))
 
@@ -155,7 +157,7 @@ def test_a_config_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "'/nowhere' is not on this machine" in refusal(spec(file, Path("/nowhere")))
     config = configuration(SHIPPED_MODEL, tmp_path / "config")
     shutil.rmtree(config / "tokenizer")
-    assert "lacks a part of its config: tokenizer/vocab.json" in refusal(spec(file, config))
+    assert "has a faulty config: tokenizer/vocab.json" in refusal(spec(file, config))
 
 
 def test_settings_fit_the_path() -> None:

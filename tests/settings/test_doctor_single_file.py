@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import constants
 
 from tests.settings.findings import models
-from worker.config.models import SHIPPED_MODEL, ModelSpec
+from worker.config.models import SHIPPED_MODEL, SHIPPED_PIXEL_MODEL, ModelSpec
 from worker.devices import Gpu
 from worker.doctor.checks import check_models
 
@@ -48,6 +48,14 @@ def test_a_single_file_is_inspected(settings: Settings, tmp_path: Path) -> None:
     assert "is a pickle" in found[3].found
     assert "is not there" in found[4].found
     assert all("SAG_MODELS" in each.fix for each in found)
+
+
+def test_a_config_of_another_family_is_reported(settings: Settings, tmp_path: Path) -> None:
+    """A file of Stable Diffusion with the config of a model of pixels is named with both."""
+    spec = ModelSpec(path=single_file(tmp_path), config=str(SHIPPED_PIXEL_MODEL))
+    (found,) = models(settings, a=spec)
+    assert not found.ok
+    assert "is of Stable Diffusion 1, its config of DDIMPipeline" in found.found
 
 
 def test_a_single_file_has_no_safety_checker(settings: Settings, tmp_path: Path) -> None:

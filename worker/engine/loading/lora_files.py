@@ -120,6 +120,10 @@ def _foreign(shapes: Mapping[str, Shape]) -> str | None:
     odd = [name for name in shapes if not _IS_LORA.search(name)]
     if odd:
         return f"has {len(odd)} tensors that are no LoRA weights, such as {odd[0]!r}"
+    for name, shape in shapes.items():
+        is_weight = not name.endswith(".alpha")
+        if is_weight and (len(shape) < 2 or 0 in shape):  # noqa: PLR2004  # of a linear layer
+            return f"has a tensor of shape {shape} ({name!r}), which is no LoRA weight"
     return None if shapes else "has no weights"
 
 
