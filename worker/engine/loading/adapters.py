@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from torch import nn
 
 from worker.engine.device import device_errors
@@ -92,15 +93,13 @@ def _load(pipeline: Pipeline, path: str, key: str) -> None:
     with warnings.catch_warnings():
         # That there are other adapters, and that alphas match nothing, see below.
         warnings.simplefilter("ignore")
-        pipeline.load_lora_weights(str(file), adapter_name=key, **SAFE)
-    for network, _ in _all_layers(pipeline):
-        network.eval()  # peft adds dropout, if a file says so, that is in use
+        # The tensors alone: with the file diffusers would do all that its metadata asks for.
+        pipeline.load_lora_weights(load_file(file), adapter_name=key)
     for each in parts:
-        if each.alpha is not None:  # diffusers has given others the most frequent of all alphas
-            network = getattr(pipeline, each.network)
-            layer = getattr(network, "text_model", network).get_submodule(each.layer)
-            layer.lora_alpha[key] = each.alpha
-            layer.set_scale(key, 1.0)
+        network = getattr(pipeline, each.network)
+        layer = getattr(network, "text_model", network).get_submodule(each.layer)
+        layer.lora_alpha[key] = each.alpha  # diffusers gives some the most frequent of all alphas
+        layer.set_scale(key, 1.0)
 
 
 def _checked(pipeline: Pipeline, path: str) -> tuple[Path, list[lora_files.LoraPart]]:
