@@ -165,7 +165,7 @@ def test_what_a_file_was_trained_with_has_no_effect(
 ) -> None:
     """Layers, ranks and weights are those of the file's tensors, and the model's stay as they are.
 
-    Dropout, first weights and names of layers in metadata change no bit.
+    Dropout, initial weights and names of layers in metadata change no bit.
     """
     plain, noted = tmp_path / "plain.safetensors", tmp_path / "noted.safetensors"
     lora_files.save(plain, made)

@@ -28,8 +28,9 @@ _PLAIN = frozenset(
         "lora_ga_config", "ensure_weight_tying",
     }
 )  # fmt: skip
-#: Values of other keys that plain LoRA has. Other values of `init_lora_weights`, such as pissa and
-#: olora, are of weights that go with a changed model: peft subtracts their first product from it.
+#: Values of other keys that plain LoRA has. With other values of `init_lora_weights`, such as pissa
+#: and olora, peft subtracts the initial product from the model's weights before training, so that
+#: the file's weights go with those.
 _PLAIN_VALUES = {
     "bias": ("none",),
     "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
