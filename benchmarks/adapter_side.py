@@ -47,7 +47,7 @@ class AdapterSide:
         self._unet = self._loaded.pipeline.unet
         self._adapters = self._loaded.adapters
         self._adapters.load(self._loaded.pipeline, spec, self._names, self._names, len(self._names))
-        self._layers = adapters.layers(self._loaded.pipeline)[self._unet]
+        self._layers = self._adapters.loaded[self._names[0]][self._unet]  # of all of them
 
     def plain(self, rows: int, _count: int) -> float:
         """A call of rows without adapters."""

@@ -101,7 +101,8 @@ def _apart(ours: JobResult, theirs: JobResult) -> float:
 @contextmanager
 def _active(rounds: Rounds, wanted: Job) -> Iterator[None]:
     """The adapters of a job active in peft, in all rows of a call."""
-    layers = adapters.layers(rounds.runner.pipe)[rounds.runner.pipe.unet]
+    pipe = rounds.runner.pipe
+    layers = {each for name, _ in wanted.loras for each in adapters.layers(pipe, name)[pipe.unet]}
     scales = {adapters.in_peft(name): scale for name, scale in wanted.loras}
     for layer in layers:
         layer.set_adapter([*scales])

@@ -22,9 +22,14 @@ MODEL, PRIORITY = st.sampled_from("abc"), st.integers(0, 9)
 NO_ADAPTERS = AdapterBudget(1)
 
 
-def loaded(models: Collection[str]) -> Callable[[Job], bool]:
-    """Whether a job's model is one of these."""
-    return lambda each: each.model in models
+def loaded(models: Collection[str]) -> Callable[[str, Collection[str]], bool]:
+    """These models are loaded, and all of their adapters."""
+    return lambda model, _: model in models
+
+
+def without_adapters(_: str, names: Collection[str]) -> bool:
+    """All models are loaded, and no adapters."""
+    return not names
 
 
 def waiting(

@@ -89,7 +89,7 @@ def _on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def loaded(pipeline: Any, spec: Any, name: str) -> None:
         load(pipeline, spec, name)
-        for layer in adapters.layers(pipeline)[pipeline.unet]:
+        for layer in adapters.layers(pipeline, name)[pipeline.unet]:
             half = layer.lora_B[adapters.in_peft(name)]
             half.weight = torch.nn.Parameter(torch.zeros(half.weight.shape), requires_grad=False)
 

@@ -58,7 +58,7 @@ def test_adapters_move_with_their_networks(beside: Rounds, mode: str, total_byte
 
 def weights(rounds: Rounds, name: str) -> list[torch.Tensor]:
     """Those of an adapter in all networks."""
-    layers = [each for some in adapters.layers(rounds.pipe).values() for each in some]
+    layers = [each for some in adapters.layers(rounds.pipe, name).values() for each in some]
     return [
         half[adapters.in_peft(name)].weight
         for each in layers

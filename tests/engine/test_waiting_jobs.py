@@ -68,7 +68,7 @@ def test_the_most_urgent_start_first(priorities: list[int]) -> None:
     jobs = WaitingJobs()
     for number, priority in enumerate(priorities):
         jobs.add(waiting(number, priority=priority))
-    taken = jobs.take((), 1, lambda _: True, NO_ADAPTERS)
+    taken = jobs.take((), 1, loaded("abc"), NO_ADAPTERS)
     assert numbers(taken) == sorted(range(len(priorities)), key=lambda n: (priorities[n], n))
     assert jobs.jobs == []
 
@@ -80,7 +80,7 @@ def test_equal_priorities_start_as_before(models: list[str], busy: set[str], cap
     jobs = WaitingJobs()
     for number, model in enumerate(models):
         jobs.add(waiting(number, model))
-    taken = jobs.take(busy, capacity, lambda _: False, NO_ADAPTERS)
+    taken = jobs.take(busy, capacity, loaded(""), NO_ADAPTERS)
     count = batch_scheduler.admit(models, busy, capacity)
     assert numbers(taken) == list(range(count))
     assert numbers(jobs.jobs) == list(range(count, len(models)))

@@ -15,10 +15,10 @@ def test_one_picture_starts_in_a_round() -> None:
     jobs = WaitingJobs()
     for number, image in enumerate([None, b"", None, b"", b"", None]):
         jobs.add(waiting(number, priority=0 if number == 4 else 5, image=image))
-    assert numbers(jobs.take((), 1, lambda _: True, NO_ADAPTERS)) == [4, 0, 2, 5]
+    assert numbers(jobs.take((), 1, loaded("abc"), NO_ADAPTERS)) == [4, 0, 2, 5]
     jobs.add(waiting(6))
-    assert numbers(jobs.take("a", 1, lambda _: True, NO_ADAPTERS)) == [1, 6]
-    assert numbers(jobs.take("a", 1, lambda _: True, NO_ADAPTERS)) == [3]
+    assert numbers(jobs.take("a", 1, loaded("abc"), NO_ADAPTERS)) == [1, 6]
+    assert numbers(jobs.take("a", 1, loaded("abc"), NO_ADAPTERS)) == [3]
 
 
 def test_urgent_pictures_overtake_one_so_many_rounds() -> None:
@@ -28,7 +28,7 @@ def test_urgent_pictures_overtake_one_so_many_rounds() -> None:
     taken = []
     for number in range(1, MAX_OVERTAKEN_ROUNDS + 2):
         jobs.add(waiting(number, priority=0, image=b""))
-        taken += numbers(jobs.take("a", 1, lambda _: True, NO_ADAPTERS))
+        taken += numbers(jobs.take("a", 1, loaded("abc"), NO_ADAPTERS))
     assert taken == [*range(1, MAX_OVERTAKEN_ROUNDS + 1), 0]
 
 
@@ -39,9 +39,9 @@ def test_jobs_without_a_picture_do_not_overtake_one() -> None:
         jobs.add(waiting(number, image=b""))
     for number in range(MAX_OVERTAKEN_ROUNDS + 1):
         jobs.add(waiting(100 + number))
-        assert numbers(jobs.take("a", 1, lambda _: True, NO_ADAPTERS)) == [number, 100 + number]
+        assert numbers(jobs.take("a", 1, loaded("abc"), NO_ADAPTERS)) == [number, 100 + number]
     jobs.add(waiting(200, priority=0, image=b""))
-    assert numbers(jobs.take("a", 1, lambda _: True, NO_ADAPTERS)) == [200]
+    assert numbers(jobs.take("a", 1, loaded("abc"), NO_ADAPTERS)) == [200]
 
 
 @PURE

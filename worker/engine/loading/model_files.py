@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from worker.engine.loading.model_json import read_index, read_json, there
-from worker.engine.loading.weight_files import STEMS, chosen, variant_of, whole, why_missing
+from worker.engine.loading.weight_files import (
+    STEMS,
+    chosen,
+    read_header,
+    variant_of,
+    whole,
+    why_missing,
+)
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -167,13 +174,9 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
     Raises `ModelLoadError`, the end of a sentence about the file.
     """
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415  # the worker extra
+    from safetensors import SafetensorError  # noqa: PLC0415  # the worker extra
 
     try:
-        with safe_open(path, "np") as weights:
-            return {
-                name: tuple(weights.get_slice(name).get_shape())
-                for name in weights.keys()  # noqa: SIM118  # no mapping
-            }
+        return read_header(path)[0]
     except (SafetensorError, OSError) as error:
         raise ModelLoadError(f"is not complete: {error}") from error
