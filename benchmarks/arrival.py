@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from benchmarks.model import Model
     from benchmarks.tasks import Task
+    from worker.engine.denoising.passes import StepOutput
     from worker.engine.image_state import ImageState
-    from worker.engine.job import JobResult
-    from worker.engine.passes import StepOutput
+    from worker.engine.jobs.job import JobResult
     from worker.engine.runner import Runner
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from benchmarks.model import Model
     from benchmarks.tasks import Task
-    from worker.engine.job import JobResult
+    from worker.engine.jobs.job import JobResult
 
 
 class BareEngine:

@@ -18,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks import sd15, sdxl
 from benchmarks.cuda_dry_run import operators
 from benchmarks.cuda_dry_run.tally import Memory
+from worker.engine.denoising.sag_attention import MID_BLOCK, SagAttnProcessor, capture_attention
 from worker.engine.families.conditioning import stack
 from worker.engine.families.stable_diffusion import StableDiffusion
 from worker.engine.families.stable_diffusion_xl import StableDiffusionXL
-from worker.engine.sag_attention import MID_BLOCK, SagAttnProcessor, capture_attention
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from benchmarks.record import Cell, Result
     from benchmarks.tasks import Task
-    from worker.engine.job import JobResult
+    from worker.engine.jobs.job import JobResult
     from worker.job_control import Step
 
 SIDES = ("the engine", "first come, first served")

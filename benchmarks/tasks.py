@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from api_contracts.names import DEFAULT_PRIORITY
 from worker.cli.demo import PROMPTS
-from worker.engine.job import Job
+from worker.engine.jobs.job import Job
 
 if TYPE_CHECKING:
     import argparse

@@ -18,7 +18,7 @@ from training.shares import of_verdicts
 from worker import devices
 from worker.config.models import SHIPPED_MODEL, ModelSpec
 from worker.engine.engine import Engine
-from worker.engine.job import Job
+from worker.engine.jobs.job import Job
 from worker.job_control import Control
 
 if TYPE_CHECKING:

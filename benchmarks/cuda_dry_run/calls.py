@@ -7,14 +7,15 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from worker.engine import batch, checkpoint, image_state, initial_latents, runner, unet
+from worker.engine import batch, checkpoint, image_state, initial_latents, runner
+from worker.engine.denoising import unet
 from worker.engine.loading import adapters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from benchmarks.cuda_dry_run.device import FakeCuda
-    from worker.engine.job import Adapters
+    from worker.engine.jobs.job import Adapters
 
 
 def _number(count: int, noun: str) -> str:

@@ -10,7 +10,7 @@ from unittest import mock
 
 from benchmarks.cuda_dry_run import calls, models, row_adapters, scenes, stand_ins, variants
 from benchmarks.cuda_dry_run.device import FakeCuda, fake_cuda
-from worker.engine import guidance
+from worker.engine.denoising import guidance
 from worker.engine.device import warmup
 from worker.engine.pipeline import native_size
 from worker.engine.sampling.samplers import SAMPLERS

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from benchmarks.cuda_dry_run.device import FakeCuda
     from benchmarks.cuda_dry_run.tally import Tally
-    from worker.engine.job import Adapters
+    from worker.engine.jobs.job import Adapters
     from worker.engine.loaded_model import LoadedModel
 
 #: Adapters of the tasks of a round, in turn. `several` are none, one and three, at other scales.

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from api_contracts.request import ETA_SCHEDULERS
 from worker.config.models import SHIPPED_MODEL, Adapter, ModelSpec
 from worker.engine.batch import Batch
-from worker.engine.job import Job
+from worker.engine.jobs.job import Job
+from worker.engine.jobs.running_job import RunningJob
 from worker.engine.model_cache import ModelCache
-from worker.engine.running_job import RunningJob
 from worker.job_control import Control
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from worker.engine.job import JobResult
+    from worker.engine.jobs.job import JobResult
     from worker.engine.loaded_model import LoadedModel
     from worker.engine.runner import Runner
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from benchmarks.gpu_check.outcome import Finding
     from benchmarks.gpu_check.setting import Setting
     from worker.config.models import ModelSpec
-    from worker.engine.job import Adapters, Job, JobResult
+    from worker.engine.jobs.job import Adapters, Job, JobResult
     from worker.engine.loaded_model import LoadedModel
 
 #: Files, and how many of them the rows of the calls that are timed have in turn.

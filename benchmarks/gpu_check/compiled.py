@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import bare
 from benchmarks.gpu_check import given
-from worker.engine import unet as engine_unet
+from worker.engine.denoising import unet as engine_unet
 
 if TYPE_CHECKING:
     from benchmarks.gpu_check.outcome import Finding

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from benchmarks.gpu_check.outcome import Finding
     from benchmarks.gpu_check.setting import Setting
     from worker.config.models import Dtype
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
     from worker.engine.loaded_model import LoadedModel
 
 #: Largest difference in float32, in parts of the largest latent, as in the part `parity`.

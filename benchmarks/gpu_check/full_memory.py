@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from benchmarks.gpu_check.outcome import Finding
     from benchmarks.gpu_check.setting import Setting
     from benchmarks.model import Model
-    from worker.engine.job import Job, JobResult
+    from worker.engine.jobs.job import Job, JobResult
     from worker.engine.loaded_model import LoadedModel
 
 GPU_TASKS, CPU_TASKS = 32, 4

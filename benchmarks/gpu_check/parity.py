@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from benchmarks.gpu_check.reference import Reference, References
     from benchmarks.gpu_check.setting import Setting
     from worker.config.models import Dtype
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
     from worker.engine.loaded_model import LoadedModel
 
 SEED = 2024

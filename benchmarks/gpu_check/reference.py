@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
 
 #: Most processes, one core each.
 PROCESSES = 12

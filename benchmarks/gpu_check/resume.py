@@ -18,7 +18,7 @@ from worker.job_control import Control, JobStopped, Stop
 if TYPE_CHECKING:
     from benchmarks.gpu_check.outcome import Finding
     from benchmarks.gpu_check.setting import Setting
-    from worker.engine.job import Job, JobResult
+    from worker.engine.jobs.job import Job, JobResult
 
 TINY = "tiny-shapes"
 #: On the bundled model; the model of Stable Diffusion 1.5's size runs the first alone.

@@ -6,16 +6,16 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from worker.engine.batch import Batch
+from worker.engine.jobs.running_job import RunningJob
 from worker.engine.loading import model_loader
 from worker.engine.model_cache import ModelCache
-from worker.engine.running_job import RunningJob
 from worker.job_control import Control
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from worker.config.models import ModelSpec
-    from worker.engine.job import Job, JobResult
+    from worker.engine.jobs.job import Job, JobResult
     from worker.engine.loaded_model import LoadedModel
     from worker.engine.runner import Runner
 

@@ -13,17 +13,17 @@ from benchmarks import sdxl as configuration
 from benchmarks.gpu_check import given
 from benchmarks.gpu_check.rounds import Rounds
 from worker.config.models import SHIPPED_MODEL, ModelSpec
+from worker.engine.denoising.unet import NO_LORAS
 from worker.engine.families.conditioning import stack
 from worker.engine.families.stable_diffusion_xl import StableDiffusionXL
 from worker.engine.loaded_model import LoadedModel
-from worker.engine.unet import NO_LORAS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from benchmarks.gpu_check.outcome import Finding
     from benchmarks.gpu_check.setting import Setting
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
 
 WARM_STEPS = 2
 _MIB = 2**20

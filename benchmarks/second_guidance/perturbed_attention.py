@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusers.models.attention_processor import Attention
 
-from worker.engine import guidance
+from worker.engine.denoising import guidance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

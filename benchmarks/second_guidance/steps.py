@@ -15,16 +15,16 @@ import torch
 from benchmarks import model as models
 from benchmarks.second_guidance.measured import Measured
 from benchmarks.second_guidance.perturbed_attention import PerturbedRows, layers, perturb
-from worker.engine import guidance
+from worker.engine.denoising import guidance
+from worker.engine.denoising.unet import NO_LORAS, BatchedUnet
 from worker.engine.engine import load_model
 from worker.engine.families.conditioning import TEXT
-from worker.engine.unet import NO_LORAS, BatchedUnet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from benchmarks.model import Model
-    from worker.engine.sag_attention import Attention
+    from worker.engine.denoising.sag_attention import Attention
 
 GUIDED, SECOND = 7.5, 0.75
 #: Noise level of all tasks: alpha, sigma.

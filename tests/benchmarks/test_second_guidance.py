@@ -24,7 +24,7 @@ from benchmarks.second_guidance.perturbed_attention import (
 )
 from tests.engine import small_models
 from worker.config.models import SHIPPED_MODEL
-from worker.engine.sag_attention import SagAttnProcessor, capture_attention
+from worker.engine.denoising.sag_attention import SagAttnProcessor, capture_attention
 
 if TYPE_CHECKING:
     from pathlib import Path

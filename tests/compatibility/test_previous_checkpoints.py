@@ -28,7 +28,7 @@ import worker.engine
 from worker.engine import models
 from worker.engine.batch import Batch
 from worker.engine.in_flight import InFlight
-from worker.engine.job import Control, Job
+from worker.engine.jobs.job import Control, Job
 from worker.engine.runner_cache import RunnerCache
 from worker.model_spec import ModelSpec
 assert worker.engine.__file__.startswith(sys.argv[1]), worker.engine.__file__

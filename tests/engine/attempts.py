@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from tests.engine.jobs import Rounds
-    from worker.engine.job import Job, JobResult
+    from worker.engine.jobs.job import Job, JobResult
 
 
 def small(**changes: Any) -> Job:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tests.engine.jobs import Rounds
     from worker.engine.image_state import ImageState
-    from worker.engine.job import Job, JobResult
+    from worker.engine.jobs.job import Job, JobResult
 
 #: Its scheduler keeps a list of outputs, a sample, and numbers; two images.
 WANTED = small(num_inference_steps=3, scheduler="unipc", num_images_per_prompt=2)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from worker.engine.job import Job, JobResult
+    from worker.engine.jobs.job import Job, JobResult
     from worker.job_control import Control
 
 

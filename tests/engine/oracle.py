@@ -30,7 +30,7 @@ from tests.engine.requests_of import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
 
 __all__ = [
     "SCHEDULERS", "UPSTREAM", "Pipeline", "alone", "crowded", "plain", "scheduler_of",

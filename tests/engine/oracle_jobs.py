@@ -13,7 +13,7 @@ from tests.engine.jobs import job
 if TYPE_CHECKING:
     import torch
 
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
 
 #: Steps in which a scheduler uses its highest order; the fourth order needs four, and IPNDM's first
 #: step evaluates no UNet.

@@ -18,7 +18,7 @@ from tests.engine.requests_of import generators, scheduler_of, tensor
 
 if TYPE_CHECKING:
     from tests.engine.noise import Level
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
 
 MID_BLOCK = "mid_block.attentions.0"
 #: Of the authors' kernel, 31 x 31.

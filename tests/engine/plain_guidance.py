@@ -14,7 +14,7 @@ from torch.nn import functional
 
 if TYPE_CHECKING:
     from tests.engine.noise import Level
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
 
 #: A diffusers pipeline in fp32 on the CPU; diffusers has no types.
 Pipeline: TypeAlias = Any

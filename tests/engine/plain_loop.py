@@ -29,7 +29,7 @@ from tests.engine.requests_of import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
 
 MID_BLOCK = "mid_block.attentions.0.transformer_blocks.0.attn1"
 

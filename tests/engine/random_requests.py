@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
 
 #: A difference may be so many times the oracle's own rounding; the largest seen was 3.0.
 ROUNDINGS = 6

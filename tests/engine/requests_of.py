@@ -13,7 +13,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
 
 _DPMPP, _SDE = {"algorithm_type": "dpmsolver++"}, {"algorithm_type": "sde-dpmsolver++"}
 _PLAIN, _KARRAS = {"use_karras_sigmas": False}, {"use_karras_sigmas": True}

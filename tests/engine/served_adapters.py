@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from worker.config.models import ModelSpec
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
 
 #: LoRA files in all forms: of attention alone, of convolutions, of text encoders.
 FILES: dict[str, tuple[lora_files.Format, dict[str, str]]] = {

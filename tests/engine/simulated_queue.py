@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from hypothesis import strategies as st
 
 from worker.engine.batch_scheduler import AdapterBudget
-from worker.engine.job import Job
-from worker.engine.running_job import RunningJob
+from worker.engine.jobs.job import Job
+from worker.engine.jobs.running_job import RunningJob
 from worker.job_control import Control
 
 if TYPE_CHECKING:

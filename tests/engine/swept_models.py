@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
 
 #: Adapters of a request: none, one, and two, of attention, convolutions and text encoders.
 LORAS = ((), (), (("ink", 1.0),), (("oil", 0.7),), (("wax", 0.9), ("ink", -0.5)))

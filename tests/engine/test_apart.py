@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pytest
     import torch
 
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
 
 
 def _jobs() -> list[Job]:

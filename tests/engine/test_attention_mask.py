@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from tests.engine.guidance_inputs import PURE, ROUNDING64, SEEDS, sum_rounding
 from tests.engine.jobs import EPS32
-from worker.engine import guidance
-from worker.engine.sag_attention import SagAttnProcessor
+from worker.engine.denoising import guidance
+from worker.engine.denoising.sag_attention import SagAttnProcessor
 
 
 @PURE

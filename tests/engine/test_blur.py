@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from tests.engine.guidance_inputs import BLUR_TERMS, PURE, SEEDS, SIDES, sum_rounding, tensors
-from worker.engine import guidance
+from worker.engine.denoising import guidance
 
 
 @PURE

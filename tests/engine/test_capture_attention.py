@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from worker.engine.sag_attention import SagAttnProcessor, capture_attention
+from worker.engine.denoising.sag_attention import SagAttnProcessor, capture_attention
 
 if TYPE_CHECKING:
     from tests.engine.jobs import Rounds

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
-    from worker.engine.job import JobResult
+    from worker.engine.jobs.job import JobResult
 
 STEPS = 6
 

@@ -12,10 +12,10 @@ from benchmarks.cuda_dry_run.device import DEVICE
 from benchmarks.cuda_dry_run.place import Place
 from benchmarks.cuda_dry_run.tally import Fault
 from tests.engine.dry_runs import found_in
-from worker.engine import guidance
+from worker.engine.denoising import guidance
+from worker.engine.denoising.unet import BatchedUnet
 from worker.engine.device import device_memory
 from worker.engine.runner import Runner
-from worker.engine.unet import BatchedUnet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,7 +14,7 @@ from benchmarks.cuda_dry_run.tally import Tally
 from tests.engine import lora_files
 from tests.engine.dry_runs import found_with
 from tests.engine.jobs import SPEC
-from worker.engine import row_adapters as engine_adapters
+from worker.engine.denoising import row_adapters as engine_adapters
 from worker.engine.loading import adapters, model_loader
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from worker.engine.sampling import samplers
 from worker.errors import BadRequestError
 
 if TYPE_CHECKING:
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
 
 #: Steps in which a sampler uses its highest order, also where it makes 0.6 of them.
 STEPS = 8

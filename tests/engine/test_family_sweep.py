@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from tests.engine.swept_models import Swept
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
 
 #: Requests of one batch; sixteen batches by night are 400 requests.
 TOGETHER, BATCHES = 25, 16

@@ -26,7 +26,7 @@ from tests.engine.guidance_inputs import (
     sum_rounding,
     tensors,
 )
-from worker.engine import guidance
+from worker.engine.denoising import guidance
 
 
 @PURE

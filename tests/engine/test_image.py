@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from worker.engine.job import GeneratedImage
+from worker.engine.jobs.job import GeneratedImage
 from worker.execution import image_files
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from tests.engine import lora_files, oracle
 from tests.engine.diffusers_alone import bare
 from tests.engine.jobs import SPEC, Rounds, assert_close, job, latents_of
 from worker.config.models import Lora
-from worker.engine import row_adapters
+from worker.engine.denoising import row_adapters
 from worker.engine.device import device_errors
 from worker.engine.loading import adapters
 from worker.errors import ModelLoadError

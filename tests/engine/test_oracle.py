@@ -17,7 +17,7 @@ from tests.engine.oracle_jobs import BY_DAY, difference, named
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
 
 #: Where upstream takes the noise level from a timestep that is rounded.
 ROUNDED = (

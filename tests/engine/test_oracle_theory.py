@@ -19,7 +19,7 @@ from tests.engine.oracle_jobs import BY_DAY, difference, named
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
 
 #: Schedulers that live in sigma space and scale the network's input.
 SCALED = ("lms_karras", "euler", "euler_karras", "euler_a", "heun", "kdpm2", "kdpm2_a")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
 
 CLASSES, NULL = 5, 5
 #: Schedules in which no step magnifies a rounding.

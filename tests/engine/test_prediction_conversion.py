@@ -17,7 +17,7 @@ from tests.engine.guidance_inputs import (
     output_for,
     tensors,
 )
-from worker.engine import guidance
+from worker.engine.denoising import guidance
 
 
 @PURE

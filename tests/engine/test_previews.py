@@ -16,7 +16,7 @@ from worker.engine.previews import SIDE_PX, PreviewMap
 from worker.job_control import Control, Step
 
 if TYPE_CHECKING:
-    from worker.engine.job import JobResult
+    from worker.engine.jobs.job import JobResult
 
 
 @pytest.mark.parametrize(

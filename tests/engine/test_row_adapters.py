@@ -20,7 +20,7 @@ from worker.job_control import Control
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
 
 
 @pytest.fixture(scope="module", params=["sd", "xl"])

@@ -14,7 +14,7 @@ from tests.engine.pictures import masked, picture
 from tests.engine.random_requests import under_sd15_noise
 from tests.engine.small_models import spec
 from tests.engine.test_families import in_company, wanted
-from worker.engine import guidance
+from worker.engine.denoising import guidance
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ import torch
 
 from tests.engine.cases import chosen, nightly, rotated
 from tests.engine.named_samplers import NAMES, PREDICTIONS, STEPS, made, own
-from worker.engine import guidance
+from worker.engine.denoising import guidance
 from worker.engine.sampling.samplers import make
 from worker.errors import BadRequestError
 

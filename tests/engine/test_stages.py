@@ -8,8 +8,8 @@ import pytest
 
 from tests.engine.attempts import small
 from tests.engine.jobs import Rounds, job
+from worker.engine.jobs.stage_log import StageLog
 from worker.engine.runner import Runner
-from worker.engine.stage_log import StageLog
 from worker.job_control import Control, JobStopped, Peer, Stage, Stop
 
 STEPS = 6

@@ -23,7 +23,7 @@ from worker.engine.loading import model_loader
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
 
 STEPS = 6
 

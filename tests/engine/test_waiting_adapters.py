@@ -17,8 +17,8 @@ from tests.engine.simulated_queue import (
     without_adapters,
 )
 from worker.engine.batch_scheduler import AdapterBudget
-from worker.engine.job import Job
-from worker.engine.waiting_jobs import MAX_OVERTAKEN_ROUNDS, WaitingJobs
+from worker.engine.jobs.job import Job
+from worker.engine.jobs.waiting_jobs import MAX_OVERTAKEN_ROUNDS, WaitingJobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -9,7 +9,7 @@ from tests.engine.simulated_calls import PURE
 from tests.engine.simulated_queue import MODEL, NO_ADAPTERS, PRIORITY, loaded, numbers, waiting
 from worker.engine import batch_scheduler
 from worker.engine.batch_scheduler import admit
-from worker.engine.waiting_jobs import MAX_OVERTAKEN_ROUNDS, WaitingJobs
+from worker.engine.jobs.waiting_jobs import MAX_OVERTAKEN_ROUNDS, WaitingJobs
 
 
 @PURE

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.engine.simulated_calls import PURE
 from tests.engine.simulated_queue import MODEL, NO_ADAPTERS, PRIORITY, loaded, numbers, waiting
-from worker.engine.waiting_jobs import MAX_OVERTAKEN_ROUNDS, WaitingJobs
+from worker.engine.jobs.waiting_jobs import MAX_OVERTAKEN_ROUNDS, WaitingJobs
 
 
 def test_one_picture_starts_in_a_round() -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from worker.config.settings import Settings
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
 
 IMAGE, MASK = encoded(photo(), "JPEG"), encoded(photo("L", 90, 90), "PNG")
 PICTURES = {"image": {"s3": "a/photo.jpg"}, "mask_image": {"s3": "a/mask.png"}}

@@ -11,7 +11,7 @@ import pytest
 from api_contracts import InvalidRequest
 from tests.storage.test_fetch import PICTURES, resolved
 from worker.config.models import Adapter, Lora, ModelDefaults, ModelSpec
-from worker.engine.job import Job
+from worker.engine.jobs.job import Job
 from worker.errors import BadRequestError
 
 if TYPE_CHECKING:

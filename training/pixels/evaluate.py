@@ -18,7 +18,7 @@ from training.pixels.dataset import CLASSES, NULL_CLASS, SIDE_PX, draw, is_right
 from training.shares import Share, share
 from worker.config.models import ModelSpec
 from worker.engine.engine import Engine
-from worker.engine.job import Job
+from worker.engine.jobs.job import Job
 from worker.job_control import Control
 
 if TYPE_CHECKING:

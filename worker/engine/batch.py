@@ -12,19 +12,20 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
 from worker import metrics
-from worker.engine import batch_scheduler, ending
+from worker.engine import batch_scheduler
 from worker.engine.device import device_errors
-from worker.engine.running_job import call_all
-from worker.engine.shared_calls import CallCounter
-from worker.engine.waiting_jobs import WaitingJobs
+from worker.engine.jobs import ending
+from worker.engine.jobs.running_job import call_all
+from worker.engine.jobs.shared_calls import CallCounter
+from worker.engine.jobs.waiting_jobs import WaitingJobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from worker.engine.image_state import ImageState
+    from worker.engine.jobs.running_job import RunningJob
     from worker.engine.model_cache import ModelCache
     from worker.engine.prepare import PreparedJob
-    from worker.engine.running_job import RunningJob
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from worker.engine.image_state import ImageState
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
     from worker.engine.sampling.sampler_state import SamplerState
 
 #: Version of the file's layout; other versions are not read.

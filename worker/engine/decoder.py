@@ -10,7 +10,7 @@ import torch
 
 from worker import metrics
 from worker.engine.device import device_errors, warmup
-from worker.engine.job import GeneratedImage, refusal
+from worker.engine.jobs.job import GeneratedImage, refusal
 from worker.engine.pipeline import dtype_of
 from worker.errors import NotFiniteError
 

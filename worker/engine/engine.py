@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from api_contracts.request_types import MAX_LORAS
 from worker.engine.batch import Batch
+from worker.engine.jobs.running_job import RunningJob
 from worker.engine.loading.downloads import Downloads
 from worker.engine.model_cache import ModelCache
-from worker.engine.running_job import RunningJob
 from worker.errors import UnknownModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from worker.config.models import ModelSpec
-    from worker.engine.job import Job, JobResult
+    from worker.engine.jobs.job import Job, JobResult
     from worker.engine.loaded_model import LoadedModel
     from worker.job_control import Control
 

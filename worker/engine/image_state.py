@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from worker.engine import guidance
+from worker.engine.denoising import guidance
 
 if TYPE_CHECKING:
     from worker.engine.batch_scheduler import Bucket
     from worker.engine.families.conditioning import Conditioning
     from worker.engine.initial_latents import Blend
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
     from worker.engine.sampling.noise_levels import NoiseLevel
     from worker.engine.sampling.sampler_state import SamplerState
 

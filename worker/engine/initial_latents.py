@@ -15,7 +15,7 @@ from worker.engine.device import device_memory
 from worker.engine.sampling import host_noise
 
 if TYPE_CHECKING:
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
     from worker.engine.loaded_model import LoadedModel
     from worker.engine.sampling.sampler_state import SamplerState
 

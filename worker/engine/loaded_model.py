@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from worker.engine.row_adapters import RowAdapters
-from worker.engine.sag_attention import MID_BLOCK
+from worker.engine.denoising.row_adapters import RowAdapters
+from worker.engine.denoising.sag_attention import MID_BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,7 +13,7 @@ from worker.engine.batch_scheduler import Bucket
 from worker.engine.device import device_memory
 from worker.engine.families.conditioning import TEXT, check_range, encoded, in_precision
 from worker.engine.image_state import ImageState
-from worker.engine.job import refusal
+from worker.engine.jobs.job import refusal
 from worker.engine.pipeline import dtype_of, native_size
 from worker.engine.sampling import host_noise, samplers
 from worker.errors import BadRequestError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from worker.engine.families.conditioning import Conditioning, EncoderInput, PromptInputs
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
     from worker.engine.loaded_model import LoadedModel
     from worker.engine.pipeline import Pipeline
     from worker.engine.sampling.sampler_state import SamplerState

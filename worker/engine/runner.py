@@ -15,20 +15,21 @@ import diffusers
 import torch
 import transformers
 
-from worker.engine import checkpoint, guidance, passes, prepare, previews
+from worker.engine import checkpoint, prepare, previews
 from worker.engine.batch_scheduler import DECODE_BATCH
 from worker.engine.decoder import Decoder
+from worker.engine.denoising import guidance, passes
+from worker.engine.denoising.unet import BatchedUnet, CallLoras
 from worker.engine.families.conditioning import stack
-from worker.engine.unet import BatchedUnet, CallLoras
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
+    from worker.engine.denoising.sag_attention import Attention
     from worker.engine.image_state import Degraded, ImageState
-    from worker.engine.job import GeneratedImage, Job
+    from worker.engine.jobs.job import GeneratedImage, Job
     from worker.engine.loaded_model import LoadedModel
-    from worker.engine.sag_attention import Attention
 
 
 class Runner:

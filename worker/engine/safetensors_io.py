@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from worker.engine.job import refusal
+from worker.engine.jobs.job import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -15,7 +15,7 @@ from worker.job_control import STOP_CHECK_PERIOD_S
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from worker.engine.job import GeneratedImage, Job, JobResult
+    from worker.engine.jobs.job import GeneratedImage, Job, JobResult
     from worker.execution.input_images import InputImage
     from worker.execution.resolved_request import ResolvedRequest
     from worker.job_control import Control

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from worker.config.settings import Settings
     from worker.engine.engine import Engine
-    from worker.engine.job import JobResult
+    from worker.engine.jobs.job import JobResult
     from worker.execution.artifacts import Artifacts
     from worker.execution.resolved_request import ResolvedRequest
     from worker.job_control import Control, Step

@@ -12,7 +12,7 @@ from PIL import PngImagePlugin
 from worker.engine import safetensors_io
 
 if TYPE_CHECKING:
-    from worker.engine.job import GeneratedImage
+    from worker.engine.jobs.job import GeneratedImage
 
 #: Key of the PNG text chunk from which the image can be generated again.
 PNG_KEY = "sag-worker"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from api_contracts.request_types import MAX_SIDE_PX
-from worker.engine.job import refusal
+from worker.engine.jobs.job import refusal
 from worker.errors import TaskFailedError
 from worker.execution.picture_file import PictureFile
 

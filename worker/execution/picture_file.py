@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import time
 
-from worker.engine.job import refusal
+from worker.engine.jobs.job import refusal
 
 #: Most reads of Pillow until it knows a picture's size. Whole files of cameras need 3 to 41.
 MAX_HEADER_READS = 20_000

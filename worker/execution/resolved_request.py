@@ -11,7 +11,7 @@ from api_contracts.names import DEFAULT_PRIORITY
 from api_contracts.parse import parse_request
 from api_contracts.pushes import PushKind
 from worker.config import push_targets
-from worker.engine.job import Job
+from worker.engine.jobs.job import Job
 from worker.errors import BadRequestError, UnknownModelError
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
-from worker.engine.job import refusal
+from worker.engine.jobs.job import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from worker.engine.job import Adapters
+    from worker.engine.jobs.job import Adapters
 
 #: The name of the text embeddings, (tokens, width) for a row; models of pixels have none.
 TEXT = "encoder_hidden_states"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from worker.config.models import ModelSpec
     from worker.engine.families.conditioning import Conditioning, EncoderInput, PromptInputs
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
     from worker.engine.loaded_model import LoadedModel
     from worker.engine.pipeline import Pipeline
 

@@ -9,7 +9,7 @@ from api_contracts.errors import FieldError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
 
 #: A request's field, and the job's, for models of two text encoders.
 OF_TWO_ENCODERS = {

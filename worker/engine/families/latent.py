@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from diffusers import AsymmetricAutoencoderKL
 
 from worker.engine import safetensors_io
+from worker.engine.denoising.sag_attention import MID_BLOCK
 from worker.engine.families import foreign
 from worker.engine.families.conditioning import (
     TEXT,
@@ -17,8 +18,7 @@ from worker.engine.families.conditioning import (
     check_range,
 )
 from worker.engine.families.family import Family
-from worker.engine.job import refusal
-from worker.engine.sag_attention import MID_BLOCK
+from worker.engine.jobs.job import refusal
 from worker.errors import BadRequestError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
     from worker.engine.loaded_model import LoadedModel
     from worker.engine.pipeline import Pipeline
 

@@ -10,12 +10,12 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 
 from api_contracts.errors import FieldError
+from worker.engine.denoising.sag_attention import MID_BLOCK_OF_PIXELS
 from worker.engine.families import foreign
 from worker.engine.families.conditioning import Conditioning, EncoderInput, PromptInputs
 from worker.engine.families.family import Family
 from worker.engine.loading.pipelines import build
 from worker.engine.pipeline import native_size
-from worker.engine.sag_attention import MID_BLOCK_OF_PIXELS
 from worker.engine.sampling.samplers import LEARNED_VARIANCE
 from worker.errors import BadRequestError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from worker.config.models import ModelSpec
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
     from worker.engine.loaded_model import LoadedModel
     from worker.engine.pipeline import Pipeline
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import StableDiffusionPipeline
 
+from worker.engine.denoising.lora_scale import lora_scaled
 from worker.engine.device import device_memory
 from worker.engine.families.conditioning import TEXT
 from worker.engine.families.latent import LatentFamily
 from worker.engine.loading.pipelines import build
-from worker.engine.lora_scale import lora_scaled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

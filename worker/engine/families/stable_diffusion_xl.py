@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from worker.engine import safetensors_io
+from worker.engine.denoising.lora_scale import lora_scaled
 from worker.engine.device import device_memory
 from worker.engine.families.conditioning import TEXT, EncoderInput, check_range
 from worker.engine.families.latent import LatentFamily, cut_off
-from worker.engine.job import refusal
+from worker.engine.jobs.job import refusal
 from worker.engine.loading.pipelines import build
-from worker.engine.lora_scale import lora_scaled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from worker.config.models import ModelSpec
     from worker.engine.families.conditioning import Conditioning
-    from worker.engine.job import Job
+    from worker.engine.jobs.job import Job
     from worker.engine.loaded_model import LoadedModel
     from worker.engine.pipeline import Pipeline
 

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from worker import devices
-from worker.engine import guidance, sag_attention
+from worker.engine.denoising import guidance, sag_attention
 from worker.engine.device import device_memory
 from worker.engine.device.offload import networks_of, residency_on
 from worker.engine.families.served import family_of

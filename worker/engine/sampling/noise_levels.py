@@ -12,7 +12,7 @@ import diffusers
 import numpy as np
 import torch
 
-from worker.engine.job import refusal
+from worker.engine.jobs.job import refusal
 
 if TYPE_CHECKING:
     from worker.engine.pipeline import DiffusersScheduler

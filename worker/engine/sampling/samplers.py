@@ -12,7 +12,7 @@ import diffusers
 import torch
 
 from api_contracts.request import ETA_SCHEDULERS
-from worker.engine.job import refusal
+from worker.engine.jobs.job import refusal
 from worker.engine.sampling import host_noise, noise_levels, unipc, unserved_samplers
 from worker.engine.sampling.noise_levels import (
     NoiseLevel,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from worker.engine import guidance
+from worker.engine.denoising import guidance
 from worker.engine.image_state import Degraded
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from worker.engine.jobs.running_job import RunningJob
     from worker.engine.runner import Runner
-    from worker.engine.running_job import RunningJob
 
 
 def nothing() -> None:

@@ -11,7 +11,7 @@ from worker.job_control import Peer
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from worker.engine.running_job import RunningJob
+    from worker.engine.jobs.running_job import RunningJob
 
 
 @dataclass(eq=False)

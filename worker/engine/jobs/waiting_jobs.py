@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from worker.engine.batch_scheduler import AdapterBudget
-    from worker.engine.running_job import RunningJob
+    from worker.engine.jobs.running_job import RunningJob
 
 #: Rounds in which younger jobs may start before a waiting one. Then it goes before all others.
 MAX_OVERTAKEN_ROUNDS = 8

@@ -6,12 +6,12 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from worker.engine.job import Timing
-from worker.engine.shared_calls import calls_shared
+from worker.engine.jobs.job import Timing
+from worker.engine.jobs.shared_calls import calls_shared
 from worker.job_control import Stage
 
 if TYPE_CHECKING:
-    from worker.engine.shared_calls import CallRun
+    from worker.engine.jobs.shared_calls import CallRun
 
 
 @dataclass(eq=False)

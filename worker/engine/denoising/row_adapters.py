@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from worker.config.models import ModelSpec
-    from worker.engine.job import Adapters
+    from worker.engine.jobs.job import Adapters
     from worker.engine.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)

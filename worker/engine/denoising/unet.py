@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from worker.engine.denoising.lora_scale import lora_scaled
+from worker.engine.denoising.sag_attention import Attention, SagAttnProcessor, capture_attention
 from worker.engine.device import device_errors, device_memory, warmup
 from worker.engine.families.conditioning import TEXT, in_precision
-from worker.engine.lora_scale import lora_scaled
-from worker.engine.sag_attention import Attention, SagAttnProcessor, capture_attention
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from worker.engine.families.conditioning import Conditioning
-    from worker.engine.job import Adapters
+    from worker.engine.jobs.job import Adapters
     from worker.engine.loaded_model import LoadedModel
 
 logger = logging.getLogger(__name__)

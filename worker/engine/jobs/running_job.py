@@ -9,8 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from api_contracts.names import URGENT_PRIORITY
-from worker.engine.job import JobResult
-from worker.engine.stage_log import StageLog
+from worker.engine.jobs.job import JobResult
+from worker.engine.jobs.stage_log import StageLog
 from worker.job_control import JobStopped, Step, Stop
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from worker.engine.checkpoint import Snapshot
     from worker.engine.image_state import ImageState
-    from worker.engine.job import GeneratedImage, Job
+    from worker.engine.jobs.job import GeneratedImage, Job
     from worker.job_control import Control
 
     #: `Runner.preview`: a data URL from alpha x0 and alpha.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from diffusers.models.attention_processor import Attention as DiffusersAttention
 from diffusers.models.attention_processor import AttnProcessor2_0
 
-from worker.engine import guidance
+from worker.engine.denoising import guidance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
