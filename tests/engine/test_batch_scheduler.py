@@ -152,7 +152,7 @@ def test_every_job_is_done_in_time(
     assert all(each.left == 0 for each in ample.pictures)
 
 
-@pytest.mark.parametrize("module", ["batch_scheduler", "job", "engine", "pipeline"])
+@pytest.mark.parametrize("module", ["batch_scheduler", "jobs.job", "engine", "pipeline"])
 def test_no_torch_to_plan(module: str) -> None:
     """Scheduler, jobs and engine are imported without torch and other large packages."""
     _, names = imported(f"worker.engine.{module}")

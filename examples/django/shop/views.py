@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from celery.result import AsyncResult
+from celery.states import READY_STATES
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, JsonResponse
 
 from api_contracts import FieldError, GenerationCancelled, GenerationFailed, InvalidRequest
@@ -44,10 +45,11 @@ def publish(request: HttpRequest) -> HttpResponse:
 def article(_request: HttpRequest, job_id: str) -> HttpResponse:
     """Where the job is and, at its end, the picture's key."""
     job = AsyncResult(job_id)
-    if not job.ready():
-        return JsonResponse({"job": job_id, "state": job.state})
+    state = job.state  # asked once: it may end between two questions
+    if state not in READY_STATES:
+        return JsonResponse({"job": job_id, "state": state})
     what = {"key": job.result} if job.successful() else {"error": str(job.result)}
-    return JsonResponse({"job": job_id, "state": job.state, **what})
+    return JsonResponse({"job": job_id, "state": state, **what})
 
 
 def order_in(request: HttpRequest) -> Any:  # noqa: ANN401  # any JSON; the client looks at it
