@@ -82,7 +82,10 @@ class GenerationRequest(Strict):
         default=0.75, ge=0, le=10, description="On when above 0. Left out, the model's own."
     )
     sag_blur_sigma: float = Field(
-        default=1.0, ge=0.1, le=10, description="Of the blur, in cells. Left out, the model's own."
+        default=1.0,
+        ge=0.1,
+        le=10,
+        description="Sigma of SAG's blur, in cells. Left out, the model's own.",
     )
     sag_mask_threshold: float = Field(
         default=1.0,

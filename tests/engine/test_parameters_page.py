@@ -32,6 +32,14 @@ def test_every_parameter_has_a_row() -> None:
         assert names - rows().keys() == set()
 
 
+def test_every_method_for_users_has_a_row() -> None:
+    """Each method that loads, unloads, enables or fuses is in the first column of a row."""
+    has = {re.split(r"\W", name)[0] for name in rows()}
+    for kind in (diffusers.StableDiffusionSAGPipeline, diffusers.StableDiffusionPipeline):
+        wanted = re.compile(r"(load|unload|enable|fuse|from)_(?!config)|set_adapters")
+        assert {name for name in dir(kind) if wanted.match(name)} - has == set()
+
+
 def test_every_scheduler_has_a_row() -> None:
     """Each class of the enumeration has a row with the names by which it is served."""
     for kind in KarrasDiffusionSchedulers:

@@ -16,8 +16,10 @@ from training.pixels import denoiser, evaluate
 from training.pixels.dataset import CLASSES, NULL_CLASS, SIDE_PX, label_of, name_of
 from training.pixels.evaluate import Guidance
 from training.shapes import COLOURS, SHAPES
+from worker.config.models import shipped_pixels
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from training.pixels.evaluate import Evaluation, Result
@@ -106,12 +108,14 @@ IDDPM."""
 
 
 def _usage() -> str:
+    model = shipped_pixels().model_dump(mode="json", exclude_defaults=True)
+    model["path"] = "worker/models/tiny-shapes-pixels"
+    settings = json.dumps({"default": model}, indent=2)
     return f"""\
 ## Use
 
 ```bash
-export SAG_MODELS='{{"default": {{"path": "worker/models/tiny-shapes-pixels",
-                    "safety_checker": false, "null_class": {NULL_CLASS}}}}}'
+export SAG_MODELS='{settings}'
 sag-worker run --device cpu
 sag-worker submit --set class_labels={label_of("green", "star")} --wait --out .    # a green star
 ```
@@ -129,8 +133,8 @@ def _measurements(evaluation: Evaluation) -> str:
     return f"""\
 ## What guidance does to it
 
-{drawn.right.of} pictures, as many of each of the {len(CLASSES)} classes, {evaluation.steps} DDIM \
-steps, the same noise in every row. *Right*: one shape, of the class's kind and colour, read off \
+{drawn.right.of} pictures, {drawn.right.of // len(CLASSES)} of each of the {len(CLASSES)} classes, \
+{evaluation.steps} DDIM steps, the same noise in every row. *Right*: one shape, of the class's kind and colour, read off \
 the pixels without a network, with Wilson's 95 % interval. *Distance*: the Fréchet distance to \
 drawn pictures, as FID, but of the pictures' own numbers when reduced to 8 x 8, so that it counts \
 colours and places rather than edges; smaller is better. Of as many drawn pictures \
@@ -154,22 +158,28 @@ def _sentence(evaluation: Evaluation) -> str:
     """What self-attention guidance alone did: only where the intervals leave no doubt."""
     alone = [result for result in evaluation.results if result.guidance.guidance_scale <= 1]
     without, *with_it = sorted(alone, key=lambda result: result.guidance.sag_scale)
+    nearest = min(with_it, key=lambda result: result.frechet)
+    distances = f"({nearest.frechet:.3f} against {without.frechet:.3f} at best)"
+    closer = "" if nearest.frechet < without.frechet else "at no setting "
+    return (
+        f"Without classifier-free guidance self-attention guidance {_shares(without, with_it)}, "
+        f"and {closer}brings the pictures nearer to the drawn ones {distances}."
+    )
+
+
+def _shares(without: Result, with_it: Sequence[Result]) -> str:
     best = max(with_it, key=lambda result: result.right.share)
     worst = min(with_it, key=lambda result: result.right.share)
-    said = []
-    if best.right.low > without.right.high:
-        said.append("makes more of its pictures right at its best setting")
+    plain = 100 * without.right.share
     if worst.right.high < without.right.low:
-        said.append("makes fewer of its pictures right at its worst")
-    if not said:
-        said.append("makes neither more nor fewer of its pictures right, within the intervals")
-    nearest = min(with_it, key=lambda result: result.frechet)
-    farther = "nearer to" if nearest.frechet < without.frechet else "farther from"
-    return (
-        f"Without classifier-free guidance self-attention guidance {' and '.join(said)}; at the "
-        f"setting with the least distance the pictures are {farther} the drawn ones than without "
-        f"it ({nearest.frechet:.3f} and {without.frechet:.3f})."
-    )
+        share = 100 * worst.right.share
+        return (
+            f"lowers the share of right pictures at its worst ({share:.1f} against {plain:.1f} %)"
+        )
+    if best.right.low > without.right.high:
+        share = 100 * best.right.share
+        return f"raises the share of right pictures at its best ({share:.1f} against {plain:.1f} %)"
+    return "does not change the share of right pictures beyond the intervals"
 
 
 def _percent(result: Result) -> str:
@@ -185,7 +195,7 @@ def _training(run: Record) -> str:
 
 ![Loss over the steps]({CURVES_FILE})
 
-{curve.steps:,} steps of {denoiser.BATCH} of {run.pictures:,} drawn pictures, \
+{curve.steps:,} steps with batches of {denoiser.BATCH}, from {run.pictures:,} drawn pictures, \
 {curve.minutes:.0f} minutes on {run.run.cores} cores ({run.run.cpu}), no accelerator, seed \
 {run.run.seed}, {libraries}. AdamW with a cosine rate from {denoiser.PEAK_RATE:g}; it predicts \
 the velocity; {100 * denoiser.DROPPED:.0f} % of the labels replaced by {NULL_CLASS}, no class; the \
