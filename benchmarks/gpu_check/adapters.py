@@ -86,7 +86,7 @@ def _latents(setting: Setting, found: Finding, rounds: Rounds, how: str) -> None
         least_change_by_adapters=f"{min(changed):.1e}",
     )
     if how.startswith("float32"):
-        found.check(f"{how}: every job in company is within 1e-4 of peft's own, alone",
+        found.check(f"{how}: every job that shares calls is within 1e-4 of peft's own, alone",
                     holds=max(far) <= CLOSE)  # fmt: skip
         found.check(f"{how}: adapters change the latents", holds=min(changed) > OTHER)
 

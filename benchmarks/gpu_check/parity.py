@@ -1,4 +1,4 @@
-"""Part: random requests in company give what each gives alone by upstream or the plain loop."""
+"""Part: random requests that share calls give what each gives alone by upstream or the plain loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prototype of PAG and SEG: its rows in company of SAG's, against diffusers and the paper."""
+"""The prototype of PAG and SEG: its rows in calls with SAG's, against diffusers and the paper."""
 
 from __future__ import annotations
 

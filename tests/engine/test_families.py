@@ -1,6 +1,6 @@
 """Stable Diffusion XL, pictures to start from and masks: against diffusers, without SAG.
 
-Each request is made in company of others: of other samplers, with SAG, without a picture.
+Each request shares calls with others: of other samplers, with SAG, without a picture.
 """
 
 from __future__ import annotations

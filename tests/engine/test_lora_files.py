@@ -51,7 +51,7 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor], str]] = {
         {f"{PEFT}.lora_A.weight": DOWN[:0], f"{PEFT}.lora_B.weight": UP[:, :0]},
         f"a tensor of shape (0, 128) ('{PEFT}.lora_A.weight'), which is no LoRA weight",
     ),
-    "half": ({f"{PEFT}.lora_A.weight": DOWN}, "one half alone"),
+    "half": ({f"{PEFT}.lora_A.weight": DOWN}, "only one of lora_A and lora_B"),
     "half-of-kohya": ({f"{KOHYA}.lora_down.weight": DOWN}, "diffusers can't read"),
     "no-such-layer": (
         PAIR | {each.replace("mid_block", "mid_block.x"): t + 1 for each, t in PAIR.items()},

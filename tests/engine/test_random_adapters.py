@@ -1,4 +1,4 @@
-"""Requests drawn at random, with LoRA by request: in company as the plain loop alone."""
+"""Requests drawn at random, with LoRA by request: in shared calls as the plain loop alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA by request: in company as diffusers alone with `set_adapters`, and in no other row."""
+"""LoRA by request: in shared calls as diffusers alone with `set_adapters`, and in no other row."""
 
 from __future__ import annotations
 

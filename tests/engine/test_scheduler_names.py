@@ -61,7 +61,7 @@ def test_an_unknown_scheduler_is_refused_by_name(make: Make) -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("dpmpp_sde", "no seed of a task determines"),
+        ("dpmpp_sde", "cannot be seeded for each task"),
         ("dpmpp_sde_karras", "dpmpp_2m_sde solves the same"),
         ("edm_euler", "EDM's preconditioning"),
     ],

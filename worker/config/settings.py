@@ -85,7 +85,7 @@ class Settings(S3Settings, RedisSettings):
     max_adapters: int = Field(
         default=MAX_LORAS,
         ge=1,
-        description="Of a model's `adapters`, those that are kept loaded, and most that one task "
+        description="Most of a model's `adapters` that stay loaded, and most that one task "
         "may name; the least recently used one is unloaded.",
     )
     max_attempts: int = Field(default=3, ge=1, description="Attempts at a task before it fails.")

@@ -38,7 +38,7 @@ def check_loras(what: str, spec: ModelSpec) -> Iterator[Finding]:
 
 
 def _fault(model: Path | None, variant: str | None, file: lora_files.LoraFile) -> str | None:
-    """Why a file does not fit a model's folder; None too where that is not whole, or none.
+    """Why a file does not fit a model's folder; also None if the folder is missing or incomplete.
 
     A checkpoint in one file has other names for its layers, so that loading it tells.
     """

@@ -33,7 +33,7 @@ _OTHERS = {
     "DoRA": ("dora_scale", "lora_magnitude_vector"),
     "LoHa": ("hada_",),
     "LoKr": ("lokr_",),
-    "LoRA of Tucker's decomposition": ("lora_mid",),
+    "LoRA with Tucker decomposition": ("lora_mid",),
     "OFT": ("oft_",),
     "the words of a textual inversion": ("bundle_emb",),
     "LoRA with biases": ("lora_B.bias",),
@@ -85,7 +85,7 @@ def read(path: str) -> LoraFile:
     except (SafetensorError, OSError, TypeError, ValueError) as error:
         message = f"can't be read as LoRA weights in safetensors: {error}"
         raise OSError(message) from error
-    if (what := _foreign(shapes)) is not None:
+    if (what := _not_plain(shapes)) is not None:
         raise OSError(what)
     try:
         noted = lora_metadata.read(metadata)
@@ -121,7 +121,7 @@ def _file(path: Path) -> Path:
     return chosen[0]
 
 
-def _foreign(shapes: Mapping[str, Shape]) -> str | None:
+def _not_plain(shapes: Mapping[str, Shape]) -> str | None:
     """What a file has that is not served, as the end of a sentence about it."""
     for kind, marks in _OTHERS.items():
         for name in shapes:
@@ -160,7 +160,7 @@ def parts_of(file: LoraFile, kind: Any, unet_config: Any) -> list[LoraPart]:  # 
     found = []
     for (network, layer), half in halves.items():
         if len(half) != 2:  # noqa: PLR2004  # a pair
-            message = f"has one half alone of the weights for {network}.{layer}"
+            message = f"has only one of lora_A and lora_B for {network}.{layer}"
             raise ValueError(message)
         down, up = (tuple(tensors[half[letter]].shape) for letter in "AB")
         rank = down[0]

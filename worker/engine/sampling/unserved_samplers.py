@@ -5,7 +5,7 @@ from __future__ import annotations
 from worker.errors import UnsupportedSchedulerError
 
 _NO_SEED = (
-    "its noise comes from a tree that no seed of a task determines on every device;"
+    "its noise, from a Brownian tree, cannot be seeded for each task on every device;"
     " dpmpp_2m_sde solves the same equation"
 )
 _EDM = (
