@@ -1,4 +1,4 @@
-"""Part: random requests that share calls give what each gives alone by upstream or the plain loop."""
+"""Part: random requests that share calls give what upstream or the plain loop gives alone."""
 
 from __future__ import annotations
 
