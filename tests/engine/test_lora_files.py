@@ -51,6 +51,8 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor], str]] = {
         {f"{PEFT}.lora_A.weight": DOWN[:0], f"{PEFT}.lora_B.weight": UP[:, :0]},
         f"a tensor of shape (0, 128) ('{PEFT}.lora_A.weight'), which is no LoRA weight",
     ),
+    "alpha-nan": (PLAIN | {f"{KOHYA}.alpha": torch.tensor(torch.nan)}, "has an alpha of nan"),
+    "alphas": (PLAIN | {f"{KOHYA}.alpha": torch.ones(2)}, "can't be read as LoRA weights"),
     "half": ({f"{PEFT}.lora_A.weight": DOWN}, "only one of lora_A and lora_B"),
     "half-of-kohya": ({f"{KOHYA}.lora_down.weight": DOWN}, "diffusers can't read"),
     "no-such-layer": (

@@ -18,7 +18,7 @@ from tests.engine.jobs import SPEC, Rounds, apart, assert_close, job, latents_of
 from tests.engine.served_adapters import by_oracle
 from worker.config.models import Lora
 from worker.doctor.lora import check_loras
-from worker.engine.loading import model_loader
+from worker.engine.loading import lora_metadata, model_loader
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -112,6 +112,10 @@ def test_a_file_of_another_kind_is_refused(
         '{"unet.lora_alpha": "x"}',
         '{"unet.lora_alpha": 2, "unet.alpha_pattern": {"(": 1}}',
         '{"unet.lora_alpha": 2, "unet.alpha_pattern": [1]}',
+        pytest.param("[" * 100_000, id="nested"),
+        pytest.param(f'{{"unet.lora_alpha": {10**400}}}', id="large"),
+        '{"unet.lora_alpha": NaN}',
+        '{"unet.lora_alpha": 2, "unet.alpha_pattern": {"to_q": Infinity}}',
     ],
 )
 def test_metadata_that_cannot_be_read_is_refused(
@@ -213,6 +217,13 @@ def test_the_scale_is_that_of_the_metadata(
     assert_close(latents_of(Rounds(own).result(job())), expected)
     lora_files.save(path, made)
     assert apart(latents_of(Rounds(request).result(INK)), expected) > OTHER
+
+
+def test_a_pattern_begins_at_a_dot() -> None:
+    """A pattern is the end of a layer's name from a dot on, or all of it."""
+    noted = {"unet.lora_alpha": 1, "unet.alpha_pattern": {"q": 5}}
+    alphas = lora_metadata.read({LORA_ADAPTER_METADATA_KEY: json.dumps(noted)})["unet"]
+    assert [alphas.of(name, 4) for name in ("q", "attn1.q", "attn1.to_q", "q.0")] == [5, 5, 1, 1]
 
 
 @pytest.mark.filterwarnings("ignore:The following alpha_pattern keys:RuntimeWarning")

@@ -49,6 +49,15 @@ def theirs(lora: str) -> Any:
     return pipe
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    """A model is not loaded with LoRA weights with which each of its tasks would fail."""
+    path = save_lora(tmp_path, 1)
+    weights = safetensors.torch.load_file(path)
+    safetensors.torch.save_file({name: each / 0 for name, each in weights.items()}, path)
+    with pytest.raises(ModelLoadError, match="not finite"):
+        model_loader.load(adapted((path, 1.0)).spec, "cpu", "none")
+
+
 @pytest.mark.parametrize("scale", [0.5, *slow(None, 1.0, 2.0)])
 def test_a_scale_is_diffusers_scale(with_lora: Rounds, theirs: Any, scale: float | None) -> None:
     """A job's LoRA scale is `cross_attention_kwargs={"scale": …}`, for text encoder and UNet.

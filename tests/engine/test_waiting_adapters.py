@@ -40,6 +40,18 @@ def test_adapters_wait_for_room_and_others_pass() -> None:
     assert budget.used("a") == {"x", "z"}
 
 
+def test_a_job_that_waits_for_room_is_overtaken_by_its_model_alone() -> None:
+    """Jobs with adapters of another model, which take none of its room, do not count."""
+    jobs = WaitingJobs()
+    jobs.add(waiting(0, "a", adapters="z"))
+    for number, model in enumerate("bab", start=1):
+        budget = AdapterBudget(2)
+        budget.use("a", "xy")
+        jobs.add(waiting(number, model, priority=0, adapters="x"))
+        jobs.take("a", 2, loaded("ab"), budget)
+    assert [(each.number, each.overtaken_rounds) for each in jobs.jobs] == [(0, 1)]
+
+
 def test_an_adapter_is_not_loaded_before_the_call_of_a_more_urgent_job() -> None:
     """It waits for that call, unless a job that starts or runs has it."""
     jobs, budget = WaitingJobs(), AdapterBudget(4)

@@ -28,8 +28,8 @@ _DEFAULTS = {
     for name, field in GenerationRequest.model_fields.items()
     if name not in ModelDefaults.model_fields
 }
-#: Fields that a setting may give a model another default, but did not where a request left them
-#: out and has the contract's. They are newer than the others.
+#: Fields whose default a setting may change, and which are newer than others such: a worker from
+#: before them used the contract's default where the request left them out.
 _NEWER = frozenset({"sag_blur_sigma", "sag_mask_threshold"})
 #: Fields whose file has a row for each image or prompt.
 _OF_ALL_IMAGES = (

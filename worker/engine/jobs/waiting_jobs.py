@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from api_contracts.names import PRIORITIES
 from worker.engine import batch_scheduler
@@ -50,37 +50,64 @@ class WaitingJobs:
         """
         self.jobs.sort(key=_turn)
         number = batch_scheduler.admit([each.job.model for each in self.jobs], busy, capacity)
-        taken: list[RunningJob] = []
-        put_off: list[RunningJob] = []
-        #: Jobs whose adapters would have to be loaded.
-        unloaded: list[RunningJob] = []
-        #: Models of jobs that wait for room for their adapters: later ones with some wait behind.
-        blocked: set[str] = set()
-        models = set(busy)
+        this_round = _Round(set(busy), is_loaded, budget)
+        no_room: list[RunningJob] = []
+        not_loaded: list[RunningJob] = []
         for running in self.jobs[:number]:
-            model, names = running.job.model, running.job.adapter_names
-            if names and (model in blocked or not budget.has_room(model, names)):
-                blocked.add(model)
-                put_off.append(running)
-                continue
-            if _has_picture(running) and any(map(_has_picture, taken)):
-                put_off.append(running)
-                continue
-            is_less_urgent = bool(taken) and _turn(taken[0])[0] < _turn(running)[0]
-            if is_less_urgent and not (model in models or is_loaded(model, ())):
+            waits_for = this_round.check(running)
+            if waits_for == "model":
                 break
-            if is_less_urgent and not (names <= budget.used(model) or is_loaded(model, names)):
-                unloaded.append(running)
-                continue
-            models.add(model)
-            budget.use(model, names)
-            taken.append(running)
-        behind = unloaded + self.jobs[len(taken) + len(put_off) + len(unloaded) :]
+            if waits_for == "room":
+                no_room.append(running)
+            elif waits_for == "adapters":
+                not_loaded.append(running)
+            else:
+                this_round.start(running)
+        taken = this_round.taken
+        behind = not_loaded + self.jobs[len(taken) + len(no_room) + len(not_loaded) :]
         _count_overtaken(behind, taken)
-        for running in put_off:
+        for running in no_room:
             _count_overtaken([running], [each for each in taken if _compete(running, each)])
-        self.jobs = put_off + behind
+        self.jobs = no_room + behind
         return taken
+
+
+class _Round:
+    """The jobs that start in one round, and what others wait for."""
+
+    def __init__(
+        self,
+        models: set[str],
+        is_loaded: Callable[[str, Collection[str]], bool],
+        budget: AdapterBudget,
+    ) -> None:
+        """As for `WaitingJobs.take`; `models` are those of running jobs."""
+        self.taken: list[RunningJob] = []
+        self._models, self._is_loaded, self._budget = models, is_loaded, budget
+        #: Models of jobs that wait for room for their adapters: later ones with some wait behind.
+        self._blocked: set[str] = set()
+
+    def check(self, running: RunningJob) -> Literal["room", "model", "adapters"] | None:
+        """What a job waits for; None if it starts."""
+        model, names = running.job.model, running.job.adapter_names
+        if names and (model in self._blocked or not self._budget.has_room(model, names)):
+            self._blocked.add(model)
+            return "room"
+        if _has_picture(running) and any(map(_has_picture, self.taken)):
+            return "room"
+        if not self.taken or _turn(self.taken[0])[0] >= _turn(running)[0]:
+            return None  # none that starts is more urgent
+        if not (model in self._models or self._is_loaded(model, ())):
+            return "model"
+        if not (names <= self._budget.used(model) or self._is_loaded(model, names)):
+            return "adapters"
+        return None
+
+    def start(self, running: RunningJob) -> None:
+        """Note that a job starts."""
+        self._models.add(running.job.model)
+        self._budget.use(running.job.model, running.job.adapter_names)
+        self.taken.append(running)
 
 
 def _has_picture(running: RunningJob) -> bool:

@@ -40,6 +40,7 @@ def add(pipeline: Pipeline, spec: ModelSpec) -> None:
     for name, lora in zip(own, spec.lora, strict=True):
         with _errors_name(lora.path):
             _load(pipeline, lora.path, name)
+            _check_finite(pipeline, name)
     if own:
         pipeline.set_adapters(own, [each.scale for each in spec.lora])
     for inversion in spec.textual_inversion:

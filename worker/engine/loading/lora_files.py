@@ -6,6 +6,7 @@ diffusers when `parts_of` is called.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,9 +83,11 @@ def read(path: str) -> LoraFile:
     try:
         shapes, metadata = read_header(file)
         alphas = _alphas(file, [name for name in shapes if name.endswith(".alpha")])
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
         message = f"can't be read as LoRA weights in safetensors: {error}"
         raise OSError(message) from error
+    if odd := [name for name, alpha in alphas.items() if not math.isfinite(alpha)]:
+        raise OSError(f"has an alpha of {alphas[odd[0]]} ({odd[0]!r})")
     if (what := _not_plain(shapes)) is not None:
         raise OSError(what)
     try:

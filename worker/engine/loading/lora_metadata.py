@@ -64,7 +64,9 @@ def read(metadata: Mapping[str, str]) -> dict[str, Alphas]:
             network, _, key = name.partition(".")
             networks.setdefault(network, {})[key] = value
         alphas = {network: _alphas(own) for network, own in networks.items()}
-    except (AttributeError, LookupError, TypeError, ValueError, re.error) as error:
+    except (
+        AttributeError, LookupError, TypeError, ValueError, OverflowError, RecursionError, re.error,
+    ) as error:  # fmt: skip
         message = f"has {_NAME} in its metadata that can't be read: {error!r}"
         raise ValueError(message) from error
     for network, own in networks.items():
@@ -78,8 +80,15 @@ def read(metadata: Mapping[str, str]) -> dict[str, Alphas]:
 def _alphas(own: Mapping[str, Any]) -> Alphas:
     patterns = own.get("alpha_pattern") or {}
     return Alphas(
-        float(own["lora_alpha"]),
+        _finite(own["lora_alpha"]),
         # As peft matches them.
-        {re.compile(rf"(.*\.)?({key})$"): float(alpha) for key, alpha in patterns.items()},
+        {re.compile(rf"(.*\.)?({key})$"): _finite(alpha) for key, alpha in patterns.items()},
         bool(own.get("use_rslora")),
     )
+
+
+def _finite(alpha: Any) -> float:  # noqa: ANN401  # any JSON
+    if not math.isfinite(number := float(alpha)):
+        message = f"an alpha is {number}"
+        raise ValueError(message)
+    return number

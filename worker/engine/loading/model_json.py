@@ -87,7 +87,7 @@ def read_json(folder: Path, file: str) -> dict[str, Any]:
     """The content of a file; raises `ModelLoadError` with its name."""
     try:
         read = json.loads((folder / there(folder, file)).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # the last of a very deep list
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: of deeply nested JSON
         raise ModelLoadError(f"{file} cannot be read: {error}") from error
     if not isinstance(read, dict):
         raise ModelLoadError(f"{file} is not a JSON object")
