@@ -41,9 +41,8 @@ PARTS = (
     Part("parity", "Parity with upstream",
          "Random requests that share calls (samplers, sizes, scales and arrivals mixed) on the "
          "bundled UNet under Stable Diffusion 1.5's noise schedule, TF32 off. The reference runs "
-         "on the "
-         "CPU in float32: `StableDiffusionSAGPipeline` where upstream is right, else the plain "
-         "loop of tests/engine/plain_loop.py.",
+         "on the CPU in float32: `StableDiffusionSAGPipeline` where upstream is right, else the "
+         "plain loop of tests/engine/plain_loop.py.",
          110, 30, sd15=False),
     Part("families", "Families, pictures, masks and SAG's own parameters",
          "Small models of Stable Diffusion XL and for inpainting, and the bundled one: jobs from "

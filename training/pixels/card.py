@@ -138,7 +138,8 @@ def _measurements(evaluation: Evaluation) -> str:
 kind and colour, read off the pixels without a network, with Wilson's 95 % interval. *Distance*: \
 the Fréchet distance to drawn pictures, as FID, but of pixel values at 8 x 8 instead of \
 Inception's features, so that it counts colours and places rather than edges; smaller is better. \
-Of as many drawn pictures {_percent(drawn)} are read right, and their distance is {drawn.frechet:.3f}.
+Of as many drawn pictures {_percent(drawn)} are read right, and their distance is \
+{drawn.frechet:.3f}.
 
 {table(["`guidance_scale`", "`sag_scale`", "blur sigma", "right, %", "distance"], rows)}
 
