@@ -6,12 +6,10 @@ import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
 import torch
-from torch import nn
 
+from benchmarks import lora, unet
 from benchmarks import model as models
-from benchmarks import unet
 from worker.config.models import Adapter
 from worker.engine.loading import adapters, model_loader
 
@@ -21,28 +19,14 @@ if TYPE_CHECKING:
 
     from benchmarks.model import Model
 
-#: Of the random weights: those that most files have.
-RANK = 16
 #: Calls that are timed in a turn.
 CALLS = 5
-_LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
 
 def save(model: Model, folder: Path, count: int) -> None:
-    """Files of random LoRA weights for the linear layers of all transformer blocks."""
+    """Files of random LoRA weights for a model's UNet."""
     models.silence_libraries()
-    layers = {
-        name: each
-        for name, each in unet.load(model).named_modules()
-        if isinstance(each, nn.Linear) and name.endswith(_LAYERS)
-    }
-    for number in range(count):
-        torch.manual_seed(number)
-        tensors = {}
-        for name, each in layers.items():
-            tensors[f"unet.{name}.lora_A.weight"] = torch.randn(RANK, each.in_features) * 0.02
-            tensors[f"unet.{name}.lora_B.weight"] = torch.randn(each.out_features, RANK) * 0.02
-        safetensors.torch.save_file(tensors, folder / f"a{number}.safetensors")
+    lora.save({"unet": unet.load(model)}, folder, count)
 
 
 class AdapterSide:
@@ -57,13 +41,13 @@ class AdapterSide:
             torch.set_num_threads(1)
         self._names = [each.stem for each in sorted(folder.glob("*.safetensors"))]
         files = {name: Adapter(path=str(folder / f"{name}.safetensors")) for name in self._names}
-        spec = model.spec.model_copy(update={"adapters": files, "dtype": model.usual_dtype})
+        spec = model.spec.model_copy(update={"adapters": files, "dtype": model.alone_dtype})
         self._model = model
         self._loaded = model_loader.load(spec, model.device, "none")
         self._unet = self._loaded.pipeline.unet
         self._adapters = self._loaded.adapters
         self._adapters.load(self._loaded.pipeline, spec, self._names, self._names, len(self._names))
-        self._layers = adapters.layers(self._loaded.pipeline)[self._unet]
+        self._layers = self._adapters.loaded[self._names[0]][self._unet]  # of all of them
 
     def plain(self, rows: int, _count: int) -> float:
         """A call of rows without adapters."""

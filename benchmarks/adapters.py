@@ -1,4 +1,4 @@
-"""Rows of different LoRA adapters: one UNet call for all of them, and the ways not taken.
+"""Rows of different LoRA adapters: one UNet call for all of them, and the alternatives.
 
 Times a call by row as the engine makes it, the same with peft's `adapter_names`, and a call for
 each adapter; and counts, with the engine's own scheduler, how many calls of tasks with different
@@ -8,17 +8,16 @@ adapters are shared in either way.
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import chart, model, process, record, report
-from benchmarks.adapter_side import RANK, AdapterSide, save
+from benchmarks.adapter_side import AdapterSide, save
+from benchmarks.engine_calls import planned
+from benchmarks.lora import RANK
 from benchmarks.sides import Spread, alternate, ratio
-from worker.engine.batch_scheduler import Bucket, Candidate, Scheduler
 
 if TYPE_CHECKING:
     import argparse
@@ -35,7 +34,6 @@ WAYS = {
     "turns": AdapterSide.in_turns,
     "plain": AdapterSide.plain,
 }
-_BUCKET = Bucket("default", 8, 8, 32, None)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -77,34 +75,13 @@ def _row(
     for name in ("adapter_names", "turns"):
         cells |= ratio(seconds[name], seconds["by_row"]).cells(f"{name}_over_by_row")
     cells |= ratio(seconds["by_row"], seconds["plain"]).cells("by_row_over_plain")
-    by_row = _calls(count, arguments, shares=True)
-    mixed = [jobs for jobs in by_row if len({number % count for number in jobs}) > 1]
+    plan = partial(planned, ["sag"] * arguments.tasks, arguments.steps, arguments.rows)
+    by_row = plan()
+    mixed = [tasks for tasks in by_row if len({number % count for number in tasks}) > 1]
     cells["calls_by_row"] = len(by_row)
-    cells["calls_turns"] = len(_calls(count, arguments, shares=False))
+    cells["calls_turns"] = len(plan([str(task % count) for task in range(arguments.tasks)]))
     cells["mixed_share"] = record.rounded(len(mixed) / len(by_row))
     return cells
-
-
-def _calls(count: int, arguments: argparse.Namespace, *, shares: bool) -> list[list[int]]:
-    """The tasks in each UNet call of tasks that arrive together, with so many adapters in turn.
-
-    Unless rows of different adapters share calls, each adapter has a bucket of its own. A step is a
-    main pass of two rows and a degraded one.
-    """
-    waiting = {
-        Candidate(number, 0, _BUCKET if shares else replace(_BUCKET, model=str(number % count)), 2)
-        for number in range(arguments.tasks)
-    }
-    scheduler, passes, calls = Scheduler(), Counter[int](), list[list[int]]()
-    while waiting:
-        plan = scheduler.plan([*waiting], lambda _: arguments.rows)
-        calls.append([each.job for each in plan])
-        for each in plan:
-            waiting.remove(each)
-            passes[each.job] += 1
-            if passes[each.job] < 2 * arguments.steps:
-                waiting.add(replace(each, rows=2 - passes[each.job] % 2))
-    return calls
 
 
 def _result(
@@ -128,7 +105,7 @@ def _result(
         machine=machine,
         options=record.options(
             rows=arguments.rows, rank=RANK, repeats=arguments.repeats, tasks=arguments.tasks,
-            steps=arguments.steps, dtype=chosen.usual_dtype, size_px=arguments.size_px,
+            steps=arguments.steps, dtype=chosen.alone_dtype, size_px=arguments.size_px,
         ),
         rows=rows,
     )  # fmt: skip

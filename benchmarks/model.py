@@ -7,7 +7,7 @@ import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from benchmarks import process
 from worker.config.models import SHIPPED_MODEL, Dtype, ModelSpec
@@ -32,17 +32,21 @@ class Model:
     engine_dtype: Dtype = "auto"
 
     @property
-    def usual_dtype(self) -> str:
+    def usual_dtype(self) -> Literal["float32", "float16"]:
         """In which upstream's pipeline is run: float32 on the CPU, float16 on a GPU."""
         return "float32" if self.device == "cpu" else "float16"
 
     @property
-    def dtype(self) -> torch.dtype:
+    def alone_dtype(self) -> Dtype:
         """Of a UNet that is measured alone."""
+        return self.usual_dtype if self.engine_dtype == "auto" else self.engine_dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """`alone_dtype` as torch's object."""
         import torch  # noqa: PLC0415  # the parent of the sides loads none
 
-        auto = self.engine_dtype == "auto"
-        dtype: torch.dtype = getattr(torch, self.usual_dtype if auto else self.engine_dtype)
+        dtype: torch.dtype = getattr(torch, self.alone_dtype)
         return dtype
 
     @property

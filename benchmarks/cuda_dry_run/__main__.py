@@ -29,6 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.set_verbosity_error()
+        library.disable_progress_bar()
     faults: list[str] = []
     for name in arguments.model:
         found = dry_run.run(name)

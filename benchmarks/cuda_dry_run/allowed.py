@@ -22,7 +22,10 @@ class Allowed:
     value: Any = None
 
 
+_ADAPTER = "no job makes progress while an adapter is loaded"
 ALLOWED = (
+    Allowed(_ADAPTER, "load an adapter", "_check_finite", value=True),
+    Allowed(_ADAPTER, "load an adapter"),
     Allowed("nothing else runs while a model is loaded", "load"),
     Allowed("no job makes progress while rows are measured", "measure rows"),
     Allowed("the map of previews, once for a model", "", "_fit"),

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from worker.engine import batch, checkpoint, image_state, initial_latents, runner, unet
+from worker.engine.loading import adapters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from benchmarks.cuda_dry_run.device import FakeCuda
+    from worker.engine.job import Adapters
 
 
 def _number(count: int, noun: str) -> str:
@@ -28,17 +30,30 @@ def _measure(*_: object) -> str:
 
 
 def _encode(_runner: object, jobs: Any) -> str:  # noqa: ANN401  # the engine's
-    return f"encode, {_number(sum(len(each.prompt_inputs.to_encode) for each in jobs), 'text')}"
+    texts = sum(len(each.prompt_inputs.to_encode) for each in jobs)
+    return f"encode, {_number(texts, 'text')}{_with(each.job.loras for each in jobs)}"
 
 
 def _round(_batch: object, parts: Any) -> str:  # noqa: ANN401  # the engine's
     return f"round, {_number(sum(image.rows for _, image in parts), 'row')}"
 
 
-def _unet(_unet: object, noisy: Any, *_: object) -> str:  # noqa: ANN401  # the engine's
+def _unet(
+    _unet: object,
+    noisy: Any,  # noqa: ANN401  # the engine's
+    _times: object,
+    _conditioning: object,
+    loras: unet.CallLoras = unet.NO_LORAS,
+    *_: object,
+) -> str:
     height, width = noisy.shape[-2:]
     size = "" if height == width else f" of {height} x {width}"
-    return f"UNet, {_number(len(noisy), 'row')}{size}"
+    return f"UNet, {_number(len(noisy), 'row')}{size}{_with(loras.rows)}"
+
+
+def _with(adapters: Iterable[Adapters]) -> str:
+    """What is added to the kind of a call, some of whose rows have adapters."""
+    return " with adapters" if any(adapters) else ""
 
 
 def _source(_model: object, job: Any) -> str:  # noqa: ANN401  # the engine's
@@ -59,6 +74,8 @@ def _preview(of: Any, *_: object) -> str:  # noqa: ANN401  # the engine's
 #: Where a function is, its name, and the kind of call for its arguments.
 _COUNTED: tuple[tuple[Any, str, Callable[..., str]], ...] = (
     (runner.Runner, "__init__", _load),
+    (adapters, "load", lambda *_: "load an adapter"),
+    (adapters, "unload", lambda *_: "unload an adapter"),
     (runner.Runner, "encode", _encode),
     (initial_latents, "encode", _source),
     (initial_latents.StartDraw, "start", lambda *_: "draw a start"),

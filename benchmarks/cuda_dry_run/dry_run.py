@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from benchmarks.cuda_dry_run import calls, models, scenes, stand_ins, variants
+from benchmarks.cuda_dry_run import calls, models, row_adapters, scenes, stand_ins, variants
 from benchmarks.cuda_dry_run.device import FakeCuda, fake_cuda
 from worker.engine import guidance
 from worker.engine.device import warmup
@@ -45,6 +45,8 @@ class Found:
     tallies: list[Tally] = field(default_factory=list)
     #: A round of `TASKS` tasks by the name of the mix: one half in the main, one in the other pass.
     full_rounds: dict[str, Tally] = field(default_factory=dict)
+    #: None for a model whose tasks have no adapters here.
+    adapters: row_adapters.Found | None = None
     waits: list[Wait] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     #: What jobs failed with.
@@ -94,6 +96,10 @@ def run(model: str) -> Found:
         measured = scenes.Rounds(lambda: models.load(model), None)
         measured.runner.unet.measure()
         measured.close()
+        if models.MODELS[model].takes_adapters:
+            full = partial(_full, model=models.MODELS[model])
+            found.adapters = row_adapters.run(device, models.load(model), full, TASKS)
+            found.errors += found.adapters.errors
     return found
 
 

@@ -49,6 +49,11 @@ class Model:
         """Rows of a task's main pass."""
         return 1 if self.subject is not None and "class_labels" not in self.subject else 2
 
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether tasks that start from noise may have LoRA adapters."""
+        return self.subject is None and not self.inpainting
+
 
 def _bundled(*, inpainting: bool = False) -> Any:  # noqa: ANN401  # diffusers has no types
     """The bundled model's configuration: small, for the tests."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from benchmarks import lora
+from benchmarks.cuda_dry_run import row_adapters
 from benchmarks.cuda_dry_run.dry_run import TASKS
 from worker.engine.device.warmup import TRIED_ROWS
 from worker.engine.sampling.samplers import SAMPLERS
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 _MIB = 2**20
 #: Calls of the first table, in this order; UNet calls of other numbers of rows are left out.
 _CALLS = (
-    "load", "measure rows", "encode, 8 texts", "encode, 16 texts",
+    "load", "load an adapter", "unload an adapter", "measure rows",
+    "encode, 8 texts", "encode, 16 texts",
     "encode a picture", "encode a picture and its mask", "draw a start",
     *(f"UNet, {rows} row{'s' * (rows > 1)}" for rows in sorted({*TRIED_ROWS, TASKS // 2 * 3})),
     "pace", "decode, 1 image", "decode, 8 images", "preview by the map", "preview by the decoder",
@@ -47,6 +50,7 @@ def markdown(found: Found, *, lines: bool) -> str:
             _calls_table(kinds),
             _samplers_table(kinds),
             _rounds_table(found.full_rounds, lines=lines),
+            *(() if found.adapters is None else _adapters(found.adapters)),
             _waits_table(found.waits),
         )
     )
@@ -99,6 +103,25 @@ def _rounds_table(rounds: dict[str, Tally], *, lines: bool) -> str:
     return _table((f"kernels of a round, {TASKS} tasks", *rounds), [*rows, sums, waits])
 
 
+def _adapters(found: row_adapters.Found) -> tuple[str, str]:
+    """Rounds whose tasks have adapters, and what adapters take."""
+    head = ("adapters of the tasks", "kernels", "of them for adapters", "bytes to device", "waits",
+            "peak, MiB")  # fmt: skip
+    rows = [
+        (
+            name,
+            f"{tally.launched:,}",
+            f"{_by_place(tally.kernels, lines=False)['row_adapters.py _add']:,}",
+            f"{tally.to_device_bytes:,}",
+            str(len(tally.waits)),
+            f"{tally.growth_bytes / _MIB:,.0f}",
+        )
+        for name, tally in found.rounds.items()
+    ]
+    size = found.loaded_bytes / row_adapters.FILES / _MIB
+    return _table(head, rows), f"An adapter of rank {lora.RANK} takes {size:.1f} MiB."
+
+
 def _by_place(kernels: Counter[Place], *, lines: bool) -> Counter[str]:
     counts: Counter[str] = Counter()
     for where, number in kernels.items():
@@ -122,7 +145,10 @@ def _range(tallies: Sequence[Tally], count: Callable[[Tally], int]) -> str:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    is_text = [title in {"call", "step of", "for", "in", "allowed, since"} for title in head]
+    is_text = [
+        title in {"call", "adapters of the tasks", "step of", "for", "in", "allowed, since"}
+        for title in head
+    ]
     is_text[0] = is_text[0] or head[0].startswith("kernels")
     lines = (head, ["---" if left else "--:" for left in is_text], *rows)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

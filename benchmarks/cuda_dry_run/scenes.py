@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from api_contracts.request import ETA_SCHEDULERS
-from worker.config.models import SHIPPED_MODEL, ModelSpec
+from worker.config.models import SHIPPED_MODEL, Adapter, ModelSpec
 from worker.engine.batch import Batch
 from worker.engine.job import Job
 from worker.engine.model_cache import ModelCache
@@ -16,6 +17,7 @@ from worker.job_control import Control
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from worker.engine.job import JobResult
     from worker.engine.loaded_model import LoadedModel
@@ -61,11 +63,13 @@ class Rounds:
         load: Callable[[], LoadedModel],
         max_batch_rows: int | None,
         subject: Mapping[str, Any] | None = None,
+        adapters: Mapping[str, Path] = MappingProxyType({}),
     ) -> None:
-        """`subject` are fields of every job, in place of its prompts."""
+        """`subject` are fields of every job, in place of its prompts; `adapters` LoRA files."""
         self._subject = subject or {}
-        spec = ModelSpec(path=str(SHIPPED_MODEL), safety_checker=False)
-        self._runners = ModelCache({"default": spec}, lambda _: load(), 1, max_batch_rows)
+        files = {name: Adapter(path=str(path)) for name, path in adapters.items()}
+        self.spec = ModelSpec(path=str(SHIPPED_MODEL), safety_checker=False, adapters=files)
+        self._runners = ModelCache({"default": self.spec}, lambda _: load(), 1, max_batch_rows)
         self._side: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         self._batch = Batch(self._runners, lambda call, *args: self._side.append((call, args)))
         self._number = 0

@@ -1,7 +1,11 @@
-"""Stand-ins for what asks a driver: `torch.cuda`, pinned memory, and indexing without CUDA."""
+"""Stand-ins for what asks a driver: `torch.cuda`, pinned memory, and indexing without CUDA.
+
+Also for what fake tensors can't do when LoRA weights are loaded.
+"""
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -26,6 +30,8 @@ def installed(device: FakeCuda) -> Iterator[None]:
         for name, stand_in in _cuda(device).items():
             stack.enter_context(mock.patch.object(torch.cuda, name, stand_in))
         stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", pin_memory))
+        stack.enter_context(mock.patch.object(torch.utils, "swap_tensors", _same))
+        stack.enter_context(mock.patch.dict(os.environ, _ONE_THREAD))
         if not torch.backends.cuda.is_built():
             for name, stand_in in _UNGUARDED.items():
                 stack.enter_context(mock.patch.object(FakeTensor, name, stand_in, create=True))
@@ -65,6 +71,11 @@ def _cuda(device: FakeCuda) -> dict[str, Callable[..., Any]]:
         "max_memory_allocated": lambda _device=None: memory.peak_bytes,
         "reset_peak_memory_stats": reset_peak,
     }
+
+
+def _same(tensor: torch.Tensor, converted: torch.Tensor) -> None:
+    """A network's `to` that changes nothing: fake tensors can't be swapped, as torch would."""
+    assert (tensor.device, tensor.dtype) == (converted.device, converted.dtype)
 
 
 def _item(tensor: torch.Tensor) -> Any:  # noqa: ANN401  # torch's
@@ -108,6 +119,8 @@ def _method(operator: Any) -> Callable[..., Any]:  # noqa: ANN401  # torch's
     return call
 
 
+#: transformers loads LoRA weights in other threads unless told, where the device is not known.
+_ONE_THREAD = {"HF_DEACTIVATE_ASYNC_LOAD": "1"}
 #: Methods that ask the device guard, which a torch without CUDA does not have.
 _UNGUARDED: dict[str, Callable[..., Any]] = {
     "__getitem__": _getitem,

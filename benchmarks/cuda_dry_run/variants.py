@@ -10,7 +10,7 @@ from benchmarks.cuda_dry_run.scenes import Arrival, job
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Of SAG, in turn; equal sigmas share a convolution, so there are several of each.
+#: Of SAG, in turn; equal sigmas are blurred together, so there are several of each.
 _SIGMAS, _THRESHOLDS, _RESCALES = (1.0, 0.5, 1.0, 3.0), (1.0, 0.8, 1.3), (0.0, 0.7)
 #: Shares of the steps between which SAG acts, in turn.
 _WINDOWS = ((0.0, 1.0), (0.25, 0.75))

@@ -61,6 +61,11 @@ PARTS = (
          "UNet calls alone. The peak is the fastest of several matrix products in the same "
          "precision, measured in the same process.",
          60, 20),
+    Part("adapters", "LoRA adapters by request",
+         "Jobs of no, one and several adapters together, and each alone with its adapters active "
+         "in peft, all cells salient, TF32 off; once with offload. Then UNet calls whose rows have "
+         "adapters in turn, over calls without any.",
+         60, 20),
     Part("full_memory", "Out of memory, and on",
          "The engine loads on a free device; then another process takes nearly all of its memory, "
          "and more tasks come than fit one call.",
@@ -92,7 +97,7 @@ PARTS = (
          50, 20, gpu_only=True),
     Part("compiled", "A compiled UNet",
          "`SAG_COMPILE` for two numbers of rows only: each takes tens of seconds to compile.",
-         170, 60, gpu_only=True),
+         170, 40, gpu_only=True),
 )  # fmt: skip
 #: Run in any case: the first tells whether the device can be used; weights are for `sd15`.
 FIRST, WEIGHTS = "environment", "weights"

@@ -11,7 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks import chart, model, process, record, report
-from benchmarks.second_guidance import calls
+from benchmarks.engine_calls import PASSES, last_first_step, planned
 from benchmarks.sides import Spread, alternate, ratio
 
 if TYPE_CHECKING:
@@ -151,11 +151,12 @@ def _counted(tasks: Sequence[int]) -> list[dict[str, Cell]]:
     for count in tasks:
         for limit in LIMITS:
             row: dict[str, Cell] = {"tasks": count, "rows_of_a_call_at_most": limit}
-            for name in calls.PASSES:
-                own = calls.count([name] * count, STEPS, limit)
-                row |= {name: own.calls, f"{name}_last_first_step": own.last_first_step}
-            mixed = calls.count([("sag", "pag")[n % 2] for n in range(count)], STEPS, limit)
-            found.append(row | {"half_sag_half_pag": mixed.calls})
+            for name in PASSES:
+                own = planned([name] * count, STEPS, limit)
+                first = last_first_step(own, [name] * count)
+                row |= {name: len(own), f"{name}_last_first_step": first}
+            mixed = planned([("sag", "pag")[n % 2] for n in range(count)], STEPS, limit)
+            found.append(row | {"half_sag_half_pag": len(mixed)})
     return found
 
 

@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import (
 )
 from peft import LoraConfig
 
-from benchmarks.second_guidance import calls
+from benchmarks.engine_calls import planned
 from benchmarks.second_guidance.perturbed_attention import (
     PerturbedRows,
     blurred,
@@ -97,6 +97,34 @@ def test_pag_in_company_is_diffusers(kind: str, tmp_path: Path) -> None:
     assert (output[3:] - plain[3:]).abs().amax((1, 2, 3)).gt(1e-5).all()
 
 
+@pytest.mark.slow  # 20 calls of three rows, and the pipeline's
+@pytest.mark.parametrize("guidance_scale", [3.0, 1.0])
+@torch.no_grad()
+def test_a_picture_with_pag_is_diffusers(guidance_scale: float) -> None:
+    """20 steps with the hooks and the equation of docs/adr/0009 give the pipeline's picture."""
+    pipeline = diffusers.StableDiffusionPAGPipeline.from_pretrained(SHIPPED_MODEL)
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(4))
+    asked = {"guidance_scale": guidance_scale, "num_inference_steps": 20, "output_type": "latent"}
+    theirs = pipeline("a large red star", pag_scale=2.0, latents=noise, **asked).images
+    with_prompt, without = pipeline.encode_prompt("a large red star", "cpu", 1, True)
+    guided = guidance_scale > 1
+    embeds = torch.cat([without, with_prompt, with_prompt][not guided :])
+    unet, scheduler = pipeline.unet, pipeline.scheduler
+    for name in layers(unet):
+        unet.get_submodule(name).processor = AttnProcessor2_0()
+    scheduler.set_timesteps(20)
+    rows = PerturbedRows(identity=range(len(embeds))[-1:])
+    with perturb(unet, layers(unet), rows):
+        for timestep in scheduler.timesteps:
+            inputs = noise.expand(len(embeds), -1, -1, -1)
+            *empty, main, perturbed = unet(inputs, timestep, embeds).sample[:, None]
+            output = main + 2.0 * (main - perturbed)
+            if guided:
+                output += (guidance_scale - 1) * (main - empty[0])
+            noise = scheduler.step(output, timestep, noise).prev_sample
+    torch.testing.assert_close(noise, theirs, atol=1e-4, rtol=0)
+
+
 @torch.no_grad()
 def test_hooks_are_removed() -> None:
     """After the block, and after an error in it, the layers attend as before."""
@@ -161,7 +189,7 @@ def test_segs_blur_is_the_authors(sigma: float) -> None:
 
 def test_the_scheduler_hides_sags_second_call() -> None:
     """Alone SAG takes twice the calls of PAG; where a call can't take all rows, about as many."""
-    alone = [calls.count([name], 25, 16).calls for name in ("none", "sag", "pag")]
+    alone = [len(planned([name], 25, 16)) for name in ("none", "sag", "pag")]
     assert alone == [25, 50, 25]
-    many = [calls.count([name] * 16, 25, 16).calls for name in ("none", "sag", "pag")]
+    many = [len(planned([name] * 16, 25, 16)) for name in ("none", "sag", "pag")]
     assert many == [51, 99, 97]

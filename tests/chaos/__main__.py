@@ -19,7 +19,8 @@ from rich.console import Console
 from api_contracts import GenerationError
 from tests.chaos import report
 from tests.chaos.fault_schedule import FaultKind
-from tests.chaos.run import Plan, run_plan
+from tests.chaos.plan import Plan
+from tests.chaos.run import run_plan
 from tests.chaos.site.patches import SWITCHES
 from worker.process_guard import guard_children
 

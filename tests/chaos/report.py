@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from tests.chaos.run import Findings
+    from tests.chaos.findings import Findings
 
 #: Violations of a law that a table lists; the JSON lists all.
 SHOWN = 5

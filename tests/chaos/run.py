@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from redis import Redis
@@ -15,24 +14,22 @@ from tests.chaos import evidence, invariants, others
 from tests.chaos.deployment import POLL_INTERVAL_S, PREFIX, Deployment, wait_until
 from tests.chaos.fault_injector import FaultInjector
 from tests.chaos.fault_schedule import FaultKind, faults, possible
+from tests.chaos.findings import REFERENCE, Findings
 from tests.chaos.load import Load
 from tests.chaos.recorded_events import Observer, RecordedEvents
-from tests.chaos.recovery import Recovery, recoveries
+from tests.chaos.recovery import recoveries
 from tests.chaos.site import patches
 from tests.chaos.submissions import Submission, draw_submissions, request_pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.chaos.evidence import Evidence
     from tests.chaos.fault_injector import AppliedFault
-    from tests.chaos.invariants import Violation
     from tests.chaos.others import Other
+    from tests.chaos.plan import Plan
 
-#: Prefix of the ids of the tasks that run before the faults.
-REFERENCE = "reference-"
-#: Longest wait for an event of such a task, in seconds.
+#: Longest wait for an event of a task of the reference, in seconds.
 REFERENCE_S = 120.0
 #: Longest wait for acknowledgements and pushes when all tasks have ended, in seconds: a push whose
 #: worker died is retried by another worker a minute later.
@@ -40,77 +37,6 @@ MESSAGES_S = 90.0
 #: Others for which the wait between two looks at all messages is a second longer.
 OTHERS_PER_S = 10_000
 _POLL_INTERVAL_S = 0.05
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The parameters of a run; they determine its submissions, and its faults and their order."""
-
-    seed: int = 7
-    #: None is without limit: then `seconds` must be given.
-    tasks: int | None = 200
-    #: Time to submit in, evenly when `tasks` are given, too; None: as fast as they end.
-    seconds: float | None = None
-    every_s: float = 2.0
-    #: Faults go on until so many were applied, as long as tasks are open.
-    least_faults: int = 0
-    machines: int = 4
-    kinds: frozenset[FaultKind] = frozenset(FaultKind)
-    #: The mechanism, one of `patches.SWITCHES`, that is turned off in every worker.
-    off: str | None = None
-    #: Distinct requests.
-    requests: int = 24
-    #: Added to the steps of each: a long task still runs when its stopped owner continues.
-    more_steps: int = 0
-    #: Tasks that may be open at once.
-    backlog: int = 40
-    #: One task in `poison_in` kills its workers; None is none.
-    poison_in: int | None = 500
-    #: Shift of the last machine's clock, in seconds.
-    clock_off_s: float = 180.0
-    #: Time without any event after which the open tasks are taken for lost, in seconds.
-    patience_s: float = 180.0
-    #: Tasks that wait below those of the schedule for the whole run.
-    others: int = 0
-    #: Whether Redis has replicas and sentinels.
-    sentinel: bool = False
-    #: More of the workers' environment.
-    settings: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Findings:
-    """The outcome of a run."""
-
-    plan: Plan
-    duration_s: float
-    evidence: Evidence
-    violations: tuple[Violation, ...]
-    applied: tuple[AppliedFault, ...]
-    #: Faults for which no machine could be hit in time.
-    skipped: int
-    recoveries: Mapping[FaultKind, Recovery]
-    #: Supervisors that ended without a fault.
-    unexpected_ends: int
-    #: Machines that did not end after SIGTERM.
-    stuck: tuple[int, ...]
-    tracebacks: Mapping[str, int]
-    #: Whether `plan.off` was turned off in some process.
-    switched: bool
-
-    @property
-    def tasks(self) -> dict[str, Submission]:
-        """The submissions without those of the reference."""
-        return {
-            task_id: submission
-            for task_id, submission in self.evidence.submissions.items()
-            if not task_id.startswith(REFERENCE)
-        }
-
-    def breaches(self, *laws: Callable[..., Any]) -> set[str]:
-        """Tasks that break any of these laws."""
-        names = {law.__name__ for law in laws}
-        return {each.what for each in self.violations if each.law in names}
 
 
 def run_plan(plan: Plan, folder: Path, say: Callable[[str], None]) -> Findings:

@@ -8,14 +8,15 @@ import pytest
 
 from tests.chaos import invariants, other_laws, others, report, stream_laws
 from tests.chaos.fault_schedule import FaultKind
-from tests.chaos.run import Plan, run_plan
+from tests.chaos.plan import Plan
+from tests.chaos.run import run_plan
 from tests.chaos.submissions import Expected
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.chaos.run import Findings
+    from tests.chaos.findings import Findings
     from tests.chaos.stream_laws import Broken
 
 #: Tasks that are taken over again and again end soon.

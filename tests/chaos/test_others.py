@@ -11,9 +11,9 @@ from redis import Redis
 
 from api_contracts.names import Keys, queue_list
 from tests.chaos import invariants, messages, other_laws, others
+from tests.chaos.correct_run import EXHAUSTED, RESULT, correct
 from tests.chaos.others import Other
 from tests.chaos.submissions import LIST, QUEUE, garbage
-from tests.chaos.test_invariants import EXHAUSTED, RESULT, correct
 from worker import embedded
 
 if TYPE_CHECKING:

@@ -1,16 +1,17 @@
-"""A client over the session's Redis, and a worker's access to its records."""
+"""Clients over the session's Redis, and a worker's access to their records."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from api_contracts import GenerationClient
+from api_contracts import AsyncGenerationClient, GenerationClient
 from tests.record.owners import worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from redis import Redis
 
@@ -42,3 +43,21 @@ def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     """Redis-py and kombu do not pause between their attempts to connect."""
     monkeypatch.setattr("redis.retry.sleep", lambda _s: None)
     monkeypatch.setattr("kombu.utils.functional.sleep", lambda _s: None)
+
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+def run(redis_url: str, namespace: str) -> Callable[..., Any]:
+    """Run a coroutine function with an asynchronous client in the test's namespace."""
+
+    def call(body: Callable[[AsyncGenerationClient], Coroutine[Any, Any, Any]]) -> Any:
+        async def within() -> Any:
+            named = f"{redis_url}?client_name={namespace}"
+            async with AsyncGenerationClient(redis_url, namespace, events_url=named) as client:
+                return await asyncio.wait_for(body(client), PATIENCE_S)
+
+        return asyncio.run(within())
+
+    return call

@@ -56,6 +56,7 @@ class Rounds:
 
         #: How often a model was built.
         self.builds = 0
+        self.spec = spec
 
         def load(spec: ModelSpec) -> LoadedModel:
             self.builds += 1

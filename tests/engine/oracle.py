@@ -18,7 +18,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 from tests.engine import pixel_loop, plain_loop
 from tests.engine.noise import level_of, training_levels
-from tests.engine.plain_loop import Pipeline
+from tests.engine.plain_guidance import Pipeline
 from tests.engine.requests_of import (
     SCHEDULERS,
     generators,

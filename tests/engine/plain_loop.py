@@ -1,22 +1,22 @@
 """The latents of one request alone, by the plainest possible loop: one image and one row at a time.
 
 It knows nothing of the engine but the fields of a job. Latents are (images, channels, h, w) in
-float32. The equations are those of Self-Attention Guidance (arXiv 2210.00939) in x0 form. Pictures
-and masks are prepared, encoded and noised by diffusers' own parts, in the order of its pipelines.
+float32. The equations of guidance are in `plain_guidance`. Pictures and masks are prepared, encoded
+and noised by diffusers' own parts, in the order of its pipelines.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
 from torch.nn import functional
 
 from tests.engine.noise import Level, level_of
+from tests.engine.plain_guidance import Network, Pipeline, Row, guided_x0, margins
 from tests.engine.requests_of import (
     encoder_of,
     generators,
@@ -31,14 +31,7 @@ from tests.engine.requests_of import (
 if TYPE_CHECKING:
     from worker.engine.job import Job
 
-#: A diffusers pipeline in fp32 on the CPU; diffusers has no types.
-Pipeline: TypeAlias = Any
-#: Arguments of the UNet for one row.
-Row: TypeAlias = "dict[str, Any]"
-
 MID_BLOCK = "mid_block.attentions.0.transformer_blocks.0.attn1"
-#: Of each evaluation since `threshold_margin` began.
-_margins: list[float] = []
 
 
 @dataclass
@@ -66,9 +59,9 @@ def alone(pipe: Pipeline, job: Job, layer: str = MID_BLOCK) -> torch.Tensor:
 
 def threshold_margin(pipe: Pipeline, job: Job) -> float:
     """Least distance of a column sum from the mask's threshold in the loop's evaluations."""
-    _margins.clear()
+    margins.clear()
     alone(pipe, job)
-    return min(_margins, default=float("inf"))
+    return min(margins, default=float("inf"))
 
 
 def _rows(pipe: Pipeline, job: Job) -> list[tuple[Row, Row]]:
@@ -118,7 +111,7 @@ def _image(
             output = torch.zeros_like(z)  # it is multiplied by `a`, which is 0 at the first step
         else:
             acts = int(job.sag_start * steps) <= done < int(job.sag_stop * steps)
-            x0 = _guided(_Network(pipe, image.channels, level, layer), job, z, rows, acts=acts)
+            x0 = guided_x0(Network(pipe, image.channels, level, layer), job, z, rows, acts=acts)
             output = _for_step(scheduler, x0, z, level)
         image.x = scheduler.step(output.float(), t, image.x, **extra).prev_sample
         if image.kept is not None:
@@ -174,85 +167,6 @@ def _kept(scheduler: Any, image: _Image, following: torch.Tensor) -> torch.Tenso
     if len(following):
         picture = scheduler.add_noise(picture, noise, following)
     return (1 - mask) * picture + mask * image.x
-
-
-@dataclass
-class _Network:
-    """The UNet as a denoiser at one noise level."""
-
-    pipe: Pipeline
-    channels: torch.Tensor | None
-    level: Level
-    layer: str
-
-    def denoised(self, z: torch.Tensor, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
-        """Its x0 at `z`, and how much each token of the layer is looked at, (1, 1, h, w)."""
-        unet, seen = self.pipe.unet, []
-        block = unet.get_submodule(self.layer.split(".transformer_blocks")[0])
-        attn = unet.get_submodule(self.layer)
-        hooks = [
-            part.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-            for part in (block, attn)
-        ]
-        given = z.float() if self.channels is None else torch.cat([z.float(), self.channels], 1)
-        output = unet(given, self.level.timestep, **row).sample.double()
-        for hook in hooks:
-            hook.remove()
-        picture, tokens = (each[:1] for each in seen)
-        heads = (*tokens.shape[:2], attn.heads, -1)
-        query, key = attn.to_q(tokens).reshape(heads), attn.to_k(tokens).reshape(heads)
-        scores = torch.einsum("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5
-        columns = scores.softmax(-1).mean(1).sum(1)  # over heads, then over queries
-        return self.x0(z, output), columns.reshape(1, 1, *picture.shape[-2:])
-
-    def x0(self, z: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """What the network predicts, as x0."""
-        a, s = self.level.a, self.level.s
-        return {
-            "epsilon": (z - s * output) / a, "v_prediction": a * z - s * output, "sample": output,
-        }[self.pipe.scheduler.config.prediction_type]  # fmt: skip
-
-    def output(self, z: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
-        """The inverse of `x0`."""
-        a, s = self.level.a, self.level.s
-        return {"epsilon": (z - a * x0) / s, "v_prediction": (a * z - x0) / s, "sample": x0}[
-            self.pipe.scheduler.config.prediction_type
-        ]
-
-
-def _guided(
-    network: _Network, job: Job, z: torch.Tensor, rows: tuple[Row, Row], *, acts: bool
-) -> torch.Tensor:
-    """The network's x0 at `z` under both guidances; SAG where it `acts`."""
-    opposite, prompt = rows
-    x0_u, attention = network.denoised(z, opposite)
-    x0 = x0_u
-    if job.guidance_scale > 1:
-        x0_c, _ = network.denoised(z, prompt)
-        x0 = x0_u + job.guidance_scale * (x0_c - x0_u)
-        if job.guidance_rescale > 0:
-            wanted, found = network.output(z, x0_c), network.output(z, x0)
-            share = job.guidance_rescale * float(wanted.std() / found.std())
-            x0 = network.x0(z, (share + 1 - job.guidance_rescale) * found)
-    if acts and job.sag_scale > 0 and min(z.shape[-2:]) > 4:  # not on smaller sides
-        threshold = job.sag_mask_threshold
-        _margins.append(float((attention - threshold).abs().min()))
-        mask = functional.interpolate((attention > threshold).double(), z.shape[-2:])
-        x0_blurred = x0_u + mask * (_blur(x0_u, job.sag_blur_sigma) - x0_u)
-        x_deg = z + network.level.a * (x0_blurred - x0_u)
-        x0 = x0 + job.sag_scale * (x0_blurred - network.denoised(x_deg, opposite)[0])
-    return x0
-
-
-def _blur(x0: torch.Tensor, sigma: float) -> torch.Tensor:
-    """A Gaussian over 4 sigma to each side, or as far as can be mirrored at the edges."""
-    radius = min(math.ceil(4 * sigma), min(x0.shape[-2:]) - 1)
-    places = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    line = torch.exp(-0.5 * (places / sigma) ** 2)
-    kernel = torch.outer(line, line) / line.sum() ** 2
-    padded = functional.pad(x0, (radius,) * 4, mode="reflect")
-    channels = x0.shape[1]
-    return functional.conv2d(padded, kernel.expand(channels, 1, -1, -1), groups=channels)
 
 
 def _for_step(scheduler: Any, x0: torch.Tensor, z: torch.Tensor, level: Level) -> torch.Tensor:

@@ -3,49 +3,14 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.contracts.test_imports import HEAVY, imported
-from worker.engine.batch_scheduler import (
-    DECODE_BATCH,
-    DECODE_WAIT_ROUNDS,
-    Bucket,
-    Candidate,
-    Scheduler,
-    admit,
-    decode_due,
-)
-
-PURE = settings(deadline=None, derandomize=True, max_examples=150)
-#: Each differs from the first in one field.
-BUCKETS = (
-    Bucket("a", 8, 8, 32, None),
-    Bucket("b", 8, 8, 32, None),
-    Bucket("a", 16, 8, 32, None),
-    Bucket("a", 8, 16, 32, None),
-    Bucket("a", 8, 8, 77, None),
-    Bucket("a", 8, 8, 32, 0.5),
-)
-
-
-@st.composite
-def candidates(draw: st.DrawFn) -> list[Candidate]:
-    """The next passes of some jobs, in any order; the images of a job share a bucket."""
-    jobs = draw(st.lists(st.tuples(st.sampled_from(BUCKETS), st.integers(1, 4)), max_size=10))
-    wanted = [
-        Candidate(job, picture, bucket, draw(st.integers(1, 2)), fresh=draw(st.booleans()))
-        for job, (bucket, pictures) in enumerate(jobs)
-        for picture in range(pictures)
-    ]
-    return draw(st.permutations(wanted))
-
-
-def age(candidate: Candidate) -> tuple[int, int]:
-    return candidate.job, candidate.image
+from tests.engine.simulated_calls import BUCKETS, PURE, Crowd, Simulated, age, candidates
+from worker.engine.batch_scheduler import Bucket, Candidate, Scheduler
 
 
 @PURE
@@ -154,56 +119,6 @@ def test_no_bucket_starves(rounds: list[list[int]]) -> None:
         assert always <= {served[number] for number in window}
 
 
-@dataclass
-class Simulated:
-    """An image of a simulated job: so many evaluations, each of one call or of two."""
-
-    job: int
-    evaluations: int
-    #: Rows of the calls of one evaluation.
-    phases: tuple[int, ...]
-    arrives: int
-    priority: int = 5
-    calls: int = 0
-    bound: int | None = None
-
-    @property
-    def left(self) -> int:
-        """Calls that are left."""
-        return self.evaluations * len(self.phases) - self.calls
-
-    @property
-    def wants(self) -> Candidate:
-        """The next call."""
-        rows = self.phases[self.calls % len(self.phases)]
-        is_fresh = self.calls < len(self.phases)
-        return Candidate(self.job, 0, BUCKETS[0], rows, is_fresh, self.priority)
-
-
-@dataclass
-class Crowd:
-    """A device at which jobs arrive; each round makes one call."""
-
-    pictures: list[Simulated]
-    limit_rows: int
-    #: The oldest is in one of so many calls.
-    calls_per_turn: int = 1
-    scheduler: Scheduler = field(default_factory=Scheduler)
-
-    def make_round(self, now: int) -> None:
-        """Set the bound of each new arrival, then make one call."""
-        here = [each for each in self.pictures if each.arrives <= now and each.left]
-        for each in here:
-            if each.bound is None:
-                calls = sum(other.left for other in here if other.job <= each.job)
-                each.bound = now + self.calls_per_turn * calls
-            assert now < each.bound
-        by_job = {each.job: each for each in here}
-        wanted = [each.wants for each in here]
-        for chosen in self.scheduler.plan(wanted, lambda _: self.limit_rows):
-            by_job[chosen.job].calls += 1
-
-
 @PURE
 @given(
     st.lists(
@@ -235,87 +150,6 @@ def test_every_job_is_done_in_time(
     for now in range(max(each.left for each in ample.pictures)):
         ample.make_round(now)
     assert all(each.left == 0 for each in ample.pictures)
-
-
-@PURE
-@given(
-    waiting=st.lists(st.sampled_from("abcd"), max_size=12),
-    busy=st.sets(st.sampled_from("abcd"), max_size=3),
-    capacity=st.integers(1, 4),
-)
-def test_as_many_jobs_start_as_models_fit(
-    waiting: list[str], busy: set[str], capacity: int
-) -> None:
-    """The first waiting jobs start: all, or as many as their models fit."""
-    number = admit(waiting, busy, capacity)
-    assert 0 <= number <= len(waiting)
-    at_work = busy | set(waiting[:number])
-    assert len(at_work) <= max(capacity, len(busy))
-    if number < len(waiting):
-        assert len(at_work | {waiting[number]}) > capacity
-        assert waiting[number] not in at_work
-
-
-@PURE
-@given(
-    arrivals=st.lists(st.lists(st.sampled_from("abc"), max_size=3), min_size=5, max_size=25),
-    capacity=st.integers(1, 2),
-    rounds=st.integers(1, 4),
-)
-def test_no_model_is_overtaken_for_ever(
-    arrivals: list[list[str]], capacity: int, rounds: int
-) -> None:
-    """Jobs start in order of arrival, each within the time of one job for each before it."""
-    waiting: list[tuple[int, str]] = []
-    running: dict[int, tuple[str, int]] = {}
-    came: dict[int, int] = {}
-    started: list[int] = []
-    for now in range(len(arrivals) + rounds * sum(map(len, arrivals))):
-        for model in arrivals[now] if now < len(arrivals) else ():
-            waiting.append((len(came), model))
-            came[len(came)] = now
-        running = {job: each for job, each in running.items() if each[1] > now}
-        busy = {model for model, _ in running.values()}
-        number = admit([model for _, model in waiting], busy, capacity)
-        for job, model in waiting[:number]:
-            running[job] = model, now + rounds
-            assert now - came[job] <= rounds * job
-            started.append(job)
-        waiting = waiting[number:]
-        assert len({model for model, _ in running.values()}) <= capacity
-    assert started == sorted(came)
-
-
-@pytest.mark.parametrize(("running", "moves"), [(False, False), (True, False), (False, True)])
-@pytest.mark.parametrize("waited_rounds", [0, DECODE_WAIT_ROUNDS])
-def test_a_decode_that_moves_nothing_is_due_at_once(
-    running: bool, moves: bool, waited_rounds: int
-) -> None:
-    """One image is decoded at once where no job runs, or where the UNet stays on the device."""
-    for pictures in range(DECODE_BATCH + 2):
-        due = decode_due(pictures, waited_rounds, running=running, moves_unet=moves)
-        assert due == (pictures > 0)
-
-
-@PURE
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=60))
-def test_a_decode_that_moves_the_unet_waits(done: list[int]) -> None:
-    """A decode that moves the UNet waits for a full batch, but at most the allowed rounds.
-
-    `done` is how many images each round adds.
-    """
-    since: list[int] = []
-    waited = 0
-    for now, pictures in enumerate(done):
-        since += [now] * pictures
-        waited = waited + 1 if since else 0
-        if decode_due(len(since), waited, running=True, moves_unet=True):
-            assert len(since) >= DECODE_BATCH or now - since[0] == DECODE_WAIT_ROUNDS - 1
-            since, waited = [], 0
-        else:
-            assert len(since) < DECODE_BATCH
-            assert all(now - each < DECODE_WAIT_ROUNDS - 1 for each in since)
-    assert not decode_due(0, 100, running=True, moves_unet=True)
 
 
 @pytest.mark.parametrize("module", ["batch_scheduler", "job", "engine", "pipeline"])

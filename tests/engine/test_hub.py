@@ -1,22 +1,20 @@
-"""What is in the hub's cache is loaded without the hub; what is not is downloaded before."""
+"""What a model needs of the hub is downloaded before it is loaded, once and nothing else."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import shutil
-import socket
 import threading
 from contextlib import ExitStack
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import pytest
 from huggingface_hub import constants
 
 from tests.engine import original_layout
+from tests.engine.hub_server import REMOTE, Hub
 from tests.engine.jobs import SPEC
 from tests.engine.small_models import save_pixels
 from worker import embedded
@@ -27,71 +25,7 @@ from worker.errors import ModelLoadError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-COMMIT = "c" * 40
-REMOTE = SPEC.model_copy(update={"path": "owner/name"})
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache, and a hub that accepts connections and never answers."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 600)
-    with socket.create_server((embedded.LOOPBACK, 0)) as silent:
-        address = f"http://{embedded.LOOPBACK}:{silent.getsockname()[1]}"
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        yield tmp_path
-
-
-def cached(cache: Path, repository: str) -> Path:
-    """The empty folder of a repository's files in the cache, as the hub's client makes it."""
-    there = cache / f"models--{repository.replace('/', '--')}"
-    (there / "refs").mkdir(parents=True)
-    (there / "refs" / "main").write_text("c0")
-    (there / "snapshots" / "c0").mkdir(parents=True)
-    return there / "snapshots" / "c0"
-
-
-class _Hub(BaseHTTPRequestHandler):
-    """Serves the files of `folder` as those of any repository, and notes which were asked for."""
-
-    protocol_version = "HTTP/1.1"
-    folder: Path
-    asked: ClassVar[list[str]] = []
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-    def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        files = [each for each in self.folder.rglob("*") if each.is_file()]
-        if path.endswith(f"/tree/{COMMIT}"):
-            listed = [
-                {"type": "file", "path": str(each.relative_to(self.folder)), "oid": COMMIT,
-                 "size": each.stat().st_size}
-                for each in files
-            ]  # fmt: skip
-            self._answer(json.dumps(listed).encode())
-        elif path.startswith("/api/models/"):
-            names = [{"rfilename": str(each.relative_to(self.folder))} for each in files]
-            model = {"id": "owner/name", "sha": COMMIT, "siblings": names}
-            self._answer(json.dumps(model).encode())
-        elif name := path.partition(f"/resolve/{COMMIT}/")[2]:
-            if self.command == "GET":
-                self.asked.append(name)
-            self._answer((self.folder / name).read_bytes())
-        else:
-            self._answer(b"{}")
-
-    def _answer(self, data: bytes) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{hashlib.sha1(data, usedforsecurity=False).hexdigest()}"')
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(data)
-
-    do_HEAD = do_GET  # noqa: N815  # http.server calls it so
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture
@@ -101,7 +35,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], list[str
 
         def start(folder: Path) -> list[str]:
             asked: list[str] = []
-            handler = type("Handler", (_Hub,), {"folder": folder, "asked": asked})
+            handler = type("Handler", (Hub,), {"folder": folder, "asked": asked})
             server = servers.enter_context(ThreadingHTTPServer((embedded.LOOPBACK, 0), handler))
             threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
             servers.callback(server.shutdown)
@@ -233,49 +167,12 @@ def test_a_cache_that_can_not_be_read_fails_the_download(monkeypatch: pytest.Mon
     assert failed.value.retryable
 
 
-def test_a_cached_model_needs_no_hub(cache: Path) -> None:
-    """A model in the cache is complete and is loaded without the hub."""
-    shutil.copytree(SPEC.path, cached(cache, "owner/name"), dirs_exist_ok=True)
-    assert not hub.missing(REMOTE)
-    hub.download(REMOTE)
-    assert model_loader.load(REMOTE, "cpu", "none").pipeline.unet is not None
-
-
-def test_a_part_of_a_model_is_no_model(cache: Path) -> None:
-    """A model that lacks a file, as after an interrupted download, is not complete."""
-    assert hub.missing(REMOTE)
-    model = cached(cache, "owner/name")
-    shutil.copytree(SPEC.path, model, dirs_exist_ok=True)
-    (model / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    assert hub.missing(REMOTE)
-
-
-def test_additions_are_downloaded_too(cache: Path) -> None:
-    """LoRA weights, those by request too, of a hub belong to what a model needs."""
-    spec = SPEC.model_copy(update={"adapters": {"ink": Adapter(path="owner/lora")}})
-    assert hub.missing(spec)
-    spec = SPEC.model_copy(update={"lora": (Lora(path="owner/lora"),)})
-    assert hub.missing(spec)
-    weights = cached(cache, "owner/lora") / "pytorch_lora_weights.safetensors"
-    assert hub.missing(spec)
-    weights.write_bytes(b"")
-    assert not hub.missing(spec)
-    assert hub.local("owner/lora") == weights.parent
-
-
 def test_loading_asks_no_hub(single_file: ModelSpec) -> None:
     """What is not downloaded is an error at once, also where the hub would never answer."""
     lora = SPEC.model_copy(update={"lora": (Lora(path="owner/lora"),)})
     for spec in (REMOTE, lora, single_file):
         with pytest.raises(ModelLoadError, match="is not downloaded"):
             model_loader.load(spec, "cpu", "none")
-
-
-def test_paths_are_complete() -> None:
-    """A model given by a path counts as complete, also a missing one, which only loading finds."""
-    assert not hub.missing(SPEC)
-    assert not hub.missing(ModelSpec(path="/nowhere"))
-    assert not hub.missing(ModelSpec(path="models/nowhere.safetensors"))
 
 
 def test_a_flat_model_of_pixels_is_downloaded(

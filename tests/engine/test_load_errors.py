@@ -15,6 +15,7 @@ import pytest
 from diffusers import StableDiffusionPipeline
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from tests.engine import original_layout
 from worker.config.models import SHIPPED_MODEL, ModelSpec
 from worker.engine.loading import model_loader
 from worker.engine.loading.load_errors import may_pass
@@ -138,6 +139,57 @@ def test_a_disk_that_fails_is_not_final(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(ModelLoadError) as failed:
         model_loader.load(ModelSpec(path=str(EXAMPLE), safety_checker=False), "cpu", "none")
     assert failed.value.error.retryable
+
+
+@pytest.fixture
+def single_file(tmp_path: Path) -> ModelSpec:
+    """The bundled model as one file, with the bundled folder as its configuration."""
+    tensors = original_layout.tensors_of(EXAMPLE)
+    file = original_layout.save(tensors, tmp_path / "model.safetensors")
+    return ModelSpec(path=str(file), config=str(EXAMPLE), safety_checker=False)
+
+
+@pytest.mark.parametrize(
+    "cause",
+    [MemoryError("no memory"), OSError(errno.EIO, "no disk"), ConnectionError("no network")],
+    ids=repr,
+)
+def test_a_single_file_is_not_blamed(
+    single_file: ModelSpec, monkeypatch: pytest.MonkeyPatch, cause: Exception
+) -> None:
+    """Memory, disk or network that fail while a file is read are named, and not the file."""
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise cause
+
+    monkeypatch.setattr(StableDiffusionPipeline, "from_single_file", fail)
+    with pytest.raises(ModelLoadError, match=str(cause.args[-1])) as failed:
+        model_loader.load(single_file, "cpu", "none")
+    assert failed.value.retryable
+    assert "lacks weights" not in failed.value.message
+
+
+@pytest.mark.parametrize(("number", "retryable"), [(errno.EIO, True), (errno.EACCES, False)])
+@pytest.mark.parametrize("name", ["model_index.json", "scheduler_config.json"])
+def test_a_config_that_cannot_be_read(
+    single_file: ModelSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    number: int,
+    retryable: bool,
+) -> None:
+    """A disk that fails while a configuration is read is not final; a missing right is."""
+    read = Path.read_text
+
+    def fail(path: Path, **options: str) -> str:
+        if path.name == name:
+            raise OSError(number, "not read")
+        return read(path, **options)
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(ModelLoadError, match=f"{name} cannot be read: .* not read") as failed:
+        model_loader.load(single_file, "cpu", "none")
+    assert failed.value.retryable is retryable
 
 
 def test_a_device_that_fails_is_not_final(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ import torch
 from huggingface_hub import constants
 
 from tests.engine import lora_files
+from tests.engine.diffusers_alone import bare
+from tests.engine.hub_server import cached
 from tests.engine.jobs import SPEC
-from tests.engine.test_hub import cached
-from tests.engine.test_row_adapters import bare
 from worker.config.models import Adapter, Lora
 from worker.doctor.lora import check_loras
 from worker.engine.loading import model_loader
@@ -41,6 +41,16 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor], str]] = {
     "words": (PLAIN | {"bundle_emb.x.string_to_param.*": torch.ones(1, 8)}, "textual inversion"),
     "full": ({f"{KOHYA}.diff": torch.ones(128, 128)}, "no LoRA weights, such as"),
     "empty": ({}, "has no weights"),
+    "scalars": ({each: torch.ones(()) for each in PAIR}, "a tensor of shape ()"),
+    "vectors": ({each: torch.ones(2) for each in PAIR}, "a tensor of shape (2,)"),
+    "scalars-of-kohya": (
+        {each: torch.ones(()) for each in PLAIN},
+        f"a tensor of shape () ('{KOHYA}.lora_",
+    ),
+    "of-rank-0": (
+        {f"{PEFT}.lora_A.weight": DOWN[:0], f"{PEFT}.lora_B.weight": UP[:, :0]},
+        f"a tensor of shape (0, 128) ('{PEFT}.lora_A.weight'), which is no LoRA weight",
+    ),
     "half": ({f"{PEFT}.lora_A.weight": DOWN}, "one half alone"),
     "half-of-kohya": ({f"{KOHYA}.lora_down.weight": DOWN}, "diffusers can't read"),
     "no-such-layer": (
@@ -58,6 +68,14 @@ REFUSED: dict[str, tuple[dict[str, torch.Tensor], str]] = {
     "of-peft-alone": (
         {each.replace("unet", "base_model.model"): t for each, t in PAIR.items()},
         "names of peft's save_pretrained ('base_model.model.",
+    ),
+    "of-the-autoencoder": (
+        PAIR
+        | {
+            "vae.decoder.mid_block.attentions.0.to_q.lora_A.weight": torch.ones(2, 64),
+            "vae.decoder.mid_block.attentions.0.to_q.lora_B.weight": torch.ones(64, 2),
+        },
+        "1 of its 2 layers are not there, or of another shape, such as vae.decoder.mid_block",
     ),
     "of-another-kind": (
         {each.replace("unet", "transformer"): t for each, t in PAIR.items()},

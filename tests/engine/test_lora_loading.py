@@ -1,19 +1,17 @@
-"""How LoRA files are loaded: whose alphas, without dropout, and which failures may pass."""
+"""How LoRA files are loaded: whose alphas, and which failures may pass."""
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import safetensors.torch
 import torch
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 
 from tests.engine import lora_files, oracle
+from tests.engine.diffusers_alone import bare
 from tests.engine.jobs import SPEC, Rounds, assert_close, job, latents_of
-from tests.engine.test_row_adapters import bare
 from worker.config.models import Lora
 from worker.engine import row_adapters
 from worker.engine.device import device_errors
@@ -72,26 +70,6 @@ def test_a_layer_without_alpha_has_that_of_its_rank(tmp_path: Path) -> None:
     lora_files.merge(pipe, meant, 1.0)
     assert_close(latents_of(by_request(path).result(INK)), oracle.alone(pipe, INK))
     assert_close(latents_of(own(path).result(job())), oracle.alone(pipe, job()))
-
-
-def test_dropout_of_a_file_has_no_effect(ink: Path) -> None:
-    """A file that was trained with dropout, and says so, gives the same bits each time."""
-    pipe = bare(SPEC.path)
-    pipe.load_lora_weights(str(ink))
-    config = pipe.unet.peft_config["default_0"].to_dict() | {"lora_dropout": 0.5}
-    noted = {
-        f"unet.{name}": [*value] if isinstance(value, set) else value
-        for name, value in config.items()
-        if isinstance(value, int | float | str | dict | set | bool)
-    }
-    without = latents_of(own(ink).result(job()))
-    tensors = safetensors.torch.load_file(ink)
-    safetensors.torch.save_file(tensors, ink, {LORA_ADAPTER_METADATA_KEY: json.dumps(noted)})
-    rounds = own(ink)
-    layers = [each for each in rounds.pipe.unet.modules() if hasattr(each, "lora_dropout")]
-    assert {each.lora_dropout["lora0"].p for each in layers} == {0.5}
-    for _ in range(2):
-        assert torch.equal(latents_of(rounds.result(job())), without)
 
 
 def test_a_file_that_was_replaced_is_checked_again(ink: Path) -> None:

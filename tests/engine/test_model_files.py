@@ -6,21 +6,33 @@ import json
 import os
 import shutil
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from tests.engine.jobs import SPEC
+from tests.engine.model_folders import (
+    absent,
+    cut,
+    flat,
+    listed,
+    loads,
+    pickled,
+    pointer,
+    refused,
+    scribbled,
+    unnamed,
+    unplaced,
+)
 from tests.engine.small_models import save_pixels, save_xl
 from worker.config.models import CONVERT, SHIPPED_MODEL, ModelSpec
 from worker.engine.loading import model_loader
 from worker.engine.loading.model_files import inspect
-from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +64,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         pipe.save_pretrained(folder, max_shard_size="4MB")
     return folder
-
-
-def loads(folder: Path, *, safety_checker: bool) -> bool:
-    try:
-        model_loader.load(ModelSpec(path=str(folder), safety_checker=safety_checker), "cpu", "none")
-    except ModelLoadError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize("safety_checker", [True, False])
@@ -111,46 +115,6 @@ def test_a_tokenizer_may_be_in_two_files(whole: Path, tmp_path: Path) -> None:
     (fault,) = inspect(folder, safety_checker=True).faults
     assert fault.startswith("tokenizer/merges.txt is not there")
     assert not loads(folder, safety_checker=True)
-
-
-def cut(folder: Path) -> None:
-    """Leave a file as a download that ended early does."""
-    file = folder / "vae/diffusion_pytorch_model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-def pointer(folder: Path) -> None:
-    """Leave a file as a checkout without its large files does."""
-    file = folder / "text_encoder/model.safetensors"
-    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n")
-
-
-def pickled(folder: Path) -> None:
-    """Leave weights in the former format, which is pickled."""
-    file = folder / "vae/diffusion_pytorch_model.safetensors"
-    file.rename(folder / "vae/diffusion_pytorch_model.bin")
-
-
-def absent(folder: Path) -> None:
-    (folder / "vae/diffusion_pytorch_model.safetensors").unlink()
-
-
-def scribbled(folder: Path) -> None:
-    (folder / "unet/config.json").write_text("{")
-
-
-def unnamed(folder: Path) -> None:
-    index = json.loads((folder / "model_index.json").read_text())
-    index["vae"] = [None, None]
-    (folder / "model_index.json").write_text(json.dumps(index))
-
-
-def listed(folder: Path) -> None:
-    (folder / "model_index.json").write_text("[]")
-
-
-def unplaced(folder: Path) -> None:
-    (folder / "unet/diffusion_pytorch_model.safetensors.index.json").write_text("{}")
 
 
 @pytest.mark.parametrize(
@@ -215,66 +179,6 @@ def test_each_part_of_xl_is_needed(tmp_path: Path) -> None:
     assert "names no text_encoder_2" in inspect(folder, safety_checker=False).faults[0]
 
 
-def of_variant(folder: Path, there: Path, *parts: str, shards: bool = False) -> Path:
-    """A copy whose `parts` have their weights as variant fp16 alone; the UNet's in shards."""
-    shutil.copytree(folder, there)
-    for part in parts:
-        file = next((there / part).glob("*.safetensors"))
-        file.rename(file.with_suffix(".fp16.safetensors"))
-    if shards:
-        (there / "unet" / "diffusion_pytorch_model.fp16.safetensors").unlink()
-        unet = model_loader.load(SPEC, "cpu", "none").pipeline.unet
-        unet.save_pretrained(there / "unet", variant="fp16", max_shard_size="8MB")
-    return there
-
-
-PARTS = ("unet", "vae", "text_encoder")
-
-
-@pytest.mark.parametrize("parts", [PARTS, ("unet",)])
-@pytest.mark.parametrize("shards", [False, True])
-def test_a_variant_is_counted_and_loaded(
-    tmp_path: Path, parts: tuple[str, ...], shards: bool
-) -> None:
-    """With a variant each part is loaded from its files of that variant, if it has some."""
-    folder = of_variant(SHIPPED_MODEL, tmp_path / "model", *parts, shards=shards)
-    found = inspect(folder, safety_checker=False, variant="fp16")
-    assert (found.faults, found.parameters) == (
-        [], inspect(SHIPPED_MODEL, safety_checker=False).parameters
-    )  # fmt: skip
-    spec = ModelSpec(path=str(folder), safety_checker=False, variant="fp16")
-    assert model_loader.load(spec, "cpu", "none").pipeline.unet is not None
-    if shards:
-        next((folder / "unet").glob("*-of-*")).unlink()
-        assert (
-            "index.fp16.json names it"
-            in inspect(folder, safety_checker=False, variant="fp16").faults[0]
-        )
-
-
-def refused(spec: ModelSpec) -> str:
-    """The message of a model whose files are at fault, which `doctor` finds, too."""
-    with pytest.raises(ModelLoadError) as failed:
-        model_loader.load(spec, "cpu", "none")
-    assert not failed.value.retryable
-    for fault in inspect(Path(spec.path), safety_checker=False, variant=spec.variant).faults:
-        assert fault in failed.value.message
-    return failed.value.message
-
-
-def test_a_variant_without_the_setting_is_named(tmp_path: Path) -> None:
-    """A folder that has only a variant is refused with its name and the setting."""
-    folder = of_variant(SHIPPED_MODEL, tmp_path / "model", *PARTS)
-    message = refused(ModelSpec(path=str(folder), safety_checker=False))
-    assert "but that of variant fp16 is: set the model's variant" in message
-
-
-def test_a_variant_that_is_not_there_is_named() -> None:
-    """A folder without the variant is refused, and not loaded without it in silence."""
-    spec = ModelSpec(path=str(SHIPPED_MODEL), safety_checker=False, variant="fp16")
-    assert "no part has weights of variant 'fp16'" in refused(spec)
-
-
 def test_pickled_weights_are_named(tmp_path: Path) -> None:
     """The error of a part whose weights are pickled names the file and how to convert it."""
     folder = tmp_path / "model"
@@ -283,14 +187,6 @@ def test_pickled_weights_are_named(tmp_path: Path) -> None:
     message = refused(ModelSpec(path=str(folder), safety_checker=False))
     assert "only vae/diffusion_pytorch_model.bin, which is pickled and not read" in message
     assert CONVERT in message
-
-
-def flat(folder: Path, there: Path) -> Path:
-    """A model of pixels with its UNet and scheduler beside the index."""
-    there.mkdir()
-    for file in folder.rglob("*.*"):
-        shutil.copy(file, there / file.name)
-    return there
 
 
 def test_a_model_of_pixels_is_whole(tmp_path: Path) -> None:

@@ -2,62 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from tests.engine.jobs import SPEC, Rounds, job, latents_of
-from worker.engine.device.offload import Network, Residency
-from worker.engine.families.stable_diffusion import StableDiffusion
-from worker.engine.loading import model_loader
-from worker.errors import TaskFailedError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-#: Bytes of the stand-in's weights: 10 x 10 floats, a bias and a buffer of 10 each.
-WEIGHTS = 4 * 120
-#: Bytes that each network's calls need.
-WORK = 100
-
-
-class Device:
-    """Memory of a device: what is on it is counted, the tensors stay where they are."""
-
-    def __init__(self, total_bytes: int, *, keeps: bool = True) -> None:
-        self.total_bytes, self.uploads, self.pinned = total_bytes, 0, 0
-        self.present: list[Network] = []
-        self.residency = Residency(torch.device("cpu"), self.free_bytes, WORK, keeps=keeps)
-
-    def free_bytes(self) -> int:
-        """What the networks that are there leave."""
-        return self.total_bytes - sum(
-            each.weights_bytes for each in self.present if each.is_on_device
-        )
-
-    def network(self, module: nn.Module | None = None) -> Network:
-        """One more network, on the host."""
-        made = Network(module or layer(), pin=self.pin)
-        self.present.append(made)
-        return made
-
-    def pin(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy of the tensor, as pinned memory would be."""
-        self.pinned += 1
-        return tensor.clone()
-
-
-def layer() -> nn.Module:
-    module = nn.Linear(10, 10)
-    module.register_buffer("running", torch.zeros(10))
-    return module
-
-
-def on_device(*networks: Network) -> list[bool]:
-    return [each.is_on_device for each in networks]
+from tests.engine.stand_in_device import WEIGHTS, WORK, Device, layer, on_device
+from worker.engine.device.offload import Network
 
 
 def test_they_stay_where_there_is_room() -> None:
@@ -190,79 +142,6 @@ def test_an_evicted_model_is_forgotten() -> None:
     device.residency.forget(a)
     device.residency.clear()
     assert on_device(a, b) == [True, False]
-
-
-@pytest.fixture(params=["model", "swap"])
-def offloaded(request: pytest.FixtureRequest) -> Rounds:
-    """The bundled model, whose networks share a device that holds one of them at a time."""
-    device = Device(0, keeps=request.param == "model")
-    loaded = model_loader.load(SPEC, "cpu", "none")
-    names = StableDiffusion.networks
-    networks = {name: device.network(getattr(loaded.pipeline, name)) for name in names}
-    model = replace(loaded, offload=request.param, residency=device.residency, networks=networks)
-    return Rounds(model=model)
-
-
-@pytest.mark.parametrize("output_type", ["png", "latent"])
-def test_jobs_are_the_same_with_offload(
-    offloaded: Rounds, make: Callable[..., Any], output_type: str
-) -> None:
-    """Every network is on the device when it is called, whatever has moved before."""
-    assert_on_device_when_called(offloaded)
-    futures = [
-        offloaded.submit(job(output_type=output_type, seeds=(seed,), preview_every=1))
-        for seed in (1, 2)
-    ]
-    offloaded.run()
-    for seed, future in enumerate(futures, start=1):
-        ours, alone = future.result(timeout=0), make(output_type=output_type, seeds=(seed,))
-        if output_type == "latent":
-            assert torch.allclose(latents_of(ours), latents_of(alone), atol=1e-3)
-    offloaded.runners.make_room()
-    assert not any(on_device(*offloaded.runner.model.networks.values()))
-    assert offloaded.result(job()).images
-
-
-def test_a_job_alone_that_is_out_of_memory_is_tried_again(offloaded: Rounds) -> None:
-    """A job alone that is out of memory is tried once more, after the other networks left."""
-    unet, calls = offloaded.pipe.unet, list[bool]()
-    forward = unet.forward
-
-    def once(*args: Any, **kwargs: Any) -> Any:
-        calls.append(True)
-        if len(calls) == 1:
-            raise torch.OutOfMemoryError
-        return forward(*args, **kwargs)
-
-    unet.forward = once
-    assert offloaded.result(job()).images
-    unet.forward = always_full
-    with pytest.raises(TaskFailedError) as failed:
-        offloaded.result(job())
-    assert failed.value.code == "out_of_memory"
-
-
-def always_full(*_: Any, **__: Any) -> Any:
-    raise torch.OutOfMemoryError
-
-
-def assert_on_device_when_called(rounds: Rounds) -> None:
-    networks = rounds.runner.model.networks
-    for name in StableDiffusion.networks:
-        module = getattr(rounds.pipe, name)
-        for method in ("forward", "decode", "encode"):
-            if hasattr(module, method):
-                _watch(module, method, networks[name])
-
-
-def _watch(module: Any, method: str, network: Network) -> None:
-    call = getattr(module, method)
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        assert network.is_on_device, f"{type(module).__name__}.{method} on the host"
-        return call(*args, **kwargs)
-
-    setattr(module, method, watched)
 
 
 def test_weights_that_come_and_go_on_the_device_are_kept_right() -> None:

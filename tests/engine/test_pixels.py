@@ -1,4 +1,4 @@
-"""Models of pixels: pictures of classes or of nothing at all, by the engine and by loops."""
+"""Models of pixels: class-conditional and unconditional pictures, by the engine and by loops."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.engine.test_batch_scheduler import BUCKETS, PURE, Crowd, Simulated, age, candidates
+from tests.engine.simulated_calls import BUCKETS, PURE, Crowd, Simulated, age, candidates
 from worker.engine.batch_scheduler import CALLS_PER_TURN, Bucket, Candidate, Scheduler
 
 PRIORITY = st.integers(0, 9)

@@ -12,8 +12,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch._dynamo.utils import counters
 
+from tests.engine.diffusers_alone import save_lora
 from tests.engine.jobs import CLOSE_6_STEPS, EPS32, SPEC, Rounds, assert_close, job, latents_of
-from tests.engine.test_adapters import save_lora
 from worker.config.models import Lora
 from worker.engine import safetensors_io
 from worker.engine.families.stable_diffusion import StableDiffusion

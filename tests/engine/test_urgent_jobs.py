@@ -9,7 +9,7 @@ import pytest
 from tests.engine.attempts import small
 from tests.engine.cases import slow
 from tests.engine.jobs import CLOSE_6_STEPS, Rounds, assert_close, latents_of
-from tests.engine.test_batch import SEEDS, STEPS, reported
+from tests.engine.shared_calls import SEEDS, STEPS, reported
 from worker.engine.batch_scheduler import CALLS_PER_TURN
 from worker.engine.runner import Runner
 from worker.job_control import Control

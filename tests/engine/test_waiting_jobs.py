@@ -2,54 +2,63 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
-from typing import TYPE_CHECKING
-
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.engine.test_batch_scheduler import PURE
+from tests.engine.simulated_calls import PURE
+from tests.engine.simulated_queue import MODEL, NO_ADAPTERS, PRIORITY, loaded, numbers, waiting
 from worker.engine import batch_scheduler
-from worker.engine.batch_scheduler import AdapterBudget
-from worker.engine.job import Job
-from worker.engine.running_job import RunningJob
+from worker.engine.batch_scheduler import admit
 from worker.engine.waiting_jobs import MAX_OVERTAKEN_ROUNDS, WaitingJobs
-from worker.job_control import Control
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-
-MODEL, PRIORITY = st.sampled_from("abc"), st.integers(0, 9)
 
 
-#: Of jobs without adapters, for which there is always room.
-NO_ADAPTERS = AdapterBudget(1)
+@PURE
+@given(
+    waiting=st.lists(st.sampled_from("abcd"), max_size=12),
+    busy=st.sets(st.sampled_from("abcd"), max_size=3),
+    capacity=st.integers(1, 4),
+)
+def test_as_many_jobs_start_as_models_fit(
+    waiting: list[str], busy: set[str], capacity: int
+) -> None:
+    """The first waiting jobs start: all, or as many as their models fit."""
+    number = admit(waiting, busy, capacity)
+    assert 0 <= number <= len(waiting)
+    at_work = busy | set(waiting[:number])
+    assert len(at_work) <= max(capacity, len(busy))
+    if number < len(waiting):
+        assert len(at_work | {waiting[number]}) > capacity
+        assert waiting[number] not in at_work
 
 
-def loaded(models: Collection[str]) -> Callable[[Job], bool]:
-    """Whether a job's model is one of these."""
-    return lambda each: each.model in models
-
-
-def waiting(
-    number: int,
-    model: str = "a",
-    priority: int = 5,
-    image: bytes | None = None,
-    adapters: str = "",
-) -> RunningJob:
-    """A submitted job; what the engine makes of it does not matter here."""
-    job = Job(
-        id=str(number), model=model, prompts=("x",), negative_prompts=(), height=None, width=None,
-        num_inference_steps=1, guidance_scale=1.0, sag_scale=0.0, num_images_per_prompt=1, eta=0.0,
-        seeds=(1,), max_images=1, max_side_px=64, scheduler=None, output_type="png",
-        priority=priority, image=image, loras=tuple((name, 1.0) for name in adapters),
-    )  # fmt: skip
-    return RunningJob(number, job, Control(), Future())
-
-
-def numbers(jobs: list[RunningJob]) -> list[int]:
-    return [each.number for each in jobs]
+@PURE
+@given(
+    arrivals=st.lists(st.lists(st.sampled_from("abc"), max_size=3), min_size=5, max_size=25),
+    capacity=st.integers(1, 2),
+    rounds=st.integers(1, 4),
+)
+def test_no_model_is_overtaken_for_ever(
+    arrivals: list[list[str]], capacity: int, rounds: int
+) -> None:
+    """Jobs start in order of arrival, each within the time of one job for each before it."""
+    waiting: list[tuple[int, str]] = []
+    running: dict[int, tuple[str, int]] = {}
+    came: dict[int, int] = {}
+    started: list[int] = []
+    for now in range(len(arrivals) + rounds * sum(map(len, arrivals))):
+        for model in arrivals[now] if now < len(arrivals) else ():
+            waiting.append((len(came), model))
+            came[len(came)] = now
+        running = {job: each for job, each in running.items() if each[1] > now}
+        busy = {model for model, _ in running.values()}
+        number = admit([model for _, model in waiting], busy, capacity)
+        for job, model in waiting[:number]:
+            running[job] = model, now + rounds
+            assert now - came[job] <= rounds * job
+            started.append(job)
+        waiting = waiting[number:]
+        assert len({model for model, _ in running.values()}) <= capacity
+    assert started == sorted(came)
 
 
 @PURE
@@ -59,7 +68,7 @@ def test_the_most_urgent_start_first(priorities: list[int]) -> None:
     jobs = WaitingJobs()
     for number, priority in enumerate(priorities):
         jobs.add(waiting(number, priority=priority))
-    taken = jobs.take((), 1, lambda _: True, NO_ADAPTERS)
+    taken = jobs.take((), 1, loaded("abc"), NO_ADAPTERS)
     assert numbers(taken) == sorted(range(len(priorities)), key=lambda n: (priorities[n], n))
     assert jobs.jobs == []
 
@@ -71,7 +80,7 @@ def test_equal_priorities_start_as_before(models: list[str], busy: set[str], cap
     jobs = WaitingJobs()
     for number, model in enumerate(models):
         jobs.add(waiting(number, model))
-    taken = jobs.take(busy, capacity, lambda _: False, NO_ADAPTERS)
+    taken = jobs.take(busy, capacity, loaded(""), NO_ADAPTERS)
     count = batch_scheduler.admit(models, busy, capacity)
     assert numbers(taken) == list(range(count))
     assert numbers(jobs.jobs) == list(range(count, len(models)))
@@ -116,151 +125,3 @@ def test_no_waiting_job_starves(
             assert overtaken[each.number] <= MAX_OVERTAKEN_ROUNDS
         assert len({model for model, _ in running.values()}) <= capacity
     assert jobs.jobs == []
-
-
-def test_one_picture_starts_in_a_round() -> None:
-    """The most urgent one, of equally urgent ones the oldest; jobs without a picture all start."""
-    jobs = WaitingJobs()
-    for number, image in enumerate([None, b"", None, b"", b"", None]):
-        jobs.add(waiting(number, priority=0 if number == 4 else 5, image=image))
-    assert numbers(jobs.take((), 1, lambda _: True, NO_ADAPTERS)) == [4, 0, 2, 5]
-    jobs.add(waiting(6))
-    assert numbers(jobs.take("a", 1, lambda _: True, NO_ADAPTERS)) == [1, 6]
-    assert numbers(jobs.take("a", 1, lambda _: True, NO_ADAPTERS)) == [3]
-
-
-def test_urgent_pictures_overtake_one_so_many_rounds() -> None:
-    """Then it goes before them."""
-    jobs = WaitingJobs()
-    jobs.add(waiting(0, priority=9, image=b""))
-    taken = []
-    for number in range(1, MAX_OVERTAKEN_ROUNDS + 2):
-        jobs.add(waiting(number, priority=0, image=b""))
-        taken += numbers(jobs.take("a", 1, lambda _: True, NO_ADAPTERS))
-    assert taken == [*range(1, MAX_OVERTAKEN_ROUNDS + 1), 0]
-
-
-def test_jobs_without_a_picture_do_not_overtake_one() -> None:
-    """They do not delay it, so an urgent picture still goes before pictures that wait long."""
-    jobs = WaitingJobs()
-    for number in range(2 * MAX_OVERTAKEN_ROUNDS):
-        jobs.add(waiting(number, image=b""))
-    for number in range(MAX_OVERTAKEN_ROUNDS + 1):
-        jobs.add(waiting(100 + number))
-        assert numbers(jobs.take("a", 1, lambda _: True, NO_ADAPTERS)) == [number, 100 + number]
-    jobs.add(waiting(200, priority=0, image=b""))
-    assert numbers(jobs.take("a", 1, lambda _: True, NO_ADAPTERS)) == [200]
-
-
-@PURE
-@given(
-    arrivals=st.lists(
-        st.lists(st.tuples(MODEL, PRIORITY, st.booleans()), max_size=3), min_size=5, max_size=40
-    ),
-    capacity=st.integers(1, 2),
-)
-def test_no_picture_starves(arrivals: list[list[tuple[str, int, bool]]], capacity: int) -> None:
-    """Younger pictures start before one in at most `MAX_OVERTAKEN_ROUNDS` rounds; all start."""
-    jobs, running, came = WaitingJobs(), dict[str, int](), 0
-    overtaken: dict[int, int] = {}
-    for now in range(len(arrivals) + 3 * sum(map(len, arrivals))):
-        for model, priority, has_picture in arrivals[now] if now < len(arrivals) else ():
-            jobs.add(waiting(came, model, priority, b"" if has_picture else None))
-            overtaken[came] = 0
-            came += 1
-        busy = {model for model, until in running.items() if until > now}
-        taken = jobs.take(busy, capacity, loaded(busy), NO_ADAPTERS)
-        running |= {each.job.model: now + 2 for each in taken}
-        pictures = [each.number for each in taken if each.job.image is not None]
-        assert len(pictures) <= 1
-        for each in jobs.jobs:
-            overtaken[each.number] += each.job.image is not None and pictures > [each.number]
-            assert overtaken[each.number] <= MAX_OVERTAKEN_ROUNDS
-    assert jobs.jobs == []
-
-
-def test_adapters_wait_for_room_and_others_pass() -> None:
-    """Jobs with adapters of the same model wait behind one that has no room; all others start."""
-    jobs, budget = WaitingJobs(), AdapterBudget(2)
-    budget.use("a", "xy")
-    for number, (model, adapters) in enumerate(
-        [("a", "z"), ("a", "x"), ("a", ""), ("b", "zw"), ("a", "y")]
-    ):
-        jobs.add(waiting(number, model, adapters=adapters))
-    assert numbers(jobs.take("a", 2, lambda _: True, budget)) == [2, 3]
-    assert numbers(jobs.jobs) == [0, 1, 4]
-    budget = AdapterBudget(2)
-    budget.use("a", "x")
-    assert numbers(jobs.take("a", 2, lambda _: True, budget)) == [0, 1]
-    assert budget.used("a") == {"x", "z"}
-
-
-def test_an_adapter_is_not_loaded_before_the_call_of_a_more_urgent_job() -> None:
-    """It waits for that call, unless a job that starts or runs has it."""
-    jobs, budget = WaitingJobs(), AdapterBudget(4)
-    budget.use("a", "x")
-    jobs.add(waiting(0, priority=0))
-    jobs.add(waiting(1, priority=1, adapters="x"))
-    jobs.add(waiting(2, priority=2, adapters="xy"))
-    assert numbers(jobs.take("a", 1, lambda each: not each.loras, budget)) == [0, 1]
-    assert numbers(jobs.take("a", 1, lambda each: not each.loras, budget)) == [2]
-
-
-@PURE
-@given(
-    arrivals=st.lists(
-        st.lists(
-            st.tuples(MODEL, PRIORITY, st.sets(st.sampled_from("uvwxyz"), max_size=3)), max_size=3
-        ),
-        min_size=5,
-        max_size=40,
-    ),
-    room=st.integers(3, 4),
-    rounds=st.integers(1, 4),
-)
-def test_no_job_with_adapters_starves(
-    arrivals: list[list[tuple[str, int, set[str]]]], room: int, rounds: int
-) -> None:
-    """The adapters of a model's running jobs never exceed the budget, and all jobs start.
-
-    Younger jobs with adapters of its model start before one in at most `MAX_OVERTAKEN_ROUNDS`
-    rounds.
-    """
-    jobs, running, came = WaitingJobs(), dict[int, tuple[Job, int]](), 0
-    overtaken: dict[int, int] = {}
-    for now in range(len(arrivals) + (rounds + 1) * sum(map(len, arrivals))):
-        for model, priority, names in arrivals[now] if now < len(arrivals) else ():
-            jobs.add(waiting(came, model, priority, adapters="".join(sorted(names))))
-            overtaken[came] = 0
-            came += 1
-        running = {number: each for number, each in running.items() if each[1] > now}
-        budget = AdapterBudget(room)
-        for each, _ in running.values():
-            budget.use(each.model, each.adapter_names)
-        taken = jobs.take({each.model for each, _ in running.values()}, 3, lambda _: True, budget)
-        running |= {each.number: (each.job, now + rounds) for each in taken}
-        for model in "abc":
-            there = [each for each, _ in running.values() if each.model == model]
-            assert len({name for each in there for name in each.adapter_names}) <= room
-        for left in jobs.jobs:
-            assert left.job.loras
-            overtaken[left.number] += any(
-                each.number > left.number and each.job.model == left.job.model and each.job.loras
-                for each in taken
-            )
-            assert overtaken[left.number] <= MAX_OVERTAKEN_ROUNDS
-    assert jobs.jobs == []
-
-
-def test_urgent_adapters_overtake_a_job_so_many_rounds() -> None:
-    """Then it goes before them, and they wait until there is room for its adapters."""
-    jobs, running, taken = WaitingJobs(), "", []
-    jobs.add(waiting(0, priority=9, adapters="xy"))
-    for number in range(1, MAX_OVERTAKEN_ROUNDS + 3):
-        jobs.add(waiting(number, priority=0, adapters="z"))
-        budget = AdapterBudget(2)
-        budget.use("a", running)
-        started = jobs.take("a", 1, lambda _: True, budget)
-        running = "".join(name for each in started for name in each.job.adapter_names)
-        taken += numbers(started)
-    assert taken == [*range(1, MAX_OVERTAKEN_ROUNDS + 1), 0]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: All but those that start servers, which tests/service starts all the time.
 CHOSEN = (
     "environment", "weights", "parity", "families", "throughput", "sdxl", "arithmetic",
-    "full_memory", "offload", "resume", "rows", "energy", "compiled",
+    "adapters", "full_memory", "offload", "resume", "rows", "energy", "compiled",
 )  # fmt: skip
 
 

@@ -25,6 +25,8 @@ USERS = ("operator", "worker", "producer", "watcher", "exporter")
 GROUP_USERS = ("replica", "sentinel")
 #: Debian's Redis, a later version than the one in the wheel.
 SYSTEM_REDIS = Path("/usr/bin/redis-server")
+#: A request that ends soon.
+SMALL = {"prompt": "a red circle", "num_inference_steps": 2}
 
 
 def wheel_redis() -> str:

@@ -127,3 +127,8 @@ class Box:
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()
+
+
+def one(messages: list[Message]) -> Message:
+    (message,) = messages
+    return message

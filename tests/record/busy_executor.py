@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from worker.record.task_record import TaskRecord
 
 WAIT_S = 120
+#: What an outcome says of the error with which its model fails to load.
+BROKEN = "model_load_failed: broken"
 
 
 class Busy:

@@ -151,3 +151,12 @@ def until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline_s, "waited in vain"
         pause.wait(0.005)
+
+
+def requeued(records: TaskRecord, claim: Claim, *, counts: bool = False) -> WriteAnswer:
+    """The answer to a requeue."""
+    return records.requeue(claim, {"reason": "r"}, counts=counts)
+
+
+def submitted_long_ago(redis: Redis, keys: Keys, task_id: str) -> None:
+    redis.hset(keys.task(task_id), "submitted_at", "1000.0")

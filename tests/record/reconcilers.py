@@ -6,6 +6,7 @@ import json
 import threading
 from typing import TYPE_CHECKING, Any
 
+from api_contracts import names
 from api_contracts.names import queue_name
 from tests.record.owners import LEASE_S, TTL_S
 from worker.broker.held_messages import HeldMessages
@@ -75,3 +76,15 @@ def elected(redis: Redis, keys: Keys, sent: Callable[[Waiting], None] | None = N
 def age(redis: Redis, keys: Keys, *task_ids: str) -> None:
     """Make tasks look as if they had not been written to for long."""
     redis.zadd(keys.open, dict.fromkeys(task_ids, 1000.5))
+
+
+def lose(redis: Redis, model: str) -> None:
+    """Delete the queue of a model."""
+    redis.delete(*names.queue_lists(model))
+
+
+def begin(made: Reconciler, rounds: list[Reconciler]) -> Reconciler:
+    rounds.append(made)
+    made.start()
+    made.start()
+    return made

@@ -11,11 +11,10 @@ from api_contracts import GenerationClient, TaskStatus
 from tests.record.owners import (
     LEASE_S,
     PROGRESS,
-    TTL_S,
     append,
     kinds,
-    opened,
     record,
+    requeued,
     save_checkpoint,
     take,
     take_over,
@@ -46,11 +45,6 @@ def snapshot(redis: Redis, keys: Keys, task_id: str) -> tuple[object, ...]:
     checkpoint, dead = redis.get(keys.checkpoint(task_id)), redis.xrange(keys.dead)
     scores = redis.zrange(keys.open, 0, -1, withscores=True)
     return record(redis, keys, task_id), told(redis, keys, task_id), scores, checkpoint, dead
-
-
-def requeued(records: TaskRecord, claim: Claim, *, counts: bool = False) -> WriteAnswer:
-    """The answer to a requeue."""
-    return records.requeue(claim, {"reason": "r"}, counts=counts)
 
 
 def renewed(records: TaskRecord, claim: Claim) -> Control:
@@ -163,51 +157,6 @@ def test_the_end_is_written_once(
     assert kinds(redis, keys, task_id) == ["queued", "started", "succeeded"]
 
 
-def test_a_requeue_does_not_count(
-    records: TaskRecord,
-    other: TaskRecord,
-    redis: Redis,
-    keys: Keys,
-    task_id: str,
-    losing: Callable[..., Any],
-) -> None:
-    """A requeued task is queued as before: the attempt is not counted, the fence is."""
-    first = take(records, task_id)
-    script = losing(records, "requeue")
-    assert requeued(records, first) is WriteAnswer.WRITTEN
-    assert script.calls == 2
-    kept = record(redis, keys, task_id)
-    assert (kept["status"], kept["attempt"], "owner" in kept) == ("queued", "0", False)
-    assert opened(redis, keys) == {task_id}
-    second = take(other, task_id)
-    assert (second.attempt, second.fence) == (1, first.fence + 1)
-    assert kinds(redis, keys, task_id) == ["queued", "started", "requeued", "started"]
-    assert not records.finish(first, TaskStatus.SUCCEEDED, {}, {})
-
-
-def test_requeues_are_unbounded(records: TaskRecord, task_id: str) -> None:
-    """Any number of requeues that do not count never exhausts a task."""
-    for number in range(1, 8):
-        claim = take(records, task_id, max_attempts=1)
-        assert (claim.answer, claim.attempt, claim.fence) == ("run", 1, number)
-        assert requeued(records, claim) is WriteAnswer.WRITTEN
-
-
-def test_an_attempt_that_counts_stays_counted(
-    records: TaskRecord, redis: Redis, task_id: str
-) -> None:
-    """A requeue that counts uses up one attempt, whichever worker claims next."""
-    for number in (1, 2):
-        claim = take(records, task_id, max_attempts=2)
-        assert (claim.answer, claim.attempt) == ("run", number)
-        assert requeued(records, claim, counts=True) is WriteAnswer.WRITTEN
-        assert requeued(records, claim, counts=True) is WriteAnswer.WRITTEN
-        assert record(redis, records.keys, task_id)["attempt"] == str(number)
-    assert take(records, task_id, max_attempts=2).answer == "exhausted"
-    attempts = [event["attempt"] for event in told(redis, records.keys, task_id)]
-    assert attempts == [0, 1, 1, 2, 2]
-
-
 def test_numbers_have_no_gap_under_threads(
     records: TaskRecord, redis: Redis, keys: Keys, task_id: str
 ) -> None:
@@ -217,51 +166,3 @@ def test_numbers_have_no_gap_under_threads(
         answers = list(pool.map(lambda _: append(records, claim, "progress", PROGRESS), range(200)))
     assert answers == [WriteAnswer.WRITTEN] * 200
     assert [event["seq"] for event in told(redis, keys, task_id)] == list(range(1, 203))
-
-
-def test_a_record_has_a_ttl_once_it_is_closed(
-    records: TaskRecord, redis: Redis, client: GenerationClient, task_id: str
-) -> None:
-    """Record and events get a time to live only when the task is closed.
-
-    Its message may wait longer than that; the claim must find the end.
-    """
-    keys = client.keys
-    names = (keys.task(task_id), keys.events(task_id))
-
-    def lives() -> list[Any]:
-        return [redis.ttl(name) for name in names]
-
-    assert lives() == [-1, -1]
-    claim = take(records, task_id)
-    append(records, claim, "progress", PROGRESS)
-    records.requeue(claim, {"reason": "r"}, counts=False)
-    assert lives() == [-1, -1]
-    claim = take(records, task_id)
-    client.handle(task_id).cancel()
-    redis.set(keys.checkpoint(task_id), b"latents")
-    assert opened(redis, keys) == {task_id}
-    assert records.finish(claim, TaskStatus.CANCELLED, {"step": 1}, {"step": 1})
-    assert lives() == [-1, -1]
-    assert opened(redis, keys) == {task_id}
-    records.close(task_id)
-    assert all(0 < left <= TTL_S for left in lives())
-    assert not redis.exists(keys.checkpoint(task_id))
-    assert opened(redis, keys) == set()
-
-
-@pytest.mark.parametrize("ends", ["while it waits", "by its worker"])
-def test_a_task_that_is_open_is_not_closed(
-    records: TaskRecord, redis: Redis, client: GenerationClient, task_id: str, ends: str
-) -> None:
-    """Closing a task that has not ended does nothing."""
-    claim = take(records, task_id) if ends == "by its worker" else None
-    records.close(task_id)
-    assert opened(redis, client.keys) == {task_id}
-    assert redis.ttl(client.keys.task(task_id)) == -1
-    if claim is not None:
-        assert records.finish(claim, TaskStatus.CANCELLED, {"step": 0}, {"step": 0})
-    else:
-        client.handle(task_id).cancel()
-    records.close(task_id)
-    assert opened(redis, client.keys) == set()

@@ -12,7 +12,7 @@ from api_contracts.names import MAX_MESSAGE_BYTES
 from tests.record.box import lapse_all, post, taken
 from tests.record.owners import ask, lapse, take, until
 from tests.record.reconcilers import Sent, age, elected
-from worker.broker.held_messages import UNACKED, UNACKED_INDEX
+from worker.broker.held_messages import UNACKED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,11 +24,7 @@ if TYPE_CHECKING:
     from api_contracts.names import Keys
     from worker.record.task_record import TaskRecord
 
-
-@pytest.fixture(autouse=True)
-def _empty_book(redis: Redis) -> None:
-    """No message is held yet."""
-    redis.delete(UNACKED, UNACKED_INDEX)
+pytestmark = pytest.mark.usefixtures("no_held_messages")
 
 
 @pytest.fixture

@@ -19,16 +19,7 @@ from worker.broker.held_messages import HeldMessages
 from worker.broker.validate_message import COMPRESSED, envelope, normalize
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-
-@pytest.fixture
-def box(redis_url: str, namespace: str) -> Iterator[Box]:
-    """A channel in the test's namespace."""
-    made = Box(redis_url, namespace)
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize(

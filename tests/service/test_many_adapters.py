@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from tests.engine import lora_files, oracle
+from tests.engine.diffusers_alone import bare
 from tests.engine.jobs import SPEC, job
-from tests.engine.test_row_adapters import bare
 from tests.service.conftest import END_S, PROMPT
 from tests.service.test_many_models import OPEN, SLACK_MIB, memory_mib
 

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError
 
 from tests.conftest import BUCKET
-from worker.errors import StorageUnavailableError
+from tests.storage.watched import PNG, Watched
 from worker.s3_client import RetryableError
 from worker.storage import Storage, SupersededError
 
@@ -18,62 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from worker.config.settings import Settings
-
-PNG = "image/png"
-
-
-class Watched(Storage):
-    """A storage that records its requests; a test may act before and after one."""
-
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
-        self.calls: list[str] = []
-        #: Called before and after the first request of a name.
-        self.before: dict[str, Callable[[], object]] = {}
-        self.after: dict[str, Callable[[], object]] = {}
-
-    def _call(self, operation: str, arguments: dict[str, Any], *, read_bytes: int = 0) -> Any:
-        self.calls.append(operation)
-        self.before.pop(operation, lambda: None)()
-        reply = super()._call(operation, arguments, read_bytes=read_bytes)
-        self.after.pop(operation, lambda: None)()
-        return reply
-
-
-@pytest.fixture
-def patient(settings: Settings) -> Settings:
-    """Settings with time for retries, as a worker has them."""
-    return settings.model_copy(update={"s3_retry_s": 60})
-
-
-@pytest.fixture
-def storage(patient: Settings) -> Watched:
-    """The storage of the worker under test."""
-    return Watched(patient)
-
-
-@pytest.fixture
-def other(patient: Settings) -> Storage:
-    """The storage of another worker, with the same bucket."""
-    return Storage(patient)
-
-
-@pytest.fixture
-def key(storage: Watched) -> str:
-    """The key of the object."""
-    return storage.key("task", "0.png")
-
-
-@pytest.fixture
-def read_object(settings: Settings) -> Callable[[str], tuple[bytes, str, Any]]:
-    """Return an object's bytes, ETag and time of change."""
-    client = boto3.client("s3", endpoint_url=settings.s3_endpoint_url)
-
-    def read(key: str) -> tuple[bytes, str, Any]:
-        found = client.get_object(Bucket=BUCKET, Key=key)
-        return found["Body"].read(), found["ETag"], found["LastModified"]
-
-    return read
 
 
 def lose_the_answer() -> None:
@@ -215,63 +158,3 @@ def test_without_an_answer_of_the_fence_nothing_is_uploaded(storage: Watched, ke
     with pytest.raises(ConnectionError):
         storage.put(key, b"image", PNG, unreachable)
     assert "put_object" not in storage.calls
-
-
-def refusal(status: int, code: str) -> ClientError:
-    """An answer of S3 as boto3 raises it."""
-    answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
-    return ClientError(answer, "operation")
-
-
-def test_storing_needs_no_permission_to_list(
-    storage: Watched,
-    settings: Settings,
-    key: str,
-    read_object: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Without that permission S3 answers 403 for a missing object; the upload decides."""
-
-    def refuse(**_: object) -> None:
-        raise refusal(403, "403")
-
-    monkeypatch.setattr(storage._client(settings.s3_endpoint_url), "head_object", refuse)
-    storage.put(key, b"image", PNG, lambda: True)
-    assert read_object(key)[0] == b"image"
-
-
-def test_a_404_for_a_conditional_upload_is_retried(
-    storage: Watched,
-    other: Storage,
-    settings: Settings,
-    key: str,
-    read_object: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """AWS answers 404 when the object to replace was removed; the next check finds none."""
-    other.put(key, b"old", PNG)
-    client = storage._client(settings.s3_endpoint_url)
-    real = client.put_object
-
-    def vanish(**arguments: Any) -> Any:
-        monkeypatch.setattr(client, "put_object", real)
-        client.delete_object(Bucket=BUCKET, Key=key)
-        raise refusal(404, "NoSuchKey")
-
-    monkeypatch.setattr(client, "put_object", vanish)
-    storage.put(key, b"new", PNG, lambda: True)
-    assert read_object(key)[0] == b"new"
-
-
-def test_a_missing_bucket_is_not_retried(
-    storage: Watched, settings: Settings, key: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The upload fails at once."""
-
-    def refuse(**_: object) -> None:
-        raise refusal(404, "NoSuchBucket")
-
-    monkeypatch.setattr(storage._client(settings.s3_endpoint_url), "put_object", refuse)
-    with pytest.raises(StorageUnavailableError, match="refused put_object"):
-        storage.put(key, b"x", PNG)
-    assert storage.calls == ["put_object"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -158,7 +159,7 @@ def test_a_submission_under_way_is_withdrawn(new_page: Callable[..., Page], tmp_
             page.get_by_role("button", name="Make a picture").click()
         page.keyboard.press("Escape")
         expect(page.get_by_role("status")).to_have_text("Not submitted.")
-        (task_id,) = held[0].request.post_data_json
+        (task_id,) = json.loads(held[0].request.post_data or "")
         page.route("**/tasks/*", lambda route: route.fulfill(status=503), times=1)
         with page.expect_response(lambda answer: answer.request.method == "DELETE" and answer.ok):
             held[0].continue_()

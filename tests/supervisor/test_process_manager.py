@@ -3,73 +3,13 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.supervisor.stubs import GRACE_S, Bench
 from worker import metrics
-from worker.supervisor.child_process import ChildProcess
-from worker.supervisor.process_manager import ProcessManager, describe_exit, restart_pause_s
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-GRACE_S = 120.0
-
-
-class Stub(ChildProcess):
-    """A process that exits when the test says so."""
-
-    def __init__(self, owner: str, pid: int) -> None:
-        self.owner, self.pid = owner, pid
-        self.exit_status: int | None = None
-        self.signals: list[signal.Signals] = []
-        self.is_closed = False
-
-    def status(self) -> int | None:
-        """None until the test ends it."""
-        return self.exit_status
-
-    def send_signal(self, number: signal.Signals) -> None:
-        """Note the signal."""
-        assert not self.is_closed
-        self.signals.append(number)
-
-    def close(self) -> None:
-        """Is called after the exit only."""
-        assert self.exit_status is not None
-        self.is_closed = True
-
-
-class Bench:
-    """A manager of stubs, and all that it did."""
-
-    def __init__(self, *names: str) -> None:
-        self.started: list[Stub] = []
-        self.exited: list[tuple[str, float]] = []
-        self.error: Exception | None = None
-        self.manager = ProcessManager(
-            {name: {"SLOT": name} for name in names},
-            self.start,
-            lambda owner, now_s: self.exited.append((owner, now_s)),
-            GRACE_S,
-        )
-
-    def start(self, name: str, environment: Mapping[str, str]) -> Stub:
-        """Start a stub, or fail if the test says so."""
-        assert environment == {"SLOT": name}
-        if self.error is not None:
-            raise self.error
-        stub = Stub(f"{name}:{len(self.started)}", len(self.started))
-        self.started.append(stub)
-        return stub
-
-    @property
-    def owners(self) -> list[str]:
-        """All that were started, in order."""
-        return [stub.owner for stub in self.started]
 
 
 def test_each_slot_gets_one_process() -> None:
@@ -236,52 +176,3 @@ def test_any_sequence_of_exits_keeps_the_slots_filled(exits: list[tuple[float, s
     assert sorted(stub.owner[0] for stub in running) == ["a", "b"]
     exited = [stub.owner for stub in bench.started if stub.exit_status is not None]
     assert sorted(exited) == sorted(owner for owner, _ in bench.exited)
-
-
-def pauses(status: int, count: int) -> list[float]:
-    """The pauses of a process that exits with `status` as soon as it is started."""
-    found: list[float] = []
-    for _ in range(count):
-        found.append(restart_pause_s(status, 0.0, found[-1] if found else 0.0))
-    return found
-
-
-@pytest.mark.parametrize("status", [0, 1, -signal.SIGKILL, 255])
-def test_pauses_double_up_to_a_minute(status: int) -> None:
-    """A process that exits at once is restarted after 0.1 s, then twice as long, at most 60 s."""
-    assert pauses(status, 12) == pytest.approx(
-        [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 51.2, 60.0, 60.0]
-    )
-
-
-@pytest.mark.parametrize("status", [70, 75])
-def test_a_likely_repetition_begins_with_a_second(status: int) -> None:
-    """After a device failure and after a stall the first pause is 1 s; it doubles all the same."""
-    assert pauses(status, 8) == [1, 2, 4, 8, 16, 32, 60, 60]
-    assert restart_pause_s(status, 0.0, 0.2) == 1
-    assert restart_pause_s(1, 0.0, 4.0) == 8
-
-
-@pytest.mark.parametrize(("status", "first_s"), [(1, 0.1), (70, 1.0)])
-def test_a_minute_of_uptime_resets_the_pause(status: int, first_s: float) -> None:
-    """After 60 s of uptime the pause is the first one again, after less it is not."""
-    assert restart_pause_s(status, 60.0, 51.2) == first_s
-    assert restart_pause_s(status, 59.9, 51.2) == 60
-
-
-@pytest.mark.parametrize(
-    ("status", "words"),
-    [
-        (0, "status 0"),
-        (2, "status 2, its settings are refused"),
-        (70, "status 70, its device or its model fails"),
-        (75, "status 75, it stalled"),
-        (255, "status 255, its fork server died first"),
-        (-9, "killed by SIGKILL"),
-        (-11, "killed by SIGSEGV"),
-        (-35, "killed by signal 35"),
-    ],
-)
-def test_an_exit_status_is_described(status: int, words: str) -> None:
-    """The log has the meaning of a status, or the name of the signal."""
-    assert describe_exit(status) == words

@@ -28,8 +28,9 @@ def check_family(what: str, spec: ModelSpec) -> Iterator[Finding]:
 
     try:
         family = family_of(Path(hub.source(hub.config_of(spec))))
-    except (OSError, ValueError, ModelLoadError):
-        return  # not whole, or not served at all
+    except (OSError, ModelLoadError):
+        return  # which the check of its path reports
     for name in family.foreign(spec):
         fix = f"remove {name} from the model in SAG_MODELS"
-        yield Finding(what, ok=False, found=f"is of {family.name}, which takes no {name}", fix=fix)
+        found = f"is a model of {family.name}, which takes no `{name}`"
+        yield Finding(what, ok=False, found=found, fix=fix)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from worker.doctor.finding import Finding
-from worker.engine.loading import lora_files, model_files
+from worker.engine.loading import lora_files, model_files, model_json
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -46,13 +45,13 @@ def _fault(model: Path | None, variant: str | None, file: lora_files.LoraFile) -
     if model is None or not model.is_dir():
         return None
     try:
-        kind = json.loads((model / "model_index.json").read_bytes())["_class_name"]
-        config = SimpleNamespace(**json.loads((model / "unet" / "config.json").read_bytes()))
+        family = model_json.read_index(model).family
+        config = SimpleNamespace(**model_json.read_json(model, "unet/config.json"))
         shapes = model_files.shapes(model, variant)
-    except (OSError, ValueError, LookupError, ModelLoadError):
+    except (OSError, ModelLoadError):
         return None  # which the check of the folder reports
     import diffusers  # noqa: PLC0415  # takes seconds to import
 
-    xl = "XL" if "XL" in kind else ""
+    xl = "XL" if family == "stable_diffusion_xl" else ""
     pipeline = getattr(diffusers, f"StableDiffusion{xl}Pipeline")
     return lora_files.fault(lora_files.parts_of(file, pipeline, config), shapes)

@@ -69,7 +69,21 @@ def _check_repository(what: str, spec: ModelSpec, repository: str) -> list[Findi
     place = _hub_cache()
     free_gib = shutil.disk_usage(place).free / 2**30
     found = f"{repository} from the hub or its cache; {free_gib:.0f} GiB free at {place}"
-    return [Finding(what, ok=True, found=found), check_hub(f"{what} hub", spec, repository)]
+    place_finding = Finding(what, ok=True, found=found)
+    hub_finding = check_hub(f"{what} hub", spec, repository)
+    return [place_finding, hub_finding, *_check_cached(what, spec, repository)]
+
+
+def _check_cached(what: str, spec: ModelSpec, repository: str) -> list[Finding]:
+    """What is wrong with a folder in the cache, where no download helps."""
+    from worker.engine.loading import hub  # noqa: PLC0415  # imports the hub's client
+
+    folder = hub.local(repository)
+    if folder is None or repository in hub.missing(spec):
+        return []
+    if not (faults := hub.inspect(spec, folder).faults):
+        return []
+    return [Finding(what, ok=False, found=f"{repository}: {'; '.join(faults)}", fix=_FOLDER_FIX)]
 
 
 def _hub_cache() -> Path:

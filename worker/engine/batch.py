@@ -92,7 +92,7 @@ class Batch:
         for running in self._active:
             budget.use(running.job.model, running.job.adapter_names)
         admitted = self._waiting.take(
-            busy, self._runners.capacity, self._runners.is_loaded_for, budget
+            busy, self._runners.capacity, self._runners.has_adapters, budget
         )
         by_model: dict[str, list[tuple[RunningJob, PreparedJob]]] = {}
         for running in admitted:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
     from worker.config.models import ModelSpec
-    from worker.engine.job import Job
     from worker.engine.loaded_model import LoadedModel
     from worker.engine.runner import Runner
 
@@ -61,10 +60,10 @@ class ModelCache:
         """Whether a model is loaded now. Any thread."""
         return alias in self._runners
 
-    def is_loaded_for(self, job: Job) -> bool:
-        """Whether a job's model and adapters are loaded now."""
-        runner = self._runners.get(job.model)
-        return runner is not None and runner.model.adapters.are_loaded(job.adapter_names)
+    def has_adapters(self, alias: str, names: Collection[str]) -> bool:
+        """Whether a model is loaded now, and these of its adapters are."""
+        runner = self._runners.get(alias)
+        return runner is not None and runner.model.adapters.are_loaded(names)
 
     def get(self, alias: str, busy: Collection[str] = ()) -> Runner:
         """A model's runner, loaded if needed; evicts no `busy` model. Raises `ModelLoadError`."""

@@ -33,13 +33,11 @@ class RowAdapters:
     """The adapters of one model. Loaded when a task first names them; for the engine's thread."""
 
     def __init__(self) -> None:
-        #: Names, the least recently used first.
-        self.loaded: dict[str, None] = {}
-        #: The layers with adapters, by the network that they are in.
-        self._layers: dict[nn.Module, list[Any]] = {}
+        #: The layers that each has weights for, by network; the least recently used adapter first.
+        self.loaded: dict[str, dict[nn.Module, list[Any]]] = {}
 
     def are_loaded(self, names: Collection[str]) -> bool:
-        """Whether none of them would have to be loaded. Any thread."""
+        """Whether none of them would have to be loaded."""
         return self.loaded.keys() >= {*names}
 
     def load(
@@ -62,8 +60,7 @@ class RowAdapters:
             adapters.unload(pipeline, idle.pop(0))
         for name in missing:
             adapters.load(pipeline, spec, name)
-            self.loaded[name] = None
-            self._layers = adapters.layers(pipeline)
+            self.loaded[name] = adapters.layers(pipeline, name)
 
     def use(self, names: Collection[str]) -> None:
         """Note that a job uses these, which are loaded."""
@@ -71,16 +68,15 @@ class RowAdapters:
 
     @contextmanager
     def added(self, network: nn.Module, rows: Sequence[Adapters]) -> Iterator[None]:
-        """Apply adapters to the rows of one call of a network: names and scales of each row."""
-        names = sorted({name for row in rows for name, _ in row})
-        if not names:
-            yield
-            return
+        """Apply adapters to the rows of one call of a network: names and scales of each row.
+
+        Raises KeyError for one that is not loaded.
+        """
         of_rows = _Rows(rows)
         hooks = [
-            layer.register_forward_hook(partial(_add, names=present, rows=of_rows))
-            for layer in self._layers.get(network, ())
-            if (present := [name for name in names if adapters.in_peft(name) in layer.lora_A])
+            layer.register_forward_hook(partial(_add, name=name, rows=of_rows))
+            for name in sorted({name for row in rows for name, _ in row})
+            for layer in self.loaded[name].get(network, ())
         ]
         try:
             yield
@@ -100,9 +96,10 @@ class _Rows:
     def of(
         self, name: str, unit: float, count: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Indices and, in float32, scales times `unit` of those among the first `count` rows.
+        """Indices of the rows with adapter `name` among the first `count`, and scales times `unit`.
 
-        The indices are copied to the device once for all layers, scales once for each `unit`.
+        The indices, int64, are copied to the device once for all layers, the scales, float32, once
+        for each `unit`.
         """
         rows = self._rows[:count]
         if (index := self._indices.get((name, count))) is None:
@@ -121,17 +118,16 @@ def _add(
     inputs: tuple[torch.Tensor, ...],
     output: torch.Tensor,
     *,
-    names: Sequence[str],
+    name: str,
     rows: _Rows,
 ) -> None:
-    """Forward hook of a layer: adds to its output the adapters that each row asks for.
+    """Forward hook of a layer: adds to its output an adapter, in the rows that ask for it.
 
     An adapter sees its own rows alone: what it does, should it overflow, reaches no other.
     """
-    for name in names:
-        key = adapters.in_peft(name)
-        # SAG calls its layer's query and key with the first rows alone.
-        index, scale = rows.of(name, layer.scaling[key], len(output), output.device)
-        low = layer.lora_A[key](inputs[0].index_select(0, index))
-        low = (low * scale.view(-1, *(1,) * (low.dim() - 1))).to(low.dtype)
-        output.index_add_(0, index, layer.lora_B[key](low))
+    key = adapters.in_peft(name)
+    # SAG calls its layer's query and key with the first rows alone.
+    index, scale = rows.of(name, layer.scaling[key], len(output), output.device)
+    low = layer.lora_A[key](inputs[0].index_select(0, index))
+    low.mul_(scale.view(-1, *(1,) * (low.dim() - 1)))  # in float32, rounded once
+    output.index_add_(0, index, layer.lora_B[key](low))

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from worker.engine.batch_scheduler import AdapterBudget
-    from worker.engine.job import Job
     from worker.engine.running_job import RunningJob
 
 #: Rounds in which younger jobs may start before a waiting one. Then it goes before all others.
@@ -36,20 +35,25 @@ class WaitingJobs:
         self,
         busy: Collection[str],
         capacity: int,
-        is_loaded: Callable[[Job], bool],
+        is_loaded: Callable[[str, Collection[str]], bool],
         budget: AdapterBudget,
     ) -> list[RunningJob]:
         """Remove and return the jobs that start in this round, in order.
 
-        `busy` are the models of running jobs; at most `capacity` models run at once. `budget` has
-        the adapters of running jobs, and then also of those that start. A model, or an adapter, is
-        not loaded in a round in which a more urgent job starts: that would delay its first call.
-        One job with a picture starts in a round, because all others wait while it is encoded.
+        `busy` are the models of running jobs; at most `capacity` models run at once. `is_loaded`
+        says whether a model is loaded, with these adapters. `budget` has the adapters of running
+        jobs, and then also of those that start. A model, or an adapter, is not loaded in a round in
+        which a more urgent job starts: that would delay the urgent job's first call. Jobs behind
+        one that waits for its model wait, too; behind one that waits for adapters alone others
+        start. One job with a picture starts in a round, because all others wait while it is
+        encoded.
         """
         self.jobs.sort(key=_turn)
         number = batch_scheduler.admit([each.job.model for each in self.jobs], busy, capacity)
         taken: list[RunningJob] = []
         put_off: list[RunningJob] = []
+        #: Jobs whose adapters would have to be loaded.
+        unloaded: list[RunningJob] = []
         #: Models of jobs that wait for room for their adapters: later ones with some wait behind.
         blocked: set[str] = set()
         models = set(busy)
@@ -63,13 +67,15 @@ class WaitingJobs:
                 put_off.append(running)
                 continue
             is_less_urgent = bool(taken) and _turn(taken[0])[0] < _turn(running)[0]
-            is_there = model in models and names <= budget.used(model)
-            if is_less_urgent and not is_there and not is_loaded(running.job):
+            if is_less_urgent and not (model in models or is_loaded(model, ())):
                 break
+            if is_less_urgent and not (names <= budget.used(model) or is_loaded(model, names)):
+                unloaded.append(running)
+                continue
             models.add(model)
             budget.use(model, names)
             taken.append(running)
-        behind = self.jobs[len(taken) + len(put_off) :]
+        behind = unloaded + self.jobs[len(taken) + len(put_off) + len(unloaded) :]
         _count_overtaken(behind, taken)
         for running in put_off:
             _count_overtaken([running], [each for each in taken if _compete(running, each)])

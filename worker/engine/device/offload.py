@@ -65,7 +65,11 @@ class Network:
         self.is_on_device = True
 
     def to_host(self) -> None:
-        """Drop the device's copy. The host's is pinned from now on: what left once moves again."""
+        """Drop the device's copy.
+
+        The first time the host's weights are pinned, since what left once moves again; those of
+        LoRA that is loaded later are not.
+        """
         for tensor in self._tensors():
             # A VAE that decodes in float32 from now on has another type than what the host kept;
             # of LoRA weights that were loaded meanwhile it has none.

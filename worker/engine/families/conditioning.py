@@ -31,7 +31,7 @@ class EncoderInput:
     clip_skip: int | None = None
     #: Factor on the LoRA weights in the text encoders; None is 1.
     lora_scale: float | None = None
-    #: Of the job, for the text encoders that they have weights for.
+    #: The job's adapters; they act in the text encoders for which their files have weights.
     adapters: Adapters = ()
     #: Length that it is padded to, in tokens; None is the tokenizer's own.
     tokens: int | None = None

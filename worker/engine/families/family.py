@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 class Family(ABC):
     """One kind of models. Has no state; a model is an argument."""
 
-    #: As in `api_contracts` and the documents.
+    #: As in `api_contracts`, the documents and `loading.model_json`.
     name: ClassVar[str]
-    #: Classes of diffusers' pipelines that a `model_index.json` of this family names.
-    pipelines: ClassVar[frozenset[str]]
     #: Networks that take turns on the device with offload, the UNet among them.
     networks: ClassVar[tuple[str, ...]]
 

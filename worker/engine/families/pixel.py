@@ -1,4 +1,4 @@
-"""Models of pixels, ADM and IDDPM: a UNet without text, of classes or of nothing at all."""
+"""Models of pixels, ADM and IDDPM: a UNet without text, class-conditional or unconditional."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from api_contracts.errors import FieldError
 from worker.engine.families import foreign
 from worker.engine.families.conditioning import Conditioning, EncoderInput, PromptInputs
 from worker.engine.families.family import Family
-from worker.engine.loading.model_files import PIXEL_PIPELINES
 from worker.engine.loading.pipelines import build
 from worker.engine.pipeline import native_size
 from worker.engine.sag_attention import MID_BLOCK_OF_PIXELS
@@ -73,7 +72,6 @@ class Pixel(Family):
     """The latents are the pixels, and a row's conditioning is the label of a class or nothing."""
 
     name = "pixels"
-    pipelines = PIXEL_PIPELINES
     networks = ("unet",)
     encoders = ()
     sag_layer = MID_BLOCK_OF_PIXELS
@@ -88,7 +86,10 @@ class Pixel(Family):
         return PixelPipeline(loaded.unet, loaded.scheduler, vae, spec.null_class)
 
     def faults(self, pipe: Pipeline) -> Iterator[str]:
-        """Inputs that no request has, outputs that no sampler takes, a null class that is none."""
+        """Inputs that no request has, outputs that no sampler takes.
+
+        And a null_class that the model does not have.
+        """
         config, scheduler = pipe.unet.config, pipe.scheduler.config
         if type(pipe.unet) is not diffusers.UNet2DModel:
             yield f"has a {type(pipe.unet).__name__}, which is not served"
@@ -114,7 +115,8 @@ class Pixel(Family):
 
     def check(self, pipe: Pipeline, job: Job) -> PromptInputs:
         """The label of each image, and that of no class for classifier-free guidance."""
-        # With a prompt the guidance scale is a default that is meant for one.
+        # Beside a prompt, guidance_scale may be the default for prompts, so only the prompt is
+        # reported.
         faults = [*foreign.faults(job, foreign.OF_LATENTS, self.name)]
         if faults := faults or [*self._faults_of_labels(pipe, job)]:
             raise BadRequestError(*faults)

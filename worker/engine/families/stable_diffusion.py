@@ -26,12 +26,6 @@ class StableDiffusion(LatentFamily):
     """Text embeddings are the last layer's, or an earlier one's after the final layer norm."""
 
     name = "stable_diffusion"
-    pipelines = frozenset(
-        {
-            "StableDiffusionPipeline", "StableDiffusionSAGPipeline", "StableDiffusionPAGPipeline",
-            "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
-        }
-    )  # fmt: skip
     networks = ("text_encoder", "unet", "vae")
     encoders = (("tokenizer", "text_encoder"),)
 

@@ -31,12 +31,6 @@ class StableDiffusionXL(LatentFamily):
     """Text embeddings are the last layer but one of both encoders, concatenated."""
 
     name = "stable_diffusion_xl"
-    pipelines = frozenset(
-        {
-            "StableDiffusionXLPipeline", "StableDiffusionXLPAGPipeline",
-            "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline",
-        }
-    )  # fmt: skip
     networks = ("text_encoder", "text_encoder_2", "unet", "vae")
     encoders = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
     takes_sizes = True

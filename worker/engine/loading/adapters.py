@@ -5,12 +5,12 @@ The LoRA weights of the model's `lora` are active in all calls, those of its `ad
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from torch import nn
 
 from worker.engine.device import device_errors
@@ -56,7 +56,11 @@ def add(pipeline: Pipeline, spec: ModelSpec) -> None:
 
 
 def in_peft(name: str) -> str:
-    """What peft calls an adapter: it takes neither names of the model's `lora` nor of its own."""
+    """The adapter's name in peft.
+
+    The prefix keeps it apart from `lora0`, `lora1` … and from attributes of `ModuleDict`, in which
+    peft has its weights.
+    """
     return f"request-{name}"
 
 
@@ -67,7 +71,7 @@ def load(pipeline: Pipeline, spec: ModelSpec, name: str) -> None:
         try:
             _load(pipeline, path, in_peft(name))
         finally:
-            for layer in _all_layers(pipeline):  # peft has made the new one active
+            for _, layer in _all_layers(pipeline):  # peft has made the new one active
                 layer.set_adapter(_own(spec))
         _check_finite(pipeline, in_peft(name))
     except Exception as error:
@@ -89,15 +93,13 @@ def _load(pipeline: Pipeline, path: str, key: str) -> None:
     with warnings.catch_warnings():
         # That there are other adapters, and that alphas match nothing, see below.
         warnings.simplefilter("ignore")
-        pipeline.load_lora_weights(str(file), adapter_name=key, **SAFE)
-    for network in layers(pipeline):
-        network.eval()  # peft adds dropout, if a file says so, that is in use
+        # The tensors alone: with the file diffusers would do all that its metadata asks for.
+        pipeline.load_lora_weights(load_file(file), adapter_name=key)
     for each in parts:
-        if each.alpha is not None:  # diffusers has given others the most frequent of all alphas
-            network = getattr(pipeline, each.network)
-            layer = getattr(network, "text_model", network).get_submodule(each.layer)
-            layer.lora_alpha[key] = each.alpha
-            layer.set_scale(key, 1.0)
+        network = getattr(pipeline, each.network)
+        layer = getattr(network, "text_model", network).get_submodule(each.layer)
+        layer.lora_alpha[key] = each.alpha  # diffusers gives some the most frequent of all alphas
+        layer.set_scale(key, 1.0)
 
 
 def _checked(pipeline: Pipeline, path: str) -> tuple[Path, list[lora_files.LoraPart]]:
@@ -121,17 +123,22 @@ def _checked(pipeline: Pipeline, path: str) -> tuple[Path, list[lora_files.LoraP
     return file.path, parts
 
 
-def layers(pipeline: Pipeline) -> dict[nn.Module, list[Any]]:
-    """The `LoraLayer`s of each network, which have, or had, LoRA weights."""
-    return {
-        network: [each for each in network.modules() if isinstance(each, LoraLayer)]
-        for network in pipeline.components.values()
-        if isinstance(network, nn.Module)
-    }
+def layers(pipeline: Pipeline, name: str) -> dict[nn.Module, list[Any]]:
+    """The layers of each network for which a loaded adapter has weights."""
+    found: dict[nn.Module, list[Any]] = {}
+    for network, layer in _all_layers(pipeline):
+        if in_peft(name) in layer.lora_A:
+            found.setdefault(network, []).append(layer)
+    return found
 
 
-def _all_layers(pipeline: Pipeline) -> Iterator[Any]:
-    return itertools.chain.from_iterable(layers(pipeline).values())
+def _all_layers(pipeline: Pipeline) -> Iterator[tuple[nn.Module, Any]]:
+    """The layers of each network that have, or had, LoRA weights."""
+    for network in pipeline.components.values():
+        if isinstance(network, nn.Module):
+            for each in network.modules():
+                if isinstance(each, LoraLayer):
+                    yield network, each
 
 
 def _own(spec: ModelSpec) -> list[str]:
@@ -141,7 +148,7 @@ def _own(spec: ModelSpec) -> list[str]:
 
 def _check_finite(pipeline: Pipeline, key: str) -> None:
     """Refuse weights with which every task would fail, after all of its steps."""
-    for layer in _all_layers(pipeline):
+    for _, layer in _all_layers(pipeline):
         for part in (layer.lora_A, layer.lora_B):
             if key in part and not bool(part[key].weight.isfinite().all()):
                 message = f"has weights that are not finite in {part[key].weight.dtype}"

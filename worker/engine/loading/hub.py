@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from worker.config.models import is_hub_id, is_local
-from worker.engine.loading import model_files, weight_files
+from worker.engine.loading import model_files, model_json, weight_files
 from worker.engine.loading.load_errors import load_error
 from worker.engine.loading.single_file import SingleFile
 from worker.errors import ModelLoadError
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _WEIGHTS = "*.safetensors"
-#: The files of a model's configuration and of its tokenizers, and the tables of shards, which are
-#: none.
+#: The files of a model's configuration and of its tokenizers. Index files of shards end in .json
+#: too, and are left out.
 _CONFIG, _TABLES = (".json", ".txt"), "*.safetensors.index*.json"
 
 
@@ -77,7 +77,7 @@ def missing(spec: ModelSpec) -> list[str]:
         model = spec.path
     if not is_local(model):
         folder = local(model)
-        if folder is None or inspect(spec, folder).faults:
+        if folder is None or _lacks_files(spec, folder):
             found.insert(0, model)
     return found
 
@@ -90,6 +90,15 @@ def inspect(spec: ModelSpec, folder: Path) -> ModelFiles:
         variant=spec.variant,
         weights=not spec.is_single_file,
     )
+
+
+def _lacks_files(spec: ModelSpec, folder: Path) -> bool:
+    """Whether a download may help; it does not where the index is of a model that is not served."""
+    try:
+        model_json.read_index(folder)
+    except ModelLoadError as error:
+        return error.retryable
+    return bool(inspect(spec, folder).faults)
 
 
 def download(spec: ModelSpec) -> None:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from worker.engine.loading import lora_metadata
+from worker.engine.loading.weight_files import read_header
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -25,7 +28,7 @@ _IS_LORA = re.compile(
     r"(\.lora_(down|up|A|B)\.weight|[._]lora\.(down|up)\.weight"
     r"|\.lora_linear_layer\.(down|up)\.weight|\.alpha)$"
 )
-#: What else people call LoRA, by parts of its names.
+#: Formats that are not served, by a part of their tensors' names.
 _OTHERS = {
     "DoRA": ("dora_scale", "lora_magnitude_vector"),
     "LoHa": ("hada_",),
@@ -36,6 +39,8 @@ _OTHERS = {
     "LoRA with biases": ("lora_B.bias",),
     "the names of peft's save_pretrained": ("base_model.model.",),
 }
+#: Names of the networks to which diffusers adds LoRA; it reads no weights of others.
+_NETWORKS = ("unet", "text_encoder")
 _REMEDY = (
     "convert it to plain LoRA with the names of diffusers' save_lora_weights, or merge it into a"
     " copy of the model"
@@ -50,6 +55,8 @@ class LoraFile:
     shapes: dict[str, Shape]
     #: Of kohya's format, by their names in the file.
     alphas: dict[str, float]
+    #: Of diffusers' format, by network.
+    noted_alphas: dict[str, lora_metadata.Alphas]
 
 
 @dataclass(frozen=True)
@@ -60,8 +67,8 @@ class LoraPart:
     layer: str
     down: Shape
     up: Shape
-    #: None in a file without alphas.
-    alpha: float | None
+    #: The scale of the weights is alpha / rank.
+    alpha: float
 
 
 def read(path: str) -> LoraFile:
@@ -69,20 +76,25 @@ def read(path: str) -> LoraFile:
 
     Raises OSError with what is wrong, as the end of a sentence about the path.
     """
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415  # the worker extra
+    from safetensors import SafetensorError  # noqa: PLC0415  # the worker extra
 
     file = _file(Path(path))
     try:
-        with safe_open(file, "np") as weights:
-            names = [*weights.keys()]
-            shapes = {name: tuple(weights.get_slice(name).get_shape()) for name in names}
-        alphas = _alphas(file, [name for name in names if name.endswith(".alpha")])
+        shapes, metadata = read_header(file)
+        alphas = _alphas(file, [name for name in shapes if name.endswith(".alpha")])
     except (SafetensorError, OSError, TypeError, ValueError) as error:
         message = f"can't be read as LoRA weights in safetensors: {error}"
         raise OSError(message) from error
     if (what := _foreign(shapes)) is not None:
         raise OSError(what)
-    return LoraFile(file, shapes, alphas)
+    try:
+        noted = lora_metadata.read(metadata)
+    except ValueError as error:
+        message = f"{error}, which is not served: {_REMEDY}"
+        raise OSError(message) from error
+    if alphas and noted:
+        raise OSError("has alphas twice, as tensors and in its metadata")
+    return LoraFile(file, shapes, alphas, noted)
 
 
 def _alphas(file: Path, names: list[str]) -> dict[str, float]:
@@ -118,6 +130,10 @@ def _foreign(shapes: Mapping[str, Shape]) -> str | None:
     odd = [name for name in shapes if not _IS_LORA.search(name)]
     if odd:
         return f"has {len(odd)} tensors that are no LoRA weights, such as {odd[0]!r}"
+    for name, shape in shapes.items():
+        is_weight = not name.endswith(".alpha")
+        if is_weight and (len(shape) < 2 or 0 in shape):  # noqa: PLR2004  # of a linear layer
+            return f"has a tensor of shape {shape} ({name!r}), which is no LoRA weight"
     return None if shapes else "has no weights"
 
 
@@ -147,8 +163,13 @@ def parts_of(file: LoraFile, kind: Any, unet_config: Any) -> list[LoraPart]:  # 
             message = f"has one half alone of the weights for {network}.{layer}"
             raise ValueError(message)
         down, up = (tuple(tensors[half[letter]].shape) for letter in "AB")
-        rank = down[0] if file.alphas else None
-        alpha = (alphas or {}).get(half["A"].split(".lora.")[0] + ".alpha", rank)
+        rank = down[0]
+        if (noted := file.noted_alphas.get(network)) is not None:
+            # Which text encoders have this part depends on the version of transformers.
+            place = layer if network == "unet" else f"text_model.{layer}"
+            alpha = noted.of(place, rank)
+        else:
+            alpha = (alphas or {}).get(half["A"].split(".lora.")[0] + ".alpha", rank)
         found.append(LoraPart(network, layer, down, up, alpha))
     return found
 
@@ -180,6 +201,7 @@ def fault(parts: list[LoraPart], shapes: Shapes) -> str | None:
     weights = {
         (network, name.removeprefix("text_model.")): shape
         for network, tensors in shapes.items()
+        if network.startswith(_NETWORKS)
         for name, shape in tensors.items()
     }
     strange = [

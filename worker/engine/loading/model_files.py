@@ -5,24 +5,32 @@ Reads the headers of weight files only; knows no torch.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from worker.engine.loading.weight_files import STEMS, chosen, variant_of, whole, why_missing
+from worker.engine.loading.model_json import read_index, read_json, there
+from worker.engine.loading.weight_files import (
+    STEMS,
+    chosen,
+    read_header,
+    variant_of,
+    whole,
+    why_missing,
+)
 from worker.errors import ModelLoadError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: The parts that every Stable Diffusion model has, and those that only XL has.
-_NEEDED = frozenset({"unet", "vae", "text_encoder", "tokenizer", "scheduler"})
-_NEEDED_BY_XL = frozenset({"text_encoder_2", "tokenizer_2"})
-#: Classes of diffusers' pipelines that `model_index.json` names for models of pixels; their parts.
-PIXEL_PIPELINES = frozenset({"DDPMPipeline", "DDIMPipeline"})
-_NEEDED_BY_PIXELS = frozenset({"unet", "scheduler"})
+_STABLE_DIFFUSION = frozenset({"unet", "vae", "text_encoder", "tokenizer", "scheduler"})
+#: The parts that every model has, by family.
+_NEEDED = {
+    "stable_diffusion": _STABLE_DIFFUSION,
+    "stable_diffusion_xl": _STABLE_DIFFUSION | {"text_encoder_2", "tokenizer_2"},
+    "pixels": frozenset({"unet", "scheduler"}),
+}
 #: The configuration file of a part; `config.json` for all others.
 _CONFIGS = {
     "scheduler": "scheduler_config.json",
@@ -41,11 +49,16 @@ class ModelFiles:
 
     #: Files that are missing or cannot be read, each in words.
     faults: list[str] = field(default_factory=list)
-    #: Class of diffusers' pipeline; empty where the index can't be read.
-    pipeline: str = ""
+    #: The errors of files that are missing or cannot be read, some of which may pass.
+    errors: list[ModelLoadError] = field(default_factory=list)
     #: Number of parameters of each part that has weights, and of its largest layer.
     parameters: dict[str, int] = field(default_factory=dict)
     largest_layers: dict[str, int] = field(default_factory=dict)
+
+    def add(self, error: ModelLoadError) -> None:
+        """Note a fault."""
+        self.faults.append(error.message)
+        self.errors.append(error)
 
     def weights_bytes(self, dtype: str, offload: str) -> int:
         """Least size of the weights that are on the GPU at once, in bytes, without activations.
@@ -69,27 +82,17 @@ def inspect(
     """
     found = ModelFiles()
     try:
-        index = read_json(folder, "model_index.json")
+        index = read_index(folder)
     except ModelLoadError as error:
-        found.faults.append(error.message)
+        found.add(error)
         return found
-    parts = {
-        name for name, kind in index.items()
-        if not name.startswith("_") and isinstance(kind, list) and any(kind)
-    }  # fmt: skip
-    found.pipeline, needed = str(index.get("_class_name")), _NEEDED
-    if found.pipeline in PIXEL_PIPELINES:
-        needed = _NEEDED_BY_PIXELS
-    elif "XL" in found.pipeline:
-        needed = _NEEDED | _NEEDED_BY_XL
-    needed |= {"safety_checker"} if safety_checker else set()
-    found.faults += [f"model_index.json names no {part}" for part in sorted(needed - parts)]
-    wanted = sorted(parts if safety_checker else parts - {"safety_checker"})
+    needed = _NEEDED[index.family] | ({"safety_checker"} if safety_checker else set())
+    lacking = sorted(needed - {*index.parts})
+    found.faults += [f"model_index.json names no {part}" for part in lacking]
+    wanted = sorted({*index.parts} - (set() if safety_checker else {"safety_checker"}))
     #: Where each part is: in a folder of its own, or, as early models of pixels, beside the index.
     places = {
-        part: ""
-        if found.pipeline in PIXEL_PIPELINES and not (folder / part).is_dir()
-        else f"{part}/"
+        part: "" if index.family == "pixels" and not (folder / part).is_dir() else f"{part}/"
         for part in wanted
     }
     names = {part: _names(folder / places[part]) for part in wanted if weights and part in STEMS}
@@ -102,7 +105,7 @@ def inspect(
             if part in names:
                 _weights(folder, part, _weight_files(folder, part, places[part], variant), found)
         except ModelLoadError as error:
-            found.faults.append(error.message)
+            found.add(error)
     return found
 
 
@@ -125,9 +128,11 @@ def _config(folder: Path, part: str, place: str) -> None:
     """Check a part's configuration, or the files of a tokenizer."""
     if not part.startswith("tokenizer"):
         read_json(folder, f"{place}{_CONFIGS.get(part, 'config.json')}")
-    elif not (folder / part / _TOKENIZER).is_file():
+    elif (folder / part / _TOKENIZER).is_file():
+        read_json(folder, f"{part}/{_TOKENIZER}")
+    else:
         for name in _TOKENIZER_PARTS:
-            _there(folder, f"{part}/{name}", f"and {part}/{_TOKENIZER} neither")
+            there(folder, f"{part}/{name}", f"and {part}/{_TOKENIZER} neither")
 
 
 def _weights(folder: Path, part: str, files: list[str], found: ModelFiles) -> None:
@@ -154,11 +159,14 @@ def _weight_files(folder: Path, part: str, place: str, variant: str | None) -> l
         raise ModelLoadError(f"{file} is not there, {why_missing(part, names)}")
     index = next((name for name in files if name.endswith(".json")), None)
     if index is not None:
-        placed = read_json(folder, f"{place}{index}").get("weight_map")
-        if not isinstance(placed, dict):
-            raise ModelLoadError(f"{place}{index} has no weight_map")
-        files = sorted(set(map(str, placed.values())))
-    return [_there(folder, f"{place}{name}", f"but {place}{index} names it") for name in files]
+        table = read_json(folder, f"{place}{index}")
+        for name in ("weight_map", "metadata"):
+            if not isinstance(table.get(name), dict):
+                raise ModelLoadError(f"{place}{index} has no {name}")
+        files = sorted(set(map(str, table["weight_map"].values())))
+        if not files:
+            raise ModelLoadError(f"{place}{index} names no file")
+    return [there(folder, f"{place}{name}", f"but {place}{index} names it") for name in files]
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -166,31 +174,9 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
     Raises `ModelLoadError`, the end of a sentence about the file.
     """
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415  # the worker extra
+    from safetensors import SafetensorError  # noqa: PLC0415  # the worker extra
 
     try:
-        with safe_open(path, "np") as weights:
-            return {
-                name: tuple(weights.get_slice(name).get_shape())
-                for name in weights.keys()  # noqa: SIM118  # no mapping
-            }
+        return read_header(path)[0]
     except (SafetensorError, OSError) as error:
         raise ModelLoadError(f"is not complete: {error}") from error
-
-
-def read_json(folder: Path, file: str) -> dict[str, Any]:
-    """The content of a file; raises `ModelLoadError` with its name."""
-    try:
-        read = json.loads((folder / _there(folder, file)).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{file} cannot be read: {error}") from error
-    if not isinstance(read, dict):
-        raise ModelLoadError(f"{file} is not a JSON object")
-    return read
-
-
-def _there(folder: Path, file: str, but: str = "") -> str:
-    """Return the file's own name; raises when it is not there."""
-    if not (folder / file).is_file():
-        raise ModelLoadError(f"{file} is not there{', ' + but if but else ''}")
-    return file

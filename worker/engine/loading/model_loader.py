@@ -85,8 +85,10 @@ def _source(spec: ModelSpec) -> Path:
         config = Path(hub.source(file.config(spec)))
     except ModelLoadError as error:
         raise load_errors.refused(spec, error.message, error) from error
-    if faults := file.inspect(config, safety_checker=spec.safety_checker).faults:
-        raise load_errors.refused(spec, "; it ".join(faults))
+    found = file.inspect(config, safety_checker=spec.safety_checker)
+    if found.faults:
+        passing = next(filter(load_errors.may_pass, found.errors), None)
+        raise load_errors.refused(spec, "; it ".join(found.faults), passing)
     return config
 
 
@@ -105,7 +107,7 @@ def _family(source: Path, spec: ModelSpec) -> Family:
     try:
         return family_of(source)
     except ModelLoadError as error:
-        raise load_errors.refused(spec, error.message, error) from error
+        raise load_errors.load_error(spec, error) from error
 
 
 def _silence_libraries() -> None:
@@ -135,7 +137,7 @@ def _check_supported(family: Family, pipeline: Pipeline, spec: ModelSpec) -> Non
         message = f"model {spec.path!r} has no safety checker; set safety_checker to false for it"
         raise ModelLoadError(message, retryable=False)
     if foreign := family.foreign(spec):
-        message = f"model {spec.path!r} is of {family.name}, which takes no {foreign[0]} here"
+        message = f"model {spec.path!r} is a model of {family.name}, which takes no `{foreign[0]}`"
         raise ModelLoadError(message, retryable=False)
     layer = spec.sag_layer or family.sag_layer
     if (what := next(_faults(family, pipeline, layer), None)) is not None:

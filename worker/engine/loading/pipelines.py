@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from worker.engine.loading.load_errors import refused
+from worker.engine.loading.load_errors import may_pass, refused
 from worker.engine.loading.single_file import SingleFile
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def _of_single_file(
             **options,
         )
     except Exception as error:  # of the first tensor that is missing, or has another shape
+        if may_pass(error):
+            raise
         what = f"it lacks weights, or is not of the kind of its config, {config}"
         raise OSError(f"{what}: {error}") from error
     made.unet.to(dtype.get("unet", dtype["default"]))

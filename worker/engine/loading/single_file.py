@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from worker.config.models import CONVERT, PICKLES, SAFETENSORS
-from worker.engine.loading import model_files
+from worker.engine.loading import model_files, model_json
 from worker.engine.loading.model_files import ModelFiles
 from worker.errors import ModelLoadError
 
@@ -40,6 +40,11 @@ class Kind:
     #: The repository with the configuration of such models, as diffusers has it; None where models
     #: of one layout have different ones.
     config: str | None
+
+    @property
+    def family(self) -> str:
+        """The family of such models."""
+        return "stable_diffusion_xl" if "text_encoder_2" in self.prefixes else "stable_diffusion"
 
 
 _SD1 = {"unet": UNET, "vae": _VAE, "text_encoder": _TEXT_1}
@@ -100,17 +105,19 @@ class SingleFile:
         if safety_checker:
             found.faults.append("has no safety checker; set safety_checker to false for it")
         if config is not None:
-            found.faults += self._faults_with(config)
+            configured = model_files.inspect(config, safety_checker=False, weights=False)
+            found.errors += configured.errors
+            found.faults += self._faults_with(config, configured)
         return found
 
-    def _faults_with(self, config: Path) -> Iterator[str]:
-        configured = model_files.inspect(config, safety_checker=False, weights=False)
+    def _faults_with(self, config: Path, configured: ModelFiles) -> Iterator[str]:
         if configured.faults:
-            yield from (f"lacks a part of its config: {fault}" for fault in configured.faults)
+            yield from (f"has a faulty config: {fault}" for fault in configured.faults)
             return
-        if ("text_encoder_2" in self.kind.prefixes) != ("XL" in configured.pipeline):
-            yield f"is of Stable Diffusion {self.kind.name}, its config of {configured.pipeline}"
-        scheduler = model_files.read_json(config, "scheduler/scheduler_config.json")
+        index = model_json.read_index(config)
+        if index.family != self.kind.family:
+            yield f"is of Stable Diffusion {self.kind.name}, its config of {index.pipeline}"
+        scheduler = model_json.read_json(config, "scheduler/scheduler_config.json")
         if _PREDICTS_V in self._shapes and scheduler.get("prediction_type") != "v_prediction":
             yield "predicts v, and its config does not: set config to one whose scheduler does"
         if _ZERO_SNR in self._shapes and not scheduler.get("rescale_betas_zero_snr"):

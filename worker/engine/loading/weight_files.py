@@ -1,4 +1,4 @@
-"""The names of weight files in diffusers' layout: whole, in shards, of a variant. No torch."""
+"""Weight files: their names in diffusers' layout, and what their headers say. No torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from worker.config.models import CONVERT, PICKLES, SAFETENSORS
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from pathlib import Path
 
 #: How diffusers and transformers begin the names of a part's weight files.
 STEMS = {
@@ -61,3 +62,18 @@ def why_missing(part: str, names: Collection[str]) -> str:
 
 def _dotted(variant: str | None) -> str:
     return f".{variant}" if variant else ""
+
+
+def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """The shapes of a file's tensors by name, and its metadata.
+
+    Raises SafetensorError or OSError for a file that is not complete, or of another format.
+    """
+    from safetensors import safe_open  # noqa: PLC0415  # the worker extra
+
+    with safe_open(path, "np") as file:
+        shapes = {
+            name: tuple(file.get_slice(name).get_shape())
+            for name in file.keys()  # noqa: SIM118  # no mapping
+        }
+        return shapes, file.metadata() or {}
