@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
 
+from examples.studio.input_bucket import InputBucket
 from tests import fork_server
+from tests.conftest import BUCKET
 from worker import embedded
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
     from tests.conftest import Service
+    from worker.config.settings import Settings
 
 #: Longest wait for an expected state of the page, in milliseconds.
 END_MS = 60_000
@@ -81,6 +84,26 @@ def bucket_settings(environment: dict[str, str]) -> dict[str, str]:
     """What a backend needs of a worker's environment for pictures to start from."""
     names = [name for name in environment if name.startswith(("SAG_S3_", "AWS_"))]
     return {name: environment[name] for name in names} | {"STUDIO_SIDE_PX": "64"}
+
+
+@pytest.fixture
+def environment(settings: Settings, s3: embedded.S3Server) -> dict[str, str]:
+    """The backend's variables for the test's own input prefix."""
+    return s3.environment | bucket_settings({
+        "SAG_S3_ENDPOINT_URL": s3.endpoint_url,
+        "SAG_S3_BUCKET": BUCKET,
+        "SAG_S3_INPUT_PREFIX": settings.s3_input_prefix,
+    })  # fmt: skip
+
+
+@pytest.fixture
+def bucket(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> InputBucket:
+    """The same bucket in this process."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = InputBucket.from_environment()
+    assert found is not None
+    return found
 
 
 @contextmanager
