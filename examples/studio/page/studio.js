@@ -108,8 +108,9 @@ function lookBack() {
 
 /** Submit the form: one task, or one for each value of the field that differs. */
 async function submit(field) {
-  await models.loaded;
   if (!form.reportValidity()) return;
+  if (!models.chosen) tell("Waiting for the backend.");
+  await models.loaded;
   forgive();
   const asked = filled();
   if (field?.startsWith("sag_") && field !== "sag_scale" && asked.sag_scale === 0) {
@@ -222,7 +223,7 @@ $("look").addEventListener("input", () => {
   lookBack();
   for (const card of cards) card.lookBack($("look").valueAsNumber);
 });
-addEventListener("popstate", () => open());
 look();
 await models.loaded;
+addEventListener("popstate", () => open());
 open();
