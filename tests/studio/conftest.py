@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
 
+from examples.studio import models
 from examples.studio.input_bucket import InputBucket
 from tests import fork_server
 from tests.conftest import BUCKET
+from tests.studio.offered_models import OFFERED
 from worker import embedded
 
 if TYPE_CHECKING:
@@ -149,6 +152,33 @@ def page(new_page: Callable[..., Page], studio: str) -> Page:
     """The studio on a desktop."""
     opened = new_page()
     opened.goto(studio)
+    return opened
+
+
+@contextmanager
+def without_worker(folder: Path) -> Iterator[tuple[str, str]]:
+    """A page of `OFFERED`; gives its URL, and that of a Redis which no worker reads."""
+    others = {models.VARIABLE: json.dumps(OFFERED)}
+    with (
+        embedded.redis_server(folder) as redis_url,
+        studio_at(redis_url, "sag", folder, others=others) as url,
+    ):
+        yield url, redis_url
+
+
+@pytest.fixture(scope="module")
+def offers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The URL of a page with four models, and that of a Redis which no worker reads."""
+    with without_worker(tmp_path_factory.mktemp("models")) as urls:
+        yield urls
+
+
+@pytest.fixture
+def several(new_page: Callable[..., Page], offers: tuple[str, str]) -> Page:
+    """The page with four models."""
+    opened = new_page()
+    opened.goto(offers[0])
+    expect(opened.get_by_label("Model")).to_be_visible()
     return opened
 
 

@@ -22,8 +22,9 @@ export class Adapters {
     this.rows = new Map(names.map((name) => [name, new Row(name)]));
   }
 
-  /** Show these, in place of another model's. */
+  /** Show these in place of another model's, without the faults of an earlier request. */
   show() {
+    for (const { fault } of this.rows.values()) fault.textContent = "";
     $("adapters").hidden = this.rows.size === 0;
     $("adapter-rows").replaceChildren(...[...this.rows.values()].map(({ node }) => node));
   }

@@ -20,12 +20,13 @@ export function filled() {
   return { ...asked, ...models.asked };
 }
 
-/** Fill the form as it was for a task; the field that differs side by side is left as it is. */
+/** Fill the form as it was for a task; what differs side by side and what is hidden are kept. */
 export function fill(asked, differing) {
   models.fill(asked);
   for (const field of form.elements) {
     const value = asked[field.name];
-    if (!field.name || field.name === differing || OF_MODELS.includes(field.name)) continue;
+    if (!field.name || field.name === differing || field.matches(":disabled")) continue;
+    if (OF_MODELS.includes(field.name)) continue;
     if (field.type !== "range" || (value ?? null) !== null) field.value = value ?? "";
   }
   start.fetch(asked);
