@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from playwright.sync_api import expect
 
 from tests.studio.conftest import DESKTOP, END_MS, PHONE, ask, chromium
-from tests.studio.drawings import choose, drag
+from tests.studio.drawings import choose, drag, submit
+from tests.studio.offered_models import pick
 from tests.studio.test_start import where
+from worker.config.models import PIXELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,13 +27,14 @@ SEED = 11
 
 
 def main() -> None:
-    """Start the studio, make four pictures on a desktop, one on a phone, and one from a picture."""
+    """Start the studio; four pictures of each model, one from a picture, and one on a phone."""
     expect.set_options(timeout=END_MS)
     with _studio() as url, chromium() as browser:
         made = _desktop(browser, url)
+        _pixels(browser, url)
         _start(browser, url, made)
         _phone(browser, url)
-    for name in ("studio.png", "studio-start.png", "studio-phone.png"):
+    for name in ("studio.png", "studio-pixels.png", "studio-start.png", "studio-phone.png"):
         print(DOCS / name)
 
 
@@ -57,6 +60,20 @@ def _desktop(browser: Browser, url: str) -> bytes:
     with urllib.request.urlopen(str(page.locator(".picture").nth(2).get_attribute("src"))) as reply:
         data: bytes = reply.read()
         return data
+
+
+def _pixels(browser: Browser, url: str) -> None:
+    """A class, four times, with the model of pixels."""
+    page = browser.new_page(viewport=DESKTOP)
+    page.goto(url)
+    pick(page, PIXELS)
+    page.get_by_label("Which class").select_option("green star")
+    page.get_by_label("Seed").fill("12")
+    for _ in range(2):  # the first ones wait for the model
+        submit(page, "Side by side")
+        expect(page.locator("[data-finished]")).to_have_count(4)
+    page.mouse.move(0, 0)
+    page.screenshot(path=DOCS / "studio-pixels.png", full_page=True)
 
 
 def _start(browser: Browser, url: str, picture: bytes) -> None:
