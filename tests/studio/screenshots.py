@@ -20,7 +20,7 @@ from worker.config.models import PIXELS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SEED = 11
@@ -53,13 +53,19 @@ def _desktop(browser: Browser, url: str) -> bytes:
     page = browser.new_page(viewport=DESKTOP)
     page.goto(url)
     ask(page, "a green ring left of a blue square on a black background", steps=25, seed=SEED)
-    page.get_by_role("button", name="Side by side").click()
-    expect(page.locator("[data-finished]")).to_have_count(4)
+    _four(page)
     page.mouse.move(0, 0)
     page.screenshot(path=DOCS / "studio.png", full_page=True)
     with urllib.request.urlopen(str(page.locator(".picture").nth(2).get_attribute("src"))) as reply:
         data: bytes = reply.read()
         return data
+
+
+def _four(page: Page) -> None:
+    """Side by side, twice: the first ones wait for the model."""
+    for _ in range(2):
+        submit(page, "Side by side")
+        expect(page.locator("[data-finished]")).to_have_count(4)
 
 
 def _pixels(browser: Browser, url: str) -> None:
@@ -69,9 +75,7 @@ def _pixels(browser: Browser, url: str) -> None:
     pick(page, PIXELS)
     page.get_by_label("Which class").select_option("green star")
     page.get_by_label("Seed").fill("12")
-    for _ in range(2):  # the first ones wait for the model
-        submit(page, "Side by side")
-        expect(page.locator("[data-finished]")).to_have_count(4)
+    _four(page)
     page.mouse.move(0, 0)
     page.screenshot(path=DOCS / "studio-pixels.png", full_page=True)
 
