@@ -50,7 +50,7 @@ def _studio() -> Iterator[str]:
 
 def _desktop(browser: Browser, url: str) -> bytes:
     """Gives the third picture."""
-    page = browser.new_page(viewport=DESKTOP)
+    page = browser.new_page(viewport=DESKTOP, reduced_motion="reduce")
     page.goto(url)
     ask(page, "a green ring left of a blue square on a black background", steps=25, seed=SEED)
     _four(page)
@@ -70,7 +70,7 @@ def _four(page: Page) -> None:
 
 def _pixels(browser: Browser, url: str) -> None:
     """A class, four times, with the model of pixels."""
-    page = browser.new_page(viewport=DESKTOP)
+    page = browser.new_page(viewport=DESKTOP, reduced_motion="reduce")
     page.goto(url)
     pick(page, PIXELS)
     page.get_by_label("Which class").select_option("green star")
@@ -82,7 +82,7 @@ def _pixels(browser: Browser, url: str) -> None:
 
 def _start(browser: Browser, url: str, picture: bytes) -> None:
     """Its right half is painted over, and drawn anew as something else."""
-    page = browser.new_page(viewport=DESKTOP)
+    page = browser.new_page(viewport=DESKTOP, reduced_motion="reduce")
     page.goto(url)
     canvas = choose(page, {"name": "ring.png", "mimeType": "image/png", "buffer": picture})
     page.get_by_label("Brush").fill("44")
@@ -97,7 +97,7 @@ def _start(browser: Browser, url: str, picture: bytes) -> None:
 
 def _phone(browser: Browser, url: str) -> None:
     """In dark colours, in the middle of a picture."""
-    page = browser.new_page(viewport=PHONE, color_scheme="dark")
+    page = browser.new_page(viewport=PHONE, color_scheme="dark", reduced_motion="reduce")
     page.goto(url)
     ask(page, "a large yellow star on a purple background", steps=150, seed=SEED)
     page.get_by_role("button", name="Make a picture").click()
