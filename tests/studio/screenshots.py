@@ -13,7 +13,9 @@ from playwright.sync_api import expect
 
 from tests.studio.conftest import DESKTOP, END_MS, PHONE, ask, chromium
 from tests.studio.drawings import choose, drag
+from tests.studio.offered_models import pick
 from tests.studio.test_start import where
+from worker.config.models import PIXELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,13 +27,14 @@ SEED = 11
 
 
 def main() -> None:
-    """Start the studio, make four pictures on a desktop, one on a phone, and one from a picture."""
+    """Start the studio; make pictures on a desktop, from a picture, of a class, and on a phone."""
     expect.set_options(timeout=END_MS)
     with _studio() as url, chromium() as browser:
         made = _desktop(browser, url)
         _start(browser, url, made)
+        _pixels(browser, url)
         _phone(browser, url)
-    for name in ("studio.png", "studio-start.png", "studio-phone.png"):
+    for name in ("studio.png", "studio-start.png", "studio-pixels.png", "studio-phone.png"):
         print(DOCS / name)
 
 
@@ -72,6 +75,19 @@ def _start(browser: Browser, url: str, picture: bytes) -> None:
     expect(page.locator("[data-finished]")).to_be_visible()
     page.mouse.move(0, 0)
     page.screenshot(path=DOCS / "studio-start.png", full_page=True)
+
+
+def _pixels(browser: Browser, url: str) -> None:
+    """A class of the bundled model of pixels."""
+    page = browser.new_page(viewport=DESKTOP)
+    page.goto(url)
+    pick(page, PIXELS)
+    page.get_by_label("Which class").select_option("green star")
+    page.get_by_label("Seed").fill("7")
+    page.get_by_role("button", name="Make a picture").click()
+    expect(page.locator("[data-finished]")).to_be_visible()
+    page.mouse.move(0, 0)
+    page.screenshot(path=DOCS / "studio-pixels.png", full_page=True)
 
 
 def _phone(browser: Browser, url: str) -> None:
