@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -14,15 +15,20 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 import uvicorn
 
+from examples.studio.models import VARIABLE
+from training.pixels.classes import CLASSES, name_of
 from worker import embedded
+from worker.config.models import PIXELS, shipped_environment
 
 if TYPE_CHECKING:
     from types import FrameType
 
 PORT = 8020
 BUCKET = "studio"
-#: Side of the bundled model's pictures, in pixels.
+#: Side of the pictures of the bundled model `default`, in pixels.
 SIDE_PX = 64
+#: The bundled models as the page is told of them.
+MODELS = {"default": {}, PIXELS: {"classes": [name_of(label) for label in range(len(CLASSES))]}}
 
 
 def main(
@@ -64,6 +70,7 @@ def _start(stack: ExitStack) -> dict[str, str]:
     s3 = stack.enter_context(embedded.s3_server(folder, BUCKET))
     environment = {
         **s3.environment,
+        **shipped_environment(),
         "SAG_BROKER_URL": url,
         "SAG_NAMESPACE": "sag",
         "SAG_DEVICE": "cpu",
@@ -79,10 +86,10 @@ def _start(stack: ExitStack) -> dict[str, str]:
 
 
 def _replace_settings(environment: dict[str, str]) -> None:
-    """Let the backend find these servers, whatever the shell has set for others."""
+    """Let the backend find these servers and models, whatever the shell has set for others."""
     for name in [name for name in os.environ if name.startswith(("SAG_", "AWS_"))]:
         del os.environ[name]
-    os.environ.update(environment)
+    os.environ.update(environment | {VARIABLE: json.dumps(MODELS)})
     os.environ.setdefault("STUDIO_SIDE_PX", str(SIDE_PX))
 
 

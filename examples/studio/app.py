@@ -28,6 +28,7 @@ from api_contracts import (
 )
 from examples.studio.input_bucket import BucketAway, BucketRefuses, InputBucket
 from examples.studio.inputs import opened_bucket, router
+from examples.studio.models import Model, as_list, from_environment
 from examples.studio.stream import lines
 
 #: Tasks of one call.
@@ -44,15 +45,17 @@ class State(TypedDict):
 
     client: AsyncGenerationClient
     bucket: InputBucket | None
+    models: dict[str, Model]
 
 
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[State]:
-    """One client and one bucket for the life of the process."""
+    """One client and one bucket for the life of the process; wrong settings end it."""
+    models = from_environment()
     url = os.environ.get("SAG_BROKER_URL", "redis://127.0.0.1:6379/0")
     namespace = os.environ.get("SAG_NAMESPACE", "sag")
     async with AsyncGenerationClient(url, namespace) as client, opened_bucket() as bucket:
-        yield {"client": client, "bucket": bucket}
+        yield {"client": client, "bucket": bucket, "models": models}
 
 
 app = FastAPI(title="SAG studio", lifespan=lifespan)
@@ -66,6 +69,15 @@ def client_of(request: Request) -> AsyncGenerationClient:
 
 
 Client = Annotated[AsyncGenerationClient, Depends(client_of)]
+
+
+def models_of(request: Request) -> dict[str, Model]:
+    """The models that `lifespan` read."""
+    models: dict[str, Model] = request.state.models
+    return models
+
+
+Models = Annotated[dict[str, Model], Depends(models_of)]
 
 
 async def known(task_ids: str, client: Client) -> list[AsyncTaskHandle]:
@@ -136,10 +148,16 @@ async def cancel(tasks: Tasks) -> Statuses:
     return {task.task_id: status for task, status in zip(tasks, former, strict=True)}
 
 
+@app.get("/models")
+async def offered(models: Models) -> list[dict[str, Any]]:
+    """The models of the page, in the order of the settings."""
+    return as_list(models)
+
+
 @app.get("/queue")
-async def queue(client: Client) -> dict[str, int]:
-    """How many tasks wait, by model."""
-    return await client.queue_depths()
+async def queue(client: Client, models: Models) -> dict[str, int]:
+    """How many tasks wait for each model of the page."""
+    return await client.queue_depths(models)
 
 
 @app.exception_handler(RequestValidationError)

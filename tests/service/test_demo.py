@@ -20,7 +20,7 @@ from api_contracts import GenerationError
 from tests import fork_server
 from tests.conftest import BUCKET, FEW_STEPS
 from tests.service.conftest import wait_until
-from training.pixels import dataset
+from training.pixels import classes
 from worker import embedded
 from worker.cli import demo as demo_command
 
@@ -132,7 +132,7 @@ def test_each_class_is_drawn_without_sag_and_with_it() -> None:
     for above, below in zip(asked[:columns], asked[columns:], strict=True):
         assert (above["sag_scale"], below["sag_scale"]) == (0.0, 1.0)
         assert above | {"sag_scale": 1.0} == below
-    assert all(dataset.name_of(label) == name for label, name in demo_command.CLASSES.items())
+    assert all(classes.name_of(label) == name for label, name in demo_command.CLASSES.items())
 
 
 def left_behind(tmp_path: Path) -> list[str]:

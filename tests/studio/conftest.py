@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -12,7 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import Page, ViewportSize, expect, sync_playwright
 
+from examples.studio import models
+from examples.studio.input_bucket import InputBucket
 from tests import fork_server
+from tests.conftest import BUCKET
+from tests.studio.offered_models import OFFERED
 from worker import embedded
 
 if TYPE_CHECKING:
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
     from tests.conftest import Service
+    from worker.config.settings import Settings
 
 #: Longest wait for an expected state of the page, in milliseconds.
 END_MS = 60_000
@@ -83,6 +89,26 @@ def bucket_settings(environment: dict[str, str]) -> dict[str, str]:
     return {name: environment[name] for name in names} | {"STUDIO_SIDE_PX": "64"}
 
 
+@pytest.fixture
+def environment(settings: Settings, s3: embedded.S3Server) -> dict[str, str]:
+    """The backend's variables for the test's own input prefix."""
+    return s3.environment | bucket_settings({
+        "SAG_S3_ENDPOINT_URL": s3.endpoint_url,
+        "SAG_S3_BUCKET": BUCKET,
+        "SAG_S3_INPUT_PREFIX": settings.s3_input_prefix,
+    })  # fmt: skip
+
+
+@pytest.fixture
+def bucket(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> InputBucket:
+    """The same bucket in this process."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = InputBucket.from_environment()
+    assert found is not None
+    return found
+
+
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """Debian's Chromium without a window."""
@@ -126,6 +152,33 @@ def page(new_page: Callable[..., Page], studio: str) -> Page:
     """The studio on a desktop."""
     opened = new_page()
     opened.goto(studio)
+    return opened
+
+
+@contextmanager
+def without_worker(folder: Path) -> Iterator[tuple[str, str]]:
+    """A page of `OFFERED`; gives its URL, and that of a Redis which no worker reads."""
+    others = {models.VARIABLE: json.dumps(OFFERED)}
+    with (
+        embedded.redis_server(folder) as redis_url,
+        studio_at(redis_url, "sag", folder, others=others) as url,
+    ):
+        yield url, redis_url
+
+
+@pytest.fixture(scope="module")
+def offers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The URL of a page with four models, and that of a Redis which no worker reads."""
+    with without_worker(tmp_path_factory.mktemp("models")) as urls:
+        yield urls
+
+
+@pytest.fixture
+def several(new_page: Callable[..., Page], offers: tuple[str, str]) -> Page:
+    """The page with four models."""
+    opened = new_page()
+    opened.goto(offers[0])
+    expect(opened.get_by_label("Model")).to_be_visible()
     return opened
 
 

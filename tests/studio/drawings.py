@@ -26,6 +26,13 @@ def payload_of(image: Image.Image, name: str = "PNG", **options: Any) -> FilePay
     return {"name": f"picture.{kind}", "mimeType": f"image/{kind}", "buffer": data.getvalue()}
 
 
+def picture(format_name: str = "PNG", size: tuple[int, int] = (40, 24)) -> bytes:
+    """A file with a picture in one colour."""
+    data = io.BytesIO()
+    Image.new("RGB", size, "teal").save(data, format_name)
+    return data.getvalue()
+
+
 def file(
     size: tuple[int, int] = (96, 64), name: str = "PNG", orientation: int | None = None
 ) -> FilePayload:

@@ -12,26 +12,29 @@ from typing import TYPE_CHECKING
 from playwright.sync_api import expect
 
 from tests.studio.conftest import DESKTOP, END_MS, PHONE, ask, chromium
-from tests.studio.drawings import choose, drag
+from tests.studio.drawings import choose, drag, submit
+from tests.studio.offered_models import pick
 from tests.studio.test_start import where
+from worker.config.models import PIXELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SEED = 11
 
 
 def main() -> None:
-    """Start the studio, make four pictures on a desktop, one on a phone, and one from a picture."""
+    """Start the studio; four pictures of each model, one from a picture, and one on a phone."""
     expect.set_options(timeout=END_MS)
     with _studio() as url, chromium() as browser:
         made = _desktop(browser, url)
+        _pixels(browser, url)
         _start(browser, url, made)
         _phone(browser, url)
-    for name in ("studio.png", "studio-start.png", "studio-phone.png"):
+    for name in ("studio.png", "studio-pixels.png", "studio-start.png", "studio-phone.png"):
         print(DOCS / name)
 
 
@@ -47,11 +50,10 @@ def _studio() -> Iterator[str]:
 
 def _desktop(browser: Browser, url: str) -> bytes:
     """Gives the third picture."""
-    page = browser.new_page(viewport=DESKTOP)
+    page = browser.new_page(viewport=DESKTOP, reduced_motion="reduce")
     page.goto(url)
     ask(page, "a green ring left of a blue square on a black background", steps=25, seed=SEED)
-    page.get_by_role("button", name="Side by side").click()
-    expect(page.locator("[data-finished]")).to_have_count(4)
+    _four(page)
     page.mouse.move(0, 0)
     page.screenshot(path=DOCS / "studio.png", full_page=True)
     with urllib.request.urlopen(str(page.locator(".picture").nth(2).get_attribute("src"))) as reply:
@@ -59,9 +61,28 @@ def _desktop(browser: Browser, url: str) -> bytes:
         return data
 
 
+def _four(page: Page) -> None:
+    """Side by side, twice: the first ones wait for the model."""
+    for _ in range(2):
+        submit(page, "Side by side")
+        expect(page.locator("[data-finished]")).to_have_count(4)
+
+
+def _pixels(browser: Browser, url: str) -> None:
+    """A class, four times, with the model of pixels."""
+    page = browser.new_page(viewport=DESKTOP, reduced_motion="reduce")
+    page.goto(url)
+    pick(page, PIXELS)
+    page.get_by_label("Which class").select_option("green star")
+    page.get_by_label("Seed").fill("12")
+    _four(page)
+    page.mouse.move(0, 0)
+    page.screenshot(path=DOCS / "studio-pixels.png", full_page=True)
+
+
 def _start(browser: Browser, url: str, picture: bytes) -> None:
     """Its right half is painted over, and drawn anew as something else."""
-    page = browser.new_page(viewport=DESKTOP)
+    page = browser.new_page(viewport=DESKTOP, reduced_motion="reduce")
     page.goto(url)
     canvas = choose(page, {"name": "ring.png", "mimeType": "image/png", "buffer": picture})
     page.get_by_label("Brush").fill("44")
@@ -76,7 +97,7 @@ def _start(browser: Browser, url: str, picture: bytes) -> None:
 
 def _phone(browser: Browser, url: str) -> None:
     """In dark colours, in the middle of a picture."""
-    page = browser.new_page(viewport=PHONE, color_scheme="dark")
+    page = browser.new_page(viewport=PHONE, color_scheme="dark", reduced_motion="reduce")
     page.goto(url)
     ask(page, "a large yellow star on a purple background", steps=150, seed=SEED)
     page.get_by_role("button", name="Make a picture").click()

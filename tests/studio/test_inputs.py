@@ -1,26 +1,22 @@
-"""The studio's backend puts pictures into the workers' input bucket, and deletes them later."""
+"""The studio's backend puts pictures into the workers' input bucket."""
 
 from __future__ import annotations
 
-import asyncio
-import io
 import json
 import re
 import urllib.error
 import urllib.request
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
 
-from examples.studio import inputs
-from examples.studio.input_bucket import KEEP, MAX_BYTES, MAX_SIDE_PX, BucketAway, InputBucket
-from tests.conftest import BUCKET
-from tests.pictures import FILES, animated, encoded
+from examples.studio.input_bucket import MAX_BYTES, MAX_SIDE_PX
+from tests.pictures import animated, encoded
 from tests.service.conftest import END_S, wait_until
-from tests.studio.conftest import bucket_settings, studio_at
+from tests.studio.conftest import studio_at
+from tests.studio.drawings import picture
 from worker import embedded
 from worker.storage import Storage
 
@@ -28,14 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from examples.studio.input_bucket import InputBucket
     from worker.config.settings import Settings
-
-
-def picture(format_name: str = "PNG", size: tuple[int, int] = (40, 24)) -> bytes:
-    """A file with a picture in one colour."""
-    file = io.BytesIO()
-    Image.new("RGB", size, "teal").save(file, format_name)
-    return file.getvalue()
 
 
 def send(studio: str, data: bytes, content_type: str = "image/png") -> tuple[int, Any]:
@@ -61,32 +51,12 @@ def get(url: str) -> tuple[int, Any]:
 
 
 @pytest.fixture
-def environment(settings: Settings, s3: embedded.S3Server) -> dict[str, str]:
-    """The backend's variables for the test's own input prefix."""
-    return s3.environment | bucket_settings({
-        "SAG_S3_ENDPOINT_URL": s3.endpoint_url,
-        "SAG_S3_BUCKET": BUCKET,
-        "SAG_S3_INPUT_PREFIX": settings.s3_input_prefix,
-    })  # fmt: skip
-
-
-@pytest.fixture
 def backend(
     redis_url: str, namespace: str, environment: dict[str, str], tmp_path: Path
 ) -> Iterator[str]:
     """A backend with a bucket."""
     with studio_at(redis_url, namespace, tmp_path, others=environment) as studio:
         yield studio
-
-
-@pytest.fixture
-def bucket(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> InputBucket:
-    """The same bucket in this process."""
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    found = InputBucket.from_environment()
-    assert found is not None
-    return found
 
 
 @pytest.mark.parametrize(("name", "ending"), [("PNG", "png"), ("JPEG", "jpg"), ("WEBP", "webp")])
@@ -146,35 +116,6 @@ def test_what_is_no_fit_picture_is_refused(
     assert bucket.delete_older_than(timedelta(0)) == 0
 
 
-def test_a_photo_of_a_phone_is_a_jpeg(bucket: InputBucket) -> None:
-    """Of a file of several photos the first is read, as workers do."""
-    key = bucket.store(FILES["photo of a phone"]())
-    assert key.endswith(".jpg")
-    found = bucket.load(key)
-    assert found is not None
-    assert found[1] == "image/jpeg"
-
-
-@pytest.mark.parametrize(("value", "is_sent"), [(None, True), ("false", False), ("0", False)])
-def test_checksums_are_sent_unless_turned_off(
-    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, value: str | None, is_sent: bool
-) -> None:
-    """As workers do with `SAG_S3_CHECKSUMS`: some stores refuse what they do not know."""
-    for name, each in (environment | ({"SAG_S3_CHECKSUMS": value} if value else {})).items():
-        monkeypatch.setenv(name, each)
-    bucket = InputBucket.from_environment()
-    assert bucket is not None
-    sent: list[set[str]] = []
-
-    def look(request: Any, **_: Any) -> None:
-        sent.append({name.lower() for name in request.headers})
-
-    bucket._client.meta.events.register("before-send.s3.PutObject", look)
-    assert bucket.load(bucket.store(picture())) == (picture(), "image/png")
-    (headers,) = sent
-    assert any("checksum" in name for name in headers) is is_sent
-
-
 def test_a_file_that_is_too_large_is_not_read_to_its_end(backend: str) -> None:
     """The backend answers or closes after the limit, and goes on serving."""
     try:
@@ -199,53 +140,6 @@ def test_a_file_that_is_too_large_is_not_read_to_its_end(backend: str) -> None:
 def test_only_the_studios_own_pictures_can_be_read(backend: str, key: str, code: int) -> None:
     """Not other callers' inputs, whose names may be guessed; 404 where there is none any more."""
     assert get(f"{backend}inputs/{key}")[0] == code
-
-
-def test_old_pictures_are_deleted_and_nothing_else(
-    bucket: InputBucket, settings: Settings, environment: dict[str, str]
-) -> None:
-    """Those of the last day stay, and so does what others put below the input prefix."""
-    import boto3
-
-    client = boto3.client("s3", endpoint_url=environment["SAG_S3_ENDPOINT_URL"])
-    other = {"Bucket": BUCKET, "Key": f"{settings.s3_input_prefix}/studio-of-others/a.png"}
-    client.put_object(Body=b"a", **other)
-    keys = [bucket.store(picture()) for _ in range(3)]
-    assert bucket.delete_older_than(KEEP) == 0
-    assert all(bucket.load(key) for key in keys)
-    assert bucket.delete_older_than(timedelta(0)) == 3
-    assert [bucket.load(key) for key in keys] == [None] * 3
-    assert client.get_object(**other)["Body"].read() == b"a"
-
-
-def test_a_studio_deletes_old_pictures_by_itself(
-    bucket: InputBucket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """When it starts, and again after a pause, also after S3 was away."""
-    monkeypatch.setattr(inputs, "KEEP", timedelta(0))
-    monkeypatch.setattr(inputs, "SWEEP_S", 0.01)
-    calls = []
-    real = InputBucket.delete_older_than
-
-    def delete(self: InputBucket, age: timedelta) -> int:
-        calls.append(age)
-        if len(calls) == 1:
-            raise BucketAway("away")
-        return real(self, age)
-
-    monkeypatch.setattr(InputBucket, "delete_older_than", delete)
-
-    def is_gone(key: str) -> bool:
-        return bucket.load(key) is None
-
-    async def run() -> None:
-        async with inputs.opened_bucket():
-            for _ in range(2):
-                key = await asyncio.to_thread(bucket.store, picture())
-                await asyncio.to_thread(wait_until, partial(is_gone, key))
-
-    asyncio.run(run())
-    assert len(calls) >= 3
 
 
 def test_a_bucket_that_is_away_is_503(

@@ -15,6 +15,7 @@ import pytest
 from tests.service.conftest import wait_until
 from tests.service.test_demo import left_behind
 from tests.studio.test_endpoints import REQUEST, call, stream
+from training.pixels.classes import CLASSES, name_of
 from worker import embedded
 
 if TYPE_CHECKING:
@@ -58,15 +59,21 @@ def started(tmp_path: Path, port: int = 0) -> Iterator[subprocess.Popen[str]]:
 def test_the_studio_makes_a_picture_and_ends_with_everything(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    """It opens a browser, makes a picture, and ends with 0 by a signal while a page is open."""
+    """It opens a browser, has both bundled models draw, and ends with 0 while a page is open."""
     with started(tmp_path) as process:
         url = where(process)
         opened = tmp_path / "opened"
         wait_until(lambda: opened.exists() and opened.read_text() == f"{url}\n")
+        _, (prompts, classes) = call("GET", f"{url}models")
+        assert prompts == {"name": "default", "classes": None, "adapters": []}
+        assert classes["classes"] == [name_of(label) for label in range(len(CLASSES))]
         unserved = REQUEST | {"model": "unserved"}
-        requests = {"a": REQUEST | {"num_inference_steps": 2}, "b": unserved}
+        star = {"model": classes["name"], "class_labels": classes["classes"].index("green star")}
+        short = {"num_inference_steps": 2}
+        requests = {"a": REQUEST | short, "b": unserved, "c": star | short}
         assert call("POST", f"{url}tasks", requests)[0] == 202
-        assert stream(f"{url}tasks/a/events")[-1][1]["type"] == "succeeded"
+        for task_id in ("a", "c"):
+            assert stream(f"{url}tasks/{task_id}/events")[-1][1]["type"] == "succeeded"
         address = embedded.LOOPBACK, int(url.rstrip("/").rpartition(":")[2])
         with socket.create_connection(address, timeout=STOP_S) as page:
             page.sendall(b"GET /tasks/b/events HTTP/1.1\r\nHost: a\r\n\r\n")

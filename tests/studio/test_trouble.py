@@ -83,6 +83,26 @@ def test_a_file_without_a_link_is_named(
         expect(page.locator(".remark")).to_contain_text(f"links/outputs/{task_ids(page)[0]}/0.png")
 
 
+def test_a_page_without_its_backend_is_whole(new_page: Callable[..., Page], tmp_path: Path) -> None:
+    """It has the form of one prompt and says what is wrong; what is asked then is sent once."""
+    with embedded.redis_server(tmp_path) as url, studio_at(url, "sag", tmp_path) as studio:
+        page = new_page()
+        for path in ("models", "queue"):
+            page.route(f"**/{path}", lambda route: route.abort())
+        page.goto(studio)
+        expect(page.get_by_role("alert")).to_contain_text("backend does not answer")
+        expect(page.get_by_label("What shall it draw?")).to_be_visible()
+        for hidden in ("#choice", "#from-class", "#adapters"):
+            expect(page.locator(hidden)).to_be_hidden()
+        for _ in range(2):
+            page.get_by_role("button", name="Make a picture").click()
+        expect(page.get_by_role("status")).to_have_text("Waiting for the backend.")
+        page.unroute_all()
+        expect(page.get_by_role("status")).to_have_text("Waiting for a worker.")
+        expect(page.locator("#queue")).to_have_text("1 task waits")
+        expect(page.get_by_role("alert")).to_be_empty()
+
+
 @pytest.mark.slow
 def test_a_submission_waits_for_redis(new_page: Callable[..., Page], tmp_path: Path) -> None:
     """A submission made meanwhile is sent once when Redis is back; a followed task goes on."""

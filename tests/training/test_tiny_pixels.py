@@ -13,7 +13,7 @@ from PIL import Image
 
 from training import progress
 from training.export import fingerprint
-from training.pixels import card, dataset, denoiser, evaluate
+from training.pixels import card, classes, dataset, denoiser, evaluate
 from training.progress import Stage
 from worker.config.models import SHIPPED_PIXEL_MODEL, shipped_pixels
 
@@ -26,19 +26,19 @@ LARGEST_BYTES = 4_000_000
 
 def test_each_drawn_picture_is_read_as_its_class() -> None:
     """The judge makes no error on drawn pictures, and knows one class from the others."""
-    for label in range(0, len(dataset.CLASSES), 11):
+    for label in range(0, len(classes.CLASSES), 11):
         picture = dataset.draw(random.Random(f"test/{label}"), label)
         assert picture.size == (dataset.SIDE_PX, dataset.SIDE_PX)
         assert dataset.is_right(picture, label)
-        assert not dataset.is_right(picture, (label + 1) % len(dataset.CLASSES))
-        assert not dataset.is_right(picture, (label + 10) % len(dataset.CLASSES))
+        assert not dataset.is_right(picture, (label + 1) % len(classes.CLASSES))
+        assert not dataset.is_right(picture, (label + 10) % len(classes.CLASSES))
 
 
 def test_the_settings_name_the_label_of_no_class() -> None:
     """`null_class` of the bundled model's settings is that of its training."""
-    assert shipped_pixels().null_class == dataset.NULL_CLASS == len(dataset.CLASSES)
-    assert dataset.CLASSES[dataset.label_of("green", "star")] == ("green", "star")
-    assert dataset.name_of(0) == " ".join(dataset.CLASSES[0])
+    assert shipped_pixels().null_class == classes.NULL_CLASS == len(classes.CLASSES)
+    assert classes.CLASSES[classes.label_of("green", "star")] == ("green", "star")
+    assert classes.name_of(0) == " ".join(classes.CLASSES[0])
 
 
 def test_the_distance_is_frechets() -> None:
@@ -115,8 +115,8 @@ def test_the_card_is_that_of_the_weights() -> None:
 @pytest.mark.parametrize("sag_scale", [0.0, 1.0])
 def test_it_draws_what_is_asked(sag_scale: float) -> None:
     """Of six classes, one of each shape, at most one is drawn wrong."""
-    labels = [dataset.label_of("red", shape) for shape in ("circle", "square", "star")]
-    labels += [dataset.label_of("blue", shape) for shape in ("triangle", "ring", "cross")]
+    labels = [classes.label_of("red", shape) for shape in ("circle", "square", "star")]
+    labels += [classes.label_of("blue", shape) for shape in ("triangle", "ring", "cross")]
     with evaluate.PixelEngine(FOLDER) as engine:
         pictures = engine.pictures(labels, evaluate.Guidance(2.0, sag_scale))
     right = [dataset.is_right(*each) for each in zip(pictures, labels, strict=True)]

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from training import record
-from training.pixels import card, dataset, denoiser, evaluate, export
+from training.pixels import card, classes, dataset, denoiser, evaluate, export
 from training.progress import Stage
 from worker.config.models import SHIPPED_PIXEL_MODEL
 
@@ -31,7 +31,7 @@ def main() -> None:
     denoiser.train(denoiser.Batches(data, arguments.seed), work)
     export.write(work, out)
     curve = record.Curve(denoiser.NAME, Stage(denoiser.NAME, work).rows())
-    record.save(out, record.Record(run, dataset.PICTURES, len(dataset.CLASSES), [curve]))
+    record.save(out, record.Record(run, dataset.PICTURES, len(classes.CLASSES), [curve]))
     evaluate.evaluate(out)
     card.write(out)
 

@@ -13,7 +13,8 @@ from training import chart, record
 from training.export import weight_files
 from training.findings import table
 from training.pixels import denoiser, evaluate
-from training.pixels.dataset import CLASSES, NULL_CLASS, SIDE_PX, label_of, name_of
+from training.pixels.classes import CLASSES, NULL_CLASS, label_of, name_of
+from training.pixels.dataset import SIDE_PX
 from training.pixels.evaluate import Guidance
 from training.shapes import COLOURS, SHAPES
 from worker.config.models import shipped_pixels

@@ -1,4 +1,4 @@
-"""The classes of the pixel model, and the pictures that it is trained on."""
+"""The pictures that the pixel model is trained on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from training.shapes import COLOURS, SHAPES, jittered, render, single
+from training.pixels.classes import CLASSES
+from training.shapes import COLOURS, jittered, render, single
 from training.sight import look
 
 if TYPE_CHECKING:
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
     from training.shapes import Scene
 
 SIDE_PX = 32
-#: A class is a colour and a shape; its label is its place here.
-CLASSES = tuple((colour, shape) for shape in SHAPES for colour in COLOURS)
-#: The label of no class, for classifier-free guidance.
-NULL_CLASS = len(CLASSES)
 #: Half the width of a shape, in the pixels of `training.shapes`, which are half as large.
 RADIUS_PX = (15.0, 23.0)
 PICTURES = 32_000
@@ -39,17 +36,6 @@ class Dataset:
 
     pixels: torch.Tensor
     labels: torch.Tensor
-
-
-def name_of(label: int) -> str:
-    """The class in words."""
-    colour, shape = CLASSES[label]
-    return f"{colour} {shape}"
-
-
-def label_of(colour: str, shape: str) -> int:
-    """The label of a class."""
-    return CLASSES.index((colour, shape))
 
 
 def load_or_draw(work: Path, seed: int) -> Dataset:

@@ -9,7 +9,8 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from training.pixels.dataset import NULL_CLASS, SIDE_PX
+from training.pixels.classes import NULL_CLASS
+from training.pixels.dataset import SIDE_PX
 from training.progress import SAVE_EVERY, Stage, cosine_rate
 
 if TYPE_CHECKING:

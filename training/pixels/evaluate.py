@@ -14,7 +14,8 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from training.export import fingerprint
-from training.pixels.dataset import CLASSES, NULL_CLASS, SIDE_PX, draw, is_right
+from training.pixels.classes import CLASSES, NULL_CLASS
+from training.pixels.dataset import SIDE_PX, draw, is_right
 from training.shares import Share, share
 from worker.config.models import ModelSpec
 from worker.engine.engine import Engine

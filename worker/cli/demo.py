@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import textwrap
@@ -15,7 +14,7 @@ from api_contracts import GenerationClient, GenerationError, GenerationResult
 from worker import embedded
 from worker.cli import download, progress
 from worker.cli.console import printable
-from worker.config.models import shipped, shipped_pixels
+from worker.config.models import PIXELS, shipped_environment
 from worker.exit_codes import FAILED, INTERRUPTED
 from worker.supervisor.process_manager import describe_exit
 
@@ -47,8 +46,6 @@ LOG_TAIL_CHARS = 2000
 #: Edge of an image on the contact sheet, and the space for its caption, in pixels.
 TILE_PX, CAPTION_PX, GAP_PX = 256, 44, 12
 COLUMNS = 3
-#: Alias of the bundled model of pixels.
-PIXELS = "pixels"
 
 
 def run_demo(prompt: str | None, out: Path, console: Console) -> int:
@@ -103,13 +100,7 @@ def _make_images(
     environment = {
         **s3.environment,
         "SAG_BROKER_URL": url,
-        "SAG_MODELS": json.dumps(
-            {
-                alias: spec.model_dump(mode="json", exclude_defaults=True)
-                for alias, spec in {"default": shipped(), PIXELS: shipped_pixels()}.items()
-            }
-        ),
-        "SAG_MAX_MODELS": "2",
+        **shipped_environment(),
         "SAG_S3_ENDPOINT_URL": s3.endpoint_url,
         "SAG_S3_BUCKET": BUCKET,
         "SAG_DRAIN_TIMEOUT_S": "1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -15,6 +16,9 @@ from api_contracts.request_types import ADAPTER_PATTERN, MAX_LORA_SCALE
 SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "models" / "tiny-shapes"
 #: The bundled model of pixels, which draws classes instead of prompts.
 SHIPPED_PIXEL_MODEL = SHIPPED_MODEL.with_name("tiny-shapes-pixels")
+
+#: Its alias where a worker serves both.
+PIXELS = "pixels"
 
 #: The end of every file of weights that is read.
 SAFETENSORS = ".safetensors"
@@ -154,10 +158,19 @@ def shipped() -> ModelSpec:
 
 
 def shipped_pixels() -> ModelSpec:
-    """Settings of the bundled model of pixels; `training.pixels.dataset` has its labels."""
+    """Settings of the bundled model of pixels; `training.pixels.classes` has its labels."""
     return ModelSpec(
         path=str(SHIPPED_PIXEL_MODEL),
         safety_checker=False,
         null_class=60,
         defaults=ModelDefaults(num_inference_steps=25, guidance_scale=1.0),
     )
+
+
+def shipped_environment() -> dict[str, str]:
+    """The settings of a worker that serves both bundled models and keeps both loaded."""
+    specs = {"default": shipped(), PIXELS: shipped_pixels()}
+    models = {
+        alias: spec.model_dump(mode="json", exclude_defaults=True) for alias, spec in specs.items()
+    }
+    return {"SAG_MODELS": json.dumps(models), "SAG_MAX_MODELS": str(len(specs))}

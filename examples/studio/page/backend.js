@@ -2,6 +2,7 @@
 
 const ANSWER_MS = 5000; // for the backend to answer
 const UPLOAD_MS = 60000; // for a picture to be stored
+const PAUSE_MS = 2000; // before the same is asked again
 
 const REDIS_AWAY =
   "Redis does not answer. What workers have begun goes on; this page does, too, when Redis is back.";
@@ -11,6 +12,8 @@ const BACKEND_AWAY =
   "The studio’s backend does not answer: has it ended? This page goes on when it is back.";
 
 export const pathOf = (ids) => `tasks/${ids.map(encodeURIComponent).join(",")}`;
+
+export const pause = () => new Promise((resolve) => setTimeout(resolve, PAUSE_MS));
 
 /** Nothing can be done now, and the same may work later. */
 export class Trouble extends Error {}

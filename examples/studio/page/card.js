@@ -1,6 +1,8 @@
 // One task on the page. What comes from outside is set as text, never as HTML.
 
+import { inWords, lorasOf } from "./adapters.js";
 import { differing, SIDE_BY_SIDE } from "./compare.js";
+import { models } from "./models.js";
 
 const PATIENCE_MS = 5000; // before a word on a task that no worker takes
 
@@ -25,13 +27,26 @@ const WORDS = {
   expired: (event) => `Its deadline passed at step ${event.step}`,
 };
 const ENDS = ["succeeded", "failed", "cancelled", "expired", "lost"];
-export const ENDED = {
+const ENDED = {
   failed: "It failed.",
   cancelled: "Cancelled.",
   expired: "Its deadline passed.",
   lost: "There is nothing to show.",
 };
-export const WAITS = ["queued", "requeued"];
+const WAITS = ["queued", "requeued"];
+
+/** Few words for all tasks, which change seldom: they are read aloud. */
+export function summary(cards) {
+  const made = cards.filter((card) => card.type === "succeeded").length;
+  const isOver = cards.every((card) => card.isOver);
+  if (isOver && cards.length > 1) return `${made} of ${cards.length} pictures are done.`;
+  if (isOver) return made ? "The picture is done." : ENDED[cards[0].type];
+  if (cards.every((card) => card.isForgotten)) return "No worker has taken this yet.";
+  const quarters = Math.floor((4 * cards.reduce((sum, card) => sum + card.done, 0)) / cards.length);
+  const parts = ["Drawing.", "A quarter is drawn.", "Half is drawn.", "Three quarters are drawn."];
+  if (cards.some((card) => card.done > 0)) return parts[quarters] ?? "Storing.";
+  return cards.every((card) => WAITS.includes(card.type)) ? "Waiting for a worker." : "Begun.";
+}
 
 /** A task and its place on the page: hears its events, shows its pictures. */
 export class Card {
@@ -66,7 +81,8 @@ export class Card {
     const { seq, type } = event;
     this.remark("");
     Object.assign(this, { seq, type, since: performance.now() });
-    this.asked = { ...event.result?.parameters, ...event.metadata };
+    // The last event of a task that its worker refused has no metadata.
+    this.asked = { ...this.asked, ...event.result?.parameters, ...event.metadata };
     if (type === "progress") {
       this.done = event.step / event.total_steps;
       if (event.preview) {
@@ -132,17 +148,19 @@ export class Card {
     this.set("remark", text);
   }
 
-  draw({ timings, batch, scheduler }) {
-    const { prompt = "", num_inference_steps, guidance_scale, image, strength } = this.asked;
+  draw({ timings, batch, scheduler, parameters = this.asked }) {
+    const { num_inference_steps, guidance_scale, image, strength, model } = this.asked;
     const seed = this.seed ?? this.asked.seed;
     const field = differing(this.asked);
     const value = this.asked[field];
     this.node.dataset.type = this.type ?? "";
     this.set("name", value === undefined ? "Picture" : `${SIDE_BY_SIDE[field].name} ${value}`);
-    this.node.querySelector(".picture").alt = String(prompt);
+    this.node.querySelector(".picture").alt = models.subjectOf(this.asked) ?? "";
     this.node.querySelector("progress").value = this.done;
     const facts = { Seed: seed, Steps: num_inference_steps, Guidance: guidance_scale };
     if (image) facts.Strength = strength;
+    if (models.all.length > 1) facts.Model = model;
+    facts.Adapters = inWords(lorasOf(parameters)) || undefined;
     if (timings) {
       const { queued_s, load_s, encode_s, denoise_s, decode_s, upload_s } = timings;
       Object.assign(facts, {

@@ -1,12 +1,11 @@
 // The picture to start from: chosen, dropped, or fetched again for an earlier task. It is shown and
 // sent at the size that it is drawn in, with the mask that is painted on it.
 
-import { call, fetchPicture, Refused } from "./backend.js";
+import { call, fetchPicture, pause, Refused } from "./backend.js";
 import { Painter } from "./mask.js";
 import { blobOf, canvasOf, filledWith, middle, sizeFor, transparent } from "./pixels.js";
 
 const MAX_FILE_BYTES = 64 * 2 ** 20;
-const ASK_MS = 2000; // between two questions for the defaults
 
 const $ = (id) => document.getElementById(id);
 class Start extends EventTarget {
@@ -25,8 +24,9 @@ class Start extends EventTarget {
     this.painter.changed = () => this.tell();
   }
 
+  /** Whether there is one, for a model that takes it. */
   get isThere() {
-    return this.source !== null;
+    return this.source !== null && !$("start").hidden;
   }
 
   /** What it holds, in a few words. */
@@ -149,8 +149,8 @@ class Start extends EventTarget {
       if (!this.isThere) $("side").value = side_px;
     } catch (error) {
       if (!(error instanceof Refused)) {
-        setTimeout(() => this.ask(), ASK_MS);
-        return;
+        await pause();
+        return this.ask();
       }
       $("image").disabled = true;
       $("drop").textContent = error.message;
@@ -190,6 +190,6 @@ addEventListener("drop", (event) => {
   if (!hasFile(event)) return;
   event.preventDefault();
   mark(false);
-  if (!$("image").disabled && event.dataTransfer.files.length)
+  if (!$("image").matches(":disabled") && event.dataTransfer.files.length)
     start.take(event.dataTransfer.files[0]);
 });

@@ -2,17 +2,18 @@
 // What comes from outside is set as text, never as HTML. The tasks stand in the URL (?task=a,b),
 // so a reload or another tab shows the same.
 
-import { call, pathOf, Refused, Trouble } from "./backend.js";
-import { Card, ENDED, WAITS } from "./card.js";
+import { lorasOf } from "./adapters.js";
+import { call, pathOf, pause, Refused, Trouble } from "./backend.js";
+import { Card, summary } from "./card.js";
 import { differing } from "./compare.js";
 import { complain, fill, filled, forgive, form } from "./form.js";
+import { models } from "./models.js";
 import { start } from "./start.js";
-import { store, tasksOf, withPictures } from "./submission.js";
+import { store, tasksOf, withdraw, withPictures } from "./submission.js";
 
 const LOOK_MS = 2000; // between two looks at the queue
 
 const $ = (id) => document.getElementById(id);
-const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 // ---------------------------------------------------------------- the tasks of the page
 
@@ -41,9 +42,12 @@ function follow() {
   const stream = new EventSource(`${pathOf(ids)}/events`);
   stream.onmessage = ({ data }) => {
     const event = JSON.parse(data);
-    cards.find((card) => card.id === event.task_id)?.hear(event);
-    if (cards.every((card) => card.isOver)) stream.close();
+    const card = cards.find(({ id }) => id === event.task_id);
+    card?.hear(event);
+    if (cards.every(({ isOver }) => isOver)) stream.close();
     draw();
+    if (event.type === "failed" && !isForeign && card.asked.model === models.chosen.name)
+      complain(event.error.details.faults ?? [], lorasOf(card.asked), true);
   };
   stream.onerror = () => {
     if (stream.readyState === EventSource.CLOSED) explain(stream, ids);
@@ -67,33 +71,22 @@ async function explain(stream, ids) {
 /** Everything that depends on all tasks together. */
 function draw() {
   const asked = cards[0]?.asked ?? {};
-  $("asked").textContent = asked.prompt ?? "";
-  if (isForeign && asked.prompt !== undefined) {
+  const subject = models.subjectOf(asked);
+  $("asked").textContent = subject ?? "";
+  if (isForeign && subject !== undefined) {
     isForeign = false;
     refill({ ...asked, seed: undefined });
   }
   const isOver = cards.length > 0 && cards.every((card) => card.isOver);
   const focused = document.activeElement === $("cancel");
   $("cancel").hidden = !sending && (cards.length === 0 || isOver);
-  if (focused && $("cancel").hidden) $("prompt").focus();
-  $("again").disabled = asked.prompt === undefined;
+  if (focused && $("cancel").hidden) models.subject.focus();
+  $("again").disabled = subject === undefined;
   const last = Math.max(0, ...cards.map((card) => card.pictures.length - 1));
   if (isOver && last > 0 && $("back").hidden) $("look").value = $("look").max = last;
   $("back").hidden = !isOver || last === 0;
   lookBack();
-  if (cards.length && !sending) tell(summary(isOver));
-}
-
-/** Few words for all tasks, which change seldom: they are read aloud. */
-function summary(isOver) {
-  const made = cards.filter((card) => card.type === "succeeded").length;
-  if (isOver && cards.length > 1) return `${made} of ${cards.length} pictures are done.`;
-  if (isOver) return made ? "The picture is done." : ENDED[cards[0].type];
-  if (cards.every((card) => card.isForgotten)) return "No worker has taken this yet.";
-  const quarters = Math.floor((4 * cards.reduce((sum, card) => sum + card.done, 0)) / cards.length);
-  const parts = ["Drawing.", "A quarter is drawn.", "Half is drawn.", "Three quarters are drawn."];
-  if (cards.some((card) => card.done > 0)) return parts[quarters] ?? "Storing.";
-  return cards.every((card) => WAITS.includes(card.type)) ? "Waiting for a worker." : "Begun.";
+  if (cards.length && !sending) tell(summary(cards));
 }
 
 function tell(text) {
@@ -116,6 +109,8 @@ function lookBack() {
 /** Submit the form: one task, or one for each value of the field that differs. */
 async function submit(field) {
   if (!form.reportValidity()) return;
+  if (!models.chosen) tell("Waiting for the backend.");
+  await models.loaded;
   forgive();
   const asked = filled();
   if (field?.startsWith("sag_") && field !== "sag_scale" && asked.sag_scale === 0) {
@@ -132,7 +127,7 @@ async function submit(field) {
     if (!(error instanceof Refused)) throw error;
     tell("This was refused.");
     if (error.faults.length === 0) warn(error.message);
-    complain(error.faults);
+    complain(error.faults, asked.loras);
   }
 }
 
@@ -155,7 +150,7 @@ async function send(tasks, blobs) {
         if (!(error instanceof Trouble)) throw error;
         unsent = error.message;
         warn(unsent);
-        await pause(LOOK_MS);
+        await pause();
       }
     }
     return false;
@@ -164,21 +159,6 @@ async function send(tasks, blobs) {
     else if (mayBeSent) await withdraw(Object.keys(tasks));
     unsent = "";
     draw();
-  }
-}
-
-/** Cancel what was submitted although the submission was cancelled: it was under way. */
-async function withdraw(ids) {
-  for (let left = ids; left.length > 0; ) {
-    try {
-      await call("DELETE", pathOf(left.slice(0, 1)));
-    } catch (error) {
-      if (error instanceof Trouble) {
-        await pause(LOOK_MS);
-        continue;
-      }
-    }
-    left = left.slice(1); // cancelled, or there is no such task
   }
 }
 
@@ -243,6 +223,7 @@ $("look").addEventListener("input", () => {
   lookBack();
   for (const card of cards) card.lookBack($("look").valueAsNumber);
 });
+look();
+await models.loaded;
 addEventListener("popstate", () => open());
 open();
-look();

@@ -1,6 +1,6 @@
 // From the form's fields to tasks of the backend.
 
-import { call, Refused } from "./backend.js";
+import { call, pathOf, pause, Refused, Trouble } from "./backend.js";
 import { SIDE_BY_SIDE } from "./compare.js";
 
 const PREVIEWS = 25; // of a task, at most, where the number of steps is known
@@ -12,12 +12,15 @@ export function tasksOf(asked, field, hasPreviews) {
   const differences = field ? SIDE_BY_SIDE[field].values.map((each) => ({ [field]: each })) : [{}];
   const tasks = differences.map((difference) => {
     const request = { seed, ...asked, ...difference };
-    const metadata = Object.fromEntries(Object.entries(request).map(([k, v]) => [k, String(v)]));
+    const texts = Object.entries(request).map(([name, value]) => [name, textOf(value)]);
+    const metadata = Object.fromEntries(texts);
     if (field) metadata.compare = field;
     return [newId(), { ...request, preview_every: Number(every), metadata }];
   });
   return Object.fromEntries(tasks);
 }
+
+const textOf = (value) => (typeof value === "string" ? value : JSON.stringify(value));
 
 /** Store the pictures of fields, and add their keys; those that have one are stored already. */
 export async function store(blobs, keys) {
@@ -39,6 +42,21 @@ export function withPictures(tasks, keys) {
     return [id, { ...task, ...Object.fromEntries(references), metadata }];
   };
   return Object.fromEntries(Object.entries(tasks).map(refer));
+}
+
+/** Cancel what was submitted although the submission was cancelled: it was under way. */
+export async function withdraw(ids) {
+  for (let left = ids; left.length > 0; ) {
+    try {
+      await call("DELETE", pathOf(left.slice(0, 1)));
+    } catch (error) {
+      if (error instanceof Trouble) {
+        await pause();
+        continue;
+      }
+    }
+    left = left.slice(1); // cancelled, or there is no such task
+  }
 }
 
 function newId() {
