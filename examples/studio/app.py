@@ -114,7 +114,7 @@ async def submit(
 ) -> Statuses:
     """Submit requests by the ids that their tasks are to have; the same again changes nothing.
 
-    What the page has given up, after 5 s, is not submitted later.
+    Answers before the page gives up, after 5 s, and tries nothing afterwards.
     """
     try:
         async with asyncio.timeout(SUBMIT_S):
