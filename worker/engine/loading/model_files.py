@@ -118,10 +118,23 @@ def shapes(folder: Path, variant: str | None) -> dict[str, dict[str, tuple[int, 
     found: dict[str, dict[str, tuple[int, ...]]] = {}
     for part in ("unet", "text_encoder", "text_encoder_2"):
         if _names(folder / part):
-            found[part] = {}
-            for file in _weight_files(folder, part, f"{part}/", variant):
-                found[part] |= read_shapes(folder / file)
+            found[part] = shapes_of(folder, part, f"{part}/", variant)
     return found
+
+
+def shapes_of(
+    folder: Path, part: str, place: str, variant: str | None
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of a part's tensors by name; raises `ModelLoadError`."""
+    found: dict[str, tuple[int, ...]] = {}
+    for file in _weight_files(folder, part, place, variant):
+        found |= read_shapes(folder / file)
+    return found
+
+
+def unet_place(folder: Path) -> str:
+    """Where a model has its UNet: early models of pixels beside the index."""
+    return "unet/" if (folder / "unet").is_dir() else ""
 
 
 def _config(folder: Path, part: str, place: str) -> None:
