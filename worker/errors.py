@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from api_contracts.errors import ErrorCode, FieldError, TaskError
+from worker.logs import without_logins
 
 
 class TaskFailedError(Exception):
@@ -54,8 +55,11 @@ class ModelLoadError(TaskFailedError):
     code = ErrorCode.MODEL_LOAD_FAILED
 
     def __init__(self, message: str, *, retryable: bool = True) -> None:
-        """`retryable` is False when the files are missing, broken or not supported."""
-        super().__init__(message)
+        """`retryable` is False when the files are missing, broken or not supported.
+
+        Logins are left out: the hub's client says its URL, and the message goes to the caller.
+        """
+        super().__init__(without_logins(message))
         self.retryable = retryable
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from worker.engine.loading.model_files import ModelFiles
 
 logger = logging.getLogger(__name__)
+# The hub's client would write its lines twice, and once with the login of HF_ENDPOINT.
+logging.getLogger("huggingface_hub").handlers.clear()
 
 _WEIGHTS = "*.safetensors"
 #: The files of a model's configuration and of its tokenizers. Index files of shards end in .json
