@@ -44,7 +44,7 @@ def test_doctor_reports_what_fails_when_it_is_loaded(
     bad = [each for each in models(settings, a=changed) if not each.ok]
     if names is None:
         assert bad == []
-        assert model_loader.load(changed, "cpu", "none")
+        model_loader.load(changed, "cpu", "none")
         return
     (found,) = bad
     assert all(name in found.found for name in names)
