@@ -50,7 +50,7 @@ class GenerationRequest(Strict):
     )
     prompt: Prompts | None = Field(
         default=None,
-        description="Or `prompt_embeds`; to a model of pixels `class_labels`. One of the three.",
+        description="Or `prompt_embeds`; to a pixel-space model `class_labels`. One of the three.",
     )
     negative_prompt: Prompts | None = Field(
         default=None, description="One for all prompts, or as many as prompts."
@@ -82,10 +82,7 @@ class GenerationRequest(Strict):
         default=0.75, ge=0, le=10, description="On when above 0. Left out, the model's own."
     )
     sag_blur_sigma: float = Field(
-        default=1.0,
-        ge=0.1,
-        le=10,
-        description="Sigma of SAG's blur, in cells. Left out, the model's own.",
+        default=1.0, ge=0.1, le=10, description="The blur's, in cells. Left out, the model's own."
     )
     sag_mask_threshold: float = Field(
         default=1.0,
@@ -162,9 +159,7 @@ class GenerationRequest(Strict):
         default=None, description="For SDXL: height and width; null is the size that is made."
     )
     class_labels: Labels | None = Field(
-        default=None,
-        description="For models of pixels, without `prompt`: the class of one picture, or of each; "
-        "null is no class.",
+        default=None, description="For pixel-space models, not beside `prompt`; null is no class."
     )
     scheduler: str | None = Field(
         default=None, pattern=r"^[a-z0-9_]{1,32}$", description="Null is the model's own."

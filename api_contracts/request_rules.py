@@ -38,9 +38,9 @@ def conflicts(request: GenerationRequest) -> Iterator[FieldError]:
     """Fields that are valid alone, but not together."""
     subjects = (request.prompts, request.prompt_embeds, request.class_labels)
     given = sum(each not in (None, ()) for each in subjects)
-    # Null is no class, for a model of pixels, and must be said: a prompt is easily forgotten.
+    # Null is no class, for a pixel-space model, and must be said: a prompt is easily forgotten.
     if given > 1 or (given == 0 and "class_labels" not in request.model_fields_set):
-        what = "give `prompt`, `prompt_embeds` or, to a model of pixels, `class_labels`"
+        what = "give `prompt`, `prompt_embeds` or, to a pixel-space model, `class_labels`"
         yield FieldError(where="prompt", what=what, limit="one of the three")
     for where, other in _NOT_BOTH:
         if getattr(request, where) is not None and getattr(request, other) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from api_contracts.errors import ErrorCode, FieldError, TaskError
+from worker.logs import without_logins
 
 
 class TaskFailedError(Exception):
@@ -14,6 +15,8 @@ class TaskFailedError(Exception):
     retryable: bool = False
     #: Name of what failed, where several tasks fail of the same; empty where the task alone does.
     shared_fault: str = ""
+    #: Whether the process may be at fault, of a code that such a fault may have.
+    may_be_of_process: bool = True
 
     def __init__(self, message: str, **details: Any) -> None:  # noqa: ANN401  # any JSON
         super().__init__(message)
@@ -52,9 +55,26 @@ class ModelLoadError(TaskFailedError):
     code = ErrorCode.MODEL_LOAD_FAILED
 
     def __init__(self, message: str, *, retryable: bool = True) -> None:
-        """`retryable` is False when the files are missing, broken or not supported."""
-        super().__init__(message)
+        """`retryable` is False when the files are missing, broken or not supported.
+
+        Logins are left out: the hub's client says its URL, and the message goes to the caller.
+        """
+        super().__init__(without_logins(message))
         self.retryable = retryable
+
+
+class AdapterLoadError(ModelLoadError):
+    """An adapter of a loaded model, which the request names, could not be loaded.
+
+    When that may pass, all tasks that it fails have one cause. Otherwise its file is at fault, and
+    not the process: it serves all requests that do not name the adapter.
+    """
+
+    def __init__(self, message: str, adapter: str, *, retryable: bool) -> None:
+        """`adapter` is its name and model."""
+        super().__init__(message, retryable=retryable)
+        self.shared_fault = f"adapter {adapter}"
+        self.may_be_of_process = retryable
 
 
 class DeviceOutOfMemoryError(TaskFailedError):

@@ -39,7 +39,7 @@ class Model:
     #: Those that run. A sampler knows no family, so a large model needs a few: one by timesteps, by
     #: sigmas, one that draws noise, one with a history, and one of two evaluations a step.
     samplers: tuple[str, ...] = tuple(SAMPLERS)
-    #: What a model of pixels takes in place of prompts, by the names of a job's fields.
+    #: What a pixel-space model takes in place of prompts, by the names of a job's fields.
     subject: Mapping[str, Any] | None = None
     #: The self-attention that SAG reads, where it is not the family's.
     sag_layer: str | None = None

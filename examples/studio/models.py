@@ -25,7 +25,7 @@ class Model(BaseModel):
 
     classes: list[ClassName] | Count | None = Field(
         default=None,
-        description="Of a model of pixels: the names of its classes by their labels, or how many "
+        description="Of a pixel-space model: the names of its classes by their labels, or how many "
         "there are. None: it draws from a prompt.",
     )
     adapters: list[AdapterName] = Field(default=[], description="Those that requests may name.")
@@ -35,7 +35,7 @@ class Model(BaseModel):
         if len({*self.adapters}) < len(self.adapters):
             raise ValueError("an adapter is there twice")
         if self.adapters and self.classes is not None:
-            raise ValueError("a model of pixels takes no adapters")
+            raise ValueError("a pixel-space model takes no adapters")
         return self
 
 

@@ -90,7 +90,7 @@ def refused(spec: ModelSpec) -> str:
 
 
 def flat(folder: Path, there: Path) -> Path:
-    """A model of pixels with its UNet and scheduler beside the index."""
+    """A pixel-space model with its UNet and scheduler beside the index."""
     there.mkdir()
     for file in folder.rglob("*.*"):
         shutil.copy(file, there / file.name)

@@ -80,7 +80,7 @@ def save_v2(folder: Path, prediction_type: str = "v_prediction") -> Path:
 def save_pixels(
     folder: Path, kind: Any = diffusers.DDPMPipeline, scheduler: Any = None, **unet: Any
 ) -> Path:
-    """A model of pixels as ADM, 16 px; `unet` changes its configuration.
+    """A pixel-space model as ADM, 16 px; `unet` changes its configuration.
 
     Without a `scheduler` it has that of IDDPM: the cosine schedule, by DDPM.
     """

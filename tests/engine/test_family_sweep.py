@@ -76,7 +76,7 @@ def draw(dice: random.Random, *, brief: bool) -> Job:
 
 
 def _of_pixels(dice: random.Random, *, brief: bool) -> Job:
-    """One request of the model of pixels, with a class or with none."""
+    """One request of the pixel-space model, with a class or with none."""
     labels = dice.choice(((), (0,), (3,), (1, 4)))
     scheduler = dice.choice(sorted(oracle.SCHEDULERS))
     begin = dice.choice((0.0, 0.0, 0.25))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +73,13 @@ def test_a_layer_without_alpha_has_that_of_its_rank(tmp_path: Path) -> None:
     assert_close(latents_of(own(path).result(job())), oracle.alone(pipe, job()))
 
 
-def test_a_file_that_was_replaced_is_checked_again(ink: Path) -> None:
-    """An adapter is of the model when it is loaded, not only when the model is."""
+def test_a_file_that_was_replaced_is_checked_again(
+    ink: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An adapter is of the model when it is loaded, not only when the model is.
+
+    The log has the time that it took.
+    """
     rounds = by_request(ink)
     tensors = safetensors.torch.load_file(ink)
     renamed = {name.replace("mid_block", "mid_block.x"): t for name, t in tensors.items()}
@@ -82,7 +88,9 @@ def test_a_file_that_was_replaced_is_checked_again(ink: Path) -> None:
     assert "is of another model" in error.message
     assert not error.retryable
     safetensors.torch.save_file(tensors, ink)
-    assert rounds.result(INK).images
+    with caplog.at_level("INFO"):
+        assert rounds.result(INK).images
+    assert re.search(rf"loaded adapter ink of {re.escape(SPEC.path)} in \d+\.\d s", caplog.text)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +111,9 @@ def test_a_device_without_memory_is_not_the_files_fault(
         raise error
 
     monkeypatch.setattr(adapters, "_load", fail)
-    assert failure(rounds).retryable is passes
+    found = failure(rounds)
+    assert (found.retryable, found.may_be_of_process) == (passes, passes)
+    assert found.shared_fault == f"adapter ink of {SPEC.path}"
 
 
 def test_a_device_that_failed_ends_the_process(ink: Path, monkeypatch: pytest.MonkeyPatch) -> None:

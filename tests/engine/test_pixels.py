@@ -1,4 +1,4 @@
-"""Models of pixels: class-conditional and unconditional pictures, by the engine and by loops."""
+"""Pixel-space models: class-conditional and unconditional pictures, by the engine and by loops."""
 
 from __future__ import annotations
 
@@ -151,6 +151,7 @@ def test_a_request_without_a_class_is_one_of_none(models: Mapping[str, Rounds]) 
         ("classes", {"class_labels": (CLASSES,)}, "class_labels"),
         ("classes", {"class_labels": (0,), "guidance_scale": 2.0}, "guidance_scale"),
         ("guided", {"class_labels": (NULL,)}, "class_labels"),
+        ("guided", {"class_labels": (0, NULL)}, "class_labels[1]"),
         ("guided", {"guidance_scale": 2.0}, "guidance_scale"),
         ("plain", {"guidance_scale": 2.0}, "guidance_scale"),
     ],

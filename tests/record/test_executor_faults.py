@@ -9,7 +9,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.record.busy_executor import BROKEN, WAIT_S, Busy
 from tests.record.owners import kinds, record, save_checkpoint, take
-from worker.errors import ModelLoadError
+from worker.errors import AdapterLoadError, ModelLoadError
 from worker.execution.circuit_breaker import MAX_FAILURES
 from worker.execution.delivery import Delivery
 from worker.execution.outcome import TaskFailed, TaskRequeued
@@ -65,6 +65,29 @@ def test_a_model_that_is_missing_or_broken_fails_its_tasks_at_once(
     assert redis.xlen(keys.dead) == 3
     fourth = busy.deliver("fourth").result(WAIT_S)
     assert fourth == TaskRequeued("worker drained at step 0", counts=False)
+
+
+def test_an_adapter_that_is_broken_is_no_fault_of_the_process(busy: Busy) -> None:
+    """However many tasks name one, they fail, and the process serves the others."""
+    busy.error = AdapterLoadError("not finite", "ink of m", retryable=False)
+    busy.go_on.set()
+    names = [f"t{number}" for number in range(MAX_FAILURES)]
+    for future in (busy.first, *map(busy.deliver, names)):
+        outcome = future.result(WAIT_S)
+        assert isinstance(outcome, TaskFailed)
+        assert (outcome.error.code, outcome.error.retryable) == ("model_load_failed", False)
+    assert (busy.broken, busy.gate.refusal) == ([], None)
+
+
+def test_an_adapter_that_may_be_loaded_later_counts_once(busy: Busy) -> None:
+    """Its tasks are requeued, and have one cause; other adapters are other causes."""
+    for number, adapter in enumerate(("ink", "ink", "ink", "oil", "oil", "wax")):
+        assert busy.broken == []
+        busy.error = AdapterLoadError("no memory", f"{adapter} of m", retryable=True)
+        busy.go_on.set()
+        future = busy.deliver(f"t{number}") if number else busy.first
+        assert future.result(WAIT_S) == TaskRequeued("model_load_failed: no memory", counts=True)
+    assert len(busy.broken) == 1
 
 
 def test_a_request_that_breaks_validation_fails(

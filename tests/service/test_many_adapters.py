@@ -17,7 +17,7 @@ from tests.engine import lora_files, oracle
 from tests.engine.diffusers_alone import bare
 from tests.engine.jobs import SPEC, job
 from tests.service.conftest import END_S, PROMPT
-from tests.service.test_many_models import OPEN, SLACK_MIB, memory_mib
+from tests.service.resident_memory import OPEN, SLACK_MIB, memory_mib
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

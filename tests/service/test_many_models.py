@@ -8,7 +8,6 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import boto3
-import psutil
 import pytest
 from PIL import Image, ImageDraw
 
@@ -16,6 +15,7 @@ from tests.conftest import BUCKET
 from tests.engine.small_models import save_inpainting, save_xl
 from tests.pictures import encoded
 from tests.service.conftest import END_S, PROMPT
+from tests.service.resident_memory import OPEN, SLACK_MIB, memory_mib
 from worker.config.models import SHIPPED_MODEL
 
 if TYPE_CHECKING:
@@ -24,11 +24,6 @@ if TYPE_CHECKING:
 
     from tests.conftest import Service
 
-#: Tasks that wait or run at a time.
-OPEN = 24
-#: Growth from the second quarter to the last that is no leak, in MiB: torch's allocator keeps what
-#: the largest company of tasks needed, and that may come late.
-SLACK_MIB = 64
 SAG = {"sag_blur_sigma": 2.0, "sag_mask_threshold": 0.8, "sag_stop": 0.7, "guidance_rescale": 0.5}
 
 
@@ -78,13 +73,6 @@ def requests(seed: int) -> Iterator[dict[str, Any]]:
         if model == "xl":
             request["prompt_2"] = "a green circle"
         yield request
-
-
-def memory_mib(worker: Service) -> float:
-    """Resident memory of the worker's processes; what they share counts for each."""
-    supervisor = psutil.Process(worker.process.pid)
-    processes = [supervisor, *supervisor.children(recursive=True)]
-    return float(sum(each.memory_info().rss for each in processes) / 2**20)
 
 
 @pytest.mark.parametrize(

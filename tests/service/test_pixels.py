@@ -1,4 +1,4 @@
-"""A worker of a model of pixels: requests of classes instead of prompts, from end to end."""
+"""A worker of a pixel-space model: requests of classes instead of prompts, from end to end."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def worker(
     start_service: Callable[..., AbstractContextManager[Service]],
     redis_url: str,
 ) -> Iterator[Service]:
-    """A worker of two models of pixels: of classes, with one for none, and without classes."""
+    """A worker of two pixel-space models: of classes, with one for none, and without classes."""
     folder = tmp_path_factory.mktemp("pixels")
     schedule = diffusers.DDIMScheduler(beta_end=0.012)
     classes = save_pixels(folder / "a", scheduler=schedule, num_class_embeds=CLASSES + 1)
@@ -91,14 +91,15 @@ def test_what_the_model_can_not_use_is_named(
     assert [fault["where"] for fault in failed.value.error.details["faults"]] == [where]
 
 
-def test_from_the_command_line(worker: Service, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("labels", "count"), [("[1, 2]", 2), ("null", 1)])
+def test_from_the_command_line(worker: Service, tmp_path: Path, labels: str, count: int) -> None:
     """`submit --set class_labels=…` needs no prompt, and its picture is made again from itself."""
     first, again = tmp_path / "first", tmp_path / "again"
-    flags = ["--set", "class_labels=[1, 2]", "--seed", "5", "--steps", "3", "--sag-scale", "1"]
+    flags = ["--set", f"class_labels={labels}", "--seed", "5", "--steps", "3", "--sag-scale", "1"]
     done = sag_worker(worker, "submit", *flags, "--wait", "--out", str(first))
     assert done.returncode == 0, done.stderr
     made = sorted(first.iterdir())
-    assert len(made) == 2
+    assert len(made) == count
     for file in made:
         done = sag_worker(
             worker, "submit", "--from-image", str(file), "--wait", "--out", str(again)
@@ -112,3 +113,4 @@ def test_from_the_command_line(worker: Service, tmp_path: Path) -> None:
     done = sag_worker(worker, "submit", "--seed", "5")
     assert done.returncode == 2
     assert "PROMPT" in done.stderr
+    assert "--set class_labels=3" in done.stderr

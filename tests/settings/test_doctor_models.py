@@ -62,8 +62,8 @@ def test_what_a_family_lacks_is_reported(settings: Settings, tmp_path: Path) -> 
     whole, *findings = models(settings, a=spec)
     assert whole.ok
     assert [each.found for each in findings] == [
-        "is a model of pixels, which takes no `lora`",
-        "is a model of pixels, which takes no `vae_tiling`",
+        "is a pixel-space model, which takes no `lora`",
+        "is a pixel-space model, which takes no `vae_tiling`",
         "/no/a is not there",
     ]
 

@@ -51,7 +51,7 @@ def test_a_single_file_is_inspected(settings: Settings, tmp_path: Path) -> None:
 
 
 def test_a_config_of_another_family_is_reported(settings: Settings, tmp_path: Path) -> None:
-    """A file of Stable Diffusion with the config of a model of pixels is named with both."""
+    """A file of Stable Diffusion with the config of a pixel-space model is named with both."""
     spec = ModelSpec(path=single_file(tmp_path), config=str(SHIPPED_PIXEL_MODEL))
     (found,) = models(settings, a=spec)
     assert not found.ok

@@ -12,10 +12,14 @@ from PIL import Image
 from api_contracts import InvalidRequest
 from api_contracts.parse import parse_request
 from worker.cli import request_sources
+from worker.config.models import ModelSpec
 from worker.execution import image_files
+from worker.execution.resolved_request import ResolvedRequest
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from worker.config.settings import Settings
 
 PARAMETERS: dict[str, Any] = {
     "schema_version": 1, "model": "default", "prompt": ["a", "b"], "negative_prompt": ["c", "d"],
@@ -32,6 +36,11 @@ def png(folder: Path, index: int, seed: int, **parameters: Any) -> Path:
         "request": {"prompt": ["a", "b"]}, "parameters": PARAMETERS | parameters,
         "index": index, "seed": seed, "versions": {},
     }  # fmt: skip
+    return written(folder, origin)
+
+
+def written(folder: Path, origin: dict[str, Any]) -> Path:
+    """Write a PNG with this origin."""
     made: Any = type("Made", (), {"pixels": Image.new("RGB", (8, 8))})
     path = folder / "made.png"
     path.write_bytes(image_files.encode(made, "png", origin))
@@ -136,6 +145,26 @@ def test_an_image_made_from_a_picture_is_requested_again(tmp_path: Path) -> None
         "sag_start": None, "guidance_rescale": None
     }  # fmt: skip
     assert parse_request(request).strength == 0.5
+
+
+@pytest.mark.parametrize("labels", [[2, 0], 2, None])
+def test_an_image_of_a_class_or_of_none_is_requested_again(
+    tmp_path: Path, settings: Settings, labels: list[int] | int | None
+) -> None:
+    """Null is sent again, since a request that leaves it out is refused."""
+    spec = ModelSpec(path="p", safety_checker=False, null_class=9)
+    own = settings.model_copy(update={"models": {"default": spec}})
+    (sent,) = request_sources.with_flags(
+        [{}], {"seed": 5, "num_inference_steps": 3}, [f"class_labels={json.dumps(labels)}"]
+    )
+    assert sent["class_labels"] == labels
+    first = ResolvedRequest.of(parse_request(sent), "t", own)
+    assert first.origin["class_labels"] == labels
+    origin = {"request": first.origin, "parameters": first.parameters, "index": 0, "seed": 5}
+    path = written(tmp_path, origin)
+    again = ResolvedRequest.of(parse_request(request_sources.from_image_file(path)), "t", own)
+    alone = labels[0] if isinstance(labels, list) else labels
+    assert again.parameters == first.parameters | {"class_labels": alone}
 
 
 def test_a_foreign_image_is_named(tmp_path: Path) -> None:

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from api_contracts import InvalidRequest
+from api_contracts.parse import parse_request
+from api_contracts.request import GenerationRequest
 from tests.storage.test_fetch import PICTURES, resolved
 from worker.config.models import Adapter, Lora, ModelDefaults, ModelSpec
 from worker.engine.jobs.job import Job
 from worker.errors import BadRequestError
+from worker.execution.resolved_request import ResolvedRequest
 
 if TYPE_CHECKING:
     from worker.config.settings import Settings
@@ -150,3 +153,42 @@ def test_adapters_that_are_not_served_are_refused(settings: Settings) -> None:
     bare = ModelSpec(path="p", safety_checker=False, lora=(Lora(path="l"),))
     own = settings.model_copy(update={"models": {"default": bare}})
     assert faults(own, "ink") == [("loras[0].name", "none: it has no adapters")]
+
+
+@pytest.mark.parametrize("count", [1, 23, 24, 400])
+def test_adapters_that_are_served_are_listed_by_whole_names(settings: Settings, count: int) -> None:
+    """As many as are short enough, and the number of the others."""
+    names = [f"adapter-{number:03}" for number in range(count)]
+    adapters = {name: Adapter(path="i") for name in names}
+    models = {"default": ModelSpec(path="p", safety_checker=False, adapters=adapters)}
+    with pytest.raises(BadRequestError) as refused:
+        resolved(settings.model_copy(update={"models": models}), loras=[{"name": "tar"}])
+    (fault,) = refused.value.details["faults"]
+    listed, _, more = fault["limit"].partition(" and ")
+    shown = listed.split(", ")
+    assert shown == names[: len(shown)]
+    assert len(shown) == min(count, 23)  # of 11 characters, in 300
+    assert more == (f"{count - len(shown)} more" if count > len(shown) else "")
+
+
+@pytest.mark.parametrize("labels", [3, [3, 4], None])
+@pytest.mark.parametrize("null_class", [None, 9])
+@pytest.mark.parametrize("default", [None, 4.0])
+@pytest.mark.parametrize("given", [None, 2.5])
+def test_labels_are_guided_only_away_from_a_class_for_none(
+    settings: Settings,
+    labels: int | list[int] | None,
+    null_class: int | None,
+    default: float | None,
+    given: float | None,
+) -> None:
+    """A given scale stays; without a class, or a model's `null_class`, the default is 1."""
+    defaults = ModelDefaults(guidance_scale=default)
+    spec = ModelSpec(path="p", safety_checker=False, null_class=null_class, defaults=defaults)
+    fields = {"class_labels": labels} | ({} if given is None else {"guidance_scale": given})
+    request = parse_request(fields)
+    own = settings.model_copy(update={"models": {"default": spec}})
+    is_guided = labels is not None and null_class is not None
+    usual = GenerationRequest.model_fields["guidance_scale"].default if default is None else default
+    found = ResolvedRequest.of(request, "t", own).complete.guidance_scale
+    assert found == (given if given is not None else usual if is_guided else 1.0)

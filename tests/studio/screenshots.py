@@ -69,7 +69,7 @@ def _four(page: Page) -> None:
 
 
 def _pixels(browser: Browser, url: str) -> None:
-    """A class, four times, with the model of pixels."""
+    """A class, four times, with the pixel-space model."""
     page = browser.new_page(viewport=DESKTOP, reduced_motion="reduce")
     page.goto(url)
     pick(page, PIXELS)

@@ -28,7 +28,7 @@ def test_one_model_leaves_nothing_to_choose(page: Page) -> None:
 
 
 def test_a_class_takes_the_place_of_the_prompt(several: Page) -> None:
-    """Its label is sent; what a model of pixels takes none of is neither shown nor sent."""
+    """Its label is sent; what a pixel-space model takes none of is neither shown nor sent."""
     requests = catch(several)
     choose(several)
     several.get_by_label("Longest side").fill("201")  # invalid, which has no effect while hidden

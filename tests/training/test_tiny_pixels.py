@@ -1,4 +1,4 @@
-"""The bundled model of pixels: its classes, its training, its measures, and what it draws."""
+"""The bundled pixel-space model: its classes, its training, its measures, and what it draws."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def _introduction(out: Path) -> str:
     return f"""\
 # tiny-shapes-pixels
 
-A class-conditional diffusion model of pixels, as ADM and IDDPM are, but of {SIDE_PX} px and \
+A class-conditional diffusion pixel-space model, as ADM and IDDPM are, but of {SIDE_PX} px and \
 {parameters:,} parameters ({file.stat().st_size / 1e6:.1f} MB in half precision): it draws one \
 coloured shape on a background of another colour. `python -m training.pixels` trained it from \
 scratch. It is there so that the worker's path of pixel models can be run, tested and looked at \

@@ -1,4 +1,4 @@
-"""How often the exported model of pixels draws the class asked for, with and without guidance.
+"""How often the exported pixel-space model draws the class asked for, with and without guidance.
 
 Owns `evaluation.json`. The pictures are the engine's, as a worker makes them.
 """

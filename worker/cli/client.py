@@ -67,14 +67,15 @@ def submit(  # noqa: PLR0913  # a flag for each field that people set by hand
 ) -> None:
     """Submit tasks from a PROMPT, --request, --prompts (`-` is standard input) or --from-image.
 
-    A model of pixels takes none of them, but --set class_labels=3, or =null for no class. Flags
-    and --set override the file. Prints the ids; with --wait then the images' URLs, with --out their
-    files.
+    For a pixel-space model give none of them; use --set class_labels=3, or =null for no class.
+    Flags and --set override the file. Prints the ids; with --wait then the images' URLs, with --out
+    their files.
     """
     sources = [prompt, request, prompts, from_image]
     has_labels = any(each.startswith("class_labels=") for each in set_ or [])
     if sum(each is not None for each in sources) != 1 and not (has_labels and not any(sources)):
-        fail("give one of PROMPT, --request, --prompts and --from-image", INVALID)
+        what = "give one of PROMPT, --request, --prompts and --from-image"
+        fail(f"{what}, or, for a pixel-space model, --set class_labels=3", INVALID)
     given = {
         "negative_prompt": negative_prompt,
         "seed": seed,

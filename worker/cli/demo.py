@@ -34,7 +34,7 @@ PROMPTS = (
     "an orange cross above a blue circle on a white background",
     "a large white square on a green background",
 )
-#: Classes of the bundled model of pixels, each drawn without SAG and with it, one below the other.
+#: Classes of the bundled pixel-space model, each drawn without SAG and, below, with it.
 CLASSES = {33: "green star", 5: "blue circle", 42: "yellow ring"}
 SAG_SCALES = (0.0, 1.0)
 SEED = 7

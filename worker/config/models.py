@@ -14,7 +14,7 @@ from api_contracts.request_types import ADAPTER_PATTERN, MAX_LORA_SCALE
 
 #: The bundled model. It is inside the package, so that checkout, wheel and Docker image have it.
 SHIPPED_MODEL = Path(__file__).resolve().parents[1] / "models" / "tiny-shapes"
-#: The bundled model of pixels, which draws classes instead of prompts.
+#: The bundled pixel-space model, which draws classes instead of prompts.
 SHIPPED_PIXEL_MODEL = SHIPPED_MODEL.with_name("tiny-shapes-pixels")
 
 #: Its alias where a worker serves both.
@@ -128,7 +128,7 @@ class ModelSpec(BaseModel):
     null_class: int | None = Field(
         default=None,
         ge=0,
-        description="Of a model of pixels: the label that it was trained with for no class.",
+        description="Of a pixel-space model: the label that it was trained with for no class.",
     )
     defaults: ModelDefaults = ModelDefaults()
 
@@ -158,7 +158,7 @@ def shipped() -> ModelSpec:
 
 
 def shipped_pixels() -> ModelSpec:
-    """Settings of the bundled model of pixels; `training.pixels.classes` has its labels."""
+    """Settings of the bundled pixel-space model; `training.pixels.classes` has its labels."""
     return ModelSpec(
         path=str(SHIPPED_PIXEL_MODEL),
         safety_checker=False,

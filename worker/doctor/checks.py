@@ -14,6 +14,7 @@ from worker.doctor.finding import Finding, missing_extra
 from worker.doctor.hub import check_hub
 from worker.doctor.lora import check_loras
 from worker.doctor.model_path import MISSING_PATH_FIX, check_path
+from worker.doctor.unet import check_unet
 from worker.engine.loading.compiler import FIX, missing_compiler
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def check_models(settings: Settings, gpus: Sequence[devices.Gpu] = ()) -> Iterat
         try:
             yield from _check_model(what, spec, settings.offload, smallest)
             yield from check_family(what, spec)
+            yield from check_unet(what, spec)
             yield from _check_additions(what, spec)
         except OSError as error:
             fix = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from worker.doctor.finding import Finding
+from worker.logs import without_logins
 
 if TYPE_CHECKING:
     from worker.config.models import ModelSpec
@@ -28,9 +29,10 @@ def check_hub(what: str, spec: ModelSpec, repository: str) -> Finding:
     if constants.HF_HUB_OFFLINE:
         found = f"{repository} is not whole in the cache, and HF_HUB_OFFLINE is set"
         return Finding(what, ok=False, found=found, fix=_FIX)
+    endpoint = without_logins(constants.ENDPOINT)
     try:
         HfApi().model_info(repository, timeout=HUB_TIMEOUT_S)
     except Exception as error:  # noqa: BLE001  # the hub's client raises anything
-        found = f"{constants.ENDPOINT} does not give {repository}: {error!r}"[:500]
+        found = f"{endpoint} does not give {repository}: {without_logins(repr(error))}"[:500]
         return Finding(what, ok=False, found=found, fix=_FIX)
-    return Finding(what, ok=True, found=f"{constants.ENDPOINT} has {repository}")
+    return Finding(what, ok=True, found=f"{endpoint} has {repository}")

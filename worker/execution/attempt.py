@@ -93,7 +93,7 @@ class AttemptRunner:
         except SupersededError:
             return from_stop(JobStopped(Stop.SUPERSEDED, 0))
         except TaskFailedError as error:
-            return TaskFailed(error.error, error.shared_fault)
+            return TaskFailed(error.error, error.shared_fault, error.may_be_of_process)
         except RedisError:
             raise
         except Exception as error:

@@ -163,7 +163,11 @@ class Executor:
             metrics.QUEUE_WAIT_S.observe(claim.queued_s)
         outcome = self._attempts.run(claim, resolved, control)
         fault, cause = None, claim.task_id
-        if isinstance(outcome, TaskFailed) and outcome.error.code in PROCESS_FAULTS:
+        if (
+            isinstance(outcome, TaskFailed)
+            and outcome.error.code in PROCESS_FAULTS
+            and outcome.may_be_of_process
+        ):
             fault, cause = outcome.error.message, outcome.shared_fault or claim.task_id
             if outcome.error.retryable and claim.attempt < self._settings.max_attempts:
                 outcome = TaskRequeued(f"{outcome.error.code}: {fault}"[:500], counts=True)

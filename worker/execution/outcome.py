@@ -46,6 +46,8 @@ class TaskFailed:
     error: TaskError
     #: As `TaskFailedError.shared_fault`.
     shared_fault: str = ""
+    #: As `TaskFailedError.may_be_of_process`.
+    may_be_of_process: bool = True
 
     def __str__(self) -> str:
         # The message of a refused request repeats user input, which must not reach the log.

@@ -31,6 +31,8 @@ TENSORS = (
     "negative_pooled_prompt_embeds",
 )  # fmt: skip
 PICTURES = ("image", "mask_image")
+#: Length of the names that an error lists, in characters.
+MAX_LIST_CHARS = 300
 #: Fields that a job has by the same names and with the same values.
 _OF_JOB = (
     "model", "num_inference_steps", "guidance_scale", "sag_scale", "num_images_per_prompt", "eta",
@@ -179,11 +181,20 @@ def _faults_of_loras(
     for index, each in enumerate(loras):
         if each.name not in spec.adapters:
             what = f"{each.name!r} is no adapter of model {request.model!r} on this worker"
-            known = ", ".join(sorted(spec.adapters)) or "none: it has no adapters"
-            yield FieldError(where=f"loras[{index}].name", what=what, limit=known[:300])
+            known = _listed(sorted(spec.adapters)) or "none: it has no adapters"
+            yield FieldError(where=f"loras[{index}].name", what=what, limit=known)
     if len(loras) > max_adapters:
         what = f"has {len(loras)} entries"
         yield FieldError(where="loras", what=what, limit=f"<= {max_adapters} (SAG_MAX_ADAPTERS)")
+
+
+def _listed(names: list[str]) -> str:
+    """Names, whole, as many as are short enough for an error, and how many more there are."""
+    shown = names
+    while len(", ".join(shown)) > MAX_LIST_CHARS:
+        shown = shown[:-1]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def _refuse_unserved(request: GenerationRequest, spec: ModelSpec, max_adapters: int) -> None:

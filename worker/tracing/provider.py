@@ -15,8 +15,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 
+from worker.logs import without_logins
 from worker.tracing.report_limit import ReportLimit
-from worker.tracing.switch import without_logins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

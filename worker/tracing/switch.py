@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
+
+from worker.logs import without_logins
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,8 +55,3 @@ def named(error: Exception, environment: Mapping[str, str]) -> str:
     given = sorted(name for name in environment if name.startswith("OTEL_"))
     meant = [name for name in given if name.removeprefix("OTEL_BSP_").lower() in text]
     return f"{text} (of {', '.join(meant or given)})"
-
-
-def without_logins(text: str) -> str:
-    """A text without the user and password of its URLs."""
-    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)

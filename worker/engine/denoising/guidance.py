@@ -146,7 +146,7 @@ def degrade(  # noqa: PLR0913, PLR0917  # the terms of an equation
     noise and the blurred x0: for epsilon it is `output` itself.
 
     With a `clip` x0 is first clipped to -clip … clip, everywhere, as in the authors' code for
-    models of pixels.
+    pixel-space models.
     """
     match prediction:
         case "epsilon":

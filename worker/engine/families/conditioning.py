@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from worker.engine.jobs.job import Adapters
 
-#: The name of the text embeddings, (tokens, width) for a row; models of pixels have none.
+#: The name of the text embeddings, (tokens, width) for a row; pixel-space models have none.
 TEXT = "encoder_hidden_states"
 #: The tensors of one row by name; stacked, those of all rows of a call.
 Conditioning: TypeAlias = dict[str, torch.Tensor]

@@ -34,7 +34,7 @@ OF_LATENTS = {
     "mask_image": "mask_image",
     **OF_TWO_ENCODERS,
 }
-#: For models of pixels.
+#: For pixel-space models.
 OF_PIXELS = {"class_labels": "class_labels"}
 
 

@@ -1,4 +1,4 @@
-"""Models of pixels, ADM and IDDPM: a UNet without text, class-conditional or unconditional."""
+"""Pixel-space models, ADM and IDDPM: a UNet without text, class-conditional or unconditional."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LABELS = "class_labels"
 
 
 class NoAutoencoder(torch.nn.Module):
-    """In the place of an autoencoder: the latents of a model of pixels are the pixels."""
+    """In the place of an autoencoder: the latents of a pixel-space model are the pixels."""
 
     def __init__(self, channels: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -137,10 +137,11 @@ class Pixel(Family):
         if count and not job.class_labels and null is None:
             what = "is missing: the model makes pictures of a class"
             yield FieldError(where=LABELS, what=what, limit=f"0 to {count - 1}")
-        for label in job.class_labels if count else ():
+        for index, label in enumerate(job.class_labels if count else ()):
             if label >= count or label == null:
                 what = f"is {label}, " + ("which stands for none" if label == null else "too large")
-                yield FieldError(where=LABELS, what=what, limit=_limit(count, null))
+                where = f"{LABELS}[{index}]" if len(job.class_labels) > 1 else LABELS
+                yield FieldError(where=where, what=what, limit=_limit(count, null))
         if job.guidance_scale > 1 and (null is None or not job.class_labels):
             why = (
                 "without class_labels" if not job.class_labels else "for a model without null_class"

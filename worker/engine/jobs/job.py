@@ -58,7 +58,7 @@ class Job:
     original_size: tuple[int, int] | None = None
     crops_coords_top_left: tuple[int, int] | None = None
     target_size: tuple[int, int] | None = None
-    #: Of a model of pixels, in place of prompts; empty is no class.
+    #: Of a pixel-space model, in place of prompts; empty is no class.
     class_labels: tuple[int, ...] = ()
     #: Pixels of `height` x `width` to start from, 3 bytes each, rows from the top.
     image: bytes | None = None

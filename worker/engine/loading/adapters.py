@@ -5,6 +5,8 @@ The LoRA weights of the model's `lora` are active in all calls, those of its `ad
 
 from __future__ import annotations
 
+import logging
+import time
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ from worker.engine.loading import lora_files
 from worker.engine.loading.hub import source
 from worker.engine.loading.load_errors import may_pass
 from worker.engine.loading.pipelines import SAFE
-from worker.errors import ModelLoadError
+from worker.errors import AdapterLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
     from worker.config.models import ModelSpec
     from worker.engine.pipeline import Pipeline
+
+logger = logging.getLogger(__name__)
 
 
 def add(pipeline: Pipeline, spec: ModelSpec) -> None:
@@ -66,8 +70,8 @@ def in_peft(name: str) -> str:
 
 
 def load(pipeline: Pipeline, spec: ModelSpec, name: str) -> None:
-    """Load one of the model's `adapters`; raises `ModelLoadError`, and nothing is left of it."""
-    path = spec.adapters[name].path
+    """Load one of the model's `adapters`; raises `AdapterLoadError`, and nothing is left of it."""
+    path, began_s = spec.adapters[name].path, time.perf_counter()
     try:
         try:
             _load(pipeline, path, in_peft(name))
@@ -80,7 +84,10 @@ def load(pipeline: Pipeline, spec: ModelSpec, name: str) -> None:
         unload(pipeline, name)
         message = f"adapter {name!r}, {path}, could not be loaded: {error}"
         passes = may_pass(error) or device_errors.is_out_of_memory(error)
-        raise ModelLoadError(message[:2000], retryable=passes) from error
+        of_model = f"{name} of {spec.path}"
+        raise AdapterLoadError(message[:2000], of_model, retryable=passes) from error
+    took_s = time.perf_counter() - began_s
+    logger.info("loaded adapter %s of %s in %.1f s", name, spec.path, took_s)
 
 
 def unload(pipeline: Pipeline, name: str) -> None:

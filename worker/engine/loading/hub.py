@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from worker.engine.loading.model_files import ModelFiles
 
 logger = logging.getLogger(__name__)
+# The hub's client would write its lines twice, and once with the login of HF_ENDPOINT.
+logging.getLogger("huggingface_hub").handlers.clear()
 
 _WEIGHTS = "*.safetensors"
 #: The files of a model's configuration and of its tokenizers. Index files of shards end in .json
@@ -147,7 +149,7 @@ def _download_model(spec: ModelSpec) -> None:
         part: [file.removeprefix(f"{part}/") for file in files if file.startswith(f"{part}/")]
         for part in weight_files.STEMS
     }
-    is_flat = not by_part["unet"]  # early models of pixels have the UNet beside their index
+    is_flat = not by_part["unet"]  # early pixel-space models have the UNet beside their index
     if is_flat:
         by_part = {"unet": [file for file in files if "/" not in file]}
     variants = {part: weight_files.variant_of(by_part[part], spec.variant) for part in by_part}

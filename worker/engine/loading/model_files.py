@@ -90,7 +90,7 @@ def inspect(
     lacking = sorted(needed - {*index.parts})
     found.faults += [f"model_index.json names no {part}" for part in lacking]
     wanted = sorted({*index.parts} - (set() if safety_checker else {"safety_checker"}))
-    #: Where each part is: in a folder of its own, or, as early models of pixels, beside the index.
+    #: Where each part is: in its own folder or, as in early pixel-space models, beside the index.
     places = {
         part: "" if index.family == "pixels" and not (folder / part).is_dir() else f"{part}/"
         for part in wanted
@@ -118,10 +118,23 @@ def shapes(folder: Path, variant: str | None) -> dict[str, dict[str, tuple[int, 
     found: dict[str, dict[str, tuple[int, ...]]] = {}
     for part in ("unet", "text_encoder", "text_encoder_2"):
         if _names(folder / part):
-            found[part] = {}
-            for file in _weight_files(folder, part, f"{part}/", variant):
-                found[part] |= read_shapes(folder / file)
+            found[part] = shapes_of(folder, part, f"{part}/", variant)
     return found
+
+
+def shapes_of(
+    folder: Path, part: str, place: str, variant: str | None
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of a part's tensors by name; raises `ModelLoadError`."""
+    found: dict[str, tuple[int, ...]] = {}
+    for file in _weight_files(folder, part, place, variant):
+        found |= read_shapes(folder / file)
+    return found
+
+
+def unet_place(folder: Path) -> str:
+    """Where a model has its UNet: early pixel-space models beside the index."""
+    return "unet/" if (folder / "unet").is_dir() else ""
 
 
 def _config(folder: Path, part: str, place: str) -> None:
