@@ -154,7 +154,7 @@ def test_an_index_is_read_as_loading_does(odd: Models, model: str) -> None:
     [
         (["my_pipeline", "MyPipeline"], "a custom pipeline, ['my_pipeline', 'MyPipeline']"),
         ("FluxPipeline", "names a FluxPipeline, which is not served"),
-        (None, "names no pipeline; served are models of stable_diffusion, stable_diffusion_xl"),
+        (None, "names no pipeline; served are Stable Diffusion, Stable Diffusion XL"),
     ],
 )
 def test_a_pipeline_that_is_not_served_is_named(odd: Models, kind: object, named: str) -> None:

@@ -112,7 +112,7 @@ def test_a_family_that_is_not_served_is_named(tmp_path: Path, kind: str | None) 
     reason = f"names a {kind}, which is not served" if kind else "names no pipeline"
     with pytest.raises(ModelLoadError, match=reason) as failed:
         model_loader.load(ModelSpec(path=str(folder), safety_checker=False), "cpu", "none")
-    assert "stable_diffusion, stable_diffusion_xl and pixels" in failed.value.message
+    assert "Stable Diffusion, Stable Diffusion XL and pixel-space models" in failed.value.message
     assert not failed.value.retryable
 
 
@@ -155,7 +155,7 @@ def test_xl_takes_no_textual_inversion(tmp_path: Path) -> None:
 def test_stable_diffusion_has_no_classes(null_class: int) -> None:
     """A `null_class` of a model that has no classes is refused, the class 0 too."""
     spec = ModelSpec(path=str(SHIPPED_MODEL), safety_checker=False, null_class=null_class)
-    what = "is a model of stable_diffusion, which takes no `null_class`"
+    what = "is a Stable Diffusion model, which takes no `null_class`"
     with pytest.raises(ModelLoadError, match=what):
         model_loader.load(spec, "cpu", "none")
     (finding,) = check_family("model a", spec)

@@ -30,7 +30,7 @@ def check_family(what: str, spec: ModelSpec) -> Iterator[Finding]:
         family = family_of(Path(hub.source(hub.config_of(spec))))
     except (OSError, ModelLoadError):
         return  # which the check of its path reports
-    for name in family.foreign(spec):
+    for name in family.unsupported(spec):
         fix = f"remove {name} from the model in SAG_MODELS"
-        found = f"is a model of {family.name}, which takes no `{name}`"
+        found = f"is a {family.title} model, which takes no `{name}`"
         yield Finding(what, ok=False, found=found, fix=fix)

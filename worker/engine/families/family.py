@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 class Family(ABC):
     """One kind of models. Has no state; a model is an argument."""
 
-    #: As in `api_contracts`, the documents and `loading.model_json`.
+    #: As in `loading.model_json`.
     name: ClassVar[str]
+    #: What stands before "model" in errors.
+    title: ClassVar[str]
     #: Networks that take turns on the device with offload, the UNet among them.
     networks: ClassVar[tuple[str, ...]]
 
@@ -34,7 +36,7 @@ class Family(ABC):
     #: Settings of a model that this family does not have.
     lacks: ClassVar[frozenset[str]] = frozenset()
 
-    def foreign(self, spec: ModelSpec) -> list[str]:
+    def unsupported(self, spec: ModelSpec) -> list[str]:
         """Settings that a model has and the family does not."""
         fields = type(spec).model_fields
         return [each for each in sorted(self.lacks) if getattr(spec, each) != fields[each].default]

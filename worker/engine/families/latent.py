@@ -9,7 +9,7 @@ from diffusers import AsymmetricAutoencoderKL
 
 from worker.engine import safetensors_io
 from worker.engine.denoising.sag_attention import MID_BLOCK
-from worker.engine.families import foreign
+from worker.engine.families import unsupported
 from worker.engine.families.conditioning import (
     TEXT,
     Conditioning,
@@ -83,9 +83,9 @@ class LatentFamily(Family):
 
     def check(self, pipe: Pipeline, job: Job) -> PromptInputs:
         """Validate the prompts, or the embeddings that the job contains instead."""
-        self._refuse_foreign(job)
+        self._refuse_unsupported(job)
         if not job.prompts and job.prompt_embeds is None:
-            what = f"is missing: a model of {self.name} needs it, or `prompt_embeds`"
+            what = f"is missing: a {self.title} model needs it, or `prompt_embeds`"
             raise refusal("prompt", what, "one of the two")
         given = self.given(pipe, job, "")
         negative = self.given(pipe, job, "negative_")
@@ -105,10 +105,10 @@ class LatentFamily(Family):
         tokens = None if given is None else given[0][TEXT].shape[0]
         return PromptInputs(positive, negative or self.negative_texts(pipe, job, count, tokens))
 
-    def _refuse_foreign(self, job: Job) -> None:
+    def _refuse_unsupported(self, job: Job) -> None:
         """Refuse what only models of two encoders, or of pixels, take."""
-        fields = foreign.OF_PIXELS | ({} if self.takes_sizes else foreign.OF_TWO_ENCODERS)
-        if faults := [*foreign.faults(job, fields, self.name)]:
+        fields = unsupported.OF_PIXELS | ({} if self.takes_sizes else unsupported.OF_TWO_ENCODERS)
+        if faults := [*unsupported.faults(job, fields, self.title)]:
             raise BadRequestError(*faults)
 
     def _check_lengths(

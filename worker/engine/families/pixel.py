@@ -11,7 +11,7 @@ from diffusers.image_processor import VaeImageProcessor
 
 from api_contracts.errors import FieldError
 from worker.engine.denoising.sag_attention import MID_BLOCK_OF_PIXELS
-from worker.engine.families import foreign
+from worker.engine.families import unsupported
 from worker.engine.families.conditioning import Conditioning, EncoderInput, PromptInputs
 from worker.engine.families.family import Family
 from worker.engine.loading.pipelines import build
@@ -71,7 +71,7 @@ class PixelPipeline(diffusers.DiffusionPipeline):
 class Pixel(Family):
     """The latents are the pixels, and a row's conditioning is the label of a class or nothing."""
 
-    name = "pixels"
+    name, title = "pixels", "pixel-space"
     networks = ("unet",)
     encoders = ()
     sag_layer = MID_BLOCK_OF_PIXELS
@@ -117,7 +117,7 @@ class Pixel(Family):
         """The label of each image, and that of no class for classifier-free guidance."""
         # Beside a prompt, guidance_scale may be the default for prompts, so only the prompt is
         # reported.
-        faults = [*foreign.faults(job, foreign.OF_LATENTS, self.name)]
+        faults = [*unsupported.faults(job, unsupported.OF_LATENTS, self.title)]
         if faults := faults or [*self._faults_of_labels(pipe, job)]:
             raise BadRequestError(*faults)
         count, null = pipe.unet.config.num_class_embeds, pipe.null_class

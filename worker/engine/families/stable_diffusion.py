@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class StableDiffusion(LatentFamily):
     """Text embeddings are the last layer's, or an earlier one's after the final layer norm."""
 
-    name = "stable_diffusion"
+    name, title = "stable_diffusion", "Stable Diffusion"
     networks = ("text_encoder", "unet", "vae")
     encoders = (("tokenizer", "text_encoder"),)
 

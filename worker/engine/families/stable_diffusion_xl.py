@@ -30,7 +30,7 @@ POOLED, SIZES = "text_embeds", "time_ids"
 class StableDiffusionXL(LatentFamily):
     """Text embeddings are the last layer but one of both encoders, concatenated."""
 
-    name = "stable_diffusion_xl"
+    name, title = "stable_diffusion_xl", "Stable Diffusion XL"
     networks = ("text_encoder", "text_encoder_2", "unet", "vae")
     encoders = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"))
     takes_sizes = True

@@ -29,6 +29,7 @@ PIPELINES = {
 #: The parts of models. All else in an index is an option of the pipeline.
 _PARTS = (*STEMS, "feature_extractor", "scheduler", "tokenizer", "tokenizer_2")
 _INDEX = "model_index.json"
+_SERVED = "; served are Stable Diffusion, Stable Diffusion XL and pixel-space models"
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,12 @@ def read_index(folder: Path) -> ModelIndex:
     index = read_json(folder, _INDEX)
     pipeline = index.get("_class_name")
     if not pipeline:
-        _refuse(f"{_INDEX} names no pipeline{_served()}")
+        _refuse(f"{_INDEX} names no pipeline{_SERVED}")
     if not isinstance(pipeline, str):
-        _refuse(f"{_INDEX} names a custom pipeline, {pipeline!r}, which is not served{_served()}")
+        _refuse(f"{_INDEX} names a custom pipeline, {pipeline!r}, which is not served{_SERVED}")
     family = next((name for name, each in PIPELINES.items() if pipeline in each), None)
     if family is None:
-        _refuse(f"{_INDEX} names a {pipeline}, which is not served{_served()}")
+        _refuse(f"{_INDEX} names a {pipeline}, which is not served{_SERVED}")
     parts = _parts_of(index)
     scheduler = parts.get("scheduler", "")
     if why := unserved_samplers.why(scheduler):
@@ -72,11 +73,6 @@ def _parts_of(index: Mapping[str, Any]) -> dict[str, str]:
             case other:
                 _refuse(f"{_INDEX} has no library and class for {part}, but {other!r}"[:500])
     return found
-
-
-def _served() -> str:
-    *names, last = PIPELINES
-    return f"; served are models of {', '.join(names)} and {last}"
 
 
 def _refuse(what: str) -> NoReturn:

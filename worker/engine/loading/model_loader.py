@@ -136,8 +136,10 @@ def _check_supported(family: Family, pipeline: Pipeline, spec: ModelSpec) -> Non
     if spec.safety_checker and getattr(pipeline, "safety_checker", None) is None:
         message = f"model {spec.path!r} has no safety checker; set safety_checker to false for it"
         raise ModelLoadError(message, retryable=False)
-    if foreign := family.foreign(spec):
-        message = f"model {spec.path!r} is a model of {family.name}, which takes no `{foreign[0]}`"
+    if unsupported := family.unsupported(spec):
+        message = (
+            f"model {spec.path!r} is a {family.title} model, which takes no `{unsupported[0]}`"
+        )
         raise ModelLoadError(message, retryable=False)
     layer = spec.sag_layer or family.sag_layer
     if (what := next(_faults(family, pipeline, layer), None)) is not None:

@@ -39,8 +39,8 @@ OF_PIXELS = {"class_labels": "class_labels"}
 
 
 def faults(job: Job, fields: Mapping[str, str], family: str) -> Iterator[FieldError]:
-    """One for each of the fields that a job has; `family` is the name of its model's."""
+    """One for each of the fields that a job has; `family` is the title of its model's."""
     for where, name in fields.items():
         if getattr(job, name) not in (None, ()):
-            what = f"has no meaning for a model of {family}"
+            what = f"has no meaning for a {family} model"
             yield FieldError(where=where, what=what, limit="null")
