@@ -27,7 +27,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     pip --python /opt/venv/bin/python install --constraint /build/constraints.txt \
         --requirement /build/requirements.txt
 
-# The wheel that a release publishes: code, Lua scripts, schemas and the bundled model.
+# The wheel that a release publishes: code, Lua scripts, schemas and the bundled models.
 FROM ${PYTHON_IMAGE} AS wheel
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 RUN python -m venv --without-pip /opt/build
