@@ -27,7 +27,7 @@ PORT = 8020
 BUCKET = "studio"
 #: Side of the pictures of the bundled model `default`, in pixels.
 SIDE_PX = 64
-#: The bundled models as the page is told of them.
+#: The bundled models, as `STUDIO_MODELS` describes them.
 MODELS = {"default": {}, PIXELS: {"classes": [name_of(label) for label in range(len(CLASSES))]}}
 
 

@@ -62,5 +62,5 @@ def _path(location: tuple[int | str, ...]) -> str:
 
 
 def as_list(models: dict[str, Model]) -> list[dict[str, Any]]:
-    """What the page is told: a list, since JavaScript puts some names of an object in order."""
+    """The models in a list: JavaScript sorts some names of an object."""
     return [{"name": name, **model.model_dump()} for name, model in models.items()]

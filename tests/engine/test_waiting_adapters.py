@@ -64,7 +64,7 @@ def test_an_adapter_is_not_loaded_before_the_call_of_a_more_urgent_job() -> None
 
 
 def test_jobs_behind_an_adapter_that_must_be_loaded_start() -> None:
-    """Urgent jobs put it off, and nobody else; after so many rounds it goes before them."""
+    """Only more urgent jobs delay it; after so many rounds it starts before them."""
     jobs, taken = WaitingJobs(), []
     jobs.add(waiting(0, adapters="x"))
     jobs.add(waiting(1))

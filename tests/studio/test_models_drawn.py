@@ -34,7 +34,7 @@ pytestmark = pytest.mark.slow
 
 #: The scale that the settings give to the adapter `oil`.
 OWN = 2.0
-#: What the page is told: one adapter and one class more than the worker has.
+#: The models of the page: one adapter and one class more than the worker has.
 OFFERED = {
     "default": {"adapters": ["ink", "oil", "gone"]},
     PIXELS: {"classes": [*map(name_of, range(len(CLASSES))), "gone"]},

@@ -22,6 +22,7 @@ from api_contracts.names import MAX_MESSAGE_BYTES, PRIORITIES
 from api_contracts.redis_io import pools, transport
 from api_contracts.redis_io.connection import WRONG_TYPE, is_unavailable
 from worker import metrics
+from worker.broker.bindings import BindingChannel
 from worker.broker.held_messages import UNACKED, UNACKED_INDEX, HeldMessages
 from worker.broker.held_requests import held_requests
 from worker.broker.intake import TAKE, Intake, Taken, WaitingList
@@ -84,7 +85,7 @@ class QoS(kombu_redis.QoS):
         """Do nothing: the reconciler requeues messages whose lease has expired."""
 
 
-class Channel(transport.Channel):
+class Channel(BindingChannel):
     """kombu's channel, which takes a message in one step.
 
     Messages taken over a channel that a restart of Redis closed stay held while their tasks run;
@@ -95,8 +96,7 @@ class Channel(transport.Channel):
     unacked_key, unacked_index_key = UNACKED, UNACKED_INDEX
     #: The tasks continue; each acknowledges or rejects its own message.
     do_restore = False
-    #: kombu's: the connection whose answer is outstanding.
-    _in_poll: Any
+    _in_poll: Any  # kombu's: the connection whose answer is outstanding
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  # kombu's signature
         super().__init__(*args, **kwargs)

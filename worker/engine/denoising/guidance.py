@@ -96,16 +96,14 @@ def blur(
     """
     channels, side = latents.shape[1], min(latents.shape[-2:])
     radius = min(math.ceil(_RADIUS * sigma) if radius is None else radius, side - 1)
-    line = _kernel(radius, sigma, latents.device, latents.dtype).expand(channels, 1, 1, -1)
-    padded = F.pad(latents, [radius] * 4, mode="reflect")
-    # Along one side, then along the other: 2 n products in place of n^2.
-    return F.conv2d(F.conv2d(padded, line, groups=channels), line.mT, groups=channels)
+    kernel = _kernel(radius, sigma, latents.device, latents.dtype).expand(channels, 1, -1, -1)
+    return F.conv2d(F.pad(latents, [radius] * 4, mode="reflect"), kernel, groups=channels)
 
 
 def blur_rows(
     latents: torch.Tensor, sigmas: Sequence[float], radius: int | None = None
 ) -> torch.Tensor:
-    """`blur` with a sigma for each row; equal ones side by side are blurred together."""
+    """`blur` with a sigma for each row; equal ones side by side share a convolution."""
     runs = [(sigma, len(list(run))) for sigma, run in itertools.groupby(sigmas)]
     if len(runs) == 1:
         return blur(latents, sigmas[0], radius)
@@ -200,4 +198,5 @@ def convert(
 def _kernel(radius: int, sigma: float, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     x = torch.arange(2 * radius + 1, dtype=torch.float32) - radius
     weights = torch.exp(-0.5 * (x / sigma) ** 2)
-    return device_memory.to_device((weights / weights.sum()).to(dtype), device)
+    weights = weights / weights.sum()
+    return device_memory.to_device(torch.outer(weights, weights).to(dtype), device)
